@@ -1,0 +1,95 @@
+//! What to do with the kubelet's connection to an endpoint.
+
+use crate::endpoint::{GATE, REDIRECT};
+
+/// The verdict of a connect program. `must_use`: a verdict thrown away lets a connection through
+/// that should have been refused.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// As if we were absent.
+    Leave(Why),
+    /// ECONNREFUSED in the kernel: the mesh would have accepted for a dead app.
+    Refuse,
+    /// To the handler.
+    Redirect,
+}
+
+/// Why a connection to an endpoint is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Neither app nor mesh listens in the namespace: plain networking tells the truth, and the
+    /// sockets of a sandboxed runtime (gVisor, Kata) are not ours to see.
+    NoListener,
+    /// The handler does not listen.
+    Fallback,
+    /// The endpoint asks for nothing more.
+    Passed,
+}
+
+/// Decides; each listener is looked for only when its answer matters.
+#[inline(always)]
+pub fn decide(
+    flags: u32,
+    app_listens: impl FnOnce() -> bool,
+    mesh_listens: impl FnOnce() -> bool,
+    handler_listens: impl FnOnce() -> bool,
+) -> Decision {
+    if flags & GATE != 0 && !app_listens() {
+        return if mesh_listens() {
+            Decision::Refuse
+        } else {
+            Decision::Leave(Why::NoListener)
+        };
+    }
+    if flags & REDIRECT == 0 {
+        return Decision::Leave(Why::Passed);
+    }
+    if handler_listens() {
+        Decision::Redirect
+    } else {
+        Decision::Leave(Why::Fallback)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(flags: u32, app: bool, mesh: bool, handler: bool, expect: Decision) {
+        assert_eq!(decide(flags, || app, || mesh, || handler), expect);
+    }
+
+    #[test]
+    fn refuses_only_where_the_mesh_would_lie() {
+        check(GATE | REDIRECT, false, true, true, Decision::Refuse);
+        check(
+            GATE | REDIRECT,
+            false,
+            false,
+            true,
+            Decision::Leave(Why::NoListener),
+        );
+        check(GATE, false, true, false, Decision::Refuse);
+    }
+
+    #[test]
+    fn redirects_only_to_a_listening_handler() {
+        check(GATE | REDIRECT, true, true, true, Decision::Redirect);
+        check(
+            GATE | REDIRECT,
+            true,
+            true,
+            false,
+            Decision::Leave(Why::Fallback),
+        );
+        check(REDIRECT, false, true, true, Decision::Redirect);
+    }
+
+    #[test]
+    fn an_endpoint_that_only_gates_leaves_an_open_port_alone() {
+        check(GATE, true, true, true, Decision::Leave(Why::Passed));
+        check(0, false, true, true, Decision::Leave(Why::Passed));
+    }
+}

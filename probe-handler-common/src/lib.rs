@@ -1,0 +1,60 @@
+//! What probe-handler's eBPF programs and its daemon agree upon: map types, names and capacities,
+//! and the pure decisions both take over them.
+//!
+//! Everything in a map is plain integers (`#[repr(C)]`, no implicit padding), so that the two
+//! compilers cannot disagree about a layout.
+#![no_std]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+pub mod address;
+pub mod config;
+pub mod counters;
+pub mod endpoint;
+pub mod flow;
+pub mod gate;
+
+/// Names of the maps in the eBPF object.
+pub mod maps {
+    /// Probed (address, port) pairs: [`crate::address::SockAddr`] to [`crate::endpoint::EndpointValue`].
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// Socket cookie (`u64`) to the [`crate::flow::Original`] destination of a redirected socket.
+    pub const SOCKETS: &str = "SOCKETS";
+    /// Client (address, port) of a redirected connection to its [`crate::flow::Flow`].
+    pub const FLOWS: &str = "FLOWS";
+    /// One [`crate::config::Config`] at index 0.
+    pub const CONFIG: &str = "CONFIG";
+    /// Per-CPU `u64` counters, indexed by [`crate::counters::Counter`].
+    pub const COUNTERS: &str = "COUNTERS";
+
+    /// Default capacity of `ENDPOINTS`; settable at load.
+    pub const ENDPOINTS_CAPACITY: u32 = 16_384;
+    /// Default capacity of `SOCKETS`; settable at load. An evicted entry only costs `getpeername`
+    /// its answer.
+    pub const SOCKETS_CAPACITY: u32 = 16_384;
+    /// Default capacity of `FLOWS`; settable at load. Entries live from connect to accept.
+    pub const FLOWS_CAPACITY: u32 = 16_384;
+}
+
+/// Names of the programs in the eBPF object.
+pub mod programs {
+    /// `cgroup/connect4`.
+    pub const CONNECT4: &str = "connect4";
+    /// `cgroup/connect6`.
+    pub const CONNECT6: &str = "connect6";
+    /// `sockops`.
+    pub const SOCK_OPS: &str = "sock_ops";
+    /// `cgroup/getpeername4`.
+    pub const GETPEERNAME4: &str = "getpeername4";
+    /// `cgroup/getpeername6`.
+    pub const GETPEERNAME6: &str = "getpeername6";
+    /// All of them, in the order in which they are attached: what identifies a redirected
+    /// connection stands before the first one is redirected.
+    pub const ATTACH_ORDER: [&str; 5] = [SOCK_OPS, GETPEERNAME4, GETPEERNAME6, CONNECT4, CONNECT6];
+}
+
+/// Names of the read-only globals set at load.
+pub mod globals {
+    /// `u8`: 1 where `bpf_set_retval` is there for connect programs (Linux 6.0), so that a refusal
+    /// is ECONNREFUSED; 0 makes it EPERM.
+    pub const HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
+}

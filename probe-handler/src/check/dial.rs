@@ -1,0 +1,26 @@
+//! The seam between checks and the pod's network namespace.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::net::{TcpSocket, TcpStream};
+
+/// Makes sockets from which the app can be reached past the mesh.
+pub trait Dial: Send + Sync + 'static {
+    /// A non-blocking TCP socket in the pod's network namespace, its source and owner as the pod's
+    /// mesh wants them, SO_LINGER set, ready to connect to `to`.
+    ///
+    /// # Errors
+    /// Those of `setns`, `socket` and `bind`. `ENOENT`-like errors say that the pod is gone.
+    fn socket(&self, to: SocketAddr) -> io::Result<TcpSocket>;
+}
+
+/// Connects to `to` (the pod's own address) from inside the pod.
+///
+/// # Errors
+/// Those of [`Dial::socket`] and `connect`. Has no timeout of its own.
+pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = dialer.socket(to)?.connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

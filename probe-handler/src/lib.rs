@@ -1,0 +1,12 @@
+//! probe-handler: answers the kubelet's health probes for pods behind a service mesh, once per node.
+//!
+//! `ARCHITECTURE.md` at the root of the repository has the map. Arrows go one way:
+//! `cli -> {handler, webhook, observe} -> check -> kernel`; `pods` reaches the kernel only through
+//! the registry's map writer.
+
+pub mod check;
+pub mod cli;
+pub mod handler;
+pub mod kernel;
+pub mod observe;
+pub mod pods;

@@ -1,0 +1,2 @@
+//! The probe-handler binary.
+fn main() {}

@@ -1,0 +1,3 @@
+//! Metrics, the admin server, and what `status` shows.
+
+pub mod metrics;
