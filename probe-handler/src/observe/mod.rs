@@ -1,3 +1,4 @@
 //! Metrics, the admin server, and what `status` shows.
 
+pub mod finding;
 pub mod metrics;

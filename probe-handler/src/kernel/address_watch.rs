@@ -1,0 +1,71 @@
+//! Learns of address changes in a pod's network namespace as they happen (rtnetlink(7)).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::kernel::netns::Netns;
+
+/// `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR` of include/uapi/linux/rtnetlink.h.
+const ADDRESS_GROUPS: u32 = 0x10 | 0x100;
+
+/// A subscription to one namespace's address changes. It keeps the namespace alive: drop it with the pod.
+pub struct AddressWatch {
+    socket: AsyncFd<NetlinkSocket>,
+}
+
+struct NetlinkSocket(Socket);
+
+impl AsFd for NetlinkSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket owns the descriptor and lives as long as this borrow of it.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
+impl AddressWatch {
+    /// Subscribes. Changes from now on are seen, so read the addresses after this.
+    ///
+    /// # Errors
+    /// Those of `setns`, `socket` and `bind`.
+    pub fn new(netns: &Netns) -> io::Result<Self> {
+        let mut socket = netns.within(|| Socket::new(NETLINK_ROUTE))??;
+        socket.bind(&SocketAddr::new(0, ADDRESS_GROUPS))?;
+        socket.set_non_blocking(true)?;
+        let socket = AsyncFd::register_with_interest(NetlinkSocket(socket), Interest::READABLE)?;
+        Ok(Self { socket })
+    }
+
+    /// Waits for the next change; several at once are one.
+    ///
+    /// # Errors
+    /// Those of the runtime's reactor.
+    pub async fn changed(&self) -> io::Result<()> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let mut changed = false;
+            // What is told does not matter, nor that too much was told at once (ENOBUFS): the addresses
+            // are read anew.
+            let mut scratch = [0_u8; 4096];
+            loop {
+                match receive(ready.get_inner(), &mut scratch) {
+                    Ok(_) => changed = true,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => changed = true,
+                    Err(error) => return Err(error),
+                }
+            }
+            ready.clear_ready();
+            if changed {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn receive(socket: &NetlinkSocket, into: &mut [u8]) -> io::Result<usize> {
+    Ok(nix::sys::socket::recv(socket.as_fd().as_raw_fd(), into, nix::sys::socket::MsgFlags::MSG_DONTWAIT)?)
+}
