@@ -1,9 +1,11 @@
 //! Learns of address changes in a pod's network namespace as they happen (rtnetlink(7)).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -14,16 +16,7 @@ const ADDRESS_GROUPS: u32 = 0x10 | 0x100;
 
 /// A subscription to one namespace's address changes. It keeps the namespace alive: drop it with the pod.
 pub struct AddressWatch {
-    socket: AsyncFd<NetlinkSocket>,
-}
-
-struct NetlinkSocket(Socket);
-
-impl AsFd for NetlinkSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the socket owns the descriptor and lives as long as this borrow of it.
-        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
-    }
+    socket: AsyncFd<OwnedFd>,
 }
 
 impl AddressWatch {
@@ -32,11 +25,16 @@ impl AddressWatch {
     /// # Errors
     /// Those of `setns`, `socket` and `bind`.
     pub fn new(netns: &Netns) -> io::Result<Self> {
-        let mut socket = netns.within(|| Socket::new(NETLINK_ROUTE))??;
-        socket.bind(&SocketAddr::new(0, ADDRESS_GROUPS))?;
-        socket.set_non_blocking(true)?;
-        let socket = AsyncFd::register_with_interest(NetlinkSocket(socket), Interest::READABLE)?;
-        Ok(Self { socket })
+        let socket = netns.within(|| {
+            socket(
+                AddressFamily::Netlink,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+                SockProtocol::NetlinkRoute,
+            )
+        })??;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, ADDRESS_GROUPS))?;
+        Ok(Self { socket: AsyncFd::register_with_interest(socket, Interest::READABLE)? })
     }
 
     /// Waits for the next change; several at once are one.
@@ -66,6 +64,6 @@ impl AddressWatch {
     }
 }
 
-fn receive(socket: &NetlinkSocket, into: &mut [u8]) -> io::Result<usize> {
-    Ok(nix::sys::socket::recv(socket.as_fd().as_raw_fd(), into, nix::sys::socket::MsgFlags::MSG_DONTWAIT)?)
+fn receive(socket: &OwnedFd, into: &mut [u8]) -> io::Result<usize> {
+    Ok(recv(socket.as_raw_fd(), into, MsgFlags::empty())?)
 }
