@@ -34,7 +34,9 @@ impl AddressWatch {
             )
         })??;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, ADDRESS_GROUPS))?;
-        Ok(Self { socket: AsyncFd::register_with_interest(socket, Interest::READABLE)? })
+        // SAFETY: an `OwnedFd` is always the same open descriptor until it is dropped.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+        Ok(Self { socket })
     }
 
     /// Waits for the next change; several at once are one.
