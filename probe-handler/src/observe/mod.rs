@@ -2,7 +2,7 @@
 
 pub mod admin;
 mod admin_socket;
-mod collectors;
+pub mod collectors;
 pub mod finding;
 pub mod metrics;
 pub mod readiness;

@@ -7,6 +7,7 @@ pub mod mesh;
 pub mod model;
 pub mod probers;
 pub mod probes;
+pub mod registry;
 pub mod scope;
 pub mod target;
 pub mod understand;
