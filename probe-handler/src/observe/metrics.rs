@@ -62,6 +62,8 @@ pub struct Metrics {
     pub canary_failures: Counter,
     /// Connections accepted by the handler.
     pub accepted: Counter,
+    /// Failed accepts, for want of descriptors as a rule.
+    pub accept_errors: Counter,
 }
 
 impl Metrics {
@@ -76,6 +78,7 @@ impl Metrics {
             unknown_peers: Counter::default(),
             canary_failures: Counter::default(),
             accepted: Counter::default(),
+            accept_errors: Counter::default(),
         };
         registry.register("probes", "Probes answered", metrics.verdicts.clone());
         registry.register(
@@ -102,6 +105,11 @@ impl Metrics {
             "accepted",
             "Connections accepted by the handler",
             metrics.accepted.clone(),
+        );
+        registry.register(
+            "accept_errors",
+            "Failed accepts of the handler, for want of descriptors as a rule",
+            metrics.accept_errors.clone(),
         );
         metrics
     }
