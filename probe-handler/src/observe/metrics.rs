@@ -131,6 +131,8 @@ pub struct Metrics {
     pub endpoints: Gauge,
     /// 1 while all programs are attached to the kubelet's cgroup, else 0.
     pub attached: Gauge,
+    /// Failed accepts, for want of descriptors as a rule.
+    pub accept_errors: Counter,
 }
 
 impl Metrics {
@@ -150,6 +152,7 @@ impl Metrics {
             unknown_peers: Counter::default(),
             canary_failures: Counter::default(),
             accepted: Counter::default(),
+            accept_errors: Counter::default(),
         };
         registry.register(
             "build",
@@ -203,6 +206,11 @@ impl Metrics {
             "accepted",
             "Connections accepted by the handler",
             metrics.accepted.clone(),
+        );
+        registry.register(
+            "accept_errors",
+            "Failed accepts of the handler, for want of descriptors as a rule",
+            metrics.accept_errors.clone(),
         );
         metrics
     }
