@@ -9,7 +9,7 @@ pub const DEFAULT_ADMIN_SOCKET: &str = "/run/probe-handler/admin.sock";
 
 const KUBELET_NAMES: &str = "kubelet,kubelite,k3s,k3s-server,k3s-agent";
 
-/// Flags of `agent`. Text still: [`AgentConfig`] is what they mean.
+/// Flags of `agent`. Text still: [`super::AgentConfig`] is what they mean.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
     /// Where pods come from: dir:PATH, a directory of Pod manifests that is watched
