@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn message(result: anyhow::Result<(UnixListener, SocketFile)>) -> String {
-        let error = result.err().expect("bind must fail");
+        let error = result.expect_err("bind must fail");
         format!("{error:#}")
     }
 

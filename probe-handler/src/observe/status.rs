@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use probe_handler_common::counters::Counter;
 use serde::{Deserialize, Serialize};
 
 pub use super::readiness::State;
@@ -36,11 +37,11 @@ pub struct Status {
     pub refusal: Refusal,
     /// Where the handler listens.
     pub handler: Vec<SocketAddr>,
-    /// The kernel side's counters ([`probe_handler_common::counters::Counter`]).
+    /// The kernel side's counters, see [`counters`].
     pub counters: BTreeMap<String, u64>,
     /// Where pods come from.
     pub source: SourceStatus,
-    /// The pods it serves, or would.
+    /// The pods it serves, or would, in the order in which they are to be shown.
     pub pods: Vec<PodStatus>,
 }
 
@@ -280,6 +281,15 @@ impl ProbeStatus {
             unknown,
         }
     }
+}
+
+/// The kernel side's counters by name, from their values by [`Counter`]'s index.
+pub fn counters(values: [u64; Counter::COUNT as usize]) -> BTreeMap<String, u64> {
+    Counter::ALL
+        .iter()
+        .zip(values)
+        .map(|(counter, value)| (counter.name().to_owned(), value))
+        .collect()
 }
 
 /// The rows of each pod among `endpoints`, aged at `now`: one for each route, however many

@@ -216,10 +216,13 @@ async fn any_number_of_silent_clients_leaves_room_for_one_that_asks() {
         silent.push(stream);
     }
     assert!(running.over_tcp(&get("/healthz")).await.contains(" 200 OK"));
-    // The oldest had to make room.
+    // The oldest had to make room, long before its own time was over; the newest did not.
     let mut byte = [0];
-    let closed = silent[0].read(&mut byte).await;
-    assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+    let closed = tokio::time::timeout(HEADER_TIMEOUT / 2, silent[0].read(&mut byte)).await;
+    assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
+    let newest = silent[2 * MAX_CONNECTIONS - 1].try_read(&mut byte);
+    let open = matches!(&newest, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+    assert!(open, "{newest:?}");
 }
 
 #[tokio::test(start_paused = true)]

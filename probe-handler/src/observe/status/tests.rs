@@ -140,3 +140,10 @@ fn the_last_verdict_of_a_hook_is_judged_as_a_hook() {
     assert_eq!(last.age_ms, 0);
     assert_eq!((row.success, row.failure, row.unknown), (1, 0, 0));
 }
+
+#[test]
+fn counters_have_their_names() {
+    let named = counters([1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(named.len(), 7);
+    assert_eq!((named["seen"], named["refused"], named["error"]), (1, 3, 7));
+}
