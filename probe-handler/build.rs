@@ -13,7 +13,8 @@ use std::process::Command;
 #[path = "../xtask/src/digest.rs"]
 mod digest;
 
-/// Names the object, where it is not the one of `cargo xtask build-ebpf`.
+/// Names the object (a relative path: from the repository's root), where it is not the one of
+/// `cargo xtask build-ebpf`.
 const OBJECT_VARIABLE: &str = "PROBE_HANDLER_EBPF_OBJECT";
 
 /// Names the commit, where the build has no git (a container image's, say).
@@ -74,7 +75,7 @@ fn embed(root: &Path, release: bool) -> Result<(), Box<dyn Error>> {
 fn find_object(root: &Path) -> Option<PathBuf> {
     println!("cargo::rerun-if-env-changed={OBJECT_VARIABLE}");
     if let Some(object) = env::var_os(OBJECT_VARIABLE) {
-        let object = PathBuf::from(object);
+        let object = root.join(object);
         println!("cargo::rerun-if-changed={}", object.display());
         return Some(object);
     }
