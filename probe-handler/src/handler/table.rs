@@ -142,7 +142,8 @@ pub struct Endpoint {
     pub routes: Routes,
 }
 
-/// What is served on an endpoint.
+/// What is served on an endpoint. A clone shares its routes.
+#[derive(Clone)]
 pub enum Routes {
     /// The app's own port.
     Native(NativeRoutes),
@@ -151,7 +152,7 @@ pub enum Routes {
 }
 
 /// What was declared on one of the app's own ports.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct NativeRoutes {
     /// `tcpSocket`.
     pub tcp: Option<Arc<Route>>,
