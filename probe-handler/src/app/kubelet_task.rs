@@ -10,6 +10,7 @@ use crate::kernel::kubelet::{Error, Finder, Kubelet};
 use crate::kernel::maps::ConfigMap;
 use crate::kernel::preflight::obstacle_remedy;
 use crate::kernel::programs::Programs;
+use crate::observe::metrics::Metrics;
 use crate::observe::readiness::{BlockReady, Readiness};
 
 /// How often to look. A restarted kubelet must be attached to within 100 ms; a look at one that is still
@@ -77,11 +78,13 @@ pub async fn run(
     config: ConfigMap,
     mut finder: Finder,
     readiness: Readiness,
+    metrics: Arc<Metrics>,
 ) {
     let mut waiting: Option<BlockReady> = None;
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let _ = metrics.attached.set(i64::from(attachment.lock().kubelet.is_some()));
         let _ = ticks.tick().await;
         let mut attachment = attachment.lock();
         if attachment.draining {

@@ -10,7 +10,6 @@ mod pod_task;
 mod registry_task;
 mod status;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,7 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::cli::config::{AgentConfig, PodSource};
+use crate::cli::config::{AgentConfig, KubeletConfig, PodSource};
 use crate::handler::Handler;
 use crate::handler::table::EndpointTable;
 use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
@@ -252,7 +251,7 @@ fn attach_now(
     programs: &ConfigMap,
     ready: BlockReady,
 ) -> anyhow::Result<Finder> {
-    let mut finder = Finder::new(search(config))?;
+    let mut finder = Finder::new(search(&config.kubelet))?;
     match finder.find(None) {
         Ok(kubelet) => {
             attachment.lock().attach(programs, kubelet).map_err(|error| anyhow::anyhow!(error))?;
@@ -267,12 +266,12 @@ fn attach_now(
     Ok(finder)
 }
 
-/// How the agent's configuration says to find the kubelet.
-pub fn search(config: &AgentConfig) -> Search {
+/// How to find the kubelet, as the configuration says.
+pub fn search(kubelet: &KubeletConfig) -> Search {
     Search {
-        names: config.kubelet.names.clone(),
-        cgroup: config.kubelet.cgroup.clone(),
-        allow_root: config.kubelet.allow_root_cgroup,
+        names: kubelet.names.clone(),
+        cgroup: kubelet.cgroup.clone(),
+        allow_root: kubelet.allow_root_cgroup,
     }
 }
 
@@ -292,10 +291,4 @@ fn log_from_kernel(programs: &mut Programs, config: &ConfigMap) -> anyhow::Resul
         }
     });
     Ok(())
-}
-
-/// For tests of this module's tasks: something that never ends.
-#[cfg(test)]
-fn never() -> impl Future<Output = ()> {
-    std::future::pending()
 }
