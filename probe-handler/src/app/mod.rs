@@ -89,8 +89,9 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let kubelet_ready = readiness.block("kubelet hooks attached");
     let pods_ready = readiness.block("pods read");
 
-    let (mut programs, maps) =
-        Programs::load(&LoadOptions { endpoints_capacity: config.endpoints_capacity })?;
+    let (mut programs, maps) = Programs::load(&LoadOptions {
+        endpoints_capacity: config.endpoints_capacity,
+    })?;
     if config.kernel_log {
         log_from_kernel(&mut programs, &maps.config)?;
     }
@@ -113,7 +114,10 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         programs.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
     })?;
 
-    let shared = Arc::new(Mutex::new(Shared::new(Registry::new(maps.endpoints, table))));
+    let shared = Arc::new(Mutex::new(Shared::new(Registry::new(
+        maps.endpoints,
+        table,
+    ))));
     let attachment = Arc::new(Mutex::new(Attachment::new(programs)));
 
     let status = status::Reporter {
@@ -137,7 +141,10 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
     let mut tasks = tokio::task::JoinSet::new();
     let (source_events, from_source) = mpsc::channel(CHANNEL);
-    let selection = Selection { scope: config.scope, namespace_exempt: None };
+    let selection = Selection {
+        scope: config.scope,
+        namespace_exempt: None,
+    };
     match &config.pods {
         PodSource::Dir(path) => {
             let path = path.clone();
@@ -147,9 +154,9 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
                     .context("the source of pods ended")
             });
         }
-        PodSource::Kubernetes => anyhow::bail!(
-            "--pods kube is not built into this version: use --pods dir:PATH"
-        ),
+        PodSource::Kubernetes => {
+            anyhow::bail!("--pods kube is not built into this version: use --pods dir:PATH")
+        }
     }
     let registry = RegistryTask::new(Arc::clone(&shared), Arc::clone(&metrics), pods_ready);
     let _ = tasks.spawn(async move {
@@ -203,7 +210,10 @@ impl Daemon {
                 other => format!("a task of the daemon ended: {other:?}"),
             },
         };
-        tracing::info!(why, "draining: new probes go their own way, those under way are answered");
+        tracing::info!(
+            why,
+            "draining: new probes go their own way, those under way are answered"
+        );
         self.readiness.drain();
         {
             let mut attachment = self.attachment.lock();
@@ -254,7 +264,10 @@ fn attach_now(
     let mut finder = Finder::new(search(&config.kubelet))?;
     match finder.find(None) {
         Ok(kubelet) => {
-            attachment.lock().attach(programs, kubelet).map_err(|error| anyhow::anyhow!(error))?;
+            attachment
+                .lock()
+                .attach(programs, kubelet)
+                .map_err(|error| anyhow::anyhow!(error))?;
         }
         Err(error @ (KubeletError::NotFound { .. } | KubeletError::NoCgroup { .. })) => {
             tracing::warn!("waiting for the kubelet: {error}");
