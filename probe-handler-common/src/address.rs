@@ -85,8 +85,11 @@ impl From<SockAddr> for core::net::SocketAddr {
 
 #[cfg(all(test, feature = "user"))]
 mod tests {
+    extern crate std;
+
     use super::*;
     use core::net::SocketAddr;
+    use std::string::ToString;
 
     #[track_caller]
     fn round_trip(text: &str, back: &str) {

@@ -1,2 +1,60 @@
-//! x
-fn main() {}
+//! probe-handler's eBPF programs, attached to the kubelet's own cgroup: entry points only.
+//!
+//! `connect4`/`connect6` decide about each TCP connection the kubelet makes, `sock_ops` ties a
+//! redirected connection to its original destination, `getpeername4`/`getpeername6` keep telling the
+//! kubelet that its peer is the pod.
+#![no_std]
+#![no_main]
+
+mod connect;
+mod listener;
+mod maps;
+mod sockets;
+mod verdict;
+
+use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+
+/// The kubelet connects an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    connect::connect4(&ctx).into()
+}
+
+/// The kubelet connects an IPv6 socket, perhaps to an IPv4-mapped address.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    connect::connect6(&ctx).into()
+}
+
+/// A socket of the kubelet starts connecting, or changes its state.
+#[sock_ops]
+pub fn sock_ops(ctx: SockOpsContext) -> u32 {
+    sockets::on_event(&ctx);
+    1
+}
+
+/// The kubelet asks for the peer of an IPv4 socket.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    sockets::peer_name4(&ctx);
+    verdict::Verdict::ALLOW.into()
+}
+
+/// The kubelet asks for the peer of an IPv6 socket.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    sockets::peer_name6(&ctx);
+    verdict::Verdict::ALLOW.into()
+}
+
+/// The kernel offers these programs' helpers to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Never reached: the verifier rejects a program that could get here and loop.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

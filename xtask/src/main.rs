@@ -1,2 +1,65 @@
-//! x
-fn main() {}
+//! `cargo xtask`: everything one does with this repository, from a clean clone to the demo.
+//!
+//! One file per subcommand. The commands that run something (`demo`, `test`, `bench`) call `setup`
+//! and `build-ebpf` themselves, so that on a fresh machine nothing else has to be typed.
+
+mod counts;
+mod demo;
+mod digest;
+mod ebpf;
+mod release;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+mod toolchain;
+mod versions;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and shows probe-handler.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what the eBPF build and the namespace suite need; does nothing twice
+    Setup(setup::Args),
+    /// Build the eBPF programs to target/ebpf/probe-handler.bpf.o
+    BuildEbpf(ebpf::BuildArgs),
+    /// Lint the eBPF crate with its own compiler, warnings denied
+    LintEbpf,
+    /// Show probes failing at the mesh and passing with probe-handler (as root)
+    Demo(demo::DemoArgs),
+    /// Run the repository's rules, the unit tests and, as root, the namespace suite
+    Test(test::Args),
+    /// Measure probes against direct connections (as root)
+    Bench(demo::BenchArgs),
+    /// Check the repository's own rules only
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup(args) => setup::run(&args),
+        Command::BuildEbpf(args) => ebpf::build(&args),
+        Command::LintEbpf => ebpf::lint(),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Bench(args) => demo::bench(&args),
+        Command::Tidy => tidy::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 
 /// Makes sockets from which the app can be reached past the mesh.
@@ -22,5 +23,8 @@ pub trait Dial: Send + Sync + 'static {
 pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
     let stream = dialer.socket(to)?.connect(to).await?;
     stream.set_nodelay(true)?;
+    // With a positive SO_LINGER close() blocks until the app's kernel has acknowledged our FIN, and with
+    // it every other check on this thread.
+    SockRef::from(&stream).set_linger(None)?;
     Ok(stream)
 }

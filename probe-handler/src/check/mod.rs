@@ -1,4 +1,104 @@
 //! Executing one check as the kubelet would have. Knows nothing of Kubernetes objects.
 
+use std::io;
+
+use tokio::time::Instant;
+
+use crate::check::verdict::{Reason, Verdict};
+
 pub mod dial;
+pub mod grpc;
+pub mod http;
+pub mod http1;
+mod http2;
+pub mod redirect;
+pub mod request;
+pub mod tcp;
+mod tls;
 pub mod verdict;
+
+/// The body that the kubelet reads at most of a probe's answer (kubernetes pkg/probe/http/http.go,
+/// `maxRespBodyLength`). Bytes.
+pub const BODY_LIMIT: usize = 10 * 1024;
+
+/// The most that a head (status or request line, and headers) may take. Bytes.
+pub const HEAD_LIMIT: usize = 16 * 1024;
+
+/// What a check found; [`Finding::verdict`] adds how long it took.
+#[must_use]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Why.
+    pub reason: Reason,
+    /// As in [`Verdict::status`].
+    pub status: u16,
+    /// As in [`Verdict::detail`].
+    pub detail: String,
+}
+
+impl Finding {
+    /// The app answered HTTP with `status`.
+    pub fn answered(status: u16) -> Self {
+        if (200..400).contains(&status) {
+            Self {
+                reason: Reason::Healthy,
+                status,
+                detail: String::new(),
+            }
+        } else {
+            Self {
+                reason: Reason::HttpStatus,
+                status,
+                detail: format!("the app answered HTTP {status}"),
+            }
+        }
+    }
+
+    /// The check passed without an HTTP answer of the app's.
+    pub fn healthy(detail: impl Into<String>) -> Self {
+        Self {
+            reason: Reason::Healthy,
+            status: 200,
+            detail: detail.into(),
+        }
+    }
+
+    /// There is no answer of the app's to pass on.
+    pub fn failed(reason: Reason, detail: impl Into<String>) -> Self {
+        let status = match reason {
+            Reason::Healthy | Reason::Spliced => 200,
+            Reason::Cancelled => 499,
+            Reason::Overloaded => 503,
+            Reason::TimedOut => 504,
+            _ => 500,
+        };
+        Self {
+            reason,
+            status,
+            detail: detail.into(),
+        }
+    }
+
+    /// The dial of the app failed with `error`.
+    pub fn dial(error: &io::Error) -> Self {
+        let reason = match error.kind() {
+            io::ErrorKind::ConnectionRefused => Reason::Refused,
+            io::ErrorKind::TimedOut => Reason::TimedOut,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => {
+                Reason::ConnectionClosed
+            }
+            _ => Reason::Dial,
+        };
+        Self::failed(reason, format!("dial: {error}"))
+    }
+
+    /// The verdict of a check that began at `since`.
+    pub fn verdict(self, since: Instant) -> Verdict {
+        Verdict {
+            reason: self.reason,
+            status: self.status,
+            detail: self.detail,
+            latency: since.elapsed(),
+        }
+    }
+}

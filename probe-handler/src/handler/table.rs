@@ -142,7 +142,8 @@ pub struct Endpoint {
     pub routes: Routes,
 }
 
-/// What is served on an endpoint.
+/// What is served on an endpoint. A clone shares its routes.
+#[derive(Clone)]
 pub enum Routes {
     /// The app's own port.
     Native(NativeRoutes),
@@ -150,8 +151,28 @@ pub enum Routes {
     Rewritten(HashMap<String, Arc<Route>>),
 }
 
+impl Routes {
+    /// The longest timeout of its probes; zero where there are none.
+    pub fn longest_timeout(&self) -> Duration {
+        fn timeout(route: &Arc<Route>) -> Option<Duration> {
+            route.timeout
+        }
+        let longest = match self {
+            Self::Rewritten(paths) => paths.values().filter_map(timeout).max(),
+            Self::Native(native) => native
+                .http
+                .values()
+                .flat_map(|route| [&route.probe, &route.hook])
+                .chain([&native.tcp, &native.https, &native.grpc])
+                .filter_map(|route| route.as_ref().and_then(timeout))
+                .max(),
+        };
+        longest.unwrap_or_default()
+    }
+}
+
 /// What was declared on one of the app's own ports.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct NativeRoutes {
     /// `tcpSocket`.
     pub tcp: Option<Arc<Route>>,

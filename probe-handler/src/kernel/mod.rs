@@ -1,1 +1,16 @@
-//! Kernel.
+//! All that touches the kernel: programs and maps, the kubelet's cgroup, network namespaces, the
+//! in-pod dial.
+
+pub mod address_watch;
+pub mod canary;
+pub mod capabilities;
+pub mod cgroup;
+pub mod dial;
+pub mod kubelet;
+pub mod legacy;
+pub mod maps;
+pub mod netns;
+pub mod nsid;
+pub mod preflight;
+pub mod programs;
+pub mod sockdiag;

@@ -1,3 +1,9 @@
 //! Metrics, the admin server, and what `status` shows.
 
+pub mod admin;
+mod admin_socket;
+pub mod collectors;
+pub mod finding;
 pub mod metrics;
+pub mod readiness;
+pub mod status;

@@ -30,6 +30,17 @@ impl ProbeKind {
         matches!(self, Self::PostStart | Self::PreStop)
     }
 
+    /// The field of a container that declares it.
+    pub const fn field(self) -> &'static str {
+        match self {
+            Self::Liveness => "livenessProbe",
+            Self::Readiness => "readinessProbe",
+            Self::Startup => "startupProbe",
+            Self::PostStart => "lifecycle.postStart",
+            Self::PreStop => "lifecycle.preStop",
+        }
+    }
+
     /// Name in metrics and `status`.
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,0 +1,174 @@
+//! The connect hooks: leave alone, refuse, or send to the handler.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::info;
+use probe_handler_common::address::SockAddr;
+use probe_handler_common::config::Config;
+use probe_handler_common::counters::Counter;
+use probe_handler_common::flow::Original;
+use probe_handler_common::gate::{Decision, Why, decide};
+
+use crate::listener::{KUBELET_NETNS, listens};
+use crate::maps::{CONFIG, ENDPOINTS, SOCKETS, count, has_set_retval};
+use crate::verdict::Verdict;
+
+/// `IPPROTO_TCP`.
+const TCP: u32 = 6;
+/// `-ECONNREFUSED`, the same on every architecture that Linux's BPF JITs serve but MIPS and SPARC,
+/// which we do not build for.
+const REFUSED: i32 = -111;
+/// 127.0.0.1, network byte order.
+const LOOPBACK4: u32 = 0x7f00_0001_u32.to_be();
+/// `::1`, network byte order.
+const LOOPBACK6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
+
+/// The handler's address for an endpoint at `destination`: of the same family, on loopback. None where
+/// the handler does not serve that family.
+#[inline(always)]
+pub fn handler(destination: &SockAddr, config: &Config) -> Option<SockAddr> {
+    let (address, port) = match destination.as_v4() {
+        Some(_) => (SockAddr::v4(LOOPBACK4, config.handler_port_v4 as u16), config.handler_port_v4),
+        None => (SockAddr::v6(LOOPBACK6, config.handler_port_v6 as u16), config.handler_port_v6),
+    };
+    (port != 0).then_some(address)
+}
+
+/// The destination in an IPv4 context.
+#[inline(always)]
+pub fn user_address4(ctx: &SockAddrContext) -> SockAddr {
+    // SAFETY: fields of the context, readable by programs of this type; the port is in network byte
+    // order in the low half.
+    unsafe {
+        let sock_addr = &*ctx.sock_addr;
+        SockAddr::v4(sock_addr.user_ip4, u16::from_be(sock_addr.user_port as u16))
+    }
+}
+
+/// The destination in an IPv6 context; IPv4-mapped addresses are in the form of IPv4 endpoints.
+#[inline(always)]
+pub fn user_address6(ctx: &SockAddrContext) -> SockAddr {
+    // SAFETY: as in `user_address4`; each word is read by itself, as the verifier wants it.
+    unsafe {
+        let ip = &raw const (*ctx.sock_addr).user_ip6;
+        let word = |index: usize| core::ptr::read_volatile(ip.cast::<u32>().add(index));
+        let ip = [word(0), word(1), word(2), word(3)];
+        SockAddr::v6(ip, u16::from_be((*ctx.sock_addr).user_port as u16))
+    }
+}
+
+/// Puts `address`, which is IPv4, into an IPv4 context.
+#[inline(always)]
+pub fn set_user_address4(ctx: &SockAddrContext, address: &SockAddr) {
+    // SAFETY: fields that programs of this type may write, in network byte order.
+    unsafe {
+        (*ctx.sock_addr).user_ip4 = address.ip[3];
+        (*ctx.sock_addr).user_port = u32::from((address.port as u16).to_be());
+    }
+}
+
+/// Puts `address` into an IPv6 context; IPv4 as IPv4-mapped.
+#[inline(always)]
+pub fn set_user_address6(ctx: &SockAddrContext, address: &SockAddr) {
+    // SAFETY: as in `set_user_address4`; word by word, as the verifier wants it.
+    unsafe {
+        let ip = (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>();
+        core::ptr::write_volatile(ip.add(0), address.ip[0]);
+        core::ptr::write_volatile(ip.add(1), address.ip[1]);
+        core::ptr::write_volatile(ip.add(2), address.ip[2]);
+        core::ptr::write_volatile(ip.add(3), address.ip[3]);
+        (*ctx.sock_addr).user_port = u32::from((address.port as u16).to_be());
+    }
+}
+
+/// `cgroup/connect4`.
+#[inline(always)]
+pub fn connect4(ctx: &SockAddrContext) -> Verdict {
+    let destination = user_address4(ctx);
+    connect(ctx, &destination, |handler| set_user_address4(ctx, handler))
+}
+
+/// `cgroup/connect6`.
+#[inline(always)]
+pub fn connect6(ctx: &SockAddrContext) -> Verdict {
+    let destination = user_address6(ctx);
+    connect(ctx, &destination, |handler| set_user_address6(ctx, handler))
+}
+
+#[inline(always)]
+fn connect(
+    ctx: &SockAddrContext,
+    destination: &SockAddr,
+    set_destination: impl FnOnce(&SockAddr),
+) -> Verdict {
+    // SAFETY: a field of the context.
+    if unsafe { (*ctx.sock_addr).protocol } != TCP {
+        return Verdict::ALLOW;
+    }
+    // SAFETY: entries are removed by the daemon only; a value re-used under our eyes belongs to another
+    // endpoint of this node, and at worst one probe is judged by that endpoint's flags.
+    let Some(endpoint) = (unsafe { ENDPOINTS.get(destination) }).copied() else {
+        return Verdict::ALLOW;
+    };
+    let Some(config) = CONFIG.get(0).copied() else {
+        return Verdict::ALLOW;
+    };
+    if config.kubelet_pid != 0 && (bpf_get_current_pid_tgid() >> 32) as u32 != config.kubelet_pid {
+        count(Counter::OtherProcess);
+        return Verdict::ALLOW;
+    }
+    count(Counter::Seen);
+
+    let netns = endpoint.netns_id as u64;
+    let handler = handler(destination, &config);
+    let decision = decide(
+        endpoint.flags,
+        || listens(ctx, destination, netns),
+        || {
+            endpoint.mesh_port != 0
+                && listens(ctx, &SockAddr { port: endpoint.mesh_port, ..*destination }, netns)
+        },
+        || handler.is_some_and(|handler| listens(ctx, &handler, KUBELET_NETNS)),
+    );
+    if config.verbose != 0 {
+        let step = match decision {
+            Decision::Redirect => "to the handler",
+            Decision::Refuse => "refused",
+            Decision::Leave(_) => "left alone",
+        };
+        info!(ctx, "connection to port {} {}", destination.port, step);
+    }
+    match (decision, handler) {
+        (Decision::Redirect, Some(handler)) => {
+            // SAFETY: the context, which holds a socket.
+            let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+            let original = Original { destination: *destination };
+            if SOCKETS.insert(cookie, original, 0).is_err() {
+                // Without the record the handler would take it for a stranger's.
+                count(Counter::Error);
+                return Verdict::ALLOW;
+            }
+            set_destination(&handler);
+            count(Counter::Redirected);
+            Verdict::ALLOW
+        }
+        (Decision::Refuse, _) => {
+            count(Counter::Refused);
+            if has_set_retval() {
+                // SAFETY: an error number in the range that the kernel takes; the result only says that.
+                let _ = unsafe { bpf_set_retval(REFUSED) };
+            }
+            Verdict::DENY
+        }
+        (Decision::Leave(Why::NoListener), _) => {
+            count(Counter::NoListener);
+            Verdict::ALLOW
+        }
+        (Decision::Leave(Why::Fallback) | Decision::Redirect, _) => {
+            count(Counter::Fallback);
+            Verdict::ALLOW
+        }
+        (Decision::Leave(Why::Passed), _) => Verdict::ALLOW,
+    }
+}

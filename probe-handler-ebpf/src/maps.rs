@@ -1,0 +1,54 @@
+//! The maps, and the one global set at load.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use probe_handler_common::address::SockAddr;
+use probe_handler_common::config::Config;
+use probe_handler_common::counters::Counter;
+use probe_handler_common::endpoint::EndpointValue;
+use probe_handler_common::flow::{Flow, Original};
+use probe_handler_common::maps::{ENDPOINTS_CAPACITY, FLOWS_CAPACITY, SOCKETS_CAPACITY};
+
+/// Probed (address, port) pairs; written by the daemon.
+#[map]
+pub static ENDPOINTS: HashMap<SockAddr, EndpointValue> =
+    HashMap::with_max_entries(ENDPOINTS_CAPACITY, 0);
+
+/// Socket cookie to original destination; lives as long as the socket.
+#[map]
+pub static SOCKETS: LruHashMap<u64, Original> = LruHashMap::with_max_entries(SOCKETS_CAPACITY, 0);
+
+/// The kubelet's end of a redirected connection to its original destination; lives from connect to
+/// accept.
+#[map]
+pub static FLOWS: LruHashMap<SockAddr, Flow> = LruHashMap::with_max_entries(FLOWS_CAPACITY, 0);
+
+/// One entry, written by the daemon.
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// Read by the daemon.
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// Set at load. Read-only for the verifier, which drops the branch not taken: the same object loads
+/// on kernels that do not know `bpf_set_retval`.
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: u8 = 0;
+
+/// Whether `bpf_set_retval` may be called.
+#[inline(always)]
+pub fn has_set_retval() -> bool {
+    // SAFETY: a static of this program; volatile, for its value is replaced when the object is loaded.
+    unsafe { core::ptr::read_volatile(&raw const HAS_SET_RETVAL) != 0 }
+}
+
+/// Counts one event on this CPU.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a live per-CPU map value; programs of this type do not interrupt one another on a
+        // CPU in a way that could lose more than a count.
+        unsafe { *value += 1 };
+    }
+}

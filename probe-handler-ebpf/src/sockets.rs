@@ -1,0 +1,160 @@
+//! The life of a redirected socket: from its first SYN, past the kubelet's questions, to its end.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+};
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use probe_handler_common::address::SockAddr;
+use probe_handler_common::counters::Counter;
+use probe_handler_common::flow::{Flow, Original};
+
+use crate::connect::{
+    handler, set_user_address4, set_user_address6, user_address4, user_address6,
+};
+use crate::maps::{CONFIG, FLOWS, SOCKETS, count};
+
+/// `AF_INET`.
+const AF_INET: u32 = 2;
+/// `BPF_TCP_CLOSE` of include/uapi/linux/bpf.h.
+const TCP_CLOSE: u32 = 7;
+
+/// `sockops`.
+#[inline(always)]
+pub fn on_event(ctx: &SockOpsContext) {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => on_connect(ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == TCP_CLOSE => on_close(ctx),
+        _ => {}
+    }
+}
+
+/// Runs before the SYN leaves, so the flow stands before the handler can accept.
+#[inline(always)]
+fn on_connect(ctx: &SockOpsContext) {
+    // SAFETY: the context, which holds a socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: keyed by our own socket, which is connecting: nobody removes it now.
+    let Some(original) = (unsafe { SOCKETS.get(cookie) }).copied() else {
+        return;
+    };
+    if !is_to_handler(&remote(ctx), &original) {
+        // The socket was redirected once, failed, and now goes elsewhere.
+        let _ = SOCKETS.remove(cookie);
+        return;
+    }
+    let flow = Flow {
+        original: original.destination,
+        closed: 0,
+        cookie,
+        // SAFETY: reads a clock.
+        created_ns: unsafe { bpf_ktime_get_ns() },
+    };
+    let noted = FLOWS.insert(local(ctx), flow, 0);
+    // Without the state callback the end would go unseen: the entry would only age.
+    let watched = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+    if noted.is_err() || watched.is_err() {
+        count(Counter::Error);
+    }
+}
+
+/// The kubelet's socket is gone: its port may be another process's from now on, so a flow that the
+/// handler has not taken yet is good for nothing more than a TCP probe's verdict.
+#[inline(always)]
+fn on_close(ctx: &SockOpsContext) {
+    // SAFETY: the context, which holds a socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if SOCKETS.remove(cookie).is_err() {
+        return; // not one of ours
+    }
+    if let Some(flow) = FLOWS.get_ptr_mut(local(ctx)) {
+        // SAFETY: a live map value; the daemon only reads and removes.
+        unsafe {
+            if (*flow).cookie == cookie {
+                (*flow).closed = 1;
+            }
+        }
+    }
+}
+
+/// `cgroup/getpeername4`: the pod, not the handler.
+#[inline(always)]
+pub fn peer_name4(ctx: &SockAddrContext) {
+    if let Some(original) = original_of(ctx, &user_address4(ctx)) {
+        set_user_address4(ctx, &original.destination);
+    }
+}
+
+/// `cgroup/getpeername6`: the pod, not the handler.
+#[inline(always)]
+pub fn peer_name6(ctx: &SockAddrContext) {
+    if let Some(original) = original_of(ctx, &user_address6(ctx)) {
+        set_user_address6(ctx, &original.destination);
+    }
+}
+
+/// The original destination of the context's socket, whose real peer is `peer`.
+#[inline(always)]
+fn original_of(ctx: &SockAddrContext, peer: &SockAddr) -> Option<Original> {
+    // SAFETY: the context, which holds a socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: keyed by our own socket, which is alive while it is asked for its peer.
+    let original = unsafe { SOCKETS.get(cookie) }.copied()?;
+    is_to_handler(peer, &original).then_some(original)
+}
+
+#[inline(always)]
+fn is_to_handler(peer: &SockAddr, original: &Original) -> bool {
+    let Some(config) = CONFIG.get(0) else {
+        return false;
+    };
+    let Some(handler) = handler(&original.destination, config) else {
+        return false;
+    };
+    handler.port == peer.port
+        && handler.ip[0] == peer.ip[0]
+        && handler.ip[1] == peer.ip[1]
+        && handler.ip[2] == peer.ip[2]
+        && handler.ip[3] == peer.ip[3]
+}
+
+/// The kubelet's end of the connection.
+#[inline(always)]
+fn local(ctx: &SockOpsContext) -> SockAddr {
+    let port = ctx.local_port() as u16;
+    if ctx.family() == AF_INET {
+        return SockAddr::v4(ctx.local_ip4(), port);
+    }
+    // SAFETY: a field of the context; each word is read by itself, as the verifier wants it.
+    SockAddr::v6(unsafe { words(&raw const (*ctx.ops).local_ip6) }, port)
+}
+
+/// The other end. `remote_port` is in network byte order in the high half (include/uapi/linux/bpf.h).
+#[inline(always)]
+fn remote(ctx: &SockOpsContext) -> SockAddr {
+    let port = u32::from_be(ctx.remote_port()) as u16;
+    if ctx.family() == AF_INET {
+        return SockAddr::v4(ctx.remote_ip4(), port);
+    }
+    // SAFETY: a field of the context; each word is read by itself, as the verifier wants it.
+    SockAddr::v6(unsafe { words(&raw const (*ctx.ops).remote_ip6) }, port)
+}
+
+/// Reads four words of the context, one by one.
+///
+/// # Safety
+/// `field` must be such a field of a live context.
+#[inline(always)]
+unsafe fn words(field: *const [u32; 4]) -> [u32; 4] {
+    let field = field.cast::<u32>();
+    // SAFETY: four words, as the caller promises.
+    unsafe {
+        [
+            core::ptr::read_volatile(field),
+            core::ptr::read_volatile(field.add(1)),
+            core::ptr::read_volatile(field.add(2)),
+            core::ptr::read_volatile(field.add(3)),
+        ]
+    }
+}

@@ -1,0 +1,127 @@
+//! The thread that answers probes.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+
+use crate::handler::Handler;
+
+/// Connections that may wait to be accepted: every probe of a full node at once.
+const BACKLOG: i32 = 4096;
+
+/// The handler, serving on its own thread.
+pub struct HandlerThread {
+    v4: SocketAddr,
+    v6: Option<SocketAddr>,
+    drain: watch::Sender<bool>,
+    ended: oneshot::Receiver<()>,
+    _thread: JoinHandle<()>,
+}
+
+impl HandlerThread {
+    /// Listens on loopback at `port` (0: any free one) and starts to serve.
+    ///
+    /// # Errors
+    /// The port is taken; no thread can be started.
+    pub fn start(handler: Arc<Handler>, port: u16) -> anyhow::Result<Self> {
+        let v4 = listen((Ipv4Addr::LOCALHOST, port).into()).with_context(|| {
+            format!(
+                "cannot listen on 127.0.0.1:{port} for the handler: choose another --handler-port, or 0 \
+                 for any free one"
+            )
+        })?;
+        let v6 = match listen((Ipv6Addr::LOCALHOST, port).into()) {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                tracing::warn!(%error, "no listener on ::1: probes of IPv6 pods are left alone");
+                None
+            }
+        };
+        let v4_address = v4.local_addr()?;
+        let v6_address = v6.as_ref().map(Socket2Address::local).transpose()?;
+
+        let (drain, draining) = watch::channel(false);
+        let (end, ended) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the handler's runtime")?;
+        let thread = std::thread::Builder::new()
+            .name("handler".to_owned())
+            .spawn(move || {
+                let served = runtime.block_on(async {
+                    let v4 = Arc::clone(&handler).serve(TcpListener::from_std(v4)?, draining.clone());
+                    match v6 {
+                        Some(v6) => {
+                            let v6 = handler.serve(TcpListener::from_std(v6)?, draining);
+                            let ((), ()) = tokio::join!(v4, v6);
+                        }
+                        None => v4.await,
+                    }
+                    io::Result::Ok(())
+                });
+                if let Err(error) = served {
+                    tracing::error!(%error, "the handler ended");
+                }
+                let _ = end.send(());
+            })
+            .context("cannot start the handler's thread")?;
+        Ok(Self { v4: v4_address, v6: v6_address, drain, ended, _thread: thread })
+    }
+
+    /// Port on 127.0.0.1.
+    pub fn port_v4(&self) -> u16 {
+        self.v4.port()
+    }
+
+    /// Port on ::1, where there is IPv6.
+    pub fn port_v6(&self) -> Option<u16> {
+        self.v6.map(|address| address.port())
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        std::iter::once(self.v4).chain(self.v6).collect()
+    }
+
+    /// Stops accepting once the backlog is served; resolves when the last check has ended.
+    pub fn drain(&mut self) -> impl Future<Output = ()> {
+        let _ = self.drain.send(true);
+        async {
+            let _ = (&mut self.ended).await;
+        }
+    }
+}
+
+/// The address of a listener that has one.
+trait Socket2Address {
+    fn local(&self) -> io::Result<SocketAddr>;
+}
+
+impl Socket2Address for std::net::TcpListener {
+    fn local(&self) -> io::Result<SocketAddr> {
+        self.local_addr()
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // A daemon that was killed leaves connections in TIME_WAIT on a port given by the operator.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,120 @@
+//! Keeps the programs on the kubelet's cgroup, wherever the kubelet goes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::time::MissedTickBehavior;
+
+use crate::kernel::kubelet::{Error, Finder, Kubelet};
+use crate::kernel::maps::ConfigMap;
+use crate::kernel::preflight::obstacle_remedy;
+use crate::kernel::programs::Programs;
+use crate::observe::readiness::{BlockReady, Readiness};
+
+/// How often to look. A restarted kubelet must be attached to within 100 ms; a look at one that is still
+/// there is two small reads.
+const PERIOD: Duration = Duration::from_millis(40);
+
+/// The programs and where they are attached.
+pub struct Attachment {
+    /// The programs.
+    pub programs: Programs,
+    /// The kubelet to whose cgroup they are attached.
+    pub kubelet: Option<Kubelet>,
+    /// When they were.
+    pub since: Option<Instant>,
+    /// What keeps them from being attached; said once.
+    pub trouble: Option<String>,
+    /// Set when the daemon drains: nothing is attached any more.
+    pub draining: bool,
+}
+
+impl Attachment {
+    /// Programs loaded, but attached nowhere.
+    pub fn new(programs: Programs) -> Self {
+        Self { programs, kubelet: None, since: None, trouble: None, draining: false }
+    }
+
+    /// Attaches to `kubelet`'s cgroup, after telling the programs which process it is.
+    ///
+    /// # Errors
+    /// What to tell the operator.
+    pub fn attach(&mut self, config: &ConfigMap, kubelet: Kubelet) -> Result<(), String> {
+        config
+            .update(|config| config.kubelet_pid = kubelet.pid.unwrap_or_default())
+            .map_err(|error| format!("cannot tell the programs the kubelet's process: {error}"))?;
+        let moved =
+            self.kubelet.as_ref().is_none_or(|old| old.cgroup_id != kubelet.cgroup_id);
+        if moved {
+            self.programs.attach(&kubelet.cgroup).map_err(|error| {
+                format!("{:#}; {}", anyhow::Error::from(error), obstacle_remedy(&kubelet.cgroup))
+            })?;
+        }
+        tracing::info!(
+            pid = kubelet.pid,
+            cgroup = %kubelet.cgroup.display(),
+            shared_with = kubelet.shared_with,
+            programs = ?self.programs.ids(),
+            "{}",
+            match kubelet.pid {
+                Some(_) if kubelet.shared_with > 0 =>
+                    "attached to the kubelet's cgroup, which it shares: other processes there are left alone",
+                Some(_) => "attached to the kubelet's cgroup",
+                None => "attached to the cgroup given: every process in it counts as the kubelet",
+            }
+        );
+        self.kubelet = Some(kubelet);
+        self.since = Some(Instant::now());
+        self.trouble = None;
+        Ok(())
+    }
+}
+
+/// Looks for the kubelet for ever. Not ready while it is not found.
+pub async fn run(
+    attachment: Arc<Mutex<Attachment>>,
+    config: ConfigMap,
+    mut finder: Finder,
+    readiness: Readiness,
+) {
+    let mut waiting: Option<BlockReady> = None;
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let _ = ticks.tick().await;
+        let mut attachment = attachment.lock();
+        if attachment.draining {
+            return;
+        }
+        let trouble = match finder.find(attachment.kubelet.as_ref()) {
+            Ok(kubelet)
+                if attachment.kubelet.as_ref().is_some_and(|old| old.same_place(&kubelet)) =>
+            {
+                waiting = None;
+                continue;
+            }
+            Ok(kubelet) => match attachment.attach(&config, kubelet) {
+                Ok(()) => {
+                    waiting = None;
+                    continue;
+                }
+                Err(trouble) => trouble,
+            },
+            Err(error) => {
+                if matches!(error, Error::NotFound { .. } | Error::NoCgroup { .. }) {
+                    // Its cgroup is gone with it, and with the cgroup the attachment.
+                    attachment.kubelet = None;
+                }
+                error.to_string()
+            }
+        };
+        if waiting.is_none() {
+            waiting = Some(readiness.block("kubelet"));
+        }
+        if attachment.trouble.as_ref() != Some(&trouble) {
+            tracing::warn!("not attached: {trouble}");
+            attachment.trouble = Some(trouble);
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The daemon put together: what is started in which order, on which thread, and how it ends.
+//!
+//! Two threads, each with a runtime of its own. The main thread follows pods, namespaces and the kubelet
+//! and serves the admin socket; the handler's thread does nothing but answer probes, so that parsing a
+//! thousand manifests delays none.
+
+mod handler_thread;
+mod kubelet_task;
+mod pod_task;
+mod registry_task;
+mod status;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry as MetricsRegistry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::cli::config::{AgentConfig, PodSource};
+use crate::handler::Handler;
+use crate::handler::table::EndpointTable;
+use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
+use crate::kernel::maps::ConfigMap;
+use crate::kernel::netns::Netns;
+use crate::kernel::programs::{LoadOptions, Programs};
+use crate::kernel::{capabilities, dial};
+use crate::observe::admin::{Admin, BoundAdmin};
+use crate::observe::collectors::{register_kernel_counters, register_readiness};
+use crate::observe::metrics::{Metrics, PREFIX};
+use crate::observe::readiness::{BlockReady, Readiness};
+use crate::pods::dir;
+use crate::pods::registry::Registry;
+use crate::pods::scope::Selection;
+use handler_thread::HandlerThread;
+use kubelet_task::Attachment;
+use registry_task::{RegistryTask, Shared};
+
+/// Room for messages between tasks: enough that a source or a pod never waits for long, few enough that
+/// what is not yet applied stays bounded.
+const CHANNEL: usize = 64;
+
+/// Builds the daemon and runs it until SIGTERM or SIGINT and the drain that follows.
+///
+/// # Errors
+/// A failed start, with what to do next.
+pub fn run(config: AgentConfig) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut stop = async || {
+                tokio::select! {
+                    _ = terminate.recv() => "SIGTERM",
+                    _ = interrupt.recv() => "SIGINT",
+                }
+            };
+            let daemon = tokio::select! {
+                daemon = build(config) => daemon?,
+                _ = stop() => return Ok(()),
+            };
+            daemon.serve(&mut stop).await;
+            Ok(())
+        })
+}
+
+/// A daemon that serves.
+struct Daemon {
+    attachment: Arc<Mutex<Attachment>>,
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+    handler: HandlerThread,
+    admin: BoundAdmin,
+    drain_timeout: Duration,
+    tasks: tokio::task::JoinSet<anyhow::Result<()>>,
+}
+
+async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
+    let started = Instant::now();
+    check_privileges()?;
+    let own_netns = Netns::current().context("cannot open the node's network namespace")?;
+
+    let readiness = Readiness::default();
+    let kubelet_ready = readiness.block("kubelet hooks attached");
+    let pods_ready = readiness.block("pods read");
+
+    let (mut programs, maps) =
+        Programs::load(&LoadOptions { endpoints_capacity: config.endpoints_capacity })?;
+    if config.kernel_log {
+        log_from_kernel(&mut programs, &maps.config)?;
+    }
+
+    let mut metrics_registry = MetricsRegistry::with_prefix(PREFIX);
+    let metrics = Arc::new(Metrics::new(&mut metrics_registry));
+    let counters = Arc::clone(&maps.counters);
+    register_kernel_counters(&mut metrics_registry, Arc::new(move || counters.read()));
+    register_readiness(&mut metrics_registry, readiness.clone());
+
+    let table = Arc::new(EndpointTable::default());
+    let handler = Arc::new(Handler {
+        flows: maps.flows,
+        table: Arc::clone(&table),
+        metrics: Arc::clone(&metrics),
+    });
+    let handler = HandlerThread::start(handler, config.handler_port)?;
+    maps.config.update(|programs| {
+        programs.handler_port_v4 = handler.port_v4().into();
+        programs.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
+    })?;
+
+    let shared = Arc::new(Mutex::new(Shared::new(Registry::new(maps.endpoints, table))));
+    let attachment = Arc::new(Mutex::new(Attachment::new(programs)));
+
+    let status = status::Reporter {
+        started,
+        config: config.clone(),
+        readiness: readiness.clone(),
+        attachment: Arc::clone(&attachment),
+        shared: Arc::clone(&shared),
+        handler: handler.addresses(),
+        counters: Arc::clone(&maps.counters),
+    };
+    let admin = Admin {
+        registry: Arc::new(metrics_registry),
+        readiness: readiness.clone(),
+        status: Arc::new(move || status.report()),
+        config_json: config.to_json(),
+    }
+    .bind(config.admin_addr, &config.admin_socket)?;
+
+    let finder = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
+
+    let mut tasks = tokio::task::JoinSet::new();
+    let (source_events, from_source) = mpsc::channel(CHANNEL);
+    let selection = Selection { scope: config.scope, namespace_exempt: None };
+    match &config.pods {
+        PodSource::Dir(path) => {
+            let path = path.clone();
+            let _ = tasks.spawn(async move {
+                dir::run(path, selection, source_events)
+                    .await
+                    .context("the source of pods ended")
+            });
+        }
+        PodSource::Kubernetes => anyhow::bail!(
+            "--pods kube is not built into this version: use --pods dir:PATH"
+        ),
+    }
+    let registry = RegistryTask::new(Arc::clone(&shared), Arc::clone(&metrics), pods_ready);
+    let _ = tasks.spawn(async move {
+        registry.run(from_source).await;
+        Ok(())
+    });
+    let following = kubelet_task::run(
+        Arc::clone(&attachment),
+        maps.config,
+        finder,
+        readiness.clone(),
+        Arc::clone(&metrics),
+    );
+    let _ = tasks.spawn(async move {
+        following.await;
+        Ok(())
+    });
+
+    tracing::info!(
+        handler = ?handler.addresses(),
+        admin = ?admin.tcp_address(),
+        admin_socket = %admin.socket_path().display(),
+        netns = own_netns.id().inode,
+        capabilities = capabilities::effective().join(" "),
+        "serving"
+    );
+    Ok(Daemon {
+        attachment,
+        readiness,
+        metrics,
+        handler,
+        admin,
+        drain_timeout: config.drain_timeout,
+        tasks,
+    })
+}
+
+impl Daemon {
+    /// Serves until `stop` says so, then drains; a second `stop` ends the drain at once.
+    async fn serve(mut self, stop: &mut impl AsyncFnMut() -> &'static str) {
+        let (admin_stop, admin_stopped) = tokio::sync::oneshot::channel::<()>();
+        let admin = tokio::spawn(self.admin.serve(async {
+            let _ = admin_stopped.await;
+        }));
+
+        let why = tokio::select! {
+            signal = stop() => signal.to_owned(),
+            ended = self.tasks.join_next() => match ended {
+                // The daemon can't know the truth any more: drain, and let probes go their own way.
+                Some(Ok(Err(error))) => format!("{error:#}"),
+                other => format!("a task of the daemon ended: {other:?}"),
+            },
+        };
+        tracing::info!(why, "draining: new probes go their own way, those under way are answered");
+        self.readiness.drain();
+        {
+            let mut attachment = self.attachment.lock();
+            attachment.draining = true;
+            attachment.programs.detach_connect();
+        }
+        let _ = self.metrics.attached.set(0);
+        let drained = self.handler.drain();
+        tokio::select! {
+            () = drained => tracing::info!("drained"),
+            () = tokio::time::sleep(self.drain_timeout) => {
+                tracing::warn!(timeout = ?self.drain_timeout, "checks still in flight are dropped");
+            }
+            signal = stop() => tracing::warn!(signal, "asked again: checks in flight are dropped"),
+        }
+        self.attachment.lock().programs.detach();
+        self.tasks.abort_all();
+        let _ = admin_stop.send(());
+        // The socket file goes with the server; a client that hangs on to it has had its time.
+        let _ = tokio::time::timeout(Duration::from_secs(1), admin).await;
+        tracing::info!("ended");
+    }
+}
+
+fn check_privileges() -> anyhow::Result<()> {
+    let mut troubles: Vec<String> = capabilities::missing()
+        .into_iter()
+        .map(|need| format!("{} is missing (to {})", need.capability, need.reason))
+        .collect();
+    troubles.extend(dial::unsuitable_group());
+    anyhow::ensure!(
+        troubles.is_empty(),
+        "this process may not do what it has to: {}; run it as root in a privileged container, and see \
+         `probe-handler preflight`",
+        troubles.join("; ")
+    );
+    Ok(())
+}
+
+/// Attaches to the kubelet that runs now. A kubelet that does not run (yet) is waited for; one that
+/// can't be attached to is a failed start.
+fn attach_now(
+    config: &AgentConfig,
+    attachment: &Mutex<Attachment>,
+    programs: &ConfigMap,
+    ready: BlockReady,
+) -> anyhow::Result<Finder> {
+    let mut finder = Finder::new(search(config))?;
+    match finder.find(None) {
+        Ok(kubelet) => {
+            attachment.lock().attach(programs, kubelet).map_err(|error| anyhow::anyhow!(error))?;
+        }
+        Err(error @ (KubeletError::NotFound { .. } | KubeletError::NoCgroup { .. })) => {
+            tracing::warn!("waiting for the kubelet: {error}");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    // The task that follows the kubelet takes its own guard as long as none is attached to.
+    drop(ready);
+    Ok(finder)
+}
+
+/// How the agent's configuration says to find the kubelet.
+pub fn search(config: &AgentConfig) -> Search {
+    Search {
+        names: config.kubelet.names.clone(),
+        cgroup: config.kubelet.cgroup.clone(),
+        allow_root: config.kubelet.allow_root_cgroup,
+    }
+}
+
+/// Has the programs log each decision through aya-log.
+fn log_from_kernel(programs: &mut Programs, config: &ConfigMap) -> anyhow::Result<()> {
+    use tokio::io::unix::AsyncFd;
+    config.update(|config| config.verbose = 1)?;
+    let logger = programs.logger().context("cannot read the programs' log")?;
+    // SAFETY: the logger keeps one ring buffer's descriptor open for as long as it lives, and `AsyncFd`
+    // owns the logger.
+    let mut logger = unsafe { AsyncFd::register(logger) }
+        .map_err(|error| anyhow::anyhow!("cannot watch the programs' log: {error}"))?;
+    let _ = tokio::spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+    Ok(())
+}
+
+/// For tests of this module's tasks: something that never ends.
+#[cfg(test)]
+fn never() -> impl Future<Output = ()> {
+    std::future::pending()
+}

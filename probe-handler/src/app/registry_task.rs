@@ -1,0 +1,290 @@
+//! Feeds the registry: from the source of pods, and from the tasks that follow each pod's namespace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::CHANNEL;
+use super::pod_task::{self, Event, News, Place};
+use crate::kernel::canary::Canary;
+use crate::kernel::dial::PodDialer;
+use crate::kernel::maps::EndpointMap;
+use crate::observe::metrics::{Metrics, PodState};
+use crate::observe::readiness::BlockReady;
+use crate::pods::model::{Pod, PodId};
+use crate::pods::registry::{Entry, Obstacle, Placement, Registry};
+use crate::pods::source::SourceEvent;
+use crate::pods::understand::Understood;
+
+/// What `status` needs to see of pods.
+pub struct Shared {
+    /// Pods, placements and endpoints.
+    pub registry: Registry<EndpointMap>,
+    /// What the source said of each pod, served or not, by UID.
+    pub understood: BTreeMap<String, Understood>,
+    /// What is wrong with the source.
+    pub problems: Vec<String>,
+    /// Last canary of each pod, by UID.
+    pub canaries: BTreeMap<String, (Canary, Instant)>,
+}
+
+impl Shared {
+    /// Nothing known yet.
+    pub fn new(registry: Registry<EndpointMap>) -> Self {
+        Self {
+            registry,
+            understood: BTreeMap::new(),
+            problems: Vec::new(),
+            canaries: BTreeMap::new(),
+        }
+    }
+}
+
+/// The task.
+pub struct RegistryTask {
+    shared: Arc<Mutex<Shared>>,
+    metrics: Arc<Metrics>,
+    followers: BTreeMap<String, Follower>,
+    running: JoinSet<()>,
+    generation: u64,
+    /// Held until every pod of the first list was looked at once.
+    pods_ready: Option<BlockReady>,
+    first_look: Option<BTreeSet<String>>,
+}
+
+/// The task that follows one pod's namespace.
+struct Follower {
+    generation: u64,
+    abort: AbortHandle,
+}
+
+impl RegistryTask {
+    /// Not ready (`pods_ready`) until the first pods stand.
+    pub fn new(
+        shared: Arc<Mutex<Shared>>,
+        metrics: Arc<Metrics>,
+        pods_ready: BlockReady,
+    ) -> Self {
+        Self {
+            shared,
+            metrics,
+            followers: BTreeMap::new(),
+            running: JoinSet::new(),
+            generation: 0,
+            pods_ready: Some(pods_ready),
+            first_look: None,
+        }
+    }
+
+    /// Runs until the source is gone.
+    pub async fn run(mut self, mut source: mpsc::Receiver<SourceEvent>) {
+        let (events, mut from_pods) = mpsc::channel(CHANNEL);
+        loop {
+            tokio::select! {
+                event = source.recv() => match event {
+                    Some(SourceEvent::Replace(pods)) => self.replace(pods, &events),
+                    Some(SourceEvent::Problems(problems)) => self.problems(problems),
+                    None => return,
+                },
+                Some(event) = from_pods.recv() => self.news(event),
+                Some(ended) = self.running.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(%error, "following a pod's namespace panicked");
+                    }
+                }
+            }
+            self.count();
+        }
+    }
+
+    fn replace(&mut self, understood: Vec<Understood>, events: &mpsc::Sender<Event>) {
+        let mut shared = self.shared.lock();
+        let pods: Vec<Pod> = understood.iter().filter_map(|pod| pod.pod.clone()).collect();
+        for pod in &understood {
+            let said = shared.understood.get(&pod.id.uid);
+            if said.is_none_or(|said| said.warnings != pod.warnings) {
+                for warning in &pod.warnings {
+                    tracing::warn!(pod = %pod.id, "{warning}");
+                }
+            }
+        }
+        shared.understood =
+            understood.into_iter().map(|pod| (pod.id.uid.clone(), pod)).collect();
+        let replaced = shared.registry.replace(pods);
+        for id in &replaced.stopped {
+            let _ = shared.canaries.remove(&id.uid);
+        }
+        let known: BTreeSet<PodId> =
+            shared.registry.pods().values().map(|entry| entry.pod.id.clone()).collect();
+        drop(shared);
+
+        for id in replaced.stopped {
+            if let Some(follower) = self.followers.remove(&id.uid) {
+                follower.abort.abort();
+            }
+            if !known.contains(&id) {
+                tracing::info!(pod = %id, "pod gone");
+                self.metrics.forget(&id);
+            }
+        }
+        let first = self.first_look.is_none();
+        if first {
+            let _ = self.first_look.insert(
+                replaced.started.iter().map(|pod| pod.id.uid.clone()).collect(),
+            );
+        }
+        for pod in replaced.started {
+            tracing::info!(pod = %pod.id, mesh = pod.mesh.name(), "pod added");
+            self.metrics.adopt(&pod.id);
+            self.generation += 1;
+            let uid = pod.id.uid.clone();
+            let abort =
+                self.running.spawn(pod_task::run(pod, self.generation, events.clone()));
+            let follower = Follower { generation: self.generation, abort };
+            if let Some(old) = self.followers.insert(uid, follower) {
+                old.abort.abort();
+            }
+        }
+        self.looked_at(None);
+    }
+
+    fn problems(&mut self, problems: Vec<String>) {
+        let mut shared = self.shared.lock();
+        for problem in problems.iter().filter(|problem| !shared.problems.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        shared.problems = problems;
+    }
+
+    fn news(&mut self, event: Event) {
+        let Event { uid, generation, news } = event;
+        if self.followers.get(&uid).is_none_or(|follower| follower.generation != generation) {
+            return; // of a pod that is gone, or was placed anew since
+        }
+        let mut shared = self.shared.lock();
+        let Some(pod) = shared.registry.pods().get(&uid).map(|entry| Arc::clone(&entry.pod))
+        else {
+            return;
+        };
+        match news {
+            News::Placed(place) => {
+                note_disagreement(&pod, &place);
+                let obstacle = self.note_canary(&mut shared, &pod, place.canary.clone());
+                let placement = placement(&shared, &pod, place);
+                shared.registry.place(&uid, Some(placement), obstacle);
+            }
+            News::Canary(canary) => {
+                let obstacle = self.note_canary(&mut shared, &pod, canary);
+                shared.registry.set_obstacle(&uid, obstacle);
+            }
+            News::Lost(why) => {
+                tracing::info!(pod = %pod.id, why, "not served");
+                let _ = shared.canaries.remove(&uid);
+                shared.registry.place(&uid, None, Some(Obstacle::NoNamespace(why)));
+            }
+        }
+        drop(shared);
+        self.looked_at(Some(&uid));
+    }
+
+    /// Keeps a canary's result; the obstacle that it is, if it is one.
+    fn note_canary(&self, shared: &mut Shared, pod: &Pod, canary: Canary) -> Option<Obstacle> {
+        let before = shared
+            .canaries
+            .insert(pod.id.uid.clone(), (canary.clone(), Instant::now()))
+            .map(|(canary, _)| canary);
+        let captured_before = matches!(before, Some(Canary::Captured { .. }));
+        match canary {
+            Canary::Captured { port } => {
+                let why = format!(
+                    "a dial from inside the pod to its port {port}, on which nothing listens, was \
+                     accepted: a rule of the mesh captures it"
+                );
+                if !captured_before {
+                    let _ = self.metrics.canary_failures.inc();
+                    tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "left alone: {why}");
+                }
+                Some(Obstacle::Captured(why))
+            }
+            Canary::Passed => {
+                if captured_before {
+                    tracing::info!(pod = %pod.id, "served again: the canary dial passes");
+                }
+                None
+            }
+            // It proves nothing either way: what was proven before stands.
+            Canary::Unproven(why) if captured_before => Some(Obstacle::Captured(why)),
+            Canary::Unproven(_) => None,
+        }
+    }
+
+    /// Ready when each pod of the first list was looked at.
+    fn looked_at(&mut self, uid: Option<&str>) {
+        let Some(waiting) = &mut self.first_look else {
+            return;
+        };
+        if let Some(uid) = uid {
+            let _ = waiting.remove(uid);
+        }
+        waiting.retain(|uid| self.followers.contains_key(uid));
+        if waiting.is_empty() {
+            self.pods_ready = None;
+        }
+    }
+
+    fn count(&self) {
+        let shared = self.shared.lock();
+        let _ = self.metrics.endpoints.set(shared.registry.installed() as i64);
+        self.metrics.set_pods(
+            shared.registry.pods().values().map(|entry| (entry.pod.mesh, state(entry))),
+        );
+    }
+}
+
+/// How a pod is counted.
+pub fn state(entry: &Entry) -> PodState {
+    match (&entry.obstacle, &entry.placement) {
+        (Some(Obstacle::Captured(_)), _) => PodState::Captured,
+        (None, Some(_)) => PodState::Serving,
+        _ => PodState::Pending,
+    }
+}
+
+/// The placement for the registry. The dialer of a pod that stays where it is stays the same, and with it
+/// what the handler serves.
+fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
+    let before = shared
+        .registry
+        .pods()
+        .get(&pod.id.uid)
+        .and_then(|entry| entry.placement.as_ref())
+        .filter(|placement| placement.netns == place.netns.id());
+    let dialer = match before {
+        Some(placement) => Arc::clone(&placement.dialer),
+        None => Arc::new(PodDialer::new(Arc::clone(&place.netns), pod.mesh, pod.proxy_uid)),
+    };
+    Placement {
+        netns: place.netns.id(),
+        netns_id: place.nsid,
+        addresses: place.addresses,
+        dialer,
+    }
+}
+
+/// The status says one thing, the namespace another: the namespace is right, for it is where we dial.
+fn note_disagreement(pod: &Pod, place: &Place) {
+    let missing: Vec<_> = pod.ips.iter().filter(|ip| !place.addresses.contains(ip)).collect();
+    if !missing.is_empty() && !place.addresses.is_empty() {
+        tracing::warn!(
+            pod = %pod.id,
+            status = ?pod.ips,
+            namespace = ?place.addresses,
+            "status.podIPs and the addresses in the pod's network namespace disagree: those of the \
+             namespace are served"
+        );
+    }
+}

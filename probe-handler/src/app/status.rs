@@ -1,0 +1,183 @@
+//! Puts together what `probe-handler status` shows.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use parking_lot::Mutex;
+use probe_handler_common::counters::Counter;
+use probe_handler_common::programs;
+
+use super::kubelet_task::Attachment;
+use super::registry_task::Shared;
+use crate::cli::config::AgentConfig;
+use crate::kernel::canary::Canary;
+use crate::kernel::maps::CounterMap;
+use crate::observe::readiness::Readiness;
+use crate::observe::status::{
+    CanaryState, CanaryStatus, HookStatus, KubeletStatus, LeftAlone, NetnsStatus, PodStatus, Refusal,
+    SourceStatus, Status, route_rows,
+};
+use crate::pods::registry::{Entry, Obstacle};
+
+/// Everything that `status` looks at.
+pub struct Reporter {
+    /// When the daemon started.
+    pub started: Instant,
+    /// Its configuration.
+    pub config: AgentConfig,
+    /// What it waits for.
+    pub readiness: Readiness,
+    /// Programs and kubelet.
+    pub attachment: Arc<Mutex<Attachment>>,
+    /// Pods.
+    pub shared: Arc<Mutex<Shared>>,
+    /// Where the handler listens.
+    pub handler: Vec<SocketAddr>,
+    /// The kernel side's counters.
+    pub counters: Arc<CounterMap>,
+}
+
+impl Reporter {
+    /// The state now.
+    pub fn report(&self) -> Status {
+        let attachment = self.attachment.lock();
+        let (attached, _) = attachment.programs.attached();
+        let hooks = attachment
+            .programs
+            .ids()
+            .into_iter()
+            .map(|(program, id)| HookStatus {
+                program: program.to_owned(),
+                attached: attached.contains(&program),
+                program_id: Some(id),
+            })
+            .collect();
+        let kubelet = self.kubelet(&attachment, attached.len() == programs::ATTACH_ORDER.len());
+        let refusal = if attachment.programs.refuses_with_econnrefused() {
+            Refusal::Econnrefused
+        } else {
+            Refusal::Eperm
+        };
+        let trouble = attachment.trouble.clone();
+        drop(attachment);
+
+        let shared = self.shared.lock();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            state: self.readiness.state(),
+            pending: self.readiness.pending(),
+            kubelet,
+            hooks,
+            refusal,
+            handler: self.handler.clone(),
+            counters: Counter::ALL
+                .iter()
+                .map(|counter| counter.name().to_owned())
+                .zip(self.counters.read())
+                .collect(),
+            source: SourceStatus {
+                kind: self.config.pods.to_string(),
+                problems: shared.problems.iter().cloned().chain(trouble).collect(),
+            },
+            pods: pods(&shared),
+        }
+    }
+
+    fn kubelet(&self, attachment: &Attachment, all_attached: bool) -> KubeletStatus {
+        let kubelet = attachment.kubelet.as_ref();
+        KubeletStatus {
+            names: self.config.kubelet.names.clone(),
+            pid: kubelet.and_then(|kubelet| kubelet.pid),
+            cgroup: kubelet.map(|kubelet| kubelet.cgroup.display().to_string()),
+            attached: all_attached && kubelet.is_some(),
+            attached_age_ms: attachment
+                .since
+                .map(|since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            process_filter: kubelet.and_then(|kubelet| kubelet.pid),
+            shared_with: kubelet
+                .map(|kubelet| u32::try_from(kubelet.shared_with).unwrap_or(u32::MAX))
+                .unwrap_or_default(),
+        }
+    }
+}
+
+fn pods(shared: &Shared) -> Vec<PodStatus> {
+    let now = SystemTime::now();
+    let mut pods: Vec<PodStatus> = shared
+        .registry
+        .pods()
+        .values()
+        .map(|entry| {
+            let id = &entry.pod.id;
+            PodStatus {
+                namespace: id.namespace.clone(),
+                name: id.name.clone(),
+                uid: id.uid.clone(),
+                mesh: entry.pod.mesh.name().to_owned(),
+                addresses: entry
+                    .placement
+                    .as_ref()
+                    .map(|placement| placement.addresses.clone())
+                    .unwrap_or_default(),
+                netns: netns(entry),
+                canary: canary(shared, &id.uid),
+                left_alone: left_alone(shared, &id.uid),
+                probes: route_rows(&entry.routes.routes(), now),
+            }
+        })
+        .collect();
+    pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
+    pods
+}
+
+fn netns(entry: &Entry) -> NetnsStatus {
+    match (&entry.placement, &entry.obstacle) {
+        (Some(placement), _) => NetnsStatus::Known {
+            inode: placement.netns.inode,
+            nsid: Some(placement.netns_id),
+        },
+        (None, Some(Obstacle::NoNamespace(why) | Obstacle::Captured(why))) => {
+            NetnsStatus::Pending(why.clone())
+        }
+        (None, None) => NetnsStatus::Pending("not looked for yet".to_owned()),
+    }
+}
+
+fn canary(shared: &Shared, uid: &str) -> CanaryStatus {
+    let Some((canary, at)) = shared.canaries.get(uid) else {
+        return CanaryStatus {
+            state: CanaryState::Pending,
+            detail: "not tried yet".to_owned(),
+            checked_age_ms: None,
+        };
+    };
+    let (state, detail) = match canary {
+        Canary::Passed => (CanaryState::Passed, "refused, as it must be".to_owned()),
+        Canary::Captured { port } => {
+            (CanaryState::Failed, format!("a dial to port {port} was captured"))
+        }
+        Canary::Unproven(why) => (CanaryState::Pending, why.clone()),
+    };
+    CanaryStatus {
+        state,
+        detail,
+        checked_age_ms: Some(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn left_alone(shared: &Shared, uid: &str) -> Vec<LeftAlone> {
+    shared.understood.get(uid).map_or_else(Vec::new, |understood| {
+        understood
+            .left_alone
+            .iter()
+            .map(|left| LeftAlone {
+                container: left.container.clone(),
+                probe: left.kind.name().to_owned(),
+                why: left.why.to_string(),
+            })
+            .collect()
+    })
+}

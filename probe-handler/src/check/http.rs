@@ -1,0 +1,178 @@
+//! One HTTP check, as the kubelet's prober makes it (kubernetes pkg/probe/http/http.go).
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::Finding;
+use super::dial::{Dial, dial};
+use super::http1::{ResponseError, ResponseHead, ResponseReader};
+use super::redirect::{Hop, REQUESTS_LIMIT, Step, is_redirect};
+use super::request::Request;
+use super::verdict::Reason;
+use super::{http2, tls};
+use crate::pods::model::Scheme;
+
+/// One HTTP check.
+pub struct HttpCheck<'a> {
+    /// Reaches the pod.
+    pub dialer: &'a dyn Dial,
+    /// Where the app is: pod IP and the app's port.
+    pub address: SocketAddr,
+    /// TLS or not.
+    pub scheme: Scheme,
+    /// The request head for the app, a GET, empty line included. Over HTTP/1 it is sent as it is.
+    pub head: &'a [u8],
+    /// For a lifecycle hook the kubelet wants the response's head only; what the body does is no matter.
+    pub hook: bool,
+}
+
+impl HttpCheck<'_> {
+    /// Executes the check. `connection` is one to `address` (or the dial's error). Has no timeout of
+    /// its own: drop it.
+    pub async fn run(self, connection: io::Result<TcpStream>) -> Finding {
+        match self.chain(connection).await {
+            Ok(finding) | Err(finding) => finding,
+        }
+    }
+
+    /// Goes from request to request for as long as there are redirects to follow.
+    async fn chain(self, mut connection: io::Result<TcpStream>) -> Result<Finding, Finding> {
+        let mut scheme = self.scheme;
+        let mut hop: Option<Hop> = None;
+        let mut head = Vec::new();
+        for _ in 0..REQUESTS_LIMIT {
+            let stream = connection.map_err(|error| Finding::dial(&error))?;
+            let bytes = if hop.is_some() { &head } else { self.head };
+            let response = match scheme {
+                Scheme::Http => self.http1(stream, bytes).await?,
+                Scheme::Https => self.https(stream, bytes).await?,
+            };
+            let location = match response.location {
+                Some(location) if is_redirect(response.status) => location,
+                _ => return Ok(Finding::answered(response.status)),
+            };
+            let request = parse(self.head)?;
+            let from = match hop {
+                Some(hop) => hop,
+                None => self.first_hop(&request)?,
+            };
+            let (next, referer) = match from.step(self.address.ip(), &location) {
+                Step::Follow(next, referer) => (next, referer),
+                Step::Elsewhere => {
+                    return Ok(Finding::healthy(format!(
+                        "HTTP {} to another host, which the kubelet does not follow",
+                        response.status
+                    )));
+                }
+                Step::Invalid(what) => return Err(Finding::failed(Reason::BadResponse, what)),
+            };
+            head = request.redirected(&next.target(), next.host(), referer.as_deref());
+            scheme = next.scheme();
+            let address = SocketAddr::new(self.address.ip(), next.port());
+            connection = dial(self.dialer, address).await;
+            hop = Some(next);
+        }
+        Err(Finding::failed(
+            Reason::TooManyRedirects,
+            format!("stopped after {REQUESTS_LIMIT} redirects"),
+        ))
+    }
+
+    fn first_hop(&self, request: &Request<'_>) -> Result<Hop, Finding> {
+        Hop::first(
+            self.scheme,
+            self.address,
+            request.target,
+            request.header("host"),
+        )
+        .ok_or_else(|| {
+            Finding::failed(Reason::BadResponse, "redirect from a target that is no URL")
+        })
+    }
+
+    /// One request and its response over TLS, in the HTTP version that the app chooses.
+    async fn https(&self, stream: TcpStream, head: &[u8]) -> Result<ResponseHead, Finding> {
+        let secured = tls::secure(stream, self.address.ip()).await?;
+        if secured.http2 {
+            let authority = self.address.to_string();
+            http2::get(secured.stream, &parse(head)?, &authority, self.hook).await
+        } else {
+            self.http1(secured.stream, head).await
+        }
+    }
+
+    /// One request and its response over HTTP/1.
+    async fn http1(
+        &self,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+        head: &[u8],
+    ) -> Result<ResponseHead, Finding> {
+        // An app may answer and hang up before it has read the whole request: whether it did, its
+        // answer tells.
+        let written = stream.write_all(head).await;
+        let mut reader = ResponseReader::default();
+        let mut buffer = Vec::with_capacity(4096);
+        let failure = loop {
+            buffer.clear();
+            match stream.read_buf(&mut buffer).await {
+                Ok(0) => match reader.end() {
+                    Ok(()) => break None,
+                    Err(error) => break Some(closed(error.to_string(), &written)),
+                },
+                Ok(_) => match reader.feed(&buffer) {
+                    Ok(true) => break None,
+                    Ok(false) => {}
+                    Err(error) => break Some(rejected(error)),
+                },
+                // Go too takes a TLS stream that ends without a close_notify for ended.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => match reader.end() {
+                    Ok(()) => break None,
+                    Err(error) => break Some(closed(error.to_string(), &written)),
+                },
+                Err(error) => break Some(closed(error.to_string(), &written)),
+            }
+            // What a followed redirect says besides is no matter, as in Go's client.
+            if let Some(head) = reader.head()
+                && head.location.is_some()
+                && is_redirect(head.status)
+            {
+                break None;
+            }
+        };
+        match (reader.into_head(), failure) {
+            (Some(head), None) => Ok(head),
+            (Some(head), Some(_)) if self.hook => Ok(head),
+            (_, Some(failure)) => Err(failure),
+            (None, None) => Err(rejected(ResponseError::CutShort)),
+        }
+    }
+}
+
+fn parse(head: &[u8]) -> Result<Request<'_>, Finding> {
+    match Request::parse(head) {
+        Ok(Some(request)) => Ok(request),
+        _ => Err(Finding::failed(
+            Reason::BadResponse,
+            "the request head is malformed",
+        )),
+    }
+}
+
+fn closed(error: String, written: &io::Result<()>) -> Finding {
+    let detail = match written {
+        Ok(()) => error,
+        Err(write) => format!("{error}; sending the request: {write}"),
+    };
+    Finding::failed(Reason::ConnectionClosed, detail)
+}
+
+fn rejected(error: ResponseError) -> Finding {
+    let reason = match error {
+        ResponseError::CutShort => Reason::ConnectionClosed,
+        ResponseError::Malformed(_) | ResponseError::HeadTooLarge => Reason::BadResponse,
+    };
+    Finding::failed(reason, error.to_string())
+}

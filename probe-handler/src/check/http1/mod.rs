@@ -1,0 +1,224 @@
+//! Reading an HTTP/1 response, without I/O: bytes go in, the status comes out.
+//!
+//! As strict and as lenient as Go's net/http client (response.go, transfer.go), by which the kubelet
+//! itself would have read it, but for the limits on its size.
+
+use std::mem::MaybeUninit;
+
+use thiserror::Error;
+
+use self::chunked::Chunked;
+use super::{BODY_LIMIT, HEAD_LIMIT};
+
+mod chunked;
+#[cfg(test)]
+mod tests;
+
+/// Most headers (or trailers) in one head. 16 KiB have room for at most 5,461 of them; an app that
+/// sends more than this is broken.
+const HEADERS_LIMIT: usize = 512;
+
+/// What the check wants to know of a response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResponseHead {
+    /// Status code, 100 to 999.
+    pub status: u16,
+    /// The first `Location`, if there is one and it is not empty.
+    pub location: Option<Vec<u8>>,
+}
+
+/// Why there is no whole response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ResponseError {
+    /// The bytes are no HTTP/1 response.
+    #[error("no valid HTTP response: {0}")]
+    Malformed(&'static str),
+    /// Status line and headers, interim responses included, are too long.
+    #[error("more than {HEAD_LIMIT} bytes, or {HEADERS_LIMIT}, of headers")]
+    HeadTooLarge,
+    /// The stream ended before the response did.
+    #[error("the app closed the connection before its answer was complete")]
+    CutShort,
+}
+
+/// How the body's end is told.
+#[derive(Debug)]
+enum Framing {
+    /// `Content-Length`, or no body: so many bytes left.
+    Length(u64),
+    Chunked(Chunked),
+    UntilClose,
+}
+
+/// Reads one response.
+#[derive(Debug)]
+pub struct ResponseReader {
+    /// What came of the current head so far.
+    buffer: Vec<u8>,
+    /// Bytes of interim responses before it.
+    interim: usize,
+    /// The final head and the body's framing, once there.
+    response: Option<(ResponseHead, Framing)>,
+    /// How much more of the body we want.
+    budget: usize,
+}
+
+impl Default for ResponseReader {
+    fn default() -> Self {
+        Self {
+            buffer: Vec::new(),
+            interim: 0,
+            response: None,
+            budget: BODY_LIMIT,
+        }
+    }
+}
+
+impl ResponseReader {
+    /// Takes `bytes` from the stream; true once no more are wanted: the response is complete, or as
+    /// much of its body was read as the kubelet reads.
+    ///
+    /// # Errors
+    /// The bytes are no response that Go's client would take.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, ResponseError> {
+        if let Some((_, framing)) = &mut self.response {
+            return framing.feed(bytes, &mut self.budget);
+        }
+        self.buffer.extend_from_slice(bytes);
+        while let Some((length, head, mut framing)) = parse_head(&self.buffer)? {
+            if self.interim + length > HEAD_LIMIT {
+                return Err(ResponseError::HeadTooLarge);
+            }
+            // Interim responses are passed over; 101 is final, as nobody asked for an upgrade.
+            if head.status < 200 && head.status != 101 {
+                let _ = self.buffer.drain(..length);
+                self.interim += length;
+                continue;
+            }
+            let done = framing.feed(&self.buffer[length..], &mut self.budget);
+            self.response = Some((head, framing));
+            self.buffer = Vec::new();
+            return done;
+        }
+        if self.interim + self.buffer.len() > HEAD_LIMIT {
+            return Err(ResponseError::HeadTooLarge);
+        }
+        Ok(false)
+    }
+
+    /// The stream has ended.
+    ///
+    /// # Errors
+    /// [`ResponseError::CutShort`] where the response was to go on.
+    pub fn end(&self) -> Result<(), ResponseError> {
+        match &self.response {
+            Some((_, Framing::UntilClose)) => Ok(()),
+            _ => Err(ResponseError::CutShort),
+        }
+    }
+
+    /// The final head, once it is there; the body may still be under way.
+    pub fn head(&self) -> Option<&ResponseHead> {
+        self.response.as_ref().map(|(head, _)| head)
+    }
+
+    /// As [`Self::head`], for keeps.
+    pub fn into_head(self) -> Option<ResponseHead> {
+        self.response.map(|(head, _)| head)
+    }
+}
+
+impl Framing {
+    fn feed(&mut self, bytes: &[u8], budget: &mut usize) -> Result<bool, ResponseError> {
+        match self {
+            Self::Chunked(chunked) => chunked.feed(bytes, budget),
+            Self::Length(left) => {
+                *left = left.saturating_sub(bytes.len() as u64);
+                *budget = budget.saturating_sub(bytes.len());
+                Ok(*left == 0 || *budget == 0)
+            }
+            Self::UntilClose => {
+                *budget = budget.saturating_sub(bytes.len());
+                Ok(*budget == 0)
+            }
+        }
+    }
+}
+
+/// The head at the beginning of `buffer` with its length, once it is whole.
+fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, ResponseError> {
+    // httparse would pass over empty lines, Go does not.
+    if matches!(buffer.first(), Some(b'\r' | b'\n')) {
+        return Err(ResponseError::Malformed("empty status line"));
+    }
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_LIMIT];
+    let mut response = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default()
+        .allow_multiple_spaces_in_response_status_delimiters(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .allow_spaces_after_header_name_in_responses(true)
+        .parse_response_with_uninit_headers(&mut response, buffer, &mut headers);
+    let length = match parsed {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(ResponseError::HeadTooLarge),
+        Err(httparse::Error::Status) => return Err(ResponseError::Malformed("status line")),
+        Err(httparse::Error::Version) => return Err(ResponseError::Malformed("version")),
+        Err(_) => return Err(ResponseError::Malformed("header")),
+    };
+    let status = response.code.unwrap_or_default();
+    if status < 100 {
+        return Err(ResponseError::Malformed("status code"));
+    }
+    let location = values(response.headers, "location")
+        .next()
+        .filter(|value| !value.is_empty())
+        .map(<[u8]>::to_vec);
+    let framing = framing(status, response.version.unwrap_or(1), response.headers)?;
+    Ok(Some((length, ResponseHead { status, location }, framing)))
+}
+
+/// How long the body is (Go's `readTransfer`, `parseTransferEncoding` and `fixLength`).
+fn framing(
+    status: u16,
+    minor_version: u8,
+    headers: &[httparse::Header<'_>],
+) -> Result<Framing, ResponseError> {
+    let mut codings = values(headers, "transfer-encoding");
+    let chunked = match (minor_version, codings.next(), codings.next()) {
+        (0, ..) | (_, None, _) => false,
+        (_, Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => true,
+        _ => return Err(ResponseError::Malformed("transfer coding")),
+    };
+    let mut lengths = values(headers, "content-length");
+    let length = lengths.next();
+    if length.is_some_and(|length| lengths.any(|other| other != length)) {
+        return Err(ResponseError::Malformed("several content lengths"));
+    }
+    Ok(match (status, length) {
+        (100..200 | 204 | 304, _) => Framing::Length(0),
+        _ if chunked => Framing::Chunked(Chunked::new()),
+        (_, Some(length)) => Framing::Length(content_length(length)?),
+        (_, None) => Framing::UntilClose,
+    })
+}
+
+fn content_length(value: &[u8]) -> Result<u64, ResponseError> {
+    std::str::from_utf8(value)
+        .ok()
+        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|digits| digits.parse::<i64>().ok())
+        .and_then(|length| u64::try_from(length).ok())
+        .ok_or(ResponseError::Malformed("content length"))
+}
+
+/// The trimmed values of header `name`, in order.
+fn values<'a>(
+    headers: &'a [httparse::Header<'a>],
+    name: &'static str,
+) -> impl Iterator<Item = &'a [u8]> {
+    headers
+        .iter()
+        .filter(move |header| header.name.eq_ignore_ascii_case(name))
+        .map(|header| header.value.trim_ascii())
+}

@@ -1,0 +1,148 @@
+//! HTTP/2 to an app: the connection, and one GET over it.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Uri, Version, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Body;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
+
+use super::http1::ResponseHead;
+use super::request::Request;
+use super::verdict::Reason;
+use super::{BODY_LIMIT, Finding, HEAD_LIMIT};
+
+/// The tasks of one connection.
+#[derive(Clone, Default)]
+struct Tasks(Arc<Mutex<JoinSet<()>>>);
+
+impl<F> Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let _ = self.0.lock().spawn(async move {
+            let _ = future.await;
+        });
+    }
+}
+
+/// A connection's tasks end with it: dropped checks leave nothing behind.
+pub(super) struct Connection(Tasks);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.0.lock().abort_all();
+    }
+}
+
+/// Begins HTTP/2 on `stream`.
+///
+/// # Errors
+/// The other side speaks something else, or hung up.
+pub(super) async fn connect<S, B>(stream: S) -> hyper::Result<(SendRequest<B>, Connection)>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let tasks = Tasks::default();
+    let guard = Connection(tasks.clone());
+    let (sender, connection) = Builder::new(tasks.clone())
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEAD_LIMIT as u32)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    tasks.execute(connection);
+    Ok((sender, guard))
+}
+
+/// Makes `request` to `authority` (where the request has no Host), and reads as much of the answer as the
+/// kubelet reads. For a lifecycle hook (`hook`) the body is no matter.
+pub(super) async fn get<S>(
+    stream: S,
+    request: &Request<'_>,
+    authority: &str,
+    hook: bool,
+) -> Result<ResponseHead, Finding>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let request = translate(request, authority)
+        .map_err(|error| Finding::failed(Reason::BadResponse, error.to_string()))?;
+    let (mut sender, _connection) = connect(stream).await.map_err(failed)?;
+    let response = sender.send_request(request).await.map_err(failed)?;
+    let (parts, mut body) = response.into_parts();
+    let mut left = BODY_LIMIT;
+    while let Some(frame) = body.frame().await {
+        let length = match frame {
+            Ok(frame) => frame.data_ref().map_or(0, Bytes::len),
+            Err(_) if hook => break,
+            Err(error) => return Err(failed(error)),
+        };
+        if length >= left {
+            break;
+        }
+        left -= length;
+    }
+    Ok(ResponseHead {
+        status: parts.status.as_u16(),
+        location: parts
+            .headers
+            .get(header::LOCATION)
+            .map(|value| value.as_bytes().to_vec())
+            .filter(|value| !value.is_empty()),
+    })
+}
+
+/// The request in HTTP/2's terms: its Host becomes the authority.
+fn translate(
+    request: &Request<'_>,
+    authority: &str,
+) -> Result<http::Request<Empty<Bytes>>, http::Error> {
+    let host = request.header("host").unwrap_or(authority.as_bytes());
+    let uri = Uri::builder()
+        .scheme("https")
+        .authority(host)
+        .path_and_query(request.target)
+        .build()?;
+    let mut translated = http::Request::builder()
+        .method(Method::GET)
+        .version(Version::HTTP_2)
+        .uri(uri)
+        .body(Empty::new())?;
+    for (name, value) in request.end_to_end() {
+        if !name.eq_ignore_ascii_case("host") {
+            let name = HeaderName::from_bytes(name.as_bytes())?;
+            let _ = translated
+                .headers_mut()
+                .append(name, HeaderValue::from_bytes(value)?);
+        }
+    }
+    Ok(translated)
+}
+
+/// What an HTTP/2 failure means.
+pub(super) fn failed(error: hyper::Error) -> Finding {
+    let detail = std::error::Error::source(&error)
+        .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+    let closed = error.is_closed() || error.is_canceled() || error.is_incomplete_message() || {
+        let source = std::error::Error::source(&error);
+        let h2 = source.and_then(|source| source.downcast_ref::<h2::Error>());
+        h2.is_some_and(|error| error.is_io() || error.is_reset() || error.is_go_away())
+    };
+    let reason = if closed {
+        Reason::ConnectionClosed
+    } else {
+        Reason::BadResponse
+    };
+    Finding::failed(reason, detail)
+}

@@ -1,0 +1,118 @@
+//! TLS to an app, as the kubelet's prober does it: encrypted, verified by nobody.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::Finding;
+use super::verdict::Reason;
+
+/// A connection with TLS.
+pub(super) struct Secured {
+    pub(super) stream: TlsStream<TcpStream>,
+    /// The app chose HTTP/2.
+    pub(super) http2: bool,
+}
+
+/// Agrees on TLS over `stream` with the app at `ip`: any certificate, HTTP/2 offered before HTTP/1.1, no
+/// server name (an IP address is none).
+pub(super) async fn secure(stream: TcpStream, ip: IpAddr) -> Result<Secured, Finding> {
+    let config = config().map_err(|error| Finding::failed(Reason::Tls, error.to_string()))?;
+    let stream = TlsConnector::from(config)
+        .connect(ServerName::IpAddress(ip.into()), stream)
+        .await
+        .map_err(|error| failed(&error))?;
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok(Secured { stream, http2 })
+}
+
+fn failed(error: &io::Error) -> Finding {
+    let by_tls = error
+        .get_ref()
+        .is_some_and(|cause| cause.is::<rustls::Error>());
+    let reason = if by_tls {
+        Reason::Tls
+    } else {
+        Reason::ConnectionClosed
+    };
+    Finding::failed(reason, format!("TLS handshake: {error}"))
+}
+
+/// The one configuration, made at first use.
+fn config() -> Result<Arc<ClientConfig>, rustls::Error> {
+    static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    if let Some(config) = CONFIG.get() {
+        return Ok(Arc::clone(config));
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.enable_sni = false;
+    // A probe is to find the app as a newcomer would.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::clone(CONFIG.get_or_init(|| Arc::new(config))))
+}
+
+/// Trusts anyone, and does not even look at the certificate: it may be of version 1, or expired.
+#[derive(Debug)]
+struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![
+            SignatureScheme::ECDSA_NISTP256_SHA256,
+            SignatureScheme::ECDSA_NISTP384_SHA384,
+            SignatureScheme::ECDSA_NISTP521_SHA512,
+            SignatureScheme::ED25519,
+            SignatureScheme::ED448,
+            SignatureScheme::RSA_PSS_SHA256,
+            SignatureScheme::RSA_PSS_SHA384,
+            SignatureScheme::RSA_PSS_SHA512,
+            SignatureScheme::RSA_PKCS1_SHA256,
+            SignatureScheme::RSA_PKCS1_SHA384,
+            SignatureScheme::RSA_PKCS1_SHA512,
+            SignatureScheme::RSA_PKCS1_SHA1,
+            SignatureScheme::ECDSA_SHA1_Legacy,
+        ]
+    }
+}

@@ -1,0 +1,209 @@
+//! Configuration: flags and environment variables in, one checked value out. All mistakes are
+//! reported together. Values reach us as text through clap, which reads the environment; nothing
+//! else here does.
+
+mod args;
+mod mistakes;
+mod parse;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use super::logging::LogFormat;
+pub use args::{AgentArgs, DEFAULT_ADMIN_SOCKET, SharedArgs};
+pub use mistakes::{Mistake, Mistakes};
+
+/// Where pods come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodSource {
+    /// A directory of Pod manifests.
+    Dir(PathBuf),
+    /// The Kubernetes API: this node's pods.
+    Kubernetes,
+}
+
+/// Which pods are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Those in a mesh.
+    Meshed,
+    /// Those that ask for it by annotation.
+    Annotated,
+    /// All.
+    All,
+}
+
+/// How to find the kubelet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KubeletConfig {
+    /// Its cgroup2 directory; None: found from its process.
+    pub cgroup: Option<PathBuf>,
+    /// Names that its process may have.
+    pub names: Vec<String>,
+    /// Whether attaching to the root cgroup is allowed.
+    pub allow_root_cgroup: bool,
+}
+
+/// What `preflight` checks against.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PreflightConfig {
+    /// How to find the kubelet.
+    pub kubelet: KubeletConfig,
+    /// The handler's port; 0: any free one.
+    pub handler_port: u16,
+    /// The admin server's address; None: not over TCP.
+    pub admin_addr: Option<SocketAddr>,
+    /// The admin server's Unix socket.
+    pub admin_socket: PathBuf,
+}
+
+/// The daemon's configuration, checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AgentConfig {
+    /// Where pods come from.
+    pub pods: PodSource,
+    /// How to find the kubelet.
+    pub kubelet: KubeletConfig,
+    /// Which pods are served.
+    pub scope: Scope,
+    /// The handler's port; 0: any free one.
+    pub handler_port: u16,
+    /// The admin server's address; None: not over TCP.
+    pub admin_addr: Option<SocketAddr>,
+    /// The admin server's Unix socket.
+    pub admin_socket: PathBuf,
+    /// How long a drain may take.
+    #[serde(rename = "drain_timeout_seconds", serialize_with = "as_seconds")]
+    pub drain_timeout: Duration,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log: String,
+    /// Whether the eBPF programs log every decision.
+    pub kernel_log: bool,
+    /// Capacity of the kernel's map of endpoints.
+    pub endpoints_capacity: u32,
+}
+
+// === impl PodSource ===
+
+impl std::fmt::Display for PodSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dir(path) => write!(f, "dir:{}", path.display()),
+            Self::Kubernetes => f.write_str("kube"),
+        }
+    }
+}
+
+impl Serialize for PodSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+// === impl PreflightConfig ===
+
+impl PreflightConfig {
+    /// Checks `args`; None if something was noted in `mistakes`.
+    fn check(args: &SharedArgs, mistakes: &mut Mistakes) -> Option<Self> {
+        let cgroup = match &args.kubelet_cgroup {
+            Some(path) => mistakes
+                .check("kubelet-cgroup", path, parse::cgroup)
+                .map(Some),
+            None => Some(None),
+        };
+        let names = mistakes.check("kubelet-name", &args.kubelet_name.join(","), parse::names);
+        let allow_root = mistakes.check("allow-root-cgroup", &args.allow_root_cgroup, parse::flag);
+        let handler_port = mistakes.check("handler-port", &args.handler_port, parse::port);
+        let admin_addr = mistakes.check("admin-addr", &args.admin_addr, parse::admin_addr);
+        let admin_socket = mistakes.check("admin-socket", &args.admin_socket, parse::socket_path);
+        Some(Self {
+            kubelet: KubeletConfig {
+                cgroup: cgroup?,
+                names: names?,
+                allow_root_cgroup: allow_root?,
+            },
+            handler_port: handler_port?,
+            admin_addr: admin_addr?,
+            admin_socket: admin_socket?,
+        })
+    }
+}
+
+impl TryFrom<SharedArgs> for PreflightConfig {
+    type Error = Mistakes;
+
+    fn try_from(args: SharedArgs) -> Result<Self, Mistakes> {
+        let mut mistakes = Mistakes::default();
+        Self::check(&args, &mut mistakes).ok_or(mistakes)
+    }
+}
+
+// === impl AgentConfig ===
+
+impl AgentConfig {
+    /// For the log and for `/debug/config`.
+    pub fn to_json(&self) -> String {
+        // Plain data under text keys: there is nothing in it that can't be JSON, but for a path that
+        // is no UTF-8, and ours come from text.
+        serde_json::to_string(self).unwrap_or_else(|error| format!(r#"{{"error":"{error}"}}"#))
+    }
+
+    fn check(args: &AgentArgs, mistakes: &mut Mistakes) -> Option<Self> {
+        let pods = match &args.pods {
+            Some(pods) => mistakes.check("pods", pods, parse::pods),
+            None => mistakes.missing("pods", parse::PODS_REMEDY),
+        };
+        let shared = PreflightConfig::check(&args.shared, mistakes);
+        let scope = mistakes.check("scope", &args.scope, parse::scope);
+        let drain_timeout = mistakes.check("drain-timeout", &args.drain_timeout, parse::seconds);
+        let log_format = mistakes.check("log-format", &args.log_format, parse::log_format);
+        let log = mistakes.check("log", &args.log, parse::log_filter);
+        let kernel_log = mistakes.check("kernel-log", &args.kernel_log, parse::flag);
+        let capacity = mistakes.check(
+            "endpoints-capacity",
+            &args.endpoints_capacity,
+            parse::capacity,
+        );
+        let PreflightConfig {
+            kubelet,
+            handler_port,
+            admin_addr,
+            admin_socket,
+        } = shared?;
+        Some(Self {
+            pods: pods?,
+            kubelet,
+            scope: scope?,
+            handler_port,
+            admin_addr,
+            admin_socket,
+            drain_timeout: drain_timeout?,
+            log_format: log_format?,
+            log: log?,
+            kernel_log: kernel_log?,
+            endpoints_capacity: capacity?,
+        })
+    }
+}
+
+impl TryFrom<AgentArgs> for AgentConfig {
+    type Error = Mistakes;
+
+    fn try_from(args: AgentArgs) -> Result<Self, Mistakes> {
+        let mut mistakes = Mistakes::default();
+        Self::check(&args, &mut mistakes).ok_or(mistakes)
+    }
+}
+
+fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(duration.as_secs())
+}
+
+#[cfg(test)]
+mod tests;

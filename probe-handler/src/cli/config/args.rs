@@ -1,0 +1,140 @@
+//! Flags, and the environment variables that stand in for them. Everything is text still, so that
+//! clap refuses nothing by itself and all mistakes can be reported together.
+
+use clap::Args;
+use probe_handler_common::maps::ENDPOINTS_CAPACITY;
+
+/// Where the admin server's Unix socket is by default.
+pub const DEFAULT_ADMIN_SOCKET: &str = "/run/probe-handler/admin.sock";
+
+const KUBELET_NAMES: &str = "kubelet,kubelite,k3s,k3s-server,k3s-agent";
+
+/// Flags of `agent`. Text still: [`super::AgentConfig`] is what they mean.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Where pods come from: dir:PATH, a directory of Pod manifests that is watched
+    #[arg(long, value_name = "SOURCE", env = "PROBE_HANDLER_PODS")]
+    pub(super) pods: Option<String>,
+
+    #[command(flatten)]
+    pub(super) shared: SharedArgs,
+
+    /// Whose probes to serve: pods in a mesh (meshed), those that ask for it by annotation
+    /// (annotated), or all
+    #[arg(
+        long,
+        value_name = "meshed|annotated|all",
+        env = "PROBE_HANDLER_SCOPE",
+        default_value = "meshed"
+    )]
+    pub(super) scope: String,
+
+    /// How long checks in flight may take to finish after SIGTERM, in seconds (0 to 3600)
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "PROBE_HANDLER_DRAIN_TIMEOUT",
+        default_value = "20"
+    )]
+    pub(super) drain_timeout: String,
+
+    /// How log lines look; auto is text on a terminal, else JSON
+    #[arg(
+        long,
+        value_name = "auto|text|json",
+        env = "PROBE_HANDLER_LOG_FORMAT",
+        default_value = "auto"
+    )]
+    pub(super) log_format: String,
+
+    /// What to log: a level (error, warn, info, debug, trace, off), and MODULE=LEVEL pairs after
+    /// commas
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "PROBE_HANDLER_LOG",
+        default_value = "info"
+    )]
+    pub(super) log: String,
+
+    /// Log every decision of the eBPF programs (costs time on each connection)
+    #[arg(
+        long,
+        value_name = "true|false",
+        env = "PROBE_HANDLER_KERNEL_LOG",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false",
+        hide_default_value = true
+    )]
+    pub(super) kernel_log: String,
+
+    /// Most addresses and ports that can be served at once (1 to 1048576); each costs about 100
+    /// bytes of kernel memory
+    #[arg(
+        long,
+        value_name = "N",
+        env = "PROBE_HANDLER_ENDPOINTS_CAPACITY",
+        default_value_t = ENDPOINTS_CAPACITY.to_string()
+    )]
+    pub(super) endpoints_capacity: String,
+}
+
+/// Flags of `agent` and `preflight`.
+#[derive(Debug, Args)]
+pub struct SharedArgs {
+    /// The kubelet's cgroup2 directory; found from its process where not given
+    #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_KUBELET_CGROUP")]
+    pub(super) kubelet_cgroup: Option<String>,
+
+    /// Process name of the kubelet; may be repeated, or hold several separated by commas
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "PROBE_HANDLER_KUBELET_NAME",
+        default_value = KUBELET_NAMES,
+        value_delimiter = ','
+    )]
+    pub(super) kubelet_name: Vec<String>,
+
+    /// Attach to the root cgroup if the kubelet lives there; only its own process is served
+    #[arg(
+        long,
+        value_name = "true|false",
+        env = "PROBE_HANDLER_ALLOW_ROOT_CGROUP",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false",
+        hide_default_value = true
+    )]
+    pub(super) allow_root_cgroup: String,
+
+    /// Port of the handler on loopback (0 to 65535); 0 takes any free one
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "PROBE_HANDLER_HANDLER_PORT",
+        default_value = "0"
+    )]
+    pub(super) handler_port: String,
+
+    /// Where to serve health and metrics, or none
+    #[arg(
+        long,
+        value_name = "IP:PORT|none",
+        env = "PROBE_HANDLER_ADMIN_ADDR",
+        default_value = "0.0.0.0:15026"
+    )]
+    pub(super) admin_addr: String,
+
+    /// Unix socket for `probe-handler status`; one for each daemon
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "PROBE_HANDLER_ADMIN_SOCKET",
+        default_value = DEFAULT_ADMIN_SOCKET
+    )]
+    pub(super) admin_socket: String,
+}

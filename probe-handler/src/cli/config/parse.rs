@@ -1,0 +1,163 @@
+//! One function for each kind of value: from text to what it means, or what is wrong with it.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use super::mistakes::Wrong;
+use super::{PodSource, Scope};
+use crate::cli::logging::{self, LogFormat};
+
+pub(super) const PODS_REMEDY: &str = "give dir:PATH, a directory of Pod manifests";
+/// Longest path of a Unix socket: sun_path has 108 bytes, of which one ends it (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+const DRAIN_SECONDS: RangeInclusive<u64> = 0..=3600;
+const CAPACITY: RangeInclusive<u32> = 1..=1_048_576;
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+pub(super) fn pods(text: &str) -> Result<PodSource, Wrong> {
+    if text == "kube" {
+        return Err(Wrong::new(
+            "not built into this version yet",
+            "use dir:PATH",
+        ));
+    }
+    let Some(path) = text.strip_prefix("dir:") else {
+        return Err(Wrong::new("no source of pods", PODS_REMEDY));
+    };
+    directory(path)?;
+    Ok(PodSource::Dir(path.into()))
+}
+
+pub(super) fn cgroup(text: &str) -> Result<PathBuf, Wrong> {
+    const REMEDY: &str = "give the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it), or leave it out";
+    let path = Path::new(text);
+    directory(text).map_err(|wrong| Wrong::new(wrong.reason, REMEDY))?;
+    let filesystem =
+        statfs(path).map_err(|error| Wrong::new(format!("can't be looked at: {error}"), REMEDY))?;
+    if filesystem.filesystem_type() != CGROUP2_SUPER_MAGIC {
+        return Err(Wrong::new("not in a cgroup2 file system", REMEDY));
+    }
+    Ok(path.to_owned())
+}
+
+fn directory(path: &str) -> Result<(), Wrong> {
+    const REMEDY: &str = "give the path of a directory that exists";
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(Wrong::new("not a directory", REMEDY)),
+        Err(error) => Err(Wrong::new(error.to_string(), REMEDY)),
+    }
+}
+
+pub(super) fn names(text: &str) -> Result<Vec<String>, Wrong> {
+    let names: Vec<String> = text.split(',').map(str::to_owned).collect();
+    let bad = |name: &String| name.is_empty() || name.contains('/') || name.trim() != name;
+    if names.iter().any(bad) {
+        return Err(Wrong::new(
+            "no process name",
+            "give the bare name, for instance kubelet",
+        ));
+    }
+    Ok(names)
+}
+
+pub(super) fn flag(text: &str) -> Result<bool, Wrong> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(Wrong::new("neither true nor false", "give true or false")),
+    }
+}
+
+pub(super) fn port(text: &str) -> Result<u16, Wrong> {
+    text.parse()
+        .map_err(|_| Wrong::new("no port", "give 0 (any free port) to 65535"))
+}
+
+pub(super) fn admin_addr(text: &str) -> Result<Option<SocketAddr>, Wrong> {
+    if text == "none" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        Wrong::new(
+            "no IP:PORT",
+            "give for instance 0.0.0.0:15026 or [::]:15026, or none",
+        )
+    })
+}
+
+pub(super) fn socket_path(text: &str) -> Result<PathBuf, Wrong> {
+    let path = PathBuf::from(text);
+    if text.len() > SOCKET_PATH_MAX {
+        let reason = format!("longer than {SOCKET_PATH_MAX} bytes, the most for a Unix socket");
+        return Err(Wrong::new(reason, "give a shorter path"));
+    }
+    if path.file_name().is_none() || text.ends_with('/') || path.is_dir() {
+        return Err(Wrong::new(
+            "no path of a file",
+            "give for instance /run/probe-handler/admin.sock",
+        ));
+    }
+    Ok(path)
+}
+
+pub(super) fn scope(text: &str) -> Result<Scope, Wrong> {
+    match text {
+        "meshed" => Ok(Scope::Meshed),
+        "annotated" => Ok(Scope::Annotated),
+        "all" => Ok(Scope::All),
+        _ => Err(Wrong::new("no scope", "give meshed, annotated or all")),
+    }
+}
+
+pub(super) fn seconds(text: &str) -> Result<Duration, Wrong> {
+    number(text, DRAIN_SECONDS, "no whole number of seconds").map(Duration::from_secs)
+}
+
+pub(super) fn capacity(text: &str) -> Result<u32, Wrong> {
+    number(text, CAPACITY, "no such capacity")
+}
+
+fn number<T>(text: &str, range: RangeInclusive<T>, reason: &str) -> Result<T, Wrong>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    text.parse()
+        .ok()
+        .filter(|value| range.contains(value))
+        .ok_or_else(|| Wrong::new(reason, format!("give {} to {}", range.start(), range.end())))
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, Wrong> {
+    match text {
+        "auto" => Ok(LogFormat::Auto),
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(Wrong::new("no log format", "give auto, text or json")),
+    }
+}
+
+/// A bare word that is no level would be taken as a module, and silence all others.
+pub(super) fn log_filter(text: &str) -> Result<String, Wrong> {
+    const REMEDY: &str =
+        "give error, warn, info, debug, trace or off, and MODULE=LEVEL pairs after commas";
+    let is_pair = |directive: &str| directive.contains(['=', '[', ']', '{', '}']);
+    let is_level = |directive: &str| {
+        let lower = directive.trim().to_lowercase();
+        LEVELS.contains(&lower.as_str())
+    };
+    if let Some(bare) = text
+        .split(',')
+        .find(|directive| !is_pair(directive) && !is_level(directive))
+    {
+        return Err(Wrong::new(format!("{bare:?} is no level"), REMEDY));
+    }
+    match logging::parse_filter(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(Wrong::new(error.to_string(), REMEDY)),
+    }
+}

@@ -1,0 +1,188 @@
+//! From a command line to the configuration, or to all that is wrong with it.
+
+use clap::Parser;
+use probe_handler_common::maps::ENDPOINTS_CAPACITY;
+
+use super::*;
+
+#[derive(Parser)]
+struct Agent {
+    #[command(flatten)]
+    args: AgentArgs,
+}
+
+fn parse(flags: &[&str]) -> Result<AgentConfig, Mistakes> {
+    let argv = ["agent"].iter().chain(flags);
+    let Agent { args } = Agent::try_parse_from(argv).expect("clap takes any text");
+    args.try_into()
+}
+
+/// The mistakes' flags, with everything else as it should be.
+fn wrong(flags: &[&str]) -> Vec<&'static str> {
+    let pods = ["--pods", "dir:/"];
+    let flags: Vec<_> = pods.iter().chain(flags).copied().collect();
+    match parse(&flags) {
+        Ok(_) => Vec::new(),
+        Err(mistakes) => mistakes.0.iter().map(|mistake| mistake.flag).collect(),
+    }
+}
+
+#[test]
+fn the_source_of_pods_is_all_that_must_be_given() {
+    assert_eq!(
+        parse(&["--pods", "dir:/"]),
+        Ok(AgentConfig {
+            pods: PodSource::Dir("/".into()),
+            kubelet: KubeletConfig {
+                cgroup: None,
+                names: ["kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent"]
+                    .map(str::to_owned)
+                    .to_vec(),
+                allow_root_cgroup: false,
+            },
+            scope: Scope::Meshed,
+            handler_port: 0,
+            admin_addr: Some(([0, 0, 0, 0], 15026).into()),
+            admin_socket: DEFAULT_ADMIN_SOCKET.into(),
+            drain_timeout: Duration::from_secs(20),
+            log_format: LogFormat::Auto,
+            log: "info".to_owned(),
+            kernel_log: false,
+            endpoints_capacity: ENDPOINTS_CAPACITY,
+        })
+    );
+}
+
+#[test]
+fn everything_can_be_given() {
+    let config = parse(&[
+        "--pods=dir:/",
+        "--kubelet-name=kubelet",
+        "--kubelet-name=my-kubelet",
+        "--allow-root-cgroup",
+        "--scope=all",
+        "--handler-port=65535",
+        "--admin-addr=[::]:0",
+        "--admin-socket=admin.sock",
+        "--drain-timeout=0",
+        "--log-format=json",
+        "--log=info,probe_handler::handler=debug",
+        "--kernel-log=true",
+        "--endpoints-capacity=1",
+    ])
+    .expect("right");
+    assert_eq!(config.kubelet.names, ["kubelet", "my-kubelet"]);
+    assert!(config.kubelet.allow_root_cgroup && config.kernel_log);
+    assert_eq!(config.scope, Scope::All);
+    assert_eq!(config.handler_port, 65535);
+    assert_eq!(config.admin_addr, "[::]:0".parse().ok());
+    assert_eq!(config.drain_timeout, Duration::ZERO);
+    assert_eq!(config.log_format, LogFormat::Json);
+    assert_eq!(config.endpoints_capacity, 1);
+    let config = parse(&["--pods=dir:/", "--admin-addr=none"]).expect("right");
+    assert_eq!(config.admin_addr, None);
+}
+
+#[test]
+fn all_mistakes_are_reported_together() {
+    let mistakes = parse(&[
+        "--handler-port=70000",
+        "--scope=some",
+        "--admin-addr=15026",
+        "--drain-timeout=20s",
+        "--kubelet-cgroup=/proc",
+    ])
+    .expect_err("wrong");
+    assert_eq!(
+        mistakes.to_string(),
+        r#"probe-handler: 6 mistakes in the configuration:
+  --pods (or PROBE_HANDLER_PODS): needed, but not given; give dir:PATH, a directory of Pod manifests
+  --kubelet-cgroup (or PROBE_HANDLER_KUBELET_CGROUP) = "/proc": not in a cgroup2 file system; give the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it), or leave it out
+  --handler-port (or PROBE_HANDLER_HANDLER_PORT) = "70000": no port; give 0 (any free port) to 65535
+  --admin-addr (or PROBE_HANDLER_ADMIN_ADDR) = "15026": no IP:PORT; give for instance 0.0.0.0:15026 or [::]:15026, or none
+  --scope (or PROBE_HANDLER_SCOPE) = "some": no scope; give meshed, annotated or all
+  --drain-timeout (or PROBE_HANDLER_DRAIN_TIMEOUT) = "20s": no whole number of seconds; give 0 to 3600
+"#
+    );
+}
+
+#[test]
+fn each_value_is_checked() {
+    for (flag, value) in [
+        ("pods", "dir:"),
+        ("pods", "dir:/nonexistent"),
+        ("pods", "dir:/proc/self/status"),
+        ("pods", "/etc"),
+        ("pods", "kube"),
+        ("kubelet-cgroup", "/nonexistent"),
+        ("kubelet-cgroup", ""),
+        ("kubelet-name", ""),
+        ("kubelet-name", "/usr/bin/kubelet"),
+        ("kubelet-name", "kubelet, k3s"),
+        ("allow-root-cgroup", "yes"),
+        ("scope", "Meshed"),
+        ("handler-port", "65536"),
+        ("handler-port", "-1"),
+        ("handler-port", ""),
+        ("admin-addr", "localhost:15026"),
+        ("admin-addr", "0.0.0.0:65536"),
+        ("admin-socket", ""),
+        ("admin-socket", "/run/"),
+        ("admin-socket", "/proc"),
+        ("drain-timeout", "3601"),
+        ("drain-timeout", "-1"),
+        ("drain-timeout", "1.5"),
+        ("log-format", "yaml"),
+        ("log", "verbose"),
+        ("log", "info,handler"),
+        ("log", "handler=loud"),
+        ("log", ""),
+        ("kernel-log", "maybe"),
+        ("endpoints-capacity", "0"),
+        ("endpoints-capacity", "1048577"),
+    ] {
+        let given = format!("--{flag}={value}");
+        let flags = if flag == "pods" {
+            parse(&[&given]).map_or_else(
+                |mistakes| mistakes.0.iter().map(|mistake| mistake.flag).collect(),
+                |_| Vec::new(),
+            )
+        } else {
+            wrong(&[&given])
+        };
+        assert_eq!(flags, [flag], "{given}");
+    }
+}
+
+#[test]
+fn a_socket_path_has_at_most_107_bytes() {
+    let path = |length: usize| format!("--admin-socket={:x<length$}", "/");
+    assert_eq!(wrong(&[&path(107)]), [""; 0]);
+    assert_eq!(wrong(&[&path(108)]), ["admin-socket"]);
+}
+
+#[test]
+fn the_kubernetes_source_says_that_it_is_not_there_yet() {
+    let mistakes = parse(&["--pods=kube"]).expect_err("not yet");
+    let text = mistakes.to_string();
+    assert!(
+        text.contains("not built into this version yet; use dir:PATH"),
+        "{text}"
+    );
+}
+
+#[test]
+fn hostile_values_are_printed_escaped() {
+    let mistakes = parse(&["--pods=\u{1b}[2J"]).expect_err("wrong");
+    assert!(!mistakes.to_string().contains('\u{1b}'));
+}
+
+#[test]
+fn the_configuration_is_readable_json() {
+    let config = parse(&["--pods=dir:/"]).expect("right");
+    let value: serde_json::Value = serde_json::from_str(&config.to_json()).expect("JSON");
+    assert_eq!(value["pods"], "dir:/");
+    assert_eq!(value["scope"], "meshed");
+    assert_eq!(value["drain_timeout_seconds"], 20);
+    assert_eq!(value["admin_addr"], "0.0.0.0:15026");
+}

@@ -1,0 +1,133 @@
+//! The verb against a real admin server, and against none.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::cli::EXIT_FAILURE;
+use crate::observe::admin::Admin;
+use crate::observe::readiness::Readiness;
+use crate::observe::status::{KubeletStatus, Refusal, SourceStatus, State};
+
+fn status() -> Status {
+    Status {
+        version: "0.1.0".to_owned(),
+        pid: 1,
+        uptime_seconds: 0,
+        state: State::Serving,
+        pending: Vec::new(),
+        kubelet: KubeletStatus::default(),
+        hooks: Vec::new(),
+        refusal: Refusal::Eperm,
+        handler: Vec::new(),
+        counters: BTreeMap::new(),
+        source: SourceStatus {
+            kind: "dir:/pods".to_owned(),
+            problems: Vec::new(),
+        },
+        pods: Vec::new(),
+    }
+}
+
+fn args(socket: &Path) -> StatusArgs {
+    StatusArgs {
+        output: Format::Table,
+        admin_socket: socket.display().to_string(),
+        ready: false,
+        alive: false,
+    }
+}
+
+/// Calls `ask` from a thread of its own, as the command line would, while a daemon serves.
+async fn with_daemon<T: Send + 'static>(
+    readiness: Readiness,
+    ask: impl FnOnce(&Path) -> T + Send + 'static,
+) -> T {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let socket = dir.path().join("admin.sock");
+    let admin = Admin {
+        registry: Arc::new(Registry::default()),
+        readiness,
+        status: Arc::new(status),
+        config_json: "{}".to_owned(),
+    };
+    let bound = admin.bind(None, &socket).expect("bind");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(bound.serve(async {
+        let _ = stopped.await;
+    }));
+    let answer = tokio::task::spawn_blocking(move || ask(&socket)).await;
+    stop.send(()).expect("running");
+    server.await.expect("no panic");
+    answer.expect("no panic")
+}
+
+#[tokio::test]
+async fn the_daemons_state_arrives_whole() {
+    let (code, body) = with_daemon(Readiness::default(), |socket| {
+        client::get(socket, "/status")
+    })
+    .await
+    .expect("answer");
+    assert_eq!(code, StatusCode::OK);
+    let read: Status = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(read, status());
+}
+
+#[tokio::test]
+async fn the_exit_code_tells_readiness_and_life() {
+    let readiness = Readiness::default();
+    let _guard = readiness.block("hooks");
+    let (shown, ready, alive) = with_daemon(readiness, |socket| {
+        let ready = StatusArgs {
+            ready: true,
+            ..args(socket)
+        };
+        let alive = StatusArgs {
+            alive: true,
+            ..args(socket)
+        };
+        (run(&args(socket)), run(&ready), run(&alive))
+    })
+    .await;
+    assert_eq!(shown, ExitCode::SUCCESS);
+    assert_eq!(ready, EXIT_FAILURE.into());
+    assert_eq!(alive, ExitCode::SUCCESS);
+}
+
+#[test]
+fn without_a_daemon_the_words_are_clear() {
+    let path = Path::new("/nonexistent/admin.sock");
+    let text = client::get(path, "/status")
+        .expect_err("nobody there")
+        .to_string();
+    assert_eq!(
+        text,
+        "probe-handler is not running on this node, or listens elsewhere: cannot connect to \
+         /nonexistent/admin.sock: No such file or directory (os error 2); start it with \
+         'probe-handler agent', or give --admin-socket"
+    );
+    assert_eq!(run(&args(path)), EXIT_FAILURE.into());
+}
+
+#[test]
+fn something_that_is_no_daemon_is_told_apart() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("other.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    let other = std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = listener.accept().expect("accept");
+        let mut request = [0; 16];
+        let _ = stream.read(&mut request).expect("read");
+        stream.write_all(b"hello\n").expect("write");
+    });
+    let text = client::get(&path, "/status")
+        .expect_err("no HTTP")
+        .to_string();
+    assert!(text.starts_with("bad answer on "), "{text}");
+    other.join().expect("no panic");
+}

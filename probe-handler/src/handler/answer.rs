@@ -1,0 +1,94 @@
+//! How a connection with the kubelet ends.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long the kubelet has to hang up once it has our answer.
+const LINGER: Duration = Duration::from_secs(1);
+/// How many bytes it may still send meanwhile.
+const LINGER_BYTES: usize = 16 * 1024;
+
+/// Answers with `status` and nothing else, then waits for the kubelet to hang up: closing with unread
+/// bytes would reset the connection and could take the answer away from it.
+pub(super) async fn status(mut kubelet: TcpStream, status: u16) {
+    if kubelet.write_all(head(status).as_bytes()).await.is_err()
+        || kubelet.shutdown().await.is_err()
+    {
+        return;
+    }
+    let drained = async {
+        let mut scratch = [0; 512];
+        let mut left = LINGER_BYTES;
+        while let Ok(length @ 1..) = kubelet.read(&mut scratch).await {
+            left = left.saturating_sub(length);
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    let _ = timeout(LINGER, drained).await;
+}
+
+/// The whole answer.
+fn head(status: u16) -> String {
+    let phrase = StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or_default();
+    // RFC 9110, 8.6: no Content-Length with 1xx and 204; with 304 it would tell another length.
+    let length = match status {
+        100..200 | 204 | 304 => "",
+        _ => "Content-Length: 0\r\n",
+    };
+    format!("HTTP/1.1 {status} {phrase}\r\n{length}Connection: close\r\n\r\n")
+}
+
+/// Resets the connection: the kubelet sees a transport error.
+pub(super) fn reset(stream: TcpStream) {
+    // Where this fails the socket is gone already.
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
+}
+
+/// Returns when the kubelet has hung up. Whatever else it sends while it waits for an answer is dropped.
+pub(super) async fn hung_up(kubelet: &TcpStream) {
+    let mut scratch = [0; 512];
+    while kubelet.readable().await.is_ok() {
+        match kubelet.try_read(&mut scratch) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_a_status_and_no_body() {
+        for (status, expect) in [
+            (
+                200,
+                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            ),
+            (204, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"),
+            (
+                304,
+                "HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n",
+            ),
+            (
+                599,
+                "HTTP/1.1 599 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            ),
+        ] {
+            assert_eq!(head(status), expect);
+        }
+    }
+}

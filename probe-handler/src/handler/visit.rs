@@ -1,0 +1,203 @@
+//! A connection of the kubelet's to an endpoint of ours, from its first bytes to its end.
+
+use std::borrow::Cow;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::Handler;
+use super::answer::{self, reset};
+use super::classify::{Decision, decide};
+use super::early::EarlyDial;
+use super::pump::{pump, relay};
+use super::run::{bounded, deadline, expired};
+use super::table::{Endpoint, NativeRoutes, Route, Routes};
+use crate::check::http::HttpCheck;
+use crate::check::request::Request;
+use crate::check::verdict::Reason;
+use crate::check::{Finding, grpc, tcp};
+use crate::pods::model::Action;
+
+/// How long the kubelet has for its first bytes where no probe of the endpoint has a longer timeout.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long an app may go on with a spliced probe after the kubelet has hung up.
+const SPLICE_GRACE: Duration = Duration::from_secs(1);
+
+/// One connection.
+pub(super) struct Visit<'a> {
+    pub(super) handler: &'a Handler,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) kubelet: TcpStream,
+    /// What the kubelet has said so far.
+    pub(super) bytes: Vec<u8>,
+    /// When it was accepted.
+    pub(super) since: Instant,
+}
+
+impl<'a> Visit<'a> {
+    /// Serves it.
+    pub(super) async fn serve(mut self) {
+        let pod = &self.endpoint.pod;
+        let mut permit = None;
+        let mut early = EarlyDial::Idle;
+        // A visit that may be for TCP alone must not touch the app.
+        if let Routes::Native(NativeRoutes { tcp: None, .. }) = &self.endpoint.routes {
+            permit = pod.admit();
+            if permit.is_some() {
+                early = EarlyDial::start(&*pod.dialer, self.endpoint.address);
+            }
+        }
+        let Some(decision) = self.first_bytes(&mut early).await else {
+            if let Routes::Native(NativeRoutes { tcp: Some(tcp), .. }) = &self.endpoint.routes {
+                self.handler.connected(self.endpoint, tcp, self.since);
+            }
+            return;
+        };
+        match decision {
+            Decision::More | Decision::Relay => {
+                drop((early, permit));
+                debug!(address = %self.endpoint.address, "no declared probe: relayed");
+                self.handler.metrics.relayed("undeclared");
+                relay(self.kubelet, self.endpoint.address, &self.bytes).await;
+            }
+            Decision::Splice(route) => match permit.or_else(|| pod.admit()) {
+                Some(_permit) => self.splice(&route, early).await,
+                None => {
+                    self.conclude(&route, overloaded());
+                    reset(self.kubelet);
+                }
+            },
+            Decision::Check(route) => {
+                let finding = match permit.or_else(|| pod.admit()) {
+                    Some(_permit) => self.check(&route, early).await,
+                    None => overloaded(),
+                };
+                self.answer(&route, finding).await;
+            }
+        }
+    }
+
+    /// Reads until the bytes tell what the visit is for, or it is clear that they never will. None: the
+    /// kubelet hung up without a word.
+    async fn first_bytes(&mut self, early: &mut EarlyDial<'a>) -> Option<Decision> {
+        let patience = self.since + self.endpoint.routes.longest_timeout().max(PATIENCE);
+        loop {
+            let read = tokio::select! {
+                biased;
+                read = self.kubelet.read_buf(&mut self.bytes) => read,
+                never = early.progress() => match never {},
+                // Whoever waits for the other side to speak first is no probe.
+                () = expired(Some(patience)) => return Some(Decision::Relay),
+            };
+            match read {
+                Ok(1..) => match decide(&self.endpoint.routes, &self.bytes) {
+                    Decision::More => {}
+                    decision => return Some(decision),
+                },
+                _ if self.bytes.is_empty() => return None,
+                // Half-closed, maybe: what there was is relayed.
+                _ => return Some(Decision::Relay),
+            }
+        }
+    }
+
+    /// Executes the check of `route` for the request in `bytes`.
+    async fn check(&self, route: &Route, early: EarlyDial<'a>) -> Finding {
+        let deadline = deadline(route, self.since);
+        let dialer = &*self.endpoint.pod.dialer;
+        let visited = self.endpoint.address;
+        let address = SocketAddr::new(visited.ip(), route.action.port());
+        let check = async {
+            let Ok(Some(request)) = Request::parse(&self.bytes) else {
+                return Finding::failed(Reason::BadResponse, "the request is malformed");
+            };
+            match &route.action {
+                Action::Http { scheme, target, .. } => {
+                    let head = match &self.endpoint.routes {
+                        Routes::Native(_) => Cow::Borrowed(&self.bytes),
+                        Routes::Rewritten(_) => {
+                            Cow::Owned(request.rewritten(target, visited.port(), address.port()))
+                        }
+                    };
+                    let check = HttpCheck {
+                        dialer,
+                        address,
+                        scheme: *scheme,
+                        head: &head,
+                        hook: route.is_hook(),
+                    };
+                    check.run(early.finish(dialer, address).await).await
+                }
+                Action::Tcp { .. } => tcp::check(dialer, address).await,
+                Action::Grpc { service, .. } => {
+                    let agent = request.header("user-agent");
+                    grpc::check(dialer, address, service, agent, deadline).await
+                }
+            }
+        };
+        bounded(check, &self.kubelet, deadline).await
+    }
+
+    /// Notes what was found and tells the kubelet, if it still listens.
+    async fn answer(self, route: &Route, finding: Finding) {
+        let Finding { reason, status, .. } = finding;
+        self.conclude(route, finding);
+        if reason == Reason::Cancelled {
+            return;
+        }
+        // Any status would pass for success with a lifecycle hook.
+        if route.is_hook() && !reason.reached_app() {
+            reset(self.kubelet);
+        } else {
+            answer::status(self.kubelet, status).await;
+        }
+    }
+
+    /// Splices the kubelet and the app together.
+    async fn splice(mut self, route: &Route, early: EarlyDial<'a>) {
+        let dialer = &*self.endpoint.pod.dialer;
+        let dialled = tokio::select! {
+            biased;
+            dialled = early.finish(dialer, self.endpoint.address) => dialled,
+            () = expired(deadline(route, self.since)) => Err(io::ErrorKind::TimedOut.into()),
+        };
+        let mut app = match dialled {
+            Ok(app) => app,
+            Err(error) => {
+                self.conclude(route, Finding::dial(&error));
+                return reset(self.kubelet);
+            }
+        };
+        let spliced = match app.write_all(&self.bytes).await {
+            Ok(()) => pump(&mut self.kubelet, &mut app, Some(SPLICE_GRACE)).await,
+            Err(error) => Err(error),
+        };
+        let detail = match &spliced {
+            Ok(()) => String::new(),
+            Err(error) => format!("ended by: {error}"),
+        };
+        self.conclude(route, Finding::failed(Reason::Spliced, detail));
+        if spliced.is_err() {
+            reset(app);
+            reset(self.kubelet);
+        }
+    }
+
+    fn conclude(&self, route: &Route, finding: Finding) {
+        self.handler
+            .conclude(self.endpoint, route, finding, self.since);
+    }
+}
+
+fn overloaded() -> Finding {
+    Finding::failed(
+        Reason::Overloaded,
+        "more checks in flight than the pod may have",
+    )
+}

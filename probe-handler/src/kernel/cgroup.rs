@@ -1,0 +1,154 @@
+//! cgroup v2: where it is mounted, in which cgroup a process is.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// cgroup v2 can't be found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No mount of type cgroup2.
+    #[error(
+        "no cgroup2 file system is mounted: mount one (`mount -t cgroup2 none /sys/fs/cgroup/unified`) \
+         or boot with systemd.unified_cgroup_hierarchy=1; in a container, mount the node's \
+         /sys/fs/cgroup as a hostPath"
+    )]
+    NotMounted,
+    /// A file of /proc can't be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The process is in no cgroup of version 2.
+    #[error("process {pid} is in no cgroup v2 ({}: no line `0::`)", path.display())]
+    NoCgroup {
+        /// The process.
+        pid: u32,
+        /// The file read.
+        path: PathBuf,
+    },
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+}
+
+/// Where cgroup v2 is mounted: `/sys/fs/cgroup`, on a hybrid system `/sys/fs/cgroup/unified`.
+///
+/// # Errors
+/// [`Error::NotMounted`], [`Error::Read`].
+pub fn mount_point() -> Result<PathBuf, Error> {
+    mount_in(&read(Path::new("/proc/self/mountinfo"))?).ok_or(Error::NotMounted)
+}
+
+/// The mount point of cgroup v2 in the text of a mountinfo file (proc_pid_mountinfo(5)). A mount whose
+/// root is the hierarchy's own root is preferred: others (a container's) show only a part of it.
+fn mount_in(mountinfo: &str) -> Option<PathBuf> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        if after.split(' ').next()? != "cgroup2" {
+            return None;
+        }
+        let mut fields = before.split(' ').skip(3);
+        Some((fields.next()?, unescape(fields.next()?)))
+    });
+    let mut best: Option<(bool, PathBuf)> = None;
+    for (root, point) in mounts {
+        let whole = root == "/";
+        if best.as_ref().is_none_or(|(best_whole, _)| whole && !best_whole) {
+            best = Some((whole, PathBuf::from(point)));
+        }
+    }
+    best.map(|(_, point)| point)
+}
+
+/// Undoes the octal escapes of mountinfo (`\040` is a space).
+fn unescape(field: &str) -> String {
+    let mut out = Vec::with_capacity(field.len());
+    let bytes = field.as_bytes();
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let code = (byte == b'\\')
+            .then(|| bytes.get(at + 1..at + 4))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(code) => {
+                out.push(code);
+                at += 4;
+            }
+            None => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The cgroup v2 directory of process `pid`, given where cgroup v2 is mounted.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::NoCgroup`].
+pub fn of_process(pid: u32, mount_point: &Path) -> Result<PathBuf, Error> {
+    let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
+    match path_in(&read(&path)?) {
+        Some(cgroup) => Ok(mount_point.join(cgroup.trim_start_matches('/'))),
+        None => Err(Error::NoCgroup { pid, path }),
+    }
+}
+
+/// The path of line `0::` (cgroups(7)).
+fn path_in(cgroup: &str) -> Option<&str> {
+    cgroup.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+/// The processes in the cgroup at `path`, without those of its children.
+///
+/// # Errors
+/// [`Error::Read`].
+pub fn processes(path: &Path) -> Result<Vec<u32>, Error> {
+    Ok(read(&path.join("cgroup.procs"))?.lines().filter_map(|line| line.parse().ok()).collect())
+}
+
+/// The directory's identity: a cgroup made anew at the same path is another one.
+///
+/// # Errors
+/// Those of `stat`.
+pub fn identity(path: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(path)?.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_is_found_on_unified_and_hybrid_systems() {
+        let unified = "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(mount_in(unified), Some("/sys/fs/cgroup".into()));
+        let hybrid = "30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
+                      31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                      32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
+        assert_eq!(mount_in(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(mount_in("30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"), None);
+    }
+
+    #[test]
+    fn a_mount_of_the_whole_hierarchy_is_preferred() {
+        let container = "29 23 0:26 /kubepods/pod1 /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n\
+                         30 23 0:26 / /host/sys/fs/my\\040cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(mount_in(container), Some("/host/sys/fs/my cgroup".into()));
+    }
+
+    #[test]
+    fn the_v2_line_is_read_among_v1_lines() {
+        assert_eq!(path_in("12:cpu:/x\n0::/system.slice/kubelet.service\n"), Some("/system.slice/kubelet.service"));
+        assert_eq!(path_in("12:cpu:/x\n"), None);
+    }
+}

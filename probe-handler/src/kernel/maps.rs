@@ -1,0 +1,137 @@
+//! Our maps, from the daemon's side.
+
+use std::borrow::BorrowMut;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
+use parking_lot::Mutex;
+use probe_handler_common::address::SockAddr;
+use probe_handler_common::config::Config;
+use probe_handler_common::counters::Counter;
+use probe_handler_common::endpoint::EndpointValue;
+use probe_handler_common::flow::Flow;
+
+use crate::handler::flows::{AcceptedFlow, FlowState, Flows};
+
+/// Where the registry puts endpoints.
+pub trait EndpointWriter: Send {
+    /// Puts an endpoint, in place of what stood there.
+    ///
+    /// # Errors
+    /// The kernel's: the map is full, or out of memory.
+    fn put(&mut self, address: SocketAddr, value: EndpointValue) -> Result<(), MapError>;
+
+    /// Takes an endpoint away; one that is not there is no error.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn take(&mut self, address: SocketAddr) -> Result<(), MapError>;
+}
+
+/// `ENDPOINTS`.
+pub struct EndpointMap(pub(super) HashMap<MapData, SockAddr, EndpointValue>);
+
+impl EndpointMap {
+    /// How many endpoints the kernel holds.
+    ///
+    /// # Errors
+    /// Those of walking the map.
+    pub fn count(&self) -> Result<usize, MapError> {
+        self.0.keys().try_fold(0, |count, key| key.map(|_| count + 1))
+    }
+}
+
+impl EndpointWriter for EndpointMap {
+    fn put(&mut self, address: SocketAddr, value: EndpointValue) -> Result<(), MapError> {
+        self.0.insert(SockAddr::from(address), value, 0)
+    }
+
+    fn take(&mut self, address: SocketAddr) -> Result<(), MapError> {
+        remove(&mut self.0, &SockAddr::from(address)).map(|_| ())
+    }
+}
+
+/// `FLOWS`.
+pub struct FlowMap(pub(super) Mutex<HashMap<MapData, SockAddr, Flow>>);
+
+impl Flows for FlowMap {
+    fn take(&self, peer: SocketAddr) -> Option<AcceptedFlow> {
+        let key = SockAddr::from(peer);
+        let mut map = self.0.lock();
+        let flow = map.get(&key, 0).ok()?;
+        // Consumed on use: whoever gets this port next has to have a flow of their own. A flow that
+        // can't be consumed could serve twice, so it serves nobody.
+        if !remove(&mut *map, &key).unwrap_or(false) {
+            return None;
+        }
+        Some(AcceptedFlow {
+            original: flow.original.into(),
+            state: match monotonic_ns() {
+                Some(now) => flow.state(now),
+                None => FlowState::Stale,
+            },
+        })
+    }
+}
+
+/// `CONFIG`. Each change is written as a whole.
+#[derive(Clone)]
+pub struct ConfigMap(pub(super) Arc<Mutex<(Config, Array<MapData, Config>)>>);
+
+impl ConfigMap {
+    /// Changes the configuration of the programs.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn update(&self, change: impl FnOnce(&mut Config)) -> Result<(), MapError> {
+        let mut guard = self.0.lock();
+        let (config, map) = &mut *guard;
+        change(config);
+        map.set(0, *config, 0)
+    }
+
+    /// What the programs are told now.
+    pub fn get(&self) -> Config {
+        self.0.lock().0
+    }
+}
+
+/// `COUNTERS`.
+pub struct CounterMap(pub(super) PerCpuArray<MapData, u64>);
+
+impl CounterMap {
+    /// Sums over all CPUs, by [`Counter`]; 0 for one that can't be read.
+    pub fn read(&self) -> [u64; Counter::COUNT as usize] {
+        Counter::ALL.map(|counter| {
+            self.0
+                .get(&(counter as u32), 0)
+                .map(|values| values.iter().sum())
+                .unwrap_or_default()
+        })
+    }
+}
+
+/// Removes `key`; false when it was not there.
+fn remove<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<impl BorrowMut<MapData>, K, V>,
+    key: &K,
+) -> Result<bool, MapError> {
+    match map.remove(key) {
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(MapError::SyscallError(error)) if is_not_found(&error.io_error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_not_found(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOENT)
+}
+
+/// The clock of `bpf_ktime_get_ns`.
+fn monotonic_ns() -> Option<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).ok()?;
+    Some(u64::try_from(now.tv_sec()).ok()? * 1_000_000_000 + u64::try_from(now.tv_nsec()).ok()?)
+}

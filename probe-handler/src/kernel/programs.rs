@@ -1,0 +1,297 @@
+//! Our programs: loading them, tying them to the kubelet's cgroup, taking them off.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
+use aya::programs::sock_ops::SockOpsLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use parking_lot::Mutex;
+use probe_handler_common::config::Config;
+use probe_handler_common::{globals, maps, programs};
+
+use crate::kernel::maps::{ConfigMap, CounterMap, EndpointMap, FlowMap};
+
+/// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-handler.bpf.o"));
+
+/// Loading or attaching did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A development build without eBPF programs.
+    #[error(
+        "this binary was built without its eBPF programs: run `cargo xtask build-ebpf`, then build again"
+    )]
+    NoObject,
+    /// The object could not be read, or its maps not be made.
+    #[error("cannot load the eBPF object (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON or a privileged container are needed; `probe-handler preflight` tells which is missing)")]
+    Load(#[source] Box<EbpfError>),
+    /// The object lacks something that the daemon expects of it.
+    #[error("the eBPF object has no {what} {name}: daemon and object are of different versions; run `cargo xtask build-ebpf` and build again")]
+    Missing {
+        /// "program" or "map".
+        what: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// A map is of another shape than the daemon's types.
+    #[error("map {name} is not of the expected type")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// What aya says.
+        #[source]
+        source: aya::maps::MapError,
+    },
+    /// The kernel's verifier does not take a program.
+    #[error("the kernel refuses program {program}; `probe-handler preflight` tells what it lacks")]
+    Verify {
+        /// The program.
+        program: &'static str,
+        /// The kernel's error and the verifier's log.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The cgroup directory can't be opened.
+    #[error("cannot open the kubelet's cgroup {}", path.display())]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel does not attach a program there.
+    #[error("cannot attach {program} to {}{}", path.display(), hint(source))]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The cgroup.
+        path: PathBuf,
+        /// The kernel's error.
+        #[source]
+        source: Box<ProgramError>,
+    },
+}
+
+fn hint(error: &ProgramError) -> &'static str {
+    match error {
+        ProgramError::SyscallError(syscall)
+            if syscall.io_error.raw_os_error() == Some(libc::EPERM) =>
+        {
+            ": either CAP_NET_ADMIN is missing, or a program was attached to a parent cgroup by the \
+             legacy way without BPF_F_ALLOW_MULTI, which forbids programs below it; `bpftool cgroup \
+             tree` shows it, and its owner has to attach with BPF_F_ALLOW_MULTI"
+        }
+        _ => "",
+    }
+}
+
+/// How to load.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Most endpoints.
+    pub endpoints_capacity: u32,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { endpoints_capacity: maps::ENDPOINTS_CAPACITY }
+    }
+}
+
+/// The maps, each for the part of the daemon that needs it.
+pub struct Maps {
+    /// For the registry.
+    pub endpoints: EndpointMap,
+    /// For the handler.
+    pub flows: Arc<FlowMap>,
+    /// For whoever knows ports and the kubelet's process.
+    pub config: ConfigMap,
+    /// For metrics and `status`.
+    pub counters: Arc<CounterMap>,
+}
+
+/// The loaded programs and their attachments. Dropped: everything is gone from the kernel.
+pub struct Programs {
+    ebpf: Ebpf,
+    refuses_with_econnrefused: bool,
+    links: Vec<Attached>,
+    cgroup: Option<PathBuf>,
+}
+
+struct Attached {
+    program: &'static str,
+    _link: Link,
+}
+
+/// An attachment; dropped, it is gone from the kernel.
+#[expect(dead_code, reason = "held for its drop")]
+enum Link {
+    SockAddr(CgroupSockAddrLink),
+    SockOps(SockOpsLink),
+}
+
+/// Whether this build has its eBPF programs.
+pub fn built_in() -> bool {
+    !OBJECT.is_empty()
+}
+
+impl Programs {
+    /// Loads all programs and makes their maps. Attaches nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoObject`], [`Error::Load`], [`Error::Missing`], [`Error::Verify`].
+    pub fn load(options: &LoadOptions) -> Result<(Self, Maps), Error> {
+        if !built_in() {
+            return Err(Error::NoObject);
+        }
+        // Before Linux 5.11 maps are charged to this limit.
+        let _ = nix::sys::resource::setrlimit(
+            nix::sys::resource::Resource::RLIMIT_MEMLOCK,
+            nix::sys::resource::RLIM_INFINITY,
+            nix::sys::resource::RLIM_INFINITY,
+        );
+        // Found by trying, not by version: distributions carry features back.
+        match Self::load_with(options, true) {
+            Err(Error::Verify { .. }) => Self::load_with(options, false),
+            loaded => loaded,
+        }
+    }
+
+    fn load_with(options: &LoadOptions, set_retval: bool) -> Result<(Self, Maps), Error> {
+        let mut ebpf = EbpfLoader::new()
+            .override_global(globals::HAS_SET_RETVAL, &u8::from(set_retval), true)
+            .map_max_entries(maps::ENDPOINTS, options.endpoints_capacity)
+            .load(OBJECT)
+            .map_err(|error| Error::Load(Box::new(error)))?;
+        for program in programs::ATTACH_ORDER {
+            load_program(&mut ebpf, program)?;
+        }
+        let maps = Maps {
+            endpoints: EndpointMap(take_map(&mut ebpf, maps::ENDPOINTS)?),
+            flows: Arc::new(FlowMap(Mutex::new(take_map(&mut ebpf, maps::FLOWS)?))),
+            config: ConfigMap(Arc::new(Mutex::new((
+                Config::default(),
+                take_map(&mut ebpf, maps::CONFIG)?,
+            )))),
+            counters: Arc::new(CounterMap(take_map(&mut ebpf, maps::COUNTERS)?)),
+        };
+        let programs =
+            Self { ebpf, refuses_with_econnrefused: set_retval, links: Vec::new(), cgroup: None };
+        Ok((programs, maps))
+    }
+
+    /// Whether a refused connection sees ECONNREFUSED (else EPERM: this kernel has no
+    /// `bpf_set_retval` for connect programs).
+    pub fn refuses_with_econnrefused(&self) -> bool {
+        self.refuses_with_econnrefused
+    }
+
+    /// Attaches all programs to `cgroup`, in place of the cgroup they were attached to. The new
+    /// attachment stands before the old one goes.
+    ///
+    /// # Errors
+    /// [`Error::Cgroup`], [`Error::Attach`]; then the old attachment stands as it was.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
+        let directory = File::open(cgroup)
+            .map_err(|source| Error::Cgroup { path: cgroup.to_owned(), source })?;
+        let mut links = Vec::new();
+        for program in programs::ATTACH_ORDER {
+            let link = self.attach_program(program, &directory).map_err(|error| match error {
+                Ok(source) => {
+                    Error::Attach { program, path: cgroup.to_owned(), source: Box::new(source) }
+                }
+                Err(error) => error,
+            })?;
+            links.push(Attached { program, _link: link });
+        }
+        self.links = links;
+        self.cgroup = Some(cgroup.to_owned());
+        Ok(())
+    }
+
+    fn attach_program(
+        &mut self,
+        name: &'static str,
+        cgroup: &File,
+    ) -> Result<Link, Result<ProgramError, Error>> {
+        // A link to a cgroup always allows others beside it; the mode is for the legacy way.
+        let mode = CgroupAttachMode::Single;
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or(Err(Error::Missing { what: "program", name }))?;
+        let mut attach = || -> Result<Link, ProgramError> {
+            if name == programs::SOCK_OPS {
+                let program: &mut SockOps = program.try_into()?;
+                let id = program.attach(cgroup, mode)?;
+                Ok(Link::SockOps(program.take_link(id)?))
+            } else {
+                let program: &mut CgroupSockAddr = program.try_into()?;
+                let id = program.attach(cgroup, mode)?;
+                Ok(Link::SockAddr(program.take_link(id)?))
+            }
+        };
+        attach().map_err(Ok)
+    }
+
+    /// Takes the connect programs off: new connections go their own way from now on, while those
+    /// already redirected keep what identifies them.
+    pub fn detach_connect(&mut self) {
+        self.links.retain(|attached| {
+            !matches!(attached.program, programs::CONNECT4 | programs::CONNECT6)
+        });
+    }
+
+    /// Takes all programs off.
+    pub fn detach(&mut self) {
+        self.links.clear();
+        self.cgroup = None;
+    }
+
+    /// The programs now attached, and where.
+    pub fn attached(&self) -> (Vec<&'static str>, Option<&Path>) {
+        (self.links.iter().map(|link| link.program).collect(), self.cgroup.as_deref())
+    }
+
+    /// The kernel's id of each loaded program, for `bpftool prog show id`.
+    pub fn ids(&self) -> Vec<(&'static str, u32)> {
+        programs::ATTACH_ORDER
+            .into_iter()
+            .filter_map(|name| Some((name, self.ebpf.program(name)?.info().ok()?.id())))
+            .collect()
+    }
+
+    /// The kernel side's log: nothing unless `Config::verbose` is set.
+    ///
+    /// # Errors
+    /// Those of aya-log.
+    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
+        aya_log::EbpfLogger::init(&mut self.ebpf)
+    }
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
+    let program =
+        ebpf.program_mut(name).ok_or(Error::Missing { what: "program", name })?;
+    let load = || -> Result<(), ProgramError> {
+        if name == programs::SOCK_OPS {
+            <&mut SockOps>::try_from(program)?.load()
+        } else {
+            <&mut CgroupSockAddr>::try_from(program)?.load()
+        }
+    };
+    load().map_err(|source| Error::Verify { program: name, source: Box::new(source) })
+}
+
+fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error>
+where
+    M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(Error::Missing { what: "map", name })?;
+    M::try_from(map).map_err(|source| Error::Map { name, source })
+}

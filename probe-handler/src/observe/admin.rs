@@ -1,0 +1,326 @@
+//! The admin server: health, readiness, metrics and state, over TCP for the cluster and over a Unix
+//! socket for the command line on this node.
+//!
+//! One request per connection, a deadline for each, and a bound on how many there are at once, of
+//! which the oldest makes room: a client that dawdles delays nobody else.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::admin_socket::{self, SocketFile};
+use super::readiness::Readiness;
+use super::status::Status;
+
+/// How long a client may take to send its request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last in all.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once on each listener; one more, and the oldest is closed.
+const MAX_CONNECTIONS: usize = 64;
+/// How long requests in progress may take at shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// Between attempts to accept while the process has no descriptor left.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+const BACKLOG: i32 = 128;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// What the admin server tells.
+pub struct Admin {
+    /// Served at `/metrics`.
+    pub registry: Arc<Registry>,
+    /// Served at `/readyz`.
+    pub readiness: Readiness,
+    /// Served at `/status` and `/debug/status`; asked for on each request.
+    pub status: Arc<dyn Fn() -> Status + Send + Sync>,
+    /// Served at `/debug/config`.
+    pub config_json: String,
+}
+
+/// An admin server that listens.
+pub struct BoundAdmin {
+    admin: Arc<Admin>,
+    tcp: Option<(TcpListener, SocketAddr)>,
+    unix: UnixListener,
+    /// Removes the socket's file when dropped.
+    file: SocketFile,
+}
+
+/// Where a request came from.
+#[derive(Clone, Copy)]
+enum Peer {
+    /// Over the Unix socket, or over TCP from loopback.
+    Local,
+    /// From elsewhere: learns nothing about pods.
+    Remote,
+}
+
+/// A listener, with what is known about its clients.
+trait Accept: Send + Sync {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn accept_peer(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+}
+
+// === impl Accept ===
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept_peer(&self) -> io::Result<(TcpStream, Peer)> {
+        let (stream, peer) = self.accept().await?;
+        Ok((stream, Peer::from(peer.ip())))
+    }
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept_peer(&self) -> io::Result<(UnixStream, Peer)> {
+        let (stream, _) = self.accept().await?;
+        Ok((stream, Peer::Local))
+    }
+}
+
+// === impl Peer ===
+
+impl From<IpAddr> for Peer {
+    fn from(address: IpAddr) -> Self {
+        if address.to_canonical().is_loopback() {
+            Self::Local
+        } else {
+            Self::Remote
+        }
+    }
+}
+
+// === impl Admin ===
+
+impl Admin {
+    /// Listens on `tcp` (None: not over TCP; port 0: any free one), with SO_REUSEPORT so that the
+    /// daemon that takes over in an upgrade can listen too, and on the Unix socket at `socket`.
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The address or the socket is another process's, or may not be used; the message says what
+    /// to do.
+    pub fn bind(self, tcp: Option<SocketAddr>, socket: &Path) -> anyhow::Result<BoundAdmin> {
+        let tcp = tcp.map(bind_tcp).transpose()?;
+        let (unix, file) = admin_socket::bind(socket)?;
+        Ok(BoundAdmin {
+            admin: Arc::new(self),
+            tcp,
+            unix,
+            file,
+        })
+    }
+
+    fn respond(&self, method: &Method, path: &str, peer: Peer) -> Response<Full<Bytes>> {
+        let answer: fn(&Self) -> Response<Full<Bytes>> = match (path, peer) {
+            ("/healthz", _) => |_| reply(StatusCode::OK, TEXT, "ok\n"),
+            ("/readyz", _) => Self::readyz,
+            ("/metrics", _) => Self::metrics,
+            ("/status" | "/debug/status", Peer::Local) => Self::status,
+            ("/debug/config", Peer::Local) => {
+                |admin| reply(StatusCode::OK, JSON, admin.config_json.clone())
+            }
+            ("/status" | "/debug/status" | "/debug/config", Peer::Remote) => |_| {
+                reply(
+                    StatusCode::FORBIDDEN,
+                    TEXT,
+                    "only from this node's loopback\n",
+                )
+            },
+            _ => return reply(StatusCode::NOT_FOUND, TEXT, "not found\n"),
+        };
+        if method == Method::GET {
+            return answer(self);
+        }
+        let mut refusal = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET\n");
+        let _ = refusal
+            .headers_mut()
+            .insert(ALLOW, http::HeaderValue::from_static("GET"));
+        refusal
+    }
+
+    fn readyz(&self) -> Response<Full<Bytes>> {
+        let pending = self.readiness.pending();
+        if pending.is_empty() {
+            return reply(StatusCode::OK, TEXT, "ready\n");
+        }
+        let text = format!("not ready, waiting for:\n{}\n", pending.join("\n"));
+        reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            Ok(()) => reply(StatusCode::OK, OPEN_METRICS, text),
+            Err(error) => internal(&error),
+        }
+    }
+
+    fn status(&self) -> Response<Full<Bytes>> {
+        match serde_json::to_vec(&(self.status)()) {
+            Ok(json) => reply(StatusCode::OK, JSON, json),
+            Err(error) => internal(&error),
+        }
+    }
+}
+
+// === impl BoundAdmin ===
+
+impl BoundAdmin {
+    /// The TCP address listened on, with its real port.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().map(|(_, address)| *address)
+    }
+
+    /// The path of the Unix socket.
+    pub fn socket_path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Serves until `shutdown` is done, then finishes the requests in progress and removes the Unix
+    /// socket's file, if it is still ours.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        let Self {
+            admin,
+            tcp,
+            unix,
+            file,
+        } = self;
+        let (stop, stopped) = watch::channel(());
+        let over_tcp = async {
+            if let Some((listener, _)) = tcp {
+                accept_loop(Arc::clone(&admin), listener, stopped.clone()).await;
+            }
+        };
+        let over_unix = accept_loop(Arc::clone(&admin), unix, stopped.clone());
+        let stopping = async {
+            shutdown.await;
+            drop(stop);
+        };
+        let ((), (), ()) = tokio::join!(over_tcp, over_unix, stopping);
+        drop(file);
+    }
+}
+
+/// Serves each connection in a task of its own until `stopped`'s sender is dropped.
+async fn accept_loop<L: Accept>(admin: Arc<Admin>, listener: L, mut stopped: watch::Receiver<()>) {
+    let mut connections = JoinSet::new();
+    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept_peer() => accepted,
+            Some(_) = connections.join_next() => continue,
+            _ = stopped.changed() => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                oldest_first.retain(|connection| !connection.is_finished());
+                if oldest_first.len() >= MAX_CONNECTIONS
+                    && let Some(oldest) = oldest_first.pop_front()
+                {
+                    oldest.abort();
+                }
+                let connection = serve_connection(Arc::clone(&admin), stream, peer);
+                oldest_first.push_back(connections.spawn(connection));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the admin server cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+    let finish = async { while connections.join_next().await.is_some() {} };
+    // What is not done by then is aborted with the set.
+    let _ = tokio::time::timeout(SHUTDOWN_GRACE, finish).await;
+}
+
+async fn serve_connection<S>(admin: Arc<Admin>, stream: S, peer: Peer)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = admin.respond(request.method(), request.uri().path(), peer);
+        async { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "an admin client's connection failed"),
+        Err(_) => tracing::debug!("an admin client took too long and was cut off"),
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listen = || -> io::Result<(TcpListener, SocketAddr)> {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM.nonblocking(),
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from_std(socket.into())?;
+        let real = listener.local_addr()?;
+        Ok((listener, real))
+    };
+    listen().with_context(|| {
+        format!(
+            "cannot serve metrics and health on {address}; if another program has that port, \
+             give --admin-addr another one (or none)"
+        )
+    })
+}
+
+fn reply(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let _ = response
+        .headers_mut()
+        .insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+}
+
+fn internal(error: &dyn std::fmt::Display) -> Response<Full<Bytes>> {
+    let text = format!("{error}\n");
+    reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, text)
+}
+
+#[cfg(test)]
+mod tests;

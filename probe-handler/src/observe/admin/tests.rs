@@ -1,0 +1,286 @@
+//! The admin server over real sockets.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::observe::metrics::{Metrics, PREFIX};
+use crate::observe::status::{KubeletStatus, Refusal, SourceStatus, State};
+
+struct Running {
+    readiness: Readiness,
+    tcp: SocketAddr,
+    socket: PathBuf,
+    stop: oneshot::Sender<()>,
+    server: JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+fn status() -> Status {
+    Status {
+        version: "1.2.3".to_owned(),
+        pid: 7,
+        uptime_seconds: 1,
+        state: State::Serving,
+        pending: Vec::new(),
+        kubelet: KubeletStatus::default(),
+        hooks: Vec::new(),
+        refusal: Refusal::Econnrefused,
+        handler: Vec::new(),
+        counters: BTreeMap::new(),
+        source: SourceStatus {
+            kind: "dir:/pods".to_owned(),
+            problems: Vec::new(),
+        },
+        pods: Vec::new(),
+    }
+}
+
+fn admin(readiness: Readiness) -> Admin {
+    let mut registry = Registry::with_prefix(PREFIX);
+    let _ = Metrics::new(&mut registry);
+    Admin {
+        registry: Arc::new(registry),
+        readiness,
+        status: Arc::new(status),
+        config_json: r#"{"scope":"meshed"}"#.to_owned(),
+    }
+}
+
+fn start() -> Running {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let readiness = Readiness::default();
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let bound = admin(readiness.clone())
+        .bind(Some(any), &dir.path().join("admin.sock"))
+        .expect("bind");
+    let port = bound.tcp_address().expect("TCP").port();
+    let socket = bound.socket_path().to_owned();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(bound.serve(async {
+        let _ = stopped.await;
+    }));
+    Running {
+        readiness,
+        tcp: (Ipv4Addr::LOCALHOST, port).into(),
+        socket,
+        stop,
+        server,
+        _dir: dir,
+    }
+}
+
+/// Sends `request` and reads until the server closes.
+async fn talk(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.expect("write");
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await.expect("read");
+    answer
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n")
+}
+
+impl Running {
+    async fn over_tcp(&self, request: &str) -> String {
+        talk(
+            TcpStream::connect(self.tcp).await.expect("connect"),
+            request,
+        )
+        .await
+    }
+
+    async fn over_unix(&self, path: &str) -> String {
+        let stream = UnixStream::connect(&self.socket).await.expect("connect");
+        talk(stream, &get(path)).await
+    }
+}
+
+#[tokio::test]
+async fn health_readiness_and_metrics_are_served_on_both_listeners() {
+    let running = start();
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let tcp = running.over_tcp(&get(path)).await;
+        let unix = running.over_unix(path).await;
+        assert!(tcp.starts_with("HTTP/1.1 200 OK\r\n"), "{tcp}");
+        assert!(unix.starts_with("HTTP/1.1 200 OK\r\n"), "{unix}");
+    }
+    assert!(
+        running
+            .over_unix("/healthz")
+            .await
+            .ends_with("\r\n\r\nok\n")
+    );
+    let metrics = running.over_tcp(&get("/metrics")).await;
+    assert!(
+        metrics.contains("content-type: application/openmetrics-text; version=1.0.0"),
+        "{metrics}"
+    );
+    assert!(metrics.contains("probe_handler_build_info{"), "{metrics}");
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn readyz_names_what_is_pending_and_healthz_does_not_care() {
+    let running = start();
+    let guard = running.readiness.block("kubelet hooks attached");
+    let answer = running.over_tcp(&get("/readyz")).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.ends_with("kubelet hooks attached\n"), "{answer}");
+    assert!(running.over_tcp(&get("/healthz")).await.contains(" 200 OK"));
+    drop(guard);
+    assert!(running.over_tcp(&get("/readyz")).await.contains(" 200 OK"));
+    running.readiness.drain();
+    let answer = running.over_tcp(&get("/readyz")).await;
+    assert!(answer.contains(" 503 ") && answer.ends_with("draining\n"));
+}
+
+#[tokio::test]
+async fn state_and_configuration_are_for_local_clients() {
+    let running = start();
+    for answer in [
+        running.over_unix("/status").await,
+        running.over_tcp(&get("/debug/status")).await,
+    ] {
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let read: Status = serde_json::from_str(body).expect("JSON");
+        assert_eq!(read, status());
+    }
+    for answer in [
+        running.over_unix("/debug/config").await,
+        running.over_tcp(&get("/debug/config")).await,
+    ] {
+        assert!(answer.ends_with(r#"{"scope":"meshed"}"#), "{answer}");
+    }
+}
+
+#[test]
+fn remote_clients_learn_nothing_about_pods() {
+    let admin = admin(Readiness::default());
+    for path in ["/status", "/debug/status", "/debug/config"] {
+        let response = admin.respond(&Method::GET, path, Peer::Remote);
+        assert_eq!(response.status(), StatusCode::FORBIDDEN, "{path}");
+    }
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let response = admin.respond(&Method::GET, path, Peer::Remote);
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+    }
+}
+
+#[test]
+fn a_mapped_loopback_address_is_loopback_and_others_are_not() {
+    for (address, expected) in [
+        ("127.0.0.1", true),
+        ("127.9.9.9", true),
+        ("::1", true),
+        ("::ffff:127.0.0.1", true),
+        ("10.0.0.1", false),
+        ("::ffff:10.0.0.1", false),
+        ("fd00::1", false),
+    ] {
+        let address: IpAddr = address.parse().expect("address");
+        assert_eq!(
+            matches!(Peer::from(address), Peer::Local),
+            expected,
+            "{address}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_404_and_what_is_not_get_is_405() {
+    let running = start();
+    let answer = running.over_tcp(&get("/debug/pprof")).await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    let post = "POST /healthz HTTP/1.1\r\nHost: node\r\nContent-Length: 0\r\n\r\n";
+    let answer = running.over_tcp(post).await;
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    assert!(answer.contains("allow: GET\r\n"), "{answer}");
+    let answer = running.over_tcp("nonsense\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test]
+async fn any_number_of_silent_clients_leaves_room_for_one_that_asks() {
+    let running = start();
+    let mut silent = Vec::new();
+    for _ in 0..2 * MAX_CONNECTIONS {
+        let mut stream = TcpStream::connect(running.tcp).await.expect("connect");
+        stream.write_all(b"GET /heal").await.expect("write");
+        silent.push(stream);
+    }
+    assert!(running.over_tcp(&get("/healthz")).await.contains(" 200 OK"));
+    // The oldest had to make room, long before its own time was over; the newest did not.
+    let mut byte = [0];
+    let closed = tokio::time::timeout(HEADER_TIMEOUT / 2, silent[0].read(&mut byte)).await;
+    assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
+    let newest = silent[2 * MAX_CONNECTIONS - 1].try_read(&mut byte);
+    let open = matches!(&newest, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+    assert!(open, "{newest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_finishes_its_head_is_cut_off() {
+    let (client, server) = tokio::io::duplex(1024);
+    let admin = Arc::new(admin(Readiness::default()));
+    let serving = tokio::spawn(serve_connection(admin, server, Peer::Local));
+    let (mut reader, mut writer) = tokio::io::split(client);
+    writer.write_all(b"GET /healthz HTT").await.expect("write");
+    let started = tokio::time::Instant::now();
+    let mut answer = Vec::new();
+    let _ = reader.read_to_end(&mut answer).await.expect("closed");
+    serving.await.expect("no panic");
+    assert!(started.elapsed() <= HEADER_TIMEOUT + Duration::from_secs(1));
+    assert!(!answer.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_reads_its_answer_is_cut_off() {
+    // A pipe of one byte: the answer does not fit.
+    let (mut client, server) = tokio::io::duplex(1);
+    let admin = Arc::new(admin(Readiness::default()));
+    let serving = tokio::spawn(serve_connection(admin, server, Peer::Local));
+    client
+        .write_all(get("/healthz").as_bytes())
+        .await
+        .expect("write");
+    let started = tokio::time::Instant::now();
+    serving.await.expect("no panic");
+    assert_eq!(started.elapsed().as_secs(), CONNECTION_TIMEOUT.as_secs());
+}
+
+#[tokio::test]
+async fn two_daemons_share_the_port_but_nobody_elses() {
+    let running = start();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let shared = SocketAddr::from((Ipv4Addr::UNSPECIFIED, running.tcp.port()));
+    let second = admin(Readiness::default()).bind(Some(shared), &dir.path().join("second.sock"));
+    assert_eq!(second.expect("shared").tcp_address(), Some(shared));
+
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let taken = other.local_addr().expect("address");
+    let error = admin(Readiness::default())
+        .bind(Some(taken), &dir.path().join("third.sock"))
+        .err()
+        .expect("taken");
+    let text = format!("{error:#}");
+    assert!(text.contains(&taken.to_string()), "{text}");
+    assert!(text.contains("--admin-addr"), "{text}");
+    assert!(!dir.path().join("third.sock").exists());
+}
+
+#[tokio::test]
+async fn shutdown_finishes_and_removes_the_socket() {
+    let running = start();
+    assert!(running.socket.exists());
+    running.stop.send(()).expect("running");
+    running.server.await.expect("no panic");
+    assert!(!running.socket.exists());
+    assert!(TcpStream::connect(running.tcp).await.is_err());
+}

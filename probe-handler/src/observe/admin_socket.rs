@@ -1,0 +1,196 @@
+//! The admin server's Unix socket: its file, whose it is, and who may use it.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::UnixListener;
+
+const DIRECTORY_MODE: u32 = 0o755;
+/// Whoever can connect learns about all pods of the node: root only.
+const SOCKET_MODE: u32 = 0o600;
+const BACKLOG: i32 = 128;
+
+/// The socket's file, removed when dropped, if it is still the one we made.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+/// Listens on a Unix socket at `path`, in place of one that nobody answers on.
+///
+/// # Errors
+/// Another daemon answers there, `path` is no socket, or it can't be made.
+pub fn bind(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
+    clear_the_way(path)?;
+    listen(path).with_context(|| {
+        format!(
+            "cannot listen on the admin socket {}; give --admin-socket a path that can be written",
+            path.display()
+        )
+    })
+}
+
+/// Makes the parent directory, and removes a socket that nobody answers on.
+fn clear_the_way(path: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    if let Some(parent) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(parent)
+            .with_context(|| {
+                format!("cannot make the directory of the admin socket {shown}; give --admin-socket another path")
+            })?;
+    }
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot look at the admin socket {shown}"));
+        }
+    };
+    if !metadata.file_type().is_socket() {
+        bail!("{shown} exists and is no socket: give --admin-socket another path");
+    }
+    match try_connect(path) {
+        // A full backlog is somebody's too.
+        Ok(()) => bail!("another daemon answers on {shown}: give this one --admin-socket"),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            bail!("another daemon answers on {shown}: give this one --admin-socket")
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {shown}"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| {
+            format!("cannot tell whether another daemon answers on {shown}; give --admin-socket another path")
+        }),
+    }
+}
+
+fn try_connect(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.connect(&SockAddr::unix(path)?)
+}
+
+fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let metadata = fs::symlink_metadata(path)?;
+    let file = SocketFile {
+        path: path.to_owned(),
+        identity: (metadata.dev(), metadata.ino()),
+    };
+    // Before `listen`: until then nobody can connect, whatever the mode.
+    fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
+    socket.listen(BACKLOG)?;
+    Ok((UnixListener::from_std(socket.into())?, file))
+}
+
+// === impl SocketFile ===
+
+impl SocketFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the admin socket");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(result: anyhow::Result<(UnixListener, SocketFile)>) -> String {
+        let error = result.expect_err("bind must fail");
+        format!("{error:#}")
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_for_root_only_and_its_directory_is_made() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("a/b/admin.sock");
+        let (_listener, file) = bind(&path).expect("bind");
+        let mode = |path: &Path| fs::metadata(path).expect("metadata").mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().expect("parent")) & 0o022, 0);
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("admin.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("bind"));
+        assert!(path.exists(), "the standard library leaves the file behind");
+        let (_listener, _file) = bind(&path).expect("a stale socket is replaced");
+        let text = message(bind(&path));
+        assert!(text.contains("another daemon answers on"), "{text}");
+        assert!(text.contains("--admin-socket"), "{text}");
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_with_a_full_backlog_is_live() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("admin.sock");
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).expect("socket");
+        let address = SockAddr::unix(&path).expect("address");
+        socket.bind(&address).expect("bind");
+        socket.listen(0).expect("listen");
+        let _queued = std::os::unix::net::UnixStream::connect(&path).expect("connect");
+        assert_eq!(
+            try_connect(&path).expect_err("the backlog is full").kind(),
+            io::ErrorKind::WouldBlock
+        );
+        let text = message(bind(&path));
+        assert!(text.contains("another daemon answers on"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_never_removed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("admin.sock");
+        fs::write(&path, "precious").expect("write");
+        let text = message(bind(&path));
+        assert!(text.contains("is no socket"), "{text}");
+        assert_eq!(fs::read_to_string(&path).expect("read"), "precious");
+    }
+
+    #[tokio::test]
+    async fn a_path_that_cannot_be_written_says_so() {
+        let text = message(bind(Path::new("/proc/none/admin.sock")));
+        assert!(text.contains("/proc/none/admin.sock"), "{text}");
+        assert!(text.contains("--admin-socket"), "{text}");
+        let long = format!("/tmp/{}", "x".repeat(120));
+        let text = message(bind(Path::new(&long)));
+        assert!(text.contains("--admin-socket"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn another_daemons_socket_is_left_behind() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("admin.sock");
+        let (_listener, file) = bind(&path).expect("bind");
+        fs::rename(&path, dir.path().join("old")).expect("rename");
+        let _other = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+        drop(file);
+        assert!(path.exists(), "the successor's socket must stay");
+    }
+}

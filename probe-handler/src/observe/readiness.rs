@@ -1,0 +1,163 @@
+//! Ready when nobody objects: whoever the daemon can't work without holds a named guard until it
+//! is there, and takes it again when it goes away.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+/// Where the daemon is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Has not been ready yet.
+    Starting,
+    /// Has been ready; a guard taken again since is listed as pending.
+    Serving,
+    /// Was told to stop and finishes what it has.
+    Draining,
+}
+
+impl State {
+    /// Name in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Shared by all who can object. Clones are handles to the same readiness.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    /// Name to the number of guards that hold it.
+    held: BTreeMap<String, usize>,
+    was_ready: bool,
+    draining: bool,
+}
+
+/// Objects to readiness until dropped.
+#[must_use = "dropped at once, it blocks nothing"]
+pub struct BlockReady {
+    name: String,
+    readiness: Readiness,
+}
+
+// === impl Readiness ===
+
+impl Readiness {
+    /// Not ready until the guard is dropped. `name` is shown to operators: say what is awaited
+    /// (`kubelet hooks attached`).
+    pub fn block(&self, name: impl Into<String>) -> BlockReady {
+        let name = name.into();
+        *self.0.lock().held.entry(name.clone()).or_default() += 1;
+        BlockReady {
+            name,
+            readiness: self.clone(),
+        }
+    }
+
+    /// Not ready any more, for good.
+    pub fn drain(&self) {
+        self.0.lock().draining = true;
+    }
+
+    /// What is awaited, in alphabetical order, `draining` last; empty when ready.
+    pub fn pending(&self) -> Vec<String> {
+        let inner = self.0.lock();
+        let draining = inner.draining.then(|| "draining".to_owned());
+        inner.held.keys().cloned().chain(draining).collect()
+    }
+
+    /// Where the daemon is in its life.
+    pub fn state(&self) -> State {
+        let inner = self.0.lock();
+        if inner.draining {
+            State::Draining
+        } else if inner.was_ready || inner.held.is_empty() {
+            State::Serving
+        } else {
+            State::Starting
+        }
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Readiness").field(&self.pending()).finish()
+    }
+}
+
+// === impl BlockReady ===
+
+impl Drop for BlockReady {
+    fn drop(&mut self) {
+        let mut inner = self.readiness.0.lock();
+        if let Some(count) = inner.held.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                let _ = inner.held.remove(&self.name);
+            }
+        }
+        inner.was_ready |= inner.held.is_empty();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_when_the_last_guard_is_dropped() {
+        let readiness = Readiness::default();
+        let hooks = readiness.block("hooks");
+        let pods = readiness.block("pods");
+        assert_eq!(readiness.pending(), ["hooks", "pods"]);
+        assert_eq!(readiness.state(), State::Starting);
+        drop(hooks);
+        assert_eq!(readiness.pending(), ["pods"]);
+        assert_eq!(readiness.state(), State::Starting);
+        drop(pods);
+        assert!(readiness.pending().is_empty());
+        assert_eq!(readiness.state(), State::Serving);
+    }
+
+    #[test]
+    fn a_guard_taken_again_makes_it_not_ready_but_serving_still() {
+        let readiness = Readiness::default();
+        drop(readiness.block("hooks"));
+        let again = readiness.block("hooks");
+        assert_eq!(readiness.pending(), ["hooks"]);
+        assert_eq!(readiness.state(), State::Serving);
+        drop(again);
+        assert!(readiness.pending().is_empty());
+    }
+
+    #[test]
+    fn two_guards_of_one_name_must_both_go() {
+        let readiness = Readiness::default();
+        let (first, second) = (readiness.block("hooks"), readiness.block("hooks"));
+        drop(first);
+        assert_eq!(readiness.pending(), ["hooks"]);
+        drop(second);
+        assert!(readiness.pending().is_empty());
+    }
+
+    #[test]
+    fn draining_is_never_ready() {
+        let readiness = Readiness::default();
+        let guard = readiness.block("hooks");
+        readiness.drain();
+        assert_eq!(readiness.pending(), ["hooks", "draining"]);
+        drop(guard);
+        assert_eq!(readiness.pending(), ["draining"]);
+        assert_eq!(readiness.state(), State::Draining);
+    }
+}

@@ -1,0 +1,354 @@
+//! What `probe-handler status` shows: the daemon's answer to `GET /status`, as JSON.
+//!
+//! Names of ways, meshes, reasons and outcomes are text here, not the daemon's enums, so that the
+//! command line of one version can read the daemon of another. Times are ages, so that a changed
+//! clock can't lie.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use probe_handler_common::counters::Counter;
+use serde::{Deserialize, Serialize};
+
+pub use super::readiness::State;
+use crate::handler::table::{Endpoint, Route, Routes};
+use crate::pods::model::{Action, PodId};
+
+/// The whole state of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Where it is in its life.
+    pub state: State,
+    /// What it waits for: names of readiness guards.
+    pub pending: Vec<String>,
+    /// The kubelet it serves.
+    pub kubelet: KubeletStatus,
+    /// Its programs.
+    pub hooks: Vec<HookStatus>,
+    /// How a closed port is refused in the kernel.
+    pub refusal: Refusal,
+    /// Where the handler listens.
+    pub handler: Vec<SocketAddr>,
+    /// The kernel side's counters, see [`counters`].
+    pub counters: BTreeMap<String, u64>,
+    /// Where pods come from.
+    pub source: SourceStatus,
+    /// The pods it serves, or would, in the order in which they are to be shown.
+    pub pods: Vec<PodStatus>,
+}
+
+/// The kubelet, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubeletStatus {
+    /// Process names looked for.
+    pub names: Vec<String>,
+    /// The process found.
+    pub pid: Option<u32>,
+    /// Its cgroup2 directory.
+    pub cgroup: Option<String>,
+    /// Whether all programs are attached there.
+    pub attached: bool,
+    /// Milliseconds since they were last attached.
+    pub attached_age_ms: Option<u64>,
+    /// Process id to which the programs confine themselves, where the cgroup is shared.
+    pub process_filter: Option<u32>,
+    /// Other processes in the kubelet's cgroup.
+    pub shared_with: u32,
+}
+
+/// One eBPF program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookStatus {
+    /// Its name in the object (`connect4`).
+    pub program: String,
+    /// Whether it is attached.
+    pub attached: bool,
+    /// The kernel's id of the loaded program, as `bpftool prog` shows it.
+    pub program_id: Option<u32>,
+}
+
+/// The error with which `connect()` to a closed port fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Refusal {
+    /// As without us; needs `bpf_set_retval` (Linux 6.0).
+    Econnrefused,
+    /// What older kernels can do.
+    Eperm,
+}
+
+impl Refusal {
+    /// The errno's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Econnrefused => "ECONNREFUSED",
+            Self::Eperm => "EPERM",
+        }
+    }
+}
+
+/// The source of pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// As given with `--pods`.
+    pub kind: String,
+    /// What could not be understood or read; the rest works.
+    pub problems: Vec<String>,
+}
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStatus {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// UID under which the kubelet knows it.
+    pub uid: String,
+    /// [`crate::pods::model::Mesh::name`].
+    pub mesh: String,
+    /// Addresses at which it is served.
+    pub addresses: Vec<IpAddr>,
+    /// Its network namespace.
+    pub netns: NetnsStatus,
+    /// Whether the in-pod dial was seen to pass the mesh's rules.
+    pub canary: CanaryStatus,
+    /// Probes that are none of our business.
+    pub left_alone: Vec<LeftAlone>,
+    /// Probes that we serve.
+    pub probes: Vec<ProbeStatus>,
+}
+
+/// A pod's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetnsStatus {
+    /// Found.
+    Known {
+        /// Inode of the namespace, as `lsns` shows it.
+        inode: u64,
+        /// Its id as seen from the kubelet's namespace, as `ip netns list-id` shows it.
+        nsid: Option<i32>,
+    },
+    /// Not yet; why.
+    Pending(String),
+}
+
+/// Result of the canary dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CanaryState {
+    /// Not tried yet: before the mesh's own listener is up a dial proves nothing.
+    Pending,
+    /// Refused, as it must be where nobody listens.
+    Passed,
+    /// Accepted: some rule captures our dials. The pod is left alone until one passes.
+    Failed,
+}
+
+impl CanaryState {
+    /// Name in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The canary dial of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryStatus {
+    /// Its result.
+    pub state: CanaryState,
+    /// For people.
+    pub detail: String,
+    /// Milliseconds since it was tried.
+    pub checked_age_ms: Option<u64>,
+}
+
+/// A probe we leave alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftAlone {
+    /// Container that declares it.
+    pub container: String,
+    /// [`crate::pods::model::ProbeKind::name`].
+    pub probe: String,
+    /// Why.
+    pub why: String,
+}
+
+/// A probe we serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeStatus {
+    /// Container that declares it; several, joined with `+`, where they declare the same check.
+    pub container: String,
+    /// Likewise.
+    pub probe: String,
+    /// [`crate::pods::model::Way::name`].
+    pub way: String,
+    /// `http`, `https`, `tcp`, `grpc`.
+    pub protocol: String,
+    /// The app's port.
+    pub port: u16,
+    /// HTTP: path and query.
+    pub target: Option<String>,
+    /// gRPC: the service asked for, where one is.
+    pub service: Option<String>,
+    /// The probe's own timeout; lifecycle hooks have none.
+    pub timeout_ms: Option<u64>,
+    /// The last verdict.
+    pub last: Option<LastVerdict>,
+    /// Verdicts so far that the kubelet takes as success.
+    pub success: u64,
+    /// As failure.
+    pub failure: u64,
+    /// Not known to us: spliced, or the kubelet hung up.
+    pub unknown: u64,
+}
+
+/// The last verdict on a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastVerdict {
+    /// [`crate::check::verdict::Outcome::name`].
+    pub outcome: String,
+    /// The status code the kubelet got.
+    pub status: u16,
+    /// [`crate::check::verdict::Reason::name`].
+    pub reason: String,
+    /// For people.
+    pub detail: String,
+    /// Microseconds from accepting the kubelet's connection to the verdict.
+    pub latency_us: u64,
+    /// Milliseconds since.
+    pub age_ms: u64,
+}
+
+// === impl PodStatus ===
+
+impl PodStatus {
+    /// Why the pod is not served at present, if it is not.
+    pub fn trouble(&self) -> Option<String> {
+        match (&self.netns, self.canary.state) {
+            (NetnsStatus::Pending(why), _) => Some(format!("no network namespace yet: {why}")),
+            (_, CanaryState::Failed) => Some(format!("canary failed: {}", self.canary.detail)),
+            _ => None,
+        }
+    }
+}
+
+// === impl ProbeStatus ===
+
+impl ProbeStatus {
+    /// The row of `route`, aged at `now`.
+    pub fn new(route: &Route, now: SystemTime) -> Self {
+        let (target, service) = match &route.action {
+            Action::Http { target, .. } => (Some(target.clone()), None),
+            Action::Grpc { service, .. } if !service.is_empty() => (None, Some(service.clone())),
+            Action::Grpc { .. } | Action::Tcp { .. } => (None, None),
+        };
+        let (success, failure, unknown) = route.stats.counts();
+        let last = route.stats.last().map(|(at, verdict)| LastVerdict {
+            outcome: verdict.outcome(route.is_hook()).name().to_owned(),
+            status: verdict.status,
+            reason: verdict.reason.name().to_owned(),
+            detail: verdict.detail,
+            latency_us: whole(verdict.latency.as_micros()),
+            // The clock may have been set back since.
+            age_ms: whole(now.duration_since(at).unwrap_or_default().as_millis()),
+        });
+        Self {
+            container: route.container_label(),
+            probe: route.kind_label(),
+            way: route.way.name().to_owned(),
+            protocol: route.action.protocol().to_owned(),
+            port: route.action.port(),
+            target,
+            service,
+            timeout_ms: route.timeout.map(|timeout| whole(timeout.as_millis())),
+            last,
+            success,
+            failure,
+            unknown,
+        }
+    }
+}
+
+/// The kernel side's counters by name, from their values by [`Counter`]'s index.
+pub fn counters(values: [u64; Counter::COUNT as usize]) -> BTreeMap<String, u64> {
+    Counter::ALL
+        .iter()
+        .zip(values)
+        .map(|(counter, value)| (counter.name().to_owned(), value))
+        .collect()
+}
+
+/// The rows of each pod among `endpoints`, aged at `now`: one for each route, however many
+/// addresses of the pod it is served at, in an order that does not change between calls.
+pub fn probe_rows(
+    endpoints: &[Arc<Endpoint>],
+    now: SystemTime,
+) -> HashMap<PodId, Vec<ProbeStatus>> {
+    let mut routes: HashMap<PodId, Vec<&Arc<Route>>> = HashMap::new();
+    for endpoint in endpoints {
+        let seen = routes.entry(endpoint.pod.id.clone()).or_default();
+        for route in routes_of(&endpoint.routes) {
+            if !seen.iter().any(|known| Arc::ptr_eq(known, route)) {
+                seen.push(route);
+            }
+        }
+    }
+    routes
+        .into_iter()
+        .map(|(pod, routes)| {
+            let mut rows: Vec<_> = routes
+                .into_iter()
+                .map(|route| ProbeStatus::new(route, now))
+                .collect();
+            rows.sort_by(|a, b| order(a).cmp(&order(b)));
+            (pod, rows)
+        })
+        .collect()
+}
+
+fn order(row: &ProbeStatus) -> (&str, &str, u16, &str, Option<&str>, &str) {
+    let target = row.target.as_deref().or(row.service.as_deref());
+    (
+        &row.container,
+        &row.probe,
+        row.port,
+        &row.protocol,
+        target,
+        &row.way,
+    )
+}
+
+fn routes_of(routes: &Routes) -> Vec<&Arc<Route>> {
+    match routes {
+        Routes::Rewritten(originals) => originals.values().collect(),
+        Routes::Native(native) => native
+            .http
+            .values()
+            .flat_map(|http| [&http.probe, &http.hook])
+            .chain([&native.tcp, &native.https, &native.grpc])
+            .flatten()
+            .collect(),
+    }
+}
+
+/// `Duration`'s wide integers, of which 64 bits last for 500,000 years.
+fn whole(value: u128) -> u64 {
+    u64::try_from(value).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

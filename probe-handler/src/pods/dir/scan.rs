@@ -1,0 +1,279 @@
+//! Reading a directory of manifests: each file once per change, all of them put together.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::pods::manifest::{self, Syntax};
+use crate::pods::mesh::annotation;
+use crate::pods::scope::Selection;
+use crate::pods::understand::{NotServed, Understood, understand};
+
+/// Annotation with the path of the pod's network namespace; honoured in manifests of a directory only.
+pub const NETNS: &str = "probe-handler.io/netns";
+/// Larger manifest files are not read, bytes.
+pub const MAX_FILE_LEN: u64 = 4 << 20;
+/// A file written that recently may change again without its time stamp moving on: the kernel's
+/// clock for files ticks every 1 to 10 ms.
+const RACY: Duration = Duration::from_millis(100);
+
+/// Tells one file or directory from another that took its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    dev: u64,
+    ino: u64,
+}
+
+impl Identity {
+    /// That of what is at `path`, symlinks followed.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        fs::metadata(path).map(|metadata| Self::from(&metadata))
+    }
+}
+
+impl From<&Metadata> for Identity {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+        }
+    }
+}
+
+/// Tells whether a file has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    identity: Identity,
+    len: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            identity: metadata.into(),
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// What a scan found.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// All pods, in the order of file names and documents, none twice.
+    pub pods: Vec<Understood>,
+    /// All problems, each beginning with the name of its file.
+    pub problems: Vec<String>,
+    /// How many files had to be read.
+    pub read: usize,
+}
+
+/// Scans a directory again and again.
+pub struct Scanner {
+    path: PathBuf,
+    selection: Selection,
+    files: BTreeMap<OsString, Parsed>,
+}
+
+/// A file as last read.
+#[derive(Default)]
+struct Parsed {
+    /// None: read it again next time.
+    stamp: Option<Stamp>,
+    /// Each with its place in the file.
+    pods: Vec<(String, Understood)>,
+    problems: Vec<String>,
+}
+
+impl Scanner {
+    /// A scanner of `path` that has not looked yet.
+    pub fn new(path: PathBuf, selection: Selection) -> Self {
+        Self {
+            path,
+            selection,
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// Looks at the directory, reading what has changed since the last time.
+    ///
+    /// # Errors
+    /// Those of reading the directory itself; what was known before is kept.
+    pub fn scan(&mut self) -> io::Result<Scan> {
+        let mut files = BTreeMap::new();
+        let mut read = 0;
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            let Some(syntax) = syntax_of(Path::new(&name)) else {
+                continue;
+            };
+            let path = self.path.join(&name);
+            let unchanged = self.files.get(&name).and_then(|old| old.stamp);
+            match fs::metadata(&path) {
+                Ok(metadata) if unchanged == Some(Stamp::from(&metadata)) => {
+                    // Moved only once all is read: an error on the way must not lose it.
+                    let _ = files.insert(name, None);
+                    continue;
+                }
+                // Gone since the directory was listed; a dangling symlink is still there.
+                Err(_) if fs::symlink_metadata(&path).is_err() => continue,
+                _ => {}
+            }
+            read += 1;
+            let parsed = self.parse(&path, syntax);
+            let _ = files.insert(name, Some(parsed));
+        }
+        self.files = files
+            .into_iter()
+            .filter_map(|(name, parsed)| {
+                let parsed = parsed.or_else(|| self.files.remove(&name))?;
+                Some((name, parsed))
+            })
+            .collect();
+        Ok(self.put_together(read))
+    }
+
+    fn parse(&self, path: &Path, syntax: Syntax) -> Parsed {
+        let mut parsed = Parsed::default();
+        match read(path) {
+            Ok((text, stamp)) => {
+                let manifest = manifest::parse(&text, syntax);
+                parsed.stamp = stamp;
+                parsed.problems = manifest.problems;
+                for (place, pod) in manifest.pods {
+                    self.add(place, &pod, &mut parsed);
+                }
+            }
+            Err(problem) => parsed.problems.push(problem),
+        }
+        parsed
+    }
+
+    fn add(&self, place: String, pod: &Pod, parsed: &mut Parsed) {
+        let mut understood = understand(pod, &self.selection);
+        if understood.not_served == Some(NotServed::NoName) {
+            let problem = format!("{place}: {}", NotServed::NoName);
+            parsed.problems.push(problem);
+            return;
+        }
+        if let (Some(served), Some(netns)) = (&mut understood.pod, annotation(pod, NETNS)) {
+            if netns.starts_with('/') {
+                served.netns = Some(netns.into());
+            } else {
+                understood.warnings.push(format!(
+                    "annotation {NETNS} is {netns:?}, must be an absolute path; ignored"
+                ));
+            }
+        }
+        let id = &understood.id;
+        let mistakes = understood
+            .left_alone
+            .iter()
+            .filter(|alone| alone.why.is_mistake())
+            .map(|alone| format!("{place}: {id}: {alone}"));
+        let warnings = understood
+            .warnings
+            .iter()
+            .map(|warning| format!("{place}: {id}: {warning}"));
+        parsed.problems.extend(warnings.chain(mistakes));
+        parsed.pods.push((place, understood));
+    }
+
+    /// All files together. Of pods with the same name, or the same UID, the first one counts.
+    fn put_together(&self, read: usize) -> Scan {
+        let mut scan = Scan {
+            read,
+            ..Scan::default()
+        };
+        let mut names = HashMap::new();
+        let mut uids = HashMap::new();
+        for (file, parsed) in &self.files {
+            let file = file.to_string_lossy();
+            let problems = parsed.problems.iter();
+            scan.problems
+                .extend(problems.map(|problem| format!("{file}: {problem}")));
+            for (place, understood) in &parsed.pods {
+                let id = &understood.id;
+                let here = format!("{file}: {place}");
+                let taken = match (names.get(&(&id.namespace, &id.name)), uids.get(&id.uid)) {
+                    (Some(first), _) => Some(format!("is already in {first}")),
+                    (None, Some(first)) => Some(format!("has the UID of the pod in {first}")),
+                    (None, None) => None,
+                };
+                if let Some(taken) = taken {
+                    scan.problems
+                        .push(format!("{here}: {id} {taken}; this one is ignored"));
+                    continue;
+                }
+                let _ = names.insert((&id.namespace, &id.name), here.clone());
+                let _ = uids.insert(&id.uid, here);
+                scan.pods.push(understood.clone());
+            }
+        }
+        scan
+    }
+}
+
+/// By the ending of the name; none for what is no manifest, as are files whose name begins with a dot
+/// (editors' temporary files, and the innards of a mounted ConfigMap).
+fn syntax_of(name: &Path) -> Option<Syntax> {
+    if name.as_os_str().as_encoded_bytes().starts_with(b".") {
+        return None;
+    }
+    match name.extension()?.to_str()? {
+        "yaml" | "yml" => Some(Syntax::Yaml),
+        "json" => Some(Syntax::Json),
+        _ => None,
+    }
+}
+
+/// The text of a file and its stamp, if that can be relied upon; else what is wrong with it.
+fn read(path: &Path) -> Result<(String, Option<Stamp>), String> {
+    let unreadable = |error: io::Error| format!("can't be read: {error}");
+    let check = |metadata: &Metadata| {
+        if !metadata.is_file() {
+            Err("is no regular file".to_owned())
+        } else if metadata.len() > MAX_FILE_LEN {
+            Err(too_large())
+        } else {
+            Ok(())
+        }
+    };
+    check(&fs::metadata(path).map_err(unreadable)?)?;
+    let file = File::options()
+        .read(true)
+        // Should a FIFO have taken its place, do not wait for a writer.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    check(&metadata)?;
+    let mut bytes = Vec::new();
+    let _ = file
+        .take(MAX_FILE_LEN + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_LEN {
+        return Err(too_large());
+    }
+    let text = String::from_utf8(bytes).map_err(|error| format!("is no UTF-8 text: {error}"))?;
+    let settled = metadata.modified().is_ok_and(|modified| {
+        SystemTime::now()
+            .duration_since(modified)
+            .is_ok_and(|age| age > RACY)
+    });
+    Ok((text, settled.then(|| Stamp::from(&metadata))))
+}
+
+fn too_large() -> String {
+    format!("is larger than {} MiB, not read", MAX_FILE_LEN >> 20)
+}

@@ -1,0 +1,261 @@
+//! From a pod to the endpoints that the handler serves: probes that can't be told apart on the wire
+//! share a route, and all addresses of a pod share their routes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use probe_handler_common::endpoint::{GATE, REDIRECT};
+
+use super::model::{Action, Pod, Probe, Rewritten, Scheme, Way};
+use crate::handler::table::{Endpoint, HttpRoute, NativeRoutes, Route, Routes, ServedPod};
+
+/// An endpoint as wanted, before it is bound to a pod that is served.
+#[derive(Clone)]
+pub struct WantedEndpoint {
+    /// Pod IP and port, as the kubelet dials it.
+    pub address: SocketAddr,
+    /// `GATE` and `REDIRECT` of `probe_handler_common::endpoint`.
+    pub flags: u32,
+    /// Where the pod's mesh listens for inbound connections.
+    pub mesh_port: Option<u16>,
+    /// What is served there.
+    pub routes: Routes,
+}
+
+impl WantedEndpoint {
+    /// The endpoint, served for `pod`.
+    pub fn serve(self, pod: Arc<ServedPod>) -> Endpoint {
+        Endpoint {
+            address: self.address,
+            pod,
+            routes: self.routes,
+        }
+    }
+}
+
+/// All routes of one pod, by port. Addresses come later: they may be known only once the pod's
+/// network namespace is.
+#[derive(Clone, Default)]
+pub struct PodRoutes {
+    mesh_port: Option<u16>,
+    ports: BTreeMap<u16, Routes>,
+}
+
+impl PodRoutes {
+    /// The routes that `pod` declares, with nothing seen on them yet. Where a port is both the app's
+    /// own and the rewrite port, it is the rewrite port.
+    pub fn new(pod: &Pod) -> Self {
+        let mut native = BTreeMap::<u16, NativeGroups>::new();
+        for probe in &pod.probes {
+            native.entry(probe.action.port()).or_default().add(probe);
+        }
+        let mut ports: BTreeMap<_, _> = native
+            .into_iter()
+            .map(|(port, groups)| (port, Routes::Native(groups.routes())))
+            .collect();
+        if let Some(rewritten) = &pod.rewritten {
+            let _shadowed = ports.insert(rewritten.port, rewritten_routes(rewritten));
+        }
+        Self {
+            mesh_port: pod.mesh.inbound_port(),
+            ports,
+        }
+    }
+
+    /// Takes over every route of `previous` that is declared just the same, with what was seen on it.
+    pub fn carry_over(&mut self, previous: &Self) {
+        for (port, routes) in &mut self.ports {
+            match (routes, previous.ports.get(port)) {
+                (Routes::Native(new), Some(Routes::Native(old))) => carry_over_native(new, old),
+                (Routes::Rewritten(new), Some(Routes::Rewritten(old))) => {
+                    for (path, route) in new {
+                        carry_over_route(Some(route), old.get(path));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// One endpoint for each of `addresses` and each port, sorted, no address twice.
+    pub fn endpoints(&self, addresses: &[IpAddr]) -> Vec<WantedEndpoint> {
+        let mut addresses: Vec<_> = addresses.iter().map(IpAddr::to_canonical).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let at = |address: IpAddr| {
+            self.ports
+                .iter()
+                .map(move |(&port, routes)| WantedEndpoint {
+                    address: SocketAddr::new(address, port),
+                    flags: match routes {
+                        Routes::Native(_) => GATE | REDIRECT,
+                        // The app does not listen there: nothing to gate on.
+                        Routes::Rewritten(_) => REDIRECT,
+                    },
+                    mesh_port: self.mesh_port,
+                    routes: routes.clone(),
+                })
+        };
+        addresses.into_iter().flat_map(at).collect()
+    }
+
+    /// Every route, each once, in no order.
+    pub fn routes(&self) -> Vec<Arc<Route>> {
+        self.ports.values().flat_map(routes_of).collect()
+    }
+}
+
+fn routes_of(routes: &Routes) -> Vec<Arc<Route>> {
+    match routes {
+        Routes::Rewritten(by_path) => by_path.values().cloned().collect(),
+        Routes::Native(native) => native
+            .http
+            .values()
+            .flat_map(|http| [&http.probe, &http.hook])
+            .chain([&native.tcp, &native.https, &native.grpc])
+            .flatten()
+            .cloned()
+            .collect(),
+    }
+}
+
+fn rewritten_routes(rewritten: &Rewritten) -> Routes {
+    let mut groups = HashMap::<String, Group>::new();
+    for (path, probe) in &rewritten.originals {
+        join(&mut groups, path.clone(), probe);
+    }
+    let routes = groups
+        .into_iter()
+        .map(|(path, group)| (path, group.route(rewritten.way)))
+        .collect();
+    Routes::Rewritten(routes)
+}
+
+/// The probes of one port, grouped by what can be told apart on the wire. Headers can't: they are the
+/// kubelet's, and go to the app as it sends them.
+#[derive(Default)]
+struct NativeGroups {
+    tcp: Option<Group>,
+    https: Option<Group>,
+    grpc: Option<Group>,
+    http_probes: HashMap<String, Group>,
+    http_hooks: HashMap<String, Group>,
+}
+
+impl NativeGroups {
+    fn add(&mut self, probe: &Probe) {
+        match &probe.action {
+            Action::Tcp { .. } => join_one(&mut self.tcp, probe),
+            Action::Grpc { .. } => join_one(&mut self.grpc, probe),
+            Action::Http {
+                scheme: Scheme::Https,
+                ..
+            } => join_one(&mut self.https, probe),
+            Action::Http {
+                scheme: Scheme::Http,
+                target,
+                ..
+            } => {
+                let groups = if probe.kind.is_hook() {
+                    &mut self.http_hooks
+                } else {
+                    &mut self.http_probes
+                };
+                join(groups, target.clone(), probe);
+            }
+        }
+    }
+
+    fn routes(self) -> NativeRoutes {
+        let route = |group: Group| group.route(Way::Transparent);
+        let mut http = HashMap::<String, HttpRoute>::new();
+        for (target, group) in self.http_probes {
+            http.entry(target).or_default().probe = Some(route(group));
+        }
+        for (target, group) in self.http_hooks {
+            http.entry(target).or_default().hook = Some(route(group));
+        }
+        NativeRoutes {
+            tcp: self.tcp.map(route),
+            http,
+            https: self.https.map(route),
+            grpc: self.grpc.map(route),
+        }
+    }
+}
+
+/// Probes that share a route.
+struct Group {
+    first: Probe,
+    others: Vec<Probe>,
+}
+
+fn join<K: Eq + Hash>(groups: &mut HashMap<K, Group>, key: K, probe: &Probe) {
+    groups
+        .entry(key)
+        .and_modify(|group| group.others.push(probe.clone()))
+        .or_insert_with(|| Group::of(probe));
+}
+
+fn join_one(group: &mut Option<Group>, probe: &Probe) {
+    match group {
+        Some(group) => group.others.push(probe.clone()),
+        None => *group = Some(Group::of(probe)),
+    }
+}
+
+impl Group {
+    fn of(probe: &Probe) -> Self {
+        Self {
+            first: probe.clone(),
+            others: Vec::new(),
+        }
+    }
+
+    fn route(self, way: Way) -> Arc<Route> {
+        let all = || std::iter::once(&self.first).chain(&self.others);
+        Arc::new(Route {
+            members: all()
+                .map(|probe| (probe.container.clone(), probe.kind))
+                .collect(),
+            timeout: longest(all().map(|probe| probe.timeout)),
+            action: self.first.action,
+            way,
+            stats: Default::default(),
+        })
+    }
+}
+
+/// None is a hook's: no timeout at all, longer than any.
+fn longest(timeouts: impl Iterator<Item = Option<Duration>>) -> Option<Duration> {
+    timeouts.reduce(|a, b| Some(a?.max(b?))).unwrap_or_default()
+}
+
+fn carry_over_native(new: &mut NativeRoutes, old: &NativeRoutes) {
+    carry_over_route(new.tcp.as_mut(), old.tcp.as_ref());
+    carry_over_route(new.https.as_mut(), old.https.as_ref());
+    carry_over_route(new.grpc.as_mut(), old.grpc.as_ref());
+    for (target, new) in &mut new.http {
+        if let Some(old) = old.http.get(target) {
+            carry_over_route(new.probe.as_mut(), old.probe.as_ref());
+            carry_over_route(new.hook.as_mut(), old.hook.as_ref());
+        }
+    }
+}
+
+fn carry_over_route(new: Option<&mut Arc<Route>>, old: Option<&Arc<Route>>) {
+    if let (Some(new), Some(old)) = (new, old)
+        && new.members == old.members
+        && new.action == old.action
+        && new.timeout == old.timeout
+        && new.way == old.way
+    {
+        *new = Arc::clone(old);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,320 @@
+//! Desired pods and known namespaces to endpoints, in the kernel and in the handler's table, as a diff.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use probe_handler_common::endpoint::EndpointValue;
+
+use super::endpoints::PodRoutes;
+use super::model::{Pod, PodId};
+use crate::check::dial::Dial;
+use crate::handler::table::{Endpoint, EndpointTable, ServedPod};
+use crate::kernel::maps::EndpointWriter;
+use crate::kernel::netns::NetnsId;
+
+/// Fewest checks that a pod may have in flight.
+const MIN_IN_FLIGHT: usize = 16;
+/// Checks in flight for each declared one: the kubelet has one at a time for each probe, but may already
+/// send the next while we have not yet noticed that it hung up on the last.
+const IN_FLIGHT_PER_ROUTE: usize = 4;
+
+/// Where a pod can be served.
+#[derive(Clone)]
+pub struct Placement {
+    /// Its network namespace.
+    pub netns: NetnsId,
+    /// The namespace's id as seen from the kubelet's.
+    pub netns_id: i32,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Dials from inside it.
+    pub dialer: Arc<dyn Dial>,
+}
+
+/// What keeps a pod from being served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Its namespace is not known; why.
+    NoNamespace(String),
+    /// Its canary dial was captured by the mesh's rules; details.
+    Captured(String),
+}
+
+/// A pod that should be served.
+pub struct Entry {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// Where it is, if known.
+    pub placement: Option<Placement>,
+    /// Why it is not served, if it is not.
+    pub obstacle: Option<Obstacle>,
+    /// What is served, wherever it is.
+    pub routes: PodRoutes,
+    served: Option<Arc<ServedPod>>,
+}
+
+/// What became of the pods named by a source.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Replaced {
+    /// New, or living elsewhere than before: to be looked for.
+    pub started: Vec<Arc<Pod>>,
+    /// Gone, or living elsewhere than before.
+    pub stopped: Vec<PodId>,
+}
+
+/// An endpoint as it now stands.
+#[derive(Clone)]
+struct Installed {
+    value: EndpointValue,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Installed {
+    fn same(&self, other: &Self) -> bool {
+        self.value == other.value && Arc::ptr_eq(&self.endpoint, &other.endpoint)
+    }
+}
+
+/// Turns pods into endpoints.
+pub struct Registry<W> {
+    writer: W,
+    table: Arc<EndpointTable>,
+    pods: BTreeMap<String, Entry>,
+    installed: HashMap<SocketAddr, Installed>,
+    /// Addresses that pods in different namespaces claim; served for none of them. Said once each.
+    contested: BTreeSet<IpAddr>,
+    /// Endpoints that the kernel did not take; tried again with every change.
+    failed: usize,
+}
+
+impl<W: EndpointWriter> Registry<W> {
+    /// An empty registry that writes to the kernel by `writer` and to the handler by `table`.
+    pub fn new(writer: W, table: Arc<EndpointTable>) -> Self {
+        Self {
+            writer,
+            table,
+            pods: BTreeMap::new(),
+            installed: HashMap::new(),
+            contested: BTreeSet::new(),
+            failed: 0,
+        }
+    }
+
+    /// All pods, by UID.
+    pub fn pods(&self) -> &BTreeMap<String, Entry> {
+        &self.pods
+    }
+
+    /// Endpoints that now stand, in the kernel and in the table.
+    pub fn installed(&self) -> usize {
+        self.installed.len()
+    }
+
+    /// Endpoints that the kernel did not take.
+    pub fn failed(&self) -> usize {
+        self.failed
+    }
+
+    /// The pods are now `pods`, and no others.
+    pub fn replace(&mut self, pods: Vec<Pod>) -> Replaced {
+        let mut replaced = Replaced::default();
+        let mut old = std::mem::take(&mut self.pods);
+        for pod in pods {
+            let pod = Arc::new(pod);
+            let entry = match old.remove(&pod.id.uid) {
+                Some(entry) if entry.pod == pod => entry,
+                Some(mut entry) if stays(&entry.pod, &pod) => {
+                    let mut routes = PodRoutes::new(&pod);
+                    routes.carry_over(&entry.routes);
+                    entry.routes = routes;
+                    entry.served = None;
+                    entry.pod = pod;
+                    entry
+                }
+                gone => {
+                    replaced.stopped.extend(gone.map(|entry| entry.pod.id.clone()));
+                    replaced.started.push(Arc::clone(&pod));
+                    Entry {
+                        routes: PodRoutes::new(&pod),
+                        placement: None,
+                        obstacle: Some(Obstacle::NoNamespace("not looked for yet".to_owned())),
+                        served: None,
+                        pod,
+                    }
+                }
+            };
+            let _ = self.pods.insert(entry.pod.id.uid.clone(), entry);
+        }
+        replaced.stopped.extend(old.into_values().map(|entry| entry.pod.id.clone()));
+        self.reconcile();
+        replaced
+    }
+
+    /// Pod `uid` was found, or found elsewhere; none: it was lost, or may not be served, for the reason in
+    /// `obstacle`. A pod that is no longer known is passed over.
+    pub fn place(
+        &mut self,
+        uid: &str,
+        placement: Option<Placement>,
+        obstacle: Option<Obstacle>,
+    ) {
+        let Some(entry) = self.pods.get_mut(uid) else {
+            return;
+        };
+        let moved = match (&entry.placement, &placement) {
+            (Some(old), Some(new)) => {
+                old.netns != new.netns || !Arc::ptr_eq(&old.dialer, &new.dialer)
+            }
+            (None, None) => false,
+            _ => true,
+        };
+        if moved {
+            entry.served = None;
+        }
+        entry.placement = placement;
+        entry.obstacle = obstacle;
+        self.reconcile();
+    }
+
+    /// Whether pod `uid` may be served where it is; where it is does not change.
+    pub fn set_obstacle(&mut self, uid: &str, obstacle: Option<Obstacle>) {
+        if let Some(entry) = self.pods.get_mut(uid) {
+            entry.obstacle = obstacle;
+            self.reconcile();
+        }
+    }
+
+    /// Makes kernel and table what the pods want. An endpoint stands in the table before the kernel sends
+    /// connections its way, and leaves the kernel before it leaves the table.
+    fn reconcile(&mut self) {
+        let wanted = self.wanted();
+        let gone: Vec<SocketAddr> = self
+            .installed
+            .iter()
+            .filter(|(address, now)| {
+                // One that goes to another pod is taken away first: for a moment it is nobody's.
+                wanted.get(*address).is_none_or(|new| {
+                    new.endpoint.pod.id != now.endpoint.pod.id
+                        || new.value.netns_id != now.value.netns_id
+                })
+            })
+            .map(|(address, _)| *address)
+            .collect();
+        for address in gone {
+            if let Err(error) = self.writer.take(address) {
+                tracing::error!(%address, %error, "cannot take an endpoint out of the kernel");
+            }
+            let _ = self.table.remove(address);
+            let _ = self.installed.remove(&address);
+        }
+        self.failed = 0;
+        for (address, new) in wanted {
+            if self.installed.get(&address).is_some_and(|now| now.same(&new)) {
+                continue;
+            }
+            self.table.insert(Arc::clone(&new.endpoint));
+            match self.writer.put(address, new.value) {
+                Ok(()) => {
+                    let _ = self.installed.insert(address, new);
+                }
+                Err(error) => {
+                    tracing::error!(
+                        %address, pod = %new.endpoint.pod.id, %error,
+                        "cannot put an endpoint into the kernel: its probes are left alone; is \
+                         --endpoints-capacity too small?"
+                    );
+                    let _ = self.table.remove(address);
+                    let _ = self.installed.remove(&address);
+                    self.failed += 1;
+                }
+            }
+        }
+    }
+
+    /// The endpoints that should stand.
+    fn wanted(&mut self) -> HashMap<SocketAddr, Installed> {
+        self.settle_contests();
+        let mut wanted = HashMap::new();
+        for entry in self.pods.values_mut() {
+            let (Some(placement), None) = (&entry.placement, &entry.obstacle) else {
+                continue;
+            };
+            let addresses: Vec<IpAddr> = placement
+                .addresses
+                .iter()
+                .copied()
+                .filter(|address| !self.contested.contains(address))
+                .collect();
+            let served = entry.served.get_or_insert_with(|| {
+                let routes = entry.routes.routes().len();
+                Arc::new(ServedPod {
+                    id: entry.pod.id.clone(),
+                    mesh: entry.pod.mesh,
+                    dialer: Arc::clone(&placement.dialer),
+                    max_in_flight: (routes * IN_FLIGHT_PER_ROUTE).max(MIN_IN_FLIGHT),
+                    in_flight: AtomicUsize::new(0),
+                })
+            });
+            for endpoint in entry.routes.endpoints(&addresses) {
+                let value = EndpointValue {
+                    netns_id: placement.netns_id,
+                    flags: endpoint.flags,
+                    mesh_port: endpoint.mesh_port.unwrap_or_default().into(),
+                };
+                let address = endpoint.address;
+                // Kept as it is, where nothing changed: statistics and connections hang on it.
+                let kept = self.installed.get(&address).filter(|now| {
+                    now.value == value && Arc::ptr_eq(&now.endpoint.pod, served)
+                });
+                let installed = match kept {
+                    Some(now) => now.clone(),
+                    None => Installed {
+                        value,
+                        endpoint: Arc::new(endpoint.serve(Arc::clone(served))),
+                    },
+                };
+                // Two pods in one namespace (a mistake in a directory's manifests): the first one has it.
+                let _ = wanted.entry(address).or_insert(installed);
+            }
+        }
+        wanted
+    }
+
+    /// Finds the addresses that more than one namespace claims. Which pod the node would reach there is
+    /// not known, so nobody is answered for.
+    fn settle_contests(&mut self) {
+        let mut owners: HashMap<IpAddr, (NetnsId, &PodId)> = HashMap::new();
+        let mut contested = BTreeSet::new();
+        for entry in self.pods.values() {
+            let Some(placement) = &entry.placement else {
+                continue;
+            };
+            for address in &placement.addresses {
+                match owners.get(address) {
+                    None => {
+                        let _ = owners.insert(*address, (placement.netns, &entry.pod.id));
+                    }
+                    Some((netns, _)) if *netns == placement.netns => {}
+                    Some((_, other)) => {
+                        if contested.insert(*address) && !self.contested.contains(address) {
+                            tracing::warn!(
+                                %address, pod = %entry.pod.id, %other,
+                                "two pods have the same address: the probes of both are left alone there"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        self.contested = contested;
+    }
+}
+
+/// Whether a pod that changed can be served from where it is: nothing that decides about its namespace or
+/// the way it is dialled is different.
+fn stays(old: &Pod, new: &Pod) -> bool {
+    (&old.netns, old.mesh, old.proxy_uid) == (&new.netns, new.mesh, new.proxy_uid)
+}
+

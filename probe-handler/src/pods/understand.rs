@@ -1,0 +1,233 @@
+//! From a Pod to what we do for it: mesh, scope, probes, addresses and names put together.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Pod;
+use serde::Serialize;
+
+use super::left_alone::LeftAlone;
+use super::mesh::{annotation, consul_proxy_uid, mesh_of};
+use super::model::{self, Mesh, PodId, Way};
+use super::probers::{Recovered, recover};
+use super::probes::probes;
+use super::scope::{EXEMPT, Selection, exempt};
+
+/// UID under which the kubelet knows a static pod, on its mirror pod.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// On mirror pods only (kubernetes pkg/kubelet/types/pod_update.go).
+const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// What we make of a Pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Understood {
+    /// Its name; the UID may be made up, see [`understand`].
+    pub id: PodId,
+    /// What to serve; none if nothing.
+    pub pod: Option<model::Pod>,
+    /// Why nothing is served.
+    pub not_served: Option<NotServed>,
+    /// Probes that are left alone.
+    pub left_alone: Vec<LeftAlone>,
+    /// What in the Pod could not be understood.
+    pub warnings: Vec<String>,
+}
+
+/// Why a whole pod is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotServed {
+    /// No `metadata.name`.
+    #[error("metadata.name is missing")]
+    NoName,
+    /// Its address is the node's.
+    #[error("it is in the node's network namespace (hostNetwork)")]
+    HostNetwork,
+    /// Phase Succeeded or Failed: nothing probes it.
+    #[error("it has ended")]
+    Ended,
+    /// Neither its annotations nor the scope select it.
+    #[error("it is out of scope")]
+    OutOfScope,
+    /// `probe-handler.io/exempt: "false"`.
+    #[error("annotation {EXEMPT} leaves its probes to the mesh")]
+    NotExempt,
+    /// It has no probes that we could serve.
+    #[error("it has no probes to serve")]
+    NoProbes,
+}
+
+impl Understood {
+    fn new(id: PodId, warnings: Vec<String>) -> Self {
+        Self {
+            id,
+            pod: None,
+            not_served: None,
+            left_alone: Vec::new(),
+            warnings,
+        }
+    }
+
+    fn not_served(mut self, why: NotServed) -> Self {
+        self.not_served = Some(why);
+        self
+    }
+}
+
+/// What we do for `pod`. The UID is the one the kubelet uses (for a mirror pod the static pod's); a
+/// Pod without one, from a manifest written by hand, gets a stable one made of its name.
+pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
+    let mut warnings = Vec::new();
+    let id = pod_id(pod, &mut warnings);
+    let nameless = id.name.is_empty();
+    let mut understood = Understood::new(id, warnings);
+    if nameless {
+        return understood.not_served(NotServed::NoName);
+    }
+    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network);
+    if host_network == Some(true) {
+        return understood.not_served(NotServed::HostNetwork);
+    }
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        return understood.not_served(NotServed::Ended);
+    }
+
+    let ips = addresses(pod, &mut understood.warnings);
+    let mesh = mesh_of(pod);
+    let (declared, left_alone) = probes(pod, &ips);
+    understood.left_alone = left_alone;
+    let Recovered {
+        mut native,
+        rewritten,
+        mut left_alone,
+        mut warnings,
+    } = recover(pod, declared, &ips);
+    understood.left_alone.append(&mut left_alone);
+    understood.warnings.append(&mut warnings);
+
+    let exempt = exempt(pod).unwrap_or_else(|value| {
+        understood.warnings.push(format!(
+            "annotation {EXEMPT} is {value:?}, must be \"true\" or \"false\"; ignored"
+        ));
+        None
+    });
+    if !selection.selects(exempt, mesh.is_some()) {
+        // Nobody else answers on the rewrite port: these are served whatever the scope says.
+        if rewritten.as_ref().map(|r| r.way) != Some(Way::Rewrite) {
+            let refused = exempt.or(selection.namespace_exempt) == Some(false);
+            return understood.not_served(if refused {
+                NotServed::NotExempt
+            } else {
+                NotServed::OutOfScope
+            });
+        }
+        if exempt.or(selection.namespace_exempt) == Some(false) {
+            native.clear();
+            understood.warnings.push(format!(
+                "annotation {EXEMPT} says \"false\", yet probes were rewritten by our webhook: those are served, the others are not"
+            ));
+        }
+    }
+    if native.is_empty() && rewritten.is_none() {
+        return understood.not_served(NotServed::NoProbes);
+    }
+    let mesh = mesh.unwrap_or(Mesh::Unknown);
+    let proxy_uid = (mesh == Mesh::Consul).then(|| {
+        let (uid, warning) = consul_proxy_uid(pod);
+        understood.warnings.extend(warning);
+        uid
+    });
+    understood.pod = Some(model::Pod {
+        id: understood.id.clone(),
+        ips,
+        mesh,
+        proxy_uid,
+        probes: native,
+        rewritten,
+        netns: None,
+    });
+    understood
+}
+
+fn pod_id(pod: &Pod, warnings: &mut Vec<String>) -> PodId {
+    let meta = &pod.metadata;
+    let namespace = meta
+        .namespace
+        .clone()
+        .filter(|namespace| !namespace.is_empty())
+        .unwrap_or_else(|| "default".to_owned());
+    let name = meta.name.clone().unwrap_or_default();
+    // As for the kubelet, the hash counts on mirror pods only: on any other pod it is just a text
+    // that its author chose.
+    let hash = annotation(pod, CONFIG_MIRROR).and_then(|_| annotation(pod, CONFIG_HASH));
+    let uid = hash
+        .or(meta.uid.as_deref())
+        .filter(|uid| !uid.is_empty())
+        .filter(|uid| {
+            let usable = is_uid(uid);
+            if !usable {
+                warnings.push(format!(
+                    "UID {uid:?} is none, one is made of the name instead"
+                ));
+            }
+            usable
+        })
+        .map_or_else(|| made_up_uid(&namespace, &name), str::to_owned);
+    PodId {
+        namespace,
+        name,
+        uid,
+    }
+}
+
+/// UIDs become parts of cgroup paths: no `/`, no `..`.
+fn is_uid(uid: &str) -> bool {
+    uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+/// FNV-1a of the name: the same in every process and release.
+fn made_up_uid(namespace: &str, name: &str) -> String {
+    let hash = format!("{namespace}/{name}")
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| {
+            (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+        });
+    format!("manifest-{hash:016x}")
+}
+
+/// `status.podIPs`, and `status.podIP` if it is not among them, each once.
+fn addresses(pod: &Pod, warnings: &mut Vec<String>) -> Vec<IpAddr> {
+    let Some(status) = &pod.status else {
+        return Vec::new();
+    };
+    let mut ips = Vec::new();
+    let listed = status.pod_ips.iter().flatten().map(|pod_ip| &pod_ip.ip);
+    for text in status.pod_ip.iter().chain(listed) {
+        match text.parse::<IpAddr>() {
+            Ok(ip) if is_pod_address(ip.to_canonical()) => {
+                if !ips.contains(&ip.to_canonical()) {
+                    ips.push(ip.to_canonical());
+                }
+            }
+            _ if text.is_empty() => {}
+            _ => {
+                let warning = format!("status.podIPs: {text:?} is no address of a pod");
+                if !warnings.contains(&warning) {
+                    warnings.push(warning);
+                }
+            }
+        }
+    }
+    ips
+}
+
+/// Loopback is the node's own for the kubelet, the others are no one's.
+fn is_pod_address(ip: IpAddr) -> bool {
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,262 @@
+//! `cargo xtask build-ebpf` and `cargo xtask lint-ebpf`: the eBPF crate and its compiler.
+//!
+//! The crate compiles for the bpf target with `core` built along. Its cargo is not the one that runs
+//! this xtask, so nothing of the outer cargo's environment may reach it, and it has a target
+//! directory of its own, so that the two never wait for or undo each other.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::{exec, find, root};
+use crate::toolchain::{Toolchain, find_toolchain};
+use crate::versions::BPF_LINKER;
+use crate::{digest, setup};
+
+/// Where `probe-handler/build.rs` looks for the object, relative to the root. The directory holds
+/// nothing else: cargo watches all of it.
+const OBJECT: &str = "target/ebpf/probe-handler.bpf.o";
+
+/// The eBPF cargo's own target directory, relative to the root.
+const TARGET_DIR: &str = "target/ebpf-build";
+
+const PACKAGE: &str = "probe-handler-ebpf";
+
+/// Profile settings of the eBPF crate, which the workspace's profiles do not fit: BTF is made from
+/// debug information, and only optimised code passes the verifier.
+const PROFILE: [(&str, &str); 6] = [
+    ("OPT_LEVEL", "3"),
+    ("DEBUG", "2"),
+    ("STRIP", "none"),
+    ("DEBUG_ASSERTIONS", "false"),
+    ("OVERFLOW_CHECKS", "false"),
+    ("INCREMENTAL", "false"),
+];
+
+/// Further settings of the release profile.
+const RELEASE_PROFILE: [(&str, &str); 2] = [("LTO", "true"), ("CODEGEN_UNITS", "1")];
+
+/// Options of `build-ebpf`.
+#[derive(Debug, Default, clap::Args)]
+pub struct BuildArgs {
+    /// Build with cargo's dev profile (quicker; still optimised, or no verifier would take it)
+    #[arg(long)]
+    debug: bool,
+    /// Write the object there instead
+    #[arg(long, value_name = "PATH")]
+    out: Option<PathBuf>,
+}
+
+/// Builds the object; leaves it alone if it came out the same.
+pub fn build(args: &BuildArgs) -> Result<()> {
+    let toolchain = find_toolchain()?;
+    let linker = find_linker()?;
+    let profile = if args.debug { "dev" } else { "release" };
+    // Before the build: an edit made while it runs makes the object stale.
+    let sources = digest::sources(root()).context("cannot read the eBPF crate's sources")?;
+    let mut cargo = command(&toolchain, &toolchain.cargo, "build");
+    cargo
+        .args(["--profile", profile])
+        .env(format!("CARGO_TARGET_{}_LINKER", upper(target())), linker);
+    exec(&mut cargo)?;
+
+    let directory = if args.debug { "debug" } else { "release" };
+    let built = root().join(TARGET_DIR).join(target()).join(directory);
+    let object = fs::read(built.join(PACKAGE)).context("cargo made no object")?;
+    if !object.starts_with(b"\x7fELF") {
+        bail!("what bpf-linker made is not an ELF object");
+    }
+    let out = args.out.clone().unwrap_or_else(|| root().join(OBJECT));
+    write_if_changed(&out, &object)?;
+    write_if_changed(&digest::beside(&out), sources.as_bytes())?;
+    println!(
+        "build-ebpf: {} ({} bytes, {profile}) by {toolchain}",
+        out.display(),
+        object.len(),
+    );
+    Ok(())
+}
+
+/// Clippy over the eBPF crate; without a clippy for its compiler, the compiler's own warnings.
+pub fn lint() -> Result<()> {
+    let toolchain = find_toolchain()?;
+    let clippy = toolchain.rustc.with_file_name("cargo-clippy");
+    let mut cargo;
+    if clippy.is_file() {
+        // Called by its path: cargo would look for it in PATH, where rustup's comes first.
+        cargo = command(&toolchain, &clippy, "clippy");
+        cargo.args(["--", "-D", "warnings"]);
+    } else {
+        println!(
+            "lint-ebpf: no clippy beside {}, so only the compiler's own warnings are denied \
+             (`cargo xtask setup --lint` installs Debian's)",
+            toolchain.rustc.display()
+        );
+        cargo = command(&toolchain, &toolchain.cargo, "check");
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", rustflags() + "\x1f-Dwarnings");
+    }
+    exec(&mut cargo)?;
+    println!("lint-ebpf: clean by {toolchain}");
+    Ok(())
+}
+
+/// Where bpf-linker is, or what to do to have it.
+fn find_linker() -> Result<PathBuf> {
+    find("bpf-linker").with_context(|| {
+        format!(
+            "bpf-linker is neither in PATH nor in cargo's bin directory\n\
+             install it:  cargo xtask setup\n\
+             or by hand:  {}\n\
+             (the LLVM it is built with must not be older than the compiler's; this repository uses bpf-linker {BPF_LINKER})",
+            setup::linker_command_line(),
+        )
+    })
+}
+
+/// The eBPF crate's cargo with a subcommand, in an environment free of the outer cargo's.
+fn command(toolchain: &Toolchain, program: &Path, subcommand: &str) -> Command {
+    let mut cargo = Command::new(program);
+    cargo.current_dir(root()).args([
+        subcommand,
+        "--locked",
+        "--package",
+        PACKAGE,
+        "--target",
+        target(),
+        "-Zbuild-std=core",
+    ]);
+    cargo.arg("--target-dir").arg(root().join(TARGET_DIR));
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| !inherited(name)) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+        .env("CARGO", &toolchain.cargo)
+        .env("RUSTC", &toolchain.rustc)
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags());
+    if !toolchain.version.is_nightly() {
+        cargo.env("RUSTC_BOOTSTRAP", "1");
+    }
+    for profile in ["DEV", "RELEASE"] {
+        for (name, value) in PROFILE {
+            cargo.env(format!("CARGO_PROFILE_{profile}_{name}"), value);
+        }
+    }
+    for (name, value) in RELEASE_PROFILE {
+        cargo.env(format!("CARGO_PROFILE_RELEASE_{name}"), value);
+    }
+    cargo
+}
+
+/// Programs run on the machine that loads them, so its byte order is ours.
+const fn target() -> &'static str {
+    if cfg!(target_endian = "little") {
+        "bpfel-unknown-none"
+    } else {
+        "bpfeb-unknown-none"
+    }
+}
+
+/// As cargo spells a target in the name of a variable.
+fn upper(target: &str) -> String {
+    target.to_uppercase().replace('-', "_")
+}
+
+/// Flags of the eBPF crate and of `core`, separated as `CARGO_ENCODED_RUSTFLAGS` wants it.
+fn rustflags() -> String {
+    [
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        "--cfg",
+        // aya-ebpf has bindings per architecture of the machine that runs the programs.
+        &format!("bpf_target_arch=\"{}\"", env::consts::ARCH),
+    ]
+    .join("\x1f")
+}
+
+/// Whether a variable of ours may reach the eBPF crate's cargo: the user's settings of registry and
+/// network may, what the outer cargo and rustup have set for themselves may not.
+fn inherited(name: &str) -> bool {
+    const KEPT: [&str; 7] = [
+        "CARGO_HOME",
+        "CARGO_HTTP_",
+        "CARGO_NET_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+        "CARGO_TERM_",
+        "CARGO_BUILD_JOBS",
+    ];
+    if name == "LD_LIBRARY_PATH" {
+        // Set by `cargo run`: another compiler's libraries.
+        return false;
+    }
+    if name.starts_with("CARGO") {
+        return KEPT.iter().any(|kept| name.starts_with(kept));
+    }
+    !["RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC", "RUSTFLAGS"]
+        .iter()
+        .any(|dropped| name.starts_with(dropped))
+}
+
+fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outer_cargos_settings_stay_outside() {
+        for name in [
+            "CARGO",
+            "CARGO_MANIFEST_DIR",
+            "CARGO_TARGET_DIR",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_PROFILE_RELEASE_LTO",
+            "LD_LIBRARY_PATH",
+            "RUSTUP_TOOLCHAIN",
+            "RUSTFLAGS",
+            "RUSTC_WRAPPER",
+        ] {
+            assert!(!inherited(name), "{name}");
+        }
+        for name in [
+            "PATH",
+            "HOME",
+            "CARGO_HOME",
+            "CARGO_HTTP_PROXY",
+            "CARGO_NET_OFFLINE",
+        ] {
+            assert!(inherited(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_object_that_comes_out_the_same_keeps_its_time() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("ebpf/object.o");
+        write_if_changed(&path, b"one").expect("write");
+        let before = fs::metadata(&path)
+            .and_then(|data| data.modified())
+            .expect("time");
+        write_if_changed(&path, b"one").expect("write");
+        let after = fs::metadata(&path)
+            .and_then(|data| data.modified())
+            .expect("time");
+        assert_eq!(before, after);
+        write_if_changed(&path, b"two").expect("write");
+        assert_eq!(fs::read(&path).expect("read"), b"two");
+    }
+}

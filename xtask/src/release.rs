@@ -1,0 +1,59 @@
+//! The release build that `demo`, `test` and `bench` run: tools, programs, binaries.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::{cargo, exec, root, target_dir};
+use crate::{ebpf, setup};
+
+/// The binaries of a release build.
+#[derive(Debug)]
+pub struct Binaries {
+    daemon: PathBuf,
+    testbed: PathBuf,
+}
+
+impl Binaries {
+    /// Installs what is missing and builds everything.
+    pub fn build() -> Result<Self> {
+        setup::run(&setup::Args::default())?;
+        ebpf::build(&ebpf::BuildArgs::default())?;
+        let mut command = cargo();
+        command.args(["build", "--release", "--locked"]);
+        command.args(["--package", "probe-handler", "--package", "testbed"]);
+        command.arg("--target-dir").arg(target_dir());
+        exec(&mut command)?;
+        let directory = target_dir().join("release");
+        let binary = |name: &str| {
+            let path = directory.join(name);
+            path.is_file()
+                .then_some(path)
+                .with_context(|| format!("the build made no {name}"))
+        };
+        Ok(Self {
+            daemon: binary("probe-handler")?,
+            testbed: binary("testbed")?,
+        })
+    }
+
+    /// The testbed with one of its subcommands, told where the daemon is.
+    pub fn testbed(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(&self.testbed);
+        command.current_dir(root());
+        command.arg(subcommand).arg("--daemon").arg(&self.daemon);
+        command
+    }
+}
+
+/// Ends a command that could not do its work without root, before anything is built.
+pub fn require_root(command: &str) -> Result<()> {
+    if crate::shell::is_root() {
+        return Ok(());
+    }
+    bail!(
+        "`cargo xtask {command}` needs root: it makes network namespaces and loads eBPF programs \
+         (try `sudo env \"PATH=$PATH\" cargo xtask {command}`)"
+    )
+}

@@ -1,0 +1,282 @@
+//! `cargo xtask setup`: installs what the eBPF build and the namespace suite need.
+//!
+//! Every step looks first and says `have` or `installing`. On Debian as root the compiler is
+//! Debian's own; elsewhere rustup's nightly. A nightly with rust-src that is already there serves
+//! on Debian too.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::shell::{cargo, display, exec, find, is_root, output};
+use crate::toolchain::{Origin, Toolchain, choose, discover, find_toolchain};
+use crate::versions::{
+    BPF_LINKER, DEBIAN_CLIPPY, DEBIAN_COMPILER, DEBIAN_RUST, LLVM, NETWORK_TOOLS, NIGHTLY,
+};
+
+/// Options of `setup`.
+#[derive(Debug, Default, clap::Args)]
+pub struct Args {
+    /// Where the eBPF compiler shall come from [default: one that is there; else apt where apt-get
+    /// is, else rustup]
+    #[arg(long, value_enum)]
+    with: Option<With>,
+    /// Install the linter for that compiler too
+    #[arg(long)]
+    lint: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum With {
+    /// Debian's packages (needs root)
+    Apt,
+    /// rustup's nightly
+    Rustup,
+}
+
+/// Looks for each thing and installs it if it is not there.
+pub fn run(args: &Args) -> Result<()> {
+    compiler(args)?;
+    linker()?;
+    network_tools()
+}
+
+/// Whether anything is left to install for the eBPF build; what there is to say about it.
+fn compiler(args: &Args) -> Result<()> {
+    let found = discover()?;
+    let wanted: Vec<Toolchain> = found
+        .into_iter()
+        .filter(|toolchain| match args.with {
+            Some(With::Apt) => toolchain.origin == Origin::System,
+            Some(With::Rustup) => toolchain.origin == Origin::Rustup,
+            None => true,
+        })
+        .collect();
+    let chosen = choose(&wanted).ok();
+    let lacks_lint = |toolchain: &Toolchain| {
+        args.lint && !toolchain.rustc.with_file_name("cargo-clippy").is_file()
+    };
+    if let Some(toolchain) = chosen {
+        println!("setup: have compiler {toolchain}");
+        if !lacks_lint(toolchain) {
+            return Ok(());
+        }
+    }
+    let with = match (args.with, chosen.map(|toolchain| toolchain.origin)) {
+        (Some(with), _) => with,
+        (None, Some(Origin::Rustup)) => With::Rustup,
+        (None, _) if find("apt-get").is_some() => With::Apt,
+        (None, _) => With::Rustup,
+    };
+    match with {
+        With::Apt => apt_install(&debian_packages(args.lint))?,
+        With::Rustup => rustup_install(args.lint)?,
+    }
+    // What was installed must be what build-ebpf finds.
+    let toolchain = find_toolchain()?;
+    println!("setup: installed compiler {toolchain}");
+    Ok(())
+}
+
+fn debian_packages(lint: bool) -> Vec<String> {
+    let mut packages = DEBIAN_COMPILER.to_vec();
+    if lint {
+        packages.push(DEBIAN_CLIPPY);
+    }
+    // The versions go together; a machine whose package lists are old must not get older ones.
+    packages
+        .iter()
+        .map(|package| format!("{package}={DEBIAN_RUST}.*"))
+        .collect()
+}
+
+fn rustup_install(lint: bool) -> Result<()> {
+    let rustup = find("rustup").context("no rustup: see https://rustup.rs")?;
+    println!("setup: installing {NIGHTLY} with rust-src");
+    let mut command = Command::new(rustup);
+    command.args(["toolchain", "install", NIGHTLY, "--profile", "minimal"]);
+    command.args(["--component", "rust-src"]);
+    if lint {
+        command.args(["--component", "clippy"]);
+    }
+    exec(&mut command)
+}
+
+/// bpf-linker, of our version or a newer one.
+fn linker() -> Result<()> {
+    if let Some(path) = find("bpf-linker") {
+        let version = output(Command::new(&path).arg("--version")).unwrap_or_default();
+        let version = version.trim().trim_start_matches("bpf-linker ");
+        if numbers(version) >= numbers(BPF_LINKER) {
+            println!("setup: have bpf-linker {version} ({})", path.display());
+            return Ok(());
+        }
+        println!("setup: {} is not at least {BPF_LINKER}", path.display());
+    }
+    if llvm_prefix().is_none() {
+        if find("apt-get").is_none() {
+            bail!(
+                "bpf-linker {BPF_LINKER} has to be compiled against LLVM {LLVM}: install its \
+                 development files and set LLVM_PREFIX, or put a released bpf-linker in PATH"
+            );
+        }
+        apt_install(&[format!("llvm-{LLVM}-dev")])?;
+    }
+    println!("setup: installing bpf-linker {BPF_LINKER} (compiles for a minute or two)");
+    let mut command = cargo();
+    command.args(linker_arguments());
+    if let Some(prefix) = llvm_prefix() {
+        command.env("LLVM_PREFIX", prefix);
+    }
+    exec(&mut command)
+}
+
+fn linker_arguments() -> Vec<String> {
+    format!("install bpf-linker --version {BPF_LINKER} --locked --no-default-features --features llvm-{LLVM}")
+        .split(' ')
+        .map(Into::into)
+        .collect()
+}
+
+/// How to install bpf-linker by hand on Debian.
+pub fn linker_command_line() -> String {
+    format!(
+        "apt-get install --no-install-recommends llvm-{LLVM}-dev && LLVM_PREFIX={} cargo {}",
+        debian_llvm().display(),
+        linker_arguments().join(" ")
+    )
+}
+
+fn debian_llvm() -> PathBuf {
+    format!("/usr/lib/llvm-{LLVM}").into()
+}
+
+/// Where LLVM's development files are.
+fn llvm_prefix() -> Option<PathBuf> {
+    if let Some(prefix) = env::var_os("LLVM_PREFIX") {
+        return Some(prefix.into());
+    }
+    let debian = debian_llvm();
+    if debian.join("lib/libLLVM.so").exists() || debian.join("include/llvm-c").exists() {
+        return Some(debian);
+    }
+    let config = |name: &str| output(Command::new(name).args(["--prefix", "--version"]));
+    [format!("llvm-config-{LLVM}"), "llvm-config".into()]
+        .iter()
+        .filter_map(|name| config(name))
+        .find_map(|answer| {
+            let (prefix, version) = answer.split_once('\n')?;
+            version
+                .starts_with(&format!("{LLVM}."))
+                .then(|| PathBuf::from(prefix))
+        })
+}
+
+/// The commands that the namespace suite calls.
+fn network_tools() -> Result<()> {
+    // A login without /usr/sbin in PATH still has them there.
+    let have = |tool: &str| find(tool).is_some() || Path::new("/usr/sbin").join(tool).is_file();
+    let (have, lack): (Vec<_>, Vec<_>) = NETWORK_TOOLS.iter().partition(|(tool, _)| have(tool));
+    for (tool, _) in have {
+        println!("setup: have {tool}");
+    }
+    if lack.is_empty() {
+        return Ok(());
+    }
+    let packages: BTreeSet<&str> = lack.iter().map(|(_, package)| *package).collect();
+    let packages: Vec<String> = packages.into_iter().map(Into::into).collect();
+    if find("apt-get").is_none() {
+        bail!("install {} with your package manager", packages.join(", "));
+    }
+    apt_install(&packages)
+}
+
+/// Installs Debian packages. The package lists are fetched only if it does not work without, and
+/// nothing that is there is removed.
+fn apt_install(packages: &[String]) -> Result<()> {
+    const ATTEMPTS: u32 = 3;
+    let list = packages.join(" ");
+    let mut install = apt_get();
+    install.args(["install", "--yes", "--no-install-recommends", "--no-remove"]);
+    install.args(packages);
+    if !is_root() {
+        bail!(
+            "these Debian packages are missing and only root can install them:\n  apt-get update && apt-get install --no-install-recommends {list}"
+        );
+    }
+    println!("setup: installing {list}");
+    // Without fresh lists it may well fail: what it says then would only confuse.
+    let quiet = install.output().is_ok_and(|output| output.status.success());
+    if quiet {
+        return Ok(());
+    }
+    for attempt in 1..=ATTEMPTS {
+        println!("setup: updating apt's package lists");
+        let result = exec(apt_get().arg("update")).and_then(|()| exec(&mut install));
+        match result {
+            Ok(()) => return Ok(()),
+            Err(error) if attempt < ATTEMPTS => {
+                println!("setup: {error:#}; attempt {} of {ATTEMPTS}", attempt + 1);
+            }
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!(
+                        "cannot install {list}; if this Debian has none of that version, \
+                         `cargo xtask setup --with rustup` is the other way (tried `{}`)",
+                        display(&install)
+                    )
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// apt-get as scripts want it: no questions, patient with network and lock.
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args([
+        "--quiet",
+        "--option=Acquire::Retries=3",
+        "--option=DPkg::Lock::Timeout=300",
+        "--option=Dpkg::Use-Pty=0",
+    ]);
+    command
+}
+
+/// The numbers of a version, to compare it.
+fn numbers(version: &str) -> Vec<u32> {
+    version
+        .split('.')
+        .map_while(|part| part.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(numbers("0.13.0") >= numbers(BPF_LINKER));
+        assert!(numbers("0.9.15") < numbers("0.13.0"));
+        assert!(numbers("0.100.0") > numbers("0.13.0"));
+        assert!(
+            numbers("") < numbers("0.13.0"),
+            "a linker that does not answer is replaced"
+        );
+    }
+
+    #[test]
+    fn debian_packages_are_of_one_version() {
+        let packages = debian_packages(true);
+        assert_eq!(packages.len(), 4);
+        for package in packages {
+            assert!(package.ends_with(&format!("={DEBIAN_RUST}.*")), "{package}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! `cargo xtask test`: the repository's rules, the unit tests, the namespace suite, and one summary.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write, stdout};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use crate::counts::{Counts, of_cargo_test, of_suite};
+use crate::release::Binaries;
+use crate::shell::{cargo, display, is_root};
+use crate::tidy;
+
+/// Options of `test`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run one level only
+    #[arg(value_enum)]
+    level: Option<Level>,
+    /// Run only what this names, as `cargo test -- FILTER` and `testbed suite FILTER` take it
+    #[arg(last = true, requires = "level")]
+    filter: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Level {
+    /// The unit tests: no privilege, no eBPF toolchain
+    Unit,
+    /// The namespace suite: real rules, real programs (as root)
+    Netns,
+}
+
+/// What became of one level.
+#[derive(Debug, Default)]
+struct Outcome {
+    name: &'static str,
+    counts: Counts,
+    /// One line for everything that the numbers do not tell: why it failed, what was skipped.
+    notes: Vec<String>,
+}
+
+/// Runs the levels asked for; an error if anything failed.
+pub fn run(args: &Args) -> Result<()> {
+    outlive_interrupt()?;
+    let mut outcomes = Vec::new();
+    if args.level.is_none() {
+        outcomes.push(rules());
+    }
+    if args.level != Some(Level::Netns) {
+        outcomes.push(unit(&args.filter));
+    }
+    if args.level != Some(Level::Unit) && !INTERRUPTED.load(Ordering::Relaxed) {
+        outcomes.push(netns(args));
+    }
+    let total = summary(&outcomes);
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    if total.failed > 0 {
+        bail!("{} failed", total.failed);
+    }
+    Ok(())
+}
+
+fn rules() -> Outcome {
+    let mut outcome = Outcome {
+        name: "tidy",
+        ..Outcome::default()
+    };
+    match tidy::check() {
+        Ok(report) => {
+            outcome.counts.passed = report.kept;
+            outcome.counts.failed = report.broken;
+            outcome.notes = report.findings;
+        }
+        Err(error) => {
+            outcome.counts.failed = 1;
+            outcome.notes.push(format!("{error:#}"));
+        }
+    }
+    outcome
+}
+
+fn unit(filter: &[OsString]) -> Outcome {
+    let mut command = cargo();
+    command.args(["test", "--locked", "--no-fail-fast", "--"]);
+    command.args(filter);
+    let mut outcome = Outcome {
+        name: "unit",
+        ..Outcome::default()
+    };
+    let result = run_counting(&mut command, stdout(), &mut outcome, |line, outcome| {
+        if let Some(counts) = of_cargo_test(line) {
+            outcome.counts += counts;
+        } else if line.starts_with("test ") && line.contains(" ... ignored") {
+            outcome.notes.push(line.into());
+        }
+    });
+    settle(result, outcome)
+}
+
+fn netns(args: &Args) -> Outcome {
+    let mut outcome = Outcome {
+        name: "netns",
+        ..Outcome::default()
+    };
+    if !is_root() {
+        let reason = "the whole level did not run: it needs root".into();
+        outcome.notes.push(reason);
+        // Asked for by name, not to run it is a failure; the level as such counts as one.
+        if args.level == Some(Level::Netns) {
+            outcome.counts.failed = 1;
+        } else {
+            outcome.counts.skipped = 1;
+        }
+        return outcome;
+    }
+    let result = Binaries::build().and_then(|binaries| {
+        let mut command = binaries.testbed("suite");
+        command.args(&args.filter);
+        let mut last = None;
+        let result = run_counting(&mut command, stdout(), &mut outcome, |line, outcome| {
+            last = of_suite(line).or(last);
+            if line.to_lowercase().starts_with("skip") {
+                outcome.notes.push(line.into());
+            }
+        });
+        outcome.counts = last.unwrap_or_default();
+        result?;
+        last.map(drop).context("the suite ended without its counts")
+    });
+    settle(result, outcome)
+}
+
+/// A runner that fails without counting a failure, and a level without tests, are failures.
+fn settle(result: Result<()>, mut outcome: Outcome) -> Outcome {
+    if let Err(error) = result
+        && outcome.counts.failed == 0
+    {
+        outcome.notes.push(format!("{error:#}"));
+        outcome.counts.failed = 1;
+    }
+    if outcome.counts.passed + outcome.counts.failed == 0 {
+        outcome.notes.push("no test ran".into());
+        outcome.counts.failed = 1;
+    }
+    outcome
+}
+
+/// Runs a command, passing its standard output on, line by line, to `terminal` and to `each`.
+fn run_counting(
+    command: &mut Command,
+    mut terminal: impl Write,
+    outcome: &mut Outcome,
+    mut each: impl FnMut(&str, &mut Outcome),
+) -> Result<()> {
+    let name = display(command);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{name}`"))?;
+    if let Some(stdout) = child.stdout.take() {
+        let mut lines = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).context("cannot read")? > 0 {
+            // The reader of our own output may be gone; the tests go on and clean up.
+            terminal.write_all(&line).ok();
+            terminal.flush().ok();
+            each(String::from_utf8_lossy(&line).trim_end(), outcome);
+            line.clear();
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{name}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// Prints a row per level and, alone on the last line, the sum.
+fn summary(outcomes: &[Outcome]) -> Counts {
+    let mut total = Counts::default();
+    println!(
+        "\n{:8} {:>7} {:>7} {:>8}",
+        "level", "passed", "failed", "skipped"
+    );
+    for Outcome {
+        name,
+        counts,
+        notes,
+    } in outcomes
+    {
+        println!(
+            "{name:8} {:>7} {:>7} {:>8}",
+            counts.passed, counts.failed, counts.skipped
+        );
+        for note in notes {
+            println!("         {note}");
+        }
+        total += *counts;
+    }
+    println!("\n{total}");
+    total
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn remember(_signal: nix::libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// On ctrl-C the runner is told by the terminal as we are; it cleans up, and we wait for it.
+fn outlive_interrupt() -> Result<()> {
+    let action = SigAction::new(
+        SigHandler::Handler(remember),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    // SAFETY: the handler stores to an atomic and does nothing else.
+    let old = unsafe { sigaction(Signal::SIGINT, &action) };
+    old.map(drop).context("cannot handle SIGINT")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::sink;
+
+    use super::*;
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    fn counted(script: &str) -> Outcome {
+        let mut outcome = Outcome::default();
+        let result = run_counting(&mut sh(script), sink(), &mut outcome, |line, outcome| {
+            outcome.counts += of_suite(line).unwrap_or_default();
+        });
+        settle(result, outcome)
+    }
+
+    #[test]
+    fn counts_come_from_the_runner() {
+        let outcome = counted("echo hello; echo '2 passed, 0 failed, 1 skipped'");
+        assert_eq!(outcome.counts.to_string(), "2 passed, 0 failed, 1 skipped");
+        assert!(outcome.notes.is_empty());
+    }
+
+    #[test]
+    fn a_runner_that_dies_is_a_failure_whatever_it_counted() {
+        let outcome = counted("echo '2 passed, 0 failed, 0 skipped'; exit 3");
+        assert_eq!(outcome.counts.failed, 1);
+        assert!(outcome.notes[0].contains('3'), "{:?}", outcome.notes);
+        let outcome = counted("echo '2 passed, 4 failed, 0 skipped'; exit 1");
+        assert_eq!(outcome.counts.failed, 4);
+    }
+
+    #[test]
+    fn a_level_that_ran_no_test_is_a_failure() {
+        assert_eq!(counted("true").counts.failed, 1);
+        let outcome = counted("echo '0 passed, 0 failed, 9 skipped'");
+        assert_eq!(outcome.counts.failed, 1);
+        assert_eq!(outcome.notes, ["no test ran"]);
+    }
+}

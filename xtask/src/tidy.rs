@@ -1,0 +1,150 @@
+//! `cargo xtask tidy`: rules of this repository that no compiler checks.
+//!
+//! A rule is a function from all files to findings, so it can be tested on files that are not
+//! there.
+
+mod docs;
+mod manifests;
+mod sources;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::root;
+
+/// A text file of the repository.
+#[derive(Clone, Debug)]
+struct File {
+    /// Relative to the root.
+    path: String,
+    text: String,
+}
+
+impl File {
+    fn is_rust(&self) -> bool {
+        self.path.ends_with(".rs")
+    }
+
+    /// A finding about one of its lines, counted from 0.
+    fn finding(&self, line: usize, what: impl AsRef<str>) -> String {
+        format!("{}:{}: {}", self.path, line + 1, what.as_ref())
+    }
+}
+
+/// A rule gives one line for each breach.
+type Rule = fn(&[File]) -> Vec<String>;
+
+const RULES: [(&str, Rule); 9] = [
+    (
+        "every source file opens with a module doc",
+        sources::module_docs,
+    ),
+    ("every source file is part of a crate", sources::orphans),
+    ("no source file is longer than 600 lines", sources::lengths),
+    ("no stubs, no tests switched off", sources::stubs),
+    (
+        "types shared with the kernel are plain integers",
+        sources::shared_types,
+    ),
+    ("every crate has the workspace's lints", manifests::lints),
+    (
+        "versions stand in the workspace's manifest only",
+        manifests::versions,
+    ),
+    ("the commands in the documentation exist", docs::commands),
+    ("no path of somebody's machine", docs::machine_paths),
+];
+
+/// What came out.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Rules kept.
+    pub kept: u64,
+    /// Rules broken.
+    pub broken: u64,
+    /// A line for each broken rule and each breach of it.
+    pub findings: Vec<String>,
+}
+
+/// Checks and prints.
+pub fn run() -> Result<()> {
+    let report = check()?;
+    for finding in &report.findings {
+        println!("{finding}");
+    }
+    println!("tidy: {} rules kept, {} broken", report.kept, report.broken);
+    if report.broken > 0 {
+        bail!("the repository is not tidy");
+    }
+    Ok(())
+}
+
+/// Checks every rule over the repository.
+pub fn check() -> Result<Report> {
+    let mut files = Vec::new();
+    collect(root(), &mut files)?;
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut report = Report::default();
+    for (name, rule) in RULES {
+        let breaches = rule(&files);
+        if breaches.is_empty() {
+            report.kept += 1;
+        } else {
+            report.broken += 1;
+            report.findings.push(format!("broken: {name}"));
+            let breaches = breaches.iter().map(|breach| format!("  {breach}"));
+            report.findings.extend(breaches);
+        }
+    }
+    Ok(report)
+}
+
+/// Reads every text file below a directory but what git and cargo keep there.
+fn collect(directory: &Path, files: &mut Vec<File>) -> Result<()> {
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        let name = entry.file_name();
+        let kind = entry.file_type()?;
+        if kind.is_dir() && name != "target" && name != ".git" {
+            collect(&path, files)?;
+        } else if kind.is_file()
+            && name != ".git"
+            && name != "Cargo.lock"
+            && let Ok(text) = fs::read_to_string(&path)
+        {
+            let path = path.strip_prefix(root()).unwrap_or(&path);
+            files.push(File {
+                path: path.to_string_lossy().into_owned(),
+                text,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file for a rule's test.
+    pub fn file(path: &str, text: &str) -> File {
+        File {
+            path: path.into(),
+            text: text.into(),
+        }
+    }
+
+    #[test]
+    fn the_files_of_this_repository_are_found() {
+        let mut files = Vec::new();
+        collect(root(), &mut files).expect("readable");
+        let has = |path: &str| files.iter().any(|file| file.path == path);
+        assert!(has("xtask/src/tidy.rs") && has("Cargo.toml"));
+        assert!(!files.iter().any(|file| file.path.starts_with("target/")));
+    }
+}
