@@ -45,10 +45,10 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // A process that was killed a moment ago may still be counted.
-        let removed = wait::until("removing", Duration::from_secs(2), || {
-            fs::remove_dir(&self.path).ok()
+        let removed = wait::to_clean_up(Duration::from_secs(2), || {
+            fs::remove_dir(&self.path).is_ok() || !self.path.exists()
         });
-        if removed.is_err() && self.path.exists() {
+        if !removed {
             eprintln!("testbed: {} cannot be removed", self.path.display());
         }
         if let Some(parent) = self.path.parent() {

@@ -23,6 +23,10 @@ enum Command {
     /// Probe as the kubelet does (started by the other commands)
     #[command(hide = true)]
     Kubelet(testbed::kubelet::process::Args),
+    /// Show two pods of a STRICT mesh being probed, without and with probe-handler
+    Demo(testbed::demo::Args),
+    /// Make one probe as the kubelet does, and print what came of it
+    Probe(testbed::probe::Args),
     /// Show that each mesh's rules and sidecar do here what they do in a cluster
     Selfcheck,
     /// Remove what killed runs left behind
@@ -34,6 +38,8 @@ fn main() -> ExitCode {
         Command::App(args) => testbed::app::process::main(&args),
         Command::Sidecar(args) => testbed::sidecar::process::main(&args),
         Command::Kubelet(args) => testbed::kubelet::process::main(&args),
+        Command::Demo(args) => testbed::demo::main(&args),
+        Command::Probe(args) => testbed::probe::main(&args),
         Command::Selfcheck => testbed::selfcheck::main(),
         Command::Cleanup => testbed::run::cleanup_stale().map(|removed| {
             println!("removed what {} killed runs left", removed.len());

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::mesh::Identity;
 use crate::{cgroup, command, netns};
@@ -199,10 +201,31 @@ fn remove_stale(base: &Path) -> Result<Vec<String>> {
         let Some(_held) = lock(&path.join("lock"))? else {
             continue;
         };
+        end_daemons(&path);
         remove_run(id, &path);
         removed.push(id.to_owned());
     }
     Ok(removed)
+}
+
+/// Kills the daemons of a run that was killed: unlike other children they do not notice its end.
+/// Their command line names the run's directory.
+fn end_daemons(dir: &Path) {
+    let wanted = format!("{}/", dir.display());
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains(&wanted) {
+            // It may have ended in between.
+            let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
 }
 
 /// Best effort: a thing that is already gone is no error, and one that resists must not keep the

@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::app::AppSpec;
+use crate::interrupt;
 use crate::kubelet::{Ended, Kubelet, Outcome, Probe};
 use crate::pod::{Pod, PodSpec, unavailable};
 use crate::rules::RuleSet;
@@ -24,6 +25,7 @@ const REQUEST: &str = "GET /healthy HTTP/1.1\r\nHost: app\r\nConnection: close\r
 /// # Errors
 /// When a cell is not what it should be.
 pub fn main() -> Result<()> {
+    interrupt::catch()?;
     let run = Run::new()?;
     let bystander = Kubelet::bystander()?;
     let (mut wrong, mut checked, mut skipped) = (0, 0, 0);

@@ -2,19 +2,23 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use crate::interrupt;
 use crate::rpc::Message;
 
+/// How soon a wait sees that the run is interrupted.
+const INTERRUPTIBLE: Duration = Duration::from_millis(50);
 /// A child that is not ready by then never will be.
 const READY: Duration = Duration::from_secs(10);
 
@@ -45,6 +49,8 @@ impl Worker {
     /// When it cannot be started, ends at once, or is not ready within 10 s.
     pub fn start(what: &str, command: &mut Command) -> Result<Self> {
         let mut child = command
+            // Ctrl-C is for the run, which ends its children in order.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -135,14 +141,18 @@ impl Pending {
     /// Waits for the answer, `deadline` at most.
     ///
     /// # Errors
-    /// When the child has ended or does not answer in time.
+    /// When the child has ended, does not answer in time, or the run is interrupted.
     pub fn wait<T: DeserializeOwned>(self, deadline: Duration) -> Result<T> {
-        let value = match self.answer.recv_timeout(deadline) {
-            Ok(value) => value,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                bail!("{} did not answer within {deadline:?}", self.what)
+        let end = Instant::now() + deadline;
+        let value = loop {
+            match self.answer.recv_timeout(INTERRUPTIBLE) {
+                Ok(value) => break value,
+                Err(mpsc::RecvTimeoutError::Disconnected) => bail!("{} has ended", self.what),
+                Err(mpsc::RecvTimeoutError::Timeout) => interrupt::check()?,
             }
-            Err(mpsc::RecvTimeoutError::Disconnected) => bail!("{} has ended", self.what),
+            if Instant::now() >= end {
+                bail!("{} did not answer within {deadline:?}", self.what);
+            }
         };
         serde_json::from_value(value)
             .with_context(|| format!("{}: its answer is not understood", self.what))
