@@ -29,8 +29,14 @@ const LOOPBACK6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
 #[inline(always)]
 pub fn handler(destination: &SockAddr, config: &Config) -> Option<SockAddr> {
     let (address, port) = match destination.as_v4() {
-        Some(_) => (SockAddr::v4(LOOPBACK4, config.handler_port_v4 as u16), config.handler_port_v4),
-        None => (SockAddr::v6(LOOPBACK6, config.handler_port_v6 as u16), config.handler_port_v6),
+        Some(_) => (
+            SockAddr::v4(LOOPBACK4, config.handler_port_v4 as u16),
+            config.handler_port_v4,
+        ),
+        None => (
+            SockAddr::v6(LOOPBACK6, config.handler_port_v6 as u16),
+            config.handler_port_v6,
+        ),
     };
     (port != 0).then_some(address)
 }
@@ -127,7 +133,14 @@ fn connect(
         || listens(ctx, destination, netns),
         || {
             endpoint.mesh_port != 0
-                && listens(ctx, &SockAddr { port: endpoint.mesh_port, ..*destination }, netns)
+                && listens(
+                    ctx,
+                    &SockAddr {
+                        port: endpoint.mesh_port,
+                        ..*destination
+                    },
+                    netns,
+                )
         },
         || handler.is_some_and(|handler| listens(ctx, &handler, KUBELET_NETNS)),
     );
@@ -143,7 +156,9 @@ fn connect(
         (Decision::Redirect, Some(handler)) => {
             // SAFETY: the context, which holds a socket.
             let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-            let original = Original { destination: *destination };
+            let original = Original {
+                destination: *destination,
+            };
             if SOCKETS.insert(cookie, original, 0).is_err() {
                 // Without the record the handler would take it for a stranger's.
                 count(Counter::Error);

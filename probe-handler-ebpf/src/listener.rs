@@ -35,8 +35,7 @@ pub fn listens(ctx: &SockAddrContext, address: &SockAddr, netns: u64) -> bool {
         }
     };
     // SAFETY: the context and a tuple of the size given; the reference taken is released below.
-    let socket =
-        unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size as u32, netns, 0) };
+    let socket = unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size as u32, netns, 0) };
     if socket.is_null() {
         return false;
     }

@@ -10,9 +10,7 @@ use probe_handler_common::address::SockAddr;
 use probe_handler_common::counters::Counter;
 use probe_handler_common::flow::{Flow, Original};
 
-use crate::connect::{
-    handler, set_user_address4, set_user_address6, user_address4, user_address6,
-};
+use crate::connect::{handler, set_user_address4, set_user_address6, user_address4, user_address6};
 use crate::maps::{CONFIG, FLOWS, SOCKETS, count};
 
 /// `AF_INET`.

@@ -4,6 +4,7 @@
 //! `cli -> {handler, webhook, observe} -> check -> kernel`; `pods` reaches the kernel only through
 //! the registry's map writer.
 
+pub mod app;
 pub mod check;
 pub mod cli;
 pub mod handler;

@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
+use probe_handler::app;
 use probe_handler::cli::{self, Command};
-use probe_handler::observe::finding::{Finding, State};
+use probe_handler::kernel::preflight::{self, PreflightOptions};
 
 fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os()) {
@@ -11,17 +12,14 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     match command {
-        Command::Agent(args) => cli::agent::run(args, |_config| {
-            anyhow::bail!("this build has no kernel side")
-        }),
+        Command::Agent(args) => cli::agent::run(args, app::run),
         Command::Status(args) => cli::status::run(&args),
-        Command::Preflight(args) => cli::preflight::run(args, |_config| {
-            vec![Finding {
-                requirement: "kernel side".to_owned(),
-                state: State::Fail,
-                found: "this build has none".to_owned(),
-                remedy: "use a complete build".to_owned(),
-            }]
+        Command::Preflight(args) => cli::preflight::run(args, |config| {
+            preflight::run(&PreflightOptions {
+                search: app::search(&config.kubelet),
+                admin: config.admin_addr,
+                handler_port: config.handler_port,
+            })
         }),
         Command::Version => cli::version::run(),
     }

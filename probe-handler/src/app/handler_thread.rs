@@ -56,7 +56,8 @@ impl HandlerThread {
             .name("handler".to_owned())
             .spawn(move || {
                 let served = runtime.block_on(async {
-                    let v4 = Arc::clone(&handler).serve(TcpListener::from_std(v4)?, draining.clone());
+                    let v4 =
+                        Arc::clone(&handler).serve(TcpListener::from_std(v4)?, draining.clone());
                     match v6 {
                         Some(v6) => {
                             let v6 = handler.serve(TcpListener::from_std(v6)?, draining);
@@ -72,7 +73,13 @@ impl HandlerThread {
                 let _ = end.send(());
             })
             .context("cannot start the handler's thread")?;
-        Ok(Self { v4: v4_address, v6: v6_address, drain, ended, _thread: thread })
+        Ok(Self {
+            v4: v4_address,
+            v6: v6_address,
+            drain,
+            ended,
+            _thread: thread,
+        })
     }
 
     /// Port on 127.0.0.1.

@@ -10,6 +10,7 @@ use crate::kernel::kubelet::{Error, Finder, Kubelet};
 use crate::kernel::maps::ConfigMap;
 use crate::kernel::preflight::obstacle_remedy;
 use crate::kernel::programs::Programs;
+use crate::observe::metrics::Metrics;
 use crate::observe::readiness::{BlockReady, Readiness};
 
 /// How often to look. A restarted kubelet must be attached to within 100 ms; a look at one that is still
@@ -33,7 +34,13 @@ pub struct Attachment {
 impl Attachment {
     /// Programs loaded, but attached nowhere.
     pub fn new(programs: Programs) -> Self {
-        Self { programs, kubelet: None, since: None, trouble: None, draining: false }
+        Self {
+            programs,
+            kubelet: None,
+            since: None,
+            trouble: None,
+            draining: false,
+        }
     }
 
     /// Attaches to `kubelet`'s cgroup, after telling the programs which process it is.
@@ -44,11 +51,17 @@ impl Attachment {
         config
             .update(|config| config.kubelet_pid = kubelet.pid.unwrap_or_default())
             .map_err(|error| format!("cannot tell the programs the kubelet's process: {error}"))?;
-        let moved =
-            self.kubelet.as_ref().is_none_or(|old| old.cgroup_id != kubelet.cgroup_id);
+        let moved = self
+            .kubelet
+            .as_ref()
+            .is_none_or(|old| old.cgroup_id != kubelet.cgroup_id);
         if moved {
             self.programs.attach(&kubelet.cgroup).map_err(|error| {
-                format!("{:#}; {}", anyhow::Error::from(error), obstacle_remedy(&kubelet.cgroup))
+                format!(
+                    "{:#}; {}",
+                    anyhow::Error::from(error),
+                    obstacle_remedy(&kubelet.cgroup)
+                )
             })?;
         }
         tracing::info!(
@@ -77,11 +90,15 @@ pub async fn run(
     config: ConfigMap,
     mut finder: Finder,
     readiness: Readiness,
+    metrics: Arc<Metrics>,
 ) {
     let mut waiting: Option<BlockReady> = None;
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let _ = metrics
+            .attached
+            .set(i64::from(attachment.lock().kubelet.is_some()));
         let _ = ticks.tick().await;
         let mut attachment = attachment.lock();
         if attachment.draining {
@@ -89,7 +106,10 @@ pub async fn run(
         }
         let trouble = match finder.find(attachment.kubelet.as_ref()) {
             Ok(kubelet)
-                if attachment.kubelet.as_ref().is_some_and(|old| old.same_place(&kubelet)) =>
+                if attachment
+                    .kubelet
+                    .as_ref()
+                    .is_some_and(|old| old.same_place(&kubelet)) =>
             {
                 waiting = None;
                 continue;

@@ -10,7 +10,6 @@ mod pod_task;
 mod registry_task;
 mod status;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,7 @@ use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::cli::config::{AgentConfig, PodSource};
+use crate::cli::config::{AgentConfig, KubeletConfig, PodSource};
 use crate::handler::Handler;
 use crate::handler::table::EndpointTable;
 use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
@@ -90,8 +89,9 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let kubelet_ready = readiness.block("kubelet hooks attached");
     let pods_ready = readiness.block("pods read");
 
-    let (mut programs, maps) =
-        Programs::load(&LoadOptions { endpoints_capacity: config.endpoints_capacity })?;
+    let (mut programs, maps) = Programs::load(&LoadOptions {
+        endpoints_capacity: config.endpoints_capacity,
+    })?;
     if config.kernel_log {
         log_from_kernel(&mut programs, &maps.config)?;
     }
@@ -114,7 +114,10 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         programs.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
     })?;
 
-    let shared = Arc::new(Mutex::new(Shared::new(Registry::new(maps.endpoints, table))));
+    let shared = Arc::new(Mutex::new(Shared::new(Registry::new(
+        maps.endpoints,
+        table,
+    ))));
     let attachment = Arc::new(Mutex::new(Attachment::new(programs)));
 
     let status = status::Reporter {
@@ -138,7 +141,10 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
     let mut tasks = tokio::task::JoinSet::new();
     let (source_events, from_source) = mpsc::channel(CHANNEL);
-    let selection = Selection { scope: config.scope, namespace_exempt: None };
+    let selection = Selection {
+        scope: config.scope,
+        namespace_exempt: None,
+    };
     match &config.pods {
         PodSource::Dir(path) => {
             let path = path.clone();
@@ -148,9 +154,9 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
                     .context("the source of pods ended")
             });
         }
-        PodSource::Kubernetes => anyhow::bail!(
-            "--pods kube is not built into this version: use --pods dir:PATH"
-        ),
+        PodSource::Kubernetes => {
+            anyhow::bail!("--pods kube is not built into this version: use --pods dir:PATH")
+        }
     }
     let registry = RegistryTask::new(Arc::clone(&shared), Arc::clone(&metrics), pods_ready);
     let _ = tasks.spawn(async move {
@@ -204,7 +210,10 @@ impl Daemon {
                 other => format!("a task of the daemon ended: {other:?}"),
             },
         };
-        tracing::info!(why, "draining: new probes go their own way, those under way are answered");
+        tracing::info!(
+            why,
+            "draining: new probes go their own way, those under way are answered"
+        );
         self.readiness.drain();
         {
             let mut attachment = self.attachment.lock();
@@ -252,10 +261,13 @@ fn attach_now(
     programs: &ConfigMap,
     ready: BlockReady,
 ) -> anyhow::Result<Finder> {
-    let mut finder = Finder::new(search(config))?;
+    let mut finder = Finder::new(search(&config.kubelet))?;
     match finder.find(None) {
         Ok(kubelet) => {
-            attachment.lock().attach(programs, kubelet).map_err(|error| anyhow::anyhow!(error))?;
+            attachment
+                .lock()
+                .attach(programs, kubelet)
+                .map_err(|error| anyhow::anyhow!(error))?;
         }
         Err(error @ (KubeletError::NotFound { .. } | KubeletError::NoCgroup { .. })) => {
             tracing::warn!("waiting for the kubelet: {error}");
@@ -267,12 +279,12 @@ fn attach_now(
     Ok(finder)
 }
 
-/// How the agent's configuration says to find the kubelet.
-pub fn search(config: &AgentConfig) -> Search {
+/// How to find the kubelet, as the configuration says.
+pub fn search(kubelet: &KubeletConfig) -> Search {
     Search {
-        names: config.kubelet.names.clone(),
-        cgroup: config.kubelet.cgroup.clone(),
-        allow_root: config.kubelet.allow_root_cgroup,
+        names: kubelet.names.clone(),
+        cgroup: kubelet.cgroup.clone(),
+        allow_root: kubelet.allow_root_cgroup,
     }
 }
 
@@ -292,10 +304,4 @@ fn log_from_kernel(programs: &mut Programs, config: &ConfigMap) -> anyhow::Resul
         }
     });
     Ok(())
-}
-
-/// For tests of this module's tasks: something that never ends.
-#[cfg(test)]
-fn never() -> impl Future<Output = ()> {
-    std::future::pending()
 }

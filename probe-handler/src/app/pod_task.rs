@@ -59,7 +59,11 @@ pub struct Place {
 
 /// Follows `pod`, telling `events`, until aborted or nobody listens.
 pub async fn run(pod: Arc<Pod>, generation: u64, events: mpsc::Sender<Event>) {
-    let follower = Follower { pod, generation, events };
+    let follower = Follower {
+        pod,
+        generation,
+        events,
+    };
     // Ends only when the registry is gone.
     let _ = follower.follow().await;
 }
@@ -112,8 +116,7 @@ impl Follower {
         nsid: i32,
         watch: &AddressWatch,
     ) -> Result<String, Closed> {
-        let dialer =
-            PodDialer::new(Arc::clone(netns), self.pod.mesh, self.pod.proxy_uid);
+        let dialer = PodDialer::new(Arc::clone(netns), self.pod.mesh, self.pod.proxy_uid);
         let mut attempt = 0;
         loop {
             let addresses = match netns.addresses() {
@@ -165,8 +168,10 @@ impl Follower {
 
     /// One canary dial for each family that the pod has: rules differ by family. Captured in one is captured.
     async fn canary(&self, netns: &Netns, dialer: &PodDialer, addresses: &[IpAddr]) -> Canary {
-        let families =
-            [addresses.iter().find(|ip| ip.is_ipv4()), addresses.iter().find(|ip| ip.is_ipv6())];
+        let families = [
+            addresses.iter().find(|ip| ip.is_ipv4()),
+            addresses.iter().find(|ip| ip.is_ipv6()),
+        ];
         let mut result = Canary::Unproven("it has no address yet".to_owned());
         for address in families.into_iter().flatten() {
             let one = canary(netns, dialer, *address, self.pod.mesh.inbound_port()).await;
@@ -181,8 +186,11 @@ impl Follower {
     }
 
     async fn tell(&self, news: News) -> Result<(), Closed> {
-        let event =
-            Event { uid: self.pod.id.uid.clone(), generation: self.generation, news };
+        let event = Event {
+            uid: self.pod.id.uid.clone(),
+            generation: self.generation,
+            news,
+        };
         self.events.send(event).await.map_err(|_| Closed)
     }
 }
@@ -220,6 +228,9 @@ mod tests {
         let unproven = Canary::Unproven(String::new());
         assert_eq!(until_next(&unproven, 0), Duration::from_millis(100));
         assert_eq!(until_next(&unproven, 100), Duration::from_millis(6_400));
-        assert_eq!(until_next(&Canary::Captured { port: 1 }, 9), Duration::from_secs(2));
+        assert_eq!(
+            until_next(&Canary::Captured { port: 1 }, 9),
+            Duration::from_secs(2)
+        );
     }
 }

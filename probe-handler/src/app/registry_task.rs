@@ -64,11 +64,7 @@ struct Follower {
 
 impl RegistryTask {
     /// Not ready (`pods_ready`) until the first pods stand.
-    pub fn new(
-        shared: Arc<Mutex<Shared>>,
-        metrics: Arc<Metrics>,
-        pods_ready: BlockReady,
-    ) -> Self {
+    pub fn new(shared: Arc<Mutex<Shared>>, metrics: Arc<Metrics>, pods_ready: BlockReady) -> Self {
         Self {
             shared,
             metrics,
@@ -103,7 +99,10 @@ impl RegistryTask {
 
     fn replace(&mut self, understood: Vec<Understood>, events: &mpsc::Sender<Event>) {
         let mut shared = self.shared.lock();
-        let pods: Vec<Pod> = understood.iter().filter_map(|pod| pod.pod.clone()).collect();
+        let pods: Vec<Pod> = understood
+            .iter()
+            .filter_map(|pod| pod.pod.clone())
+            .collect();
         for pod in &understood {
             let said = shared.understood.get(&pod.id.uid);
             if said.is_none_or(|said| said.warnings != pod.warnings) {
@@ -112,14 +111,20 @@ impl RegistryTask {
                 }
             }
         }
-        shared.understood =
-            understood.into_iter().map(|pod| (pod.id.uid.clone(), pod)).collect();
+        shared.understood = understood
+            .into_iter()
+            .map(|pod| (pod.id.uid.clone(), pod))
+            .collect();
         let replaced = shared.registry.replace(pods);
         for id in &replaced.stopped {
             let _ = shared.canaries.remove(&id.uid);
         }
-        let known: BTreeSet<PodId> =
-            shared.registry.pods().values().map(|entry| entry.pod.id.clone()).collect();
+        let known: BTreeSet<PodId> = shared
+            .registry
+            .pods()
+            .values()
+            .map(|entry| entry.pod.id.clone())
+            .collect();
         drop(shared);
 
         for id in replaced.stopped {
@@ -134,7 +139,11 @@ impl RegistryTask {
         let first = self.first_look.is_none();
         if first {
             let _ = self.first_look.insert(
-                replaced.started.iter().map(|pod| pod.id.uid.clone()).collect(),
+                replaced
+                    .started
+                    .iter()
+                    .map(|pod| pod.id.uid.clone())
+                    .collect(),
             );
         }
         for pod in replaced.started {
@@ -142,9 +151,13 @@ impl RegistryTask {
             self.metrics.adopt(&pod.id);
             self.generation += 1;
             let uid = pod.id.uid.clone();
-            let abort =
-                self.running.spawn(pod_task::run(pod, self.generation, events.clone()));
-            let follower = Follower { generation: self.generation, abort };
+            let abort = self
+                .running
+                .spawn(pod_task::run(pod, self.generation, events.clone()));
+            let follower = Follower {
+                generation: self.generation,
+                abort,
+            };
             if let Some(old) = self.followers.insert(uid, follower) {
                 old.abort.abort();
             }
@@ -154,19 +167,34 @@ impl RegistryTask {
 
     fn problems(&mut self, problems: Vec<String>) {
         let mut shared = self.shared.lock();
-        for problem in problems.iter().filter(|problem| !shared.problems.contains(problem)) {
+        for problem in problems
+            .iter()
+            .filter(|problem| !shared.problems.contains(problem))
+        {
             tracing::warn!("{problem}");
         }
         shared.problems = problems;
     }
 
     fn news(&mut self, event: Event) {
-        let Event { uid, generation, news } = event;
-        if self.followers.get(&uid).is_none_or(|follower| follower.generation != generation) {
+        let Event {
+            uid,
+            generation,
+            news,
+        } = event;
+        if self
+            .followers
+            .get(&uid)
+            .is_none_or(|follower| follower.generation != generation)
+        {
             return; // of a pod that is gone, or was placed anew since
         }
         let mut shared = self.shared.lock();
-        let Some(pod) = shared.registry.pods().get(&uid).map(|entry| Arc::clone(&entry.pod))
+        let Some(pod) = shared
+            .registry
+            .pods()
+            .get(&uid)
+            .map(|entry| Arc::clone(&entry.pod))
         else {
             return;
         };
@@ -184,7 +212,9 @@ impl RegistryTask {
             News::Lost(why) => {
                 tracing::info!(pod = %pod.id, why, "not served");
                 let _ = shared.canaries.remove(&uid);
-                shared.registry.place(&uid, None, Some(Obstacle::NoNamespace(why)));
+                shared
+                    .registry
+                    .place(&uid, None, Some(Obstacle::NoNamespace(why)));
             }
         }
         drop(shared);
@@ -238,9 +268,16 @@ impl RegistryTask {
 
     fn count(&self) {
         let shared = self.shared.lock();
-        let _ = self.metrics.endpoints.set(shared.registry.installed() as i64);
+        let _ = self
+            .metrics
+            .endpoints
+            .set(shared.registry.installed() as i64);
         self.metrics.set_pods(
-            shared.registry.pods().values().map(|entry| (entry.pod.mesh, state(entry))),
+            shared
+                .registry
+                .pods()
+                .values()
+                .map(|entry| (entry.pod.mesh, state(entry))),
         );
     }
 }
@@ -265,7 +302,11 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
         .filter(|placement| placement.netns == place.netns.id());
     let dialer = match before {
         Some(placement) => Arc::clone(&placement.dialer),
-        None => Arc::new(PodDialer::new(Arc::clone(&place.netns), pod.mesh, pod.proxy_uid)),
+        None => Arc::new(PodDialer::new(
+            Arc::clone(&place.netns),
+            pod.mesh,
+            pod.proxy_uid,
+        )),
     };
     Placement {
         netns: place.netns.id(),
@@ -277,7 +318,11 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
 
 /// The status says one thing, the namespace another: the namespace is right, for it is where we dial.
 fn note_disagreement(pod: &Pod, place: &Place) {
-    let missing: Vec<_> = pod.ips.iter().filter(|ip| !place.addresses.contains(ip)).collect();
+    let missing: Vec<_> = pod
+        .ips
+        .iter()
+        .filter(|ip| !place.addresses.contains(ip))
+        .collect();
     if !missing.is_empty() && !place.addresses.is_empty() {
         tracing::warn!(
             pod = %pod.id,

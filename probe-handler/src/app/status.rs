@@ -15,8 +15,8 @@ use crate::kernel::canary::Canary;
 use crate::kernel::maps::CounterMap;
 use crate::observe::readiness::Readiness;
 use crate::observe::status::{
-    CanaryState, CanaryStatus, HookStatus, KubeletStatus, LeftAlone, NetnsStatus, PodStatus, Refusal,
-    SourceStatus, Status, route_rows,
+    CanaryState, CanaryStatus, HookStatus, KubeletStatus, LeftAlone, NetnsStatus, PodStatus,
+    Refusal, SourceStatus, Status, route_rows,
 };
 use crate::pods::registry::{Entry, Obstacle};
 
@@ -156,9 +156,10 @@ fn canary(shared: &Shared, uid: &str) -> CanaryStatus {
     };
     let (state, detail) = match canary {
         Canary::Passed => (CanaryState::Passed, "refused, as it must be".to_owned()),
-        Canary::Captured { port } => {
-            (CanaryState::Failed, format!("a dial to port {port} was captured"))
-        }
+        Canary::Captured { port } => (
+            CanaryState::Failed,
+            format!("a dial to port {port} was captured"),
+        ),
         Canary::Unproven(why) => (CanaryState::Pending, why.clone()),
     };
     CanaryStatus {
@@ -169,15 +170,18 @@ fn canary(shared: &Shared, uid: &str) -> CanaryStatus {
 }
 
 fn left_alone(shared: &Shared, uid: &str) -> Vec<LeftAlone> {
-    shared.understood.get(uid).map_or_else(Vec::new, |understood| {
-        understood
-            .left_alone
-            .iter()
-            .map(|left| LeftAlone {
-                container: left.container.clone(),
-                probe: left.kind.name().to_owned(),
-                why: left.why.to_string(),
-            })
-            .collect()
-    })
+    shared
+        .understood
+        .get(uid)
+        .map_or_else(Vec::new, |understood| {
+            understood
+                .left_alone
+                .iter()
+                .map(|left| LeftAlone {
+                    container: left.container.clone(),
+                    probe: left.kind.name().to_owned(),
+                    why: left.why.to_string(),
+                })
+                .collect()
+        })
 }

@@ -16,6 +16,8 @@ use super::logging::LogFormat;
 pub use args::{AgentArgs, DEFAULT_ADMIN_SOCKET, SharedArgs};
 pub use mistakes::{Mistake, Mistakes};
 
+use crate::pods::scope::Scope;
+
 /// Where pods come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodSource {
@@ -23,18 +25,6 @@ pub enum PodSource {
     Dir(PathBuf),
     /// The Kubernetes API: this node's pods.
     Kubernetes,
-}
-
-/// Which pods are served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scope {
-    /// Those in a mesh.
-    Meshed,
-    /// Those that ask for it by annotation.
-    Annotated,
-    /// All.
-    All,
 }
 
 /// How to find the kubelet.

@@ -67,7 +67,9 @@ async fn dial_one(dialer: &dyn Dial, to: SocketAddr) -> Canary {
         Ok(Ok(_)) => Canary::Captured { port: to.port() },
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Canary::Passed,
         Ok(Err(error)) => Canary::Unproven(format!("dial to {to} inside the pod: {error}")),
-        Err(_) => Canary::Unproven(format!("dial to {to} inside the pod: no answer in {TIMEOUT:?}")),
+        Err(_) => Canary::Unproven(format!(
+            "dial to {to} inside the pod: no answer in {TIMEOUT:?}"
+        )),
     }
 }
 
@@ -78,7 +80,10 @@ mod tests {
     #[test]
     fn the_canary_port_has_no_listener() {
         let listening = BTreeSet::from([65_535, 65_533, 80]);
-        assert_eq!(free_ports(&listening).take(3).collect::<Vec<_>>(), [65_534, 65_532, 65_531]);
+        assert_eq!(
+            free_ports(&listening).take(3).collect::<Vec<_>>(),
+            [65_534, 65_532, 65_531]
+        );
         assert_eq!(free_ports(&(0..=u16::MAX).collect()).count(), 0);
     }
 }

@@ -33,7 +33,10 @@ pub enum Error {
 }
 
 fn read(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Where cgroup v2 is mounted: `/sys/fs/cgroup`, on a hybrid system `/sys/fs/cgroup/unified`.
@@ -58,7 +61,10 @@ fn mount_in(mountinfo: &str) -> Option<PathBuf> {
     let mut best: Option<(bool, PathBuf)> = None;
     for (root, point) in mounts {
         let whole = root == "/";
-        if best.as_ref().is_none_or(|(best_whole, _)| whole && !best_whole) {
+        if best
+            .as_ref()
+            .is_none_or(|(best_whole, _)| whole && !best_whole)
+        {
             best = Some((whole, PathBuf::from(point)));
         }
     }
@@ -112,7 +118,10 @@ fn path_in(cgroup: &str) -> Option<&str> {
 /// # Errors
 /// [`Error::Read`].
 pub fn processes(path: &Path) -> Result<Vec<u32>, Error> {
-    Ok(read(&path.join("cgroup.procs"))?.lines().filter_map(|line| line.parse().ok()).collect())
+    Ok(read(&path.join("cgroup.procs"))?
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect())
 }
 
 /// The directory's identity: a cgroup made anew at the same path is another one.
@@ -130,13 +139,17 @@ mod tests {
 
     #[test]
     fn the_mount_is_found_on_unified_and_hybrid_systems() {
-        let unified = "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let unified =
+            "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(mount_in(unified), Some("/sys/fs/cgroup".into()));
         let hybrid = "30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
                       31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
                       32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
         assert_eq!(mount_in(hybrid), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(mount_in("30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"), None);
+        assert_eq!(
+            mount_in("30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"),
+            None
+        );
     }
 
     #[test]
@@ -148,7 +161,10 @@ mod tests {
 
     #[test]
     fn the_v2_line_is_read_among_v1_lines() {
-        assert_eq!(path_in("12:cpu:/x\n0::/system.slice/kubelet.service\n"), Some("/system.slice/kubelet.service"));
+        assert_eq!(
+            path_in("12:cpu:/x\n0::/system.slice/kubelet.service\n"),
+            Some("/system.slice/kubelet.service")
+        );
         assert_eq!(path_in("12:cpu:/x\n"), None);
     }
 }

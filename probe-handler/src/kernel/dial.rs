@@ -56,7 +56,11 @@ impl PodDialer {
             Mesh::IstioAmbient | Mesh::Linkerd | Mesh::Osm | Mesh::Consul => Source::Pod,
         };
         let owner = (mesh == Mesh::Consul).then(|| proxy_uid.unwrap_or(CONSUL_PROXY_UID));
-        Self { netns, source, owner }
+        Self {
+            netns,
+            source,
+            owner,
+        }
     }
 
     /// Binds the source. Binding to the pod's own address also proves that it still is: a namespace

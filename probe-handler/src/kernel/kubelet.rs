@@ -124,8 +124,9 @@ impl Finder {
     pub fn find(&mut self, last: Option<&Kubelet>) -> Result<Kubelet, Error> {
         let (pid, cgroup) = match &self.search.cgroup {
             Some(cgroup) => {
-                let processes = cgroup::processes(cgroup)
-                    .map_err(|_| Error::NoCgroup { path: cgroup.clone() })?;
+                let processes = cgroup::processes(cgroup).map_err(|_| Error::NoCgroup {
+                    path: cgroup.clone(),
+                })?;
                 let named = |pid: &u32| comm(*pid).is_some_and(|comm| self.is_kubelet(&comm));
                 (processes.into_iter().find(named), cgroup.clone())
             }
@@ -145,8 +146,9 @@ impl Finder {
             return Err(Error::Root { path: cgroup });
         }
         let started = pid.and_then(start_time).unwrap_or_default();
-        let cgroup_id =
-            cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup { path: cgroup.clone() })?;
+        let cgroup_id = cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup {
+            path: cgroup.clone(),
+        })?;
         let shared_with = match (last, pid) {
             // Counting is for people; a change of the kubelet is what matters.
             (Some(last), _) if last.pid == pid && last.cgroup_id == cgroup_id => last.shared_with,
@@ -154,7 +156,13 @@ impl Finder {
                 .map(|pids| pids.iter().filter(|other| Some(**other) != pid).count())
                 .unwrap_or_default(),
         };
-        Ok(Kubelet { pid, started, cgroup, cgroup_id, shared_with })
+        Ok(Kubelet {
+            pid,
+            started,
+            cgroup,
+            cgroup_id,
+            shared_with,
+        })
     }
 
     fn is_kubelet(&self, comm: &str) -> bool {
@@ -187,18 +195,27 @@ impl Finder {
     fn choose(&self, found: Vec<u32>) -> Result<u32, Error> {
         let ours = NetnsId::at(Path::new("/proc/self/ns/net")).ok();
         let theirs = |pid: u32| NetnsId::at(Path::new(&format!("/proc/{pid}/ns/net"))).ok();
-        let mut here: Vec<u32> =
-            found.iter().copied().filter(|pid| theirs(*pid) == ours).collect();
+        let mut here: Vec<u32> = found
+            .iter()
+            .copied()
+            .filter(|pid| theirs(*pid) == ours)
+            .collect();
         here.sort_unstable_by_key(|pid| start_time(*pid));
         match (here.as_slice(), found.first()) {
-            ([], None) => Err(Error::NotFound { names: self.search.names.clone() }),
+            ([], None) => Err(Error::NotFound {
+                names: self.search.names.clone(),
+            }),
             ([], Some(pid)) => Err(Error::OtherNetwork { pid: *pid }),
             ([first, rest @ ..], _) => {
                 let cgroup = cgroup::of_process(*first, &self.mount_point)?;
                 let elsewhere = rest.iter().any(|pid| {
                     cgroup::of_process(*pid, &self.mount_point).is_ok_and(|other| other != cgroup)
                 });
-                if elsewhere { Err(Error::Ambiguous { pids: here }) } else { Ok(*first) }
+                if elsewhere {
+                    Err(Error::Ambiguous { pids: here })
+                } else {
+                    Ok(*first)
+                }
             }
         }
     }

@@ -51,8 +51,10 @@ pub fn obstacles(cgroup: &Path, mount_point: &Path) -> Vec<Obstacle> {
             let directory = File::open(ancestor).ok();
             ATTACH_TYPES.into_iter().filter_map(move |(kind, hook)| {
                 let (programs, flags) = query(directory.as_ref()?, kind)?;
-                (programs > 0 && flags & ALLOW_MULTI == 0)
-                    .then(|| Obstacle { cgroup: ancestor.to_owned(), hook })
+                (programs > 0 && flags & ALLOW_MULTI == 0).then(|| Obstacle {
+                    cgroup: ancestor.to_owned(),
+                    hook,
+                })
             })
         })
         .collect()
@@ -68,7 +70,12 @@ fn query(cgroup: &File, attach_type: u32) -> Option<(u32, u32)> {
     // SAFETY: the attribute is as the kernel wants it for this command (bpf(2)), zeroed where unused; no
     // buffer is given, so the kernel only counts.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attr, size_of::<QueryAttr>())
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut attr,
+            size_of::<QueryAttr>(),
+        )
     };
     (result == 0).then_some((attr.prog_cnt, attr.attach_flags))
 }

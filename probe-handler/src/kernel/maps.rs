@@ -39,7 +39,9 @@ impl EndpointMap {
     /// # Errors
     /// Those of walking the map.
     pub fn count(&self) -> Result<usize, MapError> {
-        self.0.keys().try_fold(0, |count, key| key.map(|_| count + 1))
+        self.0
+            .keys()
+            .try_fold(0, |count, key| key.map(|_| count + 1))
     }
 }
 

@@ -26,7 +26,10 @@ impl NetnsId {
     /// Those of `stat`.
     pub fn at(path: &Path) -> io::Result<Self> {
         let meta = std::fs::metadata(path)?;
-        Ok(Self { device: meta.dev(), inode: meta.ino() })
+        Ok(Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+        })
     }
 }
 
@@ -69,7 +72,10 @@ impl Netns {
             return Err(not_a_namespace("a namespace of another kind"));
         }
         let meta = file.metadata()?;
-        let id = NetnsId { device: meta.dev(), inode: meta.ino() };
+        let id = NetnsId {
+            device: meta.dev(),
+            inode: meta.ino(),
+        };
         Ok(Self { file, id })
     }
 
@@ -177,6 +183,9 @@ mod tests {
         let one = Netns::current().expect("own namespace");
         let two = Netns::open(Path::new("/proc/self/ns/net")).expect("own namespace");
         assert_eq!(one.id(), two.id());
-        assert_eq!(NetnsId::at(Path::new("/proc/self/ns/net")).expect("stat"), one.id());
+        assert_eq!(
+            NetnsId::at(Path::new("/proc/self/ns/net")).expect("stat"),
+            one.id()
+        );
     }
 }

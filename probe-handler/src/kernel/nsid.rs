@@ -66,7 +66,9 @@ impl Nsids {
         id: Option<i32>,
     ) -> io::Result<Option<i32>> {
         let mut message = NsidMessage::default();
-        message.attributes.push(NsidAttribute::Fd(netns.as_fd().as_raw_fd() as u32));
+        message
+            .attributes
+            .push(NsidAttribute::Fd(netns.as_fd().as_raw_fd() as u32));
         message.attributes.extend(id.map(NsidAttribute::Id));
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -83,10 +85,13 @@ impl Nsids {
             NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewNsId(message) | RouteNetlinkMessage::GetNsId(message),
-            ) => Ok(message.attributes.iter().find_map(|attribute| match attribute {
-                NsidAttribute::Id(id) => Some(*id),
-                _ => None,
-            })),
+            ) => Ok(message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    NsidAttribute::Id(id) => Some(*id),
+                    _ => None,
+                })),
             _ => Ok(None),
         }
     }

@@ -62,7 +62,12 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         // A verifier log says all in its first lines.
-        let line: String = cause.to_string().lines().take(3).collect::<Vec<_>>().join(" ");
+        let line: String = cause
+            .to_string()
+            .lines()
+            .take(3)
+            .collect::<Vec<_>>()
+            .join(" ");
         text.push_str(": ");
         text.push_str(&line);
         source = cause.source();
@@ -106,12 +111,19 @@ fn capabilities() -> Finding {
         return pass(requirement, "all that are needed");
     }
     let list = |show: fn(&capabilities::Need) -> String| {
-        missing.iter().map(|need| show(need)).collect::<Vec<_>>().join("; ")
+        missing
+            .iter()
+            .map(|need| show(need))
+            .collect::<Vec<_>>()
+            .join("; ")
     };
     not_met(
         State::Fail,
         requirement,
-        format!("missing {}", list(|need| format!("{} ({})", need.capability, need.reason))),
+        format!(
+            "missing {}",
+            list(|need| format!("{} ({})", need.capability, need.reason))
+        ),
         format!(
             "run as root in a privileged container, or add {}",
             list(|need| need.capability.to_string())
@@ -147,15 +159,21 @@ fn kubelet_finding(kubelet: &Result<Kubelet, crate::kernel::kubelet::Error>) -> 
                 }
                 _ => String::new(),
             };
-            pass(requirement, format!("{process} in {}{shared}", kubelet.cgroup.display()))
+            pass(
+                requirement,
+                format!("{process} in {}{shared}", kubelet.cgroup.display()),
+            )
         }
         Err(error) => not_met(State::Fail, requirement, "no", error.to_string()),
     }
 }
 
 fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
-    let (loading, refusing, attaching) =
-        ("programs load", "closed ports refused as ECONNREFUSED", "programs attach");
+    let (loading, refusing, attaching) = (
+        "programs load",
+        "closed ports refused as ECONNREFUSED",
+        "programs attach",
+    );
     let mut programs = match Programs::load(&LoadOptions::default()) {
         Ok((programs, _maps)) => programs,
         Err(error) => {
@@ -179,12 +197,20 @@ fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
         )
     });
     findings.push(match kubelet {
-        None => not_met(State::Fail, attaching, "no kubelet to attach to", "see \"kubelet found\""),
+        None => not_met(
+            State::Fail,
+            attaching,
+            "no kubelet to attach to",
+            "see \"kubelet found\"",
+        ),
         Some(kubelet) => match programs.attach(&kubelet.cgroup) {
             Ok(()) => pass(attaching, kubelet.cgroup.display().to_string()),
-            Err(error) => {
-                not_met(State::Fail, attaching, chain(&error), obstacle_remedy(&kubelet.cgroup))
-            }
+            Err(error) => not_met(
+                State::Fail,
+                attaching,
+                chain(&error),
+                obstacle_remedy(&kubelet.cgroup),
+            ),
         },
     });
     findings

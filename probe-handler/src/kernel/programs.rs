@@ -16,7 +16,8 @@ use probe_handler_common::{globals, maps, programs};
 use crate::kernel::maps::{ConfigMap, CounterMap, EndpointMap, FlowMap};
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-handler.bpf.o"));
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-handler.bpf.o"));
 
 /// Loading or attaching did not work.
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +28,14 @@ pub enum Error {
     )]
     NoObject,
     /// The object could not be read, or its maps not be made.
-    #[error("cannot load the eBPF object (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON or a privileged container are needed; `probe-handler preflight` tells which is missing)")]
+    #[error(
+        "cannot load the eBPF object (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON or a privileged container are needed; `probe-handler preflight` tells which is missing)"
+    )]
     Load(#[source] Box<EbpfError>),
     /// The object lacks something that the daemon expects of it.
-    #[error("the eBPF object has no {what} {name}: daemon and object are of different versions; run `cargo xtask build-ebpf` and build again")]
+    #[error(
+        "the eBPF object has no {what} {name}: daemon and object are of different versions; run `cargo xtask build-ebpf` and build again"
+    )]
     Missing {
         /// "program" or "map".
         what: &'static str,
@@ -99,7 +104,9 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { endpoints_capacity: maps::ENDPOINTS_CAPACITY }
+        Self {
+            endpoints_capacity: maps::ENDPOINTS_CAPACITY,
+        }
     }
 }
 
@@ -180,8 +187,12 @@ impl Programs {
             )))),
             counters: Arc::new(CounterMap(take_map(&mut ebpf, maps::COUNTERS)?)),
         };
-        let programs =
-            Self { ebpf, refuses_with_econnrefused: set_retval, links: Vec::new(), cgroup: None };
+        let programs = Self {
+            ebpf,
+            refuses_with_econnrefused: set_retval,
+            links: Vec::new(),
+            cgroup: None,
+        };
         Ok((programs, maps))
     }
 
@@ -197,17 +208,26 @@ impl Programs {
     /// # Errors
     /// [`Error::Cgroup`], [`Error::Attach`]; then the old attachment stands as it was.
     pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
-        let directory = File::open(cgroup)
-            .map_err(|source| Error::Cgroup { path: cgroup.to_owned(), source })?;
+        let directory = File::open(cgroup).map_err(|source| Error::Cgroup {
+            path: cgroup.to_owned(),
+            source,
+        })?;
         let mut links = Vec::new();
         for program in programs::ATTACH_ORDER {
-            let link = self.attach_program(program, &directory).map_err(|error| match error {
-                Ok(source) => {
-                    Error::Attach { program, path: cgroup.to_owned(), source: Box::new(source) }
-                }
-                Err(error) => error,
-            })?;
-            links.push(Attached { program, _link: link });
+            let link = self
+                .attach_program(program, &directory)
+                .map_err(|error| match error {
+                    Ok(source) => Error::Attach {
+                        program,
+                        path: cgroup.to_owned(),
+                        source: Box::new(source),
+                    },
+                    Err(error) => error,
+                })?;
+            links.push(Attached {
+                program,
+                _link: link,
+            });
         }
         self.links = links;
         self.cgroup = Some(cgroup.to_owned());
@@ -221,10 +241,10 @@ impl Programs {
     ) -> Result<Link, Result<ProgramError, Error>> {
         // A link to a cgroup always allows others beside it; the mode is for the legacy way.
         let mode = CgroupAttachMode::Single;
-        let program = self
-            .ebpf
-            .program_mut(name)
-            .ok_or(Err(Error::Missing { what: "program", name }))?;
+        let program = self.ebpf.program_mut(name).ok_or(Err(Error::Missing {
+            what: "program",
+            name,
+        }))?;
         let mut attach = || -> Result<Link, ProgramError> {
             if name == programs::SOCK_OPS {
                 let program: &mut SockOps = program.try_into()?;
@@ -255,7 +275,10 @@ impl Programs {
 
     /// The programs now attached, and where.
     pub fn attached(&self) -> (Vec<&'static str>, Option<&Path>) {
-        (self.links.iter().map(|link| link.program).collect(), self.cgroup.as_deref())
+        (
+            self.links.iter().map(|link| link.program).collect(),
+            self.cgroup.as_deref(),
+        )
     }
 
     /// The kernel's id of each loaded program, for `bpftool prog show id`.
@@ -276,8 +299,10 @@ impl Programs {
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
-    let program =
-        ebpf.program_mut(name).ok_or(Error::Missing { what: "program", name })?;
+    let program = ebpf.program_mut(name).ok_or(Error::Missing {
+        what: "program",
+        name,
+    })?;
     let load = || -> Result<(), ProgramError> {
         if name == programs::SOCK_OPS {
             <&mut SockOps>::try_from(program)?.load()
@@ -285,13 +310,18 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
             <&mut CgroupSockAddr>::try_from(program)?.load()
         }
     };
-    load().map_err(|source| Error::Verify { program: name, source: Box::new(source) })
+    load().map_err(|source| Error::Verify {
+        program: name,
+        source: Box::new(source),
+    })
 }
 
 fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error>
 where
     M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
 {
-    let map = ebpf.take_map(name).ok_or(Error::Missing { what: "map", name })?;
+    let map = ebpf
+        .take_map(name)
+        .ok_or(Error::Missing { what: "map", name })?;
     M::try_from(map).map_err(|source| Error::Map { name, source })
 }

@@ -22,7 +22,10 @@ pub fn listening_ports(netns: &Netns) -> io::Result<BTreeSet<u16>> {
     let _ = socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut ports = BTreeSet::new();
-    for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+    for (family, id) in [
+        (AF_INET, SocketId::new_v4()),
+        (AF_INET6, SocketId::new_v6()),
+    ] {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let mut packet = NetlinkMessage::new(
@@ -74,7 +77,9 @@ mod tests {
     fn a_listener_is_found_by_its_port() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = listener.local_addr().expect("address").port();
-        let Ok(own) = Netns::current() else { panic!("own namespace") };
+        let Ok(own) = Netns::current() else {
+            panic!("own namespace")
+        };
         match listening_ports(&own) {
             Ok(ports) => assert!(ports.contains(&port), "{port} in {ports:?}"),
             // Entering even one's own namespace needs CAP_SYS_ADMIN.

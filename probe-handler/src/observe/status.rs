@@ -4,7 +4,7 @@
 //! command line of one version can read the daemon of another. Times are ages, so that a changed
 //! clock can't lie.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,8 +13,8 @@ use probe_handler_common::counters::Counter;
 use serde::{Deserialize, Serialize};
 
 pub use super::readiness::State;
-use crate::handler::table::{Endpoint, Route, Routes};
-use crate::pods::model::{Action, PodId};
+use crate::handler::table::Route;
+use crate::pods::model::Action;
 
 /// The whole state of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -292,32 +292,14 @@ pub fn counters(values: [u64; Counter::COUNT as usize]) -> BTreeMap<String, u64>
         .collect()
 }
 
-/// The rows of each pod among `endpoints`, aged at `now`: one for each route, however many
-/// addresses of the pod it is served at, in an order that does not change between calls.
-pub fn probe_rows(
-    endpoints: &[Arc<Endpoint>],
-    now: SystemTime,
-) -> HashMap<PodId, Vec<ProbeStatus>> {
-    let mut routes: HashMap<PodId, Vec<&Arc<Route>>> = HashMap::new();
-    for endpoint in endpoints {
-        let seen = routes.entry(endpoint.pod.id.clone()).or_default();
-        for route in routes_of(&endpoint.routes) {
-            if !seen.iter().any(|known| Arc::ptr_eq(known, route)) {
-                seen.push(route);
-            }
-        }
-    }
-    routes
-        .into_iter()
-        .map(|(pod, routes)| {
-            let mut rows: Vec<_> = routes
-                .into_iter()
-                .map(|route| ProbeStatus::new(route, now))
-                .collect();
-            rows.sort_by(|a, b| order(a).cmp(&order(b)));
-            (pod, rows)
-        })
-        .collect()
+/// The rows of a pod's routes, aged at `now`, in an order that does not change between calls.
+pub fn route_rows(routes: &[Arc<Route>], now: SystemTime) -> Vec<ProbeStatus> {
+    let mut rows: Vec<_> = routes
+        .iter()
+        .map(|route| ProbeStatus::new(route, now))
+        .collect();
+    rows.sort_by(|a, b| order(a).cmp(&order(b)));
+    rows
 }
 
 fn order(row: &ProbeStatus) -> (&str, &str, u16, &str, Option<&str>, &str) {
@@ -330,19 +312,6 @@ fn order(row: &ProbeStatus) -> (&str, &str, u16, &str, Option<&str>, &str) {
         target,
         &row.way,
     )
-}
-
-fn routes_of(routes: &Routes) -> Vec<&Arc<Route>> {
-    match routes {
-        Routes::Rewritten(originals) => originals.values().collect(),
-        Routes::Native(native) => native
-            .http
-            .values()
-            .flat_map(|http| [&http.probe, &http.hook])
-            .chain([&native.tcp, &native.https, &native.grpc])
-            .flatten()
-            .collect(),
-    }
 }
 
 /// `Duration`'s wide integers, of which 64 bits last for 500,000 years.

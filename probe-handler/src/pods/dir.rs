@@ -99,7 +99,7 @@ pub async fn run(
 }
 
 /// Scans on a thread that may block.
-async fn scan(mut scanner: Scanner) -> (Scanner, io::Result<Scan>) {
+async fn scan(mut scanner: Scanner) -> (Scanner, io::Result<Option<Scan>>) {
     let task = tokio::task::spawn_blocking(move || {
         let result = scanner.scan();
         (scanner, result)
@@ -188,9 +188,15 @@ impl Teller {
         }
     }
 
-    async fn tell(&mut self, result: io::Result<Scan>) -> Result<(), Closed> {
+    async fn tell(&mut self, result: io::Result<Option<Scan>>) -> Result<(), Closed> {
         let problems = match result {
-            Ok(Scan { pods, problems, .. }) => {
+            Ok(None) => return Ok(()),
+            Ok(Some(Scan {
+                pods,
+                problems,
+                read,
+            })) => {
+                tracing::debug!(read, pods = pods.len(), "read Pod manifests");
                 if self.pods.as_ref() != Some(&pods) {
                     self.pods = Some(pods.clone());
                     self.send(SourceEvent::Replace(pods)).await?;

@@ -150,7 +150,20 @@ pub fn recover(pod: &Pod, declared: Vec<Probe>, ips: &[IpAddr]) -> Recovered {
                 originals,
             ))
         })
-        .filter(|(_, port, _)| declared.iter().any(|probe| is_rewritten(probe, *port)));
+        .filter(|(_, port, _)| declared.iter().any(|probe| is_rewritten(probe, *port)))
+        .filter(|(_, port, _)| {
+            // On a port taken over every connection is accepted: this probe would always pass. Left
+            // native, pilot-agent answers all of them, reached past the mesh.
+            let tcp = declared
+                .iter()
+                .any(|p| p.action == Action::Tcp { port: *port });
+            if tcp {
+                warnings.push(format!(
+                    "a tcpSocket probe on Istio's status port {port}: nothing is taken over"
+                ));
+            }
+            !tcp
+        });
     if ours.is_some() && istios.is_some() {
         warnings.push(format!(
             "both {PROBES} and {ISTIO_PROBERS} are there and in use, {PROBES} is followed"

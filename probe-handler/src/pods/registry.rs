@@ -134,7 +134,9 @@ impl<W: EndpointWriter> Registry<W> {
                     entry
                 }
                 gone => {
-                    replaced.stopped.extend(gone.map(|entry| entry.pod.id.clone()));
+                    replaced
+                        .stopped
+                        .extend(gone.map(|entry| entry.pod.id.clone()));
                     replaced.started.push(Arc::clone(&pod));
                     Entry {
                         routes: PodRoutes::new(&pod),
@@ -147,19 +149,16 @@ impl<W: EndpointWriter> Registry<W> {
             };
             let _ = self.pods.insert(entry.pod.id.uid.clone(), entry);
         }
-        replaced.stopped.extend(old.into_values().map(|entry| entry.pod.id.clone()));
+        replaced
+            .stopped
+            .extend(old.into_values().map(|entry| entry.pod.id.clone()));
         self.reconcile();
         replaced
     }
 
     /// Pod `uid` was found, or found elsewhere; none: it was lost, or may not be served, for the reason in
     /// `obstacle`. A pod that is no longer known is passed over.
-    pub fn place(
-        &mut self,
-        uid: &str,
-        placement: Option<Placement>,
-        obstacle: Option<Obstacle>,
-    ) {
+    pub fn place(&mut self, uid: &str, placement: Option<Placement>, obstacle: Option<Obstacle>) {
         let Some(entry) = self.pods.get_mut(uid) else {
             return;
         };
@@ -211,7 +210,11 @@ impl<W: EndpointWriter> Registry<W> {
         }
         self.failed = 0;
         for (address, new) in wanted {
-            if self.installed.get(&address).is_some_and(|now| now.same(&new)) {
+            if self
+                .installed
+                .get(&address)
+                .is_some_and(|now| now.same(&new))
+            {
                 continue;
             }
             self.table.insert(Arc::clone(&new.endpoint));
@@ -265,9 +268,10 @@ impl<W: EndpointWriter> Registry<W> {
                 };
                 let address = endpoint.address;
                 // Kept as it is, where nothing changed: statistics and connections hang on it.
-                let kept = self.installed.get(&address).filter(|now| {
-                    now.value == value && Arc::ptr_eq(&now.endpoint.pod, served)
-                });
+                let kept = self
+                    .installed
+                    .get(&address)
+                    .filter(|now| now.value == value && Arc::ptr_eq(&now.endpoint.pod, served));
                 let installed = match kept {
                     Some(now) => now.clone(),
                     None => Installed {
@@ -317,4 +321,3 @@ impl<W: EndpointWriter> Registry<W> {
 fn stays(old: &Pod, new: &Pod) -> bool {
     (&old.netns, old.mesh, old.proxy_uid) == (&new.netns, new.mesh, new.proxy_uid)
 }
-

@@ -106,12 +106,8 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, Wrong> {
 }
 
 pub(super) fn scope(text: &str) -> Result<Scope, Wrong> {
-    match text {
-        "meshed" => Ok(Scope::Meshed),
-        "annotated" => Ok(Scope::Annotated),
-        "all" => Ok(Scope::All),
-        _ => Err(Wrong::new("no scope", "give meshed, annotated or all")),
-    }
+    text.parse()
+        .map_err(|_| Wrong::new("no scope", "give meshed, annotated or all"))
 }
 
 pub(super) fn seconds(text: &str) -> Result<Duration, Wrong> {

@@ -1,20 +1,19 @@
 //! From a command line to the configuration, or to all that is wrong with it.
 
-use clap::Parser;
+use clap::{Args, Command, FromArgMatches};
 use probe_handler_common::maps::ENDPOINTS_CAPACITY;
 
 use super::*;
 
-#[derive(Parser)]
-struct Agent {
-    #[command(flatten)]
-    args: AgentArgs,
-}
-
+/// As the verb `agent` would, but deaf to the environment that the tests run in.
 fn parse(flags: &[&str]) -> Result<AgentConfig, Mistakes> {
-    let argv = ["agent"].iter().chain(flags);
-    let Agent { args } = Agent::try_parse_from(argv).expect("clap takes any text");
-    args.try_into()
+    let matches = AgentArgs::augment_args(Command::new("agent"))
+        .mut_args(|arg| arg.env(None::<&'static str>))
+        .try_get_matches_from(["agent"].iter().chain(flags))
+        .expect("clap takes any text");
+    AgentArgs::from_arg_matches(&matches)
+        .expect("clap takes any text")
+        .try_into()
 }
 
 /// The mistakes' flags, with everything else as it should be.

@@ -82,6 +82,8 @@ pub struct Scanner {
     path: PathBuf,
     selection: Selection,
     files: BTreeMap<OsString, Parsed>,
+    /// Whether the last scan went well: if nothing has changed since, there is nothing to tell.
+    settled: bool,
 }
 
 /// A file as last read.
@@ -101,14 +103,17 @@ impl Scanner {
             path,
             selection,
             files: BTreeMap::new(),
+            settled: false,
         }
     }
 
-    /// Looks at the directory, reading what has changed since the last time.
+    /// Looks at the directory, reading what has changed since the last time; none if nothing has.
     ///
     /// # Errors
-    /// Those of reading the directory itself; what was known before is kept.
-    pub fn scan(&mut self) -> io::Result<Scan> {
+    /// Those of reading the directory itself; what was known before is kept, and told by the next
+    /// scan that succeeds.
+    pub fn scan(&mut self) -> io::Result<Option<Scan>> {
+        let was_settled = std::mem::replace(&mut self.settled, false);
         let mut files = BTreeMap::new();
         let mut read = 0;
         for entry in fs::read_dir(&self.path)? {
@@ -132,6 +137,11 @@ impl Scanner {
             let parsed = self.parse(&path, syntax);
             let _ = files.insert(name, Some(parsed));
         }
+        self.settled = true;
+        // What was not read was there before, by the same name.
+        if was_settled && read == 0 && files.len() == self.files.len() {
+            return Ok(None);
+        }
         self.files = files
             .into_iter()
             .filter_map(|(name, parsed)| {
@@ -139,7 +149,7 @@ impl Scanner {
                 Some((name, parsed))
             })
             .collect();
-        Ok(self.put_together(read))
+        Ok(Some(self.put_together(read)))
     }
 
     fn parse(&self, path: &Path, syntax: Syntax) -> Parsed {

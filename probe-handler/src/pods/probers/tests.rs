@@ -266,6 +266,20 @@ fn our_own_rewriting_is_found_by_its_annotation() {
 }
 
 #[test]
+fn nothing_is_taken_over_where_a_tcp_probe_would_always_pass() {
+    let recovered = recover_from(&istio(
+        json!({
+            "livenessProbe": rewritten_get(LIVEZ, 15020),
+            "readinessProbe": {"tcpSocket": {"port": 15020}}}),
+        r#"{"/app-health/hello/livez":{"tcpSocket":{"port":80}}}"#,
+        json!({}),
+    ));
+    assert_eq!(recovered.rewritten, None);
+    assert_eq!(recovered.native.len(), 2);
+    assert_eq!(recovered.warnings.len(), 1);
+}
+
+#[test]
 fn ours_is_followed_when_both_are_there() {
     let mut manifest = istio(
         json!({
