@@ -1,0 +1,9 @@
+//! The handler over real sockets on loopback, with a stand-in for the kernel side.
+
+mod harness;
+mod hooks;
+mod native;
+mod relay;
+mod rewritten;
+mod serving;
+mod splice;
