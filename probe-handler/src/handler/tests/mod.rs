@@ -5,5 +5,6 @@ mod hooks;
 mod native;
 mod relay;
 mod rewritten;
+mod servers;
 mod serving;
 mod splice;
