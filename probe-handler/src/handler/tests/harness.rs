@@ -179,11 +179,11 @@ impl App {
             Arc::clone(&app.open),
             Arc::new(script),
         );
-        let _ = tokio::spawn(async move {
+        tokio::spawn(async move {
             while let Ok((mut stream, peer)) = listener.accept().await {
                 let (seen, open, script) =
                     (Arc::clone(&seen), Arc::clone(&open), Arc::clone(&script));
-                let _ = tokio::spawn(async move {
+                tokio::spawn(async move {
                     let _ = open.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                     let head = read_head(&mut stream).await;
                     if !head.is_empty() {

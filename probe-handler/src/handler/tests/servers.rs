@@ -1,6 +1,5 @@
 //! Apps that speak TLS, HTTP/2 and gRPC.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -138,7 +137,7 @@ impl TlsApp {
             asked,
         };
         let seen = Arc::clone(&app.seen);
-        let _ = tokio::spawn(async move {
+        tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let Ok(stream) = acceptor.accept(stream).await else {
                     continue;
@@ -155,11 +154,11 @@ impl TlsApp {
                 });
                 let io = TokioIo::new(stream);
                 if alpn == Some("h2") {
-                    let _ = tokio::spawn(
+                    tokio::spawn(
                         http2::Builder::new(TokioExecutor::new()).serve_connection(io, service),
                     );
                 } else {
-                    let _ = tokio::spawn(http1::Builder::new().serve_connection(io, service));
+                    tokio::spawn(http1::Builder::new().serve_connection(io, service));
                 }
             }
         });
@@ -194,16 +193,16 @@ impl Grpc {
             .set_service_status("down", ServingStatus::NotServing)
             .await;
         let seen = Arc::clone(&app.seen);
-        let _ = tokio::spawn(async move {
+        tokio::spawn(async move {
             let _reporter = reporter;
             while let Ok((stream, _)) = listener.accept().await {
                 let (seen, server) = (Arc::clone(&seen), server.clone());
                 let service = service_fn(move |request: http::Request<Incoming>| {
                     note(&seen, &request);
                     let mut server = server.clone();
-                    async move { Ok::<_, Infallible>(server.call(request).await?) }
+                    async move { server.call(request).await }
                 });
-                let _ = tokio::spawn(
+                tokio::spawn(
                     http2::Builder::new(TokioExecutor::new())
                         .serve_connection(TokioIo::new(stream), service),
                 );
@@ -221,11 +220,11 @@ impl Grpc {
 pub(super) async fn greeting(text: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
-    let _ = tokio::spawn(async move {
+    tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let _ = stream.write_all(text.as_bytes()).await;
             let _ = stream.shutdown().await;
-            let _ = tokio::spawn(async move {
+            tokio::spawn(async move {
                 let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
             });
         }
