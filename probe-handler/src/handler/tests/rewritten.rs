@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::harness::*;
@@ -208,9 +209,23 @@ async fn grpc_against_something_else_fails() {
         matches!(reason, Reason::BadResponse | Reason::ConnectionClosed),
         "{reason:?}"
     );
-    let silent = App::new(|_, _| vec![Act::Hang]).await;
+    let closing = super::servers::greeting("").await;
     assert_eq!(
-        probe(action(silent.address.port())).await,
-        (504, Reason::TimedOut)
+        probe(action(closing.port())).await,
+        (500, Reason::ConnectionClosed)
     );
+}
+
+#[tokio::test]
+async fn a_check_over_http2_that_ran_out_of_time_leaves_nothing_behind() {
+    let app = App::new(|_, _| vec![Act::Hang]).await;
+    let action = Action::Grpc {
+        port: app.address.port(),
+        service: String::new(),
+    };
+    assert_eq!(probe(action).await, (504, Reason::TimedOut));
+    assert_eq!(app.seen().len(), 1);
+    while app.open.load(Ordering::SeqCst) > 0 {
+        tokio::task::yield_now().await;
+    }
 }

@@ -70,6 +70,22 @@ async fn a_tcp_probe_is_a_connection_without_a_word_and_does_not_touch_the_app()
 }
 
 #[tokio::test]
+async fn a_word_on_a_port_that_declares_tcp_alone_is_relayed() {
+    let app = App::saying(OK).await;
+    let (tcp, native) = tcp_routes(app.address.port(), false);
+    let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
+    assert_eq!(
+        world
+            .ask(app.address, &get(app.address, "/"))
+            .await
+            .expect("an answer"),
+        OK
+    );
+    assert_ne!(app.seen()[0].0, IN_POD);
+    assert_eq!(tcp.stats.counts(), (0, 0, 0));
+}
+
+#[tokio::test]
 async fn a_tcp_and_an_http_probe_may_share_a_port() {
     let app = App::saying(OK).await;
     let (tcp, native) = tcp_routes(app.address.port(), true);
@@ -206,4 +222,25 @@ async fn an_ipv4_mapped_destination_is_the_ipv4_endpoint() {
     let mapped = format!("[::ffff:127.0.0.1]:{}", app.address.port());
     let mapped = mapped.parse().expect("an address");
     assert_eq!(world.status(mapped, &get(app.address, "/")).await, 200);
+}
+
+#[tokio::test]
+async fn failing_accepts_are_counted_and_do_not_spin() {
+    let app = App::saying(OK).await;
+    let (_, endpoint) = http_endpoint(app.address, "/", SECOND);
+    let world = World::new([endpoint]).await;
+    let mut connections = tokio::task::JoinSet::new();
+    let began = tokio::time::Instant::now();
+    let mut failing = false;
+    for _ in 0..3 {
+        let no_descriptors = Err(io::Error::from_raw_os_error(libc::EMFILE));
+        failing = world
+            .handler
+            .accepted(no_descriptors, &mut connections, failing)
+            .await;
+    }
+    assert!(failing && connections.is_empty());
+    assert!(began.elapsed() >= Duration::from_millis(60));
+    assert_eq!(world.handler.metrics.accept_errors.get(), 3);
+    assert_eq!(world.status(app.address, &get(app.address, "/")).await, 200);
 }
