@@ -256,6 +256,7 @@ fn words(result: &ProbeResult) -> String {
         ("failed to connect", "no connection"),
         ("exceeded", "timeout"),
         ("timeout", "timeout"),
+        ("alert", "TLS refused"),
         ("TLS", "TLS refused"),
         ("EOF", "closed"),
     ];

@@ -5,28 +5,39 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on SIGINT, SIGTERM and SIGHUP interrupt the run instead of ending the process. To be
-/// called first, before other threads exist; children are not affected.
+/// From now on SIGINT, SIGTERM and SIGHUP interrupt the run instead of ending the process. The
+/// signals are caught, not blocked: children would inherit a mask, and miss their own SIGTERM.
 ///
 /// # Errors
-/// When the thread that waits for them cannot be made.
+/// When the signals cannot be caught.
 pub fn catch() -> Result<()> {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
-        .into_iter()
-        .collect();
-    signals.thread_block().context("blocking signals")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let entered = runtime.enter();
+    let mut interrupt = signal(SignalKind::interrupt()).context("catching SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
+    drop(entered);
     let _waiting = thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
-            while signals.wait().is_ok() {
-                if INTERRUPTED.swap(true, Ordering::Relaxed) {
-                    eprintln!("testbed: cleaning up, a moment more");
+            runtime.block_on(async move {
+                loop {
+                    let _one = tokio::select! {
+                        one = interrupt.recv() => one,
+                        one = terminate.recv() => one,
+                        one = hangup.recv() => one,
+                    };
+                    if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                        eprintln!("testbed: cleaning up, a moment more");
+                    }
                 }
-            }
+            });
         })?;
     Ok(())
 }
