@@ -171,6 +171,11 @@ impl Daemon {
         &self.pods
     }
 
+    /// The file of its log.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     /// Its admin socket.
     pub fn socket(&self) -> &Path {
         &self.socket

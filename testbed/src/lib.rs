@@ -22,6 +22,7 @@ pub mod rules;
 pub mod run;
 pub mod selfcheck;
 pub mod sidecar;
+pub mod suite;
 pub mod table;
 pub mod wait;
 pub mod worker;

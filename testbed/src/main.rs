@@ -25,6 +25,8 @@ enum Command {
     Kubelet(testbed::kubelet::process::Args),
     /// Show two pods of a STRICT mesh being probed, without and with probe-handler
     Demo(testbed::demo::Args),
+    /// Check every rule of probe-handler's design in namespaces
+    Suite(testbed::suite::Args),
     /// Make one probe as the kubelet does, and print what came of it
     Probe(testbed::probe::Args),
     /// Show that each mesh's rules and sidecar do here what they do in a cluster
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Sidecar(args) => testbed::sidecar::process::main(&args),
         Command::Kubelet(args) => testbed::kubelet::process::main(&args),
         Command::Demo(args) => testbed::demo::main(&args),
+        Command::Suite(args) => testbed::suite::main(&args),
         Command::Probe(args) => testbed::probe::main(&args),
         Command::Selfcheck => testbed::selfcheck::main(),
         Command::Cleanup => testbed::run::cleanup_stale().map(|removed| {
