@@ -142,7 +142,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
     let mut tasks = tokio::task::JoinSet::new();
     let _ = tasks.spawn(refusal_task::run(
-        maps.refusals,
+        maps.refusals.watch()?,
         table,
         Arc::clone(&metrics),
     ));
