@@ -12,6 +12,7 @@ pub mod counters;
 pub mod endpoint;
 pub mod flow;
 pub mod gate;
+pub mod refusal;
 
 /// Names of the maps in the eBPF object.
 pub mod maps {
@@ -26,6 +27,12 @@ pub mod maps {
     /// Per-CPU `u64` counters, indexed by [`crate::counters::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
 
+    /// Ring buffer of [`crate::refusal::Refusal`].
+    pub const REFUSALS: &str = "REFUSALS";
+
+    /// Size of `REFUSALS` in bytes: a power of two, and whole pages of every page size. Full, it loses the
+    /// record, not the refusal.
+    pub const REFUSALS_BYTES: u32 = 64 * 1024;
     /// Default capacity of `ENDPOINTS`; settable at load.
     pub const ENDPOINTS_CAPACITY: u32 = 16_384;
     /// Default capacity of `SOCKETS`; settable at load. An evicted entry only costs `getpeername`

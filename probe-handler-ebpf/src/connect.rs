@@ -9,9 +9,10 @@ use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
 use probe_handler_common::flow::Original;
 use probe_handler_common::gate::{Decision, Why, decide};
+use probe_handler_common::refusal::Refusal;
 
 use crate::listener::{KUBELET_NETNS, listens};
-use crate::maps::{CONFIG, ENDPOINTS, SOCKETS, count, has_set_retval};
+use crate::maps::{CONFIG, ENDPOINTS, REFUSALS, SOCKETS, count, has_set_retval};
 use crate::verdict::Verdict;
 
 /// `IPPROTO_TCP`.
@@ -170,6 +171,13 @@ fn connect(
         }
         (Decision::Refuse, _) => {
             count(Counter::Refused);
+            // A full buffer loses the record, not the refusal; it is counted above all the same.
+            let _ = REFUSALS.output::<Refusal>(
+                Refusal {
+                    destination: *destination,
+                },
+                0,
+            );
             if has_set_retval() {
                 // SAFETY: an error number in the range that the kernel takes; the result only says that.
                 let _ = unsafe { bpf_set_retval(REFUSED) };

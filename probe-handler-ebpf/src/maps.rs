@@ -1,13 +1,15 @@
 //! The maps, and the one global set at load.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::{Flow, Original};
-use probe_handler_common::maps::{ENDPOINTS_CAPACITY, FLOWS_CAPACITY, SOCKETS_CAPACITY};
+use probe_handler_common::maps::{
+    ENDPOINTS_CAPACITY, FLOWS_CAPACITY, REFUSALS_BYTES, SOCKETS_CAPACITY,
+};
 
 /// Probed (address, port) pairs; written by the daemon.
 #[map]
@@ -30,6 +32,10 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 /// Read by the daemon.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// What was refused; read by the daemon.
+#[map]
+pub static REFUSALS: RingBuf = RingBuf::with_byte_size(REFUSALS_BYTES, 0);
 
 /// Set at load. Read-only for the verifier, which drops the branch not taken: the same object loads
 /// on kernels that do not know `bpf_set_retval`.

@@ -1,2 +1,58 @@
-//! x
-fn main() {}
+//! The testbed's program: the child processes of a run, and the commands that a person types.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// probe-handler's test environment: real namespaces, mesh rules, sidecars, apps and a stand-in
+/// kubelet.
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve as an app in a pod (started by the other commands)
+    #[command(hide = true)]
+    App(testbed::app::process::Args),
+    /// Serve as a mesh's sidecar in a pod (started by the other commands)
+    #[command(hide = true)]
+    Sidecar(testbed::sidecar::process::Args),
+    /// Probe as the kubelet does (started by the other commands)
+    #[command(hide = true)]
+    Kubelet(testbed::kubelet::process::Args),
+    /// Show two pods of a STRICT mesh being probed, without and with probe-handler
+    Demo(testbed::demo::Args),
+    /// Check every rule of probe-handler's design in namespaces
+    Suite(testbed::suite::Args),
+    /// Make one probe as the kubelet does, and print what came of it
+    Probe(testbed::probe::Args),
+    /// Show that each mesh's rules and sidecar do here what they do in a cluster
+    Selfcheck,
+    /// Remove what killed runs left behind
+    Cleanup,
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::App(args) => testbed::app::process::main(&args),
+        Command::Sidecar(args) => testbed::sidecar::process::main(&args),
+        Command::Kubelet(args) => testbed::kubelet::process::main(&args),
+        Command::Demo(args) => testbed::demo::main(&args),
+        Command::Suite(args) => testbed::suite::main(&args),
+        Command::Probe(args) => testbed::probe::main(&args),
+        Command::Selfcheck => testbed::selfcheck::main(),
+        Command::Cleanup => testbed::run::cleanup_stale().map(|removed| {
+            println!("removed what {} killed runs left", removed.len());
+        }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("testbed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -51,7 +51,11 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => ebpf::build(&args),
         Command::LintEbpf => ebpf::lint(),
         Command::Demo(args) => demo::demo(&args),
-        Command::Test(args) => test::run(&args),
+        Command::Test(args) => match test::run(&args) {
+            // Its summary has said it all, and its last line is to stay the last.
+            Ok(false) => return ExitCode::FAILURE,
+            result => result.map(drop),
+        },
         Command::Bench(args) => demo::bench(&args),
         Command::Tidy => tidy::run(),
     };

@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::shell::{cargo, display, exec, find, is_root, output};
+use crate::shell::{cargo, exec, find, is_root, output};
 use crate::toolchain::{Origin, Toolchain, choose, discover, find_toolchain};
 use crate::versions::{
     BPF_LINKER, DEBIAN_CLIPPY, DEBIAN_COMPILER, DEBIAN_RUST, LLVM, NETWORK_TOOLS, NIGHTLY,
@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Result<()> {
     network_tools()
 }
 
-/// Whether anything is left to install for the eBPF build; what there is to say about it.
+/// A compiler that can build the eBPF crate, and its linter if asked for.
 fn compiler(args: &Args) -> Result<()> {
     let found = discover()?;
     let wanted: Vec<Toolchain> = found
@@ -223,13 +223,10 @@ fn apt_install(packages: &[String]) -> Result<()> {
                 println!("setup: {error:#}; attempt {} of {ATTEMPTS}", attempt + 1);
             }
             Err(error) => {
-                return Err(error).with_context(|| {
-                    format!(
-                        "cannot install {list}; if this Debian has none of that version, \
-                         `cargo xtask setup --with rustup` is the other way (tried `{}`)",
-                        display(&install)
-                    )
-                });
+                return Err(error.context(format!(
+                    "cannot install {list}; if this Debian has none of that version, \
+                     `cargo xtask setup --with rustup` is the other way for the compiler"
+                )));
             }
         }
     }

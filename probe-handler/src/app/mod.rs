@@ -7,6 +7,7 @@
 mod handler_thread;
 mod kubelet_task;
 mod pod_task;
+mod refusal_task;
 mod registry_task;
 mod status;
 
@@ -116,7 +117,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
     let shared = Arc::new(Mutex::new(Shared::new(Registry::new(
         maps.endpoints,
-        table,
+        Arc::clone(&table),
     ))));
     let attachment = Arc::new(Mutex::new(Attachment::new(programs)));
 
@@ -140,6 +141,11 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let finder = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
     let mut tasks = tokio::task::JoinSet::new();
+    let _ = tasks.spawn(refusal_task::run(
+        maps.refusals,
+        table,
+        Arc::clone(&metrics),
+    ));
     let (source_events, from_source) = mpsc::channel(CHANNEL);
     let selection = Selection {
         scope: config.scope,

@@ -28,3 +28,31 @@ pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
     SockRef::from(&stream).set_linger(None)?;
     Ok(stream)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// As the real one, with the kubelet's own SO_LINGER.
+    struct Lingering;
+
+    impl Dial for Lingering {
+        fn socket(&self, _to: SocketAddr) -> io::Result<TcpSocket> {
+            let socket = TcpSocket::new_v4()?;
+            SockRef::from(&socket).set_linger(Some(Duration::from_secs(1)))?;
+            Ok(socket)
+        }
+    }
+
+    #[tokio::test]
+    async fn closing_a_dialled_connection_does_not_block() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let stream = dial(&Lingering, address).await.expect("a connection");
+        assert_eq!(SockRef::from(&stream).linger().expect("option"), None);
+    }
+}

@@ -50,8 +50,8 @@ impl HttpCheck<'_> {
                 Scheme::Http => self.http1(stream, bytes).await?,
                 Scheme::Https => self.https(stream, bytes).await?,
             };
-            let location = match response.location {
-                Some(location) if is_redirect(response.status) => location,
+            let location = match &response.location {
+                Some(location) if leads_on(&response) => location,
                 _ => return Ok(Finding::answered(response.status)),
             };
             let request = parse(self.head)?;
@@ -59,7 +59,7 @@ impl HttpCheck<'_> {
                 Some(hop) => hop,
                 None => self.first_hop(&request)?,
             };
-            let (next, referer) = match from.step(self.address.ip(), &location) {
+            let (next, referer) = match from.step(self.address.ip(), location) {
                 Step::Follow(next, referer) => (next, referer),
                 Step::Elsewhere => {
                     return Ok(Finding::healthy(format!(
@@ -134,21 +134,23 @@ impl HttpCheck<'_> {
                 },
                 Err(error) => break Some(closed(error.to_string(), &written)),
             }
-            // What a followed redirect says besides is no matter, as in Go's client.
-            if let Some(head) = reader.head()
-                && head.location.is_some()
-                && is_redirect(head.status)
-            {
+            if reader.head().is_some_and(leads_on) {
                 break None;
             }
         };
         match (reader.into_head(), failure) {
             (Some(head), None) => Ok(head),
-            (Some(head), Some(_)) if self.hook => Ok(head),
+            // The body of a redirect is no matter, as in Go's client.
+            (Some(head), Some(_)) if self.hook || leads_on(&head) => Ok(head),
             (_, Some(failure)) => Err(failure),
             (None, None) => Err(rejected(ResponseError::CutShort)),
         }
     }
+}
+
+/// Whether `response` is a redirect that Go's client would consider.
+fn leads_on(response: &ResponseHead) -> bool {
+    is_redirect(response.status) && response.location.is_some()
 }
 
 fn parse(head: &[u8]) -> Result<Request<'_>, Finding> {

@@ -19,6 +19,9 @@ use super::request::Request;
 use super::verdict::Reason;
 use super::{BODY_LIMIT, Finding, HEAD_LIMIT};
 
+/// Flow control window (RFC 9113, 6.9.2). Bytes.
+const WINDOW: u32 = 65_535;
+
 /// The tasks of one connection.
 #[derive(Clone, Default)]
 struct Tasks(Arc<Mutex<JoinSet<()>>>);
@@ -59,6 +62,9 @@ where
     let (sender, connection) = Builder::new(tasks.clone())
         .timer(TokioTimer::new())
         .max_header_list_size(HEAD_LIMIT as u32)
+        // What an app may send unasked, in this process's memory: no more than the protocol's minimum.
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         .handshake(TokioIo::new(stream))
         .await?;
     tasks.execute(connection);

@@ -96,3 +96,213 @@ fn native_route<'a>(native: &'a NativeRoutes, request: &Request<'_>) -> Option<&
         (hook, None) => hook.as_ref(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::fmt::Write as _;
+    use std::time::Duration;
+
+    use super::super::table::{HttpRoute, RouteStats};
+    use super::*;
+    use crate::pods::model::{Action, ProbeKind, Way};
+
+    /// A route that is known by `name`.
+    fn route(name: &str, kind: ProbeKind) -> Arc<Route> {
+        Arc::new(Route {
+            members: vec![(name.to_owned(), kind)],
+            action: Action::Tcp { port: 1 },
+            timeout: Some(Duration::from_secs(1)),
+            way: Way::Transparent,
+            stats: RouteStats::default(),
+        })
+    }
+
+    fn probe(name: &str) -> Option<Arc<Route>> {
+        Some(route(name, ProbeKind::Liveness))
+    }
+
+    fn hook(name: &str) -> Option<Arc<Route>> {
+        Some(route(name, ProbeKind::PreStop))
+    }
+
+    /// All kinds on one port; `/both` by a probe and a hook.
+    fn everything() -> Routes {
+        let targets = [
+            ("/probe?a=b", probe("probe"), None),
+            ("/hook", None, hook("hook")),
+            ("/both", probe("both-probe"), hook("both-hook")),
+        ];
+        Routes::Native(NativeRoutes {
+            tcp: probe("tcp"),
+            http: targets
+                .into_iter()
+                .map(|(target, probe, hook)| (target.to_owned(), HttpRoute { probe, hook }))
+                .collect(),
+            https: probe("https"),
+            grpc: probe("grpc"),
+        })
+    }
+
+    fn rewritten() -> Routes {
+        let path = "/app-health/app/livez".to_owned();
+        Routes::Rewritten(HashMap::from([(path, route("livez", ProbeKind::Liveness))]))
+    }
+
+    fn text(decision: &Decision) -> String {
+        let name = |route: &Route| route.container_label();
+        match decision {
+            Decision::More => "more".to_owned(),
+            Decision::Relay => "relay".to_owned(),
+            Decision::Splice(route) => format!("splice {}", name(route)),
+            Decision::Check(route) => format!("check {}", name(route)),
+        }
+    }
+
+    #[track_caller]
+    fn check(routes: &Routes, bytes: impl AsRef<[u8]>, expect: &str) {
+        let bytes = bytes.as_ref();
+        let decision = text(&decide(routes, bytes));
+        assert_eq!(decision, expect, "{:?}", String::from_utf8_lossy(bytes));
+    }
+
+    #[test]
+    fn the_first_bytes_tell_the_protocol() {
+        let all = everything();
+        for (bytes, expect) in [
+            ("", "more"),
+            ("\u{16}", "more"),
+            ("\u{16}\u{3}", "splice https"),
+            ("\u{16}\u{3}\u{1}\u{2}", "splice https"),
+            ("\u{16}\u{2}", "relay"),
+            ("P", "more"),
+            ("PR", "more"),
+            ("PRI * HTTP/2.0\r", "more"),
+            ("PRI * HTTP/2.0\r\n", "splice grpc"),
+            ("PRI * HTTP/1.1\r\n", "relay"),
+            ("PROPFIND", "relay"),
+            ("PO", "relay"),
+            ("G", "more"),
+            ("GET", "more"),
+            ("GET ", "more"),
+            ("GET /probe", "more"),
+            ("GEt", "relay"),
+            ("get /", "relay"),
+            ("HEAD / HTTP/1.1\r\n", "relay"),
+            ("220 smtp", "relay"),
+            ("\0", "relay"),
+        ] {
+            check(&all, bytes, expect);
+        }
+    }
+
+    #[test]
+    fn what_is_not_declared_is_relayed() {
+        let only = |change: fn(&mut NativeRoutes)| {
+            let mut native = NativeRoutes {
+                tcp: probe("tcp"),
+                ..NativeRoutes::default()
+            };
+            change(&mut native);
+            Routes::Native(native)
+        };
+        let https = only(|native| native.https = probe("https"));
+        let grpc = only(|native| native.grpc = probe("grpc"));
+        let (tls, http2) = ("\u{16}\u{3}\u{1}", "PRI * HTTP/2.0\r\n\r\n");
+        check(&https, tls, "splice https");
+        check(&https, http2, "relay");
+        check(&https, "GET /probe", "relay");
+        check(&grpc, tls, "relay");
+        check(&grpc, http2, "splice grpc");
+        check(&rewritten(), tls, "relay");
+        check(&rewritten(), http2, "relay");
+    }
+
+    #[test]
+    fn only_a_declared_get_without_a_body_is_checked() {
+        let all = everything();
+        for (request, expect) in [
+            ("GET /probe?a=b HTTP/1.1\r\n\r\n", "check probe"),
+            ("GET /probe?a=b HTTP/1.0\r\n\r\n", "check probe"),
+            (
+                "GET /probe?a=b HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+                "check probe",
+            ),
+            ("GET /probe?a=b HTTP/1.1\r\n", "more"),
+            ("GET /probe HTTP/1.1\r\n\r\n", "relay"),
+            ("GET /probe?a=b#c HTTP/1.1\r\n\r\n", "relay"),
+            ("GET /PROBE?a=b HTTP/1.1\r\n\r\n", "relay"),
+            ("GET /%70robe?a=b HTTP/1.1\r\n\r\n", "relay"),
+            ("GET http://pod/probe?a=b HTTP/1.1\r\n\r\n", "relay"),
+            (
+                "GET /probe?a=b HTTP/1.1\r\nContent-Length: 1\r\n\r\n",
+                "relay",
+            ),
+            (
+                "GET /probe?a=b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "relay",
+            ),
+            ("GET /probe?a=b HTTP/1.1\r\n\r\nmore", "relay"),
+            ("GET /probe?a=b HTTP/9\r\n\r\n", "relay"),
+        ] {
+            check(&all, request, expect);
+        }
+    }
+
+    #[test]
+    fn a_hook_is_known_by_its_user_agent() {
+        let all = everything();
+        for (target, agent, expect) in [
+            ("/both", "kube-probe/1.36", "check both-probe"),
+            ("/both", "kube-lifecycle/1.36", "check both-hook"),
+            ("/both", "custom", "check both-probe"),
+            ("/hook", "kube-lifecycle/1.36", "check hook"),
+            ("/hook", "custom", "check hook"),
+            ("/probe?a=b", "kube-lifecycle/1.36", "check probe"),
+        ] {
+            let request = format!("GET {target} HTTP/1.1\r\nUser-Agent: {agent}\r\n\r\n");
+            check(&all, request, expect);
+        }
+    }
+
+    #[test]
+    fn a_rewritten_path_must_be_exact() {
+        for (target, expect) in [
+            ("/app-health/app/livez", "check livez"),
+            ("/app-health/app/livez?", "relay"),
+            ("/app-health/app/livez?a", "relay"),
+            ("/app-health/app/readyz", "relay"),
+            ("/healthz/ready", "relay"),
+        ] {
+            check(
+                &rewritten(),
+                format!("GET {target} HTTP/1.1\r\n\r\n"),
+                expect,
+            );
+        }
+    }
+
+    #[test]
+    fn a_head_that_is_too_large_is_relayed() {
+        let all = everything();
+        let mut request = "GET /probe?a=b HTTP/1.1\r\n".to_owned();
+        while request.len() < HEAD_LIMIT - 1000 {
+            write!(request, "X: {}\r\n", "x".repeat(500)).expect("it fits");
+        }
+        check(&all, &request, "more");
+        check(&all, format!("{request}\r\n"), "check probe");
+        let larger = request.clone() + &"x".repeat(1100);
+        check(&all, &larger, "relay");
+        check(
+            &all,
+            request + "X: " + &"x".repeat(1100) + "\r\n\r\n",
+            "relay",
+        );
+        let many = "X: y\r\n".repeat(300);
+        check(
+            &all,
+            format!("GET /probe?a=b HTTP/1.1\r\n{many}\r\n"),
+            "relay",
+        );
+    }
+}

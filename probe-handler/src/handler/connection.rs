@@ -27,34 +27,21 @@ impl Handler {
                 return reset(kubelet);
             }
         };
-        // Where this fails the connection is gone, and reading it will tell.
-        let _ = kubelet.set_nodelay(true);
         let address = SocketAddr::new(flow.original.ip().to_canonical(), flow.original.port());
         let closed = flow.state == FlowState::Closed;
         match self.table.get(address) {
             Some(endpoint) if closed => self.closed(kubelet, &endpoint, since).await,
             None if closed => {}
-            Some(endpoint) => match &endpoint.routes {
-                Routes::Native(NativeRoutes {
-                    tcp: Some(tcp),
-                    http,
-                    https: None,
-                    grpc: None,
-                }) if http.is_empty() => {
-                    drop(kubelet);
-                    self.connected(&endpoint, tcp, since);
-                }
-                _ => {
-                    let visit = Visit {
-                        handler: self,
-                        endpoint: &endpoint,
-                        kubelet,
-                        bytes: Vec::with_capacity(1024),
-                        since,
-                    };
-                    visit.serve().await;
-                }
-            },
+            Some(endpoint) => {
+                let visit = Visit {
+                    handler: self,
+                    endpoint: &endpoint,
+                    kubelet,
+                    bytes: Vec::with_capacity(1024),
+                    since,
+                };
+                visit.serve().await;
+            }
             None => {
                 debug!(%address, "endpoint is gone: relayed");
                 self.metrics.relayed("endpoint_gone");

@@ -57,7 +57,7 @@ impl Handler {
                     failing = self.accepted(accepted, &mut connections, failing).await;
                 }
                 Some(done) = connections.join_next() => reap(done),
-                _ = drain.wait_for(|drain| *drain) => break,
+                () = drained(&mut drain) => break,
             }
         }
         while let Ok(accepted) = timeout(DRAIN_QUIET, listener.accept()).await {
@@ -96,6 +96,11 @@ impl Handler {
             }
         }
     }
+}
+
+/// Returns when `drain` is true or its sender is gone.
+async fn drained(drain: &mut watch::Receiver<bool>) {
+    let _ = drain.wait_for(|drain| *drain).await;
 }
 
 fn reap(done: Result<(), tokio::task::JoinError>) {

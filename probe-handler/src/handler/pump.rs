@@ -27,6 +27,7 @@ pub(super) async fn pump(
     grace: Option<Duration>,
 ) -> io::Result<()> {
     for stream in [&*kubelet, &*app] {
+        stream.set_nodelay(true)?;
         SockRef::from(stream).set_tcp_keepalive(
             &TcpKeepalive::new()
                 .with_time(KEEPALIVE)
@@ -61,7 +62,6 @@ pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[
         }
     };
     let relayed = async {
-        app.set_nodelay(true)?;
         app.write_all(bytes).await?;
         pump(&mut kubelet, &mut app, None).await
     };

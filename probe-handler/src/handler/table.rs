@@ -171,6 +171,22 @@ impl Routes {
     }
 }
 
+impl Routes {
+    /// Every route, in no order.
+    pub fn all(&self) -> Vec<&Arc<Route>> {
+        match self {
+            Self::Rewritten(by_path) => by_path.values().collect(),
+            Self::Native(native) => native
+                .http
+                .values()
+                .flat_map(|http| [&http.probe, &http.hook])
+                .chain([&native.tcp, &native.https, &native.grpc])
+                .flatten()
+                .collect(),
+        }
+    }
+}
+
 /// What was declared on one of the app's own ports.
 #[derive(Default, Clone)]
 pub struct NativeRoutes {

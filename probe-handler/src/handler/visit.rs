@@ -46,7 +46,8 @@ impl<'a> Visit<'a> {
         let pod = &self.endpoint.pod;
         let mut permit = None;
         let mut early = EarlyDial::Idle;
-        // A visit that may be for TCP alone must not touch the app.
+        // The dial takes about as long as the kubelet's request does to arrive. But a visit that may be for
+        // TCP alone must not touch the app.
         if let Routes::Native(NativeRoutes { tcp: None, .. }) = &self.endpoint.routes {
             permit = pod.admit();
             if permit.is_some() {

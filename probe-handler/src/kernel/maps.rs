@@ -3,15 +3,19 @@
 use std::borrow::BorrowMut;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use parking_lot::Mutex;
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::Flow;
+use probe_handler_common::refusal::Refusal;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::handler::flows::{AcceptedFlow, FlowState, Flows};
 
@@ -112,6 +116,45 @@ impl CounterMap {
                 .map(|values| values.iter().sum())
                 .unwrap_or_default()
         })
+    }
+}
+
+/// `REFUSALS`.
+pub struct RefusalStream {
+    records: RingBuf<MapData>,
+    ready: AsyncFd<OwnedFd>,
+}
+
+impl RefusalStream {
+    /// Watches the ring buffer; needs a tokio runtime.
+    ///
+    /// # Errors
+    /// Those of the runtime's reactor.
+    pub(super) fn new(records: RingBuf<MapData>) -> io::Result<Self> {
+        let fd = records.as_fd().try_clone_to_owned()?;
+        // SAFETY: an `OwnedFd` is always the same open descriptor until it is dropped.
+        let ready = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        Ok(Self { records, ready })
+    }
+
+    /// Waits for refusals; the endpoints that were dialled, oldest first.
+    ///
+    /// # Errors
+    /// Those of the runtime's reactor.
+    pub async fn next(&mut self) -> io::Result<Vec<SocketAddr>> {
+        loop {
+            let mut ready = self.ready.readable().await?;
+            // Cleared before reading: what comes while we read wakes us again.
+            ready.clear_ready();
+            let mut refused = Vec::new();
+            while let Some(record) = self.records.next() {
+                let record = Refusal::read(&record);
+                refused.extend(record.map(|record| SocketAddr::from(record.destination)));
+            }
+            if !refused.is_empty() {
+                return Ok(refused);
+            }
+        }
     }
 }
 

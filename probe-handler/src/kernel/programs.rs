@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use probe_handler_common::config::Config;
 use probe_handler_common::{globals, maps, programs};
 
-use crate::kernel::maps::{ConfigMap, CounterMap, EndpointMap, FlowMap};
+use crate::kernel::maps::{ConfigMap, CounterMap, EndpointMap, FlowMap, RefusalStream};
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
 static OBJECT: &[u8] =
@@ -50,6 +50,13 @@ pub enum Error {
         /// What aya says.
         #[source]
         source: aya::maps::MapError,
+    },
+    /// The ring buffer of refusals can't be watched.
+    #[error("cannot watch the kernel's record of refused connections")]
+    Refusals {
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The kernel's verifier does not take a program.
     #[error("the kernel refuses program {program}; `probe-handler preflight` tells what it lacks")]
@@ -120,6 +127,8 @@ pub struct Maps {
     pub config: ConfigMap,
     /// For metrics and `status`.
     pub counters: Arc<CounterMap>,
+    /// For the verdicts that the kernel gave.
+    pub refusals: RefusalStream,
 }
 
 /// The loaded programs and their attachments. Dropped: everything is gone from the kernel.
@@ -148,7 +157,7 @@ pub fn built_in() -> bool {
 }
 
 impl Programs {
-    /// Loads all programs and makes their maps. Attaches nothing.
+    /// Loads all programs and makes their maps. Attaches nothing. Needs a tokio runtime.
     ///
     /// # Errors
     /// [`Error::NoObject`], [`Error::Load`], [`Error::Missing`], [`Error::Verify`].
@@ -186,6 +195,8 @@ impl Programs {
                 take_map(&mut ebpf, maps::CONFIG)?,
             )))),
             counters: Arc::new(CounterMap(take_map(&mut ebpf, maps::COUNTERS)?)),
+            refusals: RefusalStream::new(take_map(&mut ebpf, maps::REFUSALS)?)
+                .map_err(|source| Error::Refusals { source })?,
         };
         let programs = Self {
             ebpf,

@@ -104,21 +104,7 @@ impl PodRoutes {
 
     /// Every route, each once, in no order.
     pub fn routes(&self) -> Vec<Arc<Route>> {
-        self.ports.values().flat_map(routes_of).collect()
-    }
-}
-
-fn routes_of(routes: &Routes) -> Vec<Arc<Route>> {
-    match routes {
-        Routes::Rewritten(by_path) => by_path.values().cloned().collect(),
-        Routes::Native(native) => native
-            .http
-            .values()
-            .flat_map(|http| [&http.probe, &http.hook])
-            .chain([&native.tcp, &native.https, &native.grpc])
-            .flatten()
-            .cloned()
-            .collect(),
+        self.ports.values().flat_map(Routes::all).cloned().collect()
     }
 }
 

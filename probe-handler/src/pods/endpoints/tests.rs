@@ -202,7 +202,7 @@ fn all_addresses_of_a_pod_share_its_routes() {
     assert_eq!(addresses, ["10.0.0.1:80", "[fd00::1]:80"]);
     see_success(&routes.routes()[0]);
     for endpoint in &endpoints {
-        let seen = routes_of(&endpoint.routes);
+        let seen = endpoint.routes.all();
         assert_eq!(seen.len(), 1);
         assert_eq!(seen[0].stats.counts(), (1, 0, 0), "{}", endpoint.address);
     }

@@ -1,0 +1,10 @@
+//! The handler over real sockets on loopback, with a stand-in for the kernel side.
+
+mod harness;
+mod hooks;
+mod native;
+mod relay;
+mod rewritten;
+mod servers;
+mod serving;
+mod splice;

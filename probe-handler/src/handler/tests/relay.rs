@@ -1,0 +1,128 @@
+//! What is not declared is relayed from the host, byte for byte.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::harness::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// An app that takes all there is and gives it back in capitals.
+async fn shouting() -> (TcpListener, std::net::SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    (listener, address)
+}
+
+#[tokio::test]
+async fn undeclared_requests_are_relayed_and_declared_ones_are_not() {
+    let app = App::saying("HTTP/1.1 200 OK\r\nX-App: seen\r\nContent-Length: 2\r\n\r\nok").await;
+    let (route, endpoint) = http_endpoint(app.address, "/healthz?a=1", SECOND);
+    let world = World::new([endpoint]).await;
+    let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000));
+    for request in [
+        "GET /healthz HTTP/1.1\r\n\r\n",
+        "GET /healthz?a=2 HTTP/1.1\r\n\r\n",
+        "GET /healthz?a=1& HTTP/1.1\r\n\r\n",
+        "GET //healthz?a=1 HTTP/1.1\r\n\r\n",
+        "GET http://x/healthz?a=1 HTTP/1.1\r\n\r\n",
+        "HEAD /healthz?a=1 HTTP/1.1\r\n\r\n",
+        "POST /healthz?a=1 HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "P",
+        "GET /healthz?a=1 HTTP/1.1\r\n bad\r\n\r\n",
+        "GET /healthz?a=1 HTTP/1.1\r\nContent-Length: 1\r\n\r\nb",
+        "GET /healthz?a=1 HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+        "garbage \r\n\r\n",
+        "\u{16}\u{3}\u{1}\r\n\r\n",
+        &large,
+    ] {
+        let mut kubelet = world.connect(app.address).await;
+        kubelet.write_all(request.as_bytes()).await.expect("write");
+        kubelet.shutdown().await.expect("shutdown");
+        let answer = read_all(&mut kubelet).await;
+        let (peer, head) = app.seen().pop().expect("the app was reached");
+        assert_ne!(peer, IN_POD, "{request:?} was exempted from the mesh");
+        assert!(request.starts_with(&head), "{head:?}");
+        // Where the request is longer than what the app reads, a reset may follow the answer.
+        if head.len() == request.len() {
+            let answer = answer.expect("the app's answer");
+            assert!(answer.ends_with("X-App: seen\r\nContent-Length: 2\r\n\r\nok"));
+        }
+    }
+    assert_eq!(route.stats.counts(), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_relay_honours_half_close_on_both_sides() {
+    let (listener, address) = shouting().await;
+    let (_, endpoint) = http_endpoint(address, "/", SECOND);
+    let world = World::new([endpoint]).await;
+    let app = async {
+        loop {
+            let (mut stream, peer) = listener.accept().await.expect("accept");
+            if peer.ip() == IN_POD {
+                continue; // the early dial, which is dropped
+            }
+            let mut all = Vec::new();
+            let _ = stream.read_to_end(&mut all).await.expect("read");
+            all.make_ascii_uppercase();
+            stream.write_all(&all).await.expect("write");
+            return;
+        }
+    };
+    let kubelet = async {
+        let mut kubelet = world.connect(address).await;
+        let text = "post me ".repeat(50_000);
+        kubelet.write_all(text.as_bytes()).await.expect("write");
+        kubelet.shutdown().await.expect("shutdown");
+        let answer = read_all(&mut kubelet).await.expect("an answer");
+        assert_eq!(answer, text.to_uppercase());
+    };
+    let ((), ()) = tokio::join!(app, kubelet);
+}
+
+#[tokio::test]
+async fn a_relay_to_a_closed_port_is_a_reset() {
+    let address = nobody().await;
+    let (_, endpoint) = http_endpoint(address, "/", SECOND);
+    let world = World::new([endpoint]).await;
+    let answer = world.ask(address, "GET /other HTTP/1.1\r\n\r\n").await;
+    let error = answer.expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_gone_is_relayed() {
+    let app = App::saying("HTTP/1.1 204 N\r\n\r\n").await;
+    let world = World::new([]).await;
+    let answer = world.ask(app.address, &get(app.address, "/")).await;
+    assert_eq!(answer.expect("an answer"), "HTTP/1.1 204 N\r\n\r\n");
+    assert_ne!(app.seen()[0].0, IN_POD);
+}
+
+#[tokio::test]
+async fn who_waits_for_the_other_side_to_speak_first_is_relayed() {
+    let (listener, address) = shouting().await;
+    let (_, endpoint) = http_endpoint(address, "/", Duration::from_millis(50));
+    let world = World::new([endpoint]).await;
+    let app = async {
+        loop {
+            let (mut stream, peer) = listener.accept().await.expect("accept");
+            if peer.ip() != IN_POD {
+                stream.write_all(b"220 hello\r\n").await.expect("write");
+                return;
+            }
+        }
+    };
+    let kubelet = async {
+        let mut kubelet = world.connect(address).await;
+        assert_eq!(
+            read_all(&mut kubelet).await.expect("bytes"),
+            "220 hello\r\n"
+        );
+    };
+    let ((), ()) = tokio::join!(app, kubelet);
+}

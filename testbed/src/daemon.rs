@@ -1,0 +1,373 @@
+//! The real daemon: `probe-handler agent`, with a directory of manifests, a kubelet's cgroup and a
+//! Unix socket of its own.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::cgroup::Cgroup;
+use crate::pod::Pod;
+use crate::run::Run;
+use crate::wait;
+use crate::worker::sibling;
+
+const READY: Duration = Duration::from_secs(20);
+const SERVED: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(5);
+/// What is shown of a log when something failed.
+const LOG_TAIL: u64 = 8 << 10;
+
+/// A daemon to be started.
+#[derive(Clone, Debug)]
+pub struct DaemonSpec {
+    name: String,
+    program: Option<PathBuf>,
+    kubelet_cgroup: Option<PathBuf>,
+    pods: Option<PathBuf>,
+    args: Vec<String>,
+}
+
+impl DaemonSpec {
+    /// A daemon with this name in the run's directory.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            program: None,
+            kubelet_cgroup: None,
+            pods: None,
+            args: Vec::new(),
+        }
+    }
+
+    /// Another program than the `probe-handler` beside this one.
+    #[must_use]
+    pub fn program(mut self, program: Option<&Path>) -> Self {
+        self.program = program.map(Path::to_path_buf);
+        self
+    }
+
+    /// Serves the kubelet in this cgroup, without looking for it.
+    #[must_use]
+    pub fn kubelet_cgroup(mut self, cgroup: &Cgroup) -> Self {
+        self.kubelet_cgroup = Some(cgroup.path().to_path_buf());
+        self
+    }
+
+    /// Takes the pods from this directory instead of one of its own, as a second daemon does.
+    #[must_use]
+    pub fn pods(mut self, dir: &Path) -> Self {
+        self.pods = Some(dir.to_path_buf());
+        self
+    }
+
+    /// One more argument of `probe-handler agent`.
+    #[must_use]
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Starts it, without waiting for anything.
+    ///
+    /// # Errors
+    /// When the program is not there or cannot be started.
+    pub fn spawn(self, run: &Run) -> Result<Daemon> {
+        let program = match self.program {
+            Some(path) => path,
+            None => sibling("probe-handler")?,
+        };
+        let dir = run.dir().join(&self.name);
+        let pods = self.pods.unwrap_or_else(|| dir.join("pods"));
+        fs::create_dir_all(&pods).with_context(|| format!("making {}", pods.display()))?;
+        fs::create_dir_all(&dir)?;
+        let (socket, log) = (dir.join("admin.sock"), dir.join("log"));
+        let output = File::create(&log).with_context(|| format!("making {}", log.display()))?;
+        let mut command = Command::new(&program);
+        command
+            .arg("agent")
+            .arg("--pods")
+            .arg(format!("dir:{}", pods.display()))
+            .arg("--admin-socket")
+            .arg(&socket)
+            .args(["--admin-addr", "none", "--log-format", "text"]);
+        if let Some(path) = &self.kubelet_cgroup {
+            command.arg("--kubelet-cgroup").arg(path);
+        }
+        let child = command
+            .args(&self.args)
+            // Ctrl-C is for the run, which stops its daemons in order.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        Ok(Daemon {
+            program,
+            child,
+            socket,
+            log,
+            pods,
+        })
+    }
+
+    /// Starts it and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`DaemonSpec::spawn`]; and when it ends or is not ready within 20 s, with the end of its
+    /// log.
+    pub fn start(self, run: &Run) -> Result<Daemon> {
+        let mut daemon = self.spawn(run)?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+}
+
+/// A running daemon, killed on drop.
+#[derive(Debug)]
+pub struct Daemon {
+    program: PathBuf,
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+    pods: PathBuf,
+}
+
+impl Daemon {
+    /// Waits until `/readyz` answers 200.
+    ///
+    /// # Errors
+    /// When it ends, or is not ready within 20 s; the message holds the end of its log.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let ready = wait::until("the daemon to become ready", READY, || {
+            match self.child.try_wait() {
+                Ok(None) => {}
+                Ok(Some(status)) => return Some(Err(status)),
+                Err(_) => return None,
+            }
+            match self.get("/readyz") {
+                Ok((200, _)) => Some(Ok(())),
+                _ => None,
+            }
+        });
+        match ready {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(status)) => bail!("the daemon ended ({status}):\n{}", self.log_tail()),
+            Err(error) => bail!("{error:#}:\n{}", self.log_tail()),
+        }
+    }
+
+    /// The directory whose manifests it serves.
+    pub fn pods(&self) -> &Path {
+        &self.pods
+    }
+
+    /// The file of its log.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// Its admin socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks its admin server over the Unix socket: status and body.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let mut stream = UnixStream::connect(&self.socket)
+            .with_context(|| format!("connecting to {}", self.socket.display()))?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = Vec::new();
+        stream
+            .read_to_end(&mut answer)
+            .context("reading the admin server's answer")?;
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer
+            .split_once("\r\n\r\n")
+            .context("an answer without end")?;
+        let status = head.split(' ').nth(1).context("an answer without status")?;
+        let body = match head
+            .to_ascii_lowercase()
+            .contains("transfer-encoding: chunked")
+        {
+            true => unchunk(body),
+            false => body.to_owned(),
+        };
+        Ok((status.parse()?, body))
+    }
+
+    /// What `probe-handler status -o json` shows.
+    ///
+    /// # Errors
+    /// When it does not answer, or not in JSON.
+    pub fn status(&self) -> Result<Value> {
+        let (status, body) = self.get("/status")?;
+        if status != 200 {
+            bail!("/status answers {status}: {body}");
+        }
+        serde_json::from_str(&body).context("/status is no JSON")
+    }
+
+    /// One of the kernel side's counters; 0 where there is none of that name.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        Ok(self.status()?["counters"][name]
+            .as_u64()
+            .unwrap_or_default())
+    }
+
+    /// Hands a pod to it and waits until the pod is served: its namespace known, its canary passed.
+    ///
+    /// # Errors
+    /// When that has not come about within 10 s; the message holds what the daemon says of the pod.
+    pub fn serve(&self, pod: &mut Pod) -> Result<()> {
+        pod.publish(&self.pods)?;
+        self.wait_served(pod)
+    }
+
+    /// Waits until a pod that was handed over is served.
+    ///
+    /// # Errors
+    /// As [`Daemon::serve`].
+    pub fn wait_served(&self, pod: &Pod) -> Result<()> {
+        let mut last = Value::Null;
+        wait::until(&format!("pod {} to be served", pod.name()), SERVED, || {
+            last = self.pod_status(pod.name()).ok()??;
+            let known = last["netns"]["known"].is_object();
+            (known && last["canary"]["state"] == "passed").then_some(())
+        })
+        .with_context(|| format!("the daemon says of it: {last}\n{}", self.log_tail()))
+    }
+
+    /// What the daemon says of one pod; none when it does not know it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn pod_status(&self, name: &str) -> Result<Option<Value>> {
+        let status = self.status()?;
+        let pods = status["pods"].as_array().context("status without pods")?;
+        Ok(pods.iter().find(|pod| pod["name"] == name).cloned())
+    }
+
+    /// Runs `probe-handler status` with these arguments against this daemon; gives what it prints.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn status_command(&self, args: &[&str]) -> Result<String> {
+        let output = Command::new(&self.program)
+            .arg("status")
+            .arg("--admin-socket")
+            .arg(&self.socket)
+            .args(args)
+            .output()
+            .with_context(|| format!("starting {}", self.program.display()))?;
+        if !output.status.success() {
+            bail!("status: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        kill(pid, signal).context("signalling the daemon")
+    }
+
+    /// Stops it in order and waits for its end.
+    ///
+    /// # Errors
+    /// When it has not ended within `grace`; then it is killed.
+    pub fn stop(&mut self, grace: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait_end(grace)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it has not ended within `grace`.
+    pub fn wait_end(&mut self, grace: Duration) -> Result<ExitStatus> {
+        let ended = wait::until("the daemon to end", grace, || self.child.try_wait().ok()?);
+        ended.with_context(|| self.log_tail())
+    }
+
+    /// Kills it and waits for its end.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        let _gone = self.child.kill();
+        Ok(self.child.wait()?)
+    }
+
+    /// The whole log.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(&self.log).with_context(|| self.log.display().to_string())
+    }
+
+    /// The end of the log, for messages.
+    pub fn log_tail(&self) -> String {
+        let tail = || {
+            let mut file = File::open(&self.log)?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+            let mut text = Vec::new();
+            file.read_to_end(&mut text)?;
+            Ok::<_, std::io::Error>(String::from_utf8_lossy(&text).into_owned())
+        };
+        tail().unwrap_or_else(|error| format!("(no log: {error})"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("testbed: ending the daemon: {error:#}");
+        }
+    }
+}
+
+fn unchunk(mut body: &str) -> String {
+    let mut text = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap_or_default();
+        let Some(piece) = rest.get(..size).filter(|_| size > 0) else {
+            break;
+        };
+        text += piece;
+        body = rest
+            .get(size..)
+            .unwrap_or_default()
+            .trim_start_matches("\r\n");
+    }
+    text
+}

@@ -1,0 +1,364 @@
+//! A stand-in kubelet: a process of its own, in a cgroup of its own, that probes exactly as
+//! Kubernetes 1.36 does (kubernetes pkg/probe, pkg/kubelet/prober, pkg/kubelet/lifecycle).
+//!
+//! The calls here block; any number can be under way at once.
+
+mod dial;
+mod execute;
+mod grpc;
+mod http;
+mod http1;
+mod http2;
+pub mod process;
+mod raw;
+mod tls;
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::symlink;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroup;
+use crate::run::Run;
+use crate::worker::{Pending, Worker, testbed_program};
+
+pub(crate) use dial::Dialer;
+pub(crate) use execute::execute;
+
+/// What the kubelet's timeout does not bound: a hook, or a child that hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `httpGet.scheme`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Plaintext.
+    Http,
+    /// TLS, whose certificate is not verified.
+    Https,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// `httpGet` of a probe.
+    Http {
+        /// TLS or not.
+        scheme: Scheme,
+        /// Path and query.
+        path: String,
+        /// `httpHeaders`.
+        headers: Vec<(String, String)>,
+    },
+    /// `httpGet` of a lifecycle hook.
+    Hook {
+        /// TLS or not.
+        scheme: Scheme,
+        /// Path and query.
+        path: String,
+        /// `httpHeaders`.
+        headers: Vec<(String, String)>,
+    },
+    /// `tcpSocket`.
+    Tcp,
+    /// `grpc`.
+    Grpc {
+        /// `service`.
+        service: String,
+    },
+    /// No probe at all, but a connection of the kubelet's process: sends these bytes and collects
+    /// what comes back until the connection ends or the timeout.
+    Raw {
+        /// What to send.
+        send: Vec<u8>,
+    },
+}
+
+/// One probe to make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// What to do.
+    pub action: Action,
+    /// The pod's address.
+    pub ip: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// `timeoutSeconds`; none for hooks.
+    pub timeout: Option<Duration>,
+    /// Dial an IPv4 address from an IPv6 socket, as an IPv4-mapped address.
+    pub mapped: bool,
+}
+
+impl Probe {
+    fn new(ip: impl Into<IpAddr>, port: u16, action: Action) -> Self {
+        let timeout = match action {
+            Action::Hook { .. } => None,
+            _ => Some(Duration::from_secs(1)),
+        };
+        Self {
+            action,
+            ip: ip.into(),
+            port,
+            timeout,
+            mapped: false,
+        }
+    }
+
+    /// An `httpGet` probe.
+    pub fn http(ip: impl Into<IpAddr>, port: u16, path: &str) -> Self {
+        let (scheme, path, headers) = (Scheme::Http, path.to_owned(), Vec::new());
+        Self::new(
+            ip,
+            port,
+            Action::Http {
+                scheme,
+                path,
+                headers,
+            },
+        )
+    }
+
+    /// An `httpGet` probe with scheme HTTPS.
+    pub fn https(ip: impl Into<IpAddr>, port: u16, path: &str) -> Self {
+        let (scheme, path, headers) = (Scheme::Https, path.to_owned(), Vec::new());
+        Self::new(
+            ip,
+            port,
+            Action::Http {
+                scheme,
+                path,
+                headers,
+            },
+        )
+    }
+
+    /// A `tcpSocket` probe.
+    pub fn tcp(ip: impl Into<IpAddr>, port: u16) -> Self {
+        Self::new(ip, port, Action::Tcp)
+    }
+
+    /// A `grpc` probe; `service` may be empty.
+    pub fn grpc(ip: impl Into<IpAddr>, port: u16, service: &str) -> Self {
+        Self::new(
+            ip,
+            port,
+            Action::Grpc {
+                service: service.to_owned(),
+            },
+        )
+    }
+
+    /// An `httpGet` lifecycle hook.
+    pub fn hook(ip: impl Into<IpAddr>, port: u16, path: &str) -> Self {
+        let (scheme, path, headers) = (Scheme::Http, path.to_owned(), Vec::new());
+        Self::new(
+            ip,
+            port,
+            Action::Hook {
+                scheme,
+                path,
+                headers,
+            },
+        )
+    }
+
+    /// Bytes by hand, from the kubelet's process.
+    pub fn raw(ip: impl Into<IpAddr>, port: u16, send: &[u8]) -> Self {
+        Self::new(
+            ip,
+            port,
+            Action::Raw {
+                send: send.to_vec(),
+            },
+        )
+    }
+
+    /// Adds one of `httpHeaders`; no effect on what has none.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        if let Action::Http { headers, .. } | Action::Hook { headers, .. } = &mut self.action {
+            headers.push((name.to_owned(), value.to_owned()));
+        }
+        self
+    }
+
+    /// Another timeout than 1 s.
+    #[must_use]
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Dials an IPv4 address from an IPv6 socket.
+    #[must_use]
+    pub const fn mapped(mut self) -> Self {
+        self.mapped = true;
+        self
+    }
+}
+
+/// What the kubelet concludes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The probe passed.
+    Success,
+    /// It passed, with an event: a redirect that was not followed.
+    Warning,
+    /// It failed.
+    Failure,
+}
+
+/// What came of a probe.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProbeResult {
+    /// The kubelet's conclusion.
+    pub outcome: Outcome,
+    /// HTTP status of the last answer.
+    pub status: Option<u16>,
+    /// What the kubelet says in its event.
+    pub message: String,
+    /// How often it was tried: the kubelet repeats what ended in an error of its own, three times
+    /// in all.
+    pub attempts: u32,
+    /// From the first attempt's dial to the end.
+    pub latency: Duration,
+    /// `getpeername` of the last connection.
+    pub peer: Option<SocketAddr>,
+    /// The last answer's head, byte for byte where it was HTTP/1.
+    pub head: String,
+    /// What was read of the last answer's body, 10 KiB at most; for raw bytes all that came back.
+    pub body: String,
+    /// Raw bytes only: how the connection ended.
+    pub ended: Option<Ended>,
+}
+
+/// How a raw connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ended {
+    /// The other end closed.
+    Closed,
+    /// The other end reset it.
+    Reset,
+    /// It was still open at the timeout.
+    Open,
+    /// It was never made.
+    Refused,
+}
+
+impl ProbeResult {
+    pub(crate) fn new(outcome: Outcome, message: impl Into<String>) -> Self {
+        Self {
+            outcome,
+            status: None,
+            message: message.into(),
+            attempts: 1,
+            latency: Duration::ZERO,
+            peer: None,
+            head: String::new(),
+            body: String::new(),
+            ended: None,
+        }
+    }
+
+    pub(crate) fn failure(message: impl Into<String>) -> Self {
+        Self::new(Outcome::Failure, message)
+    }
+
+    /// Whether the kubelet takes it as passed.
+    pub fn passed(&self) -> bool {
+        self.outcome != Outcome::Failure
+    }
+}
+
+/// A running stand-in kubelet, killed on drop.
+#[derive(Debug)]
+pub struct Kubelet {
+    worker: Worker,
+}
+
+/// A probe under way.
+#[derive(Debug)]
+pub struct ProbePending {
+    pending: Pending,
+    patience: Duration,
+}
+
+impl Kubelet {
+    /// Starts one in `cgroup`, as a process called `name` (`/proc/<pid>/comm`, 15 letters at most).
+    ///
+    /// # Errors
+    /// When it cannot be started there.
+    pub fn start(run: &Run, cgroup: &Cgroup, name: &str) -> Result<Self> {
+        let program = run.dir().join(name);
+        if !program.exists() {
+            // comm is the name of the file that was executed, a link's own name too.
+            symlink(testbed_program()?, &program)
+                .with_context(|| format!("linking {}", program.display()))?;
+        }
+        let mut command = Command::new(fs::canonicalize(run.dir())?.join(name));
+        command.arg("kubelet").arg("--cgroup").arg(cgroup.path());
+        let worker = Worker::start(name, &mut command)?;
+        Ok(Self { worker })
+    }
+
+    /// A prober outside any kubelet's cgroup: another process on the node.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn bystander() -> Result<Self> {
+        let mut command = Command::new(testbed_program()?);
+        command.arg("kubelet");
+        let worker = Worker::start("bystander", &mut command)?;
+        Ok(Self { worker })
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.worker.pid()
+    }
+
+    /// Makes a probe and waits for its result.
+    ///
+    /// # Errors
+    /// When the kubelet's process has ended or hangs; a failing probe is a result.
+    pub fn probe(&self, probe: &Probe) -> Result<ProbeResult> {
+        self.begin(probe)?.wait()
+    }
+
+    /// Makes a probe whose result can be waited for later.
+    ///
+    /// # Errors
+    /// When the kubelet's process has ended.
+    pub fn begin(&self, probe: &Probe) -> Result<ProbePending> {
+        Ok(ProbePending {
+            pending: self.worker.send(probe)?,
+            // Three attempts at most.
+            patience: probe.timeout.unwrap_or(Duration::ZERO) * 3 + PATIENCE,
+        })
+    }
+
+    /// Kills it, as a node's init would at a restart.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        self.worker.kill().map(drop)
+    }
+}
+
+impl ProbePending {
+    /// Waits for the result.
+    ///
+    /// # Errors
+    /// When the kubelet's process has ended or hangs.
+    pub fn wait(self) -> Result<ProbeResult> {
+        self.pending.wait(self.patience)
+    }
+}

@@ -1,0 +1,46 @@
+//! Bytes by hand.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Dialer, Ended, Outcome, Probe, ProbeResult};
+
+const LIMIT: usize = 1 << 20;
+
+/// Sends bytes and collects the answer until the connection ends or the timeout.
+pub(super) async fn exchange(probe: &Probe, dialer: Dialer, send: &[u8]) -> ProbeResult {
+    let deadline = Instant::now() + probe.timeout.unwrap_or(Duration::from_secs(1));
+    let mut stream = match timeout_at(deadline, dialer.connect(probe, probe.port)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            let mut result = ProbeResult::failure(error.to_string());
+            result.ended = Some(Ended::Refused);
+            return result;
+        }
+        Err(_) => return ProbeResult::failure("no connection within the timeout"),
+    };
+    let mut result = ProbeResult::new(Outcome::Success, "");
+    result.peer = stream.peer_addr().ok();
+    let mut received = Vec::new();
+    let ended = async {
+        stream.write_all(send).await?;
+        while received.len() < LIMIT && stream.read_buf(&mut received).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    result.ended = Some(match timeout_at(deadline, ended).await {
+        Err(_) => Ended::Open,
+        Ok(Ok(())) => Ended::Closed,
+        Ok(Err(error)) => {
+            result.message = error.to_string();
+            match error.kind() {
+                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ended::Reset,
+                _ => Ended::Closed,
+            }
+        }
+    });
+    result.body = String::from_utf8_lossy(&received).into_owned();
+    result
+}

@@ -1,0 +1,174 @@
+//! Named network namespaces, wired to the node as a CNI's `ptp` plugin does: one veth pair, a host
+//! route to each pod address, the node's address as the pod's gateway.
+
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
+
+use crate::command::{ip_batch, run};
+use crate::run::Run;
+
+const NETNS_DIR: &str = "/var/run/netns";
+
+/// A namespace of this run, removed on drop together with its veth pair.
+#[derive(Debug)]
+pub struct NetNs {
+    name: String,
+    ipv4: Ipv4Addr,
+    ipv6: Ipv6Addr,
+}
+
+impl NetNs {
+    /// Makes a namespace with lo up, `eth0` with an address of each family, and default routes
+    /// through the node.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn new(run: &Run, name: &str) -> Result<Self> {
+        let (index, ipv4, ipv6) = run.next_pod_ips();
+        let this = Self {
+            name: run.name(name),
+            ipv4,
+            ipv6,
+        };
+        let ns = &this.name;
+        // 15 characters at most, also with the longest process id.
+        let host = format!("v{}h{index}", run.id());
+        let (node4, node6) = run.node_ips();
+        ip_batch(&format!(
+            "netns add {ns}\n\
+             link add {host} type veth peer name eth0 netns {ns}\n\
+             address add {node4}/32 dev {host}\n\
+             address add {node6}/128 dev {host} nodad\n\
+             link set {host} up\n"
+        ))?;
+        ip_batch_in(
+            ns,
+            &format!(
+                "link set lo up\n\
+                 address add {ipv4}/32 dev eth0\n\
+                 address add {ipv6}/128 dev eth0 nodad\n\
+                 link set eth0 up\n\
+                 route add default via {node4} dev eth0 onlink\n\
+                 route add ::/0 via {node6} dev eth0 onlink\n"
+            ),
+        )?;
+        ip_batch(&format!(
+            "route add {ipv4}/32 dev {host} src {node4}\n\
+             route add {ipv6}/128 dev {host} src {node6}\n"
+        ))?;
+        Ok(this)
+    }
+
+    /// Its name, as `ip netns` shows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that holds it, as annotation `probe-handler.io/netns` names it.
+    pub fn path(&self) -> PathBuf {
+        Path::new(NETNS_DIR).join(&self.name)
+    }
+
+    /// The pod's IPv4 address.
+    pub const fn ipv4(&self) -> Ipv4Addr {
+        self.ipv4
+    }
+
+    /// The pod's IPv6 address.
+    pub const fn ipv6(&self) -> Ipv6Addr {
+        self.ipv6
+    }
+
+    /// Both addresses, IPv4 first.
+    pub const fn ips(&self) -> [IpAddr; 2] {
+        [IpAddr::V4(self.ipv4), IpAddr::V6(self.ipv6)]
+    }
+
+    /// Puts `::6` on lo, as istio-init and istio-cni do where IPv6 is enabled.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn add_v6_passthrough_source(&self) -> Result<()> {
+        self.ip("address add ::6/128 dev lo nodad\n")
+    }
+
+    /// Runs `ip` commands, one a line, inside the namespace.
+    ///
+    /// # Errors
+    /// When one of them fails.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        ip_batch_in(&self.name, lines)
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace. Child processes that it starts, and
+    /// sockets that it makes, belong to the namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or as `work` does.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let path = self.path();
+        thread::scope(|scope| {
+            scope
+                .spawn(move || {
+                    enter(&path)?;
+                    work()
+                })
+                .join()
+                .map_err(|_| anyhow!("the work inside {} panicked", self.name))?
+        })
+    }
+
+    /// Removes the namespace's name now, as a container runtime does when the pod ends; the
+    /// namespace itself lives on while a process or descriptor holds it.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn remove(&self) -> Result<()> {
+        run("ip", &["netns", "delete", &self.name], "").map(drop)
+    }
+}
+
+impl Drop for NetNs {
+    fn drop(&mut self) {
+        if self.path().exists()
+            && let Err(error) = self.remove()
+        {
+            eprintln!("testbed: {error:#}");
+        }
+    }
+}
+
+/// Moves the calling thread into the namespace at `path`.
+///
+/// # Errors
+/// When the file cannot be opened or is no network namespace.
+pub fn enter(path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {}", path.display()))
+}
+
+/// Removes every namespace whose name begins with `prefix`; errors are printed.
+pub(crate) fn remove_all(prefix: &str) {
+    let Ok(entries) = fs::read_dir(NETNS_DIR) else {
+        return; // no namespace was ever named on this machine
+    };
+    for entry in entries.flatten() {
+        if let Some(name) = entry.file_name().to_str()
+            && name.starts_with(prefix)
+            && let Err(error) = run("ip", &["netns", "delete", name], "")
+        {
+            eprintln!("testbed: {error:#}");
+        }
+    }
+}
+
+fn ip_batch_in(ns: &str, lines: &str) -> Result<()> {
+    run("ip", &["-netns", ns, "-batch", "-"], lines)
+        .map(drop)
+        .with_context(|| format!("in namespace {ns}:\n{lines}"))
+}

@@ -1,0 +1,230 @@
+//! Pods: a namespace with a mesh's rules, its sidecar, an app, and the manifest that declares the
+//! probes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::app::{App, AppSpec};
+use crate::netns::NetNs;
+use crate::rules::{RuleSet, Unavailable};
+use crate::run::Run;
+use crate::sidecar::Sidecar;
+
+/// A pod to be made.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    name: String,
+    rules: RuleSet,
+    app: AppSpec,
+    containers: Vec<Value>,
+    annotations: BTreeMap<String, String>,
+    probers: BTreeMap<String, Value>,
+    v6_passthrough_source: bool,
+    sidecar: bool,
+    pod_ips_in_status: bool,
+}
+
+impl PodSpec {
+    /// A pod of no mesh, whose app listens nowhere. The name is of lower-case letters, digits and
+    /// dashes.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            rules: RuleSet::None,
+            app: AppSpec::new(),
+            containers: Vec::new(),
+            annotations: BTreeMap::new(),
+            probers: BTreeMap::new(),
+            v6_passthrough_source: true,
+            sidecar: true,
+            pod_ips_in_status: false,
+        }
+    }
+
+    /// The mesh: its rules, its sidecar, its marks on the manifest.
+    #[must_use]
+    pub const fn rules(mut self, rules: RuleSet) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// The app's listeners.
+    #[must_use]
+    pub fn app(mut self, app: AppSpec) -> Self {
+        self.app = app;
+        self
+    }
+
+    /// One more container of the manifest, as in `spec.containers`.
+    #[must_use]
+    pub fn container(mut self, container: Value) -> Self {
+        self.containers.push(container);
+        self
+    }
+
+    /// One more annotation.
+    #[must_use]
+    pub fn annotation(mut self, name: &str, value: &str) -> Self {
+        let _old = self.annotations.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// An entry of `ISTIO_KUBE_APP_PROBERS`, as Istio's injector makes it when it rewrites a probe:
+    /// the path on 15020 and the original action.
+    #[must_use]
+    pub fn istio_prober(mut self, path: &str, prober: Value) -> Self {
+        let _old = self.probers.insert(path.to_owned(), prober);
+        self
+    }
+
+    /// Leaves `::6` off lo, as Istio does where IPv6 is not enabled.
+    #[must_use]
+    pub const fn without_v6_passthrough_source(mut self) -> Self {
+        self.v6_passthrough_source = false;
+        self
+    }
+
+    /// Applies the rules without starting the sidecar.
+    #[must_use]
+    pub const fn without_sidecar(mut self) -> Self {
+        self.sidecar = false;
+        self
+    }
+
+    /// Writes `status.podIPs` into the manifest.
+    #[must_use]
+    pub const fn with_status(mut self) -> Self {
+        self.pod_ips_in_status = true;
+        self
+    }
+
+    /// Makes the pod. The manifest is not handed to a daemon yet: see [`Pod::publish`].
+    ///
+    /// # Errors
+    /// [`Unavailable`] in the chain when the rules cannot be had on this machine.
+    pub fn start(self, run: &Run) -> Result<Pod> {
+        let ns = NetNs::new(run, &self.name)?;
+        if self.v6_passthrough_source {
+            ns.add_v6_passthrough_source()?;
+        }
+        self.rules.apply(&ns)?;
+        let sidecar = match self.rules.proxy() {
+            Some(_) if self.sidecar => {
+                Some(Sidecar::start(&ns, self.rules, run.mesh(), &self.probers)?)
+            }
+            _ => None,
+        };
+        let app = App::start(&ns, &self.app)?;
+        Ok(Pod {
+            spec: self,
+            app,
+            sidecar,
+            ns,
+            published: None,
+        })
+    }
+
+    fn manifest(&self, ns: &NetNs) -> Value {
+        let mut annotations = self.annotations.clone();
+        let marks = self.rules.annotations().iter();
+        annotations.extend(marks.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let netns = ns.path().display().to_string();
+        let _own = annotations.insert("probe-handler.io/netns".to_owned(), netns);
+        let mut containers = self.containers.clone();
+        if let Some(name) = self.rules.sidecar_container() {
+            let mut sidecar = json!({"name": name, "image": "sidecar"});
+            if !self.probers.is_empty() {
+                let probers = json!(self.probers).to_string();
+                sidecar["env"] = json!([{"name": "ISTIO_KUBE_APP_PROBERS", "value": probers}]);
+            }
+            containers.push(sidecar);
+        }
+        let mut manifest = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": self.name,
+                "namespace": "testbed",
+                "uid": format!("uid-{}", ns.name()),
+                "annotations": annotations,
+            },
+            "spec": {"containers": containers},
+        });
+        if self.pod_ips_in_status {
+            manifest["status"] = json!({
+                "podIP": ns.ipv4(),
+                "podIPs": [{"ip": ns.ipv4()}, {"ip": ns.ipv6()}],
+            });
+        }
+        manifest
+    }
+}
+
+/// A running pod; dropping it ends its processes and removes its namespace and manifest.
+#[derive(Debug)]
+pub struct Pod {
+    spec: PodSpec,
+    /// Its app.
+    pub app: App,
+    /// Its sidecar, if it has one.
+    pub sidecar: Option<Sidecar>,
+    // Last, so that the processes have ended when it goes.
+    /// Its namespace.
+    pub ns: NetNs,
+    published: Option<PathBuf>,
+}
+
+impl Pod {
+    /// The Pod's manifest.
+    pub fn manifest(&self) -> Value {
+        self.spec.manifest(&self.ns)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// Writes the manifest into a directory that a daemon watches; a file appears whole or not at
+    /// all. JSON is YAML.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn publish(&mut self, dir: &Path) -> Result<()> {
+        let path = dir.join(format!("{}.yaml", self.spec.name));
+        let partial = dir.join(format!(".{}.partial", self.spec.name));
+        fs::write(&partial, serde_json::to_vec_pretty(&self.manifest())?)
+            .and_then(|()| fs::rename(&partial, &path))
+            .with_context(|| format!("writing {}", path.display()))?;
+        self.published = Some(path);
+        Ok(())
+    }
+
+    /// Removes the manifest, as when the pod is deleted.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn withdraw(&mut self) -> Result<()> {
+        match self.published.take() {
+            Some(path) => fs::remove_file(&path).with_context(|| path.display().to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if let Err(error) = self.withdraw() {
+            eprintln!("testbed: {error:#}");
+        }
+    }
+}
+
+/// Why a pod could not be made on this machine, if that is the reason.
+pub fn unavailable(error: &anyhow::Error) -> Option<&Unavailable> {
+    error.downcast_ref()
+}

@@ -1,0 +1,76 @@
+//! The child's end of the line to the test: requests as JSON lines on standard input, answers on
+//! standard output, each with the id of its request. The end of input ends the child.
+
+use std::future::Future;
+use std::io::Write;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// One request, or one answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Message {
+    /// Joins an answer to its request.
+    pub id: u64,
+    /// What is asked or answered.
+    pub body: Value,
+}
+
+/// Writes one line; lines of concurrent answers do not mix.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn write_line(value: &impl Serialize) -> Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    let mut out = std::io::stdout().lock();
+    out.write_all(&line)?;
+    out.flush().context("writing an answer")
+}
+
+/// Tells the test that this child is ready, with what it wants to know; then answers requests, any
+/// number at once, until standard input ends.
+///
+/// # Errors
+/// When a line is no request, or standard output is closed.
+pub async fn serve<Q, A, F>(
+    ready: &impl Serialize,
+    answer: impl Fn(Q) -> F + Send + Sync + 'static,
+) -> Result<()>
+where
+    Q: DeserializeOwned,
+    A: Serialize,
+    F: Future<Output = A> + Send + 'static,
+{
+    write_line(ready)?;
+    let answer = Arc::new(answer);
+    let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel();
+    let _reader = std::thread::Builder::new()
+        .name("requests".to_owned())
+        .spawn(move || {
+            for line in std::io::stdin().lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        })?;
+    while let Some(line) = lines.recv().await {
+        let Message { id, body } =
+            serde_json::from_str(&line).with_context(|| format!("not a request: {line}"))?;
+        let request: Q =
+            serde_json::from_value(body).with_context(|| format!("not a request: {line}"))?;
+        let work = answer(request);
+        tokio::spawn(async move {
+            let body = serde_json::to_value(work.await);
+            let sent = body
+                .context("encoding an answer")
+                .and_then(|body| write_line(&Message { id, body }));
+            if let Err(error) = sent {
+                eprintln!("testbed: {error:#}");
+            }
+        });
+    }
+    Ok(())
+}

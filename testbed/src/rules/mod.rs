@@ -1,0 +1,302 @@
+//! The redirect rules that each mesh puts into a pod, and what else a pod of that mesh has.
+//!
+//! One file per mesh. The rules follow what the mesh's own tools make for a pod with no special
+//! annotations, with both address families; each file names its source.
+
+mod ambient;
+mod consul;
+mod istio;
+mod istio_nft;
+mod istio_tproxy;
+mod kuma;
+mod linkerd;
+
+use std::fmt;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+use crate::netns::NetNs;
+
+/// A mesh's rules in a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RuleSet {
+    /// A pod of no mesh.
+    None,
+    /// Istio sidecar, REDIRECT, with the nftables backend of iptables.
+    IstioRedirect,
+    /// Istio sidecar, REDIRECT, with the legacy backend of iptables.
+    IstioRedirectLegacy,
+    /// Istio sidecar, TPROXY.
+    IstioTproxy,
+    /// Istio sidecar, REDIRECT, with nftables' own rules (`global.nativeNftables`).
+    IstioNft,
+    /// Istio sidecar, REDIRECT, with DNS capture of all servers.
+    IstioDns,
+    /// Istio sidecar, REDIRECT, with a loopback range and the pods' range in
+    /// `includeOutboundIPRanges`.
+    IstioLoopbackRange,
+    /// Istio ambient: ztunnel's rules in the pod.
+    IstioAmbient,
+    /// Linkerd.
+    Linkerd,
+    /// Kuma.
+    Kuma,
+    /// Consul Connect with transparent proxy. Consul's own tool makes IPv4 rules only; the IPv6
+    /// rules here are their image.
+    Consul,
+}
+
+/// Why a rule set cannot be applied on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unavailable(pub String);
+
+impl std::error::Error for Unavailable {}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a mesh's proxy runs in the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Name of its container.
+    pub container: &'static str,
+    /// The port to which the rules send inbound connections.
+    pub inbound_port: u16,
+    /// The port to which the rules send outbound connections.
+    pub outbound_port: u16,
+    /// User and group.
+    pub uid: u32,
+    /// Firewall mark of its own connections, by which ambient's rules know them.
+    pub mark: Option<u32>,
+    /// Whether it reaches the app from `127.0.0.6` and `::6`.
+    pub passthrough_source: bool,
+    /// Whether its inbound listener accepts connections to addresses that are not its own (TPROXY).
+    pub transparent: bool,
+}
+
+/// One command that puts rules into a namespace.
+struct Step {
+    program: &'static str,
+    args: Vec<&'static str>,
+    stdin: String,
+}
+
+/// What differs between the families in rules that are otherwise the same.
+#[derive(Clone, Copy)]
+struct Family {
+    loopback: &'static str,
+    passthrough_source: &'static str,
+    /// The range of all addresses that the testbed gives to pods.
+    pods: &'static str,
+    /// A range of loopback addresses; IPv6 has but one.
+    loopback_range: &'static str,
+    probe_source: &'static str,
+}
+
+const IPV4: Family = Family {
+    loopback: "127.0.0.1/32",
+    passthrough_source: "127.0.0.6/32",
+    pods: "10.0.0.0/8",
+    loopback_range: "127.1.0.0/16",
+    probe_source: "169.254.7.127",
+};
+const IPV6: Family = Family {
+    loopback: "::1/128",
+    passthrough_source: "::6/128",
+    pods: "fd00::/8",
+    loopback_range: "::1/128",
+    probe_source: "fd16:9254:7127:1337:ffff:ffff:ffff:ffff",
+};
+
+impl RuleSet {
+    /// Every mesh's rules, without [`RuleSet::None`].
+    pub const fn all() -> &'static [Self] {
+        &[
+            Self::IstioRedirect,
+            Self::IstioRedirectLegacy,
+            Self::IstioTproxy,
+            Self::IstioNft,
+            Self::IstioDns,
+            Self::IstioLoopbackRange,
+            Self::IstioAmbient,
+            Self::Linkerd,
+            Self::Kuma,
+            Self::Consul,
+        ]
+    }
+
+    /// Name in tables; letters, digits and dashes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::IstioRedirect => "istio-redirect",
+            Self::IstioRedirectLegacy => "istio-redirect-legacy",
+            Self::IstioTproxy => "istio-tproxy",
+            Self::IstioNft => "istio-nft",
+            Self::IstioDns => "istio-dns",
+            Self::IstioLoopbackRange => "istio-loopback-range",
+            Self::IstioAmbient => "istio-ambient",
+            Self::Linkerd => "linkerd",
+            Self::Kuma => "kuma",
+            Self::Consul => "consul",
+        }
+    }
+
+    /// How this mesh's proxy runs; none for [`RuleSet::None`].
+    pub const fn proxy(self) -> Option<Proxy> {
+        let istio = Proxy {
+            container: "istio-proxy",
+            inbound_port: 15006,
+            outbound_port: 15001,
+            uid: 1337,
+            mark: None,
+            passthrough_source: true,
+            transparent: false,
+        };
+        Some(match self {
+            Self::None => return None,
+            Self::IstioRedirect
+            | Self::IstioRedirectLegacy
+            | Self::IstioNft
+            | Self::IstioDns
+            | Self::IstioLoopbackRange => istio,
+            Self::IstioTproxy => Proxy {
+                transparent: true,
+                ..istio
+            },
+            // ztunnel has no container in the pod: only its sockets are there.
+            Self::IstioAmbient => Proxy {
+                container: "ztunnel",
+                uid: 0,
+                mark: Some(0x539),
+                passthrough_source: false,
+                ..istio
+            },
+            Self::Linkerd => Proxy {
+                container: "linkerd-proxy",
+                inbound_port: 4143,
+                outbound_port: 4140,
+                uid: 2102,
+                passthrough_source: false,
+                ..istio
+            },
+            Self::Kuma => Proxy {
+                container: "kuma-sidecar",
+                uid: 5678,
+                ..istio
+            },
+            Self::Consul => Proxy {
+                container: "consul-dataplane",
+                inbound_port: 20000,
+                uid: 5995,
+                passthrough_source: false,
+                ..istio
+            },
+        })
+    }
+
+    /// Whether pilot-agent answers on 15020 in such a pod.
+    pub const fn has_pilot_agent(self) -> bool {
+        matches!(
+            self,
+            Self::IstioRedirect
+                | Self::IstioRedirectLegacy
+                | Self::IstioTproxy
+                | Self::IstioNft
+                | Self::IstioDns
+                | Self::IstioLoopbackRange
+        )
+    }
+
+    /// The container that the mesh adds to the Pod, by which it is recognised.
+    pub const fn sidecar_container(self) -> Option<&'static str> {
+        match (self, self.proxy()) {
+            (Self::IstioAmbient, _) | (_, None) => None,
+            (_, Some(proxy)) => Some(proxy.container),
+        }
+    }
+
+    /// The annotations that the mesh writes on the Pod.
+    pub const fn annotations(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::None => &[],
+            Self::IstioTproxy => &[
+                ("sidecar.istio.io/status", ISTIO_STATUS),
+                ("sidecar.istio.io/interceptionMode", "TPROXY"),
+            ],
+            Self::IstioLoopbackRange => &[
+                ("sidecar.istio.io/status", ISTIO_STATUS),
+                (
+                    "traffic.sidecar.istio.io/includeOutboundIPRanges",
+                    "127.1.0.0/16,::1/128,10.0.0.0/8,fd00::/8",
+                ),
+            ],
+            Self::IstioRedirect | Self::IstioRedirectLegacy | Self::IstioNft | Self::IstioDns => {
+                &[("sidecar.istio.io/status", ISTIO_STATUS)]
+            }
+            Self::IstioAmbient => &[("ambient.istio.io/redirection", "enabled")],
+            Self::Linkerd => &[("linkerd.io/proxy-version", "stable")],
+            Self::Kuma => &[("kuma.io/sidecar-injected", "true")],
+            Self::Consul => &[
+                ("consul.hashicorp.com/connect-inject-status", "injected"),
+                ("consul.hashicorp.com/transparent-proxy-status", "enabled"),
+            ],
+        }
+    }
+
+    /// Puts the rules into a namespace.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when this machine cannot have them: a missing program or kernel module, in
+    /// the words of the program that failed.
+    pub fn apply(self, ns: &NetNs) -> Result<(), Unavailable> {
+        let steps = match self {
+            Self::None => return Ok(()),
+            Self::IstioRedirect => istio::steps(istio::Backend::Nft, istio::Variant::Plain),
+            Self::IstioRedirectLegacy => {
+                istio::steps(istio::Backend::Legacy, istio::Variant::Plain)
+            }
+            Self::IstioDns => istio::steps(istio::Backend::Nft, istio::Variant::Dns),
+            Self::IstioLoopbackRange => {
+                istio::steps(istio::Backend::Nft, istio::Variant::LoopbackRange)
+            }
+            Self::IstioTproxy => istio_tproxy::steps(),
+            Self::IstioNft => istio_nft::steps(),
+            Self::IstioAmbient => ambient::steps(),
+            Self::Linkerd => linkerd::steps(),
+            Self::Kuma => kuma::steps(),
+            Self::Consul => consul::steps(),
+        };
+        ns.run(move || {
+            steps.iter().try_for_each(|step| {
+                command::run(step.program, &step.args, &step.stdin)
+                    .map(drop)
+                    .context("putting the rules into the pod")
+            })
+        })
+        .map_err(|error| Unavailable(format!("{error:#}")))
+    }
+}
+
+const ISTIO_STATUS: &str =
+    r#"{"initContainers":["istio-init"],"containers":["istio-proxy"],"revision":"default"}"#;
+
+/// Loads iptables rules, IPv4 and IPv6, with the nftables backend.
+fn restore(rules: impl Fn(Family) -> String) -> Vec<Step> {
+    restore_with("iptables-nft-restore", "ip6tables-nft-restore", rules)
+}
+
+fn restore_with(v4: &'static str, v6: &'static str, rules: impl Fn(Family) -> String) -> Vec<Step> {
+    [(v4, IPV4), (v6, IPV6)]
+        .into_iter()
+        .map(|(program, family)| Step {
+            program,
+            args: vec!["--noflush"],
+            stdin: rules(family),
+        })
+        .collect()
+}

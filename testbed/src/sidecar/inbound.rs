@@ -1,0 +1,88 @@
+//! Inbound connections: TLS of the mesh is forwarded in plaintext, all else is reset.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use super::process::{Counters, count};
+
+/// First byte of a TLS hello.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// The proxy's inbound side.
+#[derive(Clone)]
+pub(super) struct Inbound {
+    pub(super) acceptor: TlsAcceptor,
+    pub(super) mark: Option<u32>,
+    pub(super) passthrough_source: bool,
+    pub(super) transparent: bool,
+    pub(super) counters: Arc<Counters>,
+}
+
+impl Inbound {
+    pub(super) async fn serve(self, stream: TcpStream) -> Result<()> {
+        count(&self.counters.inbound);
+        let destination = self.original_destination(&stream)?;
+        let mut first = [0];
+        // Like Envoy, decide by the first bytes; a client that says nothing is left waiting.
+        if stream.peek(&mut first).await? == 0 {
+            return Ok(());
+        }
+        if first[0] != TLS_HANDSHAKE {
+            count(&self.counters.refused);
+            stream.set_zero_linger()?;
+            return Ok(());
+        }
+        let mut stream = match self.acceptor.accept(stream).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                count(&self.counters.refused);
+                bail!("no mutual TLS: {error}");
+            }
+        };
+        let mut app = self.connect(destination).await?;
+        count(&self.counters.forwarded);
+        let _bytes = copy_bidirectional(&mut stream, &mut app).await?;
+        stream.shutdown().await.context("closing")
+    }
+
+    fn original_destination(&self, stream: &TcpStream) -> Result<SocketAddr> {
+        let local = stream.local_addr()?;
+        if self.transparent {
+            return Ok(local);
+        }
+        let socket = SockRef::from(stream);
+        let original = match local {
+            SocketAddr::V4(_) => socket.original_dst_v4(),
+            SocketAddr::V6(_) => socket.original_dst_v6(),
+        };
+        original?
+            .as_socket()
+            .context("an original destination that is no address")
+    }
+
+    /// Dials the app as the mesh's proxy does.
+    async fn connect(&self, destination: SocketAddr) -> Result<TcpStream> {
+        let domain = Domain::for_address(destination);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        if let Some(mark) = self.mark {
+            socket.set_mark(mark)?;
+        }
+        if self.passthrough_source {
+            let source: IpAddr = match destination {
+                SocketAddr::V4(_) => Ipv4Addr::new(127, 0, 0, 6).into(),
+                SocketAddr::V6(_) => Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6).into(),
+            };
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        Ok(TcpSocket::from_std_stream(socket.into())
+            .connect(destination)
+            .await?)
+    }
+}

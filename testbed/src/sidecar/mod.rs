@@ -1,0 +1,100 @@
+//! Sidecars: child processes in a pod's namespace, which do with inbound connections what a mesh in
+//! STRICT mode does. Only mutual TLS gets through, to the original destination.
+
+mod inbound;
+mod pilot_agent;
+pub mod process;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::mesh::Identity;
+use crate::netns::NetNs;
+use crate::rules::RuleSet;
+use crate::worker::{Worker, testbed_program};
+
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How many connections a sidecar has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Inbound connections accepted.
+    pub inbound: u64,
+    /// Of these, mutual TLS that was forwarded to the app.
+    pub forwarded: u64,
+    /// Of these, reset: no TLS, or no certificate of the mesh.
+    pub refused: u64,
+    /// Connections that the rules took to the outbound port.
+    pub outbound: u64,
+    /// Connections that the rules took to the DNS port.
+    pub dns: u64,
+    /// Requests to pilot-agent's status port.
+    pub pilot_agent: u64,
+}
+
+/// A running sidecar, killed on drop.
+#[derive(Debug)]
+pub struct Sidecar {
+    worker: Worker,
+}
+
+impl Sidecar {
+    /// Starts the proxy of a mesh in a namespace and waits until it listens. `probers` is Istio's
+    /// `ISTIO_KUBE_APP_PROBERS`, by which pilot-agent answers on 15020.
+    ///
+    /// # Errors
+    /// When the rule set has no proxy, or a port cannot be bound.
+    pub fn start(
+        ns: &NetNs,
+        rules: RuleSet,
+        identity: &Identity,
+        probers: &BTreeMap<String, Value>,
+    ) -> Result<Self> {
+        let proxy = rules
+            .proxy()
+            .with_context(|| format!("{} has no sidecar", rules.name()))?;
+        let spec = process::Spec {
+            inbound_port: proxy.inbound_port,
+            outbound_port: proxy.outbound_port,
+            uid: proxy.uid,
+            mark: proxy.mark,
+            passthrough_source: proxy.passthrough_source,
+            transparent: proxy.transparent,
+            pilot_agent: rules.has_pilot_agent(),
+            pod_ip: ns.ipv4().into(),
+            probers: probers.clone(),
+        };
+        let mut command = Command::new(testbed_program()?);
+        command
+            .arg("sidecar")
+            .arg("--netns")
+            .arg(ns.path())
+            .arg("--identity")
+            .arg(identity.dir())
+            .arg("--spec")
+            .arg(serde_json::to_string(&spec)?);
+        let worker = Worker::start(&format!("sidecar in {}", ns.name()), &mut command)?;
+        Ok(Self { worker })
+    }
+
+    /// What it has seen so far.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn counts(&self) -> Result<Counts> {
+        self.worker.ask(&(), ANSWER)
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        self.worker.kill().map(drop)
+    }
+}

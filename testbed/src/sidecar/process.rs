@@ -1,0 +1,210 @@
+//! The sidecar's process: binds its ports as root, then becomes the proxy's user, by which the
+//! pod's rules know it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use super::Counts;
+use super::inbound::Inbound;
+use super::pilot_agent::PilotAgent;
+use crate::mesh::Identity;
+use crate::{netns, rpc};
+
+const DNS_PORT: u16 = 15053;
+const STATUS_PORT: u16 = 15020;
+const BACKLOG: i32 = 1024;
+
+/// Arguments of `testbed sidecar`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Network namespace to live in
+    #[arg(long)]
+    netns: Option<PathBuf>,
+    /// Directory of the mesh's certificates
+    #[arg(long)]
+    identity: PathBuf,
+    /// The proxy, as JSON
+    #[arg(long)]
+    spec: String,
+}
+
+/// How this proxy behaves.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Spec {
+    pub(super) inbound_port: u16,
+    pub(super) outbound_port: u16,
+    pub(super) uid: u32,
+    pub(super) mark: Option<u32>,
+    pub(super) passthrough_source: bool,
+    pub(super) transparent: bool,
+    pub(super) pilot_agent: bool,
+    pub(super) pod_ip: IpAddr,
+    pub(super) probers: BTreeMap<String, Value>,
+}
+
+/// [`Counts`] while they grow.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) inbound: AtomicU64,
+    pub(super) forwarded: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) outbound: AtomicU64,
+    pub(super) dns: AtomicU64,
+    pub(super) pilot_agent: AtomicU64,
+}
+
+impl Counters {
+    fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            inbound: read(&self.inbound),
+            forwarded: read(&self.forwarded),
+            refused: read(&self.refused),
+            outbound: read(&self.outbound),
+            dns: read(&self.dns),
+            pilot_agent: read(&self.pilot_agent),
+        }
+    }
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    let _before = counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Runs the sidecar until standard input ends.
+///
+/// # Errors
+/// When the namespace cannot be entered, a port cannot be bound, or the user cannot be changed.
+pub fn main(args: &Args) -> Result<()> {
+    if let Some(path) = &args.netns {
+        netns::enter(path)?;
+    }
+    let spec: Spec = serde_json::from_str(&args.spec).context("--spec")?;
+    let tls = Identity::existing(args.identity.clone()).server_config()?;
+    let listen = |port| {
+        [
+            listener(port, false, spec.transparent),
+            listener(port, true, spec.transparent),
+        ]
+    };
+    let inbound = listen(spec.inbound_port);
+    let outbound = listen(spec.outbound_port);
+    let dns = listen(DNS_PORT);
+    let status = spec.pilot_agent.then(|| listen(STATUS_PORT));
+    if spec.uid != 0 {
+        let (uid, gid) = (Uid::from_raw(spec.uid), Gid::from_raw(spec.uid));
+        setgroups(&[gid])
+            .and_then(|()| setgid(gid))
+            .and_then(|()| setuid(uid))
+            .with_context(|| format!("becoming user {uid}"))?;
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let counters = Arc::new(Counters::default());
+            let proxy = Inbound {
+                acceptor: TlsAcceptor::from(Arc::new(tls)),
+                mark: spec.mark,
+                passthrough_source: spec.passthrough_source,
+                transparent: spec.transparent,
+                counters: Arc::clone(&counters),
+            };
+            serve(inbound, move |stream| proxy.clone().serve(stream))?;
+            // What comes out of the app is not the testbed's business: counted and closed.
+            for (listeners, which) in [(outbound, Closed::Outbound), (dns, Closed::Dns)] {
+                let counters = Arc::clone(&counters);
+                serve(listeners, move |_| {
+                    count(match which {
+                        Closed::Outbound => &counters.outbound,
+                        Closed::Dns => &counters.dns,
+                    });
+                    async { Ok(()) }
+                })?;
+            }
+            if let Some(listeners) = status {
+                let agent = Arc::new(PilotAgent::new(spec.pod_ip, spec.probers));
+                let counters = Arc::clone(&counters);
+                serve(listeners, move |stream| {
+                    count(&counters.pilot_agent);
+                    Arc::clone(&agent).serve(stream)
+                })?;
+            }
+            rpc::serve(&"ready", move |()| {
+                let counts = counters.counts();
+                async move { counts }
+            })
+            .await
+        })
+}
+
+#[derive(Clone, Copy)]
+enum Closed {
+    Outbound,
+    Dns,
+}
+
+/// Each family has its own socket: the original destination of an IPv4 connection cannot be asked
+/// of an IPv6 socket.
+fn listener(port: u16, v6: bool, transparent: bool) -> Result<Socket> {
+    let ip: IpAddr = match v6 {
+        true => Ipv6Addr::UNSPECIFIED.into(),
+        false => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    let address = SocketAddr::new(ip, port);
+    let listen = || {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        if v6 {
+            socket.set_only_v6(true)?;
+        }
+        if transparent {
+            // The kernel takes the IPv4 option on IPv6 sockets too, and it counts for both.
+            socket.set_ip_transparent_v4(true)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok::<_, std::io::Error>(socket)
+    };
+    listen().with_context(|| format!("listening on {address}"))
+}
+
+fn serve<F>(
+    listeners: [Result<Socket>; 2],
+    work: impl Fn(TcpStream) -> F + Clone + Send + 'static,
+) -> Result<()>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    for listener in listeners {
+        let listener = TcpListener::from_std(listener?.into())?;
+        let work = work.clone();
+        tokio::spawn(async move {
+            loop {
+                match listener.accept().await {
+                    // Refusing and being hung up on is a sidecar's daily life.
+                    Ok((stream, _)) => drop(tokio::spawn(work(stream))),
+                    Err(error) => eprintln!("testbed sidecar: accept: {error}"),
+                }
+            }
+        });
+    }
+    Ok(())
+}

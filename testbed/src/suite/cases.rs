@@ -1,0 +1,172 @@
+//! Running cases and keeping count: passed, failed, skipped with reasons; nothing is skipped in silence.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Error, Result, anyhow};
+
+use crate::interrupt;
+use crate::pod::unavailable;
+
+/// Collects results.
+#[derive(Debug)]
+pub struct Cases {
+    filter: Vec<String>,
+    daemon: Option<PathBuf>,
+    group: String,
+    passed: usize,
+    failures: Vec<(String, String)>,
+    skips: Vec<(String, String)>,
+    /// What to show when a case fails: set by the group, a daemon's log as a rule.
+    on_failure: Option<PathBuf>,
+}
+
+impl Cases {
+    /// Nothing run yet.
+    pub fn new(filter: Vec<String>, daemon: Option<PathBuf>) -> Self {
+        Self {
+            filter,
+            daemon,
+            group: String::new(),
+            passed: 0,
+            failures: Vec::new(),
+            skips: Vec::new(),
+            on_failure: None,
+        }
+    }
+
+    /// The daemon's program, if one was named.
+    pub fn daemon(&self) -> Option<&Path> {
+        self.daemon.as_deref()
+    }
+
+    /// Whether any case of `group` may be wanted: its own name matches, or a filter names a case of it.
+    pub fn wants_group(&self, group: &str) -> bool {
+        let prefix = format!("{group}/");
+        self.filter.is_empty()
+            || self.filter.iter().any(|filter| {
+                prefix.contains(filter.as_str())
+                    || filter.starts_with(&prefix)
+                    || !filter.contains('/')
+            })
+    }
+
+    /// Whether case `name` of the current group is wanted. Groups ask before they make something costly.
+    pub fn wants(&self, name: &str) -> bool {
+        let full = self.full(name);
+        self.filter.is_empty()
+            || self
+                .filter
+                .iter()
+                .any(|filter| full.contains(filter.as_str()))
+    }
+
+    /// Runs a whole group. What fails outside any case fails the group itself.
+    pub fn group(&mut self, name: &str, run: &fn(&mut Self) -> Result<()>) {
+        name.clone_into(&mut self.group);
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut *self)));
+        let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&*panic)));
+        if let Err(error) = outcome {
+            self.judge("setup", Err(error), Duration::ZERO);
+        }
+        self.on_failure = None;
+    }
+
+    /// The log to show the end of when a case of this group fails.
+    pub fn show_on_failure(&mut self, log: &Path) {
+        self.on_failure = Some(log.to_owned());
+    }
+
+    /// Runs a case, if it is wanted.
+    pub fn case(&mut self, name: &str, body: impl FnOnce() -> Result<()>) {
+        if !self.wants(name) {
+            return;
+        }
+        let started = Instant::now();
+        let outcome = interrupt::check().and_then(|()| {
+            catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+        });
+        self.judge(name, outcome, started.elapsed());
+    }
+
+    /// Counts a case that cannot run on this machine.
+    pub fn skip(&mut self, name: &str, why: &str) {
+        if self.wants(name) {
+            let name = self.full(name);
+            println!("skip {name}: {why}");
+            self.skips.push((name, why.to_owned()));
+        }
+    }
+
+    fn judge(&mut self, name: &str, outcome: Result<()>, took: Duration) {
+        let name = self.full(name);
+        match outcome {
+            Ok(()) => {
+                println!("ok   {name} ({} ms)", took.as_millis());
+                self.passed += 1;
+            }
+            Err(error) => {
+                if let Some(why) = unavailable(&error) {
+                    println!("skip {name}: {why}");
+                    self.skips.push((name, why.to_string()));
+                    return;
+                }
+                println!("FAIL {name}: {error:#}");
+                if let Some(log) = &self.on_failure {
+                    show_tail(log);
+                }
+                self.failures.push((name, format!("{error:#}")));
+            }
+        }
+    }
+
+    fn full(&self, name: &str) -> String {
+        format!("{}/{name}", self.group)
+    }
+
+    /// How many cases passed.
+    pub fn passed(&self) -> usize {
+        self.passed
+    }
+
+    /// How many failed.
+    pub fn failed(&self) -> usize {
+        self.failures.len()
+    }
+
+    /// Prints what failed and what was skipped, and the counts alone on the last line.
+    pub fn summary(&self, took: Duration) {
+        println!();
+        for (name, why) in &self.failures {
+            println!("failed: {name}: {why}");
+        }
+        println!("suite took {} s", took.as_secs());
+        println!(
+            "{} passed, {} failed, {} skipped",
+            self.passed,
+            self.failures.len(),
+            self.skips.len()
+        );
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("with something that is no text");
+    anyhow!("panicked: {text}")
+}
+
+fn show_tail(log: &Path) {
+    const LINES: usize = 15;
+    let Ok(text) = std::fs::read_to_string(log) else {
+        return;
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    for line in &lines[lines.len().saturating_sub(LINES)..] {
+        println!("     | {line}");
+    }
+}

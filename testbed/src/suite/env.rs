@@ -1,0 +1,104 @@
+//! What most groups need: a run, a kubelet in its cgroup, a daemon that serves it.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::cases::Cases;
+use crate::cgroup::Cgroup;
+use crate::daemon::{Daemon, DaemonSpec};
+use crate::kubelet::{Kubelet, Outcome, Probe, ProbeResult};
+use crate::pod::{Pod, PodSpec};
+use crate::run::Run;
+
+/// How long a daemon may take to end.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// A node with a kubelet and a daemon. Fields drop in this order: the daemon first, the run last.
+#[derive(Debug)]
+pub struct Env {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// A process outside the kubelet's cgroup.
+    pub bystander: Kubelet,
+    /// The kubelet.
+    pub kubelet: Kubelet,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// Names, addresses and files of this environment.
+    pub run: Run,
+}
+
+impl Env {
+    /// Starts all of it, the daemon with `args` besides its usual ones.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn start(cases: &mut Cases, args: &[&str]) -> Result<Self> {
+        let run = Run::new()?;
+        let cgroup = Cgroup::new(&run, "kubelet")?;
+        let kubelet = Kubelet::start(&run, &cgroup, "kubelet")?;
+        let bystander = Kubelet::bystander()?;
+        let mut spec = DaemonSpec::new("daemon")
+            .program(cases.daemon())
+            .kubelet_cgroup(&cgroup);
+        for arg in args {
+            spec = spec.arg(arg);
+        }
+        let daemon = spec.start(&run)?;
+        cases.show_on_failure(daemon.log_path());
+        Ok(Self {
+            daemon,
+            bystander,
+            kubelet,
+            cgroup,
+            run,
+        })
+    }
+
+    /// Makes a pod and waits until the daemon serves it.
+    ///
+    /// # Errors
+    /// When it cannot be made, or is not served in time.
+    pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
+        let mut pod = spec.start(&self.run)?;
+        self.daemon.serve(&mut pod)?;
+        Ok(pod)
+    }
+
+    /// Probes as the kubelet; fails unless the probe passes.
+    ///
+    /// # Errors
+    /// When it does not pass.
+    pub fn passes(&self, probe: &Probe) -> Result<ProbeResult> {
+        let result = self.kubelet.probe(probe)?;
+        ensure!(
+            result.passed(),
+            "the kubelet's probe should pass: {result:?}"
+        );
+        Ok(result)
+    }
+
+    /// Probes as the kubelet; fails unless the probe fails.
+    ///
+    /// # Errors
+    /// When it passes.
+    pub fn fails(&self, probe: &Probe) -> Result<ProbeResult> {
+        let result = self.kubelet.probe(probe)?;
+        ensure!(
+            result.outcome == Outcome::Failure,
+            "the kubelet's probe should fail: {result:?}"
+        );
+        Ok(result)
+    }
+
+    /// Ends the daemon as Kubernetes does; fails unless it ends well.
+    ///
+    /// # Errors
+    /// When it does not end in time, or with an error.
+    pub fn stop_daemon(&mut self) -> Result<()> {
+        let status = self.daemon.stop(GRACE)?;
+        ensure!(status.success(), "the daemon ended with {status}");
+        Ok(())
+    }
+}

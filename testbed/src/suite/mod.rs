@@ -1,0 +1,70 @@
+//! `testbed suite`: every rule of probe-handler's design, checked with real rules, real programs and the
+//! real daemon, in namespaces.
+//!
+//! One file per group of rules; each makes what it needs ([`env::Env`]) and reports its cases to
+//! [`cases::Cases`].
+
+pub mod cases;
+pub mod env;
+mod rules;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::{interrupt, run};
+use cases::Cases;
+
+/// Options of `testbed suite`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The daemon's program [default: probe-handler beside this one]
+    #[arg(long, value_name = "PATH")]
+    daemon: Option<PathBuf>,
+    /// Print the names of the groups, and run nothing
+    #[arg(long)]
+    list: bool,
+    /// Only cases whose name (`group/case`) contains one of these
+    filter: Vec<String>,
+}
+
+/// A group of cases that share an environment.
+type Group = (&'static str, fn(&mut Cases) -> Result<()>);
+
+/// All groups, in the order in which they run.
+const GROUPS: &[Group] = &[("rules", rules::run)];
+
+/// Runs what the filter selects.
+///
+/// # Errors
+/// When a case failed, or ctrl-C was pressed.
+pub fn main(args: &Args) -> Result<()> {
+    if args.list {
+        for (name, _) in GROUPS {
+            println!("{name}");
+        }
+        return Ok(());
+    }
+    interrupt::catch()?;
+    for removed in run::cleanup_stale()? {
+        println!("removed what a killed run left: {removed}");
+    }
+    let started = Instant::now();
+    let mut cases = Cases::new(args.filter.clone(), args.daemon.clone());
+    for (name, group) in GROUPS {
+        if !cases.wants_group(name) {
+            continue;
+        }
+        interrupt::check()?;
+        cases.group(name, group);
+    }
+    cases.summary(started.elapsed());
+    if cases.failed() > 0 {
+        bail!("{} cases failed", cases.failed());
+    }
+    if cases.passed() == 0 {
+        bail!("no case ran: {:?} selects none", args.filter);
+    }
+    Ok(())
+}

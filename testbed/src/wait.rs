@@ -1,0 +1,42 @@
+//! Waiting for a condition with a deadline, where nothing can be waited on directly.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::interrupt;
+
+const INTERVAL: Duration = Duration::from_millis(5);
+
+/// Asks `check` every 5 ms until it gives a value.
+///
+/// # Errors
+/// When `deadline` has passed without one, or the run is interrupted; `what` says what was waited
+/// for.
+pub fn until<T>(what: &str, deadline: Duration, mut check: impl FnMut() -> Option<T>) -> Result<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(value) = check() {
+            return Ok(value);
+        }
+        interrupt::check()?;
+        if Instant::now() >= end {
+            bail!("{what}: not within {deadline:?}");
+        }
+        thread::park_timeout(INTERVAL);
+    }
+}
+
+/// As [`until`], but also where the run has been interrupted: for cleaning up. Tells whether the
+/// condition came about.
+pub fn to_clean_up(deadline: Duration, mut check: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + deadline;
+    while !check() {
+        if Instant::now() >= end {
+            return false;
+        }
+        thread::park_timeout(INTERVAL);
+    }
+    true
+}
