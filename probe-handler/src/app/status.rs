@@ -96,7 +96,7 @@ impl Reporter {
             attached_age_ms: attachment
                 .since
                 .map(|since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)),
-            process_filter: kubelet.and_then(|kubelet| kubelet.pid),
+            process_filter: kubelet.and_then(|kubelet| kubelet.filter),
             shared_with: kubelet
                 .map(|kubelet| u32::try_from(kubelet.shared_with).unwrap_or(u32::MAX))
                 .unwrap_or_default(),
