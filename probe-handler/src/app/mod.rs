@@ -303,7 +303,7 @@ fn log_from_kernel(programs: &mut Programs, config: &ConfigMap) -> anyhow::Resul
     // owns the logger.
     let mut logger = unsafe { AsyncFd::register(logger) }
         .map_err(|error| anyhow::anyhow!("cannot watch the programs' log: {error}"))?;
-    let _ = tokio::spawn(async move {
+    let _reader = tokio::spawn(async move {
         while let Ok(mut ready) = logger.readable_mut().await {
             ready.get_inner_mut().flush();
             ready.clear_ready();
