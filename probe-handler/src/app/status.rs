@@ -117,11 +117,7 @@ fn pods(shared: &Shared) -> Vec<PodStatus> {
                 name: id.name.clone(),
                 uid: id.uid.clone(),
                 mesh: entry.pod.mesh.name().to_owned(),
-                addresses: entry
-                    .placement
-                    .as_ref()
-                    .map(|placement| placement.addresses.clone())
-                    .unwrap_or_default(),
+                addresses: entry.addresses(),
                 netns: netns(entry),
                 canary: canary(shared, &id.uid),
                 left_alone: left_alone(shared, &id.uid),

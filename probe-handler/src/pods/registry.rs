@@ -55,6 +55,21 @@ pub struct Entry {
     served: Option<Arc<ServedPod>>,
 }
 
+impl Entry {
+    /// Where it can be served: the addresses in its namespace and, as soon as its status names any, of those
+    /// only the ones named. Who may configure interfaces in a pod could otherwise give it any address that the
+    /// kubelet talks to: another pod's, the API server's.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let ips = &self.pod.ips;
+        self.placement
+            .iter()
+            .flat_map(|placement| &placement.addresses)
+            .copied()
+            .filter(|address| ips.is_empty() || ips.contains(address))
+            .collect()
+    }
+}
+
 /// What became of the pods named by a source.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Replaced {
@@ -274,12 +289,8 @@ impl<W: EndpointWriter> Registry<W> {
             let (Some(placement), None) = (&entry.placement, &entry.obstacle) else {
                 continue;
             };
-            let addresses: Vec<IpAddr> = placement
-                .addresses
-                .iter()
-                .copied()
-                .filter(|address| !self.contested.contains(address))
-                .collect();
+            let mut addresses = entry.addresses();
+            addresses.retain(|address| !self.contested.contains(address));
             let served = entry.served.get_or_insert_with(|| {
                 let routes = entry.routes.routes().len();
                 Arc::new(ServedPod {
@@ -325,14 +336,14 @@ impl<W: EndpointWriter> Registry<W> {
             let Some(placement) = &entry.placement else {
                 continue;
             };
-            for address in &placement.addresses {
-                match owners.get(address) {
+            for address in entry.addresses() {
+                match owners.get(&address) {
                     None => {
-                        let _ = owners.insert(*address, (placement.netns, &entry.pod.id));
+                        let _ = owners.insert(address, (placement.netns, &entry.pod.id));
                     }
                     Some((netns, _)) if *netns == placement.netns => {}
                     Some((_, other)) => {
-                        if contested.insert(*address) && !self.contested.contains(address) {
+                        if contested.insert(address) && !self.contested.contains(&address) {
                             tracing::warn!(
                                 %address, pod = %entry.pod.id, %other,
                                 "two pods have the same address: the probes of both are left alone there"

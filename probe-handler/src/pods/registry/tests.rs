@@ -313,6 +313,17 @@ fn an_address_claimed_by_two_namespaces_is_served_for_neither() {
 }
 
 #[test]
+fn an_address_that_the_status_does_not_name_is_neither_served_nor_contested() {
+    let mut bench = Bench::with(&[(1, &["10.0.0.1"]), (2, &["10.0.0.2"])]);
+    let mut named = pod(2, 80);
+    named.ips = vec!["10.0.0.2".parse().expect("an address")];
+    let _ = bench.registry.replace(vec![pod(1, 80), named]);
+    // Somebody in the pod gives it its neighbour's address, and the API server's.
+    bench.place(2, 2, &["10.0.0.1", "10.0.0.2", "10.96.0.1"]);
+    bench.serves(&[("10.0.0.1:80", 1), ("10.0.0.2:80", 2)]);
+}
+
+#[test]
 fn of_two_pods_in_one_namespace_the_first_is_served() {
     let mut bench = Bench::with(&[(2, &["10.0.0.1"])]);
     let _ = bench.registry.replace(vec![pod(1, 80), pod(2, 80)]);
