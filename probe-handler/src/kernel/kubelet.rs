@@ -57,6 +57,19 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// Other processes share the kubelet's cgroup, and the programs can't tell it from them.
+    #[error(
+        "the kubelet (process {pid}) shares its cgroup {} with other processes, and from a nested pid \
+         namespace it can't be told from them: give it a cgroup of its own, or run this in the initial pid \
+         namespace",
+        path.display()
+    )]
+    Indistinct {
+        /// The kubelet.
+        pid: u32,
+        /// Its cgroup.
+        path: PathBuf,
+    },
     /// The kubelet's network namespace is not ours.
     #[error(
         "the kubelet (process {pid}) is in another network namespace than this process: run this with \
@@ -179,6 +192,9 @@ impl Finder {
                 .map(|pids| pids.iter().filter(|other| Some(**other) != pid).count())
                 .unwrap_or_default(),
         };
+        if let (Some(pid), None, 1.., None) = (pid, filter, shared_with, last) {
+            return Err(Error::Indistinct { pid, path: cgroup });
+        }
         Ok(Kubelet {
             pid,
             filter,
