@@ -83,6 +83,7 @@ struct Daemon {
 async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let started = Instant::now();
     check_privileges()?;
+    raise_descriptor_limit();
     let own_netns = Netns::current().context("cannot open the node's network namespace")?;
 
     let readiness = Readiness::default();
@@ -249,6 +250,17 @@ impl Daemon {
         let _ = tokio::time::timeout(Duration::from_secs(1), admin).await;
         tracing::info!("ended");
         ended.map(|_| ())
+    }
+}
+
+/// Raises the limit of open descriptors as far as it goes: a pod takes two, a check under way two more, and
+/// the usual soft limit of 1,024 is for programs that use select(2).
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
     }
 }
 
