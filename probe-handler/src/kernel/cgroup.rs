@@ -32,6 +32,19 @@ pub enum Error {
     },
 }
 
+/// Joins the cgroup namespace of the node's init, so that `/proc/PID/cgroup` and the mounts of cgroup2 tell
+/// the same paths as on the node: a container has a cgroup namespace of its own as a rule
+/// (cgroup_namespaces(7)). Call it before any thread is started; threads started later inherit it.
+///
+/// # Errors
+/// Those of `open` and `setns`. Where the daemon has no business with the node's processes (no hostPID),
+/// process 1 is the container's own and nothing changes.
+pub fn join_node_namespace() -> io::Result<()> {
+    let node = std::fs::File::open("/proc/1/ns/cgroup")?;
+    nix::sched::setns(&node, nix::sched::CloneFlags::CLONE_NEWCGROUP)?;
+    Ok(())
+}
+
 fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|source| Error::Read {
         path: path.to_owned(),
