@@ -15,7 +15,6 @@ fn main() -> ExitCode {
         Command::Agent(args) => cli::agent::run(args, app::run),
         Command::Status(args) => cli::status::run(&args),
         Command::Preflight(args) => cli::preflight::run(args, |config| {
-            app::join_node_cgroups();
             preflight::run(&PreflightOptions {
                 search: app::search(&config.kubelet),
                 admin: config.admin_addr,

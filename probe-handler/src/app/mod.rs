@@ -27,7 +27,7 @@ use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
 use crate::kernel::maps::ConfigMap;
 use crate::kernel::netns::Netns;
 use crate::kernel::programs::{LoadOptions, Programs};
-use crate::kernel::{capabilities, cgroup, dial};
+use crate::kernel::{capabilities, dial};
 use crate::observe::admin::{Admin, BoundAdmin};
 use crate::observe::collectors::{register_kernel_counters, register_readiness};
 use crate::observe::metrics::{Metrics, PREFIX};
@@ -48,7 +48,6 @@ const CHANNEL: usize = 64;
 /// # Errors
 /// A failed start, with what to do next; a part of the daemon that ended, after the drain.
 pub fn run(config: AgentConfig) -> anyhow::Result<()> {
-    join_node_cgroups();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -304,14 +303,6 @@ fn attach_now(
     // The task that follows the kubelet takes its own guard as long as none is attached to.
     drop(ready);
     Ok(finder)
-}
-
-/// In a container, cgroups are named as on the node from now on. Not to be had without CAP_SYS_ADMIN, which
-/// the check of privileges reports better.
-pub fn join_node_cgroups() {
-    if let Err(error) = cgroup::join_node_namespace() {
-        tracing::debug!(%error, "cannot join the node's cgroup namespace");
-    }
 }
 
 /// How to find the kubelet, as the configuration says.

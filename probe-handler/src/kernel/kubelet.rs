@@ -169,7 +169,11 @@ impl Finder {
             None => {
                 let pid = match alive {
                     Some(pid) => pid,
-                    None => self.find_process()?,
+                    None => {
+                        let pid = self.find_process()?;
+                        self.share_names_with(pid)?;
+                        pid
+                    }
                 };
                 (Some(pid), cgroup::of_process(pid, &self.mount_point)?)
             }
@@ -224,6 +228,17 @@ impl Finder {
             });
         }
         Ok(oldest)
+    }
+
+    /// Names cgroups as the kubelet does, also from a container's own cgroup namespace.
+    fn share_names_with(&mut self, kubelet: u32) -> Result<(), Error> {
+        match cgroup::join_namespace_of(kubelet) {
+            Ok(false) => {}
+            Ok(true) => self.mount_point = cgroup::mount_point()?,
+            // Where it matters the kubelet's cgroup will not be found, and that is said.
+            Err(error) => tracing::debug!(%error, "cannot join the kubelet's cgroup namespace"),
+        }
+        Ok(())
     }
 
     /// Whether this process is in `cgroup` or below it.
