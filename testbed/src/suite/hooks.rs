@@ -12,6 +12,7 @@ use crate::app::AppSpec;
 use crate::app::tls::Certificate;
 use crate::kubelet::{Action, Probe, Scheme};
 use crate::pod::PodSpec;
+use crate::wait;
 
 const PORT: u16 = 8080;
 const CLOSED: u16 = 8081;
@@ -32,6 +33,7 @@ const ANSWERED: [(&str, u16); 9] = [
 ];
 const NOT_ANSWERED: [&str; 3] = ["/early-close", "/reset", "/garbage"];
 const SLOW: &str = "/slow?ms=1500";
+const HANG: &str = "/hang";
 const BOTH: &str = "/status/500";
 /// Declared with scheme HTTPS alone, on a port that speaks plaintext.
 const FALLBACK: &str = "/fallback";
@@ -60,6 +62,23 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("no-timeout", || {
         let pair = twins.both_pass(Family::V4, |ip| Probe::hook(ip, PORT, SLOW))?;
         ensure!(pair.ours.latency >= Duration::from_millis(1500), "{pair:?}");
+        Ok(())
+    });
+    cases.case("kubelet-gives-up", || {
+        // As when the grace period ends before a preStop hook does.
+        let _before = twins.meshed.app.take_recorded()?;
+        let ip = twins.meshed.ns.ipv4();
+        let hook = Probe::hook(ip, PORT, HANG).timeout(Duration::from_millis(200));
+        let result = env.kubelet.probe(&hook)?;
+        ensure!(!result.passed(), "no answer: {result:?}");
+        wait::until("the app to be hung up on", Duration::from_secs(1), || {
+            let seen = twins.meshed.app.take_recorded().ok()?;
+            seen.iter()
+                .any(|one| one.protocol == "hung-up")
+                .then_some(())
+        })?;
+        let reason = twins.reason(PORT, HANG)?;
+        ensure!(reason == "cancelled", "{reason}");
         Ok(())
     });
     cases.case("requests-are-the-same", || {
@@ -98,7 +117,7 @@ fn spec(name: &str) -> PodSpec {
         .map(|(path, _)| path)
         .into_iter()
         .chain(NOT_ANSWERED)
-        .chain([SLOW])
+        .chain([SLOW, HANG])
         .map(|path| http_get(PORT, path))
         .collect();
     hooks.push(http_get(CLOSED, "/healthy"));

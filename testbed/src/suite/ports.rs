@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::cases::Cases;
 use super::env::Env;
 use super::twins::{Family, Twins, declare, grpc_of, http_get, https_get, reason, tcp_socket};
-use crate::app::AppSpec;
 use crate::app::tls::Certificate;
+use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::{Ended, Probe};
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
@@ -20,11 +20,14 @@ const SECOND: u16 = 8081;
 const HTTPS: u16 = 8443;
 const GRPC: u16 = 9090;
 const CLOSED: u16 = 5433;
+/// The app listens there and never accepts.
+const DEAF: u16 = 5434;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
     one_port(cases, &env)?;
+    services(cases, &env)?;
     containers(cases, &env)?;
     named(cases, &env)?;
     republished(cases, &env)
@@ -37,9 +40,10 @@ fn one_port(cases: &mut Cases, env: &Env) -> Result<()> {
         let app = AppSpec::new()
             .http(HTTP)
             .https(HTTPS, Certificate::SelfSigned)
-            .grpc(GRPC);
+            .grpc(GRPC)
+            .listen(Protocol::Deaf, Bind::DualStack, DEAF);
         let mut probes = Vec::new();
-        for port in [HTTP, HTTPS, GRPC, CLOSED] {
+        for port in [HTTP, HTTPS, GRPC, CLOSED, DEAF] {
             probes.extend([
                 http_get(port, "/healthy"),
                 http_get(port, "/failing"),
@@ -57,6 +61,7 @@ fn one_port(cases: &mut Cases, env: &Env) -> Result<()> {
         ("https", HTTPS),
         ("grpc", GRPC),
         ("closed", CLOSED),
+        ("deaf", DEAF),
     ] {
         type Make = fn(std::net::IpAddr, u16) -> Probe;
         let kinds: [(&str, Make, bool); 5] = [
@@ -91,6 +96,39 @@ fn one_port(cases: &mut Cases, env: &Env) -> Result<()> {
             });
         }
     }
+    Ok(())
+}
+
+/// Every answer of the gRPC health service.
+fn services(cases: &mut Cases, env: &Env) -> Result<()> {
+    let twins = Twins::start(env, "services", |name| {
+        let probes = ["", "ok", "down", "unknown"].map(|service| grpc_of(GRPC, service));
+        declare(PodSpec::new(name).app(AppSpec::new().grpc(GRPC)), probes)
+    })?;
+    for (service, passes) in [
+        ("", true),
+        ("ok", true),
+        ("down", false),
+        ("unknown", false),
+    ] {
+        cases.case(&format!("grpc/service-{service:?}"), || {
+            for family in FAMILIES {
+                let pair = twins.same(family, |ip| Probe::grpc(ip, GRPC, service))?;
+                ensure!(
+                    pair.ours.passed() == passes && pair.ours.message == pair.plain.message,
+                    "{pair:?}"
+                );
+            }
+            Ok(())
+        });
+    }
+    cases.case("grpc/requests-are-the-same", || {
+        for family in FAMILIES {
+            let recorded = twins.same_requests(family, |ip| Probe::grpc(ip, GRPC, "ok"))?;
+            ensure!(recorded.len() == 1, "one request: {recorded:?}");
+        }
+        Ok(())
+    });
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! Probes that were rewritten before the kubelet saw the pod: by Istio's injector (taken over from
 //! pilot-agent) or by our own webhook. The verdict is that of the original probe in plain Kubernetes.
 
+mod originals;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -9,12 +11,13 @@ use serde_json::{Map, Value, json};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::twins::{Family, grpc_of, http_get, https_get, tcp_socket};
+use super::twins::{Family, http_get};
 use crate::app::tls::Certificate;
 use crate::app::{App, AppSpec};
 use crate::kubelet::{Ended, Probe, ProbeResult};
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
+use originals::{Original, originals};
 
 const AGENT: u16 = 15020;
 const SIDECAR_READINESS: u16 = 15021;
@@ -43,200 +46,6 @@ impl Rewriter {
     }
 }
 
-/// An original probe, and what becomes of it.
-struct Original {
-    container: &'static str,
-    /// `livez` and so on.
-    end: &'static str,
-    action: Value,
-    /// As the kubelet would have made it.
-    native: fn(IpAddr) -> Probe,
-    passes: bool,
-}
-
-impl Original {
-    fn path(&self) -> String {
-        let kind = match self.is_hook() {
-            true => "app-lifecycle",
-            false => "app-health",
-        };
-        format!("/{kind}/{}/{}", self.container, self.end)
-    }
-
-    fn is_hook(&self) -> bool {
-        matches!(self.end, "prestopz" | "poststartz")
-    }
-
-    fn rewritten(&self, ip: IpAddr) -> Probe {
-        match self.is_hook() {
-            true => Probe::hook(ip, AGENT, &self.path()),
-            false => Probe::http(ip, AGENT, &self.path()),
-        }
-    }
-}
-
-fn originals() -> Vec<Original> {
-    fn native_https(ip: IpAddr, index: u16) -> Probe {
-        Probe::https(ip, TLS + index, "/healthy")
-    }
-    let row = |container, end, action, native, passes| Original {
-        container,
-        end,
-        action,
-        native,
-        passes,
-    };
-    vec![
-        row(
-            "web",
-            "livez",
-            http_get(HTTP, "/healthy?deep=1"),
-            |ip| Probe::http(ip, HTTP, "/healthy?deep=1"),
-            true,
-        ),
-        row(
-            "web",
-            "readyz",
-            http_get(HTTP, "/failing"),
-            |ip| Probe::http(ip, HTTP, "/failing"),
-            false,
-        ),
-        row(
-            "web",
-            "startupz",
-            http_get(HTTP, "/status/418"),
-            |ip| Probe::http(ip, HTTP, "/status/418"),
-            false,
-        ),
-        row(
-            "web",
-            "poststartz",
-            http_get(HTTP, "/status/500"),
-            |ip| Probe::hook(ip, HTTP, "/status/500"),
-            true,
-        ),
-        row(
-            "web",
-            "prestopz",
-            http_get(CLOSED, "/healthy"),
-            |ip| Probe::hook(ip, CLOSED, "/healthy"),
-            false,
-        ),
-        row(
-            "tls",
-            "livez",
-            https_get(TLS, "/healthy"),
-            |ip| native_https(ip, 0),
-            true,
-        ),
-        row(
-            "tls",
-            "readyz",
-            https_get(TLS, "/failing"),
-            |ip| Probe::https(ip, TLS, "/failing"),
-            false,
-        ),
-        row(
-            "tls",
-            "startupz",
-            https_get(TLS + 1, "/healthy"),
-            |ip| native_https(ip, 1),
-            true,
-        ),
-        row(
-            "certificates",
-            "livez",
-            https_get(TLS + 2, "/healthy"),
-            |ip| native_https(ip, 2),
-            true,
-        ),
-        row(
-            "certificates",
-            "readyz",
-            https_get(TLS + 3, "/healthy"),
-            |ip| native_https(ip, 3),
-            true,
-        ),
-        row(
-            "certificates",
-            "startupz",
-            https_get(HTTP, "/healthy"),
-            |ip| Probe::https(ip, HTTP, "/healthy"),
-            false,
-        ),
-        row(
-            "db",
-            "livez",
-            tcp_socket(OPEN),
-            |ip| Probe::tcp(ip, OPEN),
-            true,
-        ),
-        row(
-            "db",
-            "readyz",
-            tcp_socket(CLOSED),
-            |ip| Probe::tcp(ip, CLOSED),
-            false,
-        ),
-        row(
-            "db",
-            "startupz",
-            http_get(CLOSED, "/healthy"),
-            |ip| Probe::http(ip, CLOSED, "/healthy"),
-            false,
-        ),
-        row(
-            "api",
-            "livez",
-            grpc_of(GRPC, "ok"),
-            |ip| Probe::grpc(ip, GRPC, "ok"),
-            true,
-        ),
-        row(
-            "api",
-            "readyz",
-            grpc_of(GRPC, "down"),
-            |ip| Probe::grpc(ip, GRPC, "down"),
-            false,
-        ),
-        row(
-            "api",
-            "startupz",
-            grpc_of(HTTP, ""),
-            |ip| Probe::grpc(ip, HTTP, ""),
-            false,
-        ),
-        row(
-            "slow",
-            "livez",
-            http_get(HTTP, "/slow?ms=500"),
-            |ip| Probe::http(ip, HTTP, "/slow?ms=500"),
-            true,
-        ),
-        row(
-            "slow",
-            "readyz",
-            http_get(HTTP, "/slow?ms=1500"),
-            |ip| Probe::http(ip, HTTP, "/slow?ms=1500"),
-            false,
-        ),
-        row(
-            "slow",
-            "startupz",
-            http_get(HTTP, "/redirect/same"),
-            |ip| Probe::http(ip, HTTP, "/redirect/same"),
-            true,
-        ),
-        row(
-            "slow",
-            "poststartz",
-            http_get(HTTP, "/slow?ms=1600"),
-            |ip| Probe::hook(ip, HTTP, "/slow?ms=1600"),
-            true,
-        ),
-    ]
-}
-
 pub fn run(cases: &mut Cases) -> Result<()> {
     let mut env = Env::start(cases, &[])?;
     let plain = PodSpec::new("original").app(app()).start(&env.run)?;
@@ -263,7 +72,40 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         );
         relays(cases, &env, &pod, name);
     }
+    other_port(cases, &env)?;
     fallback(cases, &mut env)
+}
+
+/// Our webhook may rewrite to another port than Istio's.
+fn other_port(cases: &mut Cases, env: &Env) -> Result<()> {
+    const REWRITE: u16 = 15999;
+    if !cases.wants("rewrite/other-port") {
+        return Ok(());
+    }
+    let (livez, readyz) = ("/app-health/web/livez", "/app-health/web/readyz");
+    let originals = json!({livez: http_get(HTTP, "/healthy"), readyz: http_get(HTTP, "/failing")});
+    let container = json!({
+        "name": "web", "image": "app",
+        "livenessProbe": http_get(REWRITE, livez),
+        "readinessProbe": http_get(REWRITE, readyz),
+    });
+    let pod = env.pod(
+        PodSpec::new("other-port")
+            .rules(RuleSet::IstioRedirect)
+            .app(app())
+            .annotation("probe-handler.io/probes", &originals.to_string())
+            .container(container),
+    )?;
+    cases.case("rewrite/other-port", || {
+        for family in FAMILIES {
+            let ip = family.ip(&pod.ns);
+            let _passed = env.passes(&Probe::http(ip, REWRITE, livez))?;
+            let result = env.fails(&Probe::http(ip, REWRITE, readyz))?;
+            ensure!(result.status == Some(503), "{result:?}");
+        }
+        Ok(())
+    });
+    Ok(())
 }
 
 fn app() -> AppSpec {

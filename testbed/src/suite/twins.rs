@@ -181,7 +181,10 @@ impl<'a> Twins<'a> {
                     let head = one
                         .head
                         .replace(&plain_ip.to_string(), &meshed_ip.to_string());
-                    (one.port, head)
+                    // What is left of a deadline is never the same.
+                    let lines = head.split_inclusive('\n');
+                    let head = lines.filter(|line| !line.starts_with("grpc-timeout:"));
+                    (one.port, head.collect())
                 })
                 .collect()
         };
