@@ -184,6 +184,11 @@ impl Pod {
         self.spec.manifest(&self.ns)
     }
 
+    /// Other containers than before, from the next [`Pod::publish`] on.
+    pub fn set_containers(&mut self, containers: Vec<Value>) {
+        self.spec.containers = containers;
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.spec.name

@@ -6,7 +6,14 @@
 
 pub mod cases;
 pub mod env;
+mod families;
+mod hooks;
+mod http;
+mod ports;
+mod relays;
+mod rewritten;
 mod rules;
+mod twins;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -33,7 +40,15 @@ pub struct Args {
 type Group = (&'static str, fn(&mut Cases) -> Result<()>);
 
 /// All groups, in the order in which they run.
-const GROUPS: &[Group] = &[("rules", rules::run)];
+const GROUPS: &[Group] = &[
+    ("rules", rules::run),
+    ("families", families::run),
+    ("http", http::run),
+    ("ports", ports::run),
+    ("hooks", hooks::run),
+    ("rewritten", rewritten::run),
+    ("relays", relays::run),
+];
 
 /// Runs what the filter selects.
 ///
