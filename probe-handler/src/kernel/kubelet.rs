@@ -109,7 +109,7 @@ impl Kubelet {
 /// Looks for the kubelet, and remembers what it need not look at again.
 pub struct Finder {
     search: Search,
-    mount_point: PathBuf,
+    mount: cgroup::Mount,
     /// In how many searches each process had another name, since the kubelet was last seen.
     seen: BTreeMap<u32, u32>,
     searches: u32,
@@ -131,7 +131,7 @@ impl Finder {
     pub fn new(search: Search) -> Result<Self, Error> {
         Ok(Self {
             search,
-            mount_point: cgroup::mount_point()?,
+            mount: cgroup::mount()?,
             seen: BTreeMap::new(),
             searches: 0,
             named: false,
@@ -158,10 +158,13 @@ impl Finder {
                     Some(pid) => pid,
                     None => self.find_process()?,
                 };
-                (Some(pid), cgroup::of_process(pid, &self.mount_point)?)
+                (Some(pid), cgroup::of_process(pid, &self.mount)?)
             }
         };
-        if cgroup == self.mount_point && !self.search.allow_root {
+        let cgroup_id = cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup {
+            path: cgroup.clone(),
+        })?;
+        if cgroup_id == cgroup::ROOT && !self.search.allow_root {
             return Err(Error::Root { path: cgroup });
         }
         let filter = pid.filter(|_| initial_pid_namespace());
@@ -169,9 +172,6 @@ impl Finder {
             return Err(Error::Own { path: cgroup });
         }
         let started = pid.and_then(start_time).unwrap_or_default();
-        let cgroup_id = cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup {
-            path: cgroup.clone(),
-        })?;
         let shared_with = match (last, pid) {
             // Counting is for people; a change of the kubelet is what matters.
             (Some(last), _) if last.pid == pid && last.cgroup_id == cgroup_id => last.shared_with,
@@ -212,7 +212,7 @@ impl Finder {
 
     /// Whether this process is in `cgroup` or below it.
     fn within(&self, cgroup: &Path) -> bool {
-        let own = cgroup::of_process(std::process::id(), &self.mount_point);
+        let own = cgroup::of_process(std::process::id(), &self.mount);
         let cgroup = std::fs::canonicalize(cgroup);
         matches!((own, cgroup), (Ok(own), Ok(cgroup)) if own.starts_with(&cgroup))
     }
@@ -256,9 +256,9 @@ impl Finder {
             }),
             ([], Some(pid)) => Err(Error::OtherNetwork { pid: *pid }),
             ([first, rest @ ..], _) => {
-                let cgroup = cgroup::of_process(*first, &self.mount_point)?;
+                let cgroup = cgroup::of_process(*first, &self.mount)?;
                 let elsewhere = rest.iter().any(|pid| {
-                    cgroup::of_process(*pid, &self.mount_point).is_ok_and(|other| other != cgroup)
+                    cgroup::of_process(*pid, &self.mount).is_ok_and(|other| other != cgroup)
                 });
                 if elsewhere {
                     Err(Error::Ambiguous { pids: here })
