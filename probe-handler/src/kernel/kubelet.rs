@@ -57,6 +57,19 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// Other processes share the kubelet's cgroup, and the programs can't tell it from them.
+    #[error(
+        "the kubelet (process {pid}) shares its cgroup {} with other processes, and from a nested pid \
+         namespace it can't be told from them: give it a cgroup of its own, or run this in the initial pid \
+         namespace",
+        path.display()
+    )]
+    Indistinct {
+        /// The kubelet.
+        pid: u32,
+        /// Its cgroup.
+        path: PathBuf,
+    },
     /// The kubelet's network namespace is not ours.
     #[error(
         "the kubelet (process {pid}) is in another network namespace than this process: run this with \
@@ -156,7 +169,11 @@ impl Finder {
             None => {
                 let pid = match alive {
                     Some(pid) => pid,
-                    None => self.find_process()?,
+                    None => {
+                        let pid = self.find_process()?;
+                        self.share_names_with(pid)?;
+                        pid
+                    }
                 };
                 (Some(pid), cgroup::of_process(pid, &self.mount)?)
             }
@@ -179,6 +196,9 @@ impl Finder {
                 .map(|pids| pids.iter().filter(|other| Some(**other) != pid).count())
                 .unwrap_or_default(),
         };
+        if let (Some(pid), None, 1.., None) = (pid, filter, shared_with, last) {
+            return Err(Error::Indistinct { pid, path: cgroup });
+        }
         Ok(Kubelet {
             pid,
             filter,
@@ -208,6 +228,17 @@ impl Finder {
             });
         }
         Ok(oldest)
+    }
+
+    /// Names cgroups as the kubelet does, also from a container's own cgroup namespace.
+    fn share_names_with(&mut self, kubelet: u32) -> Result<(), Error> {
+        match cgroup::join_namespace_of(kubelet) {
+            Ok(false) => {}
+            Ok(true) => self.mount_point = cgroup::mount_point()?,
+            // Where it matters the kubelet's cgroup will not be found, and that is said.
+            Err(error) => tracing::debug!(%error, "cannot join the kubelet's cgroup namespace"),
+        }
+        Ok(())
     }
 
     /// Whether this process is in `cgroup` or below it.
