@@ -1,7 +1,7 @@
 //! cgroup v2: where it is mounted, in which cgroup a process is.
 
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// cgroup v2 can't be found.
 #[derive(Debug, thiserror::Error)]
@@ -21,17 +21,6 @@ pub enum Error {
         /// Why.
         #[source]
         source: io::Error,
-    },
-    /// The process is in a cgroup that no mount here shows.
-    #[error(
-        "the cgroup of process {pid}, {cgroup} as seen from here, is not under any cgroup2 mount of this \
-         container: mount the node's /sys/fs/cgroup as a hostPath"
-    )]
-    NotShown {
-        /// The process.
-        pid: u32,
-        /// Its cgroup, as /proc shows it.
-        cgroup: String,
     },
     /// The process is in no cgroup of version 2.
     #[error("process {pid} is in no cgroup v2 ({}: no line `0::`)", path.display())]
@@ -67,68 +56,36 @@ fn read(path: &Path) -> Result<String, Error> {
     })
 }
 
-/// A mount of cgroup v2.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// The cgroup that it shows, as seen from our cgroup namespace: `/` for the namespace's root, `/../..` for
-    /// one two levels above (cgroup_namespaces(7)).
-    root: PathBuf,
-    /// Where it shows it.
-    pub point: PathBuf,
-}
-
-impl Mount {
-    /// The directory of the cgroup that /proc/PID/cgroup calls `cgroup`; none where this mount does not show it.
-    fn directory(&self, cgroup: &str) -> Option<PathBuf> {
-        let below = Path::new(cgroup).strip_prefix(&self.root).ok()?;
-        (!below.starts_with("..")).then(|| self.point.join(below))
-    }
-
-    /// How much of the hierarchy it shows: levels above (or, negative, below) the namespace's root.
-    fn width(&self) -> isize {
-        self.root
-            .components()
-            .map(|level| match level {
-                Component::ParentDir => 1,
-                Component::Normal(_) => -1,
-                _ => 0,
-            })
-            .sum()
-    }
-}
-
-/// Where cgroup v2 is mounted: at `/sys/fs/cgroup`, on a hybrid system at `/sys/fs/cgroup/unified`. Of several
-/// mounts the one that shows most: others (a container's own) show only a part of the hierarchy.
+/// Where cgroup v2 is mounted: `/sys/fs/cgroup`, on a hybrid system `/sys/fs/cgroup/unified`.
 ///
 /// # Errors
 /// [`Error::NotMounted`], [`Error::Read`].
-pub fn mount() -> Result<Mount, Error> {
+pub fn mount_point() -> Result<PathBuf, Error> {
     mount_in(&read(Path::new("/proc/self/mountinfo"))?).ok_or(Error::NotMounted)
 }
 
-/// The widest mount of cgroup v2, the first of several, in the text of a mountinfo file
-/// (proc_pid_mountinfo(5)).
-fn mount_in(mountinfo: &str) -> Option<Mount> {
-    mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (before, after) = line.split_once(" - ")?;
-            if after.split(' ').next()? != "cgroup2" {
-                return None;
-            }
-            let mut fields = before.split(' ').skip(3);
-            Some(Mount {
-                root: unescape(fields.next()?).into(),
-                point: unescape(fields.next()?).into(),
-            })
-        })
-        .reduce(|best, other| {
-            if other.width() > best.width() {
-                other
-            } else {
-                best
-            }
-        })
+/// The mount point of cgroup v2 in the text of a mountinfo file (proc_pid_mountinfo(5)). A mount whose
+/// root is the hierarchy's own root is preferred: others (a container's) show only a part of it.
+fn mount_in(mountinfo: &str) -> Option<PathBuf> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        if after.split(' ').next()? != "cgroup2" {
+            return None;
+        }
+        let mut fields = before.split(' ').skip(3);
+        Some((fields.next()?, unescape(fields.next()?)))
+    });
+    let mut best: Option<(bool, PathBuf)> = None;
+    for (root, point) in mounts {
+        let whole = root == "/";
+        if best
+            .as_ref()
+            .is_none_or(|(best_whole, _)| whole && !best_whole)
+        {
+            best = Some((whole, PathBuf::from(point)));
+        }
+    }
+    best.map(|(_, point)| point)
 }
 
 /// Undoes the octal escapes of mountinfo (`\040` is a space).
@@ -156,18 +113,16 @@ fn unescape(field: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// The cgroup v2 directory of process `pid` in `mount`.
+/// The cgroup v2 directory of process `pid`, given where cgroup v2 is mounted.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::NoCgroup`], [`Error::NotShown`].
-pub fn of_process(pid: u32, mount: &Mount) -> Result<PathBuf, Error> {
+/// [`Error::Read`], [`Error::NoCgroup`].
+pub fn of_process(pid: u32, mount_point: &Path) -> Result<PathBuf, Error> {
     let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
-    let text = read(&path)?;
-    let cgroup = path_in(&text).ok_or(Error::NoCgroup { pid, path })?;
-    mount.directory(cgroup).ok_or_else(|| Error::NotShown {
-        pid,
-        cgroup: cgroup.to_owned(),
-    })
+    match path_in(&read(&path)?) {
+        Some(cgroup) => Ok(mount_point.join(cgroup.trim_start_matches('/'))),
+        None => Err(Error::NoCgroup { pid, path }),
+    }
 }
 
 /// The path of line `0::` (cgroups(7)).
@@ -202,57 +157,26 @@ pub fn identity(path: &Path) -> io::Result<u64> {
 mod tests {
     use super::*;
 
-    fn point_in(mountinfo: &str) -> Option<PathBuf> {
-        mount_in(mountinfo).map(|mount| mount.point)
-    }
-
     #[test]
     fn the_mount_is_found_on_unified_and_hybrid_systems() {
         let unified =
             "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
-        assert_eq!(point_in(unified), Some("/sys/fs/cgroup".into()));
+        assert_eq!(mount_in(unified), Some("/sys/fs/cgroup".into()));
         let hybrid = "30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
                       31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
                       32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
-        assert_eq!(point_in(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(mount_in(hybrid), Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(
-            point_in("30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"),
+            mount_in("30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"),
             None
         );
     }
 
     #[test]
-    fn the_widest_mount_is_preferred() {
-        let node = "29 23 0:26 /kubepods/pod1 /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n\
-                    30 23 0:26 / /host/sys/fs/my\\040cgroup rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(point_in(node), Some("/host/sys/fs/my cgroup".into()));
-        let own = "29 23 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n\
-                   30 23 0:26 /../.. /host/cgroup rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(point_in(own), Some("/host/cgroup".into()));
-    }
-
-    #[test]
-    fn a_cgroup_is_found_from_a_cgroup_namespace() {
-        #[track_caller]
-        fn check(root: &str, cgroup: &str, directory: Option<&str>) {
-            let mount = Mount {
-                root: root.into(),
-                point: "/cg".into(),
-            };
-            assert_eq!(mount.directory(cgroup), directory.map(PathBuf::from));
-        }
-        check("/", "/system.slice/k", Some("/cg/system.slice/k"));
-        check("/", "/", Some("/cg"));
-        check(
-            "/../..",
-            "/../../system.slice/k",
-            Some("/cg/system.slice/k"),
-        );
-        check("/../..", "/../..", Some("/cg"));
-        // Out of sight.
-        check("/", "/../../system.slice/k", None);
-        check("/../..", "/../../../k", None);
-        check("/kubepods", "/system.slice/k", None);
+    fn a_mount_of_the_whole_hierarchy_is_preferred() {
+        let container = "29 23 0:26 /kubepods/pod1 /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n\
+                         30 23 0:26 / /host/sys/fs/my\\040cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(mount_in(container), Some("/host/sys/fs/my cgroup".into()));
     }
 
     #[test]

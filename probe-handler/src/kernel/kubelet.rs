@@ -122,7 +122,7 @@ impl Kubelet {
 /// Looks for the kubelet, and remembers what it need not look at again.
 pub struct Finder {
     search: Search,
-    mount: cgroup::Mount,
+    mount_point: PathBuf,
     /// In how many searches each process had another name, since the kubelet was last seen.
     seen: BTreeMap<u32, u32>,
     searches: u32,
@@ -144,7 +144,7 @@ impl Finder {
     pub fn new(search: Search) -> Result<Self, Error> {
         Ok(Self {
             search,
-            mount: cgroup::mount()?,
+            mount_point: cgroup::mount_point()?,
             seen: BTreeMap::new(),
             searches: 0,
             named: false,
@@ -175,7 +175,7 @@ impl Finder {
                         pid
                     }
                 };
-                (Some(pid), cgroup::of_process(pid, &self.mount)?)
+                (Some(pid), cgroup::of_process(pid, &self.mount_point)?)
             }
         };
         let cgroup_id = cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup {
@@ -243,7 +243,7 @@ impl Finder {
 
     /// Whether this process is in `cgroup` or below it.
     fn within(&self, cgroup: &Path) -> bool {
-        let own = cgroup::of_process(std::process::id(), &self.mount);
+        let own = cgroup::of_process(std::process::id(), &self.mount_point);
         let cgroup = std::fs::canonicalize(cgroup);
         matches!((own, cgroup), (Ok(own), Ok(cgroup)) if own.starts_with(&cgroup))
     }
@@ -287,9 +287,9 @@ impl Finder {
             }),
             ([], Some(pid)) => Err(Error::OtherNetwork { pid: *pid }),
             ([first, rest @ ..], _) => {
-                let cgroup = cgroup::of_process(*first, &self.mount)?;
+                let cgroup = cgroup::of_process(*first, &self.mount_point)?;
                 let elsewhere = rest.iter().any(|pid| {
-                    cgroup::of_process(*pid, &self.mount).is_ok_and(|other| other != cgroup)
+                    cgroup::of_process(*pid, &self.mount_point).is_ok_and(|other| other != cgroup)
                 });
                 if elsewhere {
                     Err(Error::Ambiguous { pids: here })

@@ -139,8 +139,8 @@ fn group() -> Finding {
 }
 
 fn cgroup2() -> Finding {
-    match cgroup::mount() {
-        Ok(mount) => pass("cgroup2 mounted", mount.point.display().to_string()),
+    match cgroup::mount_point() {
+        Ok(path) => pass("cgroup2 mounted", path.display().to_string()),
         Err(error) => not_met(State::Fail, "cgroup2 mounted", "no", error.to_string()),
     }
 }
@@ -223,10 +223,10 @@ fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
 
 /// Which program of whom stands in the way of attaching to `cgroup`.
 pub fn obstacle_remedy(cgroup: &Path) -> String {
-    let Ok(mount) = cgroup::mount() else {
+    let Ok(mount_point) = cgroup::mount_point() else {
         return "mount cgroup2".to_owned();
     };
-    let obstacles = legacy::obstacles(cgroup, &mount.point);
+    let obstacles = legacy::obstacles(cgroup, &mount_point);
     if obstacles.is_empty() {
         return "add CAP_NET_ADMIN, or see `bpftool cgroup tree`".to_owned();
     }
