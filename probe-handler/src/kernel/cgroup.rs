@@ -141,6 +141,9 @@ pub fn processes(path: &Path) -> Result<Vec<u32>, Error> {
         .collect())
 }
 
+/// [`identity`] of the hierarchy's root, whatever path leads there (fs/kernfs/dir.c: ids begin with 1).
+pub const ROOT: u64 = 1;
+
 /// The directory's identity: a cgroup made anew at the same path is another one.
 ///
 /// # Errors

@@ -178,7 +178,10 @@ impl Finder {
                 (Some(pid), cgroup::of_process(pid, &self.mount_point)?)
             }
         };
-        if cgroup == self.mount_point && !self.search.allow_root {
+        let cgroup_id = cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup {
+            path: cgroup.clone(),
+        })?;
+        if cgroup_id == cgroup::ROOT && !self.search.allow_root {
             return Err(Error::Root { path: cgroup });
         }
         let filter = pid.filter(|_| initial_pid_namespace());
@@ -186,9 +189,6 @@ impl Finder {
             return Err(Error::Own { path: cgroup });
         }
         let started = pid.and_then(start_time).unwrap_or_default();
-        let cgroup_id = cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup {
-            path: cgroup.clone(),
-        })?;
         let shared_with = match (last, pid) {
             // Counting is for people; a change of the kubelet is what matters.
             (Some(last), _) if last.pid == pid && last.cgroup_id == cgroup_id => last.shared_with,

@@ -1,7 +1,7 @@
 //! Network namespaces: opening them, telling them apart, doing something inside one.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -163,7 +163,11 @@ struct WayBack(&'static Netns);
 impl Drop for WayBack {
     fn drop(&mut self) {
         if let Err(error) = setns(&self.0.file, CloneFlags::CLONE_NEWNET) {
-            tracing::error!(%error, "cannot leave a pod's network namespace: aborting");
+            // Not by the log, whose lines are written by another thread.
+            let _ = writeln!(
+                io::stderr(),
+                "cannot leave a pod's network namespace: aborting: {error}"
+            );
             std::process::abort();
         }
     }

@@ -148,6 +148,21 @@ fn a_cgroup_given_without_a_kubelet_is_the_kubelet() {
 }
 
 #[test]
+fn the_root_cgroup_is_known_by_any_path() {
+    let mount_point = cgroup::mount_point().expect("cgroup v2");
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("link");
+    std::os::unix::fs::symlink(&mount_point, &path).expect("link");
+    let mut finder = finder("no-such-process", Some(&path));
+    finder.search.allow_root = false;
+    let error = finder.find(None).expect_err("not to be attached to");
+    let is_root = cgroup::identity(&mount_point).expect("a directory") == cgroup::ROOT;
+    // In a cgroup namespace of our own, what we see of the hierarchy is where we are.
+    assert_eq!(matches!(error, Error::Root { .. }), is_root, "{error}");
+    assert_eq!(matches!(error, Error::Own { .. }), !is_root, "{error}");
+}
+
+#[test]
 fn our_own_cgroup_is_not_the_kubelets() {
     let mount_point = cgroup::mount_point().expect("cgroup v2");
     let own = cgroup::of_process(std::process::id(), &mount_point).expect("own cgroup");
