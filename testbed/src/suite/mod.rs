@@ -5,8 +5,13 @@
 //! [`cases::Cases`].
 
 pub mod cases;
+mod daemons;
 pub mod env;
+mod identity;
+mod kubelet_restart;
+mod life;
 mod rules;
+mod usual;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -33,7 +38,13 @@ pub struct Args {
 type Group = (&'static str, fn(&mut Cases) -> Result<()>);
 
 /// All groups, in the order in which they run.
-const GROUPS: &[Group] = &[("rules", rules::run)];
+const GROUPS: &[Group] = &[
+    ("rules", rules::run),
+    ("identity", identity::run),
+    ("life", life::run),
+    ("kubelet-restart", kubelet_restart::run),
+    ("daemons", daemons::run),
+];
 
 /// Runs what the filter selects.
 ///
