@@ -36,6 +36,8 @@ pub struct DaemonSpec {
     kubelet_cgroup: Option<PathBuf>,
     pods: Option<PathBuf>,
     admin_socket: Option<PathBuf>,
+    admin_addr: String,
+    dropped: Option<String>,
     args: Vec<String>,
 }
 
@@ -48,6 +50,8 @@ impl DaemonSpec {
             kubelet_cgroup: None,
             pods: None,
             admin_socket: None,
+            admin_addr: "none".to_owned(),
+            dropped: None,
             args: Vec::new(),
         }
     }
@@ -80,6 +84,20 @@ impl DaemonSpec {
         self
     }
 
+    /// Serves health and metrics there; nowhere by default.
+    #[must_use]
+    pub fn admin_addr(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.admin_addr);
+        self
+    }
+
+    /// Drops a capability, named as setpriv(1) does: `net_admin`.
+    #[must_use]
+    pub fn without_capability(mut self, name: &str) -> Self {
+        self.dropped = Some(format!("-{name}"));
+        self
+    }
+
     /// One more argument of `probe-handler agent`.
     #[must_use]
     pub fn arg(mut self, arg: &str) -> Self {
@@ -103,14 +121,25 @@ impl DaemonSpec {
         let socket = self.admin_socket.unwrap_or_else(|| dir.join("admin.sock"));
         let log = dir.join("log");
         let output = File::create(&log).with_context(|| format!("making {}", log.display()))?;
-        let mut command = Command::new(&program);
+        let mut command = match &self.dropped {
+            None => Command::new(&program),
+            Some(dropped) => {
+                let mut command = Command::new("setpriv");
+                command
+                    .args(["--bounding-set", dropped, "--inh-caps", dropped])
+                    .arg(&program);
+                command
+            }
+        };
         command
             .arg("agent")
             .arg("--pods")
             .arg(format!("dir:{}", pods.display()))
             .arg("--admin-socket")
             .arg(&socket)
-            .args(["--admin-addr", "none", "--log-format", "text"]);
+            .arg("--admin-addr")
+            .arg(&self.admin_addr)
+            .args(["--log-format", "text"]);
         if let Some(path) = &self.kubelet_cgroup {
             command.arg("--kubelet-cgroup").arg(path);
         }

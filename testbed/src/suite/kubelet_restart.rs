@@ -28,8 +28,11 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 
 /// A daemon that finds its kubelet by the process's name.
 fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
-    let first = Cgroup::new(run, "first")?;
-    let mut kubelet = Kubelet::start(run, &first, name)?;
+    // Goes with its case; after the kubelet where that case is not wanted.
+    let mut first = Some(Cgroup::new(run, "first")?);
+    let first_cgroup = first.as_ref().context("it was just made")?;
+    let old = first_cgroup.path().to_owned();
+    let mut kubelet = Kubelet::start(run, first_cgroup, name)?;
     let daemon = DaemonSpec::new("by-name")
         .program(cases.daemon())
         .arg("--kubelet-name")
@@ -40,16 +43,15 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
     daemon.serve(&mut pod)?;
     cases.case("found-by-name", || {
         ensure!(
-            attached_to(&daemon)? == first.path().display().to_string(),
+            attached_to(&daemon)? == old.display().to_string(),
             "attached elsewhere"
         );
         usual::truth(&kubelet, pod.ns.ipv4().into())
     });
     cases.case("dies-and-comes-back-in-a-new-cgroup", || {
         kubelet.kill()?;
-        let path = first.path().to_owned();
-        drop(first);
-        ensure!(!path.exists(), "the old cgroup can't be removed");
+        drop(first.take());
+        ensure!(!old.exists(), "the old cgroup can't be removed");
         wait_unattached(&daemon)?;
         let second = Cgroup::new(run, "second")?;
         kubelet = Kubelet::start(run, &second, name)?;
@@ -66,6 +68,7 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         kubelet.kill()
     });
     cases.case("comes-back-in-the-same-cgroup", || {
+        kubelet.kill()?;
         let cgroup = Cgroup::new(run, "same")?;
         for _ in 0..3 {
             let mut kubelet = Kubelet::start(run, &cgroup, name)?;
@@ -75,6 +78,7 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         Ok(())
     });
     cases.case("moved-while-running", || {
+        kubelet.kill()?;
         let [from, to] = [Cgroup::new(run, "from")?, Cgroup::new(run, "to")?];
         let mut kubelet = Kubelet::start(run, &from, name)?;
         comes_back(&daemon, &kubelet, &pod, &from)?;

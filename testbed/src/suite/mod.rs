@@ -5,12 +5,16 @@
 //! [`cases::Cases`].
 
 pub mod cases;
+mod command_line;
 mod daemons;
 pub mod env;
+mod hostile;
 mod identity;
 mod kubelet_restart;
 mod life;
 mod rules;
+mod sandbox;
+mod source;
 mod usual;
 
 use std::path::PathBuf;
@@ -44,6 +48,10 @@ const GROUPS: &[Group] = &[
     ("life", life::run),
     ("kubelet-restart", kubelet_restart::run),
     ("daemons", daemons::run),
+    ("sandbox", sandbox::run),
+    ("hostile", hostile::run),
+    ("source", source::run),
+    ("command-line", command_line::run),
 ];
 
 /// Runs what the filter selects.
