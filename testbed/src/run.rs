@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -16,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::mesh::Identity;
-use crate::{cgroup, command, netns};
+use crate::{cgroup, command, netns, wait};
 
 const BLOCKS: u8 = 50;
 
@@ -114,6 +115,19 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         remove_run(&self.id, &self.dir);
+        // The kernel takes a namespace's devices away a moment after its end.
+        let devices = format!("v{}h", self.id);
+        let gone = wait::to_clean_up(Duration::from_secs(5), || {
+            let left = fs::read_dir("/sys/class/net")
+                .into_iter()
+                .flatten()
+                .flatten();
+            let mut names = left.filter_map(|entry| entry.file_name().into_string().ok());
+            !names.any(|name| name.starts_with(&devices))
+        });
+        if !gone {
+            eprintln!("testbed: network devices {devices}* are still there");
+        }
     }
 }
 

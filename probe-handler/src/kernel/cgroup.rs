@@ -32,6 +32,23 @@ pub enum Error {
     },
 }
 
+/// Joins the cgroup namespace of process `pid`, so that `/proc/PID/cgroup` and the mounts of cgroup2 tell the
+/// same paths as to it: a container has a cgroup namespace of its own as a rule (cgroup_namespaces(7)), in
+/// which the rest of the node is `/../..`. The calling thread's alone, and that of threads it starts later.
+/// False: it is the same already.
+///
+/// # Errors
+/// Those of `stat`, `open` and `setns`.
+pub fn join_namespace_of(pid: u32) -> io::Result<bool> {
+    let theirs = PathBuf::from(format!("/proc/{pid}/ns/cgroup"));
+    if identity(&theirs)? == identity(Path::new("/proc/thread-self/ns/cgroup"))? {
+        return Ok(false);
+    }
+    let theirs = std::fs::File::open(theirs)?;
+    nix::sched::setns(&theirs, nix::sched::CloneFlags::CLONE_NEWCGROUP)?;
+    Ok(true)
+}
+
 fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|source| Error::Read {
         path: path.to_owned(),

@@ -132,7 +132,11 @@ async fn respond(stream: &mut impl Stream, path: &str, query: &str, head: &str) 
             return answer(stream, 200, &"x".repeat(length)).await;
         }
         "/early-close" => {}
-        "/reset" => stream.reset_on_close()?,
+        "/reset" => {
+            stream.reset_on_close()?;
+            // Without the orderly end that follows an answer.
+            bail!("reset, as asked");
+        }
         "/cut-body" => {
             stream
                 .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")
