@@ -113,6 +113,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     maps.config.update(|programs| {
         programs.handler_port_v4 = handler.port_v4().into();
         programs.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
+        programs.netns_cookie = own_netns.cookie().unwrap_or_default();
     })?;
 
     let shared = Arc::new(Mutex::new(Shared::new(Registry::new(

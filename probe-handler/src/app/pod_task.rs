@@ -119,7 +119,7 @@ impl Follower {
         let dialer = PodDialer::new(Arc::clone(netns), self.pod.mesh, self.pod.proxy_uid);
         let mut attempt = 0;
         loop {
-            let addresses = match netns.addresses() {
+            let addresses = match pod_addresses(netns) {
                 Ok(addresses) => addresses,
                 Err(error) => return Ok(format!("cannot read its addresses: {error}")),
             };
@@ -193,6 +193,15 @@ impl Follower {
         };
         self.events.send(event).await.map_err(|_| Closed)
     }
+}
+
+/// The addresses at which a pod may be served: its own, but never the node's, whatever a pod that may
+/// configure its interfaces gives itself.
+fn pod_addresses(netns: &Netns) -> io::Result<Vec<IpAddr>> {
+    let node = Netns::current()?.addresses()?;
+    let mut addresses = netns.addresses()?;
+    addresses.retain(|address| !node.contains(address));
+    Ok(addresses)
 }
 
 /// Opens the namespace and subscribes to its addresses.

@@ -86,7 +86,16 @@ impl RegistryTask {
                     Some(SourceEvent::Problems(problems)) => self.problems(problems),
                     None => return,
                 },
-                Some(event) = from_pods.recv() => self.news(event),
+                Some(event) = from_pods.recv() => {
+                    // A thousand pods at the daemon's start are a few changes of the kernel's map, not a
+                    // thousand.
+                    self.shared.lock().registry.hold();
+                    self.news(event);
+                    while let Ok(event) = from_pods.try_recv() {
+                        self.news(event);
+                    }
+                    self.shared.lock().registry.release();
+                }
                 Some(ended) = self.running.join_next() => {
                     if let Err(error) = ended && error.is_panic() {
                         tracing::error!(%error, "following a pod's namespace panicked");

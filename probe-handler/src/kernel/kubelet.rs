@@ -196,7 +196,9 @@ impl Finder {
                 .map(|pids| pids.iter().filter(|other| Some(**other) != pid).count())
                 .unwrap_or_default(),
         };
-        if let (Some(pid), None, 1.., None) = (pid, filter, shared_with, last) {
+        // Children of the kubelet come and go; what counts is who is there when we attach.
+        let known = last.is_some_and(|last| (last.pid, last.started) == (pid, started));
+        if let (Some(pid), None, 1.., false) = (pid, filter, shared_with, known) {
             return Err(Error::Indistinct { pid, path: cgroup });
         }
         Ok(Kubelet {

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Socket, Type};
 
 /// A network namespace is what its (device, inode) on nsfs says it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,6 +41,8 @@ pub struct Netns {
     id: NetnsId,
 }
 
+/// `SO_NETNS_COOKIE` of include/uapi/asm-generic/socket.h.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 /// `NSFS_MAGIC` of include/uapi/linux/magic.h.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
@@ -55,7 +58,6 @@ impl Netns {
     /// # Errors
     /// Those of `open`; `InvalidInput` when the file is no network namespace.
     pub fn open(path: &Path) -> io::Result<Self> {
-        use std::os::fd::AsRawFd;
         use std::os::unix::fs::OpenOptionsExt;
         // The path is somebody's input: opening a FIFO or a terminal line would wait for its other end.
         let file = File::options()
@@ -108,6 +110,27 @@ impl Netns {
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
         let _back = WayBack(home);
         Ok(inside())
+    }
+
+    /// Its cookie, by which programs tell it from others; none before Linux 5.14.
+    pub fn cookie(&self) -> Option<u64> {
+        let socket = self
+            .within(|| Socket::new(Domain::IPV4, Type::STREAM, None))
+            .ok()?
+            .ok()?;
+        let mut cookie = 0_u64;
+        let mut length = size_of_val(&cookie) as libc::socklen_t;
+        // SAFETY: a socket that we own; the value is a u64 of the length given.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        (result == 0).then_some(cookie)
     }
 
     /// The addresses of its interfaces that a probe could be sent to: neither loopback nor link-local.

@@ -105,6 +105,8 @@ pub struct Registry<W> {
     /// Endpoints that stand in the kernel though nobody wants them, for they could not be taken out; tried
     /// again with every change. Said once each.
     stuck: BTreeSet<SocketAddr>,
+    /// Whether changes are only noted.
+    held: bool,
 }
 
 impl<W: EndpointWriter> Registry<W> {
@@ -118,6 +120,7 @@ impl<W: EndpointWriter> Registry<W> {
             contested: BTreeSet::new(),
             failed: BTreeSet::new(),
             stuck: BTreeSet::new(),
+            held: false,
         }
     }
 
@@ -204,9 +207,23 @@ impl<W: EndpointWriter> Registry<W> {
         }
     }
 
+    /// Changes from now on are only noted, until [`Registry::release`].
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Carries out what was noted.
+    pub fn release(&mut self) {
+        self.held = false;
+        self.reconcile();
+    }
+
     /// Makes kernel and table what the pods want. An endpoint stands in the table before the kernel sends
     /// connections its way, and leaves the kernel before it leaves the table.
     fn reconcile(&mut self) {
+        if self.held {
+            return;
+        }
         let wanted = self.wanted();
         let gone: Vec<SocketAddr> = self
             .installed

@@ -561,3 +561,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn changes_held_back_are_carried_out_together() {
+    let mut bench = Bench::with(&[(1, &["10.0.0.1"]), (2, &[])]);
+    bench.registry.hold();
+    bench.place(1, 1, &["10.0.0.9"]);
+    bench.place(2, 2, &["10.0.0.2"]);
+    assert_eq!(bench.calls(), []);
+    bench.registry.release();
+    bench.serves(&[("10.0.0.2:80", 2), ("10.0.0.9:80", 1)]);
+    assert_eq!(bench.calls().len(), 3);
+}
