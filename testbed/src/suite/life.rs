@@ -22,6 +22,8 @@ const SOON: Duration = Duration::from_secs(5);
 /// How many pods the churn makes at most, and how long it may take.
 const CHURN: usize = 200;
 const CHURN_TIME: Duration = Duration::from_secs(20);
+/// How many looks in a row must show the same before it counts as what the daemon holds when idle.
+const SETTLED: usize = 50;
 /// What the second pod of a pair answers, which nobody else does.
 const OTHER: u16 = 418;
 
@@ -99,12 +101,12 @@ fn gone_and_back(env: &Env) -> Result<()> {
     })?;
     // Without a route of its own the address would be looked for outside this machine.
     let route = format!("unreachable {}/32", pod.ns.ipv4());
-    let _added = command::ip_batch(&format!("route add {route}\n"))?;
+    command::ip_batch(&format!("route add {route}\n"))?;
     let answered = [
         env.fails(&Probe::tcp(pod.ns.ipv4(), usual::OPEN)),
         env.fails(&Probe::http(pod.ns.ipv4(), HTTP, "/healthy")),
     ];
-    let _deleted = command::ip_batch(&format!("route del {route}\n"))?;
+    command::ip_batch(&format!("route del {route}\n"))?;
     for answered in answered {
         let result = answered?;
         ensure!(result.status.is_none(), "an answer: {result:?}");
@@ -267,10 +269,12 @@ fn churn(env: &Env) -> Result<()> {
     for index in 0..3 {
         one_life(env, index)?;
     }
-    let mut before = None;
+    let (mut before, mut alike) = (None, 0);
     wait::until("the daemon to settle", SOON, || {
         let now = holds(env).ok()?;
-        (before.replace(now) == Some(now)).then_some(())
+        let same = before.replace(now) == Some(now);
+        alike = if same { alike + 1 } else { 0 };
+        (alike >= SETTLED).then_some(())
     })?;
     let before = before.context("nothing was counted")?;
     let begun = Instant::now();

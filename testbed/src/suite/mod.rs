@@ -4,6 +4,7 @@
 //! One file per group of rules; each makes what it needs ([`env::Env`]) and reports its cases to
 //! [`cases::Cases`].
 
+mod admin;
 pub mod cases;
 mod command_line;
 mod daemons;
@@ -65,6 +66,7 @@ const GROUPS: &[Group] = &[
     ("hostile", hostile::run),
     ("source", source::run),
     ("command-line", command_line::run),
+    ("admin", admin::run),
 ];
 
 /// Runs what the filter selects.
