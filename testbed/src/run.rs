@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +20,9 @@ use crate::mesh::Identity;
 use crate::{cgroup, command, netns, wait};
 
 const BLOCKS: u8 = 50;
+
+/// Number of the next run of this process.
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A run; dropping it removes its directory.
 #[derive(Debug)]
@@ -45,8 +48,9 @@ impl Run {
         let base = base_dir()?;
         let _one_at_a_time = setup_lock(&base)?;
         let _removed = remove_stale(&base)?;
-        let id = (0..)
-            .map(|n: u32| match n {
+        // Never the id of an earlier run of this process: the kernel may still hold its devices.
+        let id = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed))
+            .map(|n| match n {
                 0 => format!("{}", std::process::id()),
                 n => format!("{}n{n}", std::process::id()),
             })

@@ -179,18 +179,6 @@ fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
         "closed ports refused as ECONNREFUSED",
         "programs attach",
     );
-    // Some maps are watched by a runtime, which has nothing to do here but must be there.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            let remedy = "raise the limits on descriptors and memory";
-            return vec![not_met(State::Fail, loading, error.to_string(), remedy)];
-        }
-    };
-    let _in_runtime = runtime.enter();
     let mut programs = match Programs::load(&LoadOptions::default()) {
         Ok((programs, _maps)) => programs,
         Err(error) => {

@@ -48,9 +48,7 @@ pub fn listening_ports(netns: &Netns) -> io::Result<BTreeSet<u16>> {
                 Ok(true) => {}
                 Ok(false) => break,
                 // A kernel without IPv6 has no such sockets.
-                Err(error)
-                    if family == AF_INET6 && error.raw_os_error() == Some(libc::ENOENT) =>
-                {
+                Err(error) if family == AF_INET6 && error.raw_os_error() == Some(libc::ENOENT) => {
                     break;
                 }
                 Err(error) => return Err(error),
