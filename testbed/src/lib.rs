@@ -7,6 +7,7 @@
 //! same binary), which end when their standard input closes.
 
 pub mod app;
+pub mod bench;
 pub mod bpf;
 pub mod cgroup;
 pub mod command;

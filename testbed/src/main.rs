@@ -23,10 +23,15 @@ enum Command {
     /// Probe as the kubelet does (started by the other commands)
     #[command(hide = true)]
     Kubelet(testbed::kubelet::process::Args),
+    /// Probe over and over (started by `bench`)
+    #[command(hide = true)]
+    BenchProber(testbed::bench::prober::Args),
     /// Show two pods of a STRICT mesh being probed, without and with probe-handler
     Demo(testbed::demo::Args),
     /// Check every rule of probe-handler's design in namespaces
     Suite(testbed::suite::Args),
+    /// Measure probes against the same probes without a mesh
+    Bench(testbed::bench::Args),
     /// Make one probe as the kubelet does, and print what came of it
     Probe(testbed::probe::Args),
     /// Show that each mesh's rules and sidecar do here what they do in a cluster
@@ -40,6 +45,8 @@ fn main() -> ExitCode {
         Command::App(args) => testbed::app::process::main(&args),
         Command::Sidecar(args) => testbed::sidecar::process::main(&args),
         Command::Kubelet(args) => testbed::kubelet::process::main(&args),
+        Command::BenchProber(args) => testbed::bench::prober::main(&args),
+        Command::Bench(args) => testbed::bench::main(&args),
         Command::Demo(args) => testbed::demo::main(&args),
         Command::Suite(args) => testbed::suite::main(&args),
         Command::Probe(args) => testbed::probe::main(&args),

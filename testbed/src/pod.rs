@@ -132,7 +132,8 @@ impl PodSpec {
         Ok((sidecar, App::start(ns, &self.app)?))
     }
 
-    fn manifest(&self, ns: &NetNs) -> Value {
+    /// The manifest of such a pod in namespace `ns`.
+    pub(crate) fn manifest(&self, ns: &NetNs) -> Value {
         let mut annotations = self.annotations.clone();
         let marks = self.rules.annotations().iter();
         annotations.extend(marks.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));

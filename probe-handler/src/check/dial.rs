@@ -3,17 +3,17 @@
 use std::io;
 use std::net::SocketAddr;
 
-use socket2::SockRef;
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{SockRef, Socket};
+use tokio::net::TcpStream;
 
 /// Makes sockets from which the app can be reached past the mesh.
 pub trait Dial: Send + Sync + 'static {
     /// A non-blocking TCP socket in the pod's network namespace, its source and owner as the pod's
-    /// mesh wants them, SO_LINGER set, ready to connect to `to`.
+    /// mesh wants them, ready to connect to `to`.
     ///
     /// # Errors
     /// Those of `setns`, `socket` and `bind`. `ENOENT`-like errors say that the pod is gone.
-    fn socket(&self, to: SocketAddr) -> io::Result<TcpSocket>;
+    fn socket(&self, to: SocketAddr) -> io::Result<Socket>;
 }
 
 /// Connects to `to` (the pod's own address) from inside the pod.
@@ -22,22 +22,52 @@ pub trait Dial: Send + Sync + 'static {
 /// Those of [`Dial::socket`] and `connect`; `ConnectionRefused` for a socket that met itself. Has no timeout
 /// of its own.
 pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
-    let stream = dialer.socket(to)?.connect(to).await?;
+    let socket = dialer.socket(to)?;
+    let connected = connect(&socket, to)?;
+    socket.set_tcp_nodelay(true)?;
+    // With a positive SO_LINGER close() blocks until the app's kernel has acknowledged our FIN, and with
+    // it every other check on this thread.
+    socket.set_linger(None)?;
+    let stream = TcpStream::from_std(socket.into())?;
+    if !connected {
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
     // With nobody listening there, TCP connects a socket to itself if it was given that very port.
     if stream.local_addr()? == to {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    stream.set_nodelay(true)?;
-    // With a positive SO_LINGER close() blocks until the app's kernel has acknowledged our FIN, and with
-    // it every other check on this thread.
-    SockRef::from(&stream).set_linger(None)?;
     Ok(stream)
+}
+
+/// Begins to connect; whether the connection stands already. To a pod's own address the whole handshake
+/// happens within `connect()`, although it says EINPROGRESS: asking saves a round through the reactor.
+fn connect(socket: &Socket, to: SocketAddr) -> io::Result<bool> {
+    match socket.connect(&to.into()) {
+        Ok(()) => Ok(true),
+        // There is no peer before the handshake is over, nor after it has failed.
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+            Ok(socket.peer_addr().is_ok())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Sends what the kernel takes of `bytes` without waiting, and gives the rest. A stream that was just
+/// dialled takes a request's head as a rule; the runtime would first ask the reactor whether it does. An
+/// error is left for the next attempt to meet.
+pub fn send_at_once<'a>(stream: &TcpStream, bytes: &'a [u8]) -> &'a [u8] {
+    let sent = SockRef::from(stream).send(bytes).unwrap_or_default();
+    bytes.get(sent..).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use socket2::{Domain, Type};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -46,9 +76,9 @@ mod tests {
     struct Lingering;
 
     impl Dial for Lingering {
-        fn socket(&self, _to: SocketAddr) -> io::Result<TcpSocket> {
-            let socket = TcpSocket::new_v4()?;
-            SockRef::from(&socket).set_linger(Some(Duration::from_secs(1)))?;
+        fn socket(&self, _to: SocketAddr) -> io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
+            socket.set_linger(Some(Duration::from_secs(1)))?;
             Ok(socket)
         }
     }
@@ -66,9 +96,9 @@ mod tests {
     struct Mirror;
 
     impl Dial for Mirror {
-        fn socket(&self, to: SocketAddr) -> io::Result<TcpSocket> {
-            let socket = TcpSocket::new_v4()?;
-            socket.bind(to)?;
+        fn socket(&self, to: SocketAddr) -> io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
+            socket.bind(&to.into())?;
             Ok(socket)
         }
     }
@@ -80,5 +110,25 @@ mod tests {
         drop(free);
         let error = dial(&Mirror, address).await.expect_err("nobody listens");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let error = dial(&Lingering, address).await.expect_err("nobody listens");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_sent_at_once_is_left() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let stream = dial(&Lingering, address).await.expect("a connection");
+        let bytes = vec![0; 64 << 20];
+        let left = send_at_once(&stream, &bytes).len();
+        assert!(left > 0 && left < bytes.len(), "{left} left");
+        assert_eq!(send_at_once(&stream, &[]).len(), 0);
     }
 }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::Finding;
-use super::dial::{Dial, dial};
+use super::dial::{Dial, dial, send_at_once};
 use super::http1::{ResponseError, ResponseHead, ResponseReader};
 use super::redirect::{Hop, REQUESTS_LIMIT, Step, is_redirect};
 use super::request::Request;
@@ -30,25 +30,40 @@ pub struct HttpCheck<'a> {
 }
 
 impl HttpCheck<'_> {
-    /// Executes the check. `connection` is one to `address` (or the dial's error). Has no timeout of
-    /// its own: drop it.
-    pub async fn run(self, connection: io::Result<TcpStream>) -> Finding {
-        match self.chain(connection).await {
+    /// Executes the check. `connection` is one to `address` (or the dial's error). The last one used may
+    /// be left in `spent`: closing it takes longer than answering the kubelet, who should not wait for it.
+    /// Has no timeout of its own: drop it.
+    pub async fn run(
+        self,
+        connection: io::Result<TcpStream>,
+        spent: &mut Option<TcpStream>,
+    ) -> Finding {
+        match self.chain(connection, spent).await {
             Ok(finding) | Err(finding) => finding,
         }
     }
 
     /// Goes from request to request for as long as there are redirects to follow.
-    async fn chain(self, mut connection: io::Result<TcpStream>) -> Result<Finding, Finding> {
+    async fn chain(
+        self,
+        mut connection: io::Result<TcpStream>,
+        spent: &mut Option<TcpStream>,
+    ) -> Result<Finding, Finding> {
         let mut scheme = self.scheme;
         let mut hop: Option<Hop> = None;
         let mut head = Vec::new();
         for _ in 0..REQUESTS_LIMIT {
-            let stream = connection.map_err(|error| Finding::dial(&error))?;
+            let mut stream = connection.map_err(|error| Finding::dial(&error))?;
             let bytes = if hop.is_some() { &head } else { self.head };
             let response = match scheme {
-                Scheme::Http => self.http1(stream, bytes).await?,
-                Scheme::Https => self.https(stream, bytes).await?,
+                Scheme::Http => {
+                    let rest = send_at_once(&stream, bytes);
+                    let response = self.http1(&mut stream, rest).await?;
+                    *spent = Some(stream);
+                    response
+                }
+                // Boxed: TLS and HTTP/2 take many times the state of a plain check, which would carry it.
+                Scheme::Https => Box::pin(self.https(stream, bytes)).await?,
             };
             let location = match &response.location {
                 Some(location) if leads_on(&response) => location,
@@ -104,15 +119,15 @@ impl HttpCheck<'_> {
         }
     }
 
-    /// One request and its response over HTTP/1.
+    /// One request, of which `rest` is still to be sent, and its response over HTTP/1.
     async fn http1(
         &self,
         mut stream: impl AsyncRead + AsyncWrite + Unpin,
-        head: &[u8],
+        rest: &[u8],
     ) -> Result<ResponseHead, Finding> {
         // An app may answer and hang up before it has read the whole request: whether it did, its
         // answer tells.
-        let written = stream.write_all(head).await;
+        let written = stream.write_all(rest).await;
         let mut reader = ResponseReader::default();
         let mut buffer = Vec::with_capacity(4096);
         let failure = loop {

@@ -1,5 +1,6 @@
 //! How a connection with the kubelet ends.
 
+use std::io;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -13,14 +14,24 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes it may still send meanwhile.
 const LINGER_BYTES: usize = 16 * 1024;
 
-/// Answers with `status` and nothing else, then waits for the kubelet to hang up: closing with unread
-/// bytes would reset the connection and could take the answer away from it.
-pub(super) async fn status(mut kubelet: TcpStream, status: u16) {
-    if kubelet.write_all(head(status).as_bytes()).await.is_err()
-        || kubelet.shutdown().await.is_err()
-    {
-        return;
-    }
+/// Answers with `status` and nothing else.
+///
+/// # Errors
+/// The kubelet has gone.
+pub(super) async fn send(kubelet: &mut TcpStream, status: u16) -> io::Result<()> {
+    let head = head(status);
+    // The answer and our end of the stream leave in one segment.
+    let flags = libc::MSG_MORE | libc::MSG_NOSIGNAL;
+    let sent = SockRef::from(&*kubelet)
+        .send_with_flags(head.as_bytes(), flags)
+        .unwrap_or_default();
+    kubelet.write_all(&head.as_bytes()[sent..]).await?;
+    kubelet.shutdown().await
+}
+
+/// Waits for the kubelet to hang up once it was answered: closing with unread bytes would reset the
+/// connection and could take the answer away from it.
+pub(super) async fn part(mut kubelet: TcpStream) {
     let drained = async {
         let mut scratch = [0; 512];
         let mut left = LINGER_BYTES;
@@ -61,7 +72,7 @@ pub(super) async fn hung_up(kubelet: &TcpStream) {
     while kubelet.readable().await.is_ok() {
         match kubelet.try_read(&mut scratch) {
             Ok(1..) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(0) | Err(_) => return,
         }
     }

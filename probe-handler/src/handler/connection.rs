@@ -45,7 +45,7 @@ impl Handler {
             None => {
                 debug!(%address, "endpoint is gone: relayed");
                 self.metrics.relayed("endpoint_gone");
-                relay(kubelet, address, &[]).await;
+                Box::pin(relay(kubelet, address, &[])).await;
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, warn};
 
@@ -55,6 +55,8 @@ impl Handler {
             tokio::select! {
                 accepted = listener.accept() => {
                     failing = self.accepted(accepted, &mut connections, failing).await;
+                    // Serve it before looking for the next one.
+                    yield_now().await;
                 }
                 Some(done) = connections.join_next() => reap(done),
                 () = drained(&mut drain) => break,

@@ -65,24 +65,25 @@ impl<'a> Visit<'a> {
                 drop((early, permit));
                 debug!(address = %self.endpoint.address, "no declared probe: relayed");
                 self.handler.metrics.relayed("undeclared");
-                relay(self.kubelet, self.endpoint.address, &self.bytes).await;
+                Box::pin(relay(self.kubelet, self.endpoint.address, &self.bytes)).await;
             }
             Decision::Splice(route) => match permit.or_else(|| pod.admit()) {
-                Some(_permit) => self.splice(&route, early).await,
+                Some(_permit) => Box::pin(self.splice(&route, early)).await,
                 None => {
                     self.conclude(&route, overloaded());
                     reset(self.kubelet);
                 }
             },
             Decision::Check(route) => {
+                let mut spent = None;
                 let finding = match permit.or_else(|| pod.admit()) {
-                    Some(_permit) => self.check(&route, early).await,
+                    Some(_permit) => self.check(&route, early, &mut spent).await,
                     None => overloaded(),
                 };
                 if finding.reason == Reason::Dial {
                     self.stand_aside(&route, finding).await;
                 } else {
-                    self.answer(&route, finding).await;
+                    self.answer(&route, finding, spent).await;
                 }
             }
         }
@@ -112,8 +113,13 @@ impl<'a> Visit<'a> {
         }
     }
 
-    /// Executes the check of `route` for the request in `bytes`.
-    async fn check(&self, route: &Route, early: EarlyDial<'a>) -> Finding {
+    /// Executes the check of `route` for the request in `bytes`. `spent`: see [`HttpCheck::run`].
+    async fn check(
+        &self,
+        route: &Route,
+        early: EarlyDial<'a>,
+        spent: &mut Option<TcpStream>,
+    ) -> Finding {
         let deadline = deadline(route, self.since);
         let dialer = &*self.endpoint.pod.dialer;
         let visited = self.endpoint.address;
@@ -137,12 +143,13 @@ impl<'a> Visit<'a> {
                         head: &head,
                         hook: route.is_hook(),
                     };
-                    check.run(early.finish(dialer, address).await).await
+                    let connection = early.finish(dialer, address).await;
+                    check.run(connection, spent).await
                 }
                 Action::Tcp { .. } => tcp::check(dialer, address).await,
                 Action::Grpc { service, .. } => {
                     let agent = request.header("user-agent");
-                    grpc::check(dialer, address, service, agent, deadline).await
+                    Box::pin(grpc::check(dialer, address, service, agent, deadline)).await
                 }
             }
         };
@@ -162,8 +169,8 @@ impl<'a> Visit<'a> {
         relay(self.kubelet, self.endpoint.address, &self.bytes).await;
     }
 
-    /// Notes what was found and tells the kubelet, if it still listens.
-    async fn answer(self, route: &Route, finding: Finding) {
+    /// Notes what was found and tells the kubelet, if it still listens; then closes `spent`.
+    async fn answer(mut self, route: &Route, finding: Finding, spent: Option<TcpStream>) {
         let Finding { reason, status, .. } = finding;
         self.conclude(route, finding);
         if reason == Reason::Cancelled {
@@ -173,7 +180,11 @@ impl<'a> Visit<'a> {
         if route.is_hook() && !reason.reached_app() {
             reset(self.kubelet);
         } else {
-            answer::status(self.kubelet, status).await;
+            let sent = answer::send(&mut self.kubelet, status).await;
+            drop(spent);
+            if sent.is_ok() {
+                answer::part(self.kubelet).await;
+            }
         }
     }
 

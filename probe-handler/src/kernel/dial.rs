@@ -12,13 +12,12 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::{Gid, Uid, setfsuid};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpSocket;
 
 use crate::check::dial::Dial;
 use crate::kernel::netns::Netns;
@@ -89,7 +88,7 @@ impl PodDialer {
 }
 
 impl Dial for PodDialer {
-    fn socket(&self, to: SocketAddr) -> io::Result<TcpSocket> {
+    fn socket(&self, to: SocketAddr) -> io::Result<Socket> {
         let socket = self.netns.within(|| {
             let _owner = self.owner.map(FsUid::set);
             Socket::new(
@@ -100,8 +99,7 @@ impl Dial for PodDialer {
         })??;
         self.bind(&socket, to.ip())?;
         socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-        // SAFETY: a socket that we own and hand over.
-        Ok(unsafe { TcpSocket::from_raw_fd(socket.into_raw_fd()) })
+        Ok(socket)
     }
 }
 

@@ -183,6 +183,10 @@ async fn accept(listener: TcpListener, connection: Connection, state: Arc<State>
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
+                // As servers do by themselves in Go and in most other languages.
+                if let Err(error) = stream.set_nodelay(true) {
+                    eprintln!("testbed app: TCP_NODELAY: {error}");
+                }
                 let (connection, state) = (connection.clone(), Arc::clone(&state));
                 // A client that hangs up is what some tests are about.
                 tokio::spawn(async move { drop(connection.serve(stream, peer, &state).await) });

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -38,11 +38,11 @@ pub(super) const LONG: Duration = Duration::from_secs(20);
 struct InPod;
 
 impl Dial for InPod {
-    fn socket(&self, _to: SocketAddr) -> io::Result<TcpSocket> {
-        let socket = TcpSocket::new_v4()?;
-        socket.bind(SocketAddr::new(IN_POD, 0))?;
-        // As the real one: it must not block the handler.
-        SockRef::from(&socket).set_linger(Some(Duration::from_secs(1)))?;
+    fn socket(&self, _to: SocketAddr) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
+        socket.bind(&SocketAddr::new(IN_POD, 0).into())?;
+        // Must not block the handler.
+        socket.set_linger(Some(Duration::from_secs(1)))?;
         Ok(socket)
     }
 }
@@ -97,16 +97,18 @@ impl World {
 
     /// A connection to the handler, with the flow given.
     pub(super) async fn connect_as(&self, flow: Option<(SocketAddr, FlowState)>) -> TcpStream {
-        let socket = TcpSocket::new_v4().expect("socket");
-        socket
-            .bind("127.0.0.1:0".parse().expect("address"))
-            .expect("bind");
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        socket.bind(&any.into()).expect("bind");
         if let Some((original, state)) = flow {
-            let peer = socket.local_addr().expect("address");
+            let peer = socket.local_addr().expect("address").as_socket();
             let flow = AcceptedFlow { original, state };
-            let _ = self.flows.0.lock().insert(peer, flow);
+            let _ = self.flows.0.lock().insert(peer.expect("address"), flow);
         }
-        socket.connect(self.address).await.expect("connect")
+        // Blocking, which on loopback ends without the handler: awaited, it would run into its reset.
+        socket.connect(&self.address.into()).expect("connect");
+        socket.set_nonblocking(true).expect("non-blocking");
+        TcpStream::from_std(socket.into()).expect("a stream")
     }
 
     /// Sends `request` as the kubelet and reads until the handler hangs up.
@@ -281,7 +283,7 @@ pub(super) fn endpoint(address: SocketAddr, routes: Routes) -> Endpoint {
 pub(super) struct Homeless;
 
 impl Dial for Homeless {
-    fn socket(&self, _to: SocketAddr) -> io::Result<TcpSocket> {
+    fn socket(&self, _to: SocketAddr) -> io::Result<Socket> {
         Err(io::ErrorKind::AddrNotAvailable.into())
     }
 }

@@ -1,0 +1,329 @@
+//! `testbed bench`: what a probe costs with probe-handler, as ratios to the same probe of the same app
+//! without a mesh, from one run.
+//!
+//! Times are medians over samples that took turns (direct, ours, direct, ours ...), so that whatever
+//! else the machine does hits both. Compare ratios, not microseconds of two runs.
+
+mod bpf;
+mod crowd;
+pub mod prober;
+mod process;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::app::AppSpec;
+use crate::app::tls::Certificate;
+use crate::cgroup::Cgroup;
+use crate::daemon::{Daemon, DaemonSpec};
+use crate::interrupt;
+use crate::kubelet::{Kubelet, Probe};
+use crate::pod::{Pod, PodSpec};
+use crate::rules::RuleSet;
+use crate::run::Run;
+use crate::table::render;
+use bpf::Statistics;
+use crowd::Crowd;
+use prober::{Prober, Target};
+
+const HTTP: u16 = 8080;
+const HTTPS: u16 = 8443;
+const GRPC: u16 = 9090;
+const OPEN: u16 = 5432;
+const CLOSED: u16 = 5433;
+const PILOT_AGENT: u16 = 15020;
+const HEALTHY: &str = "/healthy";
+const REWRITTEN: &str = "/app-health/web/livez";
+const GRACE: Duration = Duration::from_secs(10);
+/// Samples thrown away before each measurement.
+const WARM_UP: usize = 50;
+
+/// Options of `testbed bench`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The daemon's program [default: probe-handler beside this one]
+    #[arg(long, value_name = "PATH")]
+    daemon: Option<PathBuf>,
+    /// A tenth of the samples, and no thousand pods
+    #[arg(long)]
+    quick: bool,
+    /// Only this part
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+}
+
+/// A part of the measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Times of probes, processor time, programs.
+    Probes,
+    /// Memory.
+    Memory,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// When a probe does not end as it should, something cannot be set up, or ctrl-C was pressed. A figure
+/// that misses its aim is no error.
+pub fn main(args: &Args) -> Result<()> {
+    interrupt::catch()?;
+    let run = Run::new()?;
+    let cgroup = Cgroup::new(&run, "kubelet")?;
+    let prober = Prober::start(&cgroup)?;
+    if args.only != Some(Part::Memory) {
+        probes(args, &run, &cgroup, &prober)?;
+    }
+    if args.only != Some(Part::Probes) {
+        memory(args, &run, &cgroup, &prober)?;
+    }
+    Ok(())
+}
+
+fn daemon(args: &Args, run: &Run, cgroup: &Cgroup, name: &str) -> Result<Daemon> {
+    DaemonSpec::new(name)
+        .program(args.daemon.as_deref())
+        .kubelet_cgroup(cgroup)
+        .start(run)
+}
+
+fn probes(args: &Args, run: &Run, cgroup: &Cgroup, prober: &Prober) -> Result<()> {
+    let plain = pod(run, "plain", RuleSet::None)?;
+    let istio = pod(run, "istio", RuleSet::IstioRedirect)?;
+    let mut ours = pod(run, "ours", RuleSet::IstioRedirect)?;
+    let mut daemon = daemon(args, run, cgroup, "daemon")?;
+    daemon.serve(&mut ours)?;
+
+    let rounds = if args.quick { 500 } else { 5_000 };
+    let mut rows = Vec::new();
+    http(prober, &plain, &ours, &istio, rounds, &mut rows)?;
+    tcp(prober, &plain, &ours, rounds, &mut rows)?;
+    let costs = costs(prober, &daemon, &plain, &ours, rounds)?;
+    // Last, for its prober is another process: from then on the daemon takes that one for the kubelet.
+    spliced(run, cgroup, &plain, &ours, rounds / 10, &mut rows)?;
+    let header = ["probe", "direct", "measured", "p99", "ratio", "aim"];
+    println!("Probes, medians in µs; direct is the same app in a pod without a mesh:\n");
+    print!("{}", render(header, &rows));
+
+    println!("\nWhat they cost:\n");
+    print!("{}", render(["what", "measured", "aim"], &costs));
+    let _status = daemon.stop(GRACE)?;
+    Ok(())
+}
+
+fn pod(run: &Run, name: &str, rules: RuleSet) -> Result<Pod> {
+    let app = AppSpec::new()
+        .http(HTTP)
+        .https(HTTPS, Certificate::SelfSigned)
+        .grpc(GRPC)
+        .tcp(OPEN);
+    let probed = |name: &str, probe| json!({"name": name, "image": "app", "livenessProbe": probe});
+    let http = |port: u16, scheme: &str| json!({"httpGet": {"path": HEALTHY, "port": port, "scheme": scheme}});
+    let tcp = |port: u16| json!({"tcpSocket": {"port": port}});
+    PodSpec::new(name)
+        .rules(rules)
+        .app(app)
+        .container(probed("web", http(HTTP, "HTTP")))
+        .container(probed("web-tls", http(HTTPS, "HTTPS")))
+        .container(probed("api", json!({"grpc": {"port": GRPC}})))
+        .container(probed("db", tcp(OPEN)))
+        .container(probed("gone", tcp(CLOSED)))
+        .istio_prober(REWRITTEN, http(HTTP, "HTTP"))
+        .start(run)
+        .with_context(|| format!("pod {name}"))
+}
+
+type Row = [String; 6];
+
+fn http(
+    prober: &Prober,
+    plain: &Pod,
+    ours: &Pod,
+    istio: &Pod,
+    rounds: usize,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let target = |pod: &Pod, port, path: &str| Target::Http {
+        address: at(pod, port),
+        path: path.to_owned(),
+    };
+    let targets = [
+        target(plain, HTTP, HEALTHY),
+        target(ours, HTTP, HEALTHY),
+        target(istio, PILOT_AGENT, REWRITTEN),
+    ];
+    let _warm = prober.measure(targets.clone(), WARM_UP)?;
+    let [mut direct, mut ours, mut istio] = prober.measure(targets, rounds)?;
+    rows.push(row("HTTP", &mut direct, &mut ours, "at most 1.4"));
+    rows.push(row(
+        "HTTP, Istio's rewriting",
+        &mut direct,
+        &mut istio,
+        "(to compare)",
+    ));
+    Ok(())
+}
+
+fn tcp(prober: &Prober, plain: &Pod, ours: &Pod, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
+    let targets = [
+        Target::Open {
+            address: at(plain, OPEN),
+        },
+        Target::Open {
+            address: at(ours, OPEN),
+        },
+        Target::Closed {
+            address: at(ours, CLOSED),
+        },
+    ];
+    let _warm = prober.measure(targets.clone(), WARM_UP)?;
+    let [mut direct, mut open, mut closed] = prober.measure(targets, rounds)?;
+    rows.push(row("TCP, open", &mut direct, &mut open, "at most 1.0"));
+    rows.push(row("TCP, closed", &mut direct, &mut closed, "at most 0.1"));
+    Ok(())
+}
+
+/// HTTPS and gRPC, which take a client of more than a few lines: the stand-in kubelet's.
+fn spliced(
+    run: &Run,
+    cgroup: &Cgroup,
+    plain: &Pod,
+    ours: &Pod,
+    rounds: usize,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let kubelet = Kubelet::start(run, cgroup, "kubelet")?;
+    let https = |pod: &Pod| Probe::https(pod.ns.ipv4(), HTTPS, HEALTHY);
+    let grpc = |pod: &Pod| Probe::grpc(pod.ns.ipv4(), GRPC, "");
+    for (what, probes) in [
+        ("HTTPS, spliced", [https(plain), https(ours)]),
+        ("gRPC, spliced", [grpc(plain), grpc(ours)]),
+    ] {
+        let mut samples = [Vec::new(), Vec::new()];
+        for round in 0..WARM_UP + rounds {
+            for (probe, samples) in probes.iter().zip(&mut samples) {
+                let result = kubelet.probe(probe)?;
+                anyhow::ensure!(result.passed(), "{what}: {}", result.message);
+                if round >= WARM_UP {
+                    samples.push(u64::try_from(result.latency.as_nanos())?);
+                }
+            }
+        }
+        let [mut direct, mut ours] = samples;
+        rows.push(row(what, &mut direct, &mut ours, ""));
+    }
+    Ok(())
+}
+
+fn costs(
+    prober: &Prober,
+    daemon: &Daemon,
+    plain: &Pod,
+    ours: &Pod,
+    rounds: usize,
+) -> Result<Vec<[String; 3]>> {
+    let probe = Target::Http {
+        address: at(ours, HTTP),
+        path: HEALTHY.to_owned(),
+    };
+    let before = process::cpu_ns(daemon.pid())?;
+    let _samples = prober.measure([probe.clone()], rounds)?;
+    let cpu = process::cpu_ns(daemon.pid())? - before;
+
+    let _keeping = Statistics::enable()?;
+    let connect4 = |target: Target| -> Result<f64> {
+        let before = bpf::sock_addr_programs(daemon.pid())?;
+        let _samples = prober.measure([target], rounds)?;
+        let after = bpf::sock_addr_programs(daemon.pid())?;
+        bpf::mean(&before, &after, rounds as u64)
+    };
+    let foreign = connect4(Target::Open {
+        address: at(plain, OPEN),
+    })?;
+    let redirected = connect4(probe)?;
+    let refused = connect4(Target::Closed {
+        address: at(ours, CLOSED),
+    })?;
+    let row = |what: &str, measured: String, aim: &str| [what.to_owned(), measured, aim.to_owned()];
+    let us = cpu as f64 / 1e3 / rounds as f64;
+    Ok(vec![
+        row("daemon's CPU per HTTP probe", format!("{us:.1} µs"), ""),
+        row(
+            "connect4, not ours",
+            format!("{foreign:.0} ns"),
+            "under 300 ns",
+        ),
+        row("connect4, redirected", format!("{redirected:.0} ns"), ""),
+        row("connect4, refused", format!("{refused:.0} ns"), ""),
+    ])
+}
+
+fn memory(args: &Args, run: &Run, cgroup: &Cgroup, prober: &Prober) -> Result<()> {
+    let mut daemon = daemon(args, run, cgroup, "crowd")?;
+    let mut crowd = Crowd::new()?;
+    let counts: &[usize] = if args.quick {
+        &[2, 250]
+    } else {
+        &[2, 250, 1_000]
+    };
+    let mut rows = Vec::new();
+    for &count in counts {
+        crowd.grow(run, &daemon, prober, count)?;
+        let memory = process::memory(daemon.pid())?;
+        let mib = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
+        rows.push([
+            count.to_string(),
+            mib(memory.rss),
+            mib(memory.anonymous),
+            mib(memory.pss),
+            (if count == 250 { "16 MiB" } else { "" }).to_owned(),
+        ]);
+    }
+    println!("\nThe daemon's memory, two probes a pod:\n");
+    let header = ["pods", "resident", "of it anonymous", "proportional", "aim"];
+    print!("{}", render(header, &rows));
+    let _status = daemon.stop(GRACE)?;
+    Ok(())
+}
+
+fn at(pod: &Pod, port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(pod.ns.ipv4()), port)
+}
+
+fn row(what: &str, direct: &mut [u64], measured: &mut [u64], aim: &str) -> Row {
+    let [direct, median] = [percentile(direct, 50), percentile(measured, 50)];
+    let p99 = percentile(measured, 99);
+    let us = |ns: u64| format!("{:.1}", ns as f64 / 1e3);
+    [
+        what.to_owned(),
+        us(direct),
+        us(median),
+        us(p99),
+        format!("{:.2}", median as f64 / direct as f64),
+        aim.to_owned(),
+    ]
+}
+
+/// The sample below which `percent` of all samples are; 0 where there are none.
+fn percentile(samples: &mut [u64], percent: usize) -> u64 {
+    samples.sort_unstable();
+    let index = samples.len() * percent / 100;
+    samples.get(index).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percentile;
+
+    #[test]
+    fn a_percentile_is_one_of_the_samples() {
+        let mut samples: Vec<u64> = (1..=100).rev().collect();
+        assert_eq!(percentile(&mut samples, 50), 51);
+        assert_eq!(percentile(&mut samples, 99), 100);
+        assert_eq!(percentile(&mut [], 50), 0);
+    }
+}
