@@ -1,0 +1,175 @@
+//! One pod followed: from nowhere to its network namespace, to the next one, to nowhere again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::Shared;
+use super::name::Uid;
+use super::process::{Absence, Found, Process, look};
+use crate::kernel::netns::{Netns, NetnsId};
+
+/// How soon to look again after something happened in a pod's cgroups. Cgroup v1 does not tell when a
+/// process comes into a cgroup, nor does any when a process joins a network namespace; both follow the
+/// creation of the cgroup within milliseconds.
+const SOONEST: Duration = Duration::from_millis(1);
+/// How long to wait at most.
+const LATEST: Duration = Duration::from_secs(1);
+/// What share of the time since then to wait: what has not happened for a second will not happen in the
+/// next millisecond.
+const SHARE: u32 = 50;
+/// How long another reason for finding nothing must stand before it is told: a sandbox that starts passes
+/// through all of them.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Where a pod is.
+#[derive(Debug)]
+pub enum Placement {
+    /// In this network namespace.
+    In(Arc<Netns>),
+    /// Nowhere, and why.
+    Nowhere(Absence),
+}
+
+/// Follows one pod. Dropping it ends all that is done for the pod.
+pub struct Following {
+    shared: Arc<Shared>,
+    uid: Uid,
+    state: State,
+}
+
+enum State {
+    /// Its namespace is not known.
+    Searching {
+        search: Search,
+        /// The reason told last.
+        told: Option<Absence>,
+    },
+    /// Its namespace was told. It is not held here: it would outlive the pod.
+    Found { netns: NetnsId, process: Process },
+}
+
+/// As long as this lives, changes in the pod's cgroups are noted.
+struct Search {
+    shared: Arc<Shared>,
+    uid: Uid,
+    changes: watch::Receiver<()>,
+    /// When something last happened there; none: not since the search began.
+    since: Option<Instant>,
+}
+
+impl Search {
+    fn new(shared: &Arc<Shared>, uid: &Uid, since: Option<Instant>) -> Self {
+        Self {
+            changes: shared.tree.lock().want(shared.events.get_ref(), uid),
+            shared: Arc::clone(shared),
+            uid: uid.clone(),
+            since,
+        }
+    }
+
+    /// Waits until it is worth while to look again.
+    async fn again(&mut self, absence: &Absence) {
+        let elapsed = self.since.map_or(LATEST * SHARE, |since| since.elapsed());
+        let wait = (elapsed / SHARE).clamp(SOONEST, LATEST);
+        tokio::select! {
+            changed = self.changes.changed() => match changed {
+                Ok(()) => self.since = Some(Instant::now()),
+                // The sender lives as long as this does.
+                Err(_) => sleep(LATEST).await,
+            },
+            () = sleep(wait), if *absence != Absence::NoCgroup => {}
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.since.is_none_or(|since| since.elapsed() >= SETTLED)
+    }
+}
+
+impl Drop for Search {
+    fn drop(&mut self) {
+        self.shared
+            .tree
+            .lock()
+            .release(self.shared.events.get_ref(), &self.uid);
+    }
+}
+
+impl Following {
+    pub(super) fn new(shared: Arc<Shared>, uid: Uid) -> Self {
+        let search = Search::new(&shared, &uid, Some(Instant::now()));
+        Self {
+            shared,
+            uid,
+            state: State::Searching { search, told: None },
+        }
+    }
+
+    /// Where the pod is: at first at once, then each time that it changes. Dropping the future loses
+    /// nothing.
+    pub async fn next(&mut self) -> Placement {
+        loop {
+            match &mut self.state {
+                State::Found { netns, process } => {
+                    if process.ended().await.is_err() {
+                        std::future::pending::<()>().await; // the runtime ends
+                    }
+                    let before = *netns;
+                    match self.look() {
+                        Ok(found) => {
+                            let placement = self.found(found);
+                            if let Placement::In(netns) = &placement
+                                && netns.id() == before
+                            {
+                                continue;
+                            }
+                            return placement;
+                        }
+                        Err(absence) => return self.lost(absence),
+                    }
+                }
+                State::Searching { search, .. } => {
+                    let _ = search.changes.borrow_and_update();
+                    let absence = match self.look() {
+                        Ok(found) => return self.found(found),
+                        Err(absence) => absence,
+                    };
+                    let State::Searching { search, told } = &mut self.state else {
+                        continue;
+                    };
+                    if told.is_none() || (told.as_ref() != Some(&absence) && search.is_settled()) {
+                        *told = Some(absence.clone());
+                        return Placement::Nowhere(absence);
+                    }
+                    search.again(&absence).await;
+                }
+            }
+        }
+    }
+
+    fn look(&self) -> Result<Found, Absence> {
+        let dirs = self.shared.tree.lock().of_pod(&self.uid);
+        look(&dirs, self.shared.node)
+    }
+
+    fn found(&mut self, found: Found) -> Placement {
+        self.state = State::Found {
+            netns: found.netns.id(),
+            process: found.process,
+        };
+        Placement::In(Arc::new(found.netns))
+    }
+
+    fn lost(&mut self, absence: Absence) -> Placement {
+        // Its end as a rule. If it is not, a new cgroup will be made for it.
+        let search = Search::new(&self.shared, &self.uid, None);
+        self.state = State::Searching {
+            search,
+            told: Some(absence.clone()),
+        };
+        Placement::Nowhere(absence)
+    }
+}
