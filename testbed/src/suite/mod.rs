@@ -6,6 +6,7 @@
 
 pub mod cases;
 pub mod env;
+mod locate;
 mod rules;
 
 use std::path::PathBuf;
@@ -33,7 +34,7 @@ pub struct Args {
 type Group = (&'static str, fn(&mut Cases) -> Result<()>);
 
 /// All groups, in the order in which they run.
-const GROUPS: &[Group] = &[("rules", rules::run)];
+const GROUPS: &[Group] = &[("rules", rules::run), ("locate", locate::run)];
 
 /// Runs what the filter selects.
 ///

@@ -21,7 +21,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
 pub use following::{Following, Placement};
-pub use hierarchies::Error as HierarchyError;
+pub use hierarchies::{Error as HierarchyError, find as hierarchies};
 pub use process::Absence;
 
 use crate::kernel::netns::{Netns, NetnsId};
