@@ -398,6 +398,11 @@ fn many_at_once(node: &Node) -> Result<()> {
         pods.push((pod, sandbox, app));
     }
     lags.sort_unstable();
+    for task in fs::read_dir("/proc/self/task")?.flatten() {
+        let comm = fs::read_to_string(task.path().join("comm"))?;
+        let stat = fs::read_to_string(task.path().join("schedstat"))?;
+        println!("DEBUG {} {}", comm.trim(), stat.trim());
+    }
     println!(
         "     after the sandbox ran: median {:?}, 99th of {MANY} {:?}, last {:?}; {late} after the app ran",
         lags[MANY / 2],

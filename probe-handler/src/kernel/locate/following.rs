@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Shared;
 use super::name::Uid;
-use super::process::{Absence, Found, Process, look};
+use super::process::{Absence, Found, Process, is_in, look};
 use crate::kernel::netns::{Netns, NetnsId};
 
 /// How soon to look again after something happened in a pod's cgroups. Cgroup v1 does not tell when a
@@ -20,6 +20,8 @@ const LATEST: Duration = Duration::from_secs(1);
 /// What share of the time since then to wait: what has not happened for a second will not happen in the
 /// next millisecond.
 const SHARE: u32 = 50;
+/// For how long it will do to look at processes that are about to join a namespace, and not at the cgroups.
+const GLANCES: Duration = Duration::from_millis(10);
 /// How long another reason for finding nothing must stand before it is told: a sandbox that starts passes
 /// through all of them.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -58,6 +60,8 @@ struct Search {
     changes: watch::Receiver<()>,
     /// When something last happened there; none: not since the search began.
     since: Option<Instant>,
+    /// Its processes that were in the node's namespace when looked at last.
+    passed: Vec<u32>,
 }
 
 impl Search {
@@ -67,20 +71,43 @@ impl Search {
             shared: Arc::clone(shared),
             uid: uid.clone(),
             since,
+            passed: Vec::new(),
         }
     }
 
     /// Waits until it is worth while to look again.
     async fn again(&mut self, absence: &Absence) {
-        let elapsed = self.since.map_or(LATEST * SHARE, |since| since.elapsed());
-        let wait = (elapsed / SHARE).clamp(SOONEST, LATEST);
-        tokio::select! {
-            changed = self.changes.changed() => match changed {
-                Ok(()) => self.since = Some(Instant::now()),
-                // The sender lives as long as this does.
-                Err(_) => sleep(LATEST).await,
-            },
-            () = sleep(wait), if *absence != Absence::NoCgroup => {}
+        if matches!(absence, Absence::NoCgroup | Absence::NoContainer) {
+            // The creation of either is told, where both kubelet and runtime use the hierarchy.
+            tokio::select! {
+                _ = self.changes.changed() => self.since = Some(Instant::now()),
+                () = sleep(LATEST), if *absence == Absence::NoContainer => {}
+            }
+            return;
+        }
+        let looked = Instant::now();
+        loop {
+            let elapsed = self.since.map_or(LATEST * SHARE, |since| since.elapsed());
+            let wait = (elapsed / SHARE).clamp(SOONEST, LATEST);
+            // At least this long in any case: a cgroup is made in each hierarchy, a container has
+            // several, and one look will do for all of them.
+            sleep(SOONEST).await;
+            tokio::select! {
+                changed = self.changes.changed() => {
+                    self.since = Some(Instant::now());
+                    if changed.is_ok() {
+                        return;
+                    }
+                }
+                () = sleep(wait - SOONEST) => {}
+            }
+            let node = self.shared.node;
+            if self.passed.is_empty()
+                || looked.elapsed() >= GLANCES
+                || !self.passed.iter().all(|pid| is_in(*pid, node))
+            {
+                return;
+            }
         }
     }
 
@@ -118,7 +145,7 @@ impl Following {
                         std::future::pending::<()>().await; // the runtime ends
                     }
                     let before = *netns;
-                    match self.look() {
+                    match self.shared.look(&self.uid, true, &mut Vec::new()) {
                         Ok(found) => {
                             let placement = self.found(found);
                             if let Placement::In(netns) = &placement
@@ -131,14 +158,13 @@ impl Following {
                         Err(absence) => return self.lost(absence),
                     }
                 }
-                State::Searching { search, .. } => {
+                State::Searching { search, told } => {
                     let _ = search.changes.borrow_and_update();
-                    let absence = match self.look() {
+                    let everywhere = told.is_none() || search.is_settled();
+                    let look = self.shared.look(&self.uid, everywhere, &mut search.passed);
+                    let absence = match look {
                         Ok(found) => return self.found(found),
                         Err(absence) => absence,
-                    };
-                    let State::Searching { search, told } = &mut self.state else {
-                        continue;
                     };
                     if told.is_none() || (told.as_ref() != Some(&absence) && search.is_settled()) {
                         *told = Some(absence.clone());
@@ -148,11 +174,6 @@ impl Following {
                 }
             }
         }
-    }
-
-    fn look(&self) -> Result<Found, Absence> {
-        let dirs = self.shared.tree.lock().of_pod(&self.uid);
-        look(&dirs, self.shared.node)
     }
 
     fn found(&mut self, found: Found) -> Placement {
@@ -171,5 +192,18 @@ impl Following {
             told: Some(absence.clone()),
         };
         Placement::Nowhere(absence)
+    }
+}
+
+impl Shared {
+    /// Looks in all hierarchies, or only in those whose changes are told.
+    fn look(&self, uid: &Uid, everywhere: bool, passed: &mut Vec<u32>) -> Result<Found, Absence> {
+        let tree = self.tree.lock();
+        let dirs = match everywhere {
+            true => tree.of_pod(uid),
+            false => tree.first_of_pod(uid),
+        };
+        drop(tree);
+        look(&dirs, self.node, passed)
     }
 }

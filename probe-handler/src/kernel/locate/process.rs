@@ -23,8 +23,11 @@ pub enum Absence {
     /// The kubelet has made no cgroup for it.
     #[error("no cgroup bears its UID (yet)")]
     NoCgroup,
-    /// Its cgroup has no process.
-    #[error("no process runs in its cgroup (yet)")]
+    /// Nothing is in its cgroup.
+    #[error("no container is in its cgroup (yet)")]
+    NoContainer,
+    /// Its containers' cgroups have no process.
+    #[error("no process runs in its containers' cgroups (yet)")]
     NoProcess,
     /// The processes found share the node's namespace.
     #[error(
@@ -41,6 +44,18 @@ pub enum Absence {
     Refused(String),
 }
 
+impl Absence {
+    /// How far the pod has come.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::NoCgroup => 0,
+            Self::NoContainer => 1,
+            Self::NoProcess => 2,
+            Self::Host | Self::OtherPids | Self::Refused(_) => 3,
+        }
+    }
+}
+
 /// A process in a pod's network namespace.
 pub struct Found {
     /// The process.
@@ -55,17 +70,6 @@ pub struct Process {
 }
 
 impl Process {
-    fn open(pid: u32) -> io::Result<Self> {
-        // SAFETY: a system call on plain integers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        let fd = i32::try_from(nix::errno::Errno::result(fd)?).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just given us this descriptor.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: an `OwnedFd` is always the same open descriptor until it is dropped.
-        let pidfd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-        Ok(Self { pidfd })
-    }
-
     /// Waits until the process has ended.
     ///
     /// # Errors
@@ -75,11 +79,19 @@ impl Process {
         let _ready = self.pidfd.readable().await?;
         Ok(())
     }
+}
 
-    fn has_ended(&self) -> io::Result<bool> {
-        let mut fds = [PollFd::new(self.pidfd.get_ref().as_fd(), PollFlags::POLLIN)];
-        Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
-    }
+fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: a system call on plain integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(nix::errno::Errno::result(fd)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
 }
 
 /// Looks for a process in another network namespace than `node`'s in the cgroups `dirs` of one pod and
@@ -90,72 +102,88 @@ impl Process {
 /// joined the pod's, and some runtimes keep their monitor in the pod's cgroup.
 ///
 /// # Errors
-/// Why there is none.
-pub fn look<'a>(
-    dirs: impl IntoIterator<Item = &'a PathBuf>,
-    node: NetnsId,
-) -> Result<Found, Absence> {
+/// Why there is none. The processes passed over are left in `passed`.
+pub fn look(dirs: &[PathBuf], node: NetnsId, passed: &mut Vec<u32>) -> Result<Found, Absence> {
+    passed.clear();
     let mut absence = Absence::NoCgroup;
     for dir in dirs {
-        match look_in(dir, node) {
+        match look_in(dir, node, passed) {
             Ok(found) => return Ok(found),
-            Err(Absence::NoCgroup) => {}
-            Err(Absence::NoProcess) if absence != Absence::NoCgroup => {}
+            // What one hierarchy shows, another may not show yet.
+            Err(other) if other.rank() >= absence.rank() => absence = other,
+            Err(_) => {}
+        }
+    }
+    Err(absence)
+}
+
+fn look_in(dir: &Path, node: NetnsId, passed: &mut Vec<u32>) -> Result<Found, Absence> {
+    let mut members = Vec::new();
+    let mut absence = match collect(dir, MAX_DEPTH, &mut members) {
+        None => return Err(Absence::NoCgroup),
+        Some(0) if members.is_empty() => return Err(Absence::NoContainer),
+        Some(_) => Absence::NoProcess,
+    };
+    // Most looks meet a process on its way from the node's namespace: that is told by a glance.
+    let mut elsewhere = Vec::new();
+    for member in members {
+        if member.pid == 0 {
+            absence = Absence::OtherPids; // cgroups(7): not visible in our pid namespace
+        } else if is_in(member.pid, node) {
+            absence = Absence::Host;
+            if !passed.contains(&member.pid) {
+                passed.push(member.pid);
+            }
+        } else {
+            elsewhere.push((start_time(member.pid).unwrap_or(u64::MAX), member));
+        }
+    }
+    elsewhere.sort_unstable_by_key(|(started, member)| (*started, member.pid));
+    for (_, member) in &elsewhere {
+        match member.open() {
+            Ok(Some(found)) if found.netns.id() != node => return Ok(found),
+            Ok(_) => {}
             Err(other) => absence = other,
         }
     }
     Err(absence)
 }
 
-fn look_in(dir: &Path, node: NetnsId) -> Result<Found, Absence> {
-    let mut members = Vec::new();
-    if !collect(dir, MAX_DEPTH, &mut members) {
-        return Err(Absence::NoCgroup);
-    }
-    members.sort_unstable_by_key(|member| (member.started, member.pid));
-    let mut absence = Absence::NoProcess;
-    for member in &members {
-        match member.open() {
-            Ok(None) => {}
-            Ok(Some(found)) if found.netns.id() != node => return Ok(found),
-            Ok(Some(_)) => absence = Absence::Host,
-            Err(other) => absence = other,
-        }
-    }
-    Err(absence)
+/// Whether process `pid` is there and its network namespace is `netns`, for now.
+pub fn is_in(pid: u32, netns: NetnsId) -> bool {
+    NetnsId::at(&netns_path(pid)).is_ok_and(|id| id == netns)
+}
+
+fn netns_path(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/ns/net"))
 }
 
 /// A process listed in a cgroup.
 struct Member {
     cgroup: PathBuf,
     pid: u32,
-    /// Clock ticks since boot.
-    started: u64,
 }
 
-/// Lists the processes of the cgroup `dir` and those below it; false when it is not there.
-fn collect(dir: &Path, depth: usize, into: &mut Vec<Member>) -> bool {
-    let Ok(meta) = std::fs::metadata(dir) else {
-        return false;
-    };
+/// Lists the processes of the cgroup `dir` and those below it. Returns how many cgroups are directly in
+/// it; none when it is not there.
+fn collect(dir: &Path, depth: usize, into: &mut Vec<Member>) -> Option<u64> {
+    // A directory of a cgroup file system has one link for each directory in it, and two of its own.
+    let children = std::fs::metadata(dir).ok()?.nlink().saturating_sub(2);
     // A threaded cgroup does not tell (EOPNOTSUPP), one just removed neither.
     for pid in cgroup::processes(dir).unwrap_or_default() {
         into.push(Member {
             cgroup: dir.to_owned(),
             pid,
-            started: start_time(pid).unwrap_or(u64::MAX),
         });
     }
-    // A directory of a cgroup file system has one link for each directory in it, and two of its own.
-    if depth == 0 || meta.nlink() == 2 {
-        return true;
-    }
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let _ = collect(&entry.path(), depth - 1, into);
+    if depth > 0 && children > 0 {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let _ = collect(&entry.path(), depth - 1, into);
+            }
         }
     }
-    true
+    Some(children)
 }
 
 impl Member {
@@ -165,39 +193,39 @@ impl Member {
     /// in the cgroup after that, and seen alive after the namespace was opened: in between, the id was
     /// its own.
     fn open(&self) -> Result<Option<Found>, Absence> {
-        if self.pid == 0 {
-            return Err(Absence::OtherPids); // cgroups(7): not visible in our pid namespace
-        }
-        let process = match Process::open(self.pid) {
-            Ok(process) => process,
-            Err(error) if is_gone(&error) => return Ok(None),
-            Err(error) => return Err(self.refused("watch", &error)),
+        let opened = || -> io::Result<Option<(OwnedFd, Netns)>> {
+            let pidfd = pidfd_open(self.pid)?;
+            let listed = cgroup::processes(&self.cgroup).unwrap_or_default();
+            if !listed.contains(&self.pid) {
+                return Ok(None);
+            }
+            let netns = Netns::open(&netns_path(self.pid))?;
+            Ok((!has_ended(&pidfd)?).then_some((pidfd, netns)))
         };
-        let listed = cgroup::processes(&self.cgroup).unwrap_or_default();
-        if !listed.contains(&self.pid) {
-            return Ok(None);
-        }
-        let opened = Netns::open(Path::new(&format!("/proc/{}/ns/net", self.pid)));
-        if process
-            .has_ended()
-            .map_err(|error| self.refused("watch", &error))?
-        {
-            return Ok(None);
-        }
-        match opened {
-            Ok(netns) => Ok(Some(Found { process, netns })),
-            Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(self.refused("open the network namespace of", &error)),
-        }
-    }
-
-    fn refused(&self, what: &str, error: &io::Error) -> Absence {
-        // Without the process's id, which would make each try a new message.
-        Absence::Refused(format!("cannot {what} a process in its cgroup: {error}"))
+        let (pidfd, netns) = match opened() {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Ok(None),
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(refused(&error)),
+        };
+        // SAFETY: an `OwnedFd` is always the same open descriptor until it is dropped.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
+            .map_err(|error| refused(&error.into()))?;
+        Ok(Some(Found {
+            process: Process { pidfd },
+            netns,
+        }))
     }
 }
 
-/// `ENOENT` and `ESRCH`: no such process; `EINVAL`: no process any more but a thread's id.
+fn refused(error: &io::Error) -> Absence {
+    // Without the process's id, which would make each try a new message.
+    Absence::Refused(format!(
+        "cannot open the network namespace of a process in its cgroup: {error}"
+    ))
+}
+
+/// `ENOENT` and `ESRCH`: no such process; `EINVAL`: the id of a thread that leads no process any more.
 fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -51,20 +51,32 @@ impl AsRawFd for Events {
 
 /// What is known of the node's cgroups.
 pub struct Tree {
-    roots: Vec<PathBuf>,
+    roots: Vec<Root>,
     watches: HashMap<WatchDescriptor, Watch>,
     /// The directories watched for pods, or for where pods are created.
     by_path: BTreeMap<PathBuf, WatchDescriptor>,
-    pods: HashMap<Uid, BTreeSet<PathBuf>>,
+    /// With the hierarchy, as an index into `roots`.
+    pods: HashMap<Uid, BTreeSet<(usize, PathBuf)>>,
     wanted: HashMap<Uid, Wanted>,
     /// Watches were refused: events alone can't be relied on.
     blind: Option<Errno>,
 }
 
+/// The top of a hierarchy.
+struct Root {
+    path: PathBuf,
+    /// Of version 2.
+    unified: bool,
+}
+
 /// What a watch is for.
 enum Watch {
     /// A directory in which pods are created, or those directories.
-    Dir { path: PathBuf, place: Place },
+    Dir {
+        path: PathBuf,
+        root: usize,
+        place: Place,
+    },
     /// The cgroup of a wanted pod.
     Pod(Uid),
 }
@@ -89,8 +101,12 @@ struct Wanted {
 impl Tree {
     /// Nothing known yet; [`Tree::scan`] is to follow.
     pub fn new(roots: Vec<PathBuf>) -> Self {
+        let root = |path: PathBuf| Root {
+            unified: path.join("cgroup.controllers").exists(),
+            path,
+        };
         Self {
-            roots,
+            roots: roots.into_iter().map(root).collect(),
             watches: HashMap::new(),
             by_path: BTreeMap::new(),
             pods: HashMap::new(),
@@ -103,7 +119,7 @@ impl Tree {
     pub fn scan(&mut self, events: &Events) {
         self.blind = None;
         for dirs in self.pods.values_mut() {
-            dirs.retain(|dir| dir.exists());
+            dirs.retain(|(_, dir)| dir.exists());
         }
         self.pods.retain(|_, dirs| !dirs.is_empty());
         let gone: Vec<PathBuf> = self
@@ -115,12 +131,13 @@ impl Tree {
         for path in gone {
             self.unwatch_dir(events, &path);
         }
-        for root in self.roots.clone() {
-            self.add_dir(events, &root, Place::Above(0));
+        for root in 0..self.roots.len() {
+            let path = self.roots[root].path.clone();
+            self.add_dir(events, &path, root, Place::Above(0));
         }
         let wanted: Vec<Uid> = self.wanted.keys().cloned().collect();
         for uid in wanted {
-            for dir in self.of_pod(&uid) {
+            for dir in self.first_of_pod(&uid) {
                 self.watch_pod(events, &uid, &dir);
             }
             self.tell(&uid);
@@ -134,10 +151,25 @@ impl Tree {
 
     /// The cgroups of a pod, one or more in each hierarchy.
     pub fn of_pod(&self, uid: &Uid) -> Vec<PathBuf> {
-        self.pods.get(uid).into_iter().flatten().cloned().collect()
+        let dirs = self.pods.get(uid).into_iter().flatten();
+        dirs.map(|(_, dir)| dir.clone()).collect()
     }
 
-    /// Begins to look for a pod: changes in its cgroups are told from now on.
+    /// Those in one hierarchy of each version: kubelet and runtime go through all of version 1 alike.
+    pub fn first_of_pod(&self, uid: &Uid) -> Vec<PathBuf> {
+        let Some(dirs) = self.pods.get(uid) else {
+            return Vec::new();
+        };
+        let first = |unified: bool| {
+            let mut roots = dirs.iter().map(|(root, _)| *root);
+            roots.find(|root| self.roots[*root].unified == unified)
+        };
+        let roots = [first(true), first(false)];
+        let dirs = dirs.iter().filter(|(root, _)| roots.contains(&Some(*root)));
+        dirs.map(|(_, dir)| dir.clone()).collect()
+    }
+
+    /// Begins to look for a pod: changes in [`Tree::first_of_pod`] are told from now on.
     pub fn want(&mut self, events: &Events, uid: &Uid) -> watch::Receiver<()> {
         let wanted = self.wanted.entry(uid.clone()).or_insert_with(|| Wanted {
             by: 0,
@@ -146,7 +178,7 @@ impl Tree {
         });
         wanted.by += 1;
         let changes = wanted.changes.subscribe();
-        for dir in self.of_pod(uid) {
+        for dir in self.first_of_pod(uid) {
             self.watch_pod(events, uid, &dir);
         }
         changes
@@ -186,8 +218,8 @@ impl Tree {
             }
             return;
         }
-        let (path, place) = match self.watches.get(&event.wd) {
-            Some(Watch::Dir { path, place }) => (path, *place),
+        let (path, root, place) = match self.watches.get(&event.wd) {
+            Some(Watch::Dir { path, root, place }) => (path, *root, *place),
             Some(Watch::Pod(uid)) => {
                 let uid = uid.clone();
                 self.tell(&uid);
@@ -204,13 +236,13 @@ impl Tree {
         };
         let path = path.join(name);
         if event.mask.contains(AddWatchFlags::IN_CREATE) {
-            self.add_child(events, &path, name, place);
+            self.add_child(events, &path, name, root, place);
         } else {
-            self.remove_child(events, &path, name, place);
+            self.remove_child(events, &path, name, root, place);
         }
     }
 
-    fn add_dir(&mut self, events: &Events, path: &Path, place: Place) {
+    fn add_dir(&mut self, events: &Events, path: &Path, root: usize, place: Place) {
         let mask = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR;
         let Some(wd) = self.watch(events, path, mask) else {
             return;
@@ -222,45 +254,53 @@ impl Tree {
         }
         let watch = Watch::Dir {
             path: path.to_owned(),
+            root,
             place,
         };
         let _ = self.watches.insert(wd, watch);
         // What was there before the watch; what came since is told as well, which does no harm.
         for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                self.add_child(events, &entry.path(), &entry.file_name(), place);
+                self.add_child(events, &entry.path(), &entry.file_name(), root, place);
             }
         }
     }
 
-    fn add_child(&mut self, events: &Events, path: &Path, name: &OsStr, place: Place) {
+    fn add_child(&mut self, events: &Events, path: &Path, name: &OsStr, root: usize, place: Place) {
         match (child(name, place), place) {
-            (Kind::Pods, _) => self.add_dir(events, path, Place::Pods),
+            (Kind::Pods, _) => self.add_dir(events, path, root, Place::Pods),
             (Kind::Pod(uid), _) => {
-                let new = self
-                    .pods
-                    .entry(uid.clone())
-                    .or_default()
-                    .insert(path.to_owned());
-                if new && self.wanted.contains_key(&uid) {
+                let dirs = self.pods.entry(uid.clone()).or_default();
+                let new = dirs.insert((root, path.to_owned()));
+                if new
+                    && self.wanted.contains_key(&uid)
+                    && self.first_of_pod(&uid).iter().any(|first| first == path)
+                {
                     self.watch_pod(events, &uid, path);
                     self.tell(&uid);
                 }
             }
             (Kind::Other, Place::Above(depth)) if depth < MAX_ABOVE => {
-                self.add_dir(events, path, Place::Above(depth + 1));
+                self.add_dir(events, path, root, Place::Above(depth + 1));
             }
             (Kind::Other, _) => {}
         }
     }
 
-    fn remove_child(&mut self, events: &Events, path: &Path, name: &OsStr, place: Place) {
+    fn remove_child(
+        &mut self,
+        events: &Events,
+        path: &Path,
+        name: &OsStr,
+        root: usize,
+        place: Place,
+    ) {
         let Kind::Pod(uid) = child(name, place) else {
             self.unwatch_dir(events, path);
             return;
         };
         if let Some(dirs) = self.pods.get_mut(&uid) {
-            let _ = dirs.remove(path);
+            let _ = dirs.remove(&(root, path.to_owned()));
             if dirs.is_empty() {
                 let _ = self.pods.remove(&uid);
             }
