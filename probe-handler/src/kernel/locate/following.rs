@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::Shared;
 use super::name::Uid;
 use super::process::{Absence, Found, Process, is_in, look};
+use super::tree::watch_pod;
 use crate::kernel::netns::{Netns, NetnsId};
 
 /// How soon to look again after something happened in a pod's cgroups. Cgroup v1 does not tell when a
@@ -67,7 +68,7 @@ struct Search {
 impl Search {
     fn new(shared: &Arc<Shared>, uid: &Uid, since: Option<Instant>) -> Self {
         Self {
-            changes: shared.tree.lock().want(shared.events.get_ref(), uid),
+            changes: shared.tree.lock().want(uid),
             shared: Arc::clone(shared),
             uid: uid.clone(),
             since,
@@ -145,7 +146,7 @@ impl Following {
                         std::future::pending::<()>().await; // the runtime ends
                     }
                     let before = *netns;
-                    match self.shared.look(&self.uid, true, &mut Vec::new()) {
+                    match look_aside(&self.shared, &self.uid, true).await.0 {
                         Ok(found) => {
                             let placement = self.found(found);
                             if let Placement::In(netns) = &placement
@@ -161,7 +162,8 @@ impl Following {
                 State::Searching { search, told } => {
                     let _ = search.changes.borrow_and_update();
                     let everywhere = told.is_none() || search.is_settled();
-                    let look = self.shared.look(&self.uid, everywhere, &mut search.passed);
+                    let (look, passed) = look_aside(&self.shared, &self.uid, everywhere).await;
+                    search.passed = passed;
                     let absence = match look {
                         Ok(found) => return self.found(found),
                         Err(absence) => absence,
@@ -195,15 +197,42 @@ impl Following {
     }
 }
 
+/// Looks on a thread of its own, and returns the processes passed over as well. While another pod's
+/// cgroup is being made, the kernel may keep us waiting for tens of milliseconds, in which other pods must
+/// be found.
+async fn look_aside(
+    shared: &Arc<Shared>,
+    uid: &Uid,
+    everywhere: bool,
+) -> (Result<Found, Absence>, Vec<u32>) {
+    // The semaphore is never closed; a look without a permit does no harm.
+    let permit = Arc::clone(&shared.looks).acquire_owned().await.ok();
+    let (shared, uid) = (Arc::clone(shared), uid.clone());
+    let look = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        let mut passed = Vec::new();
+        let found = shared.look(&uid, everywhere, &mut passed);
+        (found, passed)
+    });
+    look.await.unwrap_or_else(|error| {
+        let why = Absence::Refused(format!("cannot look at its cgroup: {error}"));
+        (Err(why), Vec::new())
+    })
+}
+
 impl Shared {
-    /// Looks in all hierarchies, or only in those whose changes are told.
+    /// Looks in all hierarchies, or only in those whose changes are told, once they are watched.
     fn look(&self, uid: &Uid, everywhere: bool, passed: &mut Vec<u32>) -> Result<Found, Absence> {
-        let tree = self.tree.lock();
+        let events = self.events.get_ref();
+        let unwatched = self.tree.lock().to_watch(uid);
+        for dir in unwatched {
+            let watches = watch_pod(events, &dir);
+            self.tree.lock().watched(events, uid, dir, watches);
+        }
         let dirs = match everywhere {
-            true => tree.of_pod(uid),
-            false => tree.first_of_pod(uid),
+            true => self.tree.lock().of_pod(uid),
+            false => self.tree.lock().first_of_pod(uid),
         };
-        drop(tree);
         look(&dirs, self.node, passed)
     }
 }

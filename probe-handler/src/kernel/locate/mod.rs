@@ -18,6 +18,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 pub use following::{Following, Placement};
@@ -30,6 +31,9 @@ use tree::{Events, Tree};
 
 /// How often to take stock of the node's cgroups when the kernel grants no more watches.
 const RESCAN: Duration = Duration::from_secs(1);
+
+/// How many pods are looked for at the same moment.
+const LOOKS: usize = 16;
 
 /// Pods can't be located.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,8 @@ struct Shared {
     events: AsyncFd<Events>,
     tree: Mutex<Tree>,
     node: NetnsId,
+    /// Bounds the threads that look at once.
+    looks: Arc<Semaphore>,
 }
 
 impl Locator {
@@ -88,6 +94,7 @@ impl Locator {
             events,
             tree: Mutex::new(tree),
             node,
+            looks: Arc::new(Semaphore::new(LOOKS)),
         });
         let keeper = tokio::spawn(keep(Arc::clone(&shared))).abort_handle();
         Ok(Arc::new(Self { shared, keeper }))

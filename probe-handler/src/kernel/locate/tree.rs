@@ -137,9 +137,6 @@ impl Tree {
         }
         let wanted: Vec<Uid> = self.wanted.keys().cloned().collect();
         for uid in wanted {
-            for dir in self.first_of_pod(&uid) {
-                self.watch_pod(events, &uid, &dir);
-            }
             self.tell(&uid);
         }
     }
@@ -169,19 +166,53 @@ impl Tree {
         dirs.map(|(_, dir)| dir.clone()).collect()
     }
 
-    /// Begins to look for a pod: changes in [`Tree::first_of_pod`] are told from now on.
-    pub fn want(&mut self, events: &Events, uid: &Uid) -> watch::Receiver<()> {
+    /// Begins to look for a pod: changes in [`Tree::first_of_pod`], watched by [`watch_pod`], are told from
+    /// now on.
+    pub fn want(&mut self, uid: &Uid) -> watch::Receiver<()> {
         let wanted = self.wanted.entry(uid.clone()).or_insert_with(|| Wanted {
             by: 0,
             changes: watch::Sender::new(()),
             watches: BTreeMap::new(),
         });
         wanted.by += 1;
-        let changes = wanted.changes.subscribe();
-        for dir in self.first_of_pod(uid) {
-            self.watch_pod(events, uid, &dir);
+        wanted.changes.subscribe()
+    }
+
+    /// Which of [`Tree::first_of_pod`] are not watched, if the pod is wanted.
+    pub fn to_watch(&self, uid: &Uid) -> Vec<PathBuf> {
+        let Some(wanted) = self.wanted.get(uid) else {
+            return Vec::new();
+        };
+        let mut dirs = self.first_of_pod(uid);
+        dirs.retain(|dir| !wanted.watches.contains_key(dir));
+        dirs
+    }
+
+    /// Notes what [`watch_pod`] did.
+    pub fn watched(
+        &mut self,
+        events: &Events,
+        uid: &Uid,
+        dir: PathBuf,
+        watches: Result<Vec<WatchDescriptor>, Errno>,
+    ) {
+        let watches = watches.unwrap_or_else(|errno| {
+            self.blind = Some(errno);
+            Vec::new()
+        });
+        // It may have been released meanwhile.
+        let Some(wanted) = self.wanted.get_mut(uid) else {
+            for watch in watches {
+                self.unwatch(events, watch);
+            }
+            return;
+        };
+        for watch in &watches {
+            let _ = self.watches.insert(*watch, Watch::Pod(uid.clone()));
         }
-        changes
+        if !watches.is_empty() {
+            wanted.watches.entry(dir).or_default().extend(watches);
+        }
     }
 
     /// Ends what [`Tree::want`] began.
@@ -276,7 +307,6 @@ impl Tree {
                     && self.wanted.contains_key(&uid)
                     && self.first_of_pod(&uid).iter().any(|first| first == path)
                 {
-                    self.watch_pod(events, &uid, path);
                     self.tell(&uid);
                 }
             }
@@ -313,30 +343,6 @@ impl Tree {
         }
     }
 
-    fn watch_pod(&mut self, events: &Events, uid: &Uid, dir: &Path) {
-        // Containers' cgroups are created here; and version 2 says when the first process comes into any
-        // of them (`populated`, Documentation/admin-guide/cgroup-v2.rst).
-        let targets = [
-            (
-                dir.to_owned(),
-                AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ONLYDIR,
-            ),
-            (dir.join("cgroup.events"), AddWatchFlags::IN_MODIFY),
-        ];
-        for (path, mask) in targets {
-            let Some(wd) = self.watch(events, &path, mask) else {
-                continue;
-            };
-            let _ = self.watches.insert(wd, Watch::Pod(uid.clone()));
-            if let Some(wanted) = self.wanted.get_mut(uid) {
-                let watches = wanted.watches.entry(dir.to_owned()).or_default();
-                if !watches.contains(&wd) {
-                    watches.push(wd);
-                }
-            }
-        }
-    }
-
     fn watch(
         &mut self,
         events: &Events,
@@ -370,6 +376,33 @@ impl Tree {
             wanted.changes.send_replace(());
         }
     }
+}
+
+/// Watches a pod's cgroup. To be called without the tree's lock: while another pod's cgroup is being
+/// made, the kernel may keep us waiting for tens of milliseconds.
+///
+/// # Errors
+/// When there are as many watches as the kernel grants.
+pub fn watch_pod(events: &Events, dir: &Path) -> Result<Vec<WatchDescriptor>, Errno> {
+    // Containers' cgroups are created here; and version 2 says when the first process comes into any of
+    // them (`populated`, Documentation/admin-guide/cgroup-v2.rst).
+    let targets = [
+        (
+            dir.to_owned(),
+            AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ONLYDIR,
+        ),
+        (dir.join("cgroup.events"), AddWatchFlags::IN_MODIFY),
+    ];
+    let mut watches = Vec::new();
+    for (path, mask) in targets {
+        match events.0.add_watch(&path, mask) {
+            Ok(watch) => watches.push(watch),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(errno) if watches.is_empty() => return Err(errno),
+            Err(_) => {}
+        }
+    }
+    Ok(watches)
 }
 
 fn child(name: &OsStr, place: Place) -> Kind {
