@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Shared;
 use super::name::Uid;
-use super::process::{Absence, Found, Process, is_in, look};
+use super::process::{Absence, Found, Member, Process, look};
 use super::tree::watch_pod;
 use crate::kernel::netns::{Netns, NetnsId};
 
@@ -62,7 +62,7 @@ struct Search {
     /// When something last happened there; none: not since the search began.
     since: Option<Instant>,
     /// Its processes that were in the node's namespace when looked at last.
-    passed: Vec<u32>,
+    passed: Vec<Member>,
 }
 
 impl Search {
@@ -105,7 +105,7 @@ impl Search {
             let node = self.shared.node;
             if self.passed.is_empty()
                 || looked.elapsed() >= GLANCES
-                || !self.passed.iter().all(|pid| is_in(*pid, node))
+                || !self.passed.iter().all(|member| member.is_in(node))
             {
                 return;
             }
@@ -162,7 +162,9 @@ impl Following {
                 State::Searching { search, told } => {
                     let _ = search.changes.borrow_and_update();
                     let everywhere = told.is_none() || search.is_settled();
-                    let (look, passed) = look_aside(&self.shared, &self.uid, everywhere).await;
+                    let passed = std::mem::take(&mut search.passed);
+                    let (look, passed) =
+                        look_and_glance(&self.shared, &self.uid, passed, everywhere).await;
                     search.passed = passed;
                     let absence = match look {
                         Ok(found) => return self.found(found),
@@ -197,14 +199,36 @@ impl Following {
     }
 }
 
-/// Looks on a thread of its own, and returns the processes passed over as well. While another pod's
-/// cgroup is being made, the kernel may keep us waiting for tens of milliseconds, in which other pods must
-/// be found.
+/// Looks, and meanwhile keeps an eye on the processes `passed` over before: the namespace that one of
+/// them joins is the pod's, and a look may take until the app's cgroup has been made.
+async fn look_and_glance(
+    shared: &Arc<Shared>,
+    uid: &Uid,
+    passed: Vec<Member>,
+    everywhere: bool,
+) -> (Result<Found, Absence>, Vec<Member>) {
+    let mut look = std::pin::pin!(look_aside(shared, uid, everywhere));
+    loop {
+        let mut joined = passed.iter().filter(|member| !member.is_in(shared.node));
+        if let Some(found) = joined.find_map(|member| member.open().ok().flatten())
+            && found.netns.id() != shared.node
+        {
+            return (Ok(found), passed);
+        }
+        tokio::select! {
+            looked = &mut look => return looked,
+            () = sleep(SOONEST), if !passed.is_empty() => {}
+        }
+    }
+}
+
+/// Looks on a thread of its own, and returns the processes passed over as well. While another cgroup is
+/// being made, the kernel may keep us waiting for tens of milliseconds, in which other pods must be found.
 async fn look_aside(
     shared: &Arc<Shared>,
     uid: &Uid,
     everywhere: bool,
-) -> (Result<Found, Absence>, Vec<u32>) {
+) -> (Result<Found, Absence>, Vec<Member>) {
     // The semaphore is never closed; a look without a permit does no harm.
     let permit = Arc::clone(&shared.looks).acquire_owned().await.ok();
     let (shared, uid) = (Arc::clone(shared), uid.clone());
@@ -221,18 +245,36 @@ async fn look_aside(
 }
 
 impl Shared {
-    /// Looks in all hierarchies, or only in those whose changes are told, once they are watched.
-    fn look(&self, uid: &Uid, everywhere: bool, passed: &mut Vec<u32>) -> Result<Found, Absence> {
-        let events = self.events.get_ref();
-        let unwatched = self.tree.lock().to_watch(uid);
-        for dir in unwatched {
-            let watches = watch_pod(events, &dir);
-            self.tree.lock().watched(events, uid, dir, watches);
-        }
-        let dirs = match everywhere {
+    /// Looks in all hierarchies, or only in those whose changes are told, of which the first that shows a
+    /// process will do.
+    fn look(
+        &self,
+        uid: &Uid,
+        everywhere: bool,
+        passed: &mut Vec<Member>,
+    ) -> Result<Found, Absence> {
+        let mut absence = Absence::NoCgroup;
+        let first = self.tree.lock().first_of_pod(uid);
+        let others = match everywhere {
             true => self.tree.lock().of_pod(uid),
-            false => self.tree.lock().first_of_pod(uid),
+            false => Vec::new(),
         };
-        look(&dirs, self.node, passed)
+        let others = others.into_iter().filter(|dir| !first.contains(dir));
+        let dirs = first.iter().map(|dir| (dir.clone(), true));
+        for (dir, is_first) in dirs.chain(others.map(|dir| (dir, false))) {
+            if is_first && self.tree.lock().is_to_watch(uid, &dir) {
+                let events = self.events.get_ref();
+                let watches = watch_pod(events, &dir);
+                self.tree.lock().watched(events, uid, &dir, watches);
+            }
+            match look(&dir, self.node, passed) {
+                Ok(found) => return Ok(found),
+                Err(Absence::Host) if !everywhere => return Err(Absence::Host),
+                // What one hierarchy shows, another may not show yet.
+                Err(other) if other.rank() >= absence.rank() => absence = other,
+                Err(_) => {}
+            }
+        }
+        Err(absence)
     }
 }

@@ -46,7 +46,7 @@ pub enum Absence {
 
 impl Absence {
     /// How far the pod has come.
-    fn rank(&self) -> u8 {
+    pub fn rank(&self) -> u8 {
         match self {
             Self::NoCgroup => 0,
             Self::NoContainer => 1,
@@ -94,46 +94,29 @@ fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
     Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
 }
 
-/// Looks for a process in another network namespace than `node`'s in the cgroups `dirs` of one pod and
-/// below them. Of several the oldest is taken: the sandbox's own as a rule, and in any case the first of
-/// a container, which is older than the namespaces that a container may make within itself.
+/// Looks for a process in another network namespace than `node`'s in the cgroup `dir` of a pod and below
+/// it. Of several the oldest is taken: the sandbox's own as a rule, and in any case the first of a
+/// container, which is older than the namespaces that a container may make within itself.
 ///
-/// Processes in the node's namespace are passed over: a container's first process is there until it has
-/// joined the pod's, and some runtimes keep their monitor in the pod's cgroup.
+/// Processes in the node's namespace are passed over, and left in `passed`: a container's first process is
+/// there until it has joined the pod's, and some runtimes keep their monitor in the pod's cgroup.
 ///
 /// # Errors
-/// Why there is none. The processes passed over are left in `passed`.
-pub fn look(dirs: &[PathBuf], node: NetnsId, passed: &mut Vec<u32>) -> Result<Found, Absence> {
-    passed.clear();
-    let mut absence = Absence::NoCgroup;
-    for dir in dirs {
-        match look_in(dir, node, passed) {
-            Ok(found) => return Ok(found),
-            // What one hierarchy shows, another may not show yet.
-            Err(other) if other.rank() >= absence.rank() => absence = other,
-            Err(_) => {}
-        }
-    }
-    Err(absence)
-}
-
-fn look_in(dir: &Path, node: NetnsId, passed: &mut Vec<u32>) -> Result<Found, Absence> {
+/// Why there is none.
+pub fn look(dir: &Path, node: NetnsId, passed: &mut Vec<Member>) -> Result<Found, Absence> {
     let mut members = Vec::new();
     let mut absence = match collect(dir, MAX_DEPTH, &mut members) {
         None => return Err(Absence::NoCgroup),
         Some(0) if members.is_empty() => return Err(Absence::NoContainer),
         Some(_) => Absence::NoProcess,
     };
-    // Most looks meet a process on its way from the node's namespace: that is told by a glance.
     let mut elsewhere = Vec::new();
     for member in members {
         if member.pid == 0 {
             absence = Absence::OtherPids; // cgroups(7): not visible in our pid namespace
-        } else if is_in(member.pid, node) {
+        } else if member.is_in(node) {
             absence = Absence::Host;
-            if !passed.contains(&member.pid) {
-                passed.push(member.pid);
-            }
+            passed.push(member);
         } else {
             elsewhere.push((start_time(member.pid).unwrap_or(u64::MAX), member));
         }
@@ -149,17 +132,9 @@ fn look_in(dir: &Path, node: NetnsId, passed: &mut Vec<u32>) -> Result<Found, Ab
     Err(absence)
 }
 
-/// Whether process `pid` is there and its network namespace is `netns`, for now.
-pub fn is_in(pid: u32, netns: NetnsId) -> bool {
-    NetnsId::at(&netns_path(pid)).is_ok_and(|id| id == netns)
-}
-
-fn netns_path(pid: u32) -> PathBuf {
-    PathBuf::from(format!("/proc/{pid}/ns/net"))
-}
-
 /// A process listed in a cgroup.
-struct Member {
+#[derive(Clone, Debug)]
+pub struct Member {
     cgroup: PathBuf,
     pid: u32,
 }
@@ -187,19 +162,31 @@ fn collect(dir: &Path, depth: usize, into: &mut Vec<Member>) -> Option<u64> {
 }
 
 impl Member {
+    /// Whether it is there and its network namespace is `netns`, for now.
+    pub fn is_in(&self, netns: NetnsId) -> bool {
+        NetnsId::at(&self.netns_path()).is_ok_and(|id| id == netns)
+    }
+
+    fn netns_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.pid))
+    }
+
     /// Opens the process and its network namespace; none if it ended or moved meanwhile.
     ///
     /// The id may go to another process at any time. So the process is held by a descriptor, seen again
     /// in the cgroup after that, and seen alive after the namespace was opened: in between, the id was
     /// its own.
-    fn open(&self) -> Result<Option<Found>, Absence> {
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn open(&self) -> Result<Option<Found>, Absence> {
         let opened = || -> io::Result<Option<(OwnedFd, Netns)>> {
             let pidfd = pidfd_open(self.pid)?;
             let listed = cgroup::processes(&self.cgroup).unwrap_or_default();
             if !listed.contains(&self.pid) {
                 return Ok(None);
             }
-            let netns = Netns::open(&netns_path(self.pid))?;
+            let netns = Netns::open(&self.netns_path())?;
             Ok((!has_ended(&pidfd)?).then_some((pidfd, netns)))
         };
         let (pidfd, netns) = match opened() {

@@ -105,8 +105,11 @@ impl Tree {
             unified: path.join("cgroup.controllers").exists(),
             path,
         };
+        let mut roots: Vec<Root> = roots.into_iter().map(root).collect();
+        // Version 2 first: it tells more.
+        roots.sort_by_key(|root| !root.unified);
         Self {
-            roots: roots.into_iter().map(root).collect(),
+            roots,
             watches: HashMap::new(),
             by_path: BTreeMap::new(),
             pods: HashMap::new(),
@@ -178,14 +181,10 @@ impl Tree {
         wanted.changes.subscribe()
     }
 
-    /// Which of [`Tree::first_of_pod`] are not watched, if the pod is wanted.
-    pub fn to_watch(&self, uid: &Uid) -> Vec<PathBuf> {
-        let Some(wanted) = self.wanted.get(uid) else {
-            return Vec::new();
-        };
-        let mut dirs = self.first_of_pod(uid);
-        dirs.retain(|dir| !wanted.watches.contains_key(dir));
-        dirs
+    /// Whether the pod is wanted and its cgroup `dir` is not watched.
+    pub fn is_to_watch(&self, uid: &Uid, dir: &Path) -> bool {
+        let wanted = self.wanted.get(uid);
+        wanted.is_some_and(|wanted| !wanted.watches.contains_key(dir))
     }
 
     /// Notes what [`watch_pod`] did.
@@ -193,7 +192,7 @@ impl Tree {
         &mut self,
         events: &Events,
         uid: &Uid,
-        dir: PathBuf,
+        dir: &Path,
         watches: Result<Vec<WatchDescriptor>, Errno>,
     ) {
         let watches = watches.unwrap_or_else(|errno| {
@@ -211,7 +210,11 @@ impl Tree {
             let _ = self.watches.insert(*watch, Watch::Pod(uid.clone()));
         }
         if !watches.is_empty() {
-            wanted.watches.entry(dir).or_default().extend(watches);
+            wanted
+                .watches
+                .entry(dir.to_owned())
+                .or_default()
+                .extend(watches);
         }
     }
 
