@@ -103,7 +103,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         .into_iter()
         .filter(|mount| *mount != v2 && !mount.ends_with("cpuset"))
         .collect();
-    let hybrid = [&[v2.clone()], v1.as_slice()].concat();
+    let hybrid = [std::slice::from_ref(&v2), v1.as_slice()].concat();
     for (name, mounts) in [
         ("v2", vec![v2.clone()]),
         ("v1", v1.clone()),
@@ -455,12 +455,10 @@ fn churn(node: &Node) -> Result<()> {
         "watches are left: {size:?}, then {:?}",
         node.locator.size()
     );
-    ensure!(
-        open()? == before,
-        "descriptors are left: {before}, then {}",
-        open()?
-    );
-    Ok(())
+    // A look that nobody waits for any more may hold some for a moment.
+    crate::wait::until("every descriptor closed", SOON, || {
+        open().is_ok_and(|now| now <= before).then_some(())
+    })
 }
 
 /// More happens than the kernel keeps for us.

@@ -7,9 +7,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::Shared;
+use super::events::watch_pod;
 use super::name::Uid;
 use super::process::{Absence, Found, Member, Process, look};
-use super::tree::watch_pod;
 use crate::kernel::netns::{Netns, NetnsId};
 
 /// How soon to look again after something happened in a pod's cgroups. Cgroup v1 does not tell when a
@@ -170,7 +170,8 @@ impl Following {
                         Ok(found) => return self.found(found),
                         Err(absence) => absence,
                     };
-                    if told.is_none() || (told.as_ref() != Some(&absence) && search.is_settled()) {
+                    let settled = search.is_settled() || absence == Absence::NoCgroup;
+                    if told.is_none() || (told.as_ref() != Some(&absence) && settled) {
                         *told = Some(absence.clone());
                         return Placement::Nowhere(absence);
                     }

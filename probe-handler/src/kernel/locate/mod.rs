@@ -4,6 +4,7 @@
 //! waits there until a process shows up ([`process`]), and then for that process to end. So a pod that
 //! runs costs one process descriptor, and only a pod that is looked for has its cgroups watched.
 
+mod events;
 mod following;
 mod hierarchies;
 mod name;
@@ -26,8 +27,9 @@ pub use hierarchies::{Error as HierarchyError, find as hierarchies};
 pub use process::Absence;
 
 use crate::kernel::netns::{Netns, NetnsId};
+use events::Events;
 use name::Uid;
-use tree::{Events, Tree};
+use tree::Tree;
 
 /// How often to take stock of the node's cgroups when the kernel grants no more watches.
 const RESCAN: Duration = Duration::from_secs(1);

@@ -7,47 +7,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InotifyEvent, WatchDescriptor};
 use tokio::sync::watch;
 
+use super::events::Events;
 use super::name::{Kind, Uid, kind};
 
 /// How many directories may lie between a hierarchy's root and `kubepods`: kind and k3d run the kubelet
 /// in `/docker/<id>/kubelet`, systemd has `/a.slice/a-b.slice`.
 const MAX_ABOVE: usize = 3;
-
-/// The inotify instance, as tokio wants it.
-pub struct Events(Inotify);
-
-impl Events {
-    /// An instance of its own.
-    ///
-    /// # Errors
-    /// Those of `inotify_init1`: EMFILE when the user has fs.inotify.max_user_instances of them.
-    pub fn new() -> io::Result<Self> {
-        let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
-        Ok(Self(Inotify::init(flags)?))
-    }
-
-    /// What happened; `WouldBlock` when nothing did.
-    ///
-    /// # Errors
-    /// Those of `read`.
-    pub fn read(&self) -> io::Result<Vec<InotifyEvent>> {
-        Ok(self.0.read_events()?)
-    }
-}
-
-impl AsRawFd for Events {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
 
 /// What is known of the node's cgroups.
 pub struct Tree {
@@ -169,7 +140,7 @@ impl Tree {
         dirs.map(|(_, dir)| dir.clone()).collect()
     }
 
-    /// Begins to look for a pod: changes in [`Tree::first_of_pod`], watched by [`watch_pod`], are told from
+    /// Begins to look for a pod: changes in [`Tree::first_of_pod`], watched by [`watch_pod`](super::events::watch_pod), are told from
     /// now on.
     pub fn want(&mut self, uid: &Uid) -> watch::Receiver<()> {
         let wanted = self.wanted.entry(uid.clone()).or_insert_with(|| Wanted {
@@ -187,7 +158,7 @@ impl Tree {
         wanted.is_some_and(|wanted| !wanted.watches.contains_key(dir))
     }
 
-    /// Notes what [`watch_pod`] did.
+    /// Notes what [`watch_pod`](super::events::watch_pod) did.
     pub fn watched(
         &mut self,
         events: &Events,
@@ -352,7 +323,7 @@ impl Tree {
         path: &Path,
         mask: AddWatchFlags,
     ) -> Option<WatchDescriptor> {
-        match events.0.add_watch(path, mask) {
+        match events.add_watch(path, mask) {
             Ok(wd) => Some(wd),
             Err(Errno::ENOENT | Errno::ENOTDIR) => None,
             Err(errno) => {
@@ -371,7 +342,7 @@ impl Tree {
     fn unwatch(&mut self, events: &Events, wd: WatchDescriptor) {
         let _ = self.watches.remove(&wd);
         // EINVAL: the kernel has taken it off already.
-        let _ = events.0.rm_watch(wd);
+        let _ = events.rm_watch(wd);
     }
 
     fn tell(&self, uid: &Uid) {
@@ -379,33 +350,6 @@ impl Tree {
             wanted.changes.send_replace(());
         }
     }
-}
-
-/// Watches a pod's cgroup. To be called without the tree's lock: while another pod's cgroup is being
-/// made, the kernel may keep us waiting for tens of milliseconds.
-///
-/// # Errors
-/// When there are as many watches as the kernel grants.
-pub fn watch_pod(events: &Events, dir: &Path) -> Result<Vec<WatchDescriptor>, Errno> {
-    // Containers' cgroups are created here; and version 2 says when the first process comes into any of
-    // them (`populated`, Documentation/admin-guide/cgroup-v2.rst).
-    let targets = [
-        (
-            dir.to_owned(),
-            AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ONLYDIR,
-        ),
-        (dir.join("cgroup.events"), AddWatchFlags::IN_MODIFY),
-    ];
-    let mut watches = Vec::new();
-    for (path, mask) in targets {
-        match events.0.add_watch(&path, mask) {
-            Ok(watch) => watches.push(watch),
-            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-            Err(errno) if watches.is_empty() => return Err(errno),
-            Err(_) => {}
-        }
-    }
-    Ok(watches)
 }
 
 fn child(name: &OsStr, place: Place) -> Kind {
