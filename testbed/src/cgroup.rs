@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::run::Run;
 use crate::wait;
@@ -23,7 +25,7 @@ impl Cgroup {
     /// # Errors
     /// When cgroup2 is not mounted, or the cgroup cannot be made.
     pub fn new(run: &Run, name: &str) -> Result<Self> {
-        let path = mount()?.join(format!("{PREFIX}{}", run.id())).join(name);
+        let path = top(&mount()?, run.id()).join(name);
         fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self { path })
     }
@@ -84,21 +86,49 @@ pub fn mount() -> Result<PathBuf> {
         .context("cgroup2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup")
 }
 
-/// Removes what a run left, leaves first; errors are printed.
-pub(crate) fn remove_all(run_id: &str) {
-    let Ok(mount) = mount() else { return };
-    let top = mount.join(format!("{PREFIX}{run_id}"));
-    if !top.is_dir() {
-        return;
-    }
-    for child in fs::read_dir(&top).into_iter().flatten().flatten() {
-        if child.path().is_dir()
-            && let Err(error) = fs::remove_dir(child.path())
-        {
-            eprintln!("testbed: removing {}: {error}", child.path().display());
+/// The directory of a run in the hierarchy mounted at `mount`.
+pub fn top(mount: &Path, run_id: &str) -> PathBuf {
+    mount.join(format!("{PREFIX}{run_id}"))
+}
+
+/// Removes the cgroup at `path` and all below it, as far as they have no processes.
+pub fn remove_tree(path: &Path) {
+    for child in fs::read_dir(path).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&child.path());
         }
     }
-    if let Err(error) = fs::remove_dir(&top) {
-        eprintln!("testbed: removing {}: {error}", top.display());
+    let _still_used = fs::remove_dir(path);
+}
+
+/// Removes what a run left in every hierarchy, its processes with it; errors are printed.
+pub(crate) fn remove_all(run_id: &str) {
+    for mount in probe_handler::kernel::locate::hierarchies(None).unwrap_or_default() {
+        let top = top(&mount, run_id);
+        if !top.is_dir() {
+            continue;
+        }
+        let removed = wait::to_clean_up(Duration::from_secs(2), || {
+            kill_in(&top);
+            remove_tree(&top);
+            !top.exists()
+        });
+        if !removed {
+            eprintln!("testbed: {} cannot be removed", top.display());
+        }
+    }
+}
+
+fn kill_in(path: &Path) {
+    let listed = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for pid in listed.lines().filter_map(|line| line.parse().ok()) {
+        if pid > 0 {
+            let _already_dead = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    for child in fs::read_dir(path).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            kill_in(&child.path());
+        }
     }
 }

@@ -23,6 +23,7 @@ pub mod probe;
 pub mod rpc;
 pub mod rules;
 pub mod run;
+pub mod sandbox;
 pub mod selfcheck;
 pub mod sidecar;
 pub mod suite;

@@ -24,6 +24,7 @@ use crate::cli::config::{AgentConfig, KubeletConfig, PodSource};
 use crate::handler::Handler;
 use crate::handler::table::EndpointTable;
 use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
+use crate::kernel::locate::Locator;
 use crate::kernel::maps::ConfigMap;
 use crate::kernel::netns::Netns;
 use crate::kernel::programs::{LoadOptions, Programs};
@@ -85,6 +86,8 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     check_privileges()?;
     raise_descriptor_limit();
     let own_netns = Netns::current().context("cannot open the node's network namespace")?;
+
+    let locator = Locator::new(config.cgroup_root.as_deref())?;
 
     let readiness = Readiness::default();
     let kubelet_ready = readiness.block("kubelet hooks attached");
@@ -165,7 +168,12 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
             anyhow::bail!("--pods kube is not built into this version: use --pods dir:PATH")
         }
     }
-    let registry = RegistryTask::new(Arc::clone(&shared), Arc::clone(&metrics), pods_ready);
+    let registry = RegistryTask::new(
+        Arc::clone(&shared),
+        Arc::clone(&metrics),
+        locator,
+        pods_ready,
+    );
     let _ = tasks.spawn(async move {
         registry.run(from_source).await;
         Ok(())

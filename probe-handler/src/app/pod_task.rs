@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::kernel::address_watch::AddressWatch;
 use crate::kernel::canary::{Canary, canary};
 use crate::kernel::dial::PodDialer;
+use crate::kernel::locate::{Locator, Placement};
 use crate::kernel::netns::{Netns, NetnsId};
 use crate::kernel::nsid::Nsids;
 use crate::pods::model::Pod;
@@ -58,14 +59,22 @@ pub struct Place {
 }
 
 /// Follows `pod`, telling `events`, until aborted or nobody listens.
-pub async fn run(pod: Arc<Pod>, generation: u64, events: mpsc::Sender<Event>) {
+pub async fn run(
+    pod: Arc<Pod>,
+    generation: u64,
+    locator: Arc<Locator>,
+    events: mpsc::Sender<Event>,
+) {
     let follower = Follower {
         pod,
         generation,
         events,
     };
     // Ends only when the registry is gone.
-    let _ = follower.follow().await;
+    let _ = match &follower.pod.netns {
+        Some(path) => follower.follow_path(path).await,
+        None => follower.follow_cgroup(&locator).await,
+    };
 }
 
 struct Follower {
@@ -78,22 +87,17 @@ struct Follower {
 struct Closed;
 
 impl Follower {
-    async fn follow(&self) -> Result<(), Closed> {
-        let Some(path) = self.pod.netns.clone() else {
-            return self
-                .tell(News::Lost(
-                    "the source does not name its network namespace (annotation \
-                     probe-handler.io/netns)"
-                        .to_owned(),
-                ))
-                .await;
-        };
+    /// Follows what is at `path`.
+    async fn follow_path(&self, path: &Path) -> Result<(), Closed> {
         let mut last_trouble = String::new();
         loop {
-            match open(&path) {
+            match Netns::open(path).and_then(enter) {
                 Ok((netns, nsid, watch)) => {
                     last_trouble.clear();
-                    let why = self.stay(&path, &netns, nsid, &watch).await?;
+                    let why = tokio::select! {
+                        why = self.stay(&netns, nsid, &watch) => why?,
+                        why = replaced(path, netns.id()) => why,
+                    };
                     self.tell(News::Lost(why)).await?;
                 }
                 Err(error) => {
@@ -108,10 +112,48 @@ impl Follower {
         }
     }
 
-    /// Serves the pod from `netns` for as long as it is the one at `path`; returns why it no longer is.
+    /// Follows the processes in the pod's cgroup.
+    async fn follow_cgroup(&self, locator: &Locator) -> Result<(), Closed> {
+        let mut following = locator.follow(&self.pod.id.uid);
+        let mut placement = following.next().await;
+        loop {
+            placement = match placement {
+                Placement::In(netns) => {
+                    tokio::select! {
+                        closed = self.serve(netns) => return closed,
+                        next = following.next() => next,
+                    }
+                }
+                Placement::Nowhere(why) => {
+                    self.tell(News::Lost(why.to_string())).await?;
+                    following.next().await
+                }
+            };
+        }
+    }
+
+    /// Serves the pod from `netns` for ever, through whatever trouble there is.
+    async fn serve(&self, netns: Arc<Netns>) -> Result<(), Closed> {
+        let mut last_trouble = String::new();
+        loop {
+            let trouble = match subscribe(&netns) {
+                Ok((nsid, watch)) => {
+                    last_trouble.clear();
+                    self.stay(&netns, nsid, &watch).await?
+                }
+                Err(error) => format!("its network namespace cannot be used: {error}"),
+            };
+            if trouble != last_trouble {
+                self.tell(News::Lost(trouble.clone())).await?;
+                last_trouble = trouble;
+            }
+            sleep_until(Instant::now() + SEARCH_PERIOD).await;
+        }
+    }
+
+    /// Serves the pod from `netns` for as long as that can be done; returns why it no longer can.
     async fn stay(
         &self,
-        path: &Path,
         netns: &Arc<Netns>,
         nsid: i32,
         watch: &AddressWatch,
@@ -133,7 +175,6 @@ impl Follower {
             self.tell(News::Placed(place)).await?;
 
             let mut next_canary = Instant::now() + until_next(&result, attempt);
-            let mut next_look = Instant::now() + IDENTITY_PERIOD;
             loop {
                 tokio::select! {
                     changed = watch.changed() => {
@@ -141,16 +182,6 @@ impl Follower {
                             return Ok(format!("cannot watch its addresses: {error}"));
                         }
                         break;
-                    }
-                    () = sleep_until(next_look) => {
-                        next_look = Instant::now() + IDENTITY_PERIOD;
-                        match NetnsId::at(path) {
-                            Ok(id) if id == netns.id() => {}
-                            Ok(_) => return Ok("its network namespace was replaced".to_owned()),
-                            Err(error) => {
-                                return Ok(format!("its network namespace is gone: {error}"));
-                            }
-                        }
                     }
                     () = sleep_until(next_canary) => {
                         attempt += 1;
@@ -204,18 +235,34 @@ fn pod_addresses(netns: &Netns) -> io::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// Opens the namespace and subscribes to its addresses.
-fn open(path: &Path) -> io::Result<(Arc<Netns>, i32, AddressWatch)> {
-    let netns = Netns::open(path)?;
+/// Refuses the node's own namespace, and subscribes to the addresses of any other.
+fn enter(netns: Netns) -> io::Result<(Arc<Netns>, i32, AddressWatch)> {
     if netns.id() == Netns::current()?.id() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "this is the node's own network namespace: pods of the host network are left alone",
         ));
     }
-    let nsid = Nsids::new()?.assign(&netns)?;
-    let watch = AddressWatch::new(&netns)?;
+    let (nsid, watch) = subscribe(&netns)?;
     Ok((Arc::new(netns), nsid, watch))
+}
+
+/// The namespace's id as seen from the kubelet's, and a subscription to its addresses.
+fn subscribe(netns: &Netns) -> io::Result<(i32, AddressWatch)> {
+    let nsid = Nsids::new()?.assign(netns)?;
+    Ok((nsid, AddressWatch::new(netns)?))
+}
+
+/// Waits until the namespace at `path` is no longer `id`; returns what happened to it.
+async fn replaced(path: &Path, id: NetnsId) -> String {
+    loop {
+        sleep_until(Instant::now() + IDENTITY_PERIOD).await;
+        match NetnsId::at(path) {
+            Ok(at) if at == id => {}
+            Ok(_) => return "its network namespace was replaced".to_owned(),
+            Err(error) => return format!("its network namespace is gone: {error}"),
+        }
+    }
 }
 
 /// When to try the canary again: soon while the mesh is still starting, now and then for ever, for rules

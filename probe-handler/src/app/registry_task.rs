@@ -12,6 +12,7 @@ use super::CHANNEL;
 use super::pod_task::{self, Event, News, Place};
 use crate::kernel::canary::Canary;
 use crate::kernel::dial::PodDialer;
+use crate::kernel::locate::Locator;
 use crate::kernel::maps::EndpointMap;
 use crate::observe::metrics::{Metrics, PodState};
 use crate::observe::readiness::BlockReady;
@@ -48,6 +49,7 @@ impl Shared {
 pub struct RegistryTask {
     shared: Arc<Mutex<Shared>>,
     metrics: Arc<Metrics>,
+    locator: Arc<Locator>,
     followers: BTreeMap<String, Follower>,
     running: JoinSet<()>,
     generation: u64,
@@ -64,10 +66,16 @@ struct Follower {
 
 impl RegistryTask {
     /// Not ready (`pods_ready`) until the first pods stand.
-    pub fn new(shared: Arc<Mutex<Shared>>, metrics: Arc<Metrics>, pods_ready: BlockReady) -> Self {
+    pub fn new(
+        shared: Arc<Mutex<Shared>>,
+        metrics: Arc<Metrics>,
+        locator: Arc<Locator>,
+        pods_ready: BlockReady,
+    ) -> Self {
         Self {
             shared,
             metrics,
+            locator,
             followers: BTreeMap::new(),
             running: JoinSet::new(),
             generation: 0,
@@ -160,9 +168,12 @@ impl RegistryTask {
             self.metrics.adopt(&pod.id);
             self.generation += 1;
             let uid = pod.id.uid.clone();
-            let abort = self
-                .running
-                .spawn(pod_task::run(pod, self.generation, events.clone()));
+            let abort = self.running.spawn(pod_task::run(
+                pod,
+                self.generation,
+                Arc::clone(&self.locator),
+                events.clone(),
+            ));
             let follower = Follower {
                 generation: self.generation,
                 abort,

@@ -58,6 +58,8 @@ pub struct AgentConfig {
     pub pods: PodSource,
     /// How to find the kubelet.
     pub kubelet: KubeletConfig,
+    /// Where pods' cgroups are; None: wherever cgroup file systems are mounted.
+    pub cgroup_root: Option<PathBuf>,
     /// Which pods are served.
     pub scope: Scope,
     /// The handler's port; 0: any free one.
@@ -150,6 +152,12 @@ impl AgentConfig {
             None => mistakes.missing("pods", parse::PODS_REMEDY),
         };
         let shared = PreflightConfig::check(&args.shared, mistakes);
+        let cgroup_root = match &args.cgroup_root {
+            Some(path) => mistakes
+                .check("cgroup-root", path, parse::cgroup_root)
+                .map(Some),
+            None => Some(None),
+        };
         let scope = mistakes.check("scope", &args.scope, parse::scope);
         let drain_timeout = mistakes.check("drain-timeout", &args.drain_timeout, parse::seconds);
         let log_format = mistakes.check("log-format", &args.log_format, parse::log_format);
@@ -169,6 +177,7 @@ impl AgentConfig {
         Some(Self {
             pods: pods?,
             kubelet,
+            cgroup_root: cgroup_root?,
             scope: scope?,
             handler_port,
             admin_addr,

@@ -89,7 +89,7 @@ fn mount_in(mountinfo: &str) -> Option<PathBuf> {
 }
 
 /// Undoes the octal escapes of mountinfo (`\040` is a space).
-fn unescape(field: &str) -> String {
+pub(super) fn unescape(field: &str) -> String {
     let mut out = Vec::with_capacity(field.len());
     let bytes = field.as_bytes();
     let mut at = 0;

@@ -332,7 +332,7 @@ fn comm(pid: u32) -> Option<String> {
 }
 
 /// Field 22 of /proc/pid/stat; none for a process that is gone or a zombie.
-fn start_time(pid: u32) -> Option<u64> {
+pub(super) fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, parentheses and spaces included.
     let mut fields = stat.get(stat.rfind(')')? + 2..)?.split(' ');

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod dial;
 pub mod kubelet;
 pub mod legacy;
+pub mod locate;
 pub mod maps;
 pub mod netns;
 pub mod nsid;

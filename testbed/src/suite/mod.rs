@@ -16,6 +16,7 @@ mod http;
 mod identity;
 mod kubelet_restart;
 mod life;
+mod locate;
 mod ports;
 mod relays;
 mod rewritten;
@@ -67,6 +68,7 @@ const GROUPS: &[Group] = &[
     ("source", source::run),
     ("command-line", command_line::run),
     ("admin", admin::run),
+    ("locate", locate::run),
 ];
 
 /// Runs what the filter selects.

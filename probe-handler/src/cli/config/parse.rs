@@ -10,6 +10,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use super::mistakes::Wrong;
 use super::{PodSource, Scope};
 use crate::cli::logging::{self, LogFormat};
+use crate::kernel::locate::hierarchies;
 
 pub(super) const PODS_REMEDY: &str = "give dir:PATH, a directory of Pod manifests";
 /// Longest path of a Unix socket: sun_path has 108 bytes, of which one ends it (unix(7)).
@@ -42,6 +43,18 @@ pub(super) fn cgroup(text: &str) -> Result<PathBuf, Wrong> {
         return Err(Wrong::new("not in a cgroup2 file system", REMEDY));
     }
     Ok(path.to_owned())
+}
+
+pub(super) fn cgroup_root(text: &str) -> Result<PathBuf, Wrong> {
+    directory(text)?;
+    let path = PathBuf::from(text);
+    match hierarchies(Some(&path)) {
+        Ok(_) => Ok(path),
+        Err(error) => Err(Wrong::new(
+            error.to_string(),
+            "give the node's /sys/fs/cgroup or a directory in it, or leave it out",
+        )),
+    }
 }
 
 fn directory(path: &str) -> Result<(), Wrong> {

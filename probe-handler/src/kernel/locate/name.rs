@@ -1,0 +1,176 @@
+//! What a directory of a cgroup hierarchy is to the kubelet, by its name alone.
+//!
+//! The kubelet's names (pkg/kubelet/cm/cgroup_manager_linux.go, pod_container_manager_linux.go): with the
+//! cgroupfs driver `kubepods/[burstable|besteffort/]pod<uid>`, with the systemd driver
+//! `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice`, where `-` in the UID is
+//! written `_`, for in the name of a slice it parts the levels. Either may lie below a root of its own
+//! (`--cgroup-root`), which the names of slices then begin with.
+
+/// What a directory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `kubepods` itself or a class of service in it: pods are created here.
+    Pods,
+    /// A pod's, or one of its containers' (see [`kind`]).
+    Pod(Uid),
+    /// Neither.
+    Other,
+}
+
+/// A pod's UID in the form in which all ways of writing it are equal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Uid(String);
+
+impl Uid {
+    /// From the UID as the API or a cgroup's name has it. That of a static pod is a hash without dashes.
+    pub fn new(uid: &str) -> Self {
+        Self(uid.replace('_', "-"))
+    }
+}
+
+/// What the directory `name` is, given whether its parent is of [`Kind::Pods`].
+///
+/// A runtime that is not told that the kubelet uses systemd's names makes a container's cgroup
+/// `kubepods-burstable-pod<uid>.slice:cri-containerd:<id>`, wherever it itself lives: that counts as the
+/// pod's too.
+pub fn kind(name: &str, in_pods: bool) -> Kind {
+    let slice = match name.split_once(".slice") {
+        Some((stem, rest)) if rest.is_empty() || rest.starts_with(':') => Some((stem, rest)),
+        _ => None,
+    };
+    match slice {
+        Some((stem, "")) if is_level(stem, "kubepods") => Kind::Pods,
+        Some((stem, "")) if in_pods && is_class(stem) => Kind::Pods,
+        Some((stem, _)) => match stem.rsplit_once("-pod") {
+            Some((parents, uid)) if is_pods_slice(parents) && !uid.is_empty() => {
+                Kind::Pod(Uid::new(uid))
+            }
+            _ => Kind::Other,
+        },
+        None if name == "kubepods" => Kind::Pods,
+        None if in_pods && matches!(name, "burstable" | "besteffort") => Kind::Pods,
+        None if in_pods => match name.strip_prefix("pod") {
+            Some(uid) if !uid.is_empty() => Kind::Pod(Uid::new(uid)),
+            _ => Kind::Other,
+        },
+        None => Kind::Other,
+    }
+}
+
+/// Whether the slice `stem` is `level`, at the top or below other slices.
+fn is_level(stem: &str, level: &str) -> bool {
+    stem == level
+        || stem
+            .strip_suffix(level)
+            .is_some_and(|parents| parents.ends_with('-'))
+}
+
+fn is_class(stem: &str) -> bool {
+    is_level(stem, "burstable") || is_level(stem, "besteffort")
+}
+
+/// Whether pods are created in the slice `stem`: it is `kubepods` or a class of service in it.
+fn is_pods_slice(stem: &str) -> bool {
+    is_level(stem, "kubepods")
+        || stem
+            .rsplit_once('-')
+            .is_some_and(|(parents, _)| is_class(stem) && is_level(parents, "kubepods"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UID: &str = "3f2e1d0c-1111-2222-3333-444455556666";
+
+    fn check(path: &str, expect: Kind) {
+        let mut in_pods = false;
+        let mut found = Kind::Other;
+        for name in path.trim_start_matches('/').split('/') {
+            found = kind(name, in_pods);
+            match found {
+                Kind::Pods => in_pods = true,
+                Kind::Pod(_) => break,
+                Kind::Other => in_pods = false,
+            }
+        }
+        assert_eq!(found, expect, "{path}");
+    }
+
+    #[test]
+    fn a_pods_cgroup_is_known_in_each_layout() {
+        let pod = || Kind::Pod(Uid::new(UID));
+        let slice = UID.replace('-', "_");
+        for path in [
+            format!("/kubepods/pod{UID}"),
+            format!("/kubepods/burstable/pod{UID}"),
+            format!("/kubepods/besteffort/pod{UID}/0123abcd"),
+            format!("/kubelet/kubepods/besteffort/pod{UID}"),
+            format!("/docker/0123abcd/kubelet/kubepods/burstable/pod{UID}"),
+            format!("/kubepods.slice/kubepods-pod{slice}.slice"),
+            format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice"),
+            format!(
+                "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{slice}.slice/cri-containerd-0123abcd.scope"
+            ),
+            format!(
+                "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{slice}.slice/crio-0123abcd.scope"
+            ),
+            format!(
+                "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{slice}.slice/docker-0123abcd.scope"
+            ),
+            format!(
+                "/system.slice/containerd.service/kubepods-burstable-pod{slice}.slice:cri-containerd:0123abcd"
+            ),
+        ] {
+            check(&path, pod());
+        }
+    }
+
+    #[test]
+    fn a_static_pods_uid_is_a_hash() {
+        const HASH: &str = "5f0c9a1e2b3d4c5f6a7b8c9d0e1f2a3b";
+        let pod = || Kind::Pod(Uid::new(HASH));
+        check(&format!("/kubepods/burstable/pod{HASH}"), pod());
+        check(
+            &format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{HASH}.slice"),
+            pod(),
+        );
+    }
+
+    #[test]
+    fn where_pods_are_created_is_known_in_each_layout() {
+        for path in [
+            "/kubepods",
+            "/kubepods/burstable",
+            "/kubelet/kubepods/besteffort",
+            "/kubepods.slice",
+            "/kubepods.slice/kubepods-besteffort.slice",
+            "/kubelet.slice/kubelet-kubepods.slice",
+            "/a.slice/a-b.slice/a-b-kubepods.slice/a-b-kubepods-burstable.slice",
+        ] {
+            check(path, Kind::Pods);
+        }
+    }
+
+    #[test]
+    fn what_is_no_pods_is_left_alone() {
+        for path in [
+            "/podruntime/kubelet",
+            "/pods",
+            "/burstable",
+            "/machine.slice/libpod-pod0123.scope",
+            "/machine.slice/machine-libpod_pod_0123.slice",
+            "/user-pod1.slice",
+            "/system.slice/kubepods-burstable-pod1.slice.service",
+            "/notkubepods.slice",
+            "/notkubepods-burstable.slice/notkubepods-burstable-pod1.slice",
+            "/kubepods/pod",
+            "/kubepods/kata_overhead",
+            "/kubepods.slice/kubepods-pod.slice",
+            "/system.slice/burstable",
+            "",
+        ] {
+            check(path, Kind::Other);
+        }
+    }
+}

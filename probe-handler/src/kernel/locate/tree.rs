@@ -1,0 +1,358 @@
+//! Which pods' cgroups exist on the node, kept by inotify(7): on the directories in which pods are
+//! created, on those in which such directories may come to be, and on the cgroups of pods that somebody
+//! looks for.
+//!
+//! A cgroup that is removed ends no watch on it, unlike a file elsewhere: the watch is taken off when the
+//! parent tells of the removal.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InotifyEvent, WatchDescriptor};
+use tokio::sync::watch;
+
+use super::events::Events;
+use super::name::{Kind, Uid, kind};
+
+/// How many directories may lie between a hierarchy's root and `kubepods`: kind and k3d run the kubelet
+/// in `/docker/<id>/kubelet`, systemd has `/a.slice/a-b.slice`.
+const MAX_ABOVE: usize = 3;
+
+/// What is known of the node's cgroups.
+pub struct Tree {
+    roots: Vec<Root>,
+    watches: HashMap<WatchDescriptor, Watch>,
+    /// The directories watched for pods, or for where pods are created.
+    by_path: BTreeMap<PathBuf, WatchDescriptor>,
+    /// With the hierarchy, as an index into `roots`.
+    pods: HashMap<Uid, BTreeSet<(usize, PathBuf)>>,
+    wanted: HashMap<Uid, Wanted>,
+    /// Watches were refused: events alone can't be relied on.
+    blind: Option<Errno>,
+}
+
+/// The top of a hierarchy.
+struct Root {
+    path: PathBuf,
+    /// Of version 2.
+    unified: bool,
+}
+
+/// What a watch is for.
+enum Watch {
+    /// A directory in which pods are created, or those directories.
+    Dir {
+        path: PathBuf,
+        root: usize,
+        place: Place,
+    },
+    /// The cgroup of a wanted pod.
+    Pod(Uid),
+}
+
+/// What a directory that is watched is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Above `kubepods`, that many steps below the root of the hierarchy.
+    Above(usize),
+    /// `kubepods` or a class of service in it.
+    Pods,
+}
+
+/// A pod that somebody looks for.
+struct Wanted {
+    /// How many do.
+    by: usize,
+    changes: watch::Sender<()>,
+    watches: BTreeMap<PathBuf, Vec<WatchDescriptor>>,
+}
+
+impl Tree {
+    /// Nothing known yet; [`Tree::scan`] is to follow.
+    pub fn new(roots: Vec<PathBuf>) -> Self {
+        let root = |path: PathBuf| Root {
+            unified: path.join("cgroup.controllers").exists(),
+            path,
+        };
+        let mut roots: Vec<Root> = roots.into_iter().map(root).collect();
+        // Version 2 first: it tells more.
+        roots.sort_by_key(|root| !root.unified);
+        Self {
+            roots,
+            watches: HashMap::new(),
+            by_path: BTreeMap::new(),
+            pods: HashMap::new(),
+            wanted: HashMap::new(),
+            blind: None,
+        }
+    }
+
+    /// Takes stock of all hierarchies, and watches them from then on.
+    pub fn scan(&mut self, events: &Events) {
+        self.blind = None;
+        for dirs in self.pods.values_mut() {
+            dirs.retain(|(_, dir)| dir.exists());
+        }
+        self.pods.retain(|_, dirs| !dirs.is_empty());
+        let gone: Vec<PathBuf> = self
+            .by_path
+            .keys()
+            .filter(|path| !path.exists())
+            .cloned()
+            .collect();
+        for path in gone {
+            self.unwatch_dir(events, &path);
+        }
+        for root in 0..self.roots.len() {
+            let path = self.roots[root].path.clone();
+            self.add_dir(events, &path, root, Place::Above(0));
+        }
+        let wanted: Vec<Uid> = self.wanted.keys().cloned().collect();
+        for uid in wanted {
+            self.tell(&uid);
+        }
+    }
+
+    /// Why events alone can't be relied on, if so.
+    pub fn blind(&self) -> Option<Errno> {
+        self.blind
+    }
+
+    /// The cgroups of a pod, one or more in each hierarchy.
+    pub fn of_pod(&self, uid: &Uid) -> Vec<PathBuf> {
+        let dirs = self.pods.get(uid).into_iter().flatten();
+        dirs.map(|(_, dir)| dir.clone()).collect()
+    }
+
+    /// Those in one hierarchy of each version: kubelet and runtime go through all of version 1 alike.
+    pub fn first_of_pod(&self, uid: &Uid) -> Vec<PathBuf> {
+        let Some(dirs) = self.pods.get(uid) else {
+            return Vec::new();
+        };
+        let first = |unified: bool| {
+            let mut roots = dirs.iter().map(|(root, _)| *root);
+            roots.find(|root| self.roots[*root].unified == unified)
+        };
+        let roots = [first(true), first(false)];
+        let dirs = dirs.iter().filter(|(root, _)| roots.contains(&Some(*root)));
+        dirs.map(|(_, dir)| dir.clone()).collect()
+    }
+
+    /// Begins to look for a pod: changes in [`Tree::first_of_pod`], watched by [`watch_pod`](super::events::watch_pod), are told from
+    /// now on.
+    pub fn want(&mut self, uid: &Uid) -> watch::Receiver<()> {
+        let wanted = self.wanted.entry(uid.clone()).or_insert_with(|| Wanted {
+            by: 0,
+            changes: watch::Sender::new(()),
+            watches: BTreeMap::new(),
+        });
+        wanted.by += 1;
+        wanted.changes.subscribe()
+    }
+
+    /// Whether the pod is wanted and its cgroup `dir` is not watched.
+    pub fn is_to_watch(&self, uid: &Uid, dir: &Path) -> bool {
+        let wanted = self.wanted.get(uid);
+        wanted.is_some_and(|wanted| !wanted.watches.contains_key(dir))
+    }
+
+    /// Notes what [`watch_pod`](super::events::watch_pod) did.
+    pub fn watched(
+        &mut self,
+        events: &Events,
+        uid: &Uid,
+        dir: &Path,
+        watches: Result<Vec<WatchDescriptor>, Errno>,
+    ) {
+        let watches = watches.unwrap_or_else(|errno| {
+            self.blind = Some(errno);
+            Vec::new()
+        });
+        // It may have been released meanwhile.
+        let Some(wanted) = self.wanted.get_mut(uid) else {
+            for watch in watches {
+                self.unwatch(events, watch);
+            }
+            return;
+        };
+        for watch in &watches {
+            let _ = self.watches.insert(*watch, Watch::Pod(uid.clone()));
+        }
+        if !watches.is_empty() {
+            wanted
+                .watches
+                .entry(dir.to_owned())
+                .or_default()
+                .extend(watches);
+        }
+    }
+
+    /// Ends what [`Tree::want`] began.
+    pub fn release(&mut self, events: &Events, uid: &Uid) {
+        let Some(wanted) = self.wanted.get_mut(uid) else {
+            return;
+        };
+        wanted.by -= 1;
+        if wanted.by == 0
+            && let Some(wanted) = self.wanted.remove(uid)
+        {
+            for watch in wanted.watches.into_values().flatten() {
+                self.unwatch(events, watch);
+            }
+        }
+    }
+
+    /// How many directories are watched, and how many pods' cgroups are known.
+    pub fn size(&self) -> (usize, usize) {
+        (self.watches.len(), self.pods.len())
+    }
+
+    /// Applies what happened.
+    pub fn apply(&mut self, events: &Events, event: &InotifyEvent) {
+        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+            self.scan(events);
+            return;
+        }
+        if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+            if let Some(Watch::Dir { path, .. }) = self.watches.remove(&event.wd)
+                && self.by_path.get(&path) == Some(&event.wd)
+            {
+                let _ = self.by_path.remove(&path);
+            }
+            return;
+        }
+        let (path, root, place) = match self.watches.get(&event.wd) {
+            Some(Watch::Dir { path, root, place }) => (path, *root, *place),
+            Some(Watch::Pod(uid)) => {
+                let uid = uid.clone();
+                self.tell(&uid);
+                return;
+            }
+            None => return,
+        };
+        let Some(name) = event
+            .name
+            .as_deref()
+            .filter(|_| event.mask.contains(AddWatchFlags::IN_ISDIR))
+        else {
+            return;
+        };
+        let path = path.join(name);
+        if event.mask.contains(AddWatchFlags::IN_CREATE) {
+            self.add_child(events, &path, name, root, place);
+        } else {
+            self.remove_child(events, &path, name, root, place);
+        }
+    }
+
+    fn add_dir(&mut self, events: &Events, path: &Path, root: usize, place: Place) {
+        let mask = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR;
+        let Some(wd) = self.watch(events, path, mask) else {
+            return;
+        };
+        if let Some(old) = self.by_path.insert(path.to_owned(), wd)
+            && old != wd
+        {
+            self.unwatch(events, old);
+        }
+        let watch = Watch::Dir {
+            path: path.to_owned(),
+            root,
+            place,
+        };
+        let _ = self.watches.insert(wd, watch);
+        // What was there before the watch; what came since is told as well, which does no harm.
+        for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.add_child(events, &entry.path(), &entry.file_name(), root, place);
+            }
+        }
+    }
+
+    fn add_child(&mut self, events: &Events, path: &Path, name: &OsStr, root: usize, place: Place) {
+        match (child(name, place), place) {
+            (Kind::Pods, _) => self.add_dir(events, path, root, Place::Pods),
+            (Kind::Pod(uid), _) => {
+                let dirs = self.pods.entry(uid.clone()).or_default();
+                let new = dirs.insert((root, path.to_owned()));
+                if new
+                    && self.wanted.contains_key(&uid)
+                    && self.first_of_pod(&uid).iter().any(|first| first == path)
+                {
+                    self.tell(&uid);
+                }
+            }
+            (Kind::Other, Place::Above(depth)) if depth < MAX_ABOVE => {
+                self.add_dir(events, path, root, Place::Above(depth + 1));
+            }
+            (Kind::Other, _) => {}
+        }
+    }
+
+    fn remove_child(
+        &mut self,
+        events: &Events,
+        path: &Path,
+        name: &OsStr,
+        root: usize,
+        place: Place,
+    ) {
+        let Kind::Pod(uid) = child(name, place) else {
+            self.unwatch_dir(events, path);
+            return;
+        };
+        if let Some(dirs) = self.pods.get_mut(&uid) {
+            let _ = dirs.remove(&(root, path.to_owned()));
+            if dirs.is_empty() {
+                let _ = self.pods.remove(&uid);
+            }
+        }
+        if let Some(wanted) = self.wanted.get_mut(&uid) {
+            for watch in wanted.watches.remove(path).unwrap_or_default() {
+                self.unwatch(events, watch);
+            }
+            self.tell(&uid);
+        }
+    }
+
+    fn watch(
+        &mut self,
+        events: &Events,
+        path: &Path,
+        mask: AddWatchFlags,
+    ) -> Option<WatchDescriptor> {
+        match events.add_watch(path, mask) {
+            Ok(wd) => Some(wd),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => None,
+            Err(errno) => {
+                self.blind = Some(errno);
+                None
+            }
+        }
+    }
+
+    fn unwatch_dir(&mut self, events: &Events, path: &Path) {
+        if let Some(wd) = self.by_path.remove(path) {
+            self.unwatch(events, wd);
+        }
+    }
+
+    fn unwatch(&mut self, events: &Events, wd: WatchDescriptor) {
+        let _ = self.watches.remove(&wd);
+        // EINVAL: the kernel has taken it off already.
+        let _ = events.rm_watch(wd);
+    }
+
+    fn tell(&self, uid: &Uid) {
+        if let Some(wanted) = self.wanted.get(uid) {
+            wanted.changes.send_replace(());
+        }
+    }
+}
+
+fn child(name: &OsStr, place: Place) -> Kind {
+    name.to_str()
+        .map_or(Kind::Other, |name| kind(name, place == Place::Pods))
+}

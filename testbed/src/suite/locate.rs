@@ -1,0 +1,484 @@
+//! From a pod's UID to its network namespace: every layout of cgroups, sandboxes that come, are made anew
+//! and go, and how soon that is seen.
+//!
+//! The cgroups are real ones, in directories of their own that stand for the hierarchies' roots; the
+//! containers are real processes in real network namespaces.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use probe_handler::kernel::locate::{Absence, Locator, Placement, hierarchies};
+use probe_handler::kernel::netns::NetnsId;
+use tokio::runtime::Runtime;
+use tokio::task::AbortHandle;
+
+use super::cases::Cases;
+use crate::cgroup;
+use crate::run::Run;
+use crate::sandbox::{Hierarchies, Network, PodCgroup};
+
+const UID: &str = "3f2e1d0c-1111-2222-3333-444455556666";
+/// Of a static pod: the kubelet knows it by its manifest's hash.
+const HASH: &str = "5f0c9a1e2b3d4c5f6a7b8c9d0e1f2a3b";
+/// When something that happens has been seen, on a machine that has much else to do.
+const SOON: Duration = Duration::from_secs(5);
+/// When something that must not happen would have been seen.
+const QUIET: Duration = Duration::from_millis(300);
+/// Pods that start at once.
+const MANY: usize = 100;
+/// How many of them the runtime works on at a time.
+const WORKERS: usize = 8;
+/// The least that passes between a sandbox and its pod's first container, whose file system the runtime has
+/// to prepare when the kubelet, told of the sandbox, asks for it: three calls, one of which runs runc.
+const CONTAINER_IS_MADE: Duration = Duration::from_millis(20);
+/// Directories made and removed while nobody reads events: more than the default
+/// fs.inotify.max_queued_events, 16384.
+const FLOOD: usize = 10_000;
+
+/// Layouts: name, the pod's UID, its cgroup's path.
+fn layouts() -> Vec<(&'static str, &'static str, String)> {
+    let slice = UID.replace('-', "_");
+    vec![
+        ("cgroupfs-guaranteed", UID, format!("kubepods/pod{UID}")),
+        (
+            "cgroupfs-burstable",
+            UID,
+            format!("kubepods/burstable/pod{UID}"),
+        ),
+        (
+            "cgroupfs-static",
+            HASH,
+            format!("kubepods/burstable/pod{HASH}"),
+        ),
+        (
+            "cgroupfs-kind",
+            UID,
+            format!("kubelet/kubepods/besteffort/pod{UID}"),
+        ),
+        (
+            "systemd-guaranteed",
+            UID,
+            format!("kubepods.slice/kubepods-pod{slice}.slice"),
+        ),
+        (
+            "systemd-besteffort",
+            UID,
+            format!(
+                "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{slice}.slice"
+            ),
+        ),
+        (
+            "systemd-static",
+            HASH,
+            format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{HASH}.slice"),
+        ),
+        (
+            "systemd-kind",
+            UID,
+            format!(
+                "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/\
+                 kubelet-kubepods-burstable-pod{slice}.slice"
+            ),
+        ),
+        (
+            "runtime-without-systemd",
+            UID,
+            format!(
+                "system.slice/containerd.service/kubepods-burstable-pod{slice}.slice:cri-containerd:0123"
+            ),
+        ),
+    ]
+}
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let run = Run::new()?;
+    let v2 = cgroup::mount()?;
+    // Not cpuset, whose cgroups take no process until they are given processors and memory.
+    let v1: Vec<PathBuf> = hierarchies(None)?
+        .into_iter()
+        .filter(|mount| *mount != v2 && !mount.ends_with("cpuset"))
+        .collect();
+    let hybrid = [std::slice::from_ref(&v2), v1.as_slice()].concat();
+    for (name, mounts) in [
+        ("v2", vec![v2.clone()]),
+        ("v1", v1.clone()),
+        ("hybrid", hybrid.clone()),
+    ] {
+        for (layout, uid, path) in layouts() {
+            let case = format!("{name}/{layout}");
+            if v1.is_empty() && name != "v2" {
+                cases.skip(&case, "no cgroup v1 hierarchy is mounted");
+                continue;
+            }
+            cases.case(&case, || one_layout(&run, &mounts, uid, &path));
+        }
+    }
+    // What follows does not depend on the layout.
+    let node = || Node::new(&run, &hybrid);
+    cases.case("sandbox-made-anew", || made_anew(&node()?));
+    cases.case("sandbox-replaced", || replaced(&node()?));
+    cases.case("app-outlives-its-sandbox", || outlived(&node()?));
+    cases.case("host-network", || host_network(&node()?));
+    cases.case("monitor-in-the-nodes-network", || monitor(&node()?));
+    cases.case("namespace-inside-a-container", || nested(&node()?));
+    cases.case("many-at-once", || many_at_once(&node()?));
+    cases.case("churn-leaves-nothing", || churn(&node()?));
+    let v1_or_v2 = v1.first().unwrap_or(&v2);
+    cases.case("events-lost", || {
+        events_lost(&Node::new(&run, std::slice::from_ref(v1_or_v2))?)
+    });
+    Ok(())
+}
+
+/// A node of its own, and a locator that looks at it from a thread of its own.
+struct Node {
+    locator: Arc<Locator>,
+    runtime: Runtime,
+    hierarchies: Hierarchies,
+}
+
+impl Node {
+    fn new(run: &Run, mounts: &[PathBuf]) -> Result<Self> {
+        let hierarchies = Hierarchies::new(run, "node", mounts)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let locator = {
+            let _inside = runtime.enter();
+            Locator::at(hierarchies.roots().to_vec())?
+        };
+        Ok(Self {
+            locator,
+            runtime,
+            hierarchies,
+        })
+    }
+
+    fn follow(&self, uid: &str) -> Followed {
+        let mut following = self.locator.follow(uid);
+        let (news, receiver) = channel();
+        let task = self.runtime.spawn(async move {
+            loop {
+                // The namespace itself is let go of at once.
+                let place = match following.next().await {
+                    Placement::In(netns) => Ok(netns.id()),
+                    Placement::Nowhere(why) => Err(why),
+                };
+                if news.send((Instant::now(), place)).is_err() {
+                    return;
+                }
+            }
+        });
+        Followed {
+            news: receiver,
+            task: task.abort_handle(),
+        }
+    }
+
+    /// A pod with its cgroups, as the kubelet makes them.
+    fn pod(&self, uid: &str) -> Result<PodCgroup> {
+        let pod = self
+            .hierarchies
+            .pod(&format!("kubepods/burstable/pod{uid}"));
+        pod.make()?;
+        Ok(pod)
+    }
+}
+
+type News = (Instant, Result<NetnsId, Absence>);
+
+/// What is told of a pod.
+struct Followed {
+    news: Receiver<News>,
+    task: AbortHandle,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Followed {
+    fn next(&self) -> Result<News> {
+        self.news
+            .recv_timeout(SOON)
+            .context("nothing was told in time")
+    }
+
+    /// The next namespace told, and when.
+    fn found(&self) -> Result<(Instant, NetnsId)> {
+        let end = Instant::now() + SOON;
+        while Instant::now() < end {
+            if let (at, Ok(netns)) = self.next()? {
+                return Ok((at, netns));
+            }
+        }
+        bail!("not found in time")
+    }
+
+    /// When it was told that the pod is nowhere, which must be the next thing told.
+    fn lost(&self) -> Result<Instant> {
+        match self.next()? {
+            (at, Err(_)) => Ok(at),
+            (_, Ok(netns)) => bail!("told {netns:?} of a pod that ended"),
+        }
+    }
+
+    fn quiet(&self) -> Result<()> {
+        match self.news.recv_timeout(QUIET) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            told => bail!("nothing should be told: {told:?}"),
+        }
+    }
+}
+
+fn one_layout(run: &Run, mounts: &[PathBuf], uid: &str, path: &str) -> Result<()> {
+    let node = Node::new(run, mounts)?;
+    let mut pod = node.hierarchies.pod(path);
+    let early = node.follow(uid);
+    ensure!(
+        matches!(early.next()?, (_, Err(Absence::NoCgroup))),
+        "there is no pod yet"
+    );
+    // Not even the directories above the pod's are there yet.
+    pod.make()?;
+    let sandbox = pod.container(Network::New)?;
+    let runs = Instant::now();
+    let (at, netns) = early.found()?;
+    ensure!(netns == sandbox.netns()?, "another namespace was found");
+    let late = node.follow(uid);
+    ensure!(
+        matches!(late.next()?, (_, Ok(found)) if found == netns),
+        "what is there already is found at once"
+    );
+    // Another daemon, started later.
+    let second = {
+        let _inside = node.runtime.enter();
+        Locator::at(node.hierarchies.roots().to_vec())?
+    };
+    let placement = node.runtime.block_on(second.follow(uid).next());
+    ensure!(
+        matches!(placement, Placement::In(found) if found.id() == netns),
+        "a locator that starts later finds it at once"
+    );
+    let killed = sandbox.kill();
+    let lost = early.lost()?;
+    println!(
+        "     found {} the sandbox ran, its end seen after {:?}",
+        before_or_after(at, runs),
+        lost.saturating_duration_since(killed)
+    );
+    pod.remove()
+}
+
+fn before_or_after(at: Instant, event: Instant) -> String {
+    match at.checked_duration_since(event) {
+        Some(late) => format!("{late:?} after"),
+        None => format!("{:?} before", event.duration_since(at)),
+    }
+}
+
+/// The old sandbox ends, then there is a new one.
+fn made_anew(node: &Node) -> Result<()> {
+    let mut pod = node.pod(UID)?;
+    let followed = node.follow(UID);
+    let first = pod.container(Network::New)?;
+    let (_, one) = followed.found()?;
+    ensure!(one == first.netns()?, "the first sandbox's");
+    let _when = first.kill();
+    let _when = followed.lost()?;
+    let second = pod.container(Network::New)?;
+    let runs = Instant::now();
+    let (at, two) = followed.found()?;
+    ensure!(two == second.netns()?, "the second sandbox's");
+    println!("     found {} the sandbox ran", before_or_after(at, runs));
+    Ok(())
+}
+
+/// The new sandbox is there before the old one has ended.
+fn replaced(node: &Node) -> Result<()> {
+    let mut pod = node.pod(UID)?;
+    let followed = node.follow(UID);
+    let first = pod.container(Network::New)?;
+    let (_, one) = followed.found()?;
+    let second = pod.container(Network::New)?;
+    followed.quiet()?;
+    let two = second.netns()?;
+    ensure!(one == first.netns()? && one != two, "two namespaces");
+    let killed = first.kill();
+    match followed.next()? {
+        (at, Ok(netns)) if netns == two => {
+            println!("     followed after {:?}", at - killed);
+            Ok(())
+        }
+        other => bail!("the pod is in the second sandbox: {other:?}"),
+    }
+}
+
+/// The sandbox's process ends, an app of the pod runs on.
+fn outlived(node: &Node) -> Result<()> {
+    let mut pod = node.pod(UID)?;
+    let followed = node.follow(UID);
+    let sandbox = pod.container(Network::New)?;
+    let (_, one) = followed.found()?;
+    let app = pod.container(Network::Of(&sandbox))?;
+    ensure!(app.netns()? == one, "both are in one namespace");
+    let _when = sandbox.kill();
+    followed.quiet()?;
+    let _when = app.kill();
+    followed.lost().map(drop)
+}
+
+fn host_network(node: &Node) -> Result<()> {
+    let mut pod = node.pod(UID)?;
+    let _app = pod.container(Network::Host)?;
+    let followed = node.follow(UID);
+    ensure!(
+        matches!(followed.next()?, (_, Err(Absence::Host))),
+        "the node's namespace is no pod's"
+    );
+    followed.quiet()
+}
+
+/// CRI-O may keep its monitor, which is in the node's network, in the pod's cgroup.
+fn monitor(node: &Node) -> Result<()> {
+    let mut pod = node.pod(UID)?;
+    let _monitor = pod.container(Network::Host)?;
+    let followed = node.follow(UID);
+    let sandbox = pod.container(Network::New)?;
+    let (_, netns) = followed.found()?;
+    ensure!(netns == sandbox.netns()?, "the sandbox's");
+    Ok(())
+}
+
+/// A container may make namespaces of its own: the pod's is that of its first process.
+fn nested(node: &Node) -> Result<()> {
+    let mut pod = node.pod(UID)?;
+    let sandbox = pod.container(Network::New)?;
+    // Start times are counted in hundredths of a second.
+    std::thread::park_timeout(Duration::from_millis(30));
+    let inner = pod.container(Network::New)?;
+    ensure!(inner.netns()? != sandbox.netns()?, "two namespaces");
+    let (_, netns) = node.follow(UID).found()?;
+    ensure!(netns == sandbox.netns()?, "the sandbox's");
+    Ok(())
+}
+
+/// The figure that matters: each pod's namespace is known before its first app runs.
+fn many_at_once(node: &Node) -> Result<()> {
+    let uid = |index: usize| format!("{index:08x}-1111-2222-3333-444455556666");
+    let followed: Vec<Followed> = (0..MANY).map(|index| node.follow(&uid(index))).collect();
+    let next = AtomicUsize::new(0);
+    let start = |index: usize| {
+        let mut pod = node.pod(&uid(index))?;
+        let sandbox = pod.container(Network::New)?;
+        let sandbox_runs = Instant::now();
+        std::thread::park_timeout(CONTAINER_IS_MADE);
+        let app = pod.container(Network::Of(&sandbox))?;
+        Ok((index, pod, sandbox, app, sandbox_runs, Instant::now()))
+    };
+    let worker = || -> Result<Vec<_>> {
+        let mine = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)));
+        mine.take_while(|index| *index < MANY).map(start).collect()
+    };
+    let begun = Instant::now();
+    let started: Vec<Result<Vec<_>>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(worker)).collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|_| bail!("it panicked")))
+            .collect()
+    });
+    let took = begun.elapsed();
+    let mut lags = Vec::new();
+    let mut late = 0;
+    let mut pods = Vec::new();
+    for start in started
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .flatten()
+    {
+        let (index, pod, sandbox, app, sandbox_runs, app_runs) = start;
+        let (at, netns) = followed[index].found()?;
+        ensure!(netns == sandbox.netns()?, "another pod's namespace");
+        lags.push(at.saturating_duration_since(sandbox_runs));
+        late += usize::from(at > app_runs);
+        pods.push((pod, sandbox, app));
+    }
+    lags.sort_unstable();
+    println!(
+        "     {MANY} pods in {took:?}; found after the sandbox ran: median {:?}, 99th {:?}, last {:?}; \
+         {late} after the app ran",
+        lags[MANY / 2],
+        lags[MANY - 2],
+        lags[MANY - 1]
+    );
+    ensure!(
+        late == 0,
+        "{late} of {MANY} apps ran before their pod was found"
+    );
+    Ok(())
+}
+
+fn churn(node: &Node) -> Result<()> {
+    let open = || fs::read_dir("/proc/self/fd").map(|entries| entries.count());
+    let round = |index: usize| -> Result<()> {
+        let uid = format!("{index:08x}-1111-2222-3333-444455556666");
+        let mut pod = node.pod(&uid)?;
+        let followed = node.follow(&uid);
+        let sandbox = pod.container(Network::New)?;
+        let _found = followed.found()?;
+        let _when = sandbox.kill();
+        let _when = followed.lost()?;
+        pod.remove()
+    };
+    round(0)?;
+    let settled = || {
+        crate::wait::until("the last pod let go of", SOON, || {
+            (node.locator.size().1 == 0).then(|| node.locator.size())
+        })
+    };
+    let (before, size) = (open()?, settled()?);
+    for index in 1..50 {
+        round(index)?;
+    }
+    ensure!(
+        settled()? == size,
+        "watches are left: {size:?}, then {:?}",
+        node.locator.size()
+    );
+    // A look that nobody waits for any more may hold some for a moment.
+    crate::wait::until("every descriptor closed", SOON, || {
+        open().is_ok_and(|now| now <= before).then_some(())
+    })
+}
+
+/// More happens than the kernel keeps for us.
+fn events_lost(node: &Node) -> Result<()> {
+    let followed = node.follow(UID);
+    let _first = followed.next()?;
+    let (resume, wait) = channel::<()>();
+    let blocked = node.runtime.spawn(async move {
+        let _ended = wait.recv();
+    });
+    let root = &node.hierarchies.roots()[0];
+    for _ in 0..FLOOD {
+        fs::create_dir(root.join("flood"))?;
+        fs::remove_dir(root.join("flood"))?;
+    }
+    let mut pod = node.pod(UID)?;
+    let sandbox = pod.container(Network::New)?;
+    drop(resume);
+    node.runtime.block_on(blocked)?;
+    let (_, netns) = followed.found()?;
+    ensure!(netns == sandbox.netns()?, "the sandbox's");
+    Ok(())
+}
