@@ -279,8 +279,8 @@ impl WatchState {
 
     /// Whether that is news.
     fn set_trouble(&mut self, trouble: Option<Trouble>) -> bool {
-        let news = self.trouble.as_ref().map(|old| &old.text)
-            != trouble.as_ref().map(|new| &new.text);
+        let news =
+            self.trouble.as_ref().map(|old| &old.text) != trouble.as_ref().map(|new| &new.text);
         self.trouble = trouble;
         news
     }

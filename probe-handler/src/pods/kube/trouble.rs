@@ -139,9 +139,7 @@ impl Trouble {
             ),
             (410, _) | (_, "Expired" | "Gone") => (
                 Reason::Expired,
-                format!(
-                    "the API server no longer has the version to {verb} {name} from: {said}"
-                ),
+                format!("the API server no longer has the version to {verb} {name} from: {said}"),
             ),
             (408 | 504, _) | (_, "Timeout" | "ServerTimeout") => (
                 Reason::Timeout,
@@ -160,7 +158,9 @@ impl Trouble {
                 .map(|details| details.retry_after_seconds)
                 .filter(|&seconds| seconds > 0)
                 .map(|seconds| Duration::from_secs(seconds.into())),
-            relist: reason == Reason::Expired || is_refused_as_it_is(status) || is_too_large(status),
+            relist: reason == Reason::Expired
+                || is_refused_as_it_is(status)
+                || is_too_large(status),
         }
     }
 }

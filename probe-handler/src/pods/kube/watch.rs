@@ -143,7 +143,10 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 .max(trouble.retry_after.unwrap_or_default())
                 .min(self.patience.longest);
             tracing::debug!(
-                resource = Self::name(), reason = trouble.reason.name(), text = trouble.text, ?pause,
+                resource = Self::name(),
+                reason = trouble.reason.name(),
+                text = trouble.text,
+                ?pause,
                 "watch failed"
             );
             if !trouble.reason.is_usual() || failures >= USUAL_FAILURES {
@@ -173,7 +176,10 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             let seconds = backoff.seconds(WATCH_SECONDS);
             let request = self.watch_request(initial, &position.version(), seconds)?;
             let begun = self.client.request_events::<Object<C>>(request);
-            match self.unless_unheard(timeout(self.patience.begin, begun)).await? {
+            match self
+                .unless_unheard(timeout(self.patience.begin, begun))
+                .await?
+            {
                 Err(_) => return Err(Self::late("begin to watch").into()),
                 Ok(Ok(events)) => break (events, initial),
                 Ok(Err(kube::Error::Api(status))) if initial && is_refused_as_it_is(&status) => {
@@ -210,7 +216,10 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Err(error)) => return Err(Self::failed(&error, "watch").into()),
                 Err(_) => {
-                    let text = format!("the API server sends nothing on the watch of {}", Self::name());
+                    let text = format!(
+                        "the API server sends nothing on the watch of {}",
+                        Self::name()
+                    );
                     return Err(Trouble::new(Reason::Silent, text).into());
                 }
             };

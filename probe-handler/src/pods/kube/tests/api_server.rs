@@ -94,8 +94,6 @@ struct State {
     faults: HashMap<(String, bool), VecDeque<Fault>>,
     asked: Vec<Asked>,
     streams_initial: bool,
-    lag: u64,
-    connections: usize,
     watching: HashMap<String, usize>,
 }
 
@@ -112,6 +110,8 @@ struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     released: watch::Sender<u64>,
+    /// Moves on with each request, and each watch that begins or ends.
+    progress: watch::Sender<u64>,
     orders: Orders,
 }
 
@@ -131,11 +131,14 @@ impl Drop for ApiServer {
 impl ApiServer {
     /// An empty one that can begin watches with everything there is (Kubernetes 1.34 and later).
     pub async fn start() -> Self {
-        Self::start_at(([127, 0, 0, 1], 0).into(), State {
-            revision: 100,
-            streams_initial: true,
-            ..State::default()
-        })
+        Self::start_at(
+            ([127, 0, 0, 1], 0).into(),
+            State {
+                revision: 100,
+                streams_initial: true,
+                ..State::default()
+            },
+        )
         .await
     }
 
@@ -149,6 +152,7 @@ impl ApiServer {
             state: Mutex::new(state),
             changed: watch::Sender::new(0),
             released: watch::Sender::new(0),
+            progress: watch::Sender::new(0),
             orders: tokio::sync::broadcast::Sender::new(64),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
@@ -191,7 +195,11 @@ impl ApiServer {
         let revision = state.revision;
         object["metadata"]["resourceVersion"] = json!(revision.to_string());
         object["apiVersion"] = json!("v1");
-        object["kind"] = json!(if resource == "pods" { "Pod" } else { "Namespace" });
+        object["kind"] = json!(if resource == "pods" {
+            "Pod"
+        } else {
+            "Namespace"
+        });
         let before = state.objects.insert(key(resource, &object), object.clone());
         state.events.push(Event {
             revision,
@@ -268,6 +276,14 @@ impl ApiServer {
         let _ = self.shared.orders.send(order);
     }
 
+    /// Waits until `condition` holds.
+    pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        let mut progress = self.shared.progress.subscribe();
+        while !condition(self) {
+            progress.changed().await.expect("we have the sender");
+        }
+    }
+
     /// All requests so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.shared.state.lock().asked.clone()
@@ -311,7 +327,6 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         tokio::select! {
             accepted = listener.accept() => {
                 let (stream, _) = accepted.unwrap();
-                shared.state.lock().connections += 1;
                 let shared = Arc::clone(&shared);
                 let service = service_fn(move |request| answer(Arc::clone(&shared), request));
                 let connection = hyper::server::conn::http1::Builder::new()
@@ -328,14 +343,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 #[error("the double hangs up")]
 struct Hangup;
 
-async fn answer(
-    shared: Arc<Shared>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Hangup> {
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Hangup> {
     let asked = asked(&request);
     let fault = {
         let mut state = shared.state.lock();
         state.asked.push(asked.clone());
+        shared.progress.send_modify(|count| *count += 1);
         let faults = state
             .faults
             .get_mut(&(asked.resource.clone(), asked.is_watch()));
@@ -403,7 +416,9 @@ fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
     let mut response = Response::new(full(status_body(code, reason, message).to_string()));
     *response.status_mut() = StatusCode::from_u16(code).unwrap();
     let json = http::HeaderValue::from_static("application/json");
-    let _ = response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    let _ = response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, json);
     response
 }
 
@@ -449,7 +464,11 @@ fn list(shared: &Shared, asked: &Asked) -> Response<Body> {
     let mut state = shared.state.lock();
     let version = asked.param("resourceVersion");
     if asked.query.contains_key("resourceVersionMatch") && version.is_empty() {
-        return status(400, "BadRequest", "resourceVersionMatch is forbidden unless resourceVersion is provided");
+        return status(
+            400,
+            "BadRequest",
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        );
     }
     let token = asked.param("continue").to_owned();
     let (revision, mut items) = if token.is_empty() {
@@ -539,7 +558,11 @@ fn bookmark(asked: &Asked, revision: u64, initial_end: bool) -> String {
     if initial_end {
         metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
     }
-    let kind = if asked.resource == "pods" { "Pod" } else { "Namespace" };
+    let kind = if asked.resource == "pods" {
+        "Pod"
+    } else {
+        "Namespace"
+    };
     let object = json!({"kind": kind, "apiVersion": "v1", "metadata": metadata});
     line("BOOKMARK", &object)
 }
@@ -599,8 +622,13 @@ impl Feeding {
 
     fn count(&self, by: isize) {
         let mut state = self.shared.state.lock();
-        let count = state.watching.entry(self.asked.resource.clone()).or_default();
+        let count = state
+            .watching
+            .entry(self.asked.resource.clone())
+            .or_default();
         *count = count.saturating_add_signed(by);
+        drop(state);
+        self.shared.progress.send_modify(|count| *count += 1);
     }
 
     /// Events since the last call, as this watch's selector sees them.
@@ -617,7 +645,9 @@ impl Feeding {
             }
             let visible = |object: &Option<Value>| {
                 let object = object.as_ref();
-                object.filter(|object| selected(&self.asked, object)).cloned()
+                object
+                    .filter(|object| selected(&self.asked, object))
+                    .cloned()
             };
             let (kind, object) = match (visible(&event.before), visible(&event.after)) {
                 (None, None) => continue,
