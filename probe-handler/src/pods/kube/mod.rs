@@ -60,6 +60,7 @@ pub async fn run<L: Send>(
     listed: L,
     tx: mpsc::Sender<SourceEvent>,
 ) {
+    tracing::info!(node = options.node, "watching the node's pods");
     let (pod_changes, pods) = mpsc::channel(CHANNEL);
     let (namespace_changes, namespaces) = mpsc::channel(CHANNEL);
     let scope = options.scope;

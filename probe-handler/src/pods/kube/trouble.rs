@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use kube::client::AuthError;
 use kube::core::Status;
 
 use super::object::Resource;
@@ -102,15 +103,23 @@ impl Trouble {
                 Reason::Malformed,
                 format!("the API server's answer to {verb} {name} is no text: {error}"),
             ),
-            kube::Error::Auth(error) => Self::new(
-                Reason::Unauthorized,
-                format!("no token for the API server: {}", chain(error)),
-            ),
-            error => Self::new(
-                Reason::Unreachable,
-                format!("can't {verb} {name}: {}", chain(error)),
-            ),
+            kube::Error::Auth(error) => Self::no_token(error),
+            kube::Error::Service(error) => match error.downcast_ref() {
+                Some(error) => Self::no_token(error),
+                None => Self::unreachable(error.as_ref(), verb, name),
+            },
+            error => Self::unreachable(error, verb, name),
         }
+    }
+
+    fn no_token(error: &AuthError) -> Self {
+        let text = format!("no usable token for the API server: {}", chain(error));
+        Self::new(Reason::Unauthorized, text)
+    }
+
+    fn unreachable(error: &dyn StdError, verb: &str, name: &str) -> Self {
+        let text = format!("can't {verb} {name}: {}", chain(error));
+        Self::new(Reason::Unreachable, text)
     }
 
     /// The server's refusal to `verb` `resource`.

@@ -17,10 +17,13 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
 type Body = BoxBody<Bytes, std::io::Error>;
 
@@ -97,6 +100,16 @@ struct State {
     watching: HashMap<String, usize>,
 }
 
+impl State {
+    fn new() -> Self {
+        Self {
+            revision: 100,
+            streams_initial: true,
+            ..Self::default()
+        }
+    }
+}
+
 /// What all watches of a resource are told besides events.
 #[derive(Clone)]
 enum Order {
@@ -113,6 +126,7 @@ struct Shared {
     /// Moves on with each request, and each watch that begins or ends.
     progress: watch::Sender<u64>,
     orders: Orders,
+    tls: Option<TlsAcceptor>,
 }
 
 /// The double. Gone when dropped.
@@ -131,18 +145,25 @@ impl Drop for ApiServer {
 impl ApiServer {
     /// An empty one that can begin watches with everything there is (Kubernetes 1.34 and later).
     pub async fn start() -> Self {
-        Self::start_at(
-            ([127, 0, 0, 1], 0).into(),
-            State {
-                revision: 100,
-                streams_initial: true,
-                ..State::default()
-            },
-        )
-        .await
+        Self::start_at(([127, 0, 0, 1], 0).into(), State::new(), None).await
     }
 
-    async fn start_at(address: SocketAddr, state: State) -> Self {
+    /// The same over TLS; with it the certificate to trust.
+    pub async fn start_tls() -> (Self, Vec<u8>) {
+        let names = vec!["127.0.0.1".to_owned()];
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(names).unwrap();
+        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .unwrap();
+        let tls = TlsAcceptor::from(Arc::new(config));
+        let server = Self::start_at(([127, 0, 0, 1], 0).into(), State::new(), Some(tls));
+        (server.await, cert.der().to_vec())
+    }
+
+    async fn start_at(address: SocketAddr, state: State, tls: Option<TlsAcceptor>) -> Self {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind(address).unwrap();
@@ -154,6 +175,7 @@ impl ApiServer {
             released: watch::Sender::new(0),
             progress: watch::Sender::new(0),
             orders: tokio::sync::broadcast::Sender::new(64),
+            tls,
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
         Self {
@@ -179,7 +201,12 @@ impl ApiServer {
 
     /// Its URL.
     pub fn url(&self) -> http::Uri {
-        format!("http://{}", self.address).parse().unwrap()
+        let scheme = if self.shared.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://{}", self.address).parse().unwrap()
     }
 
     /// Has it know nothing of watches that begin with everything, as before Kubernetes 1.27.
@@ -308,7 +335,7 @@ impl Stopped {
         self.state.compacted = self.state.revision;
         self.state.events.clear();
         self.state.watching.clear();
-        ApiServer::start_at(self.address, self.state).await
+        ApiServer::start_at(self.address, self.state, None).await
     }
 }
 
@@ -327,15 +354,33 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         tokio::select! {
             accepted = listener.accept() => {
                 let (stream, _) = accepted.unwrap();
+                let tls = shared.tls.clone();
                 let shared = Arc::clone(&shared);
-                let service = service_fn(move |request| answer(Arc::clone(&shared), request));
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service);
-                let _ = connections.spawn(async move { drop(connection.await) });
+                let _ = connections.spawn(async move {
+                    match tls {
+                        None => serve(shared, stream).await,
+                        Some(tls) => {
+                            // A client that does not trust us hangs up.
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(shared, stream).await;
+                            }
+                        }
+                    }
+                });
             }
             Some(_) = connections.join_next() => {}
         }
     }
+}
+
+async fn serve(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let service = service_fn(move |request| answer(Arc::clone(&shared), request));
+    // Ends as the client or a test wants it to.
+    drop(
+        hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service)
+            .await,
+    );
 }
 
 /// A broken connection, on purpose.
@@ -442,20 +487,20 @@ fn shown(asked: &Asked, object: &Value) -> Value {
 }
 
 /// The version asked for, if the server has got that far.
-fn not_older(state: &State, asked: &Asked) -> Result<u64, Response<Body>> {
+fn not_older(state: &State, asked: &Asked) -> Result<u64, Box<Response<Body>>> {
     let version = asked.param("resourceVersion");
     let version: u64 = match version {
         "" => 0,
         version => version
             .parse()
-            .map_err(|_| status(400, "BadRequest", "Invalid value: resourceVersion"))?,
+            .map_err(|_| Box::new(status(400, "BadRequest", "Invalid value: resourceVersion")))?,
     };
     if version > state.revision {
         let message = format!(
             "Too large resource version: {version}, current: {}",
             state.revision
         );
-        return Err(status(504, "Timeout", &message));
+        return Err(Box::new(status(504, "Timeout", &message)));
     }
     Ok(version)
 }
@@ -473,7 +518,7 @@ fn list(shared: &Shared, asked: &Asked) -> Response<Body> {
     let token = asked.param("continue").to_owned();
     let (revision, mut items) = if token.is_empty() {
         if let Err(refusal) = not_older(&state, asked) {
-            return refusal;
+            return *refusal;
         }
         let items = state
             .objects
@@ -515,7 +560,7 @@ fn begin_watch(shared: Arc<Shared>, asked: &Asked) -> Response<Body> {
     let mut lines = Vec::new();
     let from = if initial {
         if let Err(refusal) = not_older(&state, asked) {
-            return refusal;
+            return *refusal;
         }
         for ((resource, ..), object) in &state.objects {
             if *resource == asked.resource && selected(asked, object) {
@@ -544,7 +589,7 @@ fn begin_watch(shared: Arc<Shared>, asked: &Asked) -> Response<Body> {
         from,
         tx,
     };
-    let _ = tokio::spawn(feeding.run(lines, changed, orders));
+    drop(tokio::spawn(feeding.run(lines, changed, orders)));
     let body = stream::unfold(rx, |mut rx| async { Some((rx.recv().await?, rx)) });
     Response::new(BodyExt::boxed(StreamBody::new(body)))
 }

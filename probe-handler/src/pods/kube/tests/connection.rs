@@ -357,6 +357,38 @@ async fn a_token_file_is_sent() {
 }
 
 #[tokio::test]
+async fn a_token_that_cant_be_read_is_said_to_be_so() {
+    let server = server().await;
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "not a\nheader").unwrap();
+    let mut config = Config::new(server.url());
+    config.auth_info.token_file = Some(token.to_str().unwrap().to_owned());
+    let mut source = Source::with(config, patience());
+    source
+        .until_problem("no usable token for the API server: invalid bearer token")
+        .await;
+    assert!(failures(&source, Reason::Unauthorized) > 0);
+}
+
+#[tokio::test]
+async fn over_tls_the_clusters_authority_is_trusted_and_no_other() {
+    let (server, certificate) = ApiServer::start_tls().await;
+    server.put("pods", pod("a"));
+    let config = |der: &[u8]| {
+        let mut config = Config::new(server.url());
+        config.root_cert = Some(vec![der.to_vec()]);
+        config
+    };
+    let mut source = Source::with(config(&certificate), patience());
+    source.until_pods(&["a"]).await;
+    let (_other, other) = ApiServer::start_tls().await;
+    let mut source = Source::with(config(&other), patience());
+    source.until_problem("certificate").await;
+    assert!(source.pods.is_empty());
+}
+
+#[tokio::test]
 async fn answers_that_are_none_are_survived() {
     let (server, mut source) = synced().await;
     for (fault, says) in [
