@@ -7,6 +7,7 @@
 //! same binary), which end when their standard input closes.
 
 pub mod app;
+pub mod bpf;
 pub mod cgroup;
 pub mod command;
 pub mod daemon;
@@ -14,6 +15,7 @@ pub mod demo;
 pub mod interrupt;
 pub mod kubelet;
 pub mod mesh;
+pub mod metrics;
 pub mod netns;
 pub mod pod;
 pub mod probe;

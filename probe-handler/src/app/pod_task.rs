@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -196,7 +196,7 @@ impl Follower {
 }
 
 /// Opens the namespace and subscribes to its addresses.
-fn open(path: &PathBuf) -> io::Result<(Arc<Netns>, i32, AddressWatch)> {
+fn open(path: &Path) -> io::Result<(Arc<Netns>, i32, AddressWatch)> {
     let netns = Netns::open(path)?;
     if netns.id() == Netns::current()?.id() {
         return Err(io::Error::new(

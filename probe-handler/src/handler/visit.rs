@@ -79,7 +79,11 @@ impl<'a> Visit<'a> {
                     Some(_permit) => self.check(&route, early).await,
                     None => overloaded(),
                 };
-                self.answer(&route, finding).await;
+                if finding.reason == Reason::Dial {
+                    self.stand_aside(&route, finding).await;
+                } else {
+                    self.answer(&route, finding).await;
+                }
             }
         }
     }
@@ -145,6 +149,19 @@ impl<'a> Visit<'a> {
         bounded(check, &self.kubelet, deadline).await
     }
 
+    /// Behaves as if we did not exist: the pod could not be dialled for a reason on the node (its namespace
+    /// has lost the address, no descriptors are left, ...), which says nothing about the app.
+    async fn stand_aside(self, route: &Route, finding: Finding) {
+        tracing::warn!(
+            pod = %self.endpoint.pod.id,
+            detail = finding.detail,
+            "the pod cannot be dialled from inside: relayed as if we did not exist"
+        );
+        self.conclude(route, finding);
+        self.handler.metrics.relayed("not_dialled");
+        relay(self.kubelet, self.endpoint.address, &self.bytes).await;
+    }
+
     /// Notes what was found and tells the kubelet, if it still listens.
     async fn answer(self, route: &Route, finding: Finding) {
         let Finding { reason, status, .. } = finding;
@@ -171,7 +188,11 @@ impl<'a> Visit<'a> {
         let mut app = match dialled {
             Ok(app) => app,
             Err(error) => {
-                self.conclude(route, Finding::dial(&error));
+                let finding = Finding::dial(&error);
+                if finding.reason == Reason::Dial {
+                    return self.stand_aside(route, finding).await;
+                }
+                self.conclude(route, finding);
                 return reset(self.kubelet);
             }
         };

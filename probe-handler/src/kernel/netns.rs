@@ -1,7 +1,7 @@
 //! Network namespaces: opening them, telling them apart, doing something inside one.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -56,7 +56,12 @@ impl Netns {
     /// Those of `open`; `InvalidInput` when the file is no network namespace.
     pub fn open(path: &Path) -> io::Result<Self> {
         use std::os::fd::AsRawFd;
-        let file = File::open(path)?;
+        use std::os::unix::fs::OpenOptionsExt;
+        // The path is somebody's input: opening a FIFO or a terminal line would wait for its other end.
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)?;
         let not_a_namespace = |what: &str| {
             io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -147,8 +152,8 @@ fn home() -> io::Result<&'static Netns> {
     if let Some(home) = HOME.get() {
         return Ok(home);
     }
-    // The main thread never leaves home, whatever thread asks first.
-    let home = Netns::open(Path::new("/proc/self/ns/net"))?;
+    // This thread's own, for it is at home whenever it asks; the main thread may be in a pod just now.
+    let home = Netns::current()?;
     Ok(HOME.get_or_init(|| home))
 }
 
@@ -158,7 +163,11 @@ struct WayBack(&'static Netns);
 impl Drop for WayBack {
     fn drop(&mut self) {
         if let Err(error) = setns(&self.0.file, CloneFlags::CLONE_NEWNET) {
-            tracing::error!(%error, "cannot leave a pod's network namespace: aborting");
+            // Not by the log, whose lines are written by another thread.
+            let _ = writeln!(
+                io::stderr(),
+                "cannot leave a pod's network namespace: aborting: {error}"
+            );
             std::process::abort();
         }
     }
@@ -176,6 +185,15 @@ mod tests {
         let error = Netns::open(Path::new("/proc/version")).expect_err("a file");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         assert!(Netns::open(Path::new("/nonexistent")).is_err());
+    }
+
+    #[test]
+    fn a_fifo_is_refused_without_waiting_for_its_writer() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+        let error = Netns::open(&path).expect_err("a fifo");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

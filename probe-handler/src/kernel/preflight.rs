@@ -153,9 +153,14 @@ fn kubelet_finding(kubelet: &Result<Kubelet, crate::kernel::kubelet::Error>) -> 
                 Some(pid) => format!("process {pid}"),
                 None => "every process".to_owned(),
             };
-            let shared = match (kubelet.pid, kubelet.shared_with) {
+            let shared = match (kubelet.filter, kubelet.shared_with) {
                 (Some(_), others) if others > 0 => {
                     format!(", shared with {others} processes that are left alone")
+                }
+                (None, others) if others > 0 && kubelet.pid.is_some() => {
+                    format!(
+                        ", with {others} processes that can't be told from it in this pid namespace"
+                    )
                 }
                 _ => String::new(),
             };
@@ -174,6 +179,18 @@ fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
         "closed ports refused as ECONNREFUSED",
         "programs attach",
     );
+    // Some maps are watched by a runtime, which has nothing to do here but must be there.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let remedy = "raise the limits on descriptors and memory";
+            return vec![not_met(State::Fail, loading, error.to_string(), remedy)];
+        }
+    };
+    let _in_runtime = runtime.enter();
     let mut programs = match Programs::load(&LoadOptions::default()) {
         Ok((programs, _maps)) => programs,
         Err(error) => {
