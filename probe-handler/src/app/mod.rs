@@ -30,12 +30,13 @@ use crate::kernel::netns::Netns;
 use crate::kernel::programs::{LoadOptions, Programs};
 use crate::kernel::{capabilities, dial};
 use crate::observe::admin::{Admin, BoundAdmin};
-use crate::observe::collectors::{register_kernel_counters, register_readiness};
+use crate::observe::collectors::{register_kernel_counters, register_readiness, register_watches};
 use crate::observe::metrics::{Metrics, PREFIX};
 use crate::observe::readiness::{BlockReady, Readiness};
-use crate::pods::dir;
+use crate::pods::kube::health::Health;
 use crate::pods::registry::Registry;
 use crate::pods::scope::Selection;
+use crate::pods::{dir, kube};
 use handler_thread::HandlerThread;
 use kubelet_task::Attachment;
 use registry_task::{RegistryTask, Shared};
@@ -105,6 +106,10 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let counters = Arc::clone(&maps.counters);
     register_kernel_counters(&mut metrics_registry, Arc::new(move || counters.read()));
     register_readiness(&mut metrics_registry, readiness.clone());
+    let watch_health = Arc::new(Health::default());
+    if matches!(config.pods, PodSource::Kubernetes { .. }) {
+        register_watches(&mut metrics_registry, Arc::clone(&watch_health));
+    }
 
     let table = Arc::new(EndpointTable::default());
     let handler = Arc::new(Handler {
@@ -164,8 +169,19 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
                     .context("the source of pods ended")
             });
         }
-        PodSource::Kubernetes => {
-            anyhow::bail!("--pods kube is not built into this version: use --pods dir:PATH")
+        PodSource::Kubernetes { node } => {
+            let client = kube::client::connect().await?;
+            let options = kube::Options {
+                node: node.clone(),
+                scope: config.scope,
+                patience: kube::Patience::default(),
+            };
+            let listed = readiness.block("pods listed from the API server");
+            let health = Arc::clone(&watch_health);
+            let _ = tasks.spawn(async move {
+                kube::run(client, options, health, listed, source_events).await;
+                Ok(())
+            });
         }
     }
     let registry = RegistryTask::new(

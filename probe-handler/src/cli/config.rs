@@ -23,8 +23,11 @@ use crate::pods::scope::Scope;
 pub enum PodSource {
     /// A directory of Pod manifests.
     Dir(PathBuf),
-    /// The Kubernetes API: this node's pods.
-    Kubernetes,
+    /// The Kubernetes API: the pods of one node.
+    Kubernetes {
+        /// The node's name, as in `spec.nodeName`.
+        node: String,
+    },
 }
 
 /// How to find the kubelet.
@@ -87,7 +90,7 @@ impl std::fmt::Display for PodSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Dir(path) => write!(f, "dir:{}", path.display()),
-            Self::Kubernetes => f.write_str("kube"),
+            Self::Kubernetes { .. } => f.write_str("kube"),
         }
     }
 }
@@ -147,7 +150,12 @@ impl AgentConfig {
     }
 
     fn check(args: &AgentArgs, mistakes: &mut Mistakes) -> Option<Self> {
-        let pods = match &args.pods {
+        let pods = match args.pods.as_deref() {
+            Some("kube") => match &args.node_name {
+                Some(name) => mistakes.check("node-name", name, parse::node_name),
+                None => mistakes.missing("node-name", parse::NODE_NAME_REMEDY),
+            }
+            .map(|node| PodSource::Kubernetes { node }),
             Some(pods) => mistakes.check("pods", pods, parse::pods),
             None => mistakes.missing("pods", parse::PODS_REMEDY),
         };

@@ -130,7 +130,10 @@ mod tests {
                 if PER_RUN.contains(&long) {
                     continue;
                 }
-                let expected = format!("PROBE_HANDLER_{}", long.replace('-', "_").to_uppercase());
+                let expected = match long {
+                    "node-name" => "NODE_NAME".to_owned(), // as everybody calls it
+                    long => format!("PROBE_HANDLER_{}", long.replace('-', "_").to_uppercase()),
+                };
                 let variable = flag.get_env().and_then(|name| name.to_str());
                 assert_eq!(variable, Some(expected.as_str()), "--{long}");
             }

@@ -3,6 +3,7 @@
 
 pub mod dir;
 pub mod endpoints;
+pub mod kube;
 pub mod left_alone;
 pub mod manifest;
 pub mod mesh;

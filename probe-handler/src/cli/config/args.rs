@@ -7,14 +7,22 @@ use probe_handler_common::maps::ENDPOINTS_CAPACITY;
 /// Where the admin server's Unix socket is by default.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/probe-handler/admin.sock";
 
+/// The variable that stands in for `--node-name`: the name that everybody gives it.
+pub(super) const NODE_NAME: &str = "NODE_NAME";
+
 const KUBELET_NAMES: &str = "kubelet,kubelite,k3s,k3s-server,k3s-agent";
 
 /// Flags of `agent`. Text still: [`super::AgentConfig`] is what they mean.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// Where pods come from: dir:PATH, a directory of Pod manifests that is watched
-    #[arg(long, value_name = "SOURCE", env = "PROBE_HANDLER_PODS")]
+    /// Where pods come from: kube, the Kubernetes API (reached by kubeconfig or ServiceAccount), or
+    /// dir:PATH, a directory of Pod manifests that is watched
+    #[arg(long, value_name = "kube|dir:PATH", env = "PROBE_HANDLER_PODS")]
     pub(super) pods: Option<String>,
+
+    /// Name of this node, needed with --pods kube: in a cluster from spec.nodeName by the downward API
+    #[arg(long, value_name = "NAME", env = NODE_NAME)]
+    pub(super) node_name: Option<String>,
 
     #[command(flatten)]
     pub(super) shared: SharedArgs,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::args::NODE_NAME;
+
 /// One wrong or missing value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
@@ -87,8 +89,11 @@ impl std::error::Error for Mistakes {}
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let variable = self.flag.replace('-', "_").to_uppercase();
-        write!(f, "--{} (or PROBE_HANDLER_{variable})", self.flag)?;
+        let variable = match self.flag {
+            "node-name" => NODE_NAME.to_owned(),
+            flag => format!("PROBE_HANDLER_{}", flag.replace('-', "_").to_uppercase()),
+        };
+        write!(f, "--{} (or {variable})", self.flag)?;
         if let Some(value) = &self.value {
             write!(f, " = {value:?}")?;
         }

@@ -12,25 +12,41 @@ use super::{PodSource, Scope};
 use crate::cli::logging::{self, LogFormat};
 use crate::kernel::locate::hierarchies;
 
-pub(super) const PODS_REMEDY: &str = "give dir:PATH, a directory of Pod manifests";
+pub(super) const PODS_REMEDY: &str =
+    "give kube, the Kubernetes API, or dir:PATH, a directory of Pod manifests";
+pub(super) const NODE_NAME_REMEDY: &str =
+    "give this node's name, as `kubectl get nodes` shows it; in a pod, spec.nodeName by fieldRef";
 /// Longest path of a Unix socket: sun_path has 108 bytes, of which one ends it (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
+/// Longest DNS subdomain (RFC 1123).
+const NODE_NAME_MAX: usize = 253;
 const DRAIN_SECONDS: RangeInclusive<u64> = 0..=3600;
 const CAPACITY: RangeInclusive<u32> = 1..=1_048_576;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 pub(super) fn pods(text: &str) -> Result<PodSource, Wrong> {
-    if text == "kube" {
-        return Err(Wrong::new(
-            "not built into this version yet",
-            "use dir:PATH",
-        ));
-    }
     let Some(path) = text.strip_prefix("dir:") else {
         return Err(Wrong::new("no source of pods", PODS_REMEDY));
     };
     directory(path)?;
     Ok(PodSource::Dir(path.into()))
+}
+
+/// A DNS subdomain (kubernetes pkg/apis/core/validation, ValidateNodeName): it becomes part of a field
+/// selector, where anything else could select other pods.
+pub(super) fn node_name(text: &str) -> Result<String, Wrong> {
+    let is_label = |label: &str| {
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(inner)
+    };
+    if text.len() <= NODE_NAME_MAX && text.split('.').all(is_label) {
+        Ok(text.to_owned())
+    } else {
+        Err(Wrong::new("no name of a node", NODE_NAME_REMEDY))
+    }
 }
 
 pub(super) fn cgroup(text: &str) -> Result<PathBuf, Wrong> {

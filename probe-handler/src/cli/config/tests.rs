@@ -96,7 +96,7 @@ fn all_mistakes_are_reported_together() {
     assert_eq!(
         mistakes.to_string(),
         r#"probe-handler: 6 mistakes in the configuration:
-  --pods (or PROBE_HANDLER_PODS): needed, but not given; give dir:PATH, a directory of Pod manifests
+  --pods (or PROBE_HANDLER_PODS): needed, but not given; give kube, the Kubernetes API, or dir:PATH, a directory of Pod manifests
   --kubelet-cgroup (or PROBE_HANDLER_KUBELET_CGROUP) = "/proc": not in a cgroup2 file system; give the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it), or leave it out
   --handler-port (or PROBE_HANDLER_HANDLER_PORT) = "70000": no port; give 0 (any free port) to 65535
   --admin-addr (or PROBE_HANDLER_ADMIN_ADDR) = "15026": no IP:PORT; give for instance 0.0.0.0:15026 or [::]:15026, or none
@@ -113,7 +113,7 @@ fn each_value_is_checked() {
         ("pods", "dir:/nonexistent"),
         ("pods", "dir:/proc/self/status"),
         ("pods", "/etc"),
-        ("pods", "kube"),
+        ("pods", "kubernetes"),
         ("kubelet-cgroup", "/nonexistent"),
         ("kubelet-cgroup", ""),
         ("cgroup-root", "/nonexistent"),
@@ -164,13 +164,27 @@ fn a_socket_path_has_at_most_107_bytes() {
 }
 
 #[test]
-fn the_kubernetes_source_says_that_it_is_not_there_yet() {
-    let mistakes = parse(&["--pods=kube"]).expect_err("not yet");
+fn the_kubernetes_source_needs_the_nodes_name() {
+    let config = parse(&["--pods=kube", "--node-name=ip-10-0-0-1.ec2.internal"]).expect("right");
+    let node = "ip-10-0-0-1.ec2.internal".to_owned();
+    assert_eq!(config.pods, PodSource::Kubernetes { node });
+    let mistakes = parse(&["--pods=kube"]).expect_err("no node");
     let text = mistakes.to_string();
     assert!(
-        text.contains("not built into this version yet; use dir:PATH"),
+        text.contains("--node-name (or NODE_NAME): needed, but not given"),
         "{text}"
     );
+    let long = "x".repeat(254);
+    for bad in [
+        "", "A", "a,b", "a=b", "a..b", "-a", "a-", "a b", "a/b", &long,
+    ] {
+        let node = format!("--node-name={bad}");
+        let mistakes = parse(&["--pods=kube", &node]).expect_err(bad);
+        assert_eq!(mistakes.0.len(), 1, "{bad}");
+        assert_eq!(mistakes.0[0].flag, "node-name", "{bad}");
+    }
+    // Of no concern to other sources.
+    assert!(parse(&["--pods=dir:/", "--node-name="]).is_ok());
 }
 
 #[test]

@@ -7,8 +7,11 @@ use prometheus_client::encoding::text::encode;
 
 use super::*;
 use crate::check::verdict::Reason;
-use crate::observe::collectors::{register_kernel_counters, register_readiness};
+use crate::observe::collectors::{register_kernel_counters, register_readiness, register_watches};
 use crate::observe::readiness::Readiness;
+use crate::pods::kube::health::Health;
+use crate::pods::kube::object::Resource;
+use crate::pods::kube::trouble::Reason as Trouble;
 use crate::pods::model::{Action, ProbeKind, Way};
 
 fn pod(name: &str, uid: &str) -> PodId {
@@ -169,9 +172,43 @@ fn the_documented_sample_is_the_real_scrape() {
 }
 
 #[test]
+fn the_watches_of_the_api_server_are_told_apart() {
+    let health = Arc::new(Health::default());
+    let mut registry = Registry::with_prefix(PREFIX);
+    register_watches(&mut registry, Arc::clone(&health));
+    let before = scrape(&registry);
+    assert!(before.contains(r#"probe_handler_watch_up{resource="pods"} 0.0"#));
+    assert!(
+        !before.contains("probe_handler_watch_silence_seconds{"),
+        "{before}"
+    );
+    let pods = health.of(Resource::Pods);
+    pods.listed();
+    pods.up();
+    pods.set_unreadable(2);
+    health.of(Resource::Namespaces).trouble(Trouble::Forbidden);
+    let text = scrape(&registry);
+    for line in [
+        r#"probe_handler_watch_up{resource="pods"} 1.0"#,
+        r#"probe_handler_watch_up{resource="namespaces"} 0.0"#,
+        r#"probe_handler_watch_silence_seconds{resource="pods"} "#,
+        r#"probe_handler_watch_lists_total{resource="pods"} 1"#,
+        r#"probe_handler_unreadable_objects{resource="pods"} 2.0"#,
+        r#"probe_handler_watch_failures_total{resource="namespaces",reason="forbidden"} 1"#,
+        r#"probe_handler_watch_failures_total{resource="pods",reason="forbidden"} 0"#,
+    ] {
+        assert!(text.contains(line), "{line} in:\n{text}");
+    }
+}
+
+#[test]
 fn every_metric_is_explained_in_the_documentation() {
     let docs = include_str!("../../../../docs/metrics.md");
-    let real = documented_scrape();
+    let mut kubernetes = Registry::with_prefix(PREFIX);
+    let health = Health::default();
+    health.of(Resource::Pods).up();
+    register_watches(&mut kubernetes, Arc::new(health));
+    let real = documented_scrape() + &scrape(&kubernetes);
     let names = real.lines().filter_map(|line| {
         let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
         Some(match kind {

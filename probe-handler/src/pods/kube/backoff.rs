@@ -1,0 +1,120 @@
+//! How long to wait before asking again: twice as long each time, and never two nodes in step.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+/// How patient a watch is.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    /// First pause after a failure, before jitter.
+    pub first: Duration,
+    /// Longest pause, before jitter.
+    pub longest: Duration,
+    /// A watch that stood that long was good: the next pause is the first again.
+    pub steady: Duration,
+    /// How long a list may take, from the request to its last byte. The server's own limit is 60 s.
+    pub list: Duration,
+    /// How long the server may take to begin a watch.
+    pub begin: Duration,
+    /// How long it may take for all that a watch begins with.
+    pub initial: Duration,
+    /// How long it may send nothing. It sends bookmarks about once a minute (kubernetes
+    /// staging/src/k8s.io/apiserver/pkg/storage/cacher/cacher.go, bookmarkFrequency).
+    pub silence: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            first: Duration::from_millis(100),
+            longest: Duration::from_secs(20),
+            steady: Duration::from_secs(5),
+            list: Duration::from_secs(60),
+            begin: Duration::from_secs(15),
+            initial: Duration::from_secs(10),
+            silence: Duration::from_secs(90),
+        }
+    }
+}
+
+/// Pauses that grow.
+#[derive(Debug)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
+    next: Duration,
+    random: u64,
+}
+
+impl Backoff {
+    /// As `patience` says. Each node and each process draws its own jitter.
+    pub fn new(patience: &Patience) -> Self {
+        Self::seeded(patience, RandomState::new().build_hasher().finish())
+    }
+
+    fn seeded(patience: &Patience, seed: u64) -> Self {
+        Self {
+            first: patience.first,
+            longest: patience.longest,
+            next: patience.first,
+            random: seed,
+        }
+    }
+
+    /// All is well: the next pause is the first again.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+
+    /// The next pause: half of it to all of it by chance.
+    pub fn pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(self.longest);
+        pause.mul_f64(0.5 + self.chance() / 2.0)
+    }
+
+    /// A number of seconds, at least `low` and less than twice that, by chance.
+    pub fn seconds(&mut self, low: u32) -> u32 {
+        low + (f64::from(low) * self.chance()) as u32
+    }
+
+    /// 0 to 1, by splitmix64.
+    fn chance(&mut self) -> f64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_begin_again() {
+        let patience = Patience {
+            first: Duration::from_millis(100),
+            longest: Duration::from_millis(400),
+            ..Patience::default()
+        };
+        let mut backoff = Backoff::seeded(&patience, 1);
+        for full in [100, 200, 400, 400, 400] {
+            let pause = backoff.pause().as_millis();
+            assert!((full / 2..=full).contains(&pause), "{pause} of {full}");
+        }
+        backoff.reset();
+        assert!(backoff.pause() <= patience.first);
+    }
+
+    #[test]
+    fn two_nodes_do_not_keep_step() {
+        let patience = Patience::default();
+        let pauses = |seed| {
+            let mut backoff = Backoff::seeded(&patience, seed);
+            (0..5).map(|_| backoff.pause()).collect::<Vec<_>>()
+        };
+        assert_ne!(pauses(1), pauses(2));
+    }
+}

@@ -1,0 +1,183 @@
+//! What the double answers to a request: a fault that was ordered, a list, or a watch.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::feeding::begin_watch;
+use super::{Asked, Body, Fault, Shared, State};
+
+/// A broken connection, on purpose.
+#[derive(Debug, thiserror::Error)]
+#[error("the double hangs up")]
+pub(super) struct Hangup;
+
+pub(super) async fn answer(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Hangup> {
+    let asked = asked(&request);
+    let fault = {
+        let mut state = shared.state.lock();
+        state.asked.push(asked.clone());
+        shared.progress.send_modify(|count| *count += 1);
+        let faults = state
+            .faults
+            .get_mut(&(asked.resource.clone(), asked.is_watch()));
+        faults.and_then(VecDeque::pop_front)
+    };
+    match fault {
+        None => {}
+        Some(Fault::Status(code, reason, message)) => return Ok(status(code, reason, message)),
+        Some(Fault::Plain(code, text)) => {
+            let mut response = Response::new(full(text.to_owned()));
+            *response.status_mut() = StatusCode::from_u16(code).unwrap();
+            return Ok(response);
+        }
+        Some(Fault::Garbage) => return Ok(Response::new(full("{\"items\": [tru\n".to_owned()))),
+        Some(Fault::Hangup) => return Err(Hangup),
+        Some(Fault::Hang) => {
+            let mut released = shared.released.subscribe();
+            released.mark_unchanged();
+            let _ = released.changed().await;
+        }
+    }
+    Ok(if asked.is_watch() {
+        begin_watch(shared, &asked)
+    } else {
+        list(&shared, &asked)
+    })
+}
+
+pub(super) fn asked(request: &Request<Incoming>) -> Asked {
+    let header = |name| {
+        let value = request.headers().get(name);
+        value
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let path = request.uri().path();
+    Asked {
+        resource: path.strip_prefix("/api/v1/").unwrap_or(path).to_owned(),
+        query: url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+            .into_owned()
+            .collect(),
+        accept: header(http::header::ACCEPT),
+        authorization: header(http::header::AUTHORIZATION),
+    }
+}
+
+pub(super) fn full(text: String) -> Body {
+    Full::new(Bytes::from(text))
+        .map_err(|never: Infallible| match never {})
+        .boxed()
+}
+
+pub(super) fn status_body(code: u16, reason: &str, message: &str) -> Value {
+    let mut status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": code});
+    if message.starts_with("Too large resource version") {
+        status["details"] = json!({"retryAfterSeconds": 1, "causes": [
+            {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]});
+    }
+    status
+}
+
+pub(super) fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
+    let mut response = Response::new(full(status_body(code, reason, message).to_string()));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap();
+    let json = http::HeaderValue::from_static("application/json");
+    let _ = response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, json);
+    response
+}
+
+/// Whether the field selector, of which only `spec.nodeName` is known, selects `object`.
+pub(super) fn selected(asked: &Asked, object: &Value) -> bool {
+    match asked.param("fieldSelector").split_once('=') {
+        None => true,
+        Some(("spec.nodeName", node)) => object["spec"]["nodeName"].as_str() == Some(node),
+        Some(_) => panic!("a field selector that the server would refuse"),
+    }
+}
+
+/// What is sent of `object`: all, or its metadata only, as asked for.
+pub(super) fn shown(asked: &Asked, object: &Value) -> Value {
+    if asked.accept.contains("as=PartialObjectMetadata") {
+        json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+            "metadata": object["metadata"]})
+    } else {
+        object.clone()
+    }
+}
+
+/// The version asked for, if the server has got that far.
+pub(super) fn not_older(state: &State, asked: &Asked) -> Result<u64, Box<Response<Body>>> {
+    let version = asked.param("resourceVersion");
+    let version: u64 = match version {
+        "" => 0,
+        version => version
+            .parse()
+            .map_err(|_| Box::new(status(400, "BadRequest", "Invalid value: resourceVersion")))?,
+    };
+    if version > state.revision {
+        let message = format!(
+            "Too large resource version: {version}, current: {}",
+            state.revision
+        );
+        return Err(Box::new(status(504, "Timeout", &message)));
+    }
+    Ok(version)
+}
+
+fn list(shared: &Shared, asked: &Asked) -> Response<Body> {
+    let mut state = shared.state.lock();
+    let version = asked.param("resourceVersion");
+    if asked.query.contains_key("resourceVersionMatch") && version.is_empty() {
+        return status(
+            400,
+            "BadRequest",
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        );
+    }
+    let token = asked.param("continue").to_owned();
+    let (revision, mut items) = if token.is_empty() {
+        if let Err(refusal) = not_older(&state, asked) {
+            return *refusal;
+        }
+        let items = state
+            .objects
+            .iter()
+            .filter(|(key, object)| key.0 == asked.resource && selected(asked, object))
+            .map(|(_, object)| shown(asked, object))
+            .collect();
+        (state.revision, items)
+    } else {
+        match state.pages.remove(&token) {
+            Some(snapshot) => snapshot,
+            None => return status(410, "Expired", "The provided continue parameter is too old"),
+        }
+    };
+    let mut metadata = json!({"resourceVersion": revision.to_string()});
+    // Only lists from the store come in pages.
+    if let Ok(limit) = asked.param("limit").parse::<usize>()
+        && version.is_empty()
+        && limit < items.len()
+    {
+        let rest = items.split_off(limit);
+        let token = format!("{}-{revision}-{}", asked.resource, rest.len());
+        metadata["continue"] = json!(token);
+        metadata["remainingItemCount"] = json!(rest.len());
+        let _ = state.pages.insert(token, (revision, rest));
+    }
+    let list = json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items});
+    Response::new(full(list.to_string()))
+}
