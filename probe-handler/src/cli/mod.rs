@@ -41,7 +41,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon: attach to the kubelet's cgroup and answer its probes
-    Agent(config::AgentArgs),
+    Agent(Box<config::AgentArgs>),
     /// Show what the daemon on this node does: pods, probes, last verdicts
     Status(status::StatusArgs),
     /// Check whether the daemon can run on this node, and say what to do where it can't
