@@ -1,7 +1,7 @@
 //! From a pod's UID to its network namespace, by the processes in the pod's cgroup.
 //!
-//! One [`Locator`] for the daemon knows which pods have cgroups ([`tree`]); a [`Following`] for each pod
-//! waits there until a process shows up ([`process`]), and then for that process to end. So a pod that
+//! One [`Locator`] for the daemon knows which pods have cgroups (`tree`); a [`Following`] for each pod
+//! waits there until a process shows up (`process`), and then for that process to end. So a pod that
 //! runs costs one process descriptor, and only a pod that is looked for has its cgroups watched.
 
 mod events;
