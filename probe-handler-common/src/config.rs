@@ -12,10 +12,13 @@ pub struct Config {
     pub kubelet_pid: u32,
     /// 1: log every decision through aya-log.
     pub verbose: u32,
+    /// Cookie of the kubelet's network namespace (SO_NETNS_COOKIE): sockets of others, such as containers
+    /// below the cgroup, are left alone. 0: not known (before Linux 5.14).
+    pub netns_cookie: u64,
 }
 
-const _: () = assert!(size_of::<Config>() == 16);
+const _: () = assert!(size_of::<Config>() == 24);
 
-// SAFETY: `Config` is `repr(C)`, made of `u32` only, 16 bytes with no padding.
+// SAFETY: `Config` is `repr(C)`, integers only; 16 bytes of `u32` then a `u64`, no padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Config {}

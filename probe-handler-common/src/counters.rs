@@ -14,7 +14,8 @@ pub enum Counter {
     Fallback = 3,
     /// Left alone because neither the app nor the mesh listens in the pod's network namespace.
     NoListener = 4,
-    /// Left alone because another process of the kubelet's cgroup connected.
+    /// Left alone because another process of the kubelet's cgroup connected, or one in a network
+    /// namespace of its own.
     OtherProcess = 5,
     /// Left alone because a map was full or a helper failed.
     Error = 6,

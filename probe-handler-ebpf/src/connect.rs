@@ -1,7 +1,9 @@
 //! The connect hooks: leave alone, refuse, or send to the handler.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
+};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::info;
 use probe_handler_common::address::SockAddr;
@@ -124,6 +126,14 @@ fn connect(
     if config.kubelet_pid != 0 && (bpf_get_current_pid_tgid() >> 32) as u32 != config.kubelet_pid {
         count(Counter::OtherProcess);
         return Verdict::ALLOW;
+    }
+    if config.netns_cookie != 0 {
+        // SAFETY: the context, which holds a socket.
+        let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+        if cookie != config.netns_cookie {
+            count(Counter::OtherProcess);
+            return Verdict::ALLOW;
+        }
     }
     count(Counter::Seen);
 

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::cgroup::Cgroup;
+use crate::metrics::Scrape;
 use crate::pod::Pod;
 use crate::run::Run;
 use crate::wait;
@@ -33,6 +35,9 @@ pub struct DaemonSpec {
     program: Option<PathBuf>,
     kubelet_cgroup: Option<PathBuf>,
     pods: Option<PathBuf>,
+    admin_socket: Option<PathBuf>,
+    admin_addr: String,
+    dropped: Option<String>,
     args: Vec<String>,
 }
 
@@ -44,6 +49,9 @@ impl DaemonSpec {
             program: None,
             kubelet_cgroup: None,
             pods: None,
+            admin_socket: None,
+            admin_addr: "none".to_owned(),
+            dropped: None,
             args: Vec::new(),
         }
     }
@@ -69,6 +77,27 @@ impl DaemonSpec {
         self
     }
 
+    /// Another admin socket than one of its own.
+    #[must_use]
+    pub fn admin_socket(mut self, path: &Path) -> Self {
+        self.admin_socket = Some(path.to_path_buf());
+        self
+    }
+
+    /// Serves health and metrics there; nowhere by default.
+    #[must_use]
+    pub fn admin_addr(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.admin_addr);
+        self
+    }
+
+    /// Drops a capability, named as setpriv(1) does: `net_admin`.
+    #[must_use]
+    pub fn without_capability(mut self, name: &str) -> Self {
+        self.dropped = Some(format!("-{name}"));
+        self
+    }
+
     /// One more argument of `probe-handler agent`.
     #[must_use]
     pub fn arg(mut self, arg: &str) -> Self {
@@ -89,16 +118,28 @@ impl DaemonSpec {
         let pods = self.pods.unwrap_or_else(|| dir.join("pods"));
         fs::create_dir_all(&pods).with_context(|| format!("making {}", pods.display()))?;
         fs::create_dir_all(&dir)?;
-        let (socket, log) = (dir.join("admin.sock"), dir.join("log"));
+        let socket = self.admin_socket.unwrap_or_else(|| dir.join("admin.sock"));
+        let log = dir.join("log");
         let output = File::create(&log).with_context(|| format!("making {}", log.display()))?;
-        let mut command = Command::new(&program);
+        let mut command = match &self.dropped {
+            None => Command::new(&program),
+            Some(dropped) => {
+                let mut command = Command::new("setpriv");
+                command
+                    .args(["--bounding-set", dropped, "--inh-caps", dropped])
+                    .arg(&program);
+                command
+            }
+        };
         command
             .arg("agent")
             .arg("--pods")
             .arg(format!("dir:{}", pods.display()))
             .arg("--admin-socket")
             .arg(&socket)
-            .args(["--admin-addr", "none", "--log-format", "text"]);
+            .arg("--admin-addr")
+            .arg(&self.admin_addr)
+            .args(["--log-format", "text"]);
         if let Some(path) = &self.kubelet_cgroup {
             command.arg("--kubelet-cgroup").arg(path);
         }
@@ -166,6 +207,11 @@ impl Daemon {
         }
     }
 
+    /// The program that runs.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The directory whose manifests it serves.
     pub fn pods(&self) -> &Path {
         &self.pods
@@ -215,6 +261,47 @@ impl Daemon {
             false => body.to_owned(),
         };
         Ok((status.parse()?, body))
+    }
+
+    /// What `/metrics` shows.
+    ///
+    /// # Errors
+    /// When it does not answer, or not in OpenMetrics.
+    pub fn metrics(&self) -> Result<Scrape> {
+        let (status, body) = self.get("/metrics")?;
+        if status != 200 {
+            bail!("/metrics answers {status}: {body}");
+        }
+        Scrape::parse(&body)
+    }
+
+    /// The sum of a metric over all its labels.
+    ///
+    /// # Errors
+    /// As [`Daemon::metrics`].
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        Ok(self.metrics()?.sum(name, &[]))
+    }
+
+    /// How many descriptors and threads it has.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn descriptors_and_threads(&self) -> Result<(usize, usize)> {
+        let count = |what: &str| -> Result<usize> {
+            let path = format!("/proc/{}/{what}", self.pid());
+            Ok(fs::read_dir(&path).with_context(|| path.clone())?.count())
+        };
+        Ok((count("fd")?, count("task")?))
+    }
+
+    /// Where its handler listens, as it says itself.
+    ///
+    /// # Errors
+    /// As [`Daemon::status`].
+    pub fn handler(&self) -> Result<Vec<SocketAddr>> {
+        let handler = self.status()?["handler"].take();
+        serde_json::from_value(handler).context("status without handler")
     }
 
     /// What `probe-handler status -o json` shows.

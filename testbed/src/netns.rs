@@ -18,6 +18,7 @@ const NETNS_DIR: &str = "/var/run/netns";
 #[derive(Debug)]
 pub struct NetNs {
     name: String,
+    host: String,
     ipv4: Ipv4Addr,
     ipv6: Ipv6Addr,
 }
@@ -32,12 +33,22 @@ impl NetNs {
         let (index, ipv4, ipv6) = run.next_pod_ips();
         let this = Self {
             name: run.name(name),
+            // 15 characters at most, also with the longest process id.
+            host: format!("v{}h{index}", run.id()),
             ipv4,
             ipv6,
         };
-        let ns = &this.name;
-        // 15 characters at most, also with the longest process id.
-        let host = format!("v{}h{index}", run.id());
+        this.make(run)?;
+        Ok(this)
+    }
+
+    fn make(&self, run: &Run) -> Result<()> {
+        let Self {
+            name: ns,
+            host,
+            ipv4,
+            ipv6,
+        } = self;
         let (node4, node6) = run.node_ips();
         ip_batch(&format!(
             "netns add {ns}\n\
@@ -57,11 +68,39 @@ impl NetNs {
                  route add ::/0 via {node6} dev eth0 onlink\n"
             ),
         )?;
+        self.route(self.ipv4.into(), run)?;
+        self.route(self.ipv6.into(), run)
+    }
+
+    /// Makes it again once it is gone, at the same path and with the same addresses: another
+    /// namespace, as when a pod's sandbox is made anew.
+    ///
+    /// # Errors
+    /// When `ip` fails, as it does while the old one lives.
+    pub fn make_again(&self, run: &Run) -> Result<()> {
+        self.make(run)
+    }
+
+    /// Sends the node's traffic for `ip` this way, and no other.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn route(&self, ip: IpAddr, run: &Run) -> Result<()> {
+        let (node4, node6) = run.node_ips();
+        let (prefix, source) = match ip {
+            IpAddr::V4(_) => (32, IpAddr::from(node4)),
+            IpAddr::V6(_) => (128, IpAddr::from(node6)),
+        };
         ip_batch(&format!(
-            "route add {ipv4}/32 dev {host} src {node4}\n\
-             route add {ipv6}/128 dev {host} src {node6}\n"
-        ))?;
-        Ok(this)
+            "route replace {ip}/{prefix} dev {} src {source}\n",
+            self.host
+        ))
+    }
+
+    /// Whether the namespace still lives, named or not: its end of the veth pair goes with it, and
+    /// with that the node's end.
+    pub fn lives(&self) -> bool {
+        Path::new("/sys/class/net").join(&self.host).exists()
     }
 
     /// Its name, as `ip netns` shows it.

@@ -108,17 +108,7 @@ impl PodSpec {
     /// [`Unavailable`] in the chain when the rules cannot be had on this machine.
     pub fn start(self, run: &Run) -> Result<Pod> {
         let ns = NetNs::new(run, &self.name)?;
-        if self.v6_passthrough_source {
-            ns.add_v6_passthrough_source()?;
-        }
-        self.rules.apply(&ns)?;
-        let sidecar = match self.rules.proxy() {
-            Some(_) if self.sidecar => {
-                Some(Sidecar::start(&ns, self.rules, run.mesh(), &self.probers)?)
-            }
-            _ => None,
-        };
-        let app = App::start(&ns, &self.app)?;
+        let (sidecar, app) = self.fill(&ns, run)?;
         Ok(Pod {
             spec: self,
             app,
@@ -126,6 +116,20 @@ impl PodSpec {
             ns,
             published: None,
         })
+    }
+
+    fn fill(&self, ns: &NetNs, run: &Run) -> Result<(Option<Sidecar>, App)> {
+        if self.v6_passthrough_source {
+            ns.add_v6_passthrough_source()?;
+        }
+        self.rules.apply(ns)?;
+        let sidecar = match self.rules.proxy() {
+            Some(_) if self.sidecar => {
+                Some(Sidecar::start(ns, self.rules, run.mesh(), &self.probers)?)
+            }
+            _ => None,
+        };
+        Ok((sidecar, App::start(ns, &self.app)?))
     }
 
     /// The manifest of such a pod in namespace `ns`.
@@ -185,6 +189,11 @@ impl Pod {
         self.spec.manifest(&self.ns)
     }
 
+    /// Other containers than before, from the next [`Pod::publish`] on.
+    pub fn set_containers(&mut self, containers: Vec<Value>) {
+        self.spec.containers = containers;
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.spec.name
@@ -202,6 +211,29 @@ impl Pod {
             .and_then(|()| fs::rename(&partial, &path))
             .with_context(|| format!("writing {}", path.display()))?;
         self.published = Some(path);
+        Ok(())
+    }
+
+    /// Ends its processes and removes its namespace; the manifest stays.
+    ///
+    /// # Errors
+    /// When a process or the namespace resists.
+    pub fn die(&mut self) -> Result<()> {
+        self.app.kill()?;
+        if let Some(sidecar) = &mut self.sidecar {
+            sidecar.kill()?;
+        }
+        self.ns.remove()
+    }
+
+    /// After [`Pod::die`]: everything anew, with the same addresses and the namespace at the same
+    /// path.
+    ///
+    /// # Errors
+    /// As [`PodSpec::start`].
+    pub fn revive(&mut self, run: &Run) -> Result<()> {
+        self.ns.make_again(run)?;
+        (self.sidecar, self.app) = self.spec.fill(&self.ns, run)?;
         Ok(())
     }
 

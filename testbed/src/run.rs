@@ -8,7 +8,8 @@ use std::fs::{self, File, OpenOptions};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -16,9 +17,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::mesh::Identity;
-use crate::{cgroup, command, netns};
+use crate::{cgroup, command, netns, wait};
 
 const BLOCKS: u8 = 50;
+
+/// Number of the next run of this process.
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A run; dropping it removes its directory.
 #[derive(Debug)]
@@ -44,8 +48,9 @@ impl Run {
         let base = base_dir()?;
         let _one_at_a_time = setup_lock(&base)?;
         let _removed = remove_stale(&base)?;
-        let id = (0..)
-            .map(|n: u32| match n {
+        // Never the id of an earlier run of this process: the kernel may still hold its devices.
+        let id = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed))
+            .map(|n| match n {
                 0 => format!("{}", std::process::id()),
                 n => format!("{}n{n}", std::process::id()),
             })
@@ -114,6 +119,19 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         remove_run(&self.id, &self.dir);
+        // The kernel takes a namespace's devices away a moment after its end.
+        let devices = format!("v{}h", self.id);
+        let gone = wait::to_clean_up(Duration::from_secs(5), || {
+            let left = fs::read_dir("/sys/class/net")
+                .into_iter()
+                .flatten()
+                .flatten();
+            let mut names = left.filter_map(|entry| entry.file_name().into_string().ok());
+            !names.any(|name| name.starts_with(&devices))
+        });
+        if !gone {
+            eprintln!("testbed: network devices {devices}* are still there");
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use anyhow::Context;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use crate::handler::Handler;
 
@@ -20,7 +20,7 @@ pub struct HandlerThread {
     v4: SocketAddr,
     v6: Option<SocketAddr>,
     drain: watch::Sender<bool>,
-    ended: oneshot::Receiver<()>,
+    ended: watch::Receiver<bool>,
     _thread: JoinHandle<()>,
 }
 
@@ -47,7 +47,7 @@ impl HandlerThread {
         let v6_address = v6.as_ref().map(Socket2Address::local).transpose()?;
 
         let (drain, draining) = watch::channel(false);
-        let (end, ended) = oneshot::channel();
+        let (end, ended) = watch::channel(false);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -70,7 +70,7 @@ impl HandlerThread {
                 if let Err(error) = served {
                     tracing::error!(%error, "the handler ended");
                 }
-                let _ = end.send(());
+                let _ = end.send(true);
             })
             .context("cannot start the handler's thread")?;
         Ok(Self {
@@ -98,10 +98,17 @@ impl HandlerThread {
     }
 
     /// Stops accepting once the backlog is served; resolves when the last check has ended.
-    pub fn drain(&mut self) -> impl Future<Output = ()> {
+    pub fn drain(&self) -> impl Future<Output = ()> + use<> {
         let _ = self.drain.send(true);
-        async {
-            let _ = (&mut self.ended).await;
+        self.ended()
+    }
+
+    /// Resolves when the thread has ended, for whatever reason.
+    pub fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let mut ended = self.ended.clone();
+        async move {
+            // An error says that the thread is gone without a word.
+            let _ = ended.wait_for(|ended| *ended).await;
         }
     }
 }

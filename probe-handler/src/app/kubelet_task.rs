@@ -49,7 +49,7 @@ impl Attachment {
     /// What to tell the operator.
     pub fn attach(&mut self, config: &ConfigMap, kubelet: Kubelet) -> Result<(), String> {
         config
-            .update(|config| config.kubelet_pid = kubelet.pid.unwrap_or_default())
+            .update(|config| config.kubelet_pid = kubelet.filter.unwrap_or_default())
             .map_err(|error| format!("cannot tell the programs the kubelet's process: {error}"))?;
         let moved = self
             .kubelet
@@ -70,11 +70,15 @@ impl Attachment {
             shared_with = kubelet.shared_with,
             programs = ?self.programs.ids(),
             "{}",
-            match kubelet.pid {
-                Some(_) if kubelet.shared_with > 0 =>
+            match (kubelet.pid, kubelet.filter) {
+                (_, Some(_)) if kubelet.shared_with > 0 =>
                     "attached to the kubelet's cgroup, which it shares: other processes there are left alone",
-                Some(_) => "attached to the kubelet's cgroup",
-                None => "attached to the cgroup given: every process in it counts as the kubelet",
+                (_, Some(_)) => "attached to the kubelet's cgroup",
+                (Some(_), None) =>
+                    "attached to the kubelet's cgroup: in this pid namespace, which is not the node's own, every \
+                     process in it counts as the kubelet",
+                (None, None) =>
+                    "attached to the cgroup given: every process in it counts as the kubelet",
             }
         );
         self.kubelet = Some(kubelet);

@@ -46,7 +46,7 @@ const CHANNEL: usize = 64;
 /// Builds the daemon and runs it until SIGTERM or SIGINT and the drain that follows.
 ///
 /// # Errors
-/// A failed start, with what to do next.
+/// A failed start, with what to do next; a part of the daemon that ended, after the drain.
 pub fn run(config: AgentConfig) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -65,8 +65,7 @@ pub fn run(config: AgentConfig) -> anyhow::Result<()> {
                 daemon = build(config) => daemon?,
                 _ = stop() => return Ok(()),
             };
-            daemon.serve(&mut stop).await;
-            Ok(())
+            daemon.serve(&mut stop).await
         })
 }
 
@@ -84,6 +83,7 @@ struct Daemon {
 async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let started = Instant::now();
     check_privileges()?;
+    raise_descriptor_limit();
     let own_netns = Netns::current().context("cannot open the node's network namespace")?;
 
     let readiness = Readiness::default();
@@ -113,6 +113,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     maps.config.update(|programs| {
         programs.handler_port_v4 = handler.port_v4().into();
         programs.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
+        programs.netns_cookie = own_netns.cookie().unwrap_or_default();
     })?;
 
     let shared = Arc::new(Mutex::new(Shared::new(Registry::new(
@@ -142,7 +143,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
     let mut tasks = tokio::task::JoinSet::new();
     let _ = tasks.spawn(refusal_task::run(
-        maps.refusals,
+        maps.refusals.watch()?,
         table,
         Arc::clone(&metrics),
     ));
@@ -202,19 +203,27 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
 impl Daemon {
     /// Serves until `stop` says so, then drains; a second `stop` ends the drain at once.
-    async fn serve(mut self, stop: &mut impl AsyncFnMut() -> &'static str) {
+    ///
+    /// # Errors
+    /// Why it ended, if `stop` did not say so: the daemon can't know the truth any more, so it drains, and
+    /// probes go their own way.
+    async fn serve(mut self, stop: &mut impl AsyncFnMut() -> &'static str) -> anyhow::Result<()> {
         let (admin_stop, admin_stopped) = tokio::sync::oneshot::channel::<()>();
         let admin = tokio::spawn(self.admin.serve(async {
             let _ = admin_stopped.await;
         }));
 
-        let why = tokio::select! {
-            signal = stop() => signal.to_owned(),
-            ended = self.tasks.join_next() => match ended {
-                // The daemon can't know the truth any more: drain, and let probes go their own way.
-                Some(Ok(Err(error))) => format!("{error:#}"),
-                other => format!("a task of the daemon ended: {other:?}"),
-            },
+        let ended = tokio::select! {
+            signal = stop() => Ok(signal),
+            ended = self.tasks.join_next() => Err(match ended {
+                Some(Ok(Err(error))) => error,
+                other => anyhow::anyhow!("a task of the daemon ended: {other:?}"),
+            }),
+            () = self.handler.ended() => Err(anyhow::anyhow!("the handler ended")),
+        };
+        let why = match &ended {
+            Ok(signal) => (*signal).to_owned(),
+            Err(error) => format!("{error:#}"),
         };
         tracing::info!(
             why,
@@ -241,6 +250,18 @@ impl Daemon {
         // The socket file goes with the server; a client that hangs on to it has had its time.
         let _ = tokio::time::timeout(Duration::from_secs(1), admin).await;
         tracing::info!("ended");
+        ended.map(|_| ())
+    }
+}
+
+/// Raises the limit of open descriptors as far as it goes: a pod takes two, a check under way two more, and
+/// the usual soft limit of 1,024 is for programs that use select(2).
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
     }
 }
 
@@ -303,7 +324,7 @@ fn log_from_kernel(programs: &mut Programs, config: &ConfigMap) -> anyhow::Resul
     // owns the logger.
     let mut logger = unsafe { AsyncFd::register(logger) }
         .map_err(|error| anyhow::anyhow!("cannot watch the programs' log: {error}"))?;
-    let _ = tokio::spawn(async move {
+    let _reader = tokio::spawn(async move {
         while let Ok(mut ready) = logger.readable_mut().await {
             ready.get_inner_mut().flush();
             ready.clear_ready();

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,7 +119,7 @@ impl Follower {
         let dialer = PodDialer::new(Arc::clone(netns), self.pod.mesh, self.pod.proxy_uid);
         let mut attempt = 0;
         loop {
-            let addresses = match netns.addresses() {
+            let addresses = match pod_addresses(netns) {
                 Ok(addresses) => addresses,
                 Err(error) => return Ok(format!("cannot read its addresses: {error}")),
             };
@@ -195,8 +195,17 @@ impl Follower {
     }
 }
 
+/// The addresses at which a pod may be served: its own, but never the node's, whatever a pod that may
+/// configure its interfaces gives itself.
+fn pod_addresses(netns: &Netns) -> io::Result<Vec<IpAddr>> {
+    let node = Netns::current()?.addresses()?;
+    let mut addresses = netns.addresses()?;
+    addresses.retain(|address| !node.contains(address));
+    Ok(addresses)
+}
+
 /// Opens the namespace and subscribes to its addresses.
-fn open(path: &PathBuf) -> io::Result<(Arc<Netns>, i32, AddressWatch)> {
+fn open(path: &Path) -> io::Result<(Arc<Netns>, i32, AddressWatch)> {
     let netns = Netns::open(path)?;
     if netns.id() == Netns::current()?.id() {
         return Err(io::Error::new(

@@ -86,7 +86,16 @@ impl RegistryTask {
                     Some(SourceEvent::Problems(problems)) => self.problems(problems),
                     None => return,
                 },
-                Some(event) = from_pods.recv() => self.news(event),
+                Some(event) = from_pods.recv() => {
+                    // A thousand pods at the daemon's start are a few changes of the kernel's map, not a
+                    // thousand.
+                    self.shared.lock().registry.hold();
+                    self.news(event);
+                    while let Ok(event) = from_pods.try_recv() {
+                        self.news(event);
+                    }
+                    self.shared.lock().registry.release();
+                }
                 Some(ended) = self.running.join_next() => {
                     if let Err(error) = ended && error.is_panic() {
                         tracing::error!(%error, "following a pod's namespace panicked");
@@ -223,33 +232,27 @@ impl RegistryTask {
 
     /// Keeps a canary's result; the obstacle that it is, if it is one.
     fn note_canary(&self, shared: &mut Shared, pod: &Pod, canary: Canary) -> Option<Obstacle> {
-        let before = shared
+        let _ = shared
             .canaries
-            .insert(pod.id.uid.clone(), (canary.clone(), Instant::now()))
-            .map(|(canary, _)| canary);
-        let captured_before = matches!(before, Some(Canary::Captured { .. }));
-        match canary {
-            Canary::Captured { port } => {
-                let why = format!(
-                    "a dial from inside the pod to its port {port}, on which nothing listens, was \
-                     accepted: a rule of the mesh captures it"
-                );
-                if !captured_before {
-                    let _ = self.metrics.canary_failures.inc();
-                    tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "left alone: {why}");
-                }
-                Some(Obstacle::Captured(why))
+            .insert(pod.id.uid.clone(), (canary.clone(), Instant::now()));
+        let before = shared
+            .registry
+            .pods()
+            .get(&pod.id.uid)
+            .and_then(|entry| entry.obstacle.clone());
+        let after = proven(before.as_ref(), canary);
+        match (&before, &after) {
+            (Some(Obstacle::Captured(_)), Some(_)) => {}
+            (_, Some(Obstacle::Captured(why))) => {
+                let _ = self.metrics.canary_failures.inc();
+                tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "left alone: {why}");
             }
-            Canary::Passed => {
-                if captured_before {
-                    tracing::info!(pod = %pod.id, "served again: the canary dial passes");
-                }
-                None
+            (Some(Obstacle::Captured(_)), None) => {
+                tracing::info!(pod = %pod.id, "served again: the canary dial passes");
             }
-            // It proves nothing either way: what was proven before stands.
-            Canary::Unproven(why) if captured_before => Some(Obstacle::Captured(why)),
-            Canary::Unproven(_) => None,
+            _ => {}
         }
+        after
     }
 
     /// Ready when each pod of the first list was looked at.
@@ -291,6 +294,20 @@ pub fn state(entry: &Entry) -> PodState {
     }
 }
 
+/// What keeps a pod from being served after a canary dial, given what did before.
+fn proven(before: Option<&Obstacle>, canary: Canary) -> Option<Obstacle> {
+    match (canary, before) {
+        (Canary::Passed, _) => None,
+        (Canary::Captured { port }, _) => Some(Obstacle::Captured(format!(
+            "a dial from inside the pod to its port {port}, on which nothing listens, was accepted: a rule \
+             of the mesh captures it"
+        ))),
+        // It proves nothing either way: what was proven before stands.
+        (Canary::Unproven(_), Some(captured @ Obstacle::Captured(_))) => Some(captured.clone()),
+        (Canary::Unproven(_), _) => None,
+    }
+}
+
 /// The placement for the registry. The dialer of a pod that stays where it is stays the same, and with it
 /// what the handler serves.
 fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
@@ -316,7 +333,7 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
     }
 }
 
-/// The status says one thing, the namespace another: the namespace is right, for it is where we dial.
+/// The status says one thing, the namespace another: nothing is served where they disagree.
 fn note_disagreement(pod: &Pod, place: &Place) {
     let missing: Vec<_> = pod
         .ips
@@ -328,8 +345,32 @@ fn note_disagreement(pod: &Pod, place: &Place) {
             pod = %pod.id,
             status = ?pod.ips,
             namespace = ?place.addresses,
-            "status.podIPs and the addresses in the pod's network namespace disagree: those of the \
-             namespace are served"
+            "status.podIPs and the addresses in the pod's network namespace disagree: the probes of the \
+             addresses that are not in both are left alone"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_captured_pod_is_left_alone_until_a_canary_passes() {
+        let unproven = || Canary::Unproven("the mesh does not listen".to_owned());
+        let captured = proven(None, Canary::Captured { port: 65_535 });
+        assert!(matches!(captured, Some(Obstacle::Captured(_))));
+        // However often nothing is proven meanwhile.
+        let once = proven(captured.as_ref(), unproven());
+        let twice = proven(once.as_ref(), unproven());
+        assert_eq!(twice, captured);
+        assert_eq!(proven(twice.as_ref(), Canary::Passed), None);
+    }
+
+    #[test]
+    fn a_pod_is_served_before_its_mesh_can_prove_anything() {
+        let missing = Obstacle::NoNamespace(String::new());
+        let unproven = Canary::Unproven("the mesh does not listen".to_owned());
+        assert_eq!(proven(Some(&missing), unproven), None);
     }
 }

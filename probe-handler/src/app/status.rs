@@ -96,7 +96,7 @@ impl Reporter {
             attached_age_ms: attachment
                 .since
                 .map(|since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)),
-            process_filter: kubelet.and_then(|kubelet| kubelet.pid),
+            process_filter: kubelet.and_then(|kubelet| kubelet.filter),
             shared_with: kubelet
                 .map(|kubelet| u32::try_from(kubelet.shared_with).unwrap_or(u32::MAX))
                 .unwrap_or_default(),
@@ -117,11 +117,7 @@ fn pods(shared: &Shared) -> Vec<PodStatus> {
                 name: id.name.clone(),
                 uid: id.uid.clone(),
                 mesh: entry.pod.mesh.name().to_owned(),
-                addresses: entry
-                    .placement
-                    .as_ref()
-                    .map(|placement| placement.addresses.clone())
-                    .unwrap_or_default(),
+                addresses: entry.addresses(),
                 netns: netns(entry),
                 canary: canary(shared, &id.uid),
                 left_alone: left_alone(shared, &id.uid),

@@ -129,7 +129,8 @@ impl Verdict {
     /// the app was reached.
     pub fn outcome(&self, hook: bool) -> Outcome {
         match self.reason {
-            Reason::Cancelled | Reason::Spliced => Outcome::Unknown,
+            // A pod that cannot be dialled is relayed to: plain networking gives the answer.
+            Reason::Cancelled | Reason::Spliced | Reason::Dial => Outcome::Unknown,
             reason if hook && reason.reached_app() => Outcome::Success,
             _ if hook => Outcome::Failure,
             _ if (200..400).contains(&self.status) => Outcome::Success,

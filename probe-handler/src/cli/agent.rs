@@ -1,9 +1,13 @@
 //! `probe-handler agent`: the daemon.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::config::{AgentArgs, AgentConfig};
 use super::{EXIT_FAILURE, logging, output, refuse, version};
+
+/// How long the log may take to be written at the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Checks the configuration, sets up logging, says what runs, and runs it by `start` until that
 /// returns: at the end of a drain, or when it can't start.
@@ -12,9 +16,10 @@ pub fn run(args: AgentArgs, start: impl FnOnce(AgentConfig) -> anyhow::Result<()
         Ok(config) => config,
         Err(mistakes) => return refuse(&mistakes),
     };
-    if let Err(error) = logging::init(config.log_format, &config.log) {
-        return output::fail(&error.to_string());
-    }
+    let log = match logging::init(config.log_format, &config.log) {
+        Ok(log) => log,
+        Err(error) => return output::fail(&error.to_string()),
+    };
     tracing::info!(
         version = version::VERSION,
         commit = version::COMMIT,
@@ -22,11 +27,13 @@ pub fn run(args: AgentArgs, start: impl FnOnce(AgentConfig) -> anyhow::Result<()
         config = %config.to_json(),
         "probe-handler starts"
     );
-    match start(config) {
+    let code = match start(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("probe-handler stops: {error:#}");
             EXIT_FAILURE.into()
         }
-    }
+    };
+    log.flush(LAST_WORDS);
+    code
 }

@@ -7,6 +7,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::util::TryInitError;
 
+use super::log_queue::LogQueue;
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -30,16 +32,20 @@ pub enum Error {
         /// Why.
         source: ParseError,
     },
+    /// Lines can't be written.
+    #[error("cannot start the thread that writes the log")]
+    Thread(#[source] io::Error),
     /// Something else logs already.
     #[error("logging is set up already")]
     Twice(#[from] TryInitError),
 }
 
-/// Sends the process' logs to standard error, as far as `filter` lets them through. Once per process.
+/// Sends the process' logs to standard error, as far as `filter` lets them through. Once per process. What is
+/// returned has to be flushed before the process ends.
 ///
 /// # Errors
-/// `filter` is none, or logging is set up already.
-pub fn init(format: LogFormat, filter: &str) -> Result<(), Error> {
+/// `filter` is none, no thread can be started, or logging is set up already.
+pub fn init(format: LogFormat, filter: &str) -> Result<LogQueue, Error> {
     use tracing_subscriber::util::SubscriberInitExt;
 
     let terminal = io::stderr().is_terminal();
@@ -47,15 +53,16 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), Error> {
         filter: filter.to_owned(),
         source,
     })?;
+    let queue = LogQueue::new(io::stderr()).map_err(Error::Thread)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(env_filter)
-        .with_writer(io::stderr);
+        .with_writer(queue.clone());
     if is_json(format, terminal) {
         builder.json().flatten_event(true).finish().try_init()?;
     } else {
         builder.with_ansi(terminal).finish().try_init()?;
     }
-    Ok(())
+    Ok(queue)
 }
 
 /// Reads a filter such as `info` or `info,probe_handler::handler=debug`.

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod config;
+mod log_queue;
 pub mod logging;
 mod output;
 pub mod preflight;

@@ -80,7 +80,15 @@ impl<'a> Visit<'a> {
                     Some(_permit) => self.check(&route, early, &mut spent).await,
                     None => overloaded(),
                 };
+<<<<<<< HEAD
                 self.answer(&route, finding, spent).await;
+=======
+                if finding.reason == Reason::Dial {
+                    self.stand_aside(&route, finding).await;
+                } else {
+                    self.answer(&route, finding).await;
+                }
+>>>>>>> 4186e9449893120cb119cc3b52f448fff8a40f4a
             }
         }
     }
@@ -152,8 +160,26 @@ impl<'a> Visit<'a> {
         bounded(check, &self.kubelet, deadline).await
     }
 
+<<<<<<< HEAD
     /// Notes what was found and tells the kubelet, if it still listens; then closes `spent`.
     async fn answer(mut self, route: &Route, finding: Finding, spent: Option<TcpStream>) {
+=======
+    /// Behaves as if we did not exist: the pod could not be dialled for a reason on the node (its namespace
+    /// has lost the address, no descriptors are left, ...), which says nothing about the app.
+    async fn stand_aside(self, route: &Route, finding: Finding) {
+        tracing::warn!(
+            pod = %self.endpoint.pod.id,
+            detail = finding.detail,
+            "the pod cannot be dialled from inside: relayed as if we did not exist"
+        );
+        self.conclude(route, finding);
+        self.handler.metrics.relayed("not_dialled");
+        relay(self.kubelet, self.endpoint.address, &self.bytes).await;
+    }
+
+    /// Notes what was found and tells the kubelet, if it still listens.
+    async fn answer(self, route: &Route, finding: Finding) {
+>>>>>>> 4186e9449893120cb119cc3b52f448fff8a40f4a
         let Finding { reason, status, .. } = finding;
         self.conclude(route, finding);
         if reason == Reason::Cancelled {
@@ -182,7 +208,11 @@ impl<'a> Visit<'a> {
         let mut app = match dialled {
             Ok(app) => app,
             Err(error) => {
-                self.conclude(route, Finding::dial(&error));
+                let finding = Finding::dial(&error);
+                if finding.reason == Reason::Dial {
+                    return self.stand_aside(route, finding).await;
+                }
+                self.conclude(route, finding);
                 return reset(self.kubelet);
             }
         };

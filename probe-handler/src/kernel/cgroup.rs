@@ -32,6 +32,23 @@ pub enum Error {
     },
 }
 
+/// Joins the cgroup namespace of process `pid`, so that `/proc/PID/cgroup` and the mounts of cgroup2 tell the
+/// same paths as to it: a container has a cgroup namespace of its own as a rule (cgroup_namespaces(7)), in
+/// which the rest of the node is `/../..`. The calling thread's alone, and that of threads it starts later.
+/// False: it is the same already.
+///
+/// # Errors
+/// Those of `stat`, `open` and `setns`.
+pub fn join_namespace_of(pid: u32) -> io::Result<bool> {
+    let theirs = PathBuf::from(format!("/proc/{pid}/ns/cgroup"));
+    if identity(&theirs)? == identity(Path::new("/proc/thread-self/ns/cgroup"))? {
+        return Ok(false);
+    }
+    let theirs = std::fs::File::open(theirs)?;
+    nix::sched::setns(&theirs, nix::sched::CloneFlags::CLONE_NEWCGROUP)?;
+    Ok(true)
+}
+
 fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|source| Error::Read {
         path: path.to_owned(),
@@ -123,6 +140,9 @@ pub fn processes(path: &Path) -> Result<Vec<u32>, Error> {
         .filter_map(|line| line.parse().ok())
         .collect())
 }
+
+/// [`identity`] of the hierarchy's root, whatever path leads there (fs/kernfs/dir.c: ids begin with 1).
+pub const ROOT: u64 = 1;
 
 /// The directory's identity: a cgroup made anew at the same path is another one.
 ///

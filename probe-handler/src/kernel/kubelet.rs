@@ -1,6 +1,6 @@
 //! Finding the kubelet and its cgroup, and noticing when either changes.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::kernel::cgroup;
@@ -47,6 +47,29 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// Every process of the cgroup counts as the kubelet, and we are one of them.
+    #[error(
+        "this process is itself in the cgroup {}, and would take its own connections for the kubelet's: give \
+         the kubelet's own cgroup with --kubelet-cgroup, or move this process out of it",
+        path.display()
+    )]
+    Own {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Other processes share the kubelet's cgroup, and the programs can't tell it from them.
+    #[error(
+        "the kubelet (process {pid}) shares its cgroup {} with other processes, and from a nested pid \
+         namespace it can't be told from them: give it a cgroup of its own, or run this in the initial pid \
+         namespace",
+        path.display()
+    )]
+    Indistinct {
+        /// The kubelet.
+        pid: u32,
+        /// Its cgroup.
+        path: PathBuf,
+    },
     /// The kubelet's network namespace is not ours.
     #[error(
         "the kubelet (process {pid}) is in another network namespace than this process: run this with \
@@ -72,9 +95,12 @@ pub struct Search {
 /// A kubelet found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kubelet {
-    /// Its process; none where the cgroup was given and no process of a kubelet's name is in it: then
-    /// every process of the cgroup counts as the kubelet.
+    /// Its process; none where the cgroup was given and no process of a kubelet's name is in it.
     pub pid: Option<u32>,
+    /// The process to which the programs confine themselves; none: every process of the cgroup counts as
+    /// the kubelet. The programs see process ids of the initial pid namespace: in another one (a node that
+    /// is itself a container) `pid` would be anyone's.
+    pub filter: Option<u32>,
     /// Start time of the process, in clock ticks since boot: tells a process from a later one with its id.
     pub started: u64,
     /// Its cgroup.
@@ -97,11 +123,18 @@ impl Kubelet {
 pub struct Finder {
     search: Search,
     mount_point: PathBuf,
-    /// Processes seen twice under another name; one that has only just been forked may yet become the
-    /// kubelet.
-    settled: BTreeSet<u32>,
-    seen: BTreeSet<u32>,
+    /// In how many searches each process had another name, since the kubelet was last seen.
+    seen: BTreeMap<u32, u32>,
+    searches: u32,
+    /// Whether a kubelet was found in the cgroup given.
+    named: bool,
 }
+
+/// A process may become the kubelet long after it was started: a script that prepares the kubelet's
+/// arguments, k3s while it unpacks itself. It is looked at in each of this many searches,
+const YOUNG: u32 = 500;
+/// and after that, for its name is a file to be read, in one of this many.
+const SELDOM: u32 = 25;
 
 impl Finder {
     /// Prepares the search.
@@ -112,8 +145,9 @@ impl Finder {
         Ok(Self {
             search,
             mount_point: cgroup::mount_point()?,
-            settled: BTreeSet::new(),
-            seen: BTreeSet::new(),
+            seen: BTreeMap::new(),
+            searches: 0,
+            named: false,
         })
     }
 
@@ -122,33 +156,39 @@ impl Finder {
     /// # Errors
     /// Everything in [`Error`].
     pub fn find(&mut self, last: Option<&Kubelet>) -> Result<Kubelet, Error> {
-        let (pid, cgroup) = match &self.search.cgroup {
-            Some(cgroup) => {
-                let processes = cgroup::processes(cgroup).map_err(|_| Error::NoCgroup {
-                    path: cgroup.clone(),
-                })?;
-                let named = |pid: &u32| comm(*pid).is_some_and(|comm| self.is_kubelet(&comm));
-                (processes.into_iter().find(named), cgroup.clone())
-            }
+        let alive = last.and_then(|last| {
+            let pid = last.pid?;
+            (start_time(pid) == Some(last.started)).then_some(pid)
+        });
+        if alive.is_some() {
+            // Their ids may be other processes' by the time the kubelet is looked for again.
+            self.seen.clear();
+        }
+        let (pid, cgroup) = match self.search.cgroup.clone() {
+            Some(cgroup) => (self.named_in(&cgroup, alive)?, cgroup),
             None => {
-                let alive = last.and_then(|last| {
-                    let pid = last.pid?;
-                    (start_time(pid) == Some(last.started)).then_some(pid)
-                });
                 let pid = match alive {
                     Some(pid) => pid,
-                    None => self.find_process()?,
+                    None => {
+                        let pid = self.find_process()?;
+                        self.share_names_with(pid)?;
+                        pid
+                    }
                 };
                 (Some(pid), cgroup::of_process(pid, &self.mount_point)?)
             }
         };
-        if cgroup == self.mount_point && !self.search.allow_root {
-            return Err(Error::Root { path: cgroup });
-        }
-        let started = pid.and_then(start_time).unwrap_or_default();
         let cgroup_id = cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup {
             path: cgroup.clone(),
         })?;
+        if cgroup_id == cgroup::ROOT && !self.search.allow_root {
+            return Err(Error::Root { path: cgroup });
+        }
+        let filter = pid.filter(|_| initial_pid_namespace());
+        if filter.is_none() && self.within(&cgroup) {
+            return Err(Error::Own { path: cgroup });
+        }
+        let started = pid.and_then(start_time).unwrap_or_default();
         let shared_with = match (last, pid) {
             // Counting is for people; a change of the kubelet is what matters.
             (Some(last), _) if last.pid == pid && last.cgroup_id == cgroup_id => last.shared_with,
@@ -156,8 +196,14 @@ impl Finder {
                 .map(|pids| pids.iter().filter(|other| Some(**other) != pid).count())
                 .unwrap_or_default(),
         };
+        // Children of the kubelet come and go; what counts is who is there when we attach.
+        let known = last.is_some_and(|last| (last.pid, last.started) == (pid, started));
+        if let (Some(pid), None, 1.., false) = (pid, filter, shared_with, known) {
+            return Err(Error::Indistinct { pid, path: cgroup });
+        }
         Ok(Kubelet {
             pid,
+            filter,
             started,
             cgroup,
             cgroup_id,
@@ -165,27 +211,63 @@ impl Finder {
         })
     }
 
+    /// The kubelet in the cgroup given, if one is named so: `alive`, else the oldest (others are its
+    /// children, about to become something else). Once there was one, the cgroup without one is a kubelet
+    /// that is being restarted, and nobody else takes its place meanwhile.
+    fn named_in(&mut self, cgroup: &Path, alive: Option<u32>) -> Result<Option<u32>, Error> {
+        let mut processes = cgroup::processes(cgroup).map_err(|_| Error::NoCgroup {
+            path: cgroup.to_owned(),
+        })?;
+        if alive.is_some_and(|pid| processes.contains(&pid)) {
+            return Ok(alive);
+        }
+        processes.retain(|pid| comm(*pid).is_some_and(|comm| self.is_kubelet(&comm)));
+        let oldest = processes.into_iter().min_by_key(|pid| start_time(*pid));
+        self.named |= oldest.is_some();
+        if oldest.is_none() && self.named {
+            return Err(Error::NotFound {
+                names: self.search.names.clone(),
+            });
+        }
+        Ok(oldest)
+    }
+
+    /// Names cgroups as the kubelet does, also from a container's own cgroup namespace.
+    fn share_names_with(&mut self, kubelet: u32) -> Result<(), Error> {
+        match cgroup::join_namespace_of(kubelet) {
+            Ok(false) => {}
+            Ok(true) => self.mount_point = cgroup::mount_point()?,
+            // Where it matters the kubelet's cgroup will not be found, and that is said.
+            Err(error) => tracing::debug!(%error, "cannot join the kubelet's cgroup namespace"),
+        }
+        Ok(())
+    }
+
+    /// Whether this process is in `cgroup` or below it.
+    fn within(&self, cgroup: &Path) -> bool {
+        let own = cgroup::of_process(std::process::id(), &self.mount_point);
+        let cgroup = std::fs::canonicalize(cgroup);
+        matches!((own, cgroup), (Ok(own), Ok(cgroup)) if own.starts_with(&cgroup))
+    }
+
     fn is_kubelet(&self, comm: &str) -> bool {
         self.search.names.iter().any(|name| truncated(name) == comm)
     }
 
     fn find_process(&mut self) -> Result<u32, Error> {
-        let mut seen = BTreeSet::new();
+        self.searches = self.searches.wrapping_add(1);
+        let thorough = self.searches.is_multiple_of(SELDOM);
+        let mut seen = BTreeMap::new();
         let mut found = Vec::new();
         for pid in processes() {
-            let _ = seen.insert(pid);
-            if self.settled.contains(&pid) {
-                continue;
-            }
-            match comm(pid) {
-                Some(comm) if self.is_kubelet(&comm) => found.push(pid),
-                _ if self.seen.contains(&pid) => {
-                    let _ = self.settled.insert(pid);
-                }
-                _ => {}
+            let times = self.seen.get(&pid).copied().unwrap_or_default();
+            let look = thorough || times < YOUNG;
+            if look && comm(pid).is_some_and(|comm| self.is_kubelet(&comm)) {
+                found.push(pid);
+            } else {
+                let _ = seen.insert(pid, times.saturating_add(1));
             }
         }
-        self.settled.retain(|pid| seen.contains(pid));
         self.seen = seen;
         self.choose(found)
     }
@@ -219,6 +301,13 @@ impl Finder {
             }
         }
     }
+}
+
+/// Whether process ids here are those that the programs see: the initial pid namespace has a fixed inode
+/// number (`PROC_PID_INIT_INO` of include/linux/proc_ns.h).
+fn initial_pid_namespace() -> bool {
+    const PROC_PID_INIT_INO: u64 = 0xefff_fffc;
+    NetnsId::at(Path::new("/proc/self/ns/pid")).is_ok_and(|id| id.inode == PROC_PID_INIT_INO)
 }
 
 /// The kernel keeps 15 bytes of a name (`TASK_COMM_LEN`).
@@ -255,33 +344,4 @@ fn start_time(pid: u32) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_told_by_its_start_time() {
-        let own = std::process::id();
-        assert_eq!(start_time(own), start_time(own));
-        assert!(start_time(own).is_some_and(|ticks| ticks > 0));
-        assert_eq!(start_time(u32::MAX), None);
-    }
-
-    #[test]
-    fn names_are_compared_as_the_kernel_keeps_them() {
-        assert_eq!(truncated("kubelet"), "kubelet");
-        assert_eq!(truncated("kubelet-stand-in-4711"), "kubelet-stand-i");
-    }
-
-    #[test]
-    fn no_kubelet_is_an_error_that_names_the_names() {
-        let Ok(mut finder) = Finder::new(Search {
-            names: vec!["no-such-process".into()],
-            cgroup: None,
-            allow_root: false,
-        }) else {
-            return; // no cgroup v2 here: the next test says so
-        };
-        let error = finder.find(None).expect_err("nothing is named so");
-        assert!(error.to_string().contains("no-such-process"), "{error}");
-    }
-}
+mod tests;

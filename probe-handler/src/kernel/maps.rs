@@ -120,23 +120,31 @@ impl CounterMap {
 }
 
 /// `REFUSALS`.
+pub struct RefusalRing(pub(super) RingBuf<MapData>);
+
+impl RefusalRing {
+    /// Watches the ring buffer; within a tokio runtime.
+    ///
+    /// # Errors
+    /// Those of the runtime's reactor.
+    pub fn watch(self) -> io::Result<RefusalStream> {
+        let fd = self.0.as_fd().try_clone_to_owned()?;
+        // SAFETY: an `OwnedFd` is always the same open descriptor until it is dropped.
+        let ready = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        Ok(RefusalStream {
+            records: self.0,
+            ready,
+        })
+    }
+}
+
+/// `REFUSALS`, watched.
 pub struct RefusalStream {
     records: RingBuf<MapData>,
     ready: AsyncFd<OwnedFd>,
 }
 
 impl RefusalStream {
-    /// Watches the ring buffer; needs a tokio runtime.
-    ///
-    /// # Errors
-    /// Those of the runtime's reactor.
-    pub(super) fn new(records: RingBuf<MapData>) -> io::Result<Self> {
-        let fd = records.as_fd().try_clone_to_owned()?;
-        // SAFETY: an `OwnedFd` is always the same open descriptor until it is dropped.
-        let ready = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-        Ok(Self { records, ready })
-    }
-
     /// Waits for refusals; the endpoints that were dialled, oldest first.
     ///
     /// # Errors

@@ -1,14 +1,15 @@
 //! Network namespaces: opening them, telling them apart, doing something inside one.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Socket, Type};
 
 /// A network namespace is what its (device, inode) on nsfs says it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,6 +41,8 @@ pub struct Netns {
     id: NetnsId,
 }
 
+/// `SO_NETNS_COOKIE` of include/uapi/asm-generic/socket.h.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 /// `NSFS_MAGIC` of include/uapi/linux/magic.h.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
@@ -55,8 +58,12 @@ impl Netns {
     /// # Errors
     /// Those of `open`; `InvalidInput` when the file is no network namespace.
     pub fn open(path: &Path) -> io::Result<Self> {
-        use std::os::fd::AsRawFd;
-        let file = File::open(path)?;
+        use std::os::unix::fs::OpenOptionsExt;
+        // The path is somebody's input: opening a FIFO or a terminal line would wait for its other end.
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)?;
         let not_a_namespace = |what: &str| {
             io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -105,6 +112,27 @@ impl Netns {
         Ok(inside())
     }
 
+    /// Its cookie, by which programs tell it from others; none before Linux 5.14.
+    pub fn cookie(&self) -> Option<u64> {
+        let socket = self
+            .within(|| Socket::new(Domain::IPV4, Type::STREAM, None))
+            .ok()?
+            .ok()?;
+        let mut cookie = 0_u64;
+        let mut length = size_of_val(&cookie) as libc::socklen_t;
+        // SAFETY: a socket that we own; the value is a u64 of the length given.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        (result == 0).then_some(cookie)
+    }
+
     /// The addresses of its interfaces that a probe could be sent to: neither loopback nor link-local.
     ///
     /// # Errors
@@ -147,8 +175,8 @@ fn home() -> io::Result<&'static Netns> {
     if let Some(home) = HOME.get() {
         return Ok(home);
     }
-    // The main thread never leaves home, whatever thread asks first.
-    let home = Netns::open(Path::new("/proc/self/ns/net"))?;
+    // This thread's own, for it is at home whenever it asks; the main thread may be in a pod just now.
+    let home = Netns::current()?;
     Ok(HOME.get_or_init(|| home))
 }
 
@@ -158,7 +186,11 @@ struct WayBack(&'static Netns);
 impl Drop for WayBack {
     fn drop(&mut self) {
         if let Err(error) = setns(&self.0.file, CloneFlags::CLONE_NEWNET) {
-            tracing::error!(%error, "cannot leave a pod's network namespace: aborting");
+            // Not by the log, whose lines are written by another thread.
+            let _ = writeln!(
+                io::stderr(),
+                "cannot leave a pod's network namespace: aborting: {error}"
+            );
             std::process::abort();
         }
     }
@@ -176,6 +208,15 @@ mod tests {
         let error = Netns::open(Path::new("/proc/version")).expect_err("a file");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         assert!(Netns::open(Path::new("/nonexistent")).is_err());
+    }
+
+    #[test]
+    fn a_fifo_is_refused_without_waiting_for_its_writer() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+        let error = Netns::open(&path).expect_err("a fifo");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -153,9 +153,14 @@ fn kubelet_finding(kubelet: &Result<Kubelet, crate::kernel::kubelet::Error>) -> 
                 Some(pid) => format!("process {pid}"),
                 None => "every process".to_owned(),
             };
-            let shared = match (kubelet.pid, kubelet.shared_with) {
+            let shared = match (kubelet.filter, kubelet.shared_with) {
                 (Some(_), others) if others > 0 => {
                     format!(", shared with {others} processes that are left alone")
+                }
+                (None, others) if others > 0 && kubelet.pid.is_some() => {
+                    format!(
+                        ", with {others} processes that can't be told from it in this pid namespace"
+                    )
                 }
                 _ => String::new(),
             };

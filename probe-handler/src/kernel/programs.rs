@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use probe_handler_common::config::Config;
 use probe_handler_common::{globals, maps, programs};
 
-use crate::kernel::maps::{ConfigMap, CounterMap, EndpointMap, FlowMap, RefusalStream};
+use crate::kernel::maps::{ConfigMap, CounterMap, EndpointMap, FlowMap, RefusalRing};
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
 static OBJECT: &[u8] =
@@ -50,13 +50,6 @@ pub enum Error {
         /// What aya says.
         #[source]
         source: aya::maps::MapError,
-    },
-    /// The ring buffer of refusals can't be watched.
-    #[error("cannot watch the kernel's record of refused connections")]
-    Refusals {
-        /// Why.
-        #[source]
-        source: io::Error,
     },
     /// The kernel's verifier does not take a program.
     #[error("the kernel refuses program {program}; `probe-handler preflight` tells what it lacks")]
@@ -128,7 +121,7 @@ pub struct Maps {
     /// For metrics and `status`.
     pub counters: Arc<CounterMap>,
     /// For the verdicts that the kernel gave.
-    pub refusals: RefusalStream,
+    pub refusals: RefusalRing,
 }
 
 /// The loaded programs and their attachments. Dropped: everything is gone from the kernel.
@@ -157,7 +150,7 @@ pub fn built_in() -> bool {
 }
 
 impl Programs {
-    /// Loads all programs and makes their maps. Attaches nothing. Needs a tokio runtime.
+    /// Loads all programs and makes their maps. Attaches nothing.
     ///
     /// # Errors
     /// [`Error::NoObject`], [`Error::Load`], [`Error::Missing`], [`Error::Verify`].
@@ -195,8 +188,7 @@ impl Programs {
                 take_map(&mut ebpf, maps::CONFIG)?,
             )))),
             counters: Arc::new(CounterMap(take_map(&mut ebpf, maps::COUNTERS)?)),
-            refusals: RefusalStream::new(take_map(&mut ebpf, maps::REFUSALS)?)
-                .map_err(|source| Error::Refusals { source })?,
+            refusals: RefusalRing(take_map(&mut ebpf, maps::REFUSALS)?),
         };
         let programs = Self {
             ebpf,

@@ -69,7 +69,8 @@ impl VerdictLabels {
 /// Why a connection was relayed to the pod as if we did not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RelayLabels {
-    /// `undeclared` (no probe of the pod looks like this) or `endpoint_gone`.
+    /// `undeclared` (no probe of the pod looks like this), `endpoint_gone`, or `not_dialled` (the pod
+    /// cannot be dialled from inside, for a reason on the node).
     pub reason: &'static str,
 }
 

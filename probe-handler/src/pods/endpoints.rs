@@ -138,8 +138,16 @@ impl NativeGroups {
             Action::Grpc { .. } => join_one(&mut self.grpc, probe),
             Action::Http {
                 scheme: Scheme::Https,
+                target,
                 ..
-            } => join_one(&mut self.https, probe),
+            } => {
+                join_one(&mut self.https, probe);
+                if probe.kind.is_hook() {
+                    // Answered in plaintext, the kubelet tries a hook again without TLS
+                    // (kubernetes pkg/kubelet/lifecycle/handlers.go, `isHTTPResponseError`).
+                    join(&mut self.http_hooks, target.clone(), &in_plaintext(probe));
+                }
+            }
             Action::Http {
                 scheme: Scheme::Http,
                 target,
@@ -171,6 +179,15 @@ impl NativeGroups {
             grpc: self.grpc.map(route),
         }
     }
+}
+
+/// The same `httpGet` without TLS.
+fn in_plaintext(probe: &Probe) -> Probe {
+    let mut probe = probe.clone();
+    if let Action::Http { scheme, .. } = &mut probe.action {
+        *scheme = Scheme::Http;
+    }
+    probe
 }
 
 /// Probes that share a route.

@@ -55,6 +55,21 @@ pub struct Entry {
     served: Option<Arc<ServedPod>>,
 }
 
+impl Entry {
+    /// Where it can be served: the addresses in its namespace and, as soon as its status names any, of those
+    /// only the ones named. Who may configure interfaces in a pod could otherwise give it any address that the
+    /// kubelet talks to: another pod's, the API server's.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let ips = &self.pod.ips;
+        self.placement
+            .iter()
+            .flat_map(|placement| &placement.addresses)
+            .copied()
+            .filter(|address| ips.is_empty() || ips.contains(address))
+            .collect()
+    }
+}
+
 /// What became of the pods named by a source.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Replaced {
@@ -85,8 +100,13 @@ pub struct Registry<W> {
     installed: HashMap<SocketAddr, Installed>,
     /// Addresses that pods in different namespaces claim; served for none of them. Said once each.
     contested: BTreeSet<IpAddr>,
-    /// Endpoints that the kernel did not take; tried again with every change.
-    failed: usize,
+    /// Endpoints that the kernel did not take; tried again with every change. Said once each.
+    failed: BTreeSet<SocketAddr>,
+    /// Endpoints that stand in the kernel though nobody wants them, for they could not be taken out; tried
+    /// again with every change. Said once each.
+    stuck: BTreeSet<SocketAddr>,
+    /// Whether changes are only noted.
+    held: bool,
 }
 
 impl<W: EndpointWriter> Registry<W> {
@@ -98,7 +118,9 @@ impl<W: EndpointWriter> Registry<W> {
             pods: BTreeMap::new(),
             installed: HashMap::new(),
             contested: BTreeSet::new(),
-            failed: 0,
+            failed: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            held: false,
         }
     }
 
@@ -112,9 +134,9 @@ impl<W: EndpointWriter> Registry<W> {
         self.installed.len()
     }
 
-    /// Endpoints that the kernel did not take.
+    /// Endpoints that are not as they should be: the kernel did not take them, or did not give them back.
     pub fn failed(&self) -> usize {
-        self.failed
+        self.failed.union(&self.stuck).count()
     }
 
     /// The pods are now `pods`, and no others.
@@ -185,9 +207,23 @@ impl<W: EndpointWriter> Registry<W> {
         }
     }
 
+    /// Changes from now on are only noted, until [`Registry::release`].
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Carries out what was noted.
+    pub fn release(&mut self) {
+        self.held = false;
+        self.reconcile();
+    }
+
     /// Makes kernel and table what the pods want. An endpoint stands in the table before the kernel sends
     /// connections its way, and leaves the kernel before it leaves the table.
     fn reconcile(&mut self) {
+        if self.held {
+            return;
+        }
         let wanted = self.wanted();
         let gone: Vec<SocketAddr> = self
             .installed
@@ -201,36 +237,62 @@ impl<W: EndpointWriter> Registry<W> {
             })
             .map(|(address, _)| *address)
             .collect();
-        for address in gone {
-            if let Err(error) = self.writer.take(address) {
-                tracing::error!(%address, %error, "cannot take an endpoint out of the kernel");
-            }
-            let _ = self.table.remove(address);
-            let _ = self.installed.remove(&address);
+        for address in self.stuck.clone() {
+            self.take(address);
         }
-        self.failed = 0;
+        for address in gone {
+            self.withdraw(address);
+        }
+        let failed_before = std::mem::take(&mut self.failed);
         for (address, new) in wanted {
-            if self
-                .installed
-                .get(&address)
-                .is_some_and(|now| now.same(&new))
-            {
+            let before = self.installed.get(&address);
+            if before.is_some_and(|now| now.same(&new)) {
                 continue;
             }
+            let stood = before.is_some();
             self.table.insert(Arc::clone(&new.endpoint));
             match self.writer.put(address, new.value) {
                 Ok(()) => {
+                    let _ = self.stuck.remove(&address);
                     let _ = self.installed.insert(address, new);
                 }
                 Err(error) => {
-                    tracing::error!(
-                        %address, pod = %new.endpoint.pod.id, %error,
-                        "cannot put an endpoint into the kernel: its probes are left alone; is \
-                         --endpoints-capacity too small?"
-                    );
-                    let _ = self.table.remove(address);
-                    let _ = self.installed.remove(&address);
-                    self.failed += 1;
+                    if !failed_before.contains(&address) {
+                        tracing::error!(
+                            %address, pod = %new.endpoint.pod.id, %error,
+                            "cannot put an endpoint into the kernel: its probes are left alone; is \
+                             --endpoints-capacity too small?"
+                        );
+                    }
+                    // What stood there before still does, in the kernel.
+                    if stood {
+                        self.withdraw(address);
+                    } else {
+                        let _ = self.table.remove(address);
+                    }
+                    let _ = self.failed.insert(address);
+                }
+            }
+        }
+    }
+
+    /// Takes an endpoint out of the kernel, then out of the table.
+    fn withdraw(&mut self, address: SocketAddr) {
+        self.take(address);
+        let _ = self.table.remove(address);
+        let _ = self.installed.remove(&address);
+    }
+
+    /// Takes an endpoint out of the kernel. Where that fails the handler, which finds it in no table, only
+    /// relays what is sent its way.
+    fn take(&mut self, address: SocketAddr) {
+        match self.writer.take(address) {
+            Ok(()) => {
+                let _ = self.stuck.remove(&address);
+            }
+            Err(error) => {
+                if self.stuck.insert(address) {
+                    tracing::error!(%address, %error, "cannot take an endpoint out of the kernel");
                 }
             }
         }
@@ -244,12 +306,8 @@ impl<W: EndpointWriter> Registry<W> {
             let (Some(placement), None) = (&entry.placement, &entry.obstacle) else {
                 continue;
             };
-            let addresses: Vec<IpAddr> = placement
-                .addresses
-                .iter()
-                .copied()
-                .filter(|address| !self.contested.contains(address))
-                .collect();
+            let mut addresses = entry.addresses();
+            addresses.retain(|address| !self.contested.contains(address));
             let served = entry.served.get_or_insert_with(|| {
                 let routes = entry.routes.routes().len();
                 Arc::new(ServedPod {
@@ -295,14 +353,14 @@ impl<W: EndpointWriter> Registry<W> {
             let Some(placement) = &entry.placement else {
                 continue;
             };
-            for address in &placement.addresses {
-                match owners.get(address) {
+            for address in entry.addresses() {
+                match owners.get(&address) {
                     None => {
-                        let _ = owners.insert(*address, (placement.netns, &entry.pod.id));
+                        let _ = owners.insert(address, (placement.netns, &entry.pod.id));
                     }
                     Some((netns, _)) if *netns == placement.netns => {}
                     Some((_, other)) => {
-                        if contested.insert(*address) && !self.contested.contains(address) {
+                        if contested.insert(address) && !self.contested.contains(&address) {
                             tracing::warn!(
                                 %address, pod = %entry.pod.id, %other,
                                 "two pods have the same address: the probes of both are left alone there"
@@ -321,3 +379,6 @@ impl<W: EndpointWriter> Registry<W> {
 fn stays(old: &Pod, new: &Pod) -> bool {
     (&old.netns, old.mesh, old.proxy_uid) == (&new.netns, new.mesh, new.proxy_uid)
 }
+
+#[cfg(test)]
+mod tests;

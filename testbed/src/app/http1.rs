@@ -10,21 +10,34 @@ use super::Recorded;
 use super::process::State;
 
 const HEAD_LIMIT: usize = 1 << 20;
+/// First byte of a TLS hello.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A connection that can be reset, where it is a bare TCP one.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
     fn reset_on_close(&self) -> std::io::Result<()>;
+    /// The address that the client dialled.
+    fn local(&self) -> std::io::Result<SocketAddr>;
 }
 
 impl Stream for tokio::net::TcpStream {
     fn reset_on_close(&self) -> std::io::Result<()> {
         self.set_zero_linger()
     }
+
+    fn local(&self) -> std::io::Result<SocketAddr> {
+        let local = self.local_addr()?;
+        Ok(SocketAddr::new(local.ip().to_canonical(), local.port()))
+    }
 }
 
 impl<S: Stream> Stream for tokio_rustls::server::TlsStream<S> {
     fn reset_on_close(&self) -> std::io::Result<()> {
         self.get_ref().0.reset_on_close()
+    }
+
+    fn local(&self) -> std::io::Result<SocketAddr> {
+        self.get_ref().0.local()
     }
 }
 
@@ -45,7 +58,19 @@ pub(super) async fn serve<S: Stream>(
         });
         let target = head.split(' ').nth(1).unwrap_or_default();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let keep = match state.status(path) {
+        if path == "/hang" {
+            let mut rest = [0; 1024];
+            while matches!(stream.read(&mut rest).await, Ok(1..)) {}
+            let (protocol, head) = ("hung-up".to_owned(), String::new());
+            state.record(Recorded {
+                port,
+                peer,
+                protocol,
+                head,
+            });
+            return Ok(());
+        }
+        let keep = match state.status(port, path) {
             Some(status) => answer(&mut stream, status, "").await?,
             None => respond(&mut stream, path, query, &head).await?,
         };
@@ -69,6 +94,11 @@ async fn read_head(stream: &mut impl Stream, buffer: &mut Vec<u8>) -> Result<Opt
         }
         if buffer.len() > HEAD_LIMIT {
             bail!("the request's head has no end");
+        }
+        // As common servers answer TLS on a plaintext port.
+        if buffer.first() == Some(&TLS_HANDSHAKE) {
+            let _closed = answer(stream, 400, "TLS on a plaintext port").await?;
+            return Ok(None);
         }
         if stream.read_buf(buffer).await? == 0 {
             return Ok(None);
@@ -132,7 +162,11 @@ async fn respond(stream: &mut impl Stream, path: &str, query: &str, head: &str) 
             return answer(stream, 200, &"x".repeat(length)).await;
         }
         "/early-close" => {}
-        "/reset" => stream.reset_on_close()?,
+        "/reset" => {
+            stream.reset_on_close()?;
+            // Without the orderly end that follows an answer.
+            bail!("reset, as asked");
+        }
         "/cut-body" => {
             stream
                 .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")
@@ -153,13 +187,7 @@ async fn respond(stream: &mut impl Stream, path: &str, query: &str, head: &str) 
                 .write_all(b"\x00\x01\x02 this is no HTTP\r\n\r\n")
                 .await?
         }
-        "/redirect/none" => return redirect(stream, None).await,
-        "/redirect/same" => return redirect(stream, Some("/healthy")).await,
-        "/redirect/failing" => return redirect(stream, Some("/failing")).await,
-        "/redirect/loop" => return redirect(stream, Some("/redirect/loop")).await,
-        "/redirect/other" => {
-            return redirect(stream, Some("http://other.example/healthy")).await;
-        }
+        _ if path.starts_with("/redirect/") => return redirect(stream, path, query).await,
         "/echo" => return answer(stream, 200, head).await,
         _ => return answer(stream, 200, "ok").await,
     }
@@ -180,11 +208,27 @@ async fn answer(stream: &mut impl Stream, status: u16, body: &str) -> Result<boo
     Ok(true)
 }
 
-async fn redirect(stream: &mut impl Stream, location: Option<&str>) -> Result<bool> {
+async fn redirect(stream: &mut impl Stream, path: &str, query: &str) -> Result<bool> {
+    let own = stream.local()?;
+    let port = u16::try_from(number(query, "port", own.port().into()))?;
+    let to = SocketAddr::new(own.ip(), port);
+    let location = match path.trim_start_matches("/redirect/") {
+        "none" => None,
+        "failing" => Some("/failing".to_owned()),
+        "loop" => Some("/redirect/loop".to_owned()),
+        "other" => Some("http://other.example/healthy".to_owned()),
+        "relative" => Some("../healthy?relative=yes#part".to_owned()),
+        "absolute" => Some(format!("http://{to}/healthy")),
+        "https" => Some(format!("https://{to}/healthy")),
+        "bad" => Some("http://[bad/healthy".to_owned()),
+        "ftp" => Some(format!("ftp://{to}/healthy")),
+        _ => Some("/healthy".to_owned()),
+    };
     let location = location
         .map(|to| format!("Location: {to}\r\n"))
         .unwrap_or_default();
-    let text = format!("HTTP/1.1 302 Found\r\n{location}Content-Length: 0\r\n\r\n");
+    let status = number(query, "status", 302);
+    let text = format!("HTTP/1.1 {status} Moved\r\n{location}Content-Length: 0\r\n\r\n");
     stream.write_all(text.as_bytes()).await?;
     Ok(true)
 }

@@ -21,7 +21,7 @@ pub(super) async fn serve(
         let (request, mut respond) = accepted?;
         let head = head(&request);
         let path = request.uri().path();
-        let status = match (path, state.status(path)) {
+        let status = match (path, state.status(port, path)) {
             (_, Some(status)) => status,
             ("/failing", _) => 503,
             _ => path

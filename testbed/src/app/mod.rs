@@ -16,7 +16,10 @@
 //! | `/http10` | an HTTP/1.0 answer without Content-Length |
 //! | `/continue` | 100 first, then 200 |
 //! | `/garbage` | bytes that are no HTTP |
-//! | `/redirect/same`, `/other`, `/loop`, `/none`, `/failing` | 302 to `/healthy`, to another host, to itself, without Location, to `/failing` |
+//! | `/redirect/same`, `/other`, `/loop`, `/none`, `/failing` | 302 (or `?status=`) to `/healthy`, to another host, to itself, without Location, to `/failing` |
+//! | `/redirect/relative`, `/absolute?port=`, `/https?port=` | the same to `../healthy`, `http://<own IP>:<port>/healthy`, the same with TLS |
+//! | `/redirect/bad`, `/ftp` | the same with a Location that is no URL, or of another scheme |
+//! | `/hang` | none; once the client has hung up, that is recorded (`hung-up`) |
 //! | `/echo` | 200, the request's head as body |
 //!
 //! gRPC: services `""` and `ok` are SERVING, `down` is NOT_SERVING, others NOT_FOUND.
@@ -73,6 +76,8 @@ pub enum Protocol {
     Tcp,
     /// Listens and never accepts.
     Deaf,
+    /// Sends back what it gets.
+    Echo,
 }
 
 /// One listening port of an app.
@@ -146,10 +151,10 @@ pub struct Recorded {
     pub port: u16,
     /// The other end, as the app's `accept` names it.
     pub peer: SocketAddr,
-    /// `tcp`, `http/1.1`, `h2` or `grpc`.
+    /// `tcp`, `http/1.1`, `h2`, `grpc`, `echo` or `hung-up`.
     pub protocol: String,
     /// The request's head byte for byte for HTTP/1; a line `name: value` per header for HTTP/2,
-    /// pseudo headers first; empty for TCP.
+    /// pseudo headers first; else empty.
     pub head: String,
 }
 
@@ -161,6 +166,8 @@ pub(crate) enum Control {
     TakeRecorded,
     /// From now on this path answers with this status.
     SetStatus { path: String, status: u16 },
+    /// From now on every path on this port answers with this status.
+    SetPortStatus { port: u16, status: u16 },
     /// Closes the listeners of a port; connections that are open stay.
     Close { port: u16 },
 }
@@ -240,6 +247,16 @@ impl App {
         let _done: Answer = self
             .worker
             .ask(&Control::SetStatus { path, status }, ANSWER)?;
+        Ok(())
+    }
+
+    /// From now on every path on `port` answers with `status`.
+    ///
+    /// # Errors
+    /// When the app has ended.
+    pub fn set_port_status(&self, port: u16, status: u16) -> Result<()> {
+        let control = Control::SetPortStatus { port, status };
+        let _done: Answer = self.worker.ask(&control, ANSWER)?;
         Ok(())
     }
 

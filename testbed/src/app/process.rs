@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol as IpProtocol, Socket, Type};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -55,6 +55,7 @@ pub fn main(args: &Args) -> Result<()> {
 pub(super) struct State {
     recorded: Mutex<Vec<Recorded>>,
     statuses: Mutex<HashMap<String, u16>>,
+    port_statuses: Mutex<HashMap<u16, u16>>,
 }
 
 impl State {
@@ -65,9 +66,10 @@ impl State {
         }
     }
 
-    /// The status that was set for a path.
-    pub(super) fn status(&self, path: &str) -> Option<u16> {
-        lock(&self.statuses).get(path).copied()
+    /// The status that was set for a path, or for all of a port.
+    pub(super) fn status(&self, port: u16, path: &str) -> Option<u16> {
+        let of_path = lock(&self.statuses).get(path).copied();
+        of_path.or_else(|| lock(&self.port_statuses).get(&port).copied())
     }
 }
 
@@ -89,6 +91,10 @@ async fn serve(spec: AppSpec, pod_ips: &[IpAddr]) -> Result<()> {
                 }
                 Control::SetStatus { path, status } => {
                     let _old = lock(&state.statuses).insert(path, status);
+                    Answer::Done
+                }
+                Control::SetPortStatus { port, status } => {
+                    let _old = lock(&state.port_statuses).insert(port, status);
                     Answer::Done
                 }
                 Control::Close { port } => {
@@ -208,6 +214,18 @@ impl Connection {
             }
             (Protocol::Http, _) => http1::serve(stream, port, peer, state).await,
             (Protocol::Grpc, _) => grpc::serve(stream, port, peer, state).await,
+            (Protocol::Echo, _) => {
+                let (protocol, head) = ("echo".to_owned(), String::new());
+                state.record(Recorded {
+                    port,
+                    peer,
+                    protocol,
+                    head,
+                });
+                let (mut read, mut write) = stream.split();
+                let _bytes = tokio::io::copy(&mut read, &mut write).await?;
+                Ok(write.shutdown().await?)
+            }
             _ => {
                 let (protocol, head) = ("tcp".to_owned(), String::new());
                 state.record(Recorded {

@@ -46,7 +46,9 @@ async fn attempt(probe: &Probe, dialer: Dialer) -> Attempt {
         } => Attempt::Done(http::hook(probe, dialer, *scheme, path, headers).await),
         Action::Tcp => Attempt::Done(tcp(probe, dialer).await),
         Action::Grpc { service } => Attempt::Done(grpc::probe(probe, dialer, service).await),
-        Action::Raw { send } => Attempt::Done(raw::exchange(probe, dialer, send).await),
+        Action::Raw { send, finish } => {
+            Attempt::Done(raw::exchange(probe, dialer, send, *finish).await)
+        }
     }
 }
 

@@ -155,6 +155,9 @@ async fn get(
         if via >= REDIRECTS {
             bail!("stopped after {REDIRECTS} redirects");
         }
+        if !matches!(next.scheme(), "http" | "https") {
+            bail!("unsupported protocol scheme {:?}", next.scheme());
+        }
         if Url::parse(location).is_ok() {
             host = None; // only a relative Location keeps the probe's own Host
         }

@@ -75,7 +75,10 @@ pub enum Action {
     /// what comes back until the connection ends or the timeout.
     Raw {
         /// What to send.
+        #[serde(with = "latin1")]
         send: Vec<u8>,
+        /// Whether to end this side once it is sent.
+        finish: bool,
     },
 }
 
@@ -174,8 +177,15 @@ impl Probe {
             port,
             Action::Raw {
                 send: send.to_vec(),
+                finish: false,
             },
         )
+    }
+
+    /// As [`Probe::raw`], and ends its side of the connection when it has sent all.
+    pub fn raw_to_the_end(ip: impl Into<IpAddr>, port: u16, send: &[u8]) -> Self {
+        let (send, finish) = (send.to_vec(), true);
+        Self::new(ip, port, Action::Raw { send, finish })
     }
 
     /// Adds one of `httpHeaders`; no effect on what has none.
@@ -199,6 +209,23 @@ impl Probe {
     pub const fn mapped(mut self) -> Self {
         self.mapped = true;
         self
+    }
+}
+
+/// Bytes as text, a letter each: a JSON list of megabytes of numbers takes seconds.
+mod latin1 {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&bytes.iter().copied().map(char::from).collect::<String>())
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<Vec<u8>, D::Error> {
+        String::deserialize(from)?
+            .chars()
+            .map(|letter| u8::try_from(letter).map_err(D::Error::custom))
+            .collect()
     }
 }
 

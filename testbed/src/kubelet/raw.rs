@@ -8,10 +8,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Dialer, Ended, Outcome, Probe, ProbeResult};
 
-const LIMIT: usize = 1 << 20;
+const LIMIT: usize = 16 << 20;
 
 /// Sends bytes and collects the answer until the connection ends or the timeout.
-pub(super) async fn exchange(probe: &Probe, dialer: Dialer, send: &[u8]) -> ProbeResult {
+pub(super) async fn exchange(
+    probe: &Probe,
+    dialer: Dialer,
+    send: &[u8],
+    finish: bool,
+) -> ProbeResult {
     let deadline = Instant::now() + probe.timeout.unwrap_or(Duration::from_secs(1));
     let mut stream = match timeout_at(deadline, dialer.connect(probe, probe.port)).await {
         Ok(Ok(stream)) => stream,
@@ -25,10 +30,22 @@ pub(super) async fn exchange(probe: &Probe, dialer: Dialer, send: &[u8]) -> Prob
     let mut result = ProbeResult::new(Outcome::Success, "");
     result.peer = stream.peer_addr().ok();
     let mut received = Vec::new();
-    let ended = async {
-        stream.write_all(send).await?;
-        while received.len() < LIMIT && stream.read_buf(&mut received).await? > 0 {}
+    let (mut read, mut write) = stream.split();
+    let sent = async {
+        write.write_all(send).await?;
+        match finish {
+            true => write.shutdown().await,
+            false => Ok(()),
+        }
+    };
+    let answered = async {
+        while received.len() < LIMIT && read.read_buf(&mut received).await? > 0 {}
         Ok::<_, std::io::Error>(())
+    };
+    let ended = async {
+        // Whether the other end took all of it, its answer tells.
+        let (sent, answered) = tokio::join!(sent, answered);
+        answered.and(sent)
     };
     result.ended = Some(match timeout_at(deadline, ended).await {
         Err(_) => Ended::Open,

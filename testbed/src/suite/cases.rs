@@ -90,6 +90,20 @@ impl Cases {
         self.judge(name, outcome, started.elapsed());
     }
 
+    /// As [`Cases::case`], for a case that makes an environment of its own.
+    pub fn case_in(&mut self, name: &str, body: impl FnOnce(&mut Self) -> Result<()>) {
+        if !self.wants(name) {
+            return;
+        }
+        let started = Instant::now();
+        let outcome = interrupt::check().and_then(|()| {
+            catch_unwind(AssertUnwindSafe(|| body(&mut *self)))
+                .unwrap_or_else(|panic| Err(panicked(&*panic)))
+        });
+        self.judge(name, outcome, started.elapsed());
+        self.on_failure = None;
+    }
+
     /// Counts a case that cannot run on this machine.
     pub fn skip(&mut self, name: &str, why: &str) {
         if self.wants(name) {

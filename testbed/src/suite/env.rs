@@ -1,5 +1,6 @@
 //! What most groups need: a run, a kubelet in its cgroup, a daemon that serves it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -22,7 +23,7 @@ pub struct Env {
     /// A process outside the kubelet's cgroup.
     pub bystander: Kubelet,
     /// The kubelet.
-    pub kubelet: Kubelet,
+    pub kubelet: Arc<Kubelet>,
     /// Its cgroup.
     pub cgroup: Cgroup,
     /// Names, addresses and files of this environment.
@@ -37,7 +38,7 @@ impl Env {
     pub fn start(cases: &mut Cases, args: &[&str]) -> Result<Self> {
         let run = Run::new()?;
         let cgroup = Cgroup::new(&run, "kubelet")?;
-        let kubelet = Kubelet::start(&run, &cgroup, "kubelet")?;
+        let kubelet = Arc::new(Kubelet::start(&run, &cgroup, "kubelet")?);
         let bystander = Kubelet::bystander()?;
         let mut spec = DaemonSpec::new("daemon")
             .program(cases.daemon())

@@ -4,9 +4,26 @@
 //! One file per group of rules; each makes what it needs ([`env::Env`]) and reports its cases to
 //! [`cases::Cases`].
 
+mod admin;
 pub mod cases;
+mod command_line;
+mod daemons;
 pub mod env;
+mod families;
+mod hooks;
+mod hostile;
+mod http;
+mod identity;
+mod kubelet_restart;
+mod life;
+mod ports;
+mod relays;
+mod rewritten;
 mod rules;
+mod sandbox;
+mod source;
+mod twins;
+mod usual;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -33,7 +50,24 @@ pub struct Args {
 type Group = (&'static str, fn(&mut Cases) -> Result<()>);
 
 /// All groups, in the order in which they run.
-const GROUPS: &[Group] = &[("rules", rules::run)];
+const GROUPS: &[Group] = &[
+    ("rules", rules::run),
+    ("families", families::run),
+    ("http", http::run),
+    ("ports", ports::run),
+    ("hooks", hooks::run),
+    ("rewritten", rewritten::run),
+    ("relays", relays::run),
+    ("identity", identity::run),
+    ("life", life::run),
+    ("kubelet-restart", kubelet_restart::run),
+    ("daemons", daemons::run),
+    ("sandbox", sandbox::run),
+    ("hostile", hostile::run),
+    ("source", source::run),
+    ("command-line", command_line::run),
+    ("admin", admin::run),
+];
 
 /// Runs what the filter selects.
 ///

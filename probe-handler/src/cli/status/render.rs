@@ -144,11 +144,15 @@ fn kubelet(kubelet: &KubeletStatus) -> String {
         let _ = write!(text, " {} ago", millis(age));
     }
     if let Some(pid) = kubelet.process_filter {
-        let others = kubelet.shared_with;
-        let _ = write!(
-            text,
-            "; cgroup shared with {others} processes, so only pid {pid} is served"
-        );
+        let _ = match kubelet.shared_with {
+            0 => write!(text, "; only that process is served"),
+            others => write!(
+                text,
+                "; cgroup shared with {others} others: only pid {pid} is served"
+            ),
+        };
+    } else if kubelet.attached {
+        let _ = write!(text, "; every process in that cgroup is served");
     }
     text
 }
@@ -190,10 +194,15 @@ fn probe_cells(probe: &ProbeStatus) -> Vec<String> {
 }
 
 fn last_cells(last: &LastVerdict) -> [String; 5] {
+    // What is not known to us has no status of the app's.
+    let status = match last.outcome.as_str() {
+        "unknown" => String::new(),
+        _ => last.status.to_string(),
+    };
     [
         last.outcome.clone(),
         last.reason.clone(),
-        last.status.to_string(),
+        status,
         micros(last.latency_us),
         millis(last.age_ms),
     ]

@@ -276,6 +276,24 @@ pub(super) fn route(kind: ProbeKind, action: Action, timeout: Duration) -> Arc<R
 }
 
 pub(super) fn endpoint(address: SocketAddr, routes: Routes) -> Endpoint {
+    endpoint_dialled(address, routes, Arc::new(InPod))
+}
+
+/// A pod whose namespace has lost its address: the dial's source can't be bound.
+pub(super) struct Homeless;
+
+impl Dial for Homeless {
+    fn socket(&self, _to: SocketAddr) -> io::Result<TcpSocket> {
+        Err(io::ErrorKind::AddrNotAvailable.into())
+    }
+}
+
+/// An endpoint of a pod that is dialled by `dialer`.
+pub(super) fn endpoint_dialled(
+    address: SocketAddr,
+    routes: Routes,
+    dialer: Arc<dyn Dial>,
+) -> Endpoint {
     Endpoint {
         address,
         pod: Arc::new(ServedPod {
@@ -285,7 +303,7 @@ pub(super) fn endpoint(address: SocketAddr, routes: Routes) -> Endpoint {
                 uid: "uid".to_owned(),
             },
             mesh: Mesh::Istio,
-            dialer: Arc::new(InPod),
+            dialer,
             max_in_flight: 4,
             in_flight: AtomicUsize::new(0),
         }),

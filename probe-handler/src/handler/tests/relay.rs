@@ -126,3 +126,20 @@ async fn who_waits_for_the_other_side_to_speak_first_is_relayed() {
     };
     let ((), ()) = tokio::join!(app, kubelet);
 }
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_dialled_from_inside_is_relayed_to() {
+    let app = App::saying("HTTP/1.1 204 No Content\r\n\r\n").await;
+    let (route, endpoint) = http_endpoint(app.address, "/", SECOND);
+    let endpoint = endpoint_dialled(app.address, endpoint.routes, std::sync::Arc::new(Homeless));
+    let world = World::new([endpoint]).await;
+    let answer = world
+        .ask(app.address, &get(app.address, "/"))
+        .await
+        .expect("what plain networking gives");
+    assert_eq!(answer, "HTTP/1.1 204 No Content\r\n\r\n");
+    let (peer, _) = app.seen().pop().expect("the app was reached");
+    assert_ne!(peer, IN_POD);
+    // It says nothing of the app's health.
+    assert_eq!(route.stats.counts(), (0, 0, 1));
+}

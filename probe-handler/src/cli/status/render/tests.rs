@@ -129,7 +129,7 @@ fn status() -> Status {
 
 const HEADER: &str = "\
 state:      serving; version 0.1.0, pid 77, up 1h2m
-kubelet:    pid 1234 in /sys/fs/cgroup/kubelet.slice, attached 1h1m ago
+kubelet:    pid 1234 in /sys/fs/cgroup/kubelet.slice, attached 1h1m ago; every process in that cgroup is served
 hooks:      connect4 (id 41), connect6 NOT ATTACHED; closed ports refused with ECONNREFUSED
 handler:    127.0.0.1:40001
 counters:   refused 0, seen 98
@@ -147,7 +147,7 @@ left alone: 1 probes (-o wide says why)
 NAMESPACE  POD     CONTAINER  PROBE      WAY          CHECK                     LAST     REASON   STATUS  LATENCY  AGE   OK  FAIL
 shop       cart-0  app        liveness   transparent  http:8080/healthz?full=1  success  healthy  200     412us    1.2s  90  1
 shop       cart-0  app        readiness  transparent  tcp:5432                  -        -        -       -        -     0   0
-shop       cart-0  app        startup    transparent  grpc:9000/cart            unknown  spliced  200     412us    1.2s  0   0
+shop       cart-0  app        startup    transparent  grpc:9000/cart            unknown  spliced  -       412us    1.2s  0   0
 "
     );
     assert_eq!(table(&status()), expected);
@@ -214,7 +214,7 @@ fn a_shared_cgroup_is_told() {
     };
     assert_eq!(
         kubelet(&shared),
-        "pid 9 in /sys/fs/cgroup, attached; cgroup shared with 12 processes, so only pid 9 is served"
+        "pid 9 in /sys/fs/cgroup, attached; cgroup shared with 12 others: only pid 9 is served"
     );
 }
 

@@ -1,15 +1,15 @@
-//! Shows that the testbed tells the truth: each mesh's rules capture what they should, its sidecar
-//! lets its own clients through, and a dial from inside the pod passes where it passes in a cluster.
+//! Each mesh's rules capture what they should, its sidecar lets its own clients through, and a dial
+//! from inside the pod passes where it passes in a cluster.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::Report;
 use crate::app::AppSpec;
-use crate::interrupt;
 use crate::kubelet::{Ended, Kubelet, Outcome, Probe};
 use crate::pod::{Pod, PodSpec, unavailable};
 use crate::rules::RuleSet;
@@ -20,58 +20,35 @@ const CLOSED: u16 = 8081;
 const DNS: u16 = 53;
 const REQUEST: &str = "GET /healthy HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n";
 
-/// Runs it and prints a table.
-///
-/// # Errors
-/// When a cell is not what it should be.
-pub fn main() -> Result<()> {
-    interrupt::catch()?;
-    let run = Run::new()?;
+/// Every rule set, over both families.
+pub(super) fn check(run: &Run, report: &mut Report) -> Result<()> {
     let bystander = Kubelet::bystander()?;
-    let (mut wrong, mut checked, mut skipped) = (0, 0, 0);
     for rules in RuleSet::all() {
         let spec = PodSpec::new(rules.name())
             .rules(*rules)
             .app(AppSpec::new().http(OPEN).http(DNS));
-        let pod = match spec.start(&run) {
+        let pod = match spec.start(run) {
             Ok(pod) => pod,
             Err(error) => match unavailable(&error) {
                 Some(reason) => {
-                    println!("{:<24} skipped: {reason}", rules.name());
-                    skipped += 1;
+                    report.skip(rules.name(), &reason.to_string());
                     continue;
                 }
                 None => return Err(error),
             },
         };
         for ip in pod.ns.ips() {
-            let cells = cells(&run, &pod, *rules, &bystander, ip)?;
             let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+            let subject = format!("{} {family}", rules.name());
             for Cell {
                 what,
                 expected,
                 found,
-            } in cells
+            } in cells(run, &pod, *rules, &bystander, ip)?
             {
-                let mark = if expected == found { "ok" } else { "WRONG" };
-                println!(
-                    "{:<24} {family} {what:<48} {found:<12} {mark}",
-                    rules.name()
-                );
-                if expected != found {
-                    println!("{:<24} {family} {what:<48} expected {expected}", "");
-                    wrong += 1;
-                }
-                checked += 1;
+                report.cell(&subject, what, expected, found);
             }
         }
-    }
-    println!(
-        "{} passed, {wrong} failed, {skipped} skipped",
-        checked - wrong
-    );
-    if wrong > 0 {
-        bail!("{wrong} cells are wrong");
     }
     Ok(())
 }

@@ -1,0 +1,154 @@
+//! Log lines on their way out: whoever logs never waits for whoever reads.
+//!
+//! Standard error may be a pipe to a collector that stalls (a full disk). A write to it would then stop the
+//! thread that logs, and with the handler's thread the probes of every pod.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that may wait; more are lost, and counted.
+const CAPACITY: usize = 4096;
+
+/// Takes lines without ever waiting; a thread of its own writes them. Clones share it.
+#[derive(Clone, Default)]
+pub struct LogQueue(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    lost: u64,
+    writing: bool,
+}
+
+impl LogQueue {
+    /// A queue that is written to `out`.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn new(mut out: impl Write + Send + 'static) -> io::Result<Self> {
+        let queue = Self::default();
+        let shared = Arc::clone(&queue.0);
+        let _ = std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || {
+                loop {
+                    let line = shared.next();
+                    // There is nobody left to tell.
+                    let _ = out.write_all(&line).and_then(|()| out.flush());
+                }
+            })?;
+        Ok(queue)
+    }
+
+    /// Waits until everything is written, but no longer than `patience`.
+    pub fn flush(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        let mut state = self.0.state.lock();
+        while state.writing || !state.lines.is_empty() {
+            if self.0.changed.wait_until(&mut state, until).timed_out() {
+                return;
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// The next line to write; the one before is written.
+    fn next(&self) -> Vec<u8> {
+        let mut state = self.state.lock();
+        state.writing = false;
+        let _ = self.changed.notify_all();
+        loop {
+            if let Some(line) = state.lines.pop_front() {
+                state.writing = true;
+                return line;
+            }
+            if state.lost > 0 {
+                let lost = std::mem::take(&mut state.lost);
+                state.writing = true;
+                return format!(
+                    "{{\"level\":\"WARN\",\"message\":\"{lost} log lines were lost\"}}\n"
+                )
+                .into();
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+}
+
+impl Write for LogQueue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut state = self.0.state.lock();
+        if state.lines.len() < CAPACITY {
+            state.lines.push_back(line.to_vec());
+            let _ = self.0.changed.notify_all();
+        } else {
+            state.lost += 1;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for LogQueue {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn lines_come_out_in_order() {
+        let (out, read) = UnixStream::pair().expect("pair");
+        let mut queue = LogQueue::new(out).expect("queue");
+        for line in ["one\n", "two\n"] {
+            queue.write_all(line.as_bytes()).expect("taken");
+        }
+        queue.flush(Duration::from_secs(10));
+        let lines: Vec<_> = BufReader::new(read)
+            .lines()
+            .take(2)
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(lines, ["one", "two"]);
+    }
+
+    #[test]
+    fn a_reader_that_stalls_stops_nobody_and_hears_what_it_missed() {
+        let (out, read) = UnixStream::pair().expect("pair");
+        let mut queue = LogQueue::new(out).expect("queue");
+        // More than socket and queue hold together.
+        let line = [b"x".repeat(1024), b"\n".to_vec()].concat();
+        for _ in 0..3 * CAPACITY {
+            queue.write_all(&line).expect("taken");
+        }
+        queue.flush(Duration::from_millis(1));
+        let last = BufReader::new(read)
+            .lines()
+            .map(Result::unwrap)
+            .find(|line| !line.starts_with('x'));
+        assert!(last.is_some_and(|line| line.contains("log lines were lost")));
+    }
+}

@@ -1,0 +1,171 @@
+//! Who is taken for the kubelet, and who is not.
+
+use std::io::Write as _;
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+#[test]
+fn a_process_is_told_by_its_start_time() {
+    let own = std::process::id();
+    assert_eq!(start_time(own), start_time(own));
+    assert!(start_time(own).is_some_and(|ticks| ticks > 0));
+    assert_eq!(start_time(u32::MAX), None);
+}
+
+#[test]
+fn names_are_compared_as_the_kernel_keeps_them() {
+    assert_eq!(truncated("kubelet"), "kubelet");
+    assert_eq!(truncated("kubelet-stand-in-4711"), "kubelet-stand-i");
+}
+
+fn finder(name: &str, cgroup: Option<&Path>) -> Finder {
+    Finder::new(Search {
+        names: vec![name.into()],
+        cgroup: cgroup.map(Path::to_owned),
+        allow_root: true,
+    })
+    .expect("cgroup v2")
+}
+
+/// A process that takes a name when it is told to, and ends with the test.
+struct Late {
+    _directory: tempfile::TempDir,
+    process: Child,
+}
+
+impl Late {
+    fn new(name: &str) -> Self {
+        let directory = tempfile::tempdir().expect("directory");
+        let program = directory.path().join(name);
+        std::os::unix::fs::symlink("/bin/cat", &program).expect("link");
+        let process = Command::new("/bin/sh")
+            .args(["-c", "read go && exec \"$0\""])
+            .arg(program)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("sh");
+        Self {
+            _directory: directory,
+            process,
+        }
+    }
+
+    fn go(&mut self, name: &str) {
+        let stdin = self.process.stdin.as_mut().expect("a pipe");
+        stdin.write_all(b"\n").expect("told");
+        while comm(self.process.id()).is_none_or(|comm| comm != name) {
+            std::thread::yield_now();
+        }
+    }
+
+    fn end(&mut self) {
+        self.process.kill().expect("killed");
+        let _ = self.process.wait().expect("reaped");
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A directory that looks like a cgroup of these processes.
+fn cgroup_of(pids: &[u32]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("directory");
+    put(directory.path(), pids);
+    directory
+}
+
+fn put(cgroup: &Path, pids: &[u32]) {
+    let lines: String = pids.iter().map(|pid| format!("{pid}\n")).collect();
+    std::fs::write(cgroup.join("cgroup.procs"), lines).expect("written");
+}
+
+#[test]
+fn no_kubelet_is_an_error_that_names_the_names() {
+    let error = finder("no-such-process", None)
+        .find(None)
+        .expect_err("nothing is named so");
+    assert!(error.to_string().contains("no-such-process"), "{error}");
+}
+
+#[test]
+fn a_process_that_becomes_the_kubelet_late_is_found() {
+    let mut kubelet = Late::new("late-kubelet");
+    let mut finder = finder("late-kubelet", None);
+    for _ in 0..2 * SELDOM {
+        assert!(finder.find_process().is_err());
+    }
+    // As if it had been there for long.
+    for times in finder.seen.values_mut() {
+        *times = YOUNG;
+    }
+    kubelet.go("late-kubelet");
+    let found = (0..SELDOM).find_map(|_| finder.find_process().ok());
+    assert_eq!(found, Some(kubelet.process.id()));
+}
+
+#[test]
+fn nobody_takes_the_place_of_a_kubelet_that_is_being_restarted() {
+    let mut kubelet = Late::new("given-kubelet");
+    kubelet.go("given-kubelet");
+    let pid = kubelet.process.id();
+    let other = std::process::id();
+    let cgroup = cgroup_of(&[other, pid]);
+    let mut finder = finder("given-kubelet", Some(cgroup.path()));
+    let found = finder.find(None).expect("a kubelet");
+    assert_eq!((found.pid, found.shared_with), (Some(pid), 1));
+    kubelet.end();
+    put(cgroup.path(), &[other]);
+    for last in [Some(&found), None] {
+        assert!(matches!(finder.find(last), Err(Error::NotFound { .. })));
+    }
+}
+
+#[test]
+fn a_kubelet_that_lives_is_not_taken_for_its_child() {
+    let (mut parent, mut child) = (Late::new("kubelet-forks"), Late::new("kubelet-forks"));
+    parent.go("kubelet-forks");
+    child.go("kubelet-forks");
+    let (parent, child) = (parent.process.id(), child.process.id());
+    let cgroup = cgroup_of(&[parent]);
+    let mut finder = finder("kubelet-forks", Some(cgroup.path()));
+    let found = finder.find(None).expect("a kubelet");
+    put(cgroup.path(), &[child, parent]);
+    let again = finder.find(Some(&found)).expect("a kubelet");
+    assert_eq!(again.pid, Some(parent));
+}
+
+#[test]
+fn a_cgroup_given_without_a_kubelet_is_the_kubelet() {
+    let cgroup = cgroup_of(&[std::process::id()]);
+    let mut finder = finder("no-such-process", Some(cgroup.path()));
+    let found = finder.find(None).expect("a cgroup");
+    assert_eq!((found.pid, found.filter), (None, None));
+}
+
+#[test]
+fn the_root_cgroup_is_known_by_any_path() {
+    let mount_point = cgroup::mount_point().expect("cgroup v2");
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("link");
+    std::os::unix::fs::symlink(&mount_point, &path).expect("link");
+    let mut finder = finder("no-such-process", Some(&path));
+    finder.search.allow_root = false;
+    let error = finder.find(None).expect_err("not to be attached to");
+    let is_root = cgroup::identity(&mount_point).expect("a directory") == cgroup::ROOT;
+    // In a cgroup namespace of our own, what we see of the hierarchy is where we are.
+    assert_eq!(matches!(error, Error::Root { .. }), is_root, "{error}");
+    assert_eq!(matches!(error, Error::Own { .. }), !is_root, "{error}");
+}
+
+#[test]
+fn our_own_cgroup_is_not_the_kubelets() {
+    let mount_point = cgroup::mount_point().expect("cgroup v2");
+    let own = cgroup::of_process(std::process::id(), &mount_point).expect("own cgroup");
+    let mut finder = finder("no-such-process", Some(&own));
+    assert!(matches!(finder.find(None), Err(Error::Own { .. })));
+}

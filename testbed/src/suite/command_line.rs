@@ -1,0 +1,305 @@
+//! The command line: exit codes, preflight, failed starts.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::cases::Cases;
+use super::env::Env;
+use super::usual;
+use crate::bpf::LegacyConnect4;
+use crate::cgroup;
+use crate::daemon::DaemonSpec;
+use crate::wait;
+
+const SOON: Duration = Duration::from_secs(10);
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let env = Env::start(cases, &[])?;
+    cases.case("help-and-version", || help(&env));
+    cases.case("every-mistake-at-once", || mistakes(&env));
+    cases.case("status-without-a-daemon", || no_daemon(&env));
+    cases.case("status", || status(&env));
+    cases.case("preflight-passes", || preflight_passes(&env));
+    cases.case("no-kubelet", || no_kubelet(&env));
+    cases.case("root-cgroup", || root_cgroup(&env));
+    cases.case("missing-capability", || missing_capability(&env));
+    cases.case("legacy-program-above", || legacy(&env));
+    cases.case("handler-port-taken", || port_taken(&env));
+    Ok(())
+}
+
+/// What a command said.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    fn of(command: &mut Command) -> Result<Self> {
+        let output = command.output().context("starting a command")?;
+        Ok(Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    fn exits(self, code: i32) -> Result<Self> {
+        if let Some((_, panic)) = self.err.split_once("panicked") {
+            bail!("it panicked{}", panic.lines().take(2).collect::<String>());
+        }
+        ensure!(
+            self.code == Some(code),
+            "exit code {code} was due: {self:?}"
+        );
+        Ok(self)
+    }
+}
+
+/// `probe-handler` with these arguments; nothing here should run for long.
+fn command(env: &Env, args: &[&str]) -> Result<Said> {
+    let mut command = Command::new("timeout");
+    Said::of(command.arg("20").arg(env.daemon.program()).args(args))
+}
+
+fn contains(text: &str, parts: &[&str]) -> Result<()> {
+    for part in parts {
+        ensure!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+    Ok(())
+}
+
+fn help(env: &Env) -> Result<()> {
+    for args in [&["--help"][..], &["agent", "--help"], &["status", "--help"]] {
+        let said = command(env, args)?.exits(0)?;
+        contains(&said.out, &["Usage: probe-handler"])?;
+    }
+    let said = command(env, &["--version"])?.exits(0)?;
+    contains(&said.out, &["probe-handler"])?;
+    let _usage = command(env, &["agent", "--bogus"])?.exits(64)?;
+    let _usage = command(env, &["bogus"])?.exits(64)?;
+    Ok(())
+}
+
+fn mistakes(env: &Env) -> Result<()> {
+    let bad = [
+        ("--pods", "dir:/nonexistent"),
+        ("--kubelet-cgroup", "/tmp"),
+        ("--kubelet-name", "a/b"),
+        ("--handler-port", "65536"),
+        ("--admin-addr", "nowhere"),
+        ("--scope", "everything"),
+        ("--drain-timeout", "soon"),
+        ("--log-format", "xml"),
+        ("--log", "loud"),
+        ("--endpoints-capacity", "0"),
+    ];
+    let mut args = vec!["agent"];
+    for (flag, value) in bad {
+        args.extend([flag, value]);
+    }
+    let said = command(env, &args)?.exits(64)?;
+    contains(&said.err, &[&format!("{} mistakes", bad.len())])?;
+    for (flag, value) in bad {
+        let line = said
+            .err
+            .lines()
+            .find(|line| line.contains(&format!("{flag} ")));
+        let line = line.with_context(|| format!("{flag} is not in:\n{}", said.err))?;
+        // What is wrong, and after the semicolon what to do.
+        let value = format!("{value:?}");
+        contains(line, &[&value, "PROBE_HANDLER_", "; "])?;
+    }
+    ensure!(said.out.is_empty(), "something ran: {}", said.out);
+    // From the environment too.
+    let mut command = Command::new("timeout");
+    let said = Said::of(
+        command
+            .arg("20")
+            .arg(env.daemon.program())
+            .arg("agent")
+            .env("PROBE_HANDLER_HANDLER_PORT", "x")
+            .env("PROBE_HANDLER_PODS", "x"),
+    )?
+    .exits(64)?;
+    contains(&said.err, &["2 mistakes", "--pods", "--handler-port"])
+}
+
+fn no_daemon(env: &Env) -> Result<()> {
+    let socket = env.run.dir().join("nobody.sock");
+    let socket = socket.display().to_string();
+    for extra in [&[][..], &["-o", "json"], &["--ready"], &["--alive"]] {
+        let args = [&["status", "--admin-socket", &socket], extra].concat();
+        let said = command(env, &args)?.exits(1)?;
+        let words = "probe-handler is not running on this node";
+        contains(&said.err, &[words, &socket, "probe-handler agent"])?;
+        ensure!(said.out.is_empty(), "it shows something: {}", said.out);
+    }
+    Ok(())
+}
+
+fn status(env: &Env) -> Result<()> {
+    let pod = env.pod(usual::pod("shown"))?;
+    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    let table = env.daemon.status_command(&[])?;
+    contains(
+        &table,
+        &[
+            "shown",
+            "web",
+            "liveness",
+            "readiness",
+            "transparent",
+            "503",
+        ],
+    )?;
+    let ip = pod.ns.ipv4().to_string();
+    contains(
+        &env.daemon.status_command(&["-o", "wide"])?,
+        &["istio", &ip],
+    )?;
+    let json: Value = serde_json::from_str(&env.daemon.status_command(&["-o", "json"])?)?;
+    ensure!(json["pods"][0]["name"] == "shown", "no pod in {json}");
+    let _ready = env.daemon.status_command(&["--ready"])?;
+    let _alive = env.daemon.status_command(&["--alive"])?;
+    Ok(())
+}
+
+fn cgroup_of(env: &Env) -> String {
+    env.cgroup.path().display().to_string()
+}
+
+fn preflight_passes(env: &Env) -> Result<()> {
+    let args = ["preflight", "--admin-addr", "none", "--kubelet-cgroup"];
+    let cgroup = cgroup_of(env);
+    let said = command(env, &[&args[..], &[&cgroup]].concat())?.exits(0)?;
+    contains(&said.out, &["probe-handler can run on this node", &cgroup])?;
+    let said = command(env, &[&args[..], &[&cgroup, "-o", "json"]].concat())?.exits(0)?;
+    let json: Value = serde_json::from_str(&said.out)?;
+    ensure!(json["can_run"] == true, "{json}");
+    let findings = json["findings"].as_array().context("no findings")?;
+    ensure!(findings.len() >= 10, "only {} findings", findings.len());
+    // It took off again what it attached, and the daemon that runs is as it was.
+    let attached = crate::bpf::attached(env.cgroup.path())?;
+    ensure!(attached == 5, "{attached} programs are attached");
+    Ok(())
+}
+
+/// `preflight` fails, and so does the agent's start, both with these words.
+fn both_say(env: &Env, name: &str, args: &[&str], words: &[&str]) -> Result<()> {
+    let shared = [&["preflight", "--admin-addr", "none"], args].concat();
+    let said = command(env, &shared)?.exits(1)?;
+    contains(&said.out, &["fail", "can NOT run on this node"])?;
+    contains(&said.out, words)?;
+    agent_says(agent(env, name, args), env, words)
+}
+
+fn agent(env: &Env, name: &str, args: &[&str]) -> DaemonSpec {
+    let spec = DaemonSpec::new(name).program(Some(env.daemon.program()));
+    args.iter().fold(spec, |spec, arg| spec.arg(arg))
+}
+
+/// The agent does not start: exit code 1, and a log that says why and what to do.
+fn agent_says(spec: DaemonSpec, env: &Env, words: &[&str]) -> Result<()> {
+    let mut daemon = spec.spawn(&env.run)?;
+    let status = daemon.wait_end(SOON)?;
+    let log = daemon.log()?;
+    ensure!(status.code() == Some(1), "it ended with {status}:\n{log}");
+    ensure!(!log.contains("panicked"), "it panicked:\n{log}");
+    contains(&log, words)
+}
+
+/// A kubelet that does not run yet is waited for: preflight fails, the agent is not ready.
+fn no_kubelet(env: &Env) -> Result<()> {
+    let name = format!("none{}", env.run.id());
+    let args = ["--kubelet-name", name.as_str()];
+    let words = [
+        "no kubelet runs in this pid namespace",
+        &name,
+        "--kubelet-cgroup",
+    ];
+    let said = command(
+        env,
+        &[&["preflight", "--admin-addr", "none"], &args[..]].concat(),
+    )?
+    .exits(1)?;
+    contains(&said.out, &words)?;
+    let daemon = agent(env, "no-kubelet", &args).spawn(&env.run)?;
+    wait::until("the daemon to say that it waits", SOON, || {
+        let (ready, pending) = daemon.get("/readyz").ok()?;
+        (ready == 503 && pending.contains("kubelet")).then_some(())
+    })?;
+    contains(&daemon.log()?, &words)
+}
+
+fn root_cgroup(env: &Env) -> Result<()> {
+    let root = cgroup::mount()?.display().to_string();
+    let words = [
+        "the kubelet's cgroup is the root cgroup",
+        root.as_str(),
+        "--allow-root-cgroup",
+    ];
+    both_say(env, "root-cgroup", &["--kubelet-cgroup", &root], &words)
+}
+
+fn missing_capability(env: &Env) -> Result<()> {
+    let cgroup = cgroup_of(env);
+    for (capability, name) in [
+        ("net_admin", "CAP_NET_ADMIN"),
+        ("sys_ptrace", "CAP_SYS_PTRACE"),
+    ] {
+        let drop = format!("-{capability}");
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--bounding-set", &drop, "--inh-caps", &drop])
+            .arg(env.daemon.program())
+            .args([
+                "preflight",
+                "--admin-addr",
+                "none",
+                "--kubelet-cgroup",
+                &cgroup,
+            ]);
+        let said = Said::of(&mut command)?.exits(1)?;
+        contains(
+            &said.out,
+            &["fail", name, "privileged container", "can NOT run"],
+        )?;
+        let spec = agent(env, capability, &["--kubelet-cgroup", &cgroup]);
+        agent_says(
+            spec.without_capability(capability),
+            env,
+            &[name, "is missing", "privileged container"],
+        )?;
+    }
+    Ok(())
+}
+
+fn legacy(env: &Env) -> Result<()> {
+    let cgroup = crate::cgroup::Cgroup::new(&env.run, "below")?;
+    let parent = cgroup.path().parent().context("a cgroup without parent")?;
+    let _legacy = LegacyConnect4::attach(parent)?;
+    let where_it_is = format!("connect4 at {}", parent.display());
+    let words = [
+        "programs attached without BPF_F_ALLOW_MULTI stand in the way",
+        &where_it_is,
+    ];
+    let path = cgroup.path().display().to_string();
+    both_say(env, "legacy", &["--kubelet-cgroup", &path], &words)
+}
+
+fn port_taken(env: &Env) -> Result<()> {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = taken.local_addr()?.port().to_string();
+    let cgroup = cgroup_of(env);
+    let args = ["--kubelet-cgroup", &cgroup, "--handler-port", &port];
+    let address = format!("127.0.0.1:{port}");
+    let words = [address.as_str(), "choose another --handler-port"];
+    both_say(env, "port-taken", &args, &words)
+}

@@ -1,0 +1,268 @@
+//! The daemon's own life: killed, stopped, started beside another one.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::cases::Cases;
+use super::env::{Env, GRACE};
+use super::usual::{self, HTTP, Probing};
+use crate::bpf::{self, Held};
+use crate::daemon::{Daemon, DaemonSpec};
+use crate::kubelet::{Outcome, Probe, ProbePending};
+use crate::pod::Pod;
+use crate::wait;
+
+const SOON: Duration = Duration::from_secs(5);
+/// How often the daemon is replaced under constant probing.
+const REPLACED: usize = 5;
+/// Probers for each probe.
+const PROBERS: usize = 2;
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    cases.case_in("killed", |cases| killed(&mut with_pod(cases, &[])?));
+    cases.case_in("sigterm", |cases| sigterm(&mut with_pod(cases, &[])?));
+    cases.case_in("second-sigterm", |cases| {
+        second_sigterm(&mut with_pod(cases, &[])?)
+    });
+    cases.case_in("drain-timeout", |cases| {
+        drain_timeout(&mut with_pod(cases, &["--drain-timeout", "1"])?)
+    });
+    cases.case_in("same-admin-socket", |cases| {
+        let with = with_pod(cases, &[])?;
+        same_socket(cases, &with)
+    });
+    cases.case_in("overlap", |cases| replaced(cases, 1));
+    cases.case_in("replaced-again-and-again", |cases| {
+        replaced(cases, REPLACED)
+    });
+    Ok(())
+}
+
+struct WithPod {
+    pod: Pod,
+    env: Env,
+}
+
+fn with_pod(cases: &mut Cases, args: &[&str]) -> Result<WithPod> {
+    let env = Env::start(cases, args)?;
+    let slow = |ms: u32| usual::http(HTTP, &format!("/slow?ms={ms}"));
+    let pod =
+        env.pod(usual::pod("daemons").container(usual::container("slow", slow(700), slow(8000))))?;
+    Ok(WithPod { pod, env })
+}
+
+/// What a daemon leaves behind is nothing: no program, no map, no link, no file.
+fn nothing_left(env: &Env, held: &Held) -> Result<()> {
+    // The kernel frees what a process held a moment after its end.
+    let mut left = Held::default();
+    let freed = wait::until("the kernel to free programs and maps", SOON, || {
+        left = held.left().ok()?;
+        left.is_empty().then_some(())
+    });
+    ensure!(freed.is_ok(), "still there: {left:?}");
+    let attached = bpf::attached(env.cgroup.path())?;
+    ensure!(attached == 0, "{attached} programs are still attached");
+    Ok(())
+}
+
+fn held(daemon: &Daemon) -> Result<Held> {
+    let held = Held::by(daemon.pid())?;
+    ensure!(
+        held.programs.len() >= 5 && held.maps.len() >= 6,
+        "the daemon holds too little to be true: {held:?}"
+    );
+    let there = held.left()?;
+    ensure!(there == held, "the kernel has {there:?} of {held:?}");
+    Ok(held)
+}
+
+fn killed(WithPod { pod, env }: &mut WithPod) -> Result<()> {
+    let ip: IpAddr = pod.ns.ipv4().into();
+    usual::truth(&env.kubelet, ip)?;
+    let held = held(&env.daemon)?;
+    let _killed = env.daemon.kill()?;
+    nothing_left(env, &held)?;
+    for ip in pod.ns.ips() {
+        usual::mesh_alone(&env.kubelet, ip)?;
+    }
+    // Its socket's file is left, and is no obstacle for the next daemon.
+    ensure!(env.daemon.socket().exists(), "who removed the socket?");
+    let daemon = DaemonSpec::new("daemon")
+        .kubelet_cgroup(&env.cgroup)
+        .program(Some(env.daemon.program()))
+        .start(&env.run)?;
+    daemon.wait_served(pod)?;
+    usual::truth(&env.kubelet, ip)
+}
+
+/// Begins a slow check and waits until the app has it.
+fn begin_slow(with: &WithPod, ms: u32, timeout: Duration) -> Result<ProbePending> {
+    let probe = Probe::http(with.pod.ns.ipv4(), HTTP, &format!("/slow?ms={ms}")).timeout(timeout);
+    let pending = with.env.kubelet.begin(&probe)?;
+    wait::until("the app to be asked", SOON, || {
+        let asked = with.pod.app.take_recorded().ok()?;
+        asked
+            .iter()
+            .any(|request| request.head.contains("/slow"))
+            .then_some(())
+    })?;
+    Ok(pending)
+}
+
+fn sigterm(with: &mut WithPod) -> Result<()> {
+    let held = held(&with.env.daemon)?;
+    let slow = begin_slow(with, 700, Duration::from_secs(1))?;
+    let begun = Instant::now();
+    with.env.daemon.signal(Signal::SIGTERM)?;
+    // While it drains it takes nothing new.
+    wait::until("the connect programs to be taken off", SOON, || {
+        let log = with.env.daemon.log().ok()?;
+        log.contains("draining").then_some(())
+    })?;
+    let new = with
+        .env
+        .kubelet
+        .probe(&Probe::http(with.pod.ns.ipv4(), HTTP, "/healthy"))?;
+    let result = slow.wait()?;
+    ensure!(
+        result.status == Some(200),
+        "the check in flight was lost: {result:?}"
+    );
+    ensure!(
+        new.outcome == Outcome::Failure && new.status.is_none(),
+        "a new probe was still served: {new:?}"
+    );
+    let status = with.env.daemon.wait_end(GRACE)?;
+    println!("     ended {:?} after SIGTERM", begun.elapsed());
+    ensure!(status.code() == Some(0), "it ended with {status}");
+    ensure!(
+        begun.elapsed() < Duration::from_secs(3),
+        "it took {:?} to drain a check of 0.7 s",
+        begun.elapsed()
+    );
+    nothing_left(&with.env, &held)?;
+    ensure!(
+        !with.env.daemon.socket().exists(),
+        "its socket's file is left"
+    );
+    for ip in with.pod.ns.ips() {
+        usual::mesh_alone(&with.env.kubelet, ip)?;
+    }
+    Ok(())
+}
+
+fn second_sigterm(with: &mut WithPod) -> Result<()> {
+    let slow = begin_slow(with, 8000, Duration::from_secs(10))?;
+    with.env.daemon.signal(Signal::SIGTERM)?;
+    wait::until("the drain to begin", SOON, || {
+        let log = with.env.daemon.log().ok()?;
+        log.contains("draining").then_some(())
+    })?;
+    let begun = Instant::now();
+    with.env.daemon.signal(Signal::SIGTERM)?;
+    let status = with.env.daemon.wait_end(GRACE)?;
+    println!("     ended {:?} after the second SIGTERM", begun.elapsed());
+    ensure!(status.code() == Some(0), "it ended with {status}");
+    ensure!(
+        begun.elapsed() < Duration::from_secs(2),
+        "it ended only after {:?}",
+        begun.elapsed()
+    );
+    let result = slow.wait()?;
+    ensure!(
+        !result.passed(),
+        "the check passed all the same: {result:?}"
+    );
+    Ok(())
+}
+
+fn drain_timeout(with: &mut WithPod) -> Result<()> {
+    let slow = begin_slow(with, 8000, Duration::from_secs(10))?;
+    let begun = Instant::now();
+    let status = with.env.daemon.stop(GRACE)?;
+    let took = begun.elapsed();
+    ensure!(status.code() == Some(0), "it ended with {status}");
+    ensure!(
+        (Duration::from_millis(900)..Duration::from_secs(3)).contains(&took),
+        "a drain of 1 s took {took:?}"
+    );
+    let result = slow.wait()?;
+    ensure!(
+        !result.passed(),
+        "the check passed all the same: {result:?}"
+    );
+    Ok(())
+}
+
+fn same_socket(cases: &Cases, WithPod { pod, env }: &WithPod) -> Result<()> {
+    // The same name: the same directory, the same socket.
+    let socket = env.daemon.socket().display().to_string();
+    let mut second = DaemonSpec::new("second")
+        .program(cases.daemon())
+        .kubelet_cgroup(&env.cgroup)
+        .pods(env.daemon.pods())
+        .admin_socket(env.daemon.socket())
+        .spawn(&env.run)?;
+    let status = second.wait_end(SOON)?;
+    ensure!(status.code() == Some(1), "it ended with {status}");
+    let log = second.log()?;
+    ensure!(
+        log.contains(&socket) && log.contains("--admin-socket"),
+        "it does not say which socket, or what to do:\n{log}"
+    );
+    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    ensure!(env.daemon.get("/readyz")?.0 == 200, "the first one suffers");
+    Ok(())
+}
+
+/// A new daemon is started beside the old one, which then ends, under constant probing.
+fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
+    let mut env = Env::start(cases, &[])?;
+    let pod = env.pod(usual::pod("replaced"))?;
+    let pods = env.daemon.pods().to_owned();
+    let mut all = usual::all(pod.ns.ipv4().into());
+    all.extend(usual::all(pod.ns.ipv6().into()));
+    let probes = all.iter().map(|case| case.probe.clone());
+    let probes: Vec<_> = std::iter::repeat_n(probes, PROBERS).flatten().collect();
+    let probers = probes.len();
+    let probing = Probing::start(&Arc::clone(&env.kubelet), probes);
+    for time in 0..times {
+        let next = DaemonSpec::new(&format!("daemon-{time}"))
+            .program(cases.daemon())
+            .kubelet_cgroup(&env.cgroup)
+            .pods(&pods)
+            .start(&env.run)?;
+        next.wait_served(&pod)?;
+        let mut old = std::mem::replace(&mut env.daemon, next);
+        let held = held(&old)?;
+        let status = old.stop(GRACE)?;
+        ensure!(status.success(), "the old daemon ended with {status}");
+        wait::until("the old daemon's programs to go", SOON, || {
+            held.left().ok()?.is_empty().then_some(())
+        })?;
+        let enough = probing.so_far().len() + 10 * probers;
+        wait::until("more probes", SOON, || {
+            (probing.so_far().len() >= enough).then_some(())
+        })?;
+    }
+    let made = probing.stop()?;
+    let wrong: Vec<_> = made
+        .iter()
+        .filter(|made| {
+            all.iter()
+                .any(|case| case.probe == made.probe && !case.is_true(&made.result))
+        })
+        .collect();
+    println!(
+        "     {} probes by {probers} probers while {times} daemons were replaced, p99 {:?}: {} wrong",
+        made.len(),
+        usual::percentile(&made, 99),
+        wrong.len()
+    );
+    ensure!(wrong.is_empty(), "{} wrong: {:?}", wrong.len(), wrong[0]);
+    Ok(())
+}

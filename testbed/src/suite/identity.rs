@@ -1,0 +1,277 @@
+//! Nobody but the kubelet gets anything from the handler, and nothing but its probes is touched.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::cases::Cases;
+use super::env::Env;
+use super::usual::{self, CLOSED, HTTP, OPEN};
+use crate::app::AppSpec;
+use crate::kubelet::{Ended, Kubelet, Probe};
+use crate::pod::Pod;
+use crate::wait;
+
+/// A port of the app that no probe declares.
+const UNDECLARED: u16 = 7070;
+const SOON: Duration = Duration::from_secs(5);
+/// Of include/net/tcp_states.h, as /proc/net/tcp writes them.
+const LISTEN: &str = "0A";
+const TIME_WAIT: &str = "06";
+
+/// What a local attacker might say.
+const WORDS: [&[u8]; 5] = [
+    b"",
+    b"GET /healthy HTTP/1.1\r\nHost: a\r\nUser-Agent: kube-probe/1.36\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"\x16\x03\x01\x00\x05hello",
+    b"anything",
+];
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let env = Env::start(cases, &[])?;
+    let app = AppSpec::new().http(HTTP).grpc(usual::GRPC).tcp(OPEN);
+    let mut spec = usual::pod("identity").app(app.http(UNDECLARED));
+    // The usual pod's probes, and an app that listens where none is declared.
+    spec = spec.with_status();
+    let pod = env.pod(spec)?;
+    for (family, loopback) in [
+        ("v4", IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        ("v6", IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    ] {
+        cases.case(&format!("by-hand/{family}"), || {
+            by_hand(&env, &env.bystander, loopback)
+        });
+        cases.case(&format!("by-hand-from-the-kubelet/{family}"), || {
+            by_hand(&env, &env.kubelet, loopback)
+        });
+        cases.case(&format!("port-used-again/{family}"), || {
+            used_again(&env, &pod, loopback)
+        });
+    }
+    cases.case("other-process-of-the-cgroup", || other_process(&env, &pod));
+    cases.case("other-servers-are-untouched", || other_servers(&env));
+    cases.case("undeclared-port-meets-the-mesh", || undeclared(&env, &pod));
+    Ok(())
+}
+
+/// The sockets of /proc/net/tcp and tcp6: local address, remote address, state.
+fn sockets(family: IpAddr) -> Result<Vec<(SocketAddr, SocketAddr, String)>> {
+    let path = match family {
+        IpAddr::V4(_) => "/proc/net/tcp",
+        IpAddr::V6(_) => "/proc/net/tcp6",
+    };
+    let text = fs::read_to_string(path)?;
+    text.lines()
+        .skip(1)
+        .map(|line| {
+            let mut fields = line.split_ascii_whitespace().skip(1);
+            let mut next = || fields.next().context("a line of /proc/net/tcp is short");
+            let (local, remote) = (address(next()?)?, address(next()?)?);
+            Ok((local, remote, next()?.to_owned()))
+        })
+        .collect()
+}
+
+/// `0100007F:1F90` is 127.0.0.1:8080: words in the machine's byte order.
+fn address(text: &str) -> Result<SocketAddr> {
+    let (ip, port) = text.split_once(':').context("no address")?;
+    let words: Vec<u32> = (0..ip.len() / 8)
+        .map(|word| u32::from_str_radix(&ip[word * 8..word * 8 + 8], 16))
+        .collect::<Result<_, _>>()?;
+    let ip = match words[..] {
+        [v4] => IpAddr::from(v4.to_ne_bytes()),
+        [a, b, c, d] => {
+            let mut bytes = [0; 16];
+            for (slot, word) in bytes.chunks_exact_mut(4).zip([a, b, c, d]) {
+                slot.copy_from_slice(&word.to_ne_bytes());
+            }
+            IpAddr::from(bytes)
+        }
+        _ => bail!("no address: {text}"),
+    };
+    Ok(SocketAddr::new(ip, u16::from_str_radix(port, 16)?))
+}
+
+/// The handler on `loopback`: among the listeners that everybody can see.
+fn handler(env: &Env, loopback: IpAddr) -> Result<SocketAddr> {
+    let own = env.daemon.handler()?;
+    sockets(loopback)?
+        .into_iter()
+        .find(|(local, _, state)| local.ip() == loopback && state == LISTEN && own.contains(local))
+        .map(|(local, _, _)| local)
+        .with_context(|| format!("none of the handler's {own:?} listens on {loopback}"))
+}
+
+fn unknown_peers(env: &Env) -> Result<f64> {
+    env.daemon.metric("probe_handler_unknown_peers_total")
+}
+
+fn by_hand(env: &Env, who: &Kubelet, loopback: IpAddr) -> Result<()> {
+    let handler = handler(env, loopback)?;
+    let before = unknown_peers(env)?;
+    for words in WORDS {
+        let result = who.probe(&Probe::raw(loopback, handler.port(), words))?;
+        // A reset may come so soon that it is connect() that reports it.
+        let reset = match result.ended {
+            Some(Ended::Reset) => true,
+            Some(Ended::Refused) => result.message.contains("reset"),
+            _ => false,
+        };
+        ensure!(reset && result.body.is_empty(), "no bare reset: {result:?}");
+    }
+    let counted = unknown_peers(env)? - before;
+    let made = WORDS.len() as f64;
+    ensure!(
+        (counted - made).abs() < f64::EPSILON,
+        "{made} strangers, {counted} counted"
+    );
+    Ok(())
+}
+
+/// An address and port from which the kubelet was just answered is good for nothing once it is free.
+fn used_again(env: &Env, pod: &Pod, loopback: IpAddr) -> Result<()> {
+    let handler = handler(env, loopback)?;
+    let ip: IpAddr = match loopback {
+        IpAddr::V4(_) => pod.ns.ipv4().into(),
+        IpAddr::V6(_) => pod.ns.ipv6().into(),
+    };
+    let before = peers(handler)?;
+    // An HTTP probe: the handler closes first, so that the kubelet's port is free at once.
+    let (source, mut stream, unknown) = wait::until("a port to use again", SOON, || {
+        let _passed = env.passes(&Probe::http(ip, HTTP, "/healthy")).ok()?;
+        let mut used = peers(handler).ok()?;
+        used.retain(|peer| !before.contains(peer));
+        let unknown = unknown_peers(env).ok()?;
+        used.into_iter()
+            .find_map(|source| Some((source, connect_from(source, handler).ok()?, unknown)))
+    })?;
+    stream.set_read_timeout(Some(SOON))?;
+    // A reset may already have come.
+    let _sent = stream.write_all(WORDS[1]);
+    let mut answer = Vec::new();
+    let ended = stream
+        .read_to_end(&mut answer)
+        .map_err(|error| error.kind());
+    let reset = matches!(
+        ended,
+        Err(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+    );
+    ensure!(
+        reset && answer.is_empty(),
+        "no bare reset from the kubelet's old {source}: {ended:?}, {}",
+        String::from_utf8_lossy(&answer)
+    );
+    let counted = unknown_peers(env)? - unknown;
+    ensure!(counted >= 1.0, "one stranger, {counted} counted");
+    Ok(())
+}
+
+/// Whoever was connected to the handler, as far as the handler's end of the connection shows.
+fn peers(handler: SocketAddr) -> Result<Vec<SocketAddr>> {
+    let sockets = sockets(handler.ip())?.into_iter();
+    Ok(sockets
+        .filter(|(local, _, state)| *local == handler && state == TIME_WAIT)
+        .map(|(_, peer, _)| peer)
+        .collect())
+}
+
+fn connect_from(source: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
+    let socket = Socket::new(
+        Domain::for_address(source),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&source.into())?;
+    socket.connect_timeout(&to.into(), Duration::from_secs(1))?;
+    Ok(socket.into())
+}
+
+/// The programs are told the kubelet's process: others in its cgroup meet the mesh.
+fn other_process(env: &Env, pod: &Pod) -> Result<()> {
+    let filter = env.daemon.status()?["kubelet"]["process_filter"].as_u64();
+    ensure!(
+        filter == Some(env.kubelet.pid().into()),
+        "the kubelet is process {}, the filter {filter:?}",
+        env.kubelet.pid()
+    );
+    let other = Kubelet::start(&env.run, &env.cgroup, "not-the-kubelet")?;
+    let (seen, others) = (
+        env.daemon.counter("seen")?,
+        env.daemon.counter("other_process")?,
+    );
+    for ip in pod.ns.ips() {
+        usual::mesh_alone(&other, ip)?;
+    }
+    ensure!(
+        env.daemon.counter("seen")? == seen,
+        "it was taken for the kubelet"
+    );
+    let counted = env.daemon.counter("other_process")? - others;
+    let least = 2 * usual::all(pod.ns.ipv4().into()).len() as u64;
+    ensure!(counted >= least, "{least} connections, {counted} counted");
+    // The kubelet itself is served all the same.
+    usual::truth(&env.kubelet, pod.ns.ipv4().into())
+}
+
+/// The kubelet also talks to the API server, the container runtime, its own health port.
+fn other_servers(env: &Env) -> Result<()> {
+    let (node4, _) = env.run.node_ips();
+    for ip in [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+        IpAddr::V4(node4),
+    ] {
+        let server = TcpListener::bind((ip, 0)).with_context(|| format!("listening on {ip}"))?;
+        let address = server.local_addr()?;
+        let seen = env.daemon.counter("seen")?;
+        let served = thread::spawn(move || -> Result<()> {
+            let (mut client, _) = server.accept()?;
+            let mut request = [0; 4];
+            client.read_exact(&mut request)?;
+            client.write_all(b"served ")?;
+            Ok(client.write_all(&request)?)
+        });
+        let result = env
+            .kubelet
+            .probe(&Probe::raw(ip, address.port(), b"ping"))?;
+        match served.join() {
+            Ok(served) => served?,
+            Err(_) => bail!("the server panicked"),
+        }
+        ensure!(
+            result.body == "served ping" && result.peer == Some(address),
+            "not the server's answer: {result:?}"
+        );
+        ensure!(
+            env.daemon.counter("seen")? == seen,
+            "a connection to {address} was seen"
+        );
+    }
+    Ok(())
+}
+
+/// The app's other ports are none of the handler's business, for the kubelet either.
+fn undeclared(env: &Env, pod: &Pod) -> Result<()> {
+    let seen = env.daemon.counter("seen")?;
+    for ip in pod.ns.ips() {
+        let _refused = env.fails(&Probe::http(ip, UNDECLARED, "/healthy"))?;
+    }
+    ensure!(env.daemon.counter("seen")? == seen, "it was seen");
+    // And a request that is no declared probe, on a declared port, meets the mesh too.
+    let ip = pod.ns.ipv4();
+    let result = env.fails(&Probe::http(ip, HTTP, "/secret"))?;
+    ensure!(result.status.is_none(), "an answer: {result:?}");
+    let received = pod.app.take_recorded()?;
+    let got_in = received.iter().any(|request| {
+        request.port == UNDECLARED || request.head.contains("/secret") || request.port == CLOSED
+    });
+    ensure!(!got_in, "it reached the app: {received:?}");
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! The kubelet dies, comes back, or moves: its probes are exempt again within a moment.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::cases::Cases;
+use super::usual::{self, HTTP};
+use crate::cgroup::Cgroup;
+use crate::daemon::{Daemon, DaemonSpec};
+use crate::kubelet::{Kubelet, Probe};
+use crate::pod::Pod;
+use crate::run::Run;
+use crate::{bpf, wait};
+
+const SOON: Duration = Duration::from_secs(5);
+/// What is demanded of a machine that may be busy; the aim is 100 ms.
+const LIMIT: Duration = Duration::from_secs(1);
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let run = Run::new()?;
+    // At most 15 letters, and nobody else's.
+    let name = format!("kl{}", run.id());
+    by_name(cases, &run, &name)?;
+    by_path(cases, &run)
+}
+
+/// A daemon that finds its kubelet by the process's name.
+fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
+    // Goes with its case; after the kubelet where that case is not wanted.
+    let mut first = Some(Cgroup::new(run, "first")?);
+    let first_cgroup = first.as_ref().context("it was just made")?;
+    let old = first_cgroup.path().to_owned();
+    let mut kubelet = Kubelet::start(run, first_cgroup, name)?;
+    let daemon = DaemonSpec::new("by-name")
+        .program(cases.daemon())
+        .arg("--kubelet-name")
+        .arg(name)
+        .start(run)?;
+    cases.show_on_failure(daemon.log_path());
+    let mut pod = usual::pod("restart").start(run)?;
+    daemon.serve(&mut pod)?;
+    cases.case("found-by-name", || {
+        ensure!(
+            attached_to(&daemon)? == old.display().to_string(),
+            "attached elsewhere"
+        );
+        usual::truth(&kubelet, pod.ns.ipv4().into())
+    });
+    cases.case("dies-and-comes-back-in-a-new-cgroup", || {
+        kubelet.kill()?;
+        drop(first.take());
+        ensure!(!old.exists(), "the old cgroup can't be removed");
+        wait_unattached(&daemon)?;
+        let second = Cgroup::new(run, "second")?;
+        kubelet = Kubelet::start(run, &second, name)?;
+        comes_back(&daemon, &kubelet, &pod, &second)?;
+        // And once more, without a moment in which there is none.
+        let third = Cgroup::new(run, "third")?;
+        kubelet.kill()?;
+        kubelet = Kubelet::start(run, &third, name)?;
+        comes_back(&daemon, &kubelet, &pod, &third)?;
+        ensure!(
+            bpf::attached(second.path())? == 0,
+            "programs are left on the old cgroup"
+        );
+        kubelet.kill()
+    });
+    cases.case("comes-back-in-the-same-cgroup", || {
+        kubelet.kill()?;
+        let cgroup = Cgroup::new(run, "same")?;
+        for _ in 0..3 {
+            let mut kubelet = Kubelet::start(run, &cgroup, name)?;
+            comes_back(&daemon, &kubelet, &pod, &cgroup)?;
+            kubelet.kill()?;
+        }
+        Ok(())
+    });
+    cases.case("moved-while-running", || {
+        kubelet.kill()?;
+        let [from, to] = [Cgroup::new(run, "from")?, Cgroup::new(run, "to")?];
+        let mut kubelet = Kubelet::start(run, &from, name)?;
+        comes_back(&daemon, &kubelet, &pod, &from)?;
+        to.add(kubelet.pid())?;
+        comes_back(&daemon, &kubelet, &pod, &to)?;
+        ensure!(
+            bpf::attached(from.path())? == 0,
+            "programs are left on the old cgroup"
+        );
+        kubelet.kill()
+    });
+    Ok(())
+}
+
+/// A daemon that was given the cgroup's path.
+fn by_path(cases: &mut Cases, run: &Run) -> Result<()> {
+    let mut cgroup = Cgroup::new(run, "given")?;
+    let mut kubelet = Kubelet::start(run, &cgroup, "kubelet")?;
+    let daemon = DaemonSpec::new("by-path")
+        .program(cases.daemon())
+        .kubelet_cgroup(&cgroup)
+        .start(run)?;
+    cases.show_on_failure(daemon.log_path());
+    let mut pod = usual::pod("given").start(run)?;
+    daemon.serve(&mut pod)?;
+    cases.case("cgroup-made-anew-at-the-same-path", || {
+        usual::truth(&kubelet, pod.ns.ipv4().into())?;
+        for noticed in [true, false] {
+            kubelet.kill()?;
+            // The old one goes before the new one comes.
+            let name = cgroup.path().to_owned();
+            std::fs::remove_dir(&name)
+                .or_else(|_| wait_removed(&name))
+                .with_context(|| name.display().to_string())?;
+            if noticed {
+                wait_unattached(&daemon)?;
+            }
+            let anew = Cgroup::new(run, "given")?;
+            // Its drop would remove the new directory, which has the same path.
+            std::mem::forget(std::mem::replace(&mut cgroup, anew));
+            kubelet = Kubelet::start(run, &cgroup, "kubelet")?;
+            comes_back(&daemon, &kubelet, &pod, &cgroup)?;
+        }
+        Ok(())
+    });
+    Ok(())
+}
+
+/// A process that was killed a moment ago may still be counted.
+fn wait_removed(path: &std::path::Path) -> std::io::Result<()> {
+    match wait::to_clean_up(SOON, || std::fs::remove_dir(path).is_ok()) {
+        true => Ok(()),
+        false => std::fs::remove_dir(path),
+    }
+}
+
+fn attached_to(daemon: &Daemon) -> Result<String> {
+    let cgroup = daemon.status()?["kubelet"]["cgroup"].take();
+    Ok(cgroup.as_str().unwrap_or("nowhere").to_owned())
+}
+
+/// The daemon has seen that there is no kubelet, and says so.
+fn wait_unattached(daemon: &Daemon) -> Result<()> {
+    wait::until("the daemon to miss the kubelet", SOON, || {
+        let attached = daemon.metric("probe_handler_attached").ok()?;
+        let (ready, pending) = daemon.get("/readyz").ok()?;
+        (attached < 0.5 && ready == 503 && pending.contains("kubelet")).then_some(())
+    })
+}
+
+/// Probes until one is exempt, and says how long that took.
+fn comes_back(daemon: &Daemon, kubelet: &Kubelet, pod: &Pod, cgroup: &Cgroup) -> Result<()> {
+    let begun = Instant::now();
+    let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
+    wait::until("the first exempt probe", SOON, || {
+        kubelet.probe(&probe).ok()?.passed().then_some(())
+    })?;
+    let took = begun.elapsed();
+    println!("     first exempt probe after {took:?}");
+    ensure!(took < LIMIT, "the first exempt probe came after {took:?}");
+    for ip in pod.ns.ips() {
+        usual::truth(kubelet, IpAddr::clone(&ip))?;
+    }
+    wait::until("status to name the new place", SOON, || {
+        let status = daemon.status().ok()?;
+        let there = status["kubelet"]["cgroup"] == cgroup.path().display().to_string();
+        let filter = status["kubelet"]["process_filter"] == kubelet.pid();
+        (there && filter && daemon.get("/readyz").ok()?.0 == 200).then_some(())
+    })
+}

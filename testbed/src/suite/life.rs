@@ -1,0 +1,351 @@
+//! Pods come and go, their namespaces and addresses too: no answer from the wrong pod, nothing left.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::cases::Cases;
+use super::env::Env;
+use super::usual::{self, HTTP, Made, Probing};
+use crate::kubelet::Probe;
+use crate::netns::NetNs;
+use crate::pod::Pod;
+use crate::{command, wait};
+
+const SOON: Duration = Duration::from_secs(5);
+/// How many pods the churn makes at most, and how long it may take.
+const CHURN: usize = 200;
+const CHURN_TIME: Duration = Duration::from_secs(20);
+/// How many looks in a row must show the same before it counts as what the daemon holds when idle.
+const SETTLED: usize = 50;
+/// What the second pod of a pair answers, which nobody else does.
+const OTHER: u16 = 418;
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let env = Env::start(cases, &[])?;
+    cases.case("removed", || removed(&env));
+    cases.case("namespace-gone-and-back", || gone_and_back(&env));
+    cases.case("address-moved", || moved(&env));
+    cases.case("address-claimed-twice", || claimed_twice(&env));
+    cases.case("churn", || churn(&env));
+    Ok(())
+}
+
+fn endpoints(env: &Env) -> Result<f64> {
+    env.daemon.metric("probe_handler_endpoints")
+}
+
+fn same(a: f64, b: f64) -> bool {
+    (a - b).abs() < f64::EPSILON
+}
+
+/// Waits until the daemon serves `number` endpoints.
+fn wait_endpoints(env: &Env, number: f64) -> Result<()> {
+    wait::until(&format!("{number} endpoints"), SOON, || {
+        same(endpoints(env).ok()?, number).then_some(())
+    })
+}
+
+fn removed(env: &Env) -> Result<()> {
+    let before = endpoints(env)?;
+    let mut pod = env.pod(usual::pod("removed"))?;
+    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    ensure!(endpoints(env)? > before, "a pod without endpoints");
+    pod.withdraw()?;
+    let begun = Instant::now();
+    wait_endpoints(env, before)?;
+    println!(
+        "     a removed pod's endpoints went within {:?}",
+        begun.elapsed()
+    );
+    for ip in pod.ns.ips() {
+        usual::mesh_alone(&env.kubelet, ip)?;
+    }
+    ensure!(
+        env.daemon.pod_status(pod.name())?.is_none(),
+        "status still knows the pod"
+    );
+    Ok(())
+}
+
+fn pending(env: &Env, pod: &Pod) -> Option<String> {
+    let status = env.daemon.pod_status(pod.name()).ok()??;
+    Some(status["netns"]["pending"].as_str()?.to_owned())
+}
+
+fn gone_and_back(env: &Env) -> Result<()> {
+    let before = endpoints(env)?;
+    let mut pod = env.pod(usual::pod("phoenix"))?;
+    let inode = |status: Value| status["netns"]["known"]["inode"].as_u64();
+    let first = env.daemon.pod_status(pod.name())?.and_then(inode);
+    pod.die()?;
+    let begun = Instant::now();
+    let why = wait::until("status to say that the namespace is gone", SOON, || {
+        pending(env, &pod)
+    })?;
+    println!("     noticed after {:?}: {why}", begun.elapsed());
+    let path = pod.ns.path().display().to_string();
+    ensure!(
+        why.contains("gone") || why.contains(&path),
+        "it does not say why: {why}"
+    );
+    wait_endpoints(env, before)?;
+    wait::until("the kernel to free the namespace", SOON, || {
+        (!pod.ns.lives()).then_some(())
+    })?;
+    // Without a route of its own the address would be looked for outside this machine.
+    let route = format!("unreachable {}/32", pod.ns.ipv4());
+    command::ip_batch(&format!("route add {route}\n"))?;
+    let answered = [
+        env.fails(&Probe::tcp(pod.ns.ipv4(), usual::OPEN)),
+        env.fails(&Probe::http(pod.ns.ipv4(), HTTP, "/healthy")),
+    ];
+    command::ip_batch(&format!("route del {route}\n"))?;
+    for answered in answered {
+        let result = answered?;
+        ensure!(result.status.is_none(), "an answer: {result:?}");
+    }
+    let shown = env.daemon.status_command(&[])?;
+    ensure!(
+        shown.contains("no network namespace"),
+        "`status` does not show it:\n{shown}"
+    );
+
+    pod.revive(&env.run)?;
+    let begun = Instant::now();
+    env.daemon.wait_served(&pod)?;
+    println!("     served again after {:?}", begun.elapsed());
+    let second = env.daemon.pod_status(pod.name())?.and_then(inode);
+    ensure!(
+        second.is_some() && first.is_some(),
+        "no inode in status: {first:?}, {second:?}"
+    );
+    for ip in pod.ns.ips() {
+        usual::truth(&env.kubelet, ip)?;
+    }
+    Ok(())
+}
+
+/// Two pods whose `/healthy` can be told apart, and an address that the first one has too.
+fn pair(env: &Env, names: [&str; 2]) -> Result<([Pod; 2], IpAddr)> {
+    let first = env.pod(usual::pod(names[0]))?;
+    let second = env.pod(usual::pod(names[1]))?;
+    second.app.set_status("/healthy", OTHER)?;
+    let (_, ip, _) = env.run.next_pod_ips();
+    let ip = IpAddr::V4(ip);
+    give(env, &first, ip)?;
+    Ok(([first, second], ip))
+}
+
+/// Puts the address on the pod and routes it there.
+fn give(env: &Env, pod: &Pod, ip: IpAddr) -> Result<()> {
+    pod.ns.ip(&format!("address add {ip}/32 dev eth0\n"))?;
+    pod.ns.route(ip, &env.run)
+}
+
+fn take(pod: &Pod, ip: IpAddr) -> Result<()> {
+    pod.ns.ip(&format!("address del {ip}/32 dev eth0\n"))
+}
+
+fn wait_status(env: &Env, ip: IpAddr, status: u16) -> Result<()> {
+    wait::until(&format!("{status} from {ip}"), SOON, || {
+        let result = env.kubelet.probe(&Probe::http(ip, HTTP, "/healthy")).ok()?;
+        (result.status == Some(status)).then_some(())
+    })
+}
+
+fn moved(env: &Env) -> Result<()> {
+    let ([first, second], ip) = pair(env, ["mover", "taker"])?;
+    wait_status(env, ip, 200)?;
+    let probe = Probe::http(ip, HTTP, "/healthy").timeout(Duration::from_millis(300));
+    let kubelet = Arc::clone(&env.kubelet);
+    let probing = Probing::start(&kubelet, vec![probe.clone(), probe.clone(), probe]);
+    let mut there = (&first, &second, 200, OTHER);
+    for _ in 0..4 {
+        let (from, to, old, new) = there;
+        take(from, ip)?;
+        let taken = Instant::now();
+        let given = Instant::now();
+        give(env, to, ip)?;
+        wait_status(env, ip, new)?;
+        println!(
+            "     the new owner's answer came after {:?}",
+            taken.elapsed()
+        );
+        let made = wait::until("enough probes of the new owner", SOON, || {
+            let made = probing.so_far();
+            let since = made.iter().filter(|made| made.begun > taken).count();
+            (since >= 50).then_some(made)
+        })?;
+        judge(&made, old, new, taken, given)?;
+        there = (to, from, new, old);
+    }
+    let made = probing.stop()?;
+    println!("     {} probes, none answered by the wrong pod", made.len());
+    Ok(())
+}
+
+/// `old` may not be heard once the address was taken from its pod, nor `new` before it was given.
+fn judge(made: &[Made], old: u16, new: u16, taken: Instant, given: Instant) -> Result<()> {
+    for made in made {
+        let wrong = match made.result.status {
+            Some(status) if status == old => made.begun > taken,
+            Some(status) if status == new => made.ended < given && made.begun > taken,
+            _ => false,
+        };
+        if wrong {
+            bail!(
+                "an answer from the wrong pod, begun {:?} after the address was taken: {made:?}",
+                made.begun.saturating_duration_since(taken)
+            );
+        }
+    }
+    Ok(())
+}
+
+fn claimed_twice(env: &Env) -> Result<()> {
+    let ([first, second], ip) = pair(env, ["claim-a", "claim-b"])?;
+    wait_status(env, ip, 200)?;
+    let alone = endpoints(env)?;
+    second.ns.ip(&format!("address add {ip}/32 dev eth0\n"))?;
+    wait::until("the contested address to be left alone", SOON, || {
+        (endpoints(env).ok()? < alone).then_some(())
+    })?;
+    for owner in [&first, &second] {
+        owner.ns.route(ip, &env.run)?;
+        usual::mesh_alone(&env.kubelet, ip)?;
+    }
+    ensure!(
+        env.daemon.log()?.contains("two pods have the same address"),
+        "the log does not say so"
+    );
+    // Their other addresses are served as ever.
+    usual::truth(&env.kubelet, first.ns.ipv4().into())?;
+    let result = env
+        .kubelet
+        .probe(&Probe::http(second.ns.ipv4(), HTTP, "/healthy"))?;
+    ensure!(
+        result.status == Some(OTHER),
+        "the second pod's own address: {result:?}"
+    );
+    take(&second, ip)?;
+    first.ns.route(ip, &env.run)?;
+    wait_status(env, ip, 200)
+}
+
+/// What the daemon holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holds {
+    descriptors: usize,
+    threads: usize,
+    endpoints: usize,
+    ids: usize,
+}
+
+fn holds(env: &Env) -> Result<Holds> {
+    let (descriptors, threads) = env.daemon.descriptors_and_threads()?;
+    let ids = command::run("ip", &["netns", "list-id"], "")?;
+    let (_, shown) = env.daemon.get("/metrics")?;
+    let endpoints = shown
+        .lines()
+        .find_map(|line| line.strip_prefix("probe_handler_endpoints "))
+        .context("no probe_handler_endpoints")?;
+    Ok(Holds {
+        descriptors,
+        threads,
+        endpoints: endpoints.parse()?,
+        ids: String::from_utf8_lossy(&ids.stdout).lines().count(),
+    })
+}
+
+fn churn(env: &Env) -> Result<()> {
+    // The first ones warm up whatever is made once.
+    for index in 0..3 {
+        one_life(env, index)?;
+    }
+    let (mut before, mut alike) = (None, 0);
+    wait::until("the daemon to settle", SOON, || {
+        let now = holds(env).ok()?;
+        let same = before.replace(now) == Some(now);
+        alike = if same { alike + 1 } else { 0 };
+        (alike >= SETTLED).then_some(())
+    })?;
+    let before = before.context("nothing was counted")?;
+    let begun = Instant::now();
+    let mut lives = 0;
+    while lives < CHURN && begun.elapsed() < CHURN_TIME {
+        lives += 1;
+        one_life(env, 3 + lives)?;
+    }
+    let took = begun.elapsed();
+    let mut after = before;
+    let settled = wait::until("the daemon to hold what it held before", SOON, || {
+        after = holds(env).ok()?;
+        let back = after.descriptors <= before.descriptors
+            && after.threads <= before.threads
+            && after.endpoints == before.endpoints
+            // Another run's namespaces may come and go.
+            && after.ids <= before.ids + lives / 10;
+        back.then_some(())
+    });
+    println!("     {lives} pods lived and died in {took:?}; before {before:?}, after {after:?}");
+    settled.with_context(|| format!("before {before:?}, after {after:?}"))
+}
+
+/// A pod with an app in this process, for speed: made, served, probed, withdrawn, gone for good.
+fn one_life(env: &Env, index: usize) -> Result<()> {
+    let name = format!("churn{index}");
+    let ns = NetNs::new(&env.run, &name)?;
+    let app = ns.run(|| Ok(TcpListener::bind(("::", HTTP))?))?;
+    let served = thread::spawn(move || -> Result<()> {
+        let (mut client, _) = app.accept()?;
+        let mut request = [0; 1024];
+        let _length = client.read(&mut request)?;
+        Ok(client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?)
+    });
+    let manifest = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": "testbed",
+            "annotations": {
+                "probe-handler.io/netns": ns.path(),
+                "probe-handler.io/exempt": "true",
+            },
+        },
+        "spec": {"containers": [{
+            "name": "web",
+            "image": "app",
+            "livenessProbe": usual::http(HTTP, "/healthy"),
+        }]},
+    });
+    let file = env.daemon.pods().join(format!("{name}.json"));
+    fs::write(&file, manifest.to_string())?;
+    wait::until(&format!("{name} to be served"), SOON, || {
+        let status = env.daemon.pod_status(&name).ok()??;
+        status["netns"]["known"].is_object().then_some(())
+    })?;
+    let redirected = env.daemon.counter("redirected")?;
+    let passed = env.passes(&Probe::http(ns.ipv4(), HTTP, "/healthy"));
+    fs::remove_file(&file)?;
+    let _passed = passed?;
+    ensure!(
+        env.daemon.counter("redirected")? == redirected + 1,
+        "the probe did not go through the handler"
+    );
+    match served.join() {
+        Ok(served) => served?,
+        Err(_) => bail!("the app panicked"),
+    }
+    ns.remove()?;
+    wait::until(&format!("{name}'s namespace to go"), SOON, || {
+        (!ns.lives()).then_some(())
+    })
+}

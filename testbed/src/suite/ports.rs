@@ -1,0 +1,331 @@
+//! What a port, a path and a container mean: several kinds of probes on one port, names for ports, hosts.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::cases::Cases;
+use super::env::Env;
+use super::twins::{Family, Twins, declare, grpc_of, http_get, https_get, reason, tcp_socket};
+use crate::app::tls::Certificate;
+use crate::app::{AppSpec, Bind, Protocol};
+use crate::kubelet::{Ended, Probe};
+use crate::pod::{Pod, PodSpec};
+use crate::rules::RuleSet;
+use crate::wait;
+
+const HTTP: u16 = 8080;
+const SECOND: u16 = 8081;
+const HTTPS: u16 = 8443;
+const GRPC: u16 = 9090;
+const CLOSED: u16 = 5433;
+/// The app listens there and never accepts.
+const DEAF: u16 = 5434;
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let env = Env::start(cases, &[])?;
+    one_port(cases, &env)?;
+    services(cases, &env)?;
+    containers(cases, &env)?;
+    named(cases, &env)?;
+    republished(cases, &env)
+}
+
+/// Every pair of kinds on one port; the app speaks one protocol, so the other kind fails as in plain
+/// Kubernetes.
+fn one_port(cases: &mut Cases, env: &Env) -> Result<()> {
+    let twins = Twins::start(env, "kinds", |name| {
+        let app = AppSpec::new()
+            .http(HTTP)
+            .https(HTTPS, Certificate::SelfSigned)
+            .grpc(GRPC)
+            .listen(Protocol::Deaf, Bind::DualStack, DEAF);
+        let mut probes = Vec::new();
+        for port in [HTTP, HTTPS, GRPC, CLOSED, DEAF] {
+            probes.extend([
+                http_get(port, "/healthy"),
+                http_get(port, "/failing"),
+                https_get(port, "/healthy"),
+                tcp_socket(port),
+                grpc_of(port, "ok"),
+            ]);
+        }
+        declare(PodSpec::new(name).app(app), probes)
+    })?;
+    cases.case("kinds/mesh-is-strict", || twins.mesh_is_strict(HTTP));
+    let timeout = Duration::from_millis(500);
+    for (port_name, port) in [
+        ("http", HTTP),
+        ("https", HTTPS),
+        ("grpc", GRPC),
+        ("closed", CLOSED),
+        ("deaf", DEAF),
+    ] {
+        type Make = fn(std::net::IpAddr, u16) -> Probe;
+        let kinds: [(&str, Make, bool); 5] = [
+            (
+                "http",
+                |ip, port| Probe::http(ip, port, "/healthy"),
+                port == HTTP,
+            ),
+            (
+                "failing",
+                |ip, port| Probe::http(ip, port, "/failing"),
+                false,
+            ),
+            (
+                "https",
+                |ip, port| Probe::https(ip, port, "/healthy"),
+                port == HTTPS,
+            ),
+            ("tcp", Probe::tcp, port != CLOSED),
+            ("grpc", |ip, port| Probe::grpc(ip, port, "ok"), port == GRPC),
+        ];
+        for (kind, make, passes) in kinds {
+            cases.case(&format!("kinds/{kind}-on-a-{port_name}-port"), || {
+                for family in FAMILIES {
+                    let pair = twins.both(family, |ip| make(ip, port).timeout(timeout))?;
+                    ensure!(
+                        pair.ours.passed() == passes && pair.plain.passed() == passes,
+                        "passes {passes}: {pair:?}"
+                    );
+                }
+                Ok(())
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Every answer of the gRPC health service.
+fn services(cases: &mut Cases, env: &Env) -> Result<()> {
+    let twins = Twins::start(env, "services", |name| {
+        let probes = ["", "ok", "down", "unknown"].map(|service| grpc_of(GRPC, service));
+        declare(PodSpec::new(name).app(AppSpec::new().grpc(GRPC)), probes)
+    })?;
+    for (service, passes) in [
+        ("", true),
+        ("ok", true),
+        ("down", false),
+        ("unknown", false),
+    ] {
+        cases.case(&format!("grpc/service-{service:?}"), || {
+            for family in FAMILIES {
+                let pair = twins.same(family, |ip| Probe::grpc(ip, GRPC, service))?;
+                ensure!(
+                    pair.ours.passed() == passes && pair.ours.message == pair.plain.message,
+                    "{pair:?}"
+                );
+            }
+            Ok(())
+        });
+    }
+    cases.case("grpc/requests-are-the-same", || {
+        for family in FAMILIES {
+            let recorded = twins.same_requests(family, |ip| Probe::grpc(ip, GRPC, "ok"))?;
+            ensure!(recorded.len() == 1, "one request: {recorded:?}");
+        }
+        Ok(())
+    });
+    Ok(())
+}
+
+/// The same path on two ports with different health; containers of their own; shared rows.
+fn containers(cases: &mut Cases, env: &Env) -> Result<()> {
+    let twins = Twins::start(env, "containers", |name| {
+        let app = AppSpec::new().http(HTTP).http(SECOND);
+        PodSpec::new(name)
+            .app(app)
+            .container(json!({
+                "name": "one", "image": "app",
+                "livenessProbe": http_get(HTTP, "/health"),
+                "readinessProbe": http_get(HTTP, "/health"),
+                "startupProbe": http_get(HTTP, "/started"),
+            }))
+            .container(json!({
+                "name": "two", "image": "app",
+                "livenessProbe": http_get(SECOND, "/health"),
+                "readinessProbe": {"exec": {"command": ["true"]}},
+            }))
+            .container(json!({
+                "name": "three", "image": "app",
+                "readinessProbe": http_get(HTTP, "/health"),
+            }))
+    })?;
+    cases.case("containers/same-path-on-two-ports", || {
+        // The testbed's app sets a path's status on all its ports: so by another answer of one port.
+        let first = |ip| Probe::http(ip, HTTP, "/health");
+        let second = |ip| Probe::http(ip, SECOND, "/health");
+        for app in [&twins.meshed.app, &twins.plain.app] {
+            app.set_port_status(SECOND, 500)?;
+        }
+        for family in FAMILIES {
+            let _passed = twins.both_pass(family, first)?;
+            let _failed = twins.both_fail(family, second)?;
+        }
+        for app in [&twins.meshed.app, &twins.plain.app] {
+            app.set_port_status(SECOND, 200)?;
+            app.set_port_status(HTTP, 503)?;
+        }
+        for family in FAMILIES {
+            let _failed = twins.both_fail(family, first)?;
+            let _passed = twins.both_pass(family, second)?;
+        }
+        Ok(())
+    });
+    cases.case("containers/same-port-and-path-share-a-row", || {
+        let status = status_of(env, &twins.meshed)?;
+        let rows: Vec<_> = status["probes"]
+            .as_array()
+            .context("probes")?
+            .iter()
+            .collect();
+        ensure!(rows.len() == 3, "three things to be told apart: {rows:#?}");
+        let shared = rows
+            .iter()
+            .find(|row| row["port"] == HTTP && row["target"] == "/health")
+            .context("the shared row")?;
+        ensure!(
+            shared["container"] == "one+three" && shared["probe"] == "liveness+readiness",
+            "{shared:#}"
+        );
+        Ok(())
+    });
+    cases.case("containers/exec-is-left-alone", || {
+        let status = status_of(env, &twins.meshed)?;
+        left_alone(&status, "two", "readiness", "exec")
+    });
+    Ok(())
+}
+
+fn status_of(env: &Env, pod: &Pod) -> Result<Value> {
+    env.daemon.pod_status(pod.name())?.context("an unknown pod")
+}
+
+fn left_alone(status: &Value, container: &str, probe: &str, why: &str) -> Result<()> {
+    let list = status["left_alone"].as_array().context("left_alone")?;
+    let found = list.iter().any(|one| {
+        one["container"] == container
+            && one["probe"] == probe
+            && one["why"].as_str().is_some_and(|text| text.contains(why))
+    });
+    ensure!(found, "{container}'s {probe} ({why}): {list:#?}");
+    Ok(())
+}
+
+/// Named ports; what names none, or another host, meets the mesh.
+fn named(cases: &mut Cases, env: &Env) -> Result<()> {
+    const UNRESOLVED: u16 = 8082;
+    const HOST: u16 = 8083;
+    const UDP: u16 = 8084;
+    let pod = env.pod(
+        PodSpec::new("named")
+            .rules(RuleSet::IstioRedirect)
+            .app(AppSpec::new().http(HTTP).http(SECOND).http(UNRESOLVED).http(HOST).http(UDP))
+            .container(json!({
+                "name": "named", "image": "app",
+                "ports": [
+                    {"name": "web", "containerPort": HTTP},
+                    {"name": "udp", "containerPort": UDP, "protocol": "UDP"},
+                ],
+                "livenessProbe": {"httpGet": {"port": "web"}},
+                "readinessProbe": {"httpGet": {"port": "8081", "path": "/number-as-text"}},
+                "startupProbe": {"httpGet": {"port": "udp", "path": "/healthy"}},
+            }))
+            .container(json!({
+                "name": "other", "image": "app",
+                "livenessProbe": {"httpGet": {"port": "web", "path": "/name-of-another-container"}},
+                "readinessProbe": {"httpGet": {"port": HOST, "host": "192.0.2.1", "path": "/healthy"}},
+            })),
+    )?;
+    let ip = pod.ns.ipv4();
+    cases.case("named/resolves", || {
+        let _passed = env.passes(&Probe::http(ip, HTTP, "/"))?;
+        env.passes(&Probe::http(ip, SECOND, "/number-as-text"))
+            .map(drop)
+    });
+    let status = status_of(env, &pod)?;
+    let cases_left_alone = [
+        (
+            "port-of-another-container",
+            "other",
+            "liveness",
+            "web",
+            HTTP,
+            "/name-of-another-container",
+        ),
+        ("udp-port", "named", "startup", "UDP", UDP, "/healthy"),
+        ("host", "other", "readiness", "192.0.2.1", HOST, "/healthy"),
+    ];
+    for (name, container, probe, why, port, path) in cases_left_alone {
+        cases.case(&format!("named/{name}-is-left-alone"), || {
+            left_alone(&status, container, probe, why)?;
+            let refused = |request: &Probe| -> Result<()> {
+                let result = env.fails(request)?;
+                ensure!(result.status.is_none(), "met the mesh: {result:?}");
+                Ok(())
+            };
+            refused(&Probe::http(ip, port, path))
+        });
+    }
+    cases.case("named/undeclared-port-meets-the-mesh", || {
+        let request = b"GET /healthy HTTP/1.1\r\nHost: app\r\n\r\n";
+        let result = env.kubelet.probe(&Probe::raw(ip, UNRESOLVED, request))?;
+        ensure!(result.ended == Some(Ended::Reset), "{result:?}");
+        Ok(())
+    });
+    Ok(())
+}
+
+/// A manifest that changes takes effect at once.
+fn republished(cases: &mut Cases, env: &Env) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(1);
+    if !cases.wants("republished") {
+        return Ok(());
+    }
+    let container = |port: u16| json!({"name": "app", "image": "app", "livenessProbe": http_get(port, "/healthy")});
+    let mut pod = env.pod(
+        PodSpec::new("republished")
+            .rules(RuleSet::IstioRedirect)
+            .app(AppSpec::new().http(HTTP).http(SECOND))
+            .container(container(HTTP)),
+    )?;
+    let ip = pod.ns.ipv4();
+    cases.case("republished/takes-effect", || {
+        for (new, old) in [(SECOND, HTTP), (HTTP, SECOND), (SECOND, HTTP)] {
+            let _passed = env.passes(&Probe::http(ip, old, "/healthy"))?;
+            let _failed = env.fails(&Probe::http(ip, new, "/healthy"))?;
+            pod.set_containers(vec![container(new)]);
+            let changed = Instant::now();
+            pod.publish(env.daemon.pods())?;
+            wait::until("the new port to be served", LIMIT, || {
+                let result = env.kubelet.probe(&Probe::http(ip, new, "/healthy")).ok()?;
+                result.passed().then_some(())
+            })?;
+            let took = changed.elapsed();
+            println!("     a changed port took effect within {took:?}");
+            let _failed = env.fails(&Probe::http(ip, old, "/healthy"))?;
+            let why = reason(env, &pod, |probe| probe["port"] == new)?;
+            ensure!(why == "healthy", "{why}");
+        }
+        Ok(())
+    });
+    cases.case("republished/withdrawn", || {
+        let port = SECOND;
+        let _passed = env.passes(&Probe::http(ip, port, "/healthy"))?;
+        let changed = Instant::now();
+        pod.withdraw()?;
+        wait::until("the pod to be left alone", LIMIT, || {
+            let result = env.kubelet.probe(&Probe::http(ip, port, "/healthy")).ok()?;
+            (!result.passed()).then_some(())
+        })?;
+        println!(
+            "     a removed manifest took effect within {:?}",
+            changed.elapsed()
+        );
+        Ok(())
+    });
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! Pods that are not as usual: the app's sockets are elsewhere, the sidecar is dead, the rules capture
+//! our dials.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::cases::Cases;
+use super::env::Env;
+use super::usual::{self, CLOSED, GRPC, HTTP, OPEN};
+use crate::app::{App, AppSpec};
+use crate::kubelet::Probe;
+use crate::netns::NetNs;
+use crate::pod::Pod;
+use crate::rules::RuleSet;
+use crate::{command, wait};
+
+const SOON: Duration = Duration::from_secs(5);
+/// Within which a pod whose rules are put right is served again.
+const PUT_RIGHT: Duration = Duration::from_secs(5);
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let env = Env::start(cases, &[])?;
+    cases.case("sockets-elsewhere", || sockets_elsewhere(&env));
+    cases.case("sidecar-dies", || sidecar_dies(&env));
+    cases.case("sidecar-not-started-yet", || no_sidecar_yet(&env));
+    cases.case("captured", || captured(&env));
+    Ok(())
+}
+
+fn served(env: &Env, pod: &mut Pod) -> Result<()> {
+    pod.publish(env.daemon.pods())?;
+    wait::until("the pod's endpoints", SOON, || {
+        let status = env.daemon.pod_status(pod.name()).ok()??;
+        let known = status["netns"]["known"].is_object();
+        let addresses = status["addresses"].as_array()?.len();
+        (known && addresses == 2).then_some(())
+    })
+}
+
+/// As under gVisor or Kata: the pod's namespace holds the address, but what comes for it goes on to
+/// another network stack, where the app and the rest of the pod live.
+fn sockets_elsewhere(env: &Env) -> Result<()> {
+    let spec = usual::pod("sandboxed")
+        .rules(RuleSet::None)
+        .app(AppSpec::new())
+        .annotation("sidecar.istio.io/status", "{}");
+    let mut pod = spec.start(&env.run)?;
+    let sandbox = NetNs::new(&env.run, "sandbox")?;
+    let (ip4, ip6) = (pod.ns.ipv4(), pod.ns.ipv6());
+    // The tap, so to say.
+    pod.ns.ip(&format!(
+        "link add tap0 type veth peer name tap0 netns {}\n",
+        sandbox.name()
+    ))?;
+    pod.ns.run(|| {
+        // It forwards, and answers its neighbours for the address that is no longer its own.
+        for (setting, value) in [
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/eth0/proxy_arp", "1"),
+            ("ipv4/neigh/eth0/proxy_delay", "0"),
+            // What comes back bears the address that eth0 still has.
+            ("ipv4/conf/tap0/accept_local", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+        ] {
+            std::fs::write(format!("/proc/sys/net/{setting}"), value)?;
+        }
+        Ok(())
+    })?;
+    pod.ns.ip(&format!(
+        "address add 169.254.77.1/32 dev tap0\n\
+         address add fe80::77/64 dev tap0 nodad\n\
+         link set tap0 up\n\
+         route del local {ip4} dev eth0 table local\n\
+         route add {ip4}/32 dev tap0\n\
+         route del local {ip6} dev eth0 table local\n\
+         route add {ip6}/128 dev tap0 metric 1\n"
+    ))?;
+    sandbox.ip(&format!(
+        "link del eth0\n\
+         link set tap0 up\n\
+         address add {ip4}/32 dev tap0\n\
+         address add {ip6}/128 dev tap0 nodad\n\
+         route add default via 169.254.77.1 dev tap0 onlink\n\
+         route add ::/0 via fe80::77 dev tap0 onlink\n"
+    ))?;
+    let app = App::start(&sandbox, &AppSpec::new().http(HTTP).grpc(GRPC).tcp(OPEN))?;
+    served(env, &mut pod)?;
+    for ip in pod.ns.ips() {
+        let before = (
+            env.daemon.counter("no_listener")?,
+            env.daemon.counter("redirected")?,
+            env.daemon.counter("refused")?,
+        );
+        usual::truth(&env.kubelet, ip)?;
+        let after = (
+            env.daemon.counter("no_listener")?,
+            env.daemon.counter("redirected")?,
+            env.daemon.counter("refused")?,
+        );
+        let made = usual::all(ip).len() as u64;
+        ensure!(
+            after.0 >= before.0 + made && (after.1, after.2) == (before.1, before.2),
+            "not left alone: {before:?} before, {after:?} after (no listener, redirected, refused)"
+        );
+    }
+    let requests = app.take_recorded()?;
+    ensure!(!requests.is_empty(), "the app in the sandbox was not asked");
+    Ok(())
+}
+
+/// Without a sidecar that accepts for it, a dead app looks dead by itself.
+fn sidecar_dies(env: &Env) -> Result<()> {
+    let mut pod = env.pod(usual::pod("widow"))?;
+    if let Some(sidecar) = &mut pod.sidecar {
+        sidecar.kill()?;
+    }
+    let before = env.daemon.counter("no_listener")?;
+    for ip in pod.ns.ips() {
+        usual::truth(&env.kubelet, ip)?;
+        // Everybody else is refused where the sidecar was.
+        let other = env.bystander.probe(&Probe::http(ip, HTTP, "/healthy"))?;
+        ensure!(!other.passed(), "a bystander gets in: {other:?}");
+    }
+    ensure!(
+        env.daemon.counter("no_listener")? >= before + 2,
+        "the closed ports were not left to the pod itself"
+    );
+    Ok(())
+}
+
+/// The app's container starts before the sidecar's: its probes are true from the beginning.
+fn no_sidecar_yet(env: &Env) -> Result<()> {
+    let mut pod = usual::pod("early").without_sidecar().start(&env.run)?;
+    served(env, &mut pod)?;
+    let canary = env.daemon.pod_status(pod.name())?.unwrap_or_default()["canary"].take();
+    ensure!(
+        canary["state"] == "pending",
+        "the canary proves something already: {canary}"
+    );
+    for ip in pod.ns.ips() {
+        usual::truth(&env.kubelet, ip)?;
+    }
+    Ok(())
+}
+
+/// Replaces a namespace's NAT rules by those of another mesh.
+fn replace_rules(ns: &NetNs, rules: RuleSet) -> Result<()> {
+    ns.run(|| {
+        for program in ["iptables-nft", "ip6tables-nft"] {
+            for args in [["-t", "nat", "-F"], ["-t", "nat", "-X"]] {
+                let _done = command::run(program, &args, "")?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(rules.apply(ns)?)
+}
+
+/// A pod that says it is Istio's, with rules that take everything that root dials: Consul's.
+fn captured(env: &Env) -> Result<()> {
+    let mut pod = usual::pod("captive").start(&env.run)?;
+    replace_rules(&pod.ns, RuleSet::Consul)?;
+    let before = env.daemon.metrics()?;
+    pod.publish(env.daemon.pods())?;
+    wait::until("the canary to fail", SOON, || {
+        let status = env.daemon.pod_status(pod.name()).ok()??;
+        (status["canary"]["state"] == "failed").then_some(())
+    })?;
+    let (seen, now) = (env.daemon.counter("seen")?, env.daemon.metrics()?);
+    let failures = "probe_handler_canary_failures_total";
+    ensure!(
+        now.sum(failures, &[]) > before.sum(failures, &[]),
+        "{failures} does not say so"
+    );
+    let captured = now.sum(
+        "probe_handler_pods",
+        &[("mesh", "istio"), ("state", "captured")],
+    );
+    ensure!(
+        (captured - 1.0).abs() < f64::EPSILON,
+        "probe_handler_pods counts {captured} captured"
+    );
+    let shown = env.daemon.status_command(&[])?;
+    ensure!(
+        shown.contains("canary failed"),
+        "`status` does not show it:\n{shown}"
+    );
+    ensure!(
+        env.daemon
+            .log()?
+            .contains("left alone: a dial from inside the pod"),
+        "the log does not say so"
+    );
+    // Left alone: the kubelet meets whatever is there, and no endpoint is seen.
+    for port in [HTTP, CLOSED] {
+        let ip: IpAddr = pod.ns.ipv4().into();
+        let result = env.kubelet.probe(&Probe::http(ip, port, "/healthy"))?;
+        ensure!(!result.passed(), "it was answered: {result:?}");
+    }
+    ensure!(env.daemon.counter("seen")? == seen, "an endpoint was seen");
+
+    replace_rules(&pod.ns, RuleSet::IstioRedirect)?;
+    let begun = Instant::now();
+    wait::until("the pod to be served again", PUT_RIGHT, || {
+        let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
+        env.kubelet.probe(&probe).ok()?.passed().then_some(())
+    })?;
+    println!(
+        "     served {:?} after its rules were put right",
+        begun.elapsed()
+    );
+    for ip in pod.ns.ips() {
+        usual::truth(&env.kubelet, ip)?;
+    }
+    Ok(())
+}

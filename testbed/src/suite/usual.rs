@@ -1,0 +1,228 @@
+//! The pod that most groups probe, what is true of it, and what the mesh alone would say.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::app::AppSpec;
+use crate::kubelet::{Action, Kubelet, Probe, ProbeResult};
+use crate::pod::PodSpec;
+use crate::rules::RuleSet;
+
+/// HTTP: `/healthy` and `/failing`.
+pub const HTTP: u16 = 8080;
+/// gRPC: service `ok` and `down`.
+pub const GRPC: u16 = 9090;
+/// A TCP port on which the app listens.
+pub const OPEN: u16 = 5432;
+/// A TCP port on which nothing listens.
+pub const CLOSED: u16 = 5433;
+
+/// A container of a manifest with two probes.
+pub fn container(name: &str, liveness: Value, readiness: Value) -> Value {
+    json!({"name": name, "image": "app", "livenessProbe": liveness, "readinessProbe": readiness})
+}
+
+/// An `httpGet` probe of a manifest.
+pub fn http(port: u16, path: &str) -> Value {
+    json!({"httpGet": {"port": port, "path": path}})
+}
+
+/// A pod with Istio's rules and sidecar, and one healthy and one unhealthy probe of each kind.
+pub fn pod(name: &str) -> PodSpec {
+    let tcp = |port: u16| json!({"tcpSocket": {"port": port}});
+    let grpc = |service: &str| json!({"grpc": {"port": GRPC, "service": service}});
+    PodSpec::new(name)
+        .rules(RuleSet::IstioRedirect)
+        .app(AppSpec::new().http(HTTP).grpc(GRPC).tcp(OPEN))
+        .container(container(
+            "web",
+            http(HTTP, "/healthy"),
+            http(HTTP, "/failing"),
+        ))
+        .container(container("api", grpc("ok"), grpc("down")))
+        .container(container("db", tcp(OPEN), tcp(CLOSED)))
+}
+
+/// A probe of the usual pod.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// The probe.
+    pub probe: Probe,
+    /// Whether the app is healthy by it.
+    pub healthy: bool,
+    /// What the mesh alone makes of it.
+    pub mesh_alone: bool,
+}
+
+impl Case {
+    /// Whether `result` is what the app deserves, with its own status where it has one.
+    pub fn is_true(&self, result: &ProbeResult) -> bool {
+        let status = match (&self.probe.action, self.healthy) {
+            (Action::Http { .. }, true) => Some(200),
+            (Action::Http { .. }, false) => Some(503),
+            _ => None,
+        };
+        result.passed() == self.healthy && result.status == status
+    }
+}
+
+/// All probes of the usual pod at `ip`.
+pub fn all(ip: IpAddr) -> Vec<Case> {
+    [
+        (Probe::http(ip, HTTP, "/healthy"), true, false),
+        (Probe::http(ip, HTTP, "/failing"), false, false),
+        (Probe::grpc(ip, GRPC, "ok"), true, false),
+        (Probe::grpc(ip, GRPC, "down"), false, false),
+        (Probe::tcp(ip, OPEN), true, true),
+        (Probe::tcp(ip, CLOSED), false, true),
+    ]
+    .map(|(probe, healthy, mesh_alone)| Case {
+        probe,
+        healthy,
+        mesh_alone,
+    })
+    .to_vec()
+}
+
+/// Every probe at `ip` tells the truth about the app.
+///
+/// # Errors
+/// When one does not.
+pub fn truth(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
+    for case in all(ip) {
+        let result = kubelet.probe(&case.probe)?;
+        ensure!(
+            case.is_true(&result),
+            "untrue: {:?}: {result:?}",
+            case.probe
+        );
+    }
+    Ok(())
+}
+
+/// Every probe at `ip` meets the mesh: plaintext is refused, a closed port looks open.
+///
+/// # Errors
+/// When one does not.
+pub fn mesh_alone(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
+    let shorter = |mut probe: Probe| {
+        if matches!(probe.action, Action::Grpc { .. }) {
+            // Its client dials again until the timeout.
+            probe.timeout = Some(Duration::from_millis(200));
+        }
+        probe
+    };
+    for case in all(ip) {
+        let result = kubelet.probe(&shorter(case.probe.clone()))?;
+        let right = result.passed() == case.mesh_alone && result.status.is_none();
+        ensure!(
+            right,
+            "does not meet the mesh: {:?}: {result:?}",
+            case.probe
+        );
+    }
+    Ok(())
+}
+
+/// A probe made while something else happened.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// When it began.
+    pub begun: Instant,
+    /// When it ended.
+    pub ended: Instant,
+    /// The probe.
+    pub probe: Probe,
+    /// What came of it.
+    pub result: ProbeResult,
+}
+
+/// Constant probing by several probers at once.
+#[derive(Debug)]
+pub struct Probing {
+    stop: Arc<AtomicBool>,
+    made: Arc<Mutex<Vec<Made>>>,
+    probers: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Probing {
+    /// One prober for each probe, each probing again as soon as it has its result.
+    pub fn start(kubelet: &Arc<Kubelet>, probes: Vec<Probe>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let made = Arc::new(Mutex::new(Vec::new()));
+        let probers = probes
+            .into_iter()
+            .map(|probe| {
+                let (kubelet, stop, made) =
+                    (Arc::clone(kubelet), Arc::clone(&stop), Arc::clone(&made));
+                thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let begun = Instant::now();
+                        let result = kubelet.probe(&probe)?;
+                        made.lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push(Made {
+                                begun,
+                                ended: Instant::now(),
+                                probe: probe.clone(),
+                                result,
+                            });
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        Self {
+            stop,
+            made,
+            probers,
+        }
+    }
+
+    /// What has been made so far.
+    pub fn so_far(&self) -> Vec<Made> {
+        self.made
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Ends it; all that was made.
+    ///
+    /// # Errors
+    /// When the kubelet has ended.
+    pub fn stop(mut self) -> Result<Vec<Made>> {
+        self.stop.store(true, Ordering::Relaxed);
+        for prober in self.probers.drain(..) {
+            prober.join().map_err(|_| anyhow!("a prober panicked"))??;
+        }
+        let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
+        if made.is_empty() {
+            bail!("nothing was probed");
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for Probing {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for prober in self.probers.drain(..) {
+            drop(prober.join());
+        }
+    }
+}
+
+/// The probe latency below which `percent` of those made lie.
+pub fn percentile(made: &[Made], percent: usize) -> Duration {
+    let mut latencies: Vec<_> = made.iter().map(|made| made.result.latency).collect();
+    latencies.sort_unstable();
+    let index = (latencies.len() * percent / 100).min(latencies.len().saturating_sub(1));
+    latencies.get(index).copied().unwrap_or_default()
+}
