@@ -7,11 +7,8 @@
 //! same binary), which end when their standard input closes.
 
 pub mod app;
-<<<<<<< HEAD
 pub mod bench;
-=======
 pub mod bpf;
->>>>>>> 4186e9449893120cb119cc3b52f448fff8a40f4a
 pub mod cgroup;
 pub mod command;
 pub mod daemon;

@@ -22,18 +22,9 @@ pub trait Dial: Send + Sync + 'static {
 /// Those of [`Dial::socket`] and `connect`; `ConnectionRefused` for a socket that met itself. Has no timeout
 /// of its own.
 pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
-<<<<<<< HEAD
     let socket = dialer.socket(to)?;
     let connected = connect(&socket, to)?;
     socket.set_tcp_nodelay(true)?;
-=======
-    let stream = dialer.socket(to)?.connect(to).await?;
-    // With nobody listening there, TCP connects a socket to itself if it was given that very port.
-    if stream.local_addr()? == to {
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    stream.set_nodelay(true)?;
->>>>>>> 4186e9449893120cb119cc3b52f448fff8a40f4a
     // With a positive SO_LINGER close() blocks until the app's kernel has acknowledged our FIN, and with
     // it every other check on this thread.
     socket.set_linger(None)?;
@@ -43,6 +34,10 @@ pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
         if let Some(error) = stream.take_error()? {
             return Err(error);
         }
+    }
+    // With nobody listening there, TCP connects a socket to itself if it was given that very port.
+    if stream.local_addr()? == to {
+        return Err(io::ErrorKind::ConnectionRefused.into());
     }
     Ok(stream)
 }
@@ -95,7 +90,7 @@ mod tests {
         let stream = dial(&Lingering, address).await.expect("a connection");
         assert_eq!(SockRef::from(&stream).linger().expect("option"), None);
     }
-<<<<<<< HEAD
+
     #[tokio::test]
     async fn a_closed_port_refuses() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
@@ -114,16 +109,16 @@ mod tests {
         let left = send_at_once(&stream, &bytes).len();
         assert!(left > 0 && left < bytes.len(), "{left} left");
         assert_eq!(send_at_once(&stream, &[]).len(), 0);
-=======
+    }
 
     /// Dials from the very address that it is to dial, as the kernel may choose where the app's port is in
     /// the ephemeral range.
     struct Mirror;
 
     impl Dial for Mirror {
-        fn socket(&self, to: SocketAddr) -> io::Result<TcpSocket> {
-            let socket = TcpSocket::new_v4()?;
-            socket.bind(to)?;
+        fn socket(&self, to: SocketAddr) -> io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
+            socket.bind(&to.into())?;
             Ok(socket)
         }
     }
@@ -135,6 +130,5 @@ mod tests {
         drop(free);
         let error = dial(&Mirror, address).await.expect_err("nobody listens");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
->>>>>>> 4186e9449893120cb119cc3b52f448fff8a40f4a
     }
 }

@@ -80,15 +80,11 @@ impl<'a> Visit<'a> {
                     Some(_permit) => self.check(&route, early, &mut spent).await,
                     None => overloaded(),
                 };
-<<<<<<< HEAD
-                self.answer(&route, finding, spent).await;
-=======
                 if finding.reason == Reason::Dial {
                     self.stand_aside(&route, finding).await;
                 } else {
-                    self.answer(&route, finding).await;
+                    self.answer(&route, finding, spent).await;
                 }
->>>>>>> 4186e9449893120cb119cc3b52f448fff8a40f4a
             }
         }
     }
@@ -160,10 +156,6 @@ impl<'a> Visit<'a> {
         bounded(check, &self.kubelet, deadline).await
     }
 
-<<<<<<< HEAD
-    /// Notes what was found and tells the kubelet, if it still listens; then closes `spent`.
-    async fn answer(mut self, route: &Route, finding: Finding, spent: Option<TcpStream>) {
-=======
     /// Behaves as if we did not exist: the pod could not be dialled for a reason on the node (its namespace
     /// has lost the address, no descriptors are left, ...), which says nothing about the app.
     async fn stand_aside(self, route: &Route, finding: Finding) {
@@ -174,12 +166,11 @@ impl<'a> Visit<'a> {
         );
         self.conclude(route, finding);
         self.handler.metrics.relayed("not_dialled");
-        relay(self.kubelet, self.endpoint.address, &self.bytes).await;
+        Box::pin(relay(self.kubelet, self.endpoint.address, &self.bytes)).await;
     }
 
-    /// Notes what was found and tells the kubelet, if it still listens.
-    async fn answer(self, route: &Route, finding: Finding) {
->>>>>>> 4186e9449893120cb119cc3b52f448fff8a40f4a
+    /// Notes what was found and tells the kubelet, if it still listens; then closes `spent`.
+    async fn answer(mut self, route: &Route, finding: Finding, spent: Option<TcpStream>) {
         let Finding { reason, status, .. } = finding;
         self.conclude(route, finding);
         if reason == Reason::Cancelled {

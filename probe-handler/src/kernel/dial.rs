@@ -98,13 +98,8 @@ impl Dial for PodDialer {
             )
         })??;
         self.bind(&socket, to.ip())?;
-<<<<<<< HEAD
-        Ok(socket)
-=======
         socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-        // SAFETY: a socket that we own and hand over.
-        Ok(unsafe { TcpSocket::from_raw_fd(socket.into_raw_fd()) })
->>>>>>> 4186e9449893120cb119cc3b52f448fff8a40f4a
+        Ok(socket)
     }
 }
 

@@ -283,7 +283,7 @@ pub(super) fn endpoint(address: SocketAddr, routes: Routes) -> Endpoint {
 pub(super) struct Homeless;
 
 impl Dial for Homeless {
-    fn socket(&self, _to: SocketAddr) -> io::Result<TcpSocket> {
+    fn socket(&self, _to: SocketAddr) -> io::Result<Socket> {
         Err(io::ErrorKind::AddrNotAvailable.into())
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use aya::maps::MapError;
 use parking_lot::Mutex;
 use proptest::prelude::*;
-use tokio::net::TcpSocket;
 
 use super::*;
 use crate::check::verdict::{Outcome, Reason, Verdict};
@@ -94,7 +93,7 @@ impl EndpointWriter for Writer {
 struct DialIn(i32);
 
 impl Dial for DialIn {
-    fn socket(&self, _to: SocketAddr) -> io::Result<TcpSocket> {
+    fn socket(&self, _to: SocketAddr) -> io::Result<socket2::Socket> {
         Err(io::Error::from_raw_os_error(self.0))
     }
 }
