@@ -1,6 +1,7 @@
 //! The connect hooks: leave alone, refuse, or send to the handler.
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
 };
@@ -181,12 +182,13 @@ fn connect(
         }
         (Decision::Refuse, _) => {
             count(Counter::Refused);
-            // A full buffer loses the record, not the refusal; it is counted above all the same.
+            // A full buffer loses the record, not the refusal; it is counted above all the same. Waking the
+            // daemon would take several times as long as all the rest: it looks by itself.
             let _ = REFUSALS.output::<Refusal>(
                 Refusal {
                     destination: *destination,
                 },
-                0,
+                BPF_RB_NO_WAKEUP.into(),
             );
             if has_set_retval() {
                 // SAFETY: an error number in the range that the kernel takes; the result only says that.

@@ -39,6 +39,7 @@ use crate::pods::scope::Selection;
 use crate::pods::{dir, kube};
 use handler_thread::HandlerThread;
 use kubelet_task::Attachment;
+use refusal_task::Refusals;
 use registry_task::{RegistryTask, Shared};
 
 /// Room for messages between tasks: enough that a source or a pod never waits for long, few enough that
@@ -139,10 +140,19 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         handler: handler.addresses(),
         counters: Arc::clone(&maps.counters),
     };
+    let refusals = Arc::new(Refusals {
+        ring: maps.refusals,
+        table,
+        metrics: Arc::clone(&metrics),
+    });
+    let noting = Arc::clone(&refusals);
     let admin = Admin {
         registry: Arc::new(metrics_registry),
         readiness: readiness.clone(),
-        status: Arc::new(move || status.report()),
+        status: Arc::new(move || {
+            noting.note();
+            status.report()
+        }),
         config_json: config.to_json(),
     }
     .bind(config.admin_addr, &config.admin_socket)?;
@@ -150,11 +160,10 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let finder = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
     let mut tasks = tokio::task::JoinSet::new();
-    let _ = tasks.spawn(refusal_task::run(
-        maps.refusals.watch()?,
-        table,
-        Arc::clone(&metrics),
-    ));
+    let _ = tasks.spawn(async move {
+        refusals.follow().await;
+        Ok(())
+    });
     let (source_events, from_source) = mpsc::channel(CHANNEL);
     let selection = Selection {
         scope: config.scope,

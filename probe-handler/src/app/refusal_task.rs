@@ -4,29 +4,41 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::check::verdict::{Reason, Verdict};
 use crate::handler::table::EndpointTable;
-use crate::kernel::maps::RefusalStream;
+use crate::kernel::maps::RefusalRing;
 use crate::observe::metrics::Metrics;
 
-/// Records each refusal, for ever.
-///
-/// # Errors
-/// Those of the runtime's reactor.
-pub async fn run(
-    mut refusals: RefusalStream,
-    table: Arc<EndpointTable>,
-    metrics: Arc<Metrics>,
-) -> anyhow::Result<()> {
-    loop {
-        let refused = refusals
-            .next()
-            .await
-            .context("the kernel's record of refusals ended")?;
-        for address in refused {
-            record(address, &table, &metrics);
+/// How often to look; whoever asks for the status looks too. The ring buffer has room for thousands.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// The kernel's refusals, and where they are noted.
+pub struct Refusals {
+    /// What the kernel says.
+    pub ring: RefusalRing,
+    /// What is served.
+    pub table: Arc<EndpointTable>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Refusals {
+    /// Notes those since the last time.
+    pub fn note(&self) {
+        for address in self.ring.take() {
+            record(address, &self.table, &self.metrics);
+        }
+    }
+
+    /// Notes them for ever.
+    pub async fn follow(&self) {
+        let mut looks = interval(PERIOD);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let _ = looks.tick().await;
+            self.note();
         }
     }
 }

@@ -91,6 +91,26 @@ mod tests {
         assert_eq!(SockRef::from(&stream).linger().expect("option"), None);
     }
 
+    #[tokio::test]
+    async fn a_closed_port_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let error = dial(&Lingering, address).await.expect_err("nobody listens");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_sent_at_once_is_left() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let stream = dial(&Lingering, address).await.expect("a connection");
+        let bytes = vec![0; 64 << 20];
+        let left = send_at_once(&stream, &bytes).len();
+        assert!(left > 0 && left < bytes.len(), "{left} left");
+        assert_eq!(send_at_once(&stream, &[]).len(), 0);
+    }
+
     /// Dials from the very address that it is to dial, as the kernel may choose where the app's port is in
     /// the ephemeral range.
     struct Mirror;
@@ -110,25 +130,5 @@ mod tests {
         drop(free);
         let error = dial(&Mirror, address).await.expect_err("nobody listens");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-    }
-
-    #[tokio::test]
-    async fn a_closed_port_refuses() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let address = listener.local_addr().expect("address");
-        drop(listener);
-        let error = dial(&Lingering, address).await.expect_err("nobody listens");
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-    }
-
-    #[tokio::test]
-    async fn what_cannot_be_sent_at_once_is_left() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let address = listener.local_addr().expect("address");
-        let stream = dial(&Lingering, address).await.expect("a connection");
-        let bytes = vec![0; 64 << 20];
-        let left = send_at_once(&stream, &bytes).len();
-        assert!(left > 0 && left < bytes.len(), "{left} left");
-        assert_eq!(send_at_once(&stream, &[]).len(), 0);
     }
 }

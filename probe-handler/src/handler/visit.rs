@@ -166,7 +166,7 @@ impl<'a> Visit<'a> {
         );
         self.conclude(route, finding);
         self.handler.metrics.relayed("not_dialled");
-        relay(self.kubelet, self.endpoint.address, &self.bytes).await;
+        Box::pin(relay(self.kubelet, self.endpoint.address, &self.bytes)).await;
     }
 
     /// Notes what was found and tells the kubelet, if it still listens; then closes `spent`.

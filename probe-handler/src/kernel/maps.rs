@@ -3,7 +3,6 @@
 use std::borrow::BorrowMut;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
@@ -14,8 +13,6 @@ use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::Flow;
 use probe_handler_common::refusal::Refusal;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::handler::flows::{AcceptedFlow, FlowState, Flows};
 
@@ -119,50 +116,25 @@ impl CounterMap {
     }
 }
 
-/// `REFUSALS`.
-pub struct RefusalRing(pub(super) RingBuf<MapData>);
+/// `REFUSALS`. The programs wake nobody for a refusal, so that the kubelet does not wait for that: look
+/// now and then.
+#[derive(Clone)]
+pub struct RefusalRing(Arc<Mutex<RingBuf<MapData>>>);
 
 impl RefusalRing {
-    /// Watches the ring buffer; within a tokio runtime.
-    ///
-    /// # Errors
-    /// Those of the runtime's reactor.
-    pub fn watch(self) -> io::Result<RefusalStream> {
-        let fd = self.0.as_fd().try_clone_to_owned()?;
-        // SAFETY: an `OwnedFd` is always the same open descriptor until it is dropped.
-        let ready = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-        Ok(RefusalStream {
-            records: self.0,
-            ready,
-        })
+    pub(super) fn new(records: RingBuf<MapData>) -> Self {
+        Self(Arc::new(Mutex::new(records)))
     }
-}
 
-/// `REFUSALS`, watched.
-pub struct RefusalStream {
-    records: RingBuf<MapData>,
-    ready: AsyncFd<OwnedFd>,
-}
-
-impl RefusalStream {
-    /// Waits for refusals; the endpoints that were dialled, oldest first.
-    ///
-    /// # Errors
-    /// Those of the runtime's reactor.
-    pub async fn next(&mut self) -> io::Result<Vec<SocketAddr>> {
-        loop {
-            let mut ready = self.ready.readable().await?;
-            // Cleared before reading: what comes while we read wakes us again.
-            ready.clear_ready();
-            let mut refused = Vec::new();
-            while let Some(record) = self.records.next() {
-                let record = Refusal::read(&record);
-                refused.extend(record.map(|record| SocketAddr::from(record.destination)));
-            }
-            if !refused.is_empty() {
-                return Ok(refused);
-            }
+    /// The endpoints that were dialled and refused since the last look, oldest first.
+    pub fn take(&self) -> Vec<SocketAddr> {
+        let mut records = self.0.lock();
+        let mut refused = Vec::new();
+        while let Some(record) = records.next() {
+            let record = Refusal::read(&record);
+            refused.extend(record.map(|record| SocketAddr::from(record.destination)));
         }
+        refused
     }
 }
 

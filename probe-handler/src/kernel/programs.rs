@@ -188,7 +188,7 @@ impl Programs {
                 take_map(&mut ebpf, maps::CONFIG)?,
             )))),
             counters: Arc::new(CounterMap(take_map(&mut ebpf, maps::COUNTERS)?)),
-            refusals: RefusalRing(take_map(&mut ebpf, maps::REFUSALS)?),
+            refusals: RefusalRing::new(take_map(&mut ebpf, maps::REFUSALS)?),
         };
         let programs = Self {
             ebpf,

@@ -75,7 +75,7 @@ pub(super) fn mean(
     before: &BTreeMap<u64, Ran>,
     after: &BTreeMap<u64, Ran>,
     times: u64,
-) -> Result<f64> {
+) -> Result<u64> {
     let (ran, nanoseconds) = after
         .iter()
         .map(|(id, after)| {
@@ -88,5 +88,5 @@ pub(super) fn mean(
         .max()
         .filter(|(ran, _)| *ran >= times)
         .context("none of the daemon's programs ran as often as connections were made")?;
-    Ok(nanoseconds as f64 / ran as f64)
+    Ok(nanoseconds / ran.max(1))
 }
