@@ -120,14 +120,6 @@ impl RegistryTask {
             .iter()
             .filter_map(|pod| pod.pod.clone())
             .collect();
-        for pod in &understood {
-            let said = shared.understood.get(&pod.id.uid);
-            if said.is_none_or(|said| said.warnings != pod.warnings) {
-                for warning in &pod.warnings {
-                    tracing::warn!(pod = %pod.id, "{warning}");
-                }
-            }
-        }
         shared.understood = understood
             .into_iter()
             .map(|pod| (pod.id.uid.clone(), pod))

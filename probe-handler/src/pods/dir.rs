@@ -210,9 +210,6 @@ impl Teller {
         if problems == self.problems {
             return Ok(());
         }
-        for problem in problems.iter().filter(|p| !self.problems.contains(p)) {
-            tracing::warn!(problem, "Pod manifest");
-        }
         self.problems = problems.clone();
         self.send(SourceEvent::Problems(problems)).await
     }
