@@ -14,6 +14,7 @@ mod hooks;
 mod hostile;
 mod http;
 mod identity;
+mod kernel;
 mod kubelet_restart;
 mod life;
 mod locate;
@@ -52,6 +53,7 @@ type Group = (&'static str, fn(&mut Cases) -> Result<()>);
 
 /// All groups, in the order in which they run.
 const GROUPS: &[Group] = &[
+    ("kernel", kernel::run),
     ("rules", rules::run),
     ("families", families::run),
     ("http", http::run),

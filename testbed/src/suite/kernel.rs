@@ -1,0 +1,114 @@
+//! The programs by themselves, without the daemon: what cannot be seen through it.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use probe_handler::handler::flows::Flows;
+use probe_handler::kernel::maps::{EndpointWriter, FlowMap};
+use probe_handler::kernel::netns::Netns;
+use probe_handler::kernel::nsid::Nsids;
+use probe_handler::kernel::programs::{LoadOptions, Maps, Programs};
+use probe_handler_common::counters::Counter;
+use probe_handler_common::endpoint::{EndpointValue, GATE, REDIRECT};
+
+use super::cases::Cases;
+use crate::app::AppSpec;
+use crate::cgroup::Cgroup;
+use crate::kubelet::{Kubelet, Probe};
+use crate::pod::{Pod, PodSpec};
+use crate::run::Run;
+
+const HTTP: u16 = 8080;
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let run = Run::new()?;
+    let cgroup = Cgroup::new(&run, "kubelet")?;
+    let kubelet = Kubelet::start(&run, &cgroup, "kubelet")?;
+    let pod = PodSpec::new("plain")
+        .app(AppSpec::new().http(HTTP))
+        .start(&run)?;
+    cases.case("handler-gone", || handler_gone(&cgroup, &kubelet, &pod));
+    cases.case("nothing-attached-nothing-seen", || {
+        detached(&cgroup, &kubelet, &pod)
+    });
+    Ok(())
+}
+
+/// Programs attached to `cgroup` that send probes of `pod` to a handler at `port`.
+fn attach(cgroup: &Cgroup, pod: &Pod, port: u16) -> Result<(Programs, Maps)> {
+    let (mut programs, mut maps) = Programs::load(&LoadOptions::default())?;
+    maps.config.update(|config| {
+        config.handler_port_v4 = port.into();
+        config.handler_port_v6 = port.into();
+    })?;
+    let netns_id = Nsids::new()?.assign(&Netns::open(&pod.ns.path())?)?;
+    for ip in pod.ns.ips() {
+        maps.endpoints.put(
+            SocketAddr::new(ip, HTTP),
+            EndpointValue {
+                netns_id,
+                flags: GATE | REDIRECT,
+                mesh_port: 15006,
+            },
+        )?;
+    }
+    programs.attach(cgroup.path())?;
+    Ok((programs, maps))
+}
+
+fn count(maps: &Maps, counter: Counter) -> u64 {
+    maps.counters.read()[counter as usize]
+}
+
+/// With nobody listening at the handler's port a probe goes its own way, and is counted as such.
+fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
+    let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
+    let port = handler.local_addr()?.port();
+    let (_programs, maps) = attach(cgroup, pod, port)?;
+
+    let tcp = kubelet.probe(&Probe::tcp(pod.ns.ipv4(), HTTP))?;
+    ensure!(
+        tcp.passed() && count(&maps, Counter::Redirected) == 1,
+        "not redirected: {tcp:?}"
+    );
+    let (stranger, peer) = handler.accept()?;
+    let flows: &FlowMap = &maps.flows;
+    let flow = flows
+        .take(peer)
+        .context("a redirected connection has a flow")?;
+    ensure!(
+        flow.original == SocketAddr::new(pod.ns.ipv4().into(), HTTP),
+        "{flow:?}"
+    );
+    ensure!(flows.take(peer).is_none(), "a flow was taken twice");
+    drop((stranger, handler));
+
+    for (gone, ip) in (1..).zip(pod.ns.ips()) {
+        let http = kubelet.probe(&Probe::http(ip, HTTP, "/healthy"))?;
+        ensure!(http.passed(), "the probe did not go its own way: {http:?}");
+        ensure!(
+            count(&maps, Counter::Fallback) == gone && count(&maps, Counter::Redirected) == 1,
+            "{:?}",
+            maps.counters.read()
+        );
+    }
+    Ok(())
+}
+
+/// Programs that are taken off see nothing, though they are still loaded.
+fn detached(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
+    let (mut programs, maps) = attach(cgroup, pod, 1)?;
+    let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
+    ensure!(kubelet.probe(&probe)?.passed(), "the app is not healthy");
+    ensure!(
+        count(&maps, Counter::Seen) == 1,
+        "an attached program saw nothing"
+    );
+    programs.detach_connect();
+    ensure!(kubelet.probe(&probe)?.passed(), "the app is not healthy");
+    ensure!(
+        count(&maps, Counter::Seen) == 1,
+        "a program that was taken off still sees"
+    );
+    Ok(())
+}
