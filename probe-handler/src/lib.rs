@@ -1,7 +1,7 @@
 //! probe-handler: answers the kubelet's health probes for pods behind a service mesh, once per node.
 //!
 //! `ARCHITECTURE.md` at the root of the repository has the map. Arrows go one way:
-//! `cli -> {handler, webhook, observe} -> check -> kernel`; `pods` reaches the kernel only through
+//! `cli -> app -> {handler, observe} -> check -> kernel`; `pods` reaches the kernel only through
 //! the registry's map writer.
 
 pub mod app;

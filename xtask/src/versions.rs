@@ -2,7 +2,7 @@
 //!
 //! The three belong together: the linker's LLVM must not be older than the compiler's.
 
-/// Version of bpf-linker on crates.io.
+/// Version of the bpf-linker crate.
 pub const BPF_LINKER: &str = "0.13.0";
 
 /// Major version of the LLVM that bpf-linker is built with, and the newest that a compiler may have.
