@@ -37,7 +37,8 @@ pub struct DaemonSpec {
     pods: Option<PathBuf>,
     admin_socket: Option<PathBuf>,
     admin_addr: String,
-    dropped: Option<String>,
+    /// A command that runs the program, with the program's own words appended.
+    wrapper: Vec<String>,
     args: Vec<String>,
 }
 
@@ -51,7 +52,7 @@ impl DaemonSpec {
             pods: None,
             admin_socket: None,
             admin_addr: "none".to_owned(),
-            dropped: None,
+            wrapper: Vec::new(),
             args: Vec::new(),
         }
     }
@@ -94,7 +95,33 @@ impl DaemonSpec {
     /// Drops a capability, named as setpriv(1) does: `net_admin`.
     #[must_use]
     pub fn without_capability(mut self, name: &str) -> Self {
-        self.dropped = Some(format!("-{name}"));
+        let dropped = format!("-{name}");
+        self.wrapper = [
+            "setpriv",
+            "--bounding-set",
+            &dropped,
+            "--inh-caps",
+            &dropped,
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        self
+    }
+
+    /// Runs it in `cgroup` as a container runtime would: with a cgroup namespace and mounts of its own, and
+    /// the node's cgroups mounted at `host`.
+    #[must_use]
+    pub fn in_container(mut self, cgroup: &Cgroup, host: &Path, cgroup2: &Path) -> Self {
+        const JOIN: &str = r#"echo 0 >"$1/cgroup.procs" && shift && exec "$@""#;
+        const MOUNT: &str = r#"mkdir -p "$1" && mount --rbind /sys/fs/cgroup "$1" &&
+            umount -l "$2" && mount -t cgroup2 none "$2" && shift 2 && exec "$@""#;
+        let path = |path: &Path| path.display().to_string();
+        self.wrapper = ["sh", "-c", JOIN, "sh", &path(cgroup.path())]
+            .into_iter()
+            .chain(["unshare", "--cgroup", "--mount", "--propagation", "slave"])
+            .chain(["sh", "-c", MOUNT, "sh", &path(host), &path(cgroup2)])
+            .map(str::to_owned)
+            .collect();
         self
     }
 
@@ -121,13 +148,11 @@ impl DaemonSpec {
         let socket = self.admin_socket.unwrap_or_else(|| dir.join("admin.sock"));
         let log = dir.join("log");
         let output = File::create(&log).with_context(|| format!("making {}", log.display()))?;
-        let mut command = match &self.dropped {
+        let mut command = match self.wrapper.split_first() {
             None => Command::new(&program),
-            Some(dropped) => {
-                let mut command = Command::new("setpriv");
-                command
-                    .args(["--bounding-set", dropped, "--inh-caps", dropped])
-                    .arg(&program);
+            Some((wrapper, words)) => {
+                let mut command = Command::new(wrapper);
+                let _ = command.args(words).arg(&program);
                 command
             }
         };

@@ -1,6 +1,7 @@
 //! The kubelet dies, comes back, or moves: its probes are exempt again within a moment.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +13,7 @@ use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::{Kubelet, Probe};
 use crate::pod::Pod;
 use crate::run::Run;
-use crate::{bpf, wait};
+use crate::{bpf, cgroup, wait};
 
 const SOON: Duration = Duration::from_secs(5);
 /// What is demanded of a machine that may be busy; the aim is 100 ms.
@@ -23,7 +24,36 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     // At most 15 letters, and nobody else's.
     let name = format!("kl{}", run.id());
     by_name(cases, &run, &name)?;
+    let program = cases.daemon().map(Path::to_owned);
+    cases.case("found-from-a-container", || {
+        from_a_container(&run, program.as_deref())
+    });
     by_path(cases, &run)
+}
+
+/// A container sees the rest of the node's cgroups as `/../..`.
+fn from_a_container(run: &Run, program: Option<&Path>) -> Result<()> {
+    let name = format!("kc{}", run.id());
+    let kubelets = Cgroup::new(run, "contained-kubelet")?;
+    let kubelet = Kubelet::start(run, &kubelets, &name)?;
+    // As deep as a container's, and not below the kubelet's.
+    let container = Cgroup::new(run, "container")?;
+    let host = run.dir().join("host-cgroup");
+    let daemon = DaemonSpec::new("contained")
+        .program(program)
+        .in_container(&container, &host, &cgroup::mount()?)
+        .arg("--kubelet-name")
+        .arg(&name)
+        .start(run)?;
+    let attached = attached_to(&daemon)?;
+    ensure!(
+        attached.starts_with(&host.display().to_string())
+            && attached.ends_with("contained-kubelet"),
+        "attached to {attached}"
+    );
+    let mut pod = usual::pod("contained").start(run)?;
+    daemon.serve(&mut pod)?;
+    usual::truth(&kubelet, pod.ns.ipv4().into())
 }
 
 /// A daemon that finds its kubelet by the process's name.
