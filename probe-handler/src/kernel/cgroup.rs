@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::kernel::mountinfo::{self, Mount};
+
 /// cgroup v2 can't be found.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -64,53 +66,17 @@ pub fn mount_point() -> Result<PathBuf, Error> {
     mount_in(&read(Path::new("/proc/self/mountinfo"))?).ok_or(Error::NotMounted)
 }
 
-/// The mount point of cgroup v2 in the text of a mountinfo file (proc_pid_mountinfo(5)). A mount whose
-/// root is the hierarchy's own root is preferred: others (a container's) show only a part of it.
-fn mount_in(mountinfo: &str) -> Option<PathBuf> {
-    let mounts = mountinfo.lines().filter_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        if after.split(' ').next()? != "cgroup2" {
-            return None;
-        }
-        let mut fields = before.split(' ').skip(3);
-        Some((fields.next()?, unescape(fields.next()?)))
-    });
-    let mut best: Option<(bool, PathBuf)> = None;
-    for (root, point) in mounts {
-        let whole = root == "/";
-        if best
-            .as_ref()
-            .is_none_or(|(best_whole, _)| whole && !best_whole)
-        {
-            best = Some((whole, PathBuf::from(point)));
+/// The mount point of cgroup v2 in the text of a mountinfo file: the one that shows the most of the hierarchy,
+/// for others (a container's) show only a part of it.
+fn mount_in(text: &str) -> Option<PathBuf> {
+    let mut best: Option<Mount> = None;
+    for mount in mountinfo::mounts(text) {
+        let better = best.as_ref().is_none_or(|best| mount.shows_more_than(best));
+        if mount.kind == "cgroup2" && better {
+            best = Some(mount);
         }
     }
-    best.map(|(_, point)| point)
-}
-
-/// Undoes the octal escapes of mountinfo (`\040` is a space).
-pub(super) fn unescape(field: &str) -> String {
-    let mut out = Vec::with_capacity(field.len());
-    let bytes = field.as_bytes();
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let code = (byte == b'\\')
-            .then(|| bytes.get(at + 1..at + 4))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                out.push(code);
-                at += 4;
-            }
-            None => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    best.map(|mount| mount.point)
 }
 
 /// The cgroup v2 directory of process `pid`, given where cgroup v2 is mounted.
@@ -177,6 +143,13 @@ mod tests {
         let container = "29 23 0:26 /kubepods/pod1 /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n\
                          30 23 0:26 / /host/sys/fs/my\\040cgroup rw - cgroup2 cgroup2 rw\n";
         assert_eq!(mount_in(container), Some("/host/sys/fs/my cgroup".into()));
+    }
+
+    #[test]
+    fn from_a_cgroup_namespace_of_our_own_the_nodes_mount_is_taken() {
+        let contained = "60 50 0:38 / /sys/fs/cgroup rw - cgroup2 none rw\n\
+                         79 69 0:38 /../.. /host/sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(mount_in(contained), Some("/host/sys/fs/cgroup".into()));
     }
 
     #[test]

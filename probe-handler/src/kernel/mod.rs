@@ -10,6 +10,7 @@ pub mod kubelet;
 pub mod legacy;
 pub mod locate;
 pub mod maps;
+mod mountinfo;
 pub mod netns;
 pub mod nsid;
 pub mod preflight;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
-use crate::kernel::cgroup::unescape;
+use crate::kernel::mountinfo::{Mount, mounts};
 
 /// No hierarchy to look for pods in.
 #[derive(Debug, thiserror::Error)]
@@ -70,55 +70,18 @@ pub fn find(root: Option<&Path>) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// A mount of a cgroup hierarchy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    /// Device number: the same for all mounts of one hierarchy.
-    device: u64,
-    /// Which directory of the hierarchy it shows, as seen from our cgroup namespace.
-    root: String,
-    point: PathBuf,
-}
-
-/// The cgroup mounts of a mountinfo file (proc_pid_mountinfo(5)).
-fn mounts(mountinfo: &str) -> Vec<Mount> {
-    let mount = |line: &str| {
-        let (before, after) = line.split_once(" - ")?;
-        if !matches!(after.split(' ').next()?, "cgroup" | "cgroup2") {
-            return None;
-        }
-        let mut fields = before.split(' ').skip(2);
-        let (major, minor) = fields.next()?.split_once(':')?;
-        Some(Mount {
-            device: libc::makedev(major.parse().ok()?, minor.parse().ok()?),
-            root: fields.next()?.to_owned(),
-            point: PathBuf::from(unescape(fields.next()?)),
-        })
-    };
-    mountinfo.lines().filter_map(mount).collect()
-}
-
 /// The mount point of each hierarchy that shows the most of it.
 fn one_each(mounts: impl Iterator<Item = Mount>) -> Vec<PathBuf> {
     let mut best: BTreeMap<u64, Mount> = BTreeMap::new();
     for mount in mounts {
         let better = best
             .get(&mount.device)
-            .is_none_or(|other| height(&mount.root) > height(&other.root));
+            .is_none_or(|other| mount.shows_more_than(other));
         if better {
             let _ = best.insert(mount.device, mount);
         }
     }
     best.into_values().map(|mount| mount.point).collect()
-}
-
-/// How far above our cgroup namespace's root a directory is. In a namespace of our own, that root is our
-/// own cgroup, and what lies above it begins with `/..`.
-fn height(root: &str) -> i64 {
-    root.split('/')
-        .filter(|part| !part.is_empty())
-        .map(|part| if part == ".." { 1 } else { -1 })
-        .sum()
 }
 
 #[cfg(test)]
