@@ -9,6 +9,7 @@ use anyhow::Context;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::handler::Handler;
 
@@ -56,16 +57,17 @@ impl HandlerThread {
             .name("handler".to_owned())
             .spawn(move || {
                 let served = runtime.block_on(async {
-                    let v4 =
-                        Arc::clone(&handler).serve(TcpListener::from_std(v4)?, draining.clone());
-                    match v6 {
-                        Some(v6) => {
-                            let v6 = handler.serve(TcpListener::from_std(v6)?, draining);
-                            let ((), ()) = tokio::join!(v4, v6);
-                        }
-                        None => v4.await,
+                    // As tasks: whatever wakes the runtime's root future costs an event of its own.
+                    let mut serving = JoinSet::new();
+                    for listener in [Some(v4), v6].into_iter().flatten() {
+                        let listener = TcpListener::from_std(listener)?;
+                        let handler = Arc::clone(&handler);
+                        let _ = serving.spawn(handler.serve(listener, draining.clone()));
                     }
-                    io::Result::Ok(())
+                    while let Some(served) = serving.join_next().await {
+                        served?;
+                    }
+                    anyhow::Ok(())
                 });
                 if let Err(error) = served {
                     tracing::error!(%error, "the handler ended");

@@ -18,7 +18,6 @@ use self::table::EndpointTable;
 mod answer;
 pub mod classify;
 mod connection;
-mod early;
 pub mod flows;
 mod pump;
 mod run;

@@ -13,10 +13,10 @@ use tracing::debug;
 use super::Handler;
 use super::answer::{self, reset};
 use super::classify::{Decision, decide};
-use super::early::EarlyDial;
 use super::pump::{pump, relay};
 use super::run::{bounded, deadline, expired};
 use super::table::{Endpoint, NativeRoutes, Route, Routes};
+use crate::check::dial::dial;
 use crate::check::http::HttpCheck;
 use crate::check::request::Request;
 use crate::check::verdict::Reason;
@@ -40,21 +40,11 @@ pub(super) struct Visit<'a> {
     pub(super) since: Instant,
 }
 
-impl<'a> Visit<'a> {
+impl Visit<'_> {
     /// Serves it.
     pub(super) async fn serve(mut self) {
         let pod = &self.endpoint.pod;
-        let mut permit = None;
-        let mut early = EarlyDial::Idle;
-        // The dial takes about as long as the kubelet's request does to arrive. But a visit that may be for
-        // TCP alone must not touch the app.
-        if let Routes::Native(NativeRoutes { tcp: None, .. }) = &self.endpoint.routes {
-            permit = pod.admit();
-            if permit.is_some() {
-                early = EarlyDial::start(&*pod.dialer, self.endpoint.address);
-            }
-        }
-        let Some(decision) = self.first_bytes(&mut early).await else {
+        let Some(decision) = self.first_bytes().await else {
             if let Routes::Native(NativeRoutes { tcp: Some(tcp), .. }) = &self.endpoint.routes {
                 self.handler.connected(self.endpoint, tcp, self.since);
             }
@@ -62,13 +52,12 @@ impl<'a> Visit<'a> {
         };
         match decision {
             Decision::More | Decision::Relay => {
-                drop((early, permit));
                 debug!(address = %self.endpoint.address, "no declared probe: relayed");
                 self.handler.metrics.relayed("undeclared");
                 Box::pin(relay(self.kubelet, self.endpoint.address, &self.bytes)).await;
             }
-            Decision::Splice(route) => match permit.or_else(|| pod.admit()) {
-                Some(_permit) => Box::pin(self.splice(&route, early)).await,
+            Decision::Splice(route) => match pod.admit() {
+                Some(_permit) => Box::pin(self.splice(&route)).await,
                 None => {
                     self.conclude(&route, overloaded());
                     reset(self.kubelet);
@@ -76,8 +65,8 @@ impl<'a> Visit<'a> {
             },
             Decision::Check(route) => {
                 let mut spent = None;
-                let finding = match permit.or_else(|| pod.admit()) {
-                    Some(_permit) => self.check(&route, early, &mut spent).await,
+                let finding = match pod.admit() {
+                    Some(_permit) => self.check(&route, &mut spent).await,
                     None => overloaded(),
                 };
                 if finding.reason == Reason::Dial {
@@ -91,13 +80,12 @@ impl<'a> Visit<'a> {
 
     /// Reads until the bytes tell what the visit is for, or it is clear that they never will. None: the
     /// kubelet hung up without a word.
-    async fn first_bytes(&mut self, early: &mut EarlyDial<'a>) -> Option<Decision> {
+    async fn first_bytes(&mut self) -> Option<Decision> {
         let patience = self.since + self.endpoint.routes.longest_timeout().max(PATIENCE);
         loop {
             let read = tokio::select! {
                 biased;
                 read = self.kubelet.read_buf(&mut self.bytes) => read,
-                never = early.progress() => match never {},
                 // Whoever waits for the other side to speak first is no probe.
                 () = expired(Some(patience)) => return Some(Decision::Relay),
             };
@@ -114,12 +102,7 @@ impl<'a> Visit<'a> {
     }
 
     /// Executes the check of `route` for the request in `bytes`. `spent`: see [`HttpCheck::run`].
-    async fn check(
-        &self,
-        route: &Route,
-        early: EarlyDial<'a>,
-        spent: &mut Option<TcpStream>,
-    ) -> Finding {
+    async fn check(&self, route: &Route, spent: &mut Option<TcpStream>) -> Finding {
         let deadline = deadline(route, self.since);
         let dialer = &*self.endpoint.pod.dialer;
         let visited = self.endpoint.address;
@@ -143,7 +126,7 @@ impl<'a> Visit<'a> {
                         head: &head,
                         hook: route.is_hook(),
                     };
-                    let connection = early.finish(dialer, address).await;
+                    let connection = dial(dialer, address).await;
                     check.run(connection, spent).await
                 }
                 Action::Tcp { .. } => tcp::check(dialer, address).await,
@@ -189,11 +172,11 @@ impl<'a> Visit<'a> {
     }
 
     /// Splices the kubelet and the app together.
-    async fn splice(mut self, route: &Route, early: EarlyDial<'a>) {
+    async fn splice(mut self, route: &Route) {
         let dialer = &*self.endpoint.pod.dialer;
         let dialled = tokio::select! {
             biased;
-            dialled = early.finish(dialer, self.endpoint.address) => dialled,
+            dialled = dial(dialer, self.endpoint.address) => dialled,
             () = expired(deadline(route, self.since)) => Err(io::ErrorKind::TimedOut.into()),
         };
         let mut app = match dialled {

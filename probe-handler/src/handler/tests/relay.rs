@@ -61,17 +61,16 @@ async fn a_relay_honours_half_close_on_both_sides() {
     let (_, endpoint) = http_endpoint(address, "/", SECOND);
     let world = World::new([endpoint]).await;
     let app = async {
-        loop {
-            let (mut stream, peer) = listener.accept().await.expect("accept");
-            if peer.ip() == IN_POD {
-                continue; // the early dial, which is dropped
-            }
-            let mut all = Vec::new();
-            let _ = stream.read_to_end(&mut all).await.expect("read");
-            all.make_ascii_uppercase();
-            stream.write_all(&all).await.expect("write");
-            return;
-        }
+        let (mut stream, peer) = listener.accept().await.expect("accept");
+        assert_ne!(
+            peer.ip(),
+            IN_POD,
+            "what is not declared must not be dialled"
+        );
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all).await.expect("read");
+        all.make_ascii_uppercase();
+        stream.write_all(&all).await.expect("write");
     };
     let kubelet = async {
         let mut kubelet = world.connect(address).await;
