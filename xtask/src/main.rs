@@ -11,6 +11,7 @@ mod image;
 mod release;
 mod setup;
 mod shell;
+mod strip;
 mod test;
 mod tidy;
 mod toolchain;
