@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::handler::Handler;
+use crate::kernel::capabilities;
 
 /// Connections that may wait to be accepted: every probe of a full node at once.
 const BACKLOG: i32 = 4096;
@@ -51,11 +52,13 @@ impl HandlerThread {
         let (end, ended) = watch::channel(false);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .on_thread_start(capabilities::give_up_others_or_abort)
             .build()
             .context("cannot start the handler's runtime")?;
         let thread = std::thread::Builder::new()
             .name("handler".to_owned())
             .spawn(move || {
+                capabilities::give_up_others_or_abort();
                 let served = runtime.block_on(async {
                     // As tasks: whatever wakes the runtime's root future costs an event of its own.
                     let mut serving = JoinSet::new();
