@@ -2,10 +2,10 @@
 
 use serde_json::json;
 
-use super::api_server::{ApiServer, Cut, Fault};
 use super::*;
 use crate::pods::kube::object::Resource;
 use crate::pods::kube::trouble::Reason;
+use api_server_double::{ApiServer, Cut, Fault};
 
 fn failures(source: &Source, reason: Reason) -> u64 {
     let mut troubles = source.health.of(Resource::Pods).troubles();
