@@ -30,6 +30,8 @@ use tokio_rustls::TlsAcceptor;
 
 use answer::answer;
 
+pub use rcgen::Certificate;
+
 type Body = BoxBody<Bytes, std::io::Error>;
 
 /// How many events are kept at most; the oldest half of more is compacted away.
@@ -170,7 +172,7 @@ impl ApiServer {
     }
 
     /// The same over TLS; with it the certificate to trust.
-    pub async fn start_tls() -> (Self, Vec<u8>) {
+    pub async fn start_tls() -> (Self, Certificate) {
         let names = vec!["127.0.0.1".to_owned()];
         let rcgen::CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(names).unwrap();
@@ -181,7 +183,7 @@ impl ApiServer {
             .unwrap();
         let tls = TlsAcceptor::from(Arc::new(config));
         let server = Self::start_at(([127, 0, 0, 1], 0).into(), State::new(), Some(tls));
-        (server.await, cert.der().to_vec())
+        (server.await, cert)
     }
 
     async fn start_at(address: SocketAddr, state: State, tls: Option<TlsAcceptor>) -> Self {

@@ -31,11 +31,13 @@ pub mod process;
 pub mod tls;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
 use crate::netns::NetNs;
 use crate::worker::{Worker, testbed_program};
 
@@ -201,6 +203,14 @@ impl App {
     /// # Errors
     /// When a port cannot be bound, or the child does not start.
     pub fn start(ns: &NetNs, spec: &AppSpec) -> Result<Self> {
+        Self::start_in(ns, spec, &[])
+    }
+
+    /// As [`App::start`], in these cgroups from its first moment on.
+    ///
+    /// # Errors
+    /// As [`App::start`]; and when a cgroup cannot be joined.
+    pub fn start_in(ns: &NetNs, spec: &AppSpec, cgroups: &[PathBuf]) -> Result<Self> {
         let mut command = std::process::Command::new(testbed_program()?);
         command
             .arg("app")
@@ -211,7 +221,8 @@ impl App {
             .arg("--pod-ip")
             .arg(ns.ipv6().to_string())
             .arg("--spec")
-            .arg(serde_json::to_string(spec)?);
+            .arg(serde_json::to_string(spec)?)
+            .args(cgroup::arguments(cgroups));
         let worker = Worker::start(&format!("app in {}", ns.name()), &mut command)?;
         let Ready { ports } = worker.ready()?;
         Ok(Self { worker, ports })

@@ -18,6 +18,7 @@ mod kernel;
 mod kubelet_restart;
 mod life;
 mod locate;
+mod node;
 mod ports;
 mod relays;
 mod rewritten;
@@ -71,6 +72,7 @@ const GROUPS: &[Group] = &[
     ("command-line", command_line::run),
     ("admin", admin::run),
     ("locate", locate::run),
+    ("node", node::run),
 ];
 
 /// Runs what the filter selects.

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::pods::kube::object::Resource;
 use crate::pods::kube::trouble::Reason;
-use api_server_double::{ApiServer, Cut, Fault};
+use api_server_double::{ApiServer, Certificate, Cut, Fault};
 
 fn failures(source: &Source, reason: Reason) -> u64 {
     let mut troubles = source.health.of(Resource::Pods).troubles();
@@ -375,9 +375,9 @@ async fn a_token_that_cant_be_read_is_said_to_be_so() {
 async fn over_tls_the_clusters_authority_is_trusted_and_no_other() {
     let (server, certificate) = ApiServer::start_tls().await;
     server.put("pods", pod("a"));
-    let config = |der: &[u8]| {
+    let config = |trusted: &Certificate| {
         let mut config = Config::new(server.url());
-        config.root_cert = Some(vec![der.to_vec()]);
+        config.root_cert = Some(vec![trusted.der().to_vec()]);
         config
     };
     let mut source = Source::with(config(&certificate), patience());
