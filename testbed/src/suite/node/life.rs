@@ -124,8 +124,6 @@ fn status_first(env: &Env) -> Result<()> {
 
 /// The node is faster than the API server's watch.
 fn sandbox_first(env: &Env) -> Result<()> {
-    env.node.api.stop()?;
-    env.node.api.start_again()?;
     let spec = usual::pod("unheard-of");
     let mut pod = env.node.bind_as(Bound::new(spec).unscheduled())?;
     pod.start_sandbox(Order::NetworkFirst)?;

@@ -2,7 +2,10 @@
 //! their probes by the kubelet, all at once and in every order.
 
 mod env;
+mod kinds;
 mod life;
+mod trouble;
+mod ways;
 
 use anyhow::Result;
 
@@ -10,7 +13,11 @@ use super::cases::Cases;
 use env::Env;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
-    let env = Env::start(cases)?;
+    let mut env = Env::start(cases)?;
     life::run(cases, &env);
-    Ok(())
+    kinds::run(cases, &env);
+    ways::run(cases, &env);
+    trouble::run(cases, &mut env);
+    drop(env);
+    kinds::layouts(cases)
 }
