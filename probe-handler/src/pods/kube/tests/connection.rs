@@ -357,6 +357,33 @@ async fn a_token_file_is_sent() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_replaced_is_used_at_once() {
+    let server = server().await;
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "first\n").unwrap();
+    server.require_token(Some("first"));
+    let mut config = Config::new(server.url());
+    config.auth_info.token_file = Some(token.to_str().unwrap().to_owned());
+    let mut source = Source::with(config, patience());
+    source.until_pods(&["a"]).await;
+    server.require_token(Some("second"));
+    server.cut("pods", Cut::End);
+    source.until_problem("does not accept our token").await;
+    std::fs::write(&token, "second").unwrap();
+    source.until(|source| source.problems.is_empty()).await;
+    // Removed once it was read, it still counts.
+    std::fs::remove_file(&token).unwrap();
+    server.cut("pods", Cut::End);
+    server.put("pods", pod("b"));
+    source.until_pods(&["a", "b"]).await;
+    assert_eq!(
+        server.asked().last().unwrap().authorization,
+        "Bearer second"
+    );
+}
+
+#[tokio::test]
 async fn a_token_that_cant_be_read_is_said_to_be_so() {
     let server = server().await;
     let directory = tempfile::tempdir().unwrap();
