@@ -30,6 +30,7 @@ mod http2;
 pub mod process;
 pub mod tls;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -98,12 +99,22 @@ pub struct Listener {
 pub struct AppSpec {
     /// In the order in which [`App::ports`] names their ports.
     pub listeners: Vec<Listener>,
+    /// Status of each path that answers otherwise than by its name, from the beginning.
+    #[serde(default)]
+    pub statuses: HashMap<String, u16>,
 }
 
 impl AppSpec {
     /// An app without listeners.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Answers `path` with `status` from the beginning.
+    #[must_use]
+    pub fn status(mut self, path: &str, status: u16) -> Self {
+        let _old = self.statuses.insert(path.to_owned(), status);
+        self
     }
 
     /// Listens on `port` as `bind` says.

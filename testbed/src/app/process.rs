@@ -80,7 +80,10 @@ impl State {
 }
 
 async fn serve(spec: AppSpec, pod_ips: &[IpAddr]) -> Result<()> {
-    let state = Arc::new(State::default());
+    let state = Arc::new(State {
+        statuses: Mutex::new(spec.statuses),
+        ..State::default()
+    });
     let mut tasks: Vec<(u16, JoinHandle<()>)> = Vec::new();
     let mut ports = Vec::new();
     for listener in spec.listeners {

@@ -1,7 +1,7 @@
 //! The API server's double over TLS, with a kubeconfig by which a daemon reaches it. The calls here block.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use crate::run::Run;
 
 /// The only token that it accepts, until a test says otherwise.
-pub const TOKEN: &str = "the-daemons-own-token";
+const TOKEN: &str = "the-daemons-own-token";
 /// How long a server may take to stop.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -81,10 +81,9 @@ impl Api {
         self.dir.join("kubeconfig")
     }
 
-    /// The directory with the authority's certificate (`ca.crt`) and the token (`token`), as in a
-    /// ServiceAccount's volume.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// The file with the token that a daemon sends.
+    pub fn token(&self) -> PathBuf {
+        self.dir.join("token")
     }
 
     /// Orders something of the server.

@@ -1,9 +1,11 @@
 //! The whole daemon on a double of a node: its pods from the API server, their namespaces from the cgroups,
 //! their probes by the kubelet, all at once and in every order.
 
+mod bad;
 mod env;
 mod kinds;
 mod life;
+mod reuse;
 mod trouble;
 mod ways;
 
@@ -17,6 +19,8 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     life::run(cases, &env);
     kinds::run(cases, &env);
     ways::run(cases, &env);
+    reuse::run(cases, &env);
+    bad::run(cases, &env)?;
     trouble::run(cases, &mut env);
     drop(env);
     kinds::layouts(cases)

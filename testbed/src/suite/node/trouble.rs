@@ -8,7 +8,6 @@ use api_server_double::{Cut, Fault};
 
 use super::env::{Env, SOON};
 use crate::daemon::DaemonSpec;
-use crate::node::api::TOKEN;
 use crate::suite::cases::Cases;
 use crate::suite::env::GRACE;
 use crate::suite::usual::{self, Probing};
@@ -28,15 +27,17 @@ pub fn run(cases: &mut Cases, env: &mut Env) {
     case("api/away-and-back", |env| away(env));
     case("api/gone", |env| gone(env));
     case("api/token-expired", |env| {
+        // The kubelet replaces it in time, as a rule.
         refused(
             env,
             "does not accept our token",
             "unauthorized",
             |expired| {
-                let token = if expired { "another" } else { TOKEN };
-                env.node
-                    .api
-                    .order(|server| server.require_token(Some(token)))
+                if expired {
+                    let api = &env.node.api;
+                    return api.order(|server| server.require_token(Some("another")));
+                }
+                Ok(std::fs::write(env.node.api.token(), "another")?)
             },
         )
     });
