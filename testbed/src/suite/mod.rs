@@ -18,7 +18,7 @@ mod kernel;
 mod kubelet_restart;
 mod life;
 mod locate;
-mod node;
+pub(crate) mod node;
 mod ports;
 mod relays;
 mod rewritten;
@@ -26,7 +26,7 @@ mod rules;
 mod sandbox;
 mod source;
 mod twins;
-mod usual;
+pub(crate) mod usual;
 
 use std::path::PathBuf;
 use std::time::Instant;

@@ -5,7 +5,7 @@ mod bad;
 mod env;
 mod kinds;
 mod life;
-mod reuse;
+pub(crate) mod reuse;
 mod trouble;
 mod ways;
 

@@ -14,7 +14,7 @@ use crate::suite::cases::Cases;
 use crate::suite::usual::{self, HTTP, Made, Probing};
 
 /// What the pods answer, by which they can be told apart.
-const STATUSES: [u16; 2] = [200, 418];
+pub(crate) const STATUSES: [u16; 2] = [200, 418];
 /// How often the address changes hands for each order.
 const ROUNDS: usize = 4;
 /// How long a probe waits: one that waits a second would see little.
@@ -42,12 +42,18 @@ pub fn run(cases: &mut Cases, env: &Env) {
 }
 
 /// Who had the address, from when until when.
-struct Held {
-    status: u16,
-    from: Instant,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// What it answers.
+    pub(crate) status: u16,
+    /// From when it may have had it.
+    pub(crate) from: Instant,
     /// From when on the daemon serves it.
-    served: Option<Instant>,
-    until: Option<Instant>,
+    pub(crate) served: Option<Instant>,
+    /// When its end began.
+    pub(crate) leaving: Option<Instant>,
+    /// When it had ended.
+    pub(crate) until: Option<Instant>,
 }
 
 fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
@@ -69,6 +75,7 @@ fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
             status: STATUSES[round % 2],
             from,
             served: None,
+            leaving: None,
             until: None,
         })
     };
@@ -81,13 +88,13 @@ fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
     let mut gone = Vec::new();
     for round in 1..=ROUNDS {
         let mut new = bind(round)?;
+        let leaving = Instant::now();
         if matches!(told, Told::Before) {
             old.delete()?;
         }
-        let until = Instant::now();
         old.stop()?;
         if let Some(last) = held.last_mut() {
-            last.until = Some(until);
+            (last.leaving, last.until) = (Some(leaving), Some(Instant::now()));
         }
         held.push(start(&mut new, round)?);
         if matches!(told, Told::After) {
@@ -116,10 +123,11 @@ fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
 
 /// Whoever answers must have had the address at some moment of the probe, and who is served and there all the
 /// while must have answered. Other statuses are the daemon's own: the app could not be reached.
-fn right(made: &Made, held: &[Held]) -> Result<()> {
-    let until = |held: &Held| held.until.unwrap_or(made.ended);
+pub(crate) fn right(made: &Made, held: &[Held]) -> Result<()> {
+    let (begun, ended) = (made.begun, made.ended);
     let there = held.iter().find(|held| {
-        held.served.is_some_and(|served| served <= made.begun) && until(held) >= made.ended
+        held.served.is_some_and(|served| served <= begun)
+            && held.leaving.is_none_or(|leaving| leaving >= ended)
     });
     if let Some(there) = there {
         ensure!(
@@ -134,9 +142,9 @@ fn right(made: &Made, held: &[Held]) -> Result<()> {
     else {
         return Ok(());
     };
-    let by = held
-        .iter()
-        .any(|held| held.status == status && held.from <= made.ended && until(held) >= made.begun);
+    let by = held.iter().any(|held| {
+        held.status == status && held.from <= ended && held.until.is_none_or(|until| until >= begun)
+    });
     ensure!(
         by,
         "an answer from a pod that did not have the address: {made:?}"
