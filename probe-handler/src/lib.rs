@@ -2,7 +2,7 @@
 //!
 //! `ARCHITECTURE.md` at the root of the repository has the map. Arrows go one way:
 //! `cli -> app -> {handler, observe} -> check -> kernel`; `pods` reaches the kernel only through
-//! the registry's map writer.
+//! the registry's map writer; `webhook` knows nothing of the kernel.
 
 pub mod app;
 pub mod check;
@@ -11,3 +11,4 @@ pub mod handler;
 pub mod kernel;
 pub mod observe;
 pub mod pods;
+pub mod webhook;
