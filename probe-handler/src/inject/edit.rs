@@ -130,10 +130,16 @@ impl<'a> Mapping<'a> {
 
     fn entry(&self, key: &str, value: &Value) -> String {
         if self.flow {
-            let entry = Map::from_iter([(key.to_owned(), value.clone())]);
-            return render::flow(&entry);
+            return render::flow_entry(key, value, self.json());
         }
         render::entry(key, value, self.indent(), self.newline)
+    }
+
+    /// Whether this is JSON, where every key is quoted.
+    fn json(&self) -> bool {
+        self.text[self.document.nodes[self.node].span.clone()]
+            .trim_start_matches(['{', ' ', '\t', '\r', '\n'])
+            .starts_with(['"', '}'])
     }
 
     /// The column of the keys.
@@ -182,7 +188,7 @@ impl<'a> Mapping<'a> {
         // A key needs no quotes that had none: all that follows the colon is new.
         let entry = self.entry(&key, value);
         let rendered_key = if self.flow {
-            Value::from(key.as_str()).to_string()
+            render::flow_string(&key, self.json())
         } else {
             render::string(&key)
         };

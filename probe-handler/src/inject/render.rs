@@ -1,6 +1,6 @@
 //! Values as YAML, in block style and in flow style.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::scalar::resolve;
 
@@ -30,13 +30,33 @@ pub fn inline(value: &Value) -> String {
     }
 }
 
-/// Entries of a flow mapping, as JSON.
-pub fn flow(entries: &Map<String, Value>) -> String {
-    let entries: Vec<_> = entries
-        .iter()
-        .map(|(key, value)| format!("{}: {}", Value::from(key.as_str()), value))
-        .collect();
-    entries.join(", ")
+/// An entry of a flow mapping; of one in JSON, if `json`.
+pub fn flow_entry(key: &str, value: &Value, json: bool) -> String {
+    format!("{}: {}", flow_string(key, json), flow(value, json))
+}
+
+fn flow(value: &Value, json: bool) -> String {
+    match value {
+        Value::Object(map) => {
+            let entries = map.iter().map(|(key, value)| flow_entry(key, value, json));
+            format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+        }
+        Value::Array(items) => {
+            let items = items.iter().map(|item| flow(item, json));
+            format!("[{}]", items.collect::<Vec<_>>().join(", "))
+        }
+        Value::String(text) => flow_string(text, json),
+        other => other.to_string(),
+    }
+}
+
+/// A string in flow style; a key too.
+pub fn flow_string(text: &str, json: bool) -> String {
+    if json {
+        Value::from(text).to_string()
+    } else {
+        string(text)
+    }
 }
 
 /// A string in block style: plain where no reader of YAML could take it for something else.
@@ -48,10 +68,11 @@ pub fn string(text: &str) -> String {
         && resolve(text).is_string();
     if plain {
         text.to_owned()
-    } else if text.chars().any(char::is_control) || text.is_empty() {
-        Value::from(text).to_string()
-    } else {
+    } else if text.contains('"') && !text.chars().any(char::is_control) {
         format!("'{}'", text.replace('\'', "''"))
+    } else {
+        // What JSON escapes, YAML understands.
+        Value::from(text).to_string()
     }
 }
 
@@ -69,19 +90,20 @@ mod tests {
             ("/app-health/web/livez", "/app-health/web/livez"),
             ("probe-handler.io/probes", "probe-handler.io/probes"),
             ("HTTP", "HTTP"),
-            ("false", "'false'"),
-            ("yes", "'yes'"),
-            ("n", "'n'"),
-            ("on", "'on'"),
-            ("null", "'null'"),
-            ("1", "'1'"),
-            ("0644", "'0644'"),
-            ("1e3", "'1e3'"),
-            (".5", "'.5'"),
-            ("-", "'-'"),
-            ("a: b", "'a: b'"),
-            ("it's", "'it''s'"),
-            ("*", "'*'"),
+            ("false", "\"false\""),
+            ("yes", "\"yes\""),
+            ("n", "\"n\""),
+            ("on", "\"on\""),
+            ("null", "\"null\""),
+            ("1", "\"1\""),
+            ("0644", "\"0644\""),
+            ("1e3", "\"1e3\""),
+            (".5", "\".5\""),
+            ("-", "\"-\""),
+            ("a: b", "\"a: b\""),
+            ("it's", "\"it's\""),
+            ("say \"it's\"", "'say \"it''s\"'"),
+            ("*", "\"*\""),
             ("", "\"\""),
             ("a\nb\t", "\"a\\nb\\t\""),
         ] {
@@ -96,9 +118,12 @@ mod tests {
             let block = entry("top", &value, 0, "\n");
             let read = parse(&block).unwrap()[0].to_json(1).unwrap();
             proptest::prop_assert_eq!(&read["top"], &value, "{}", block);
-            let flow = format!("{{{}}}", flow(value.as_object().unwrap()));
-            let read = parse(&flow).unwrap()[0].to_json(1).unwrap();
-            proptest::prop_assert_eq!(&read, &value, "{}", flow);
+            for json in [true, false] {
+                let flow = flow(&value, json);
+                let read = parse(&flow).unwrap()[0].to_json(1).unwrap();
+                proptest::prop_assert_eq!(&read, &value, "{}", flow);
+            }
+            proptest::prop_assert_eq!(serde_json::from_str::<Value>(&flow(&value, true)).unwrap(), value);
         }
     }
 }
