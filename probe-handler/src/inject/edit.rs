@@ -135,11 +135,13 @@ impl<'a> Mapping<'a> {
         render::entry(key, value, self.indent(), self.newline)
     }
 
-    /// Whether this is JSON, where every key is quoted.
+    /// Whether the document is JSON, where every key is quoted.
     fn json(&self) -> bool {
-        self.text[self.document.nodes[self.node].span.clone()]
-            .trim_start_matches(['{', ' ', '\t', '\r', '\n'])
-            .starts_with(['"', '}'])
+        self.document.nodes.first().is_some_and(|root| {
+            self.text[root.span.clone()]
+                .strip_prefix('{')
+                .is_some_and(|rest| rest.trim_start().starts_with('"'))
+        })
     }
 
     /// The column of the keys.

@@ -154,3 +154,6 @@ fn wrong(text: &str, plans: &[Plan<'_>]) -> Option<Vec<usize>> {
     };
     (!wrong.is_empty()).then_some(wrong)
 }
+
+#[cfg(test)]
+mod tests;

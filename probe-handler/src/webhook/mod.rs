@@ -5,6 +5,8 @@
 //! said by `pods`, for the daemon and for us; nothing here knows of the kernel or of a server.
 
 pub mod annotations;
+#[cfg(test)]
+pub(crate) mod arbitrary;
 pub mod decide;
 pub mod originals;
 pub mod patch;
