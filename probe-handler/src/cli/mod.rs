@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod config;
+pub mod inject;
 mod log_queue;
 pub mod logging;
 mod output;
@@ -29,8 +30,8 @@ pub const EXIT_FAILURE: u8 = 1;
     version = version::VERSION,
     disable_help_subcommand = true,
     max_term_width = 100,
-    after_help = "Exit codes: 0 well; 1 a failed start, or a status or preflight that found something \
-                  wrong; 64 bad configuration or usage."
+    after_help = "Exit codes: 0 well; 1 a failed start, a status or preflight that found something \
+                  wrong, or a manifest that can't be read; 64 bad configuration or usage."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -44,6 +45,8 @@ pub enum Command {
     Agent(Box<config::AgentArgs>),
     /// Show what the daemon on this node does: pods, probes, last verdicts
     Status(status::StatusArgs),
+    /// Rewrite the probes in a manifest, as the webhook would
+    Inject(inject::InjectArgs),
     /// Check whether the daemon can run on this node, and say what to do where it can't
     Preflight(preflight::PreflightArgs),
     /// Print version and commit
@@ -121,7 +124,9 @@ mod tests {
     #[test]
     fn every_flag_of_every_verb_is_an_environment_variable_too() {
         // What is asked of one run only has no variable.
-        const PER_RUN: [&str; 4] = ["help", "output", "ready", "alive"];
+        const PER_RUN: [&str; 7] = [
+            "help", "output", "ready", "alive", "filename", "revert", "diff",
+        ];
         for verb in Cli::command().get_subcommands() {
             for flag in verb.get_arguments() {
                 let Some(long) = flag.get_long() else {

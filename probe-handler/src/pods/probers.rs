@@ -38,11 +38,18 @@ pub struct Originals {
 }
 
 /// The container and kind that a rewritten path names:
-/// `/(app-health|app-lifecycle)/<container>/(livez|readyz|startupz|prestopz|poststartz)`.
+/// `/(app-health|app-lifecycle)/<container>/(livez|readyz|startupz|prestopz|poststartz)`, with
+/// anything in front of it (our webhook may have been told a prefix; Istio has none).
 pub fn parse_path(path: &str) -> Option<(&str, ProbeKind)> {
-    let rest = path
-        .strip_prefix("/app-health/")
-        .or_else(|| path.strip_prefix("/app-lifecycle/"))?;
+    let after = |directory: &str| {
+        path.rfind(directory)
+            .map(|at| &path[at + directory.len()..])
+    };
+    let rest = match (after("/app-health/"), after("/app-lifecycle/")) {
+        (Some(health), Some(lifecycle)) if lifecycle.len() < health.len() => lifecycle,
+        (Some(health), _) => health,
+        (None, lifecycle) => lifecycle?,
+    };
     let (container, kind) = rest.split_once('/')?;
     let kind = match kind {
         "livez" => ProbeKind::Liveness,
@@ -250,7 +257,7 @@ fn istio_probers(pod: &Pod) -> Option<&str> {
 }
 
 /// The path of a probe that looks rewritten.
-fn rewritten_path(probe: &Probe) -> Option<&str> {
+pub fn rewritten_path(probe: &Probe) -> Option<&str> {
     match &probe.action {
         Action::Http {
             scheme: Scheme::Http,

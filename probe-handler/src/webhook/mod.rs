@@ -1,0 +1,16 @@
+//! Rewriting probes at admission, for those who want a probe to name its destination.
+//!
+//! A Pod's probes and hooks become `httpGet` on the rewrite port, the originals are kept in
+//! annotation `probe-handler.io/probes`, and the daemon serves them from there. What a probe means is
+//! said by `pods`, for the daemon and for us; nothing here knows of the kernel or of a server.
+
+pub mod annotations;
+#[cfg(test)]
+pub(crate) mod arbitrary;
+pub mod decide;
+pub mod originals;
+pub mod patch;
+pub mod prefix;
+pub mod reading;
+pub mod revert;
+pub mod rewrite;
