@@ -38,6 +38,9 @@ enum Command {
     Selfcheck,
     /// Remove what killed runs left behind
     Cleanup,
+    /// Be the first process of a virtual machine that runs the suite (`cargo xtask test vm`)
+    #[command(hide = true)]
+    Guest,
 }
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Suite(args) => testbed::suite::main(&args),
         Command::Probe(args) => testbed::probe::main(&args),
         Command::Selfcheck => testbed::selfcheck::main(),
+        Command::Guest => testbed::guest::main(),
         Command::Cleanup => testbed::run::cleanup_stale().map(|removed| {
             println!("removed what {} killed runs left", removed.len());
         }),

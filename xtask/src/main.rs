@@ -14,6 +14,7 @@ mod test;
 mod tidy;
 mod toolchain;
 mod versions;
+mod vm;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 //! The release build that `demo`, `test` and `bench` run: tools, programs, binaries.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -36,6 +36,16 @@ impl Binaries {
             daemon: binary("probe-handler")?,
             testbed: binary("testbed")?,
         })
+    }
+
+    /// The daemon's program.
+    pub fn daemon(&self) -> &Path {
+        &self.daemon
+    }
+
+    /// The testbed's program.
+    pub fn testbed_program(&self) -> &Path {
+        &self.testbed
     }
 
     /// The testbed with one of its subcommands, told where the daemon is.

@@ -21,6 +21,9 @@ pub struct Args {
     /// Run one level only
     #[arg(value_enum)]
     level: Option<Level>,
+    /// Kernels to run the suite on, as 6.1 (with `vm`) [default: 5.10 6.1 6.12]
+    #[arg(value_name = "KERNEL")]
+    kernels: Vec<String>,
     /// Run only what this names, as `cargo test -- FILTER` and `testbed suite FILTER` take it
     #[arg(last = true, requires = "level")]
     filter: Vec<OsString>,
@@ -32,6 +35,8 @@ enum Level {
     Unit,
     /// The namespace suite: real rules, real programs (as root)
     Netns,
+    /// The namespace suite on other kernels, in virtual machines
+    Vm,
 }
 
 /// What became of one level.
@@ -48,6 +53,15 @@ struct Outcome {
 /// Runs the levels asked for and sums up; whether all is well.
 pub fn run(args: &Args) -> Result<bool> {
     outlive_interrupt()?;
+    if args.level == Some(Level::Vm) {
+        let guests = crate::vm::run(&crate::vm::Options {
+            names: args.kernels.clone(),
+            filter: args.filter.clone(),
+            ..Default::default()
+        })?;
+        println!("{guests:#?}");
+        return Ok(true);
+    }
     let mut outcomes = Vec::new();
     let mut level = |run: &dyn Fn() -> Outcome| {
         if !INTERRUPTED.load(Ordering::Relaxed) {

@@ -1,0 +1,37 @@
+//! The file systems of a node.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use nix::mount::{MsFlags, mount};
+
+/// Kind and place, in the order in which one needs the other.
+const MOUNTS: [(&str, &str); 7] = [
+    ("proc", "/proc"),
+    ("sysfs", "/sys"),
+    ("devtmpfs", "/dev"),
+    ("tmpfs", "/run"),
+    ("tmpfs", "/tmp"),
+    ("cgroup2", "/sys/fs/cgroup"),
+    ("bpf", "/sys/fs/bpf"),
+];
+
+/// Mounts all of them.
+///
+/// # Errors
+/// When the kernel does not have one.
+pub fn all() -> Result<()> {
+    for (kind, place) in MOUNTS {
+        // Those below /sys are the kernel's own.
+        let _exists = fs::create_dir_all(place);
+        mount(
+            Some(kind),
+            place,
+            Some(kind),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("mounting {kind} at {place}"))?;
+    }
+    Ok(())
+}
