@@ -25,12 +25,16 @@ impl Binaries {
         command.args(["--package", "probe-handler", "--package", "testbed"]);
         command.arg("--target-dir").arg(target_dir());
         exec(&mut command)?;
-        let directory = target_dir().join("release");
+        Self::of(&target_dir().join("release"))
+    }
+
+    /// Those in a directory.
+    pub fn of(directory: &Path) -> Result<Self> {
         let binary = |name: &str| {
             let path = directory.join(name);
             path.is_file()
                 .then_some(path)
-                .with_context(|| format!("the build made no {name}"))
+                .with_context(|| format!("no {name} in {}", directory.display()))
         };
         Ok(Self {
             daemon: binary("probe-handler")?,

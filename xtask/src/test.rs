@@ -24,6 +24,9 @@ pub struct Args {
     /// Kernels to run the suite on, as 6.1 (with `vm`) [default: 5.10 6.1 6.12]
     #[arg(value_name = "KERNEL")]
     kernels: Vec<String>,
+    /// Take probe-handler and testbed from DIR instead of building them
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<std::path::PathBuf>,
     /// Run only what this names, as `cargo test -- FILTER` and `testbed suite FILTER` take it
     #[arg(last = true, requires = "level")]
     filter: Vec<OsString>,
@@ -55,6 +58,7 @@ pub fn run(args: &Args) -> Result<bool> {
     outlive_interrupt()?;
     if args.level == Some(Level::Vm) {
         let guests = crate::vm::run(&crate::vm::Options {
+            binaries: args.binaries.clone(),
             names: args.kernels.clone(),
             filter: args.filter.clone(),
             ..Default::default()

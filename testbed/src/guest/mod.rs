@@ -56,6 +56,21 @@ fn node() -> Result<String> {
         say(&mut console, &format!("{MARK}module {fault}"))?;
     }
     crate::command::ip_batch("link set lo up\n")?;
+    // Without these figures the suite runs all the same, and says what the kernel refuses.
+    match crate::verifier::processed() {
+        Ok(programs) => {
+            for (name, instructions) in programs {
+                say(
+                    &mut console,
+                    &format!("{MARK}verifier {name} {instructions}"),
+                )?;
+            }
+        }
+        Err(error) => say(
+            &mut console,
+            &format!("{MARK}no verifier figures: {error:#}"),
+        )?,
+    }
     let output = || -> Result<Stdio> { Ok(Stdio::from(console.try_clone()?)) };
     let status = Command::new(crate::worker::testbed_program()?)
         .arg("suite")

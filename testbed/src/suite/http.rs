@@ -13,6 +13,7 @@ use super::twins::{Family, Twins, declare, http_get, https_get};
 use crate::app::tls::Certificate;
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::{Ended, Outcome, Probe};
+use crate::pace;
 use crate::pod::PodSpec;
 use crate::wait;
 
@@ -345,7 +346,8 @@ fn timeout(twins: &Twins<'_>) -> Result<()> {
     let took = pair.ours.latency;
     println!("     1 s probe of a slower app: answered after {took:?}");
     ensure!(
-        (Duration::from_millis(700)..Duration::from_millis(1200)).contains(&took),
+        (pace::stretch(Duration::from_millis(700))..pace::stretch(Duration::from_millis(1200)))
+            .contains(&took),
         "after {took:?}"
     );
     Ok(())

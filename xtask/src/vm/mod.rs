@@ -32,6 +32,8 @@ pub struct Options {
     pub package: Option<PathBuf>,
     /// An image with the directory of its modules.
     pub image: Option<(PathBuf, PathBuf)>,
+    /// Where our binaries are; built if nothing is given.
+    pub binaries: Option<PathBuf>,
     /// Cases, as `testbed suite` takes them.
     pub filter: Vec<OsString>,
 }
@@ -56,7 +58,10 @@ fn cache() -> PathBuf {
 pub fn run(options: &Options) -> Result<Vec<Guest>> {
     let cache = cache();
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
-    let binaries = Binaries::build()?;
+    let binaries = match &options.binaries {
+        Some(directory) => Binaries::of(directory)?,
+        None => Binaries::build()?,
+    };
     let base = contents::base(binaries.daemon(), binaries.testbed_program())?;
     let mut guests = Vec::new();
     for name in &options.names {
@@ -94,7 +99,7 @@ fn one(kernel: &Kernel, base: &initramfs::Initramfs, options: &Options) -> Resul
     let machine = Machine {
         image: &kernel.image,
         initramfs: &archive,
-        accelerator: Accelerator::find(),
+        accelerator: Accelerator::find(&kernel.image),
         processors: 2,
         logs: Logs::new(&cache, &kernel.name),
     };

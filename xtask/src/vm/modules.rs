@@ -19,6 +19,7 @@ const NEEDED: &[&str] = &[
     "nf_tables",
     "nft_compat",
     "nft_chain_nat",
+    "nft_counter",
     "nft_ct",
     "nft_nat",
     "nft_redir",

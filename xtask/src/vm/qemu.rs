@@ -16,6 +16,8 @@ use super::console::{Report, is_fatal};
 pub const PROGRAM: &str = "qemu-system-x86_64";
 /// Memory of a guest, in MiB: the suite's hundred pods at once, twice over.
 pub const MEMORY: u64 = 1536;
+/// On kvm a kernel is up in a second or two.
+const TRIAL: Duration = Duration::from_secs(10);
 /// A guest that says nothing for so long hangs: no case takes half of it on an emulated processor.
 const SILENCE: Duration = Duration::from_secs(180);
 /// However much it says, it must end.
@@ -33,13 +35,28 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// kvm if this process may use it, and it makes a machine.
-    pub fn find() -> Self {
-        // A device node may be there with nothing behind it: opening it tells.
-        match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-            Ok(_) => Self::Kvm,
-            Err(_) => Self::Tcg,
+    /// kvm if a machine with this kernel comes up on it, else emulation.
+    pub fn find(image: &Path) -> Self {
+        // A device may be there and yet run no ordinary kernel, as in some virtual machines: it is tried.
+        match kvm_works(image) {
+            Ok(true) => Self::Kvm,
+            _ => Self::Tcg,
         }
+    }
+
+    /// What the kernel is told.
+    fn command_line(self) -> String {
+        // An emulated processor is some ten times slower: the suite stretches its times (testbed's `pace`).
+        let pace = match self {
+            Self::Kvm => 1,
+            Self::Tcg => 5,
+        };
+        // panic=-1 restarts at once, which -no-reboot makes the end. What the kernel does not know it gives
+        // its first process, as environment.
+        format!(
+            "console=ttyS0 panic=-1 oops=panic random.trust_cpu=on mitigations=off TESTBED_PACE={pace} \
+             rdinit=/bin/testbed -- guest"
+        )
     }
 
     /// Its name to qemu.
@@ -49,6 +66,53 @@ impl Accelerator {
             Self::Tcg => "tcg",
         }
     }
+}
+
+/// Whether a kernel without root file system gets as far as its panic.
+fn kvm_works(image: &Path) -> Result<bool> {
+    let _openable = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
+    let mut command = bare(Accelerator::Kvm);
+    command
+        .arg("-kernel")
+        .arg(image)
+        .args(["-serial", "stdio", "-append", "console=ttyS0 panic=-1"])
+        .stderr(Stdio::null());
+    let mut child = Running(command.spawn()?);
+    let lines = lines_of(&mut child.0)?;
+    let end = Instant::now() + TRIAL;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        match lines.recv_timeout(left) {
+            Ok(line) if line.contains("Kernel panic") => return Ok(true),
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    Ok(false)
+}
+
+/// qemu without devices.
+fn bare(accelerator: Accelerator) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
+        .args(["-accel", accelerator.name()])
+        .args([
+            "-cpu",
+            if accelerator == Accelerator::Kvm {
+                "host"
+            } else {
+                "max"
+            },
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    command
 }
 
 /// A machine to boot.
@@ -88,11 +152,14 @@ pub struct Boot {
 
 impl Machine<'_> {
     fn command(&self) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let mut command = bare(self.accelerator);
         command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-accel", self.accelerator.name(), "-cpu", "max"])
-            .args(["-smp", &self.processors.to_string(), "-m", &MEMORY.to_string()])
+            .args([
+                "-smp",
+                &self.processors.to_string(),
+                "-m",
+                &MEMORY.to_string(),
+            ])
             .arg("-kernel")
             .arg(self.image)
             .arg("-initrd")
@@ -101,10 +168,8 @@ impl Machine<'_> {
             .arg("-serial")
             .arg(format!("file:{}", self.logs.kernel.display()))
             .args(["-serial", "stdio"])
-            // panic=-1 restarts at once, and -no-reboot makes that the end.
-            .args(["-append", "console=ttyS0 panic=-1 oops=panic random.trust_cpu=on mitigations=off rdinit=/bin/testbed -- guest"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .arg("-append")
+            .arg(self.accelerator.command_line())
             .stderr(Stdio::piped());
         command
     }
@@ -185,10 +250,11 @@ impl Drop for Running {
 fn lines_of(child: &mut Child) -> Result<std::sync::mpsc::Receiver<String>> {
     let (sender, lines) = channel();
     let output = child.stdout.take().context("qemu has no output")?;
-    let errors = child.stderr.take().context("qemu has no errors")?;
-    let more = sender.clone();
+    if let Some(errors) = child.stderr.take() {
+        let sender = sender.clone();
+        let _reader = thread::spawn(move || pass_on(errors, &sender));
+    }
     let _reader = thread::spawn(move || pass_on(output, &sender));
-    let _reader = thread::spawn(move || pass_on(errors, &more));
     Ok(lines)
 }
 
