@@ -48,7 +48,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Setup(args) => setup::run(&args),
+        Command::Setup(args) => setup::all(&args),
         Command::BuildEbpf(args) => ebpf::build(&args),
         Command::LintEbpf => ebpf::lint(),
         Command::Demo(args) => demo::demo(&args),

@@ -13,7 +13,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use crate::counts::{Counts, of_cargo_test, of_suite};
 use crate::release::Binaries;
 use crate::shell::{cargo, display, is_root};
-use crate::tidy;
+use crate::{tidy, vm};
 
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
@@ -21,12 +21,8 @@ pub struct Args {
     /// Run one level only
     #[arg(value_enum)]
     level: Option<Level>,
-    /// Kernels to run the suite on, as 6.1 (with `vm`) [default: 5.10 6.1 6.12]
-    #[arg(value_name = "KERNEL")]
-    kernels: Vec<String>,
-    /// Take probe-handler and testbed from DIR instead of building them
-    #[arg(long, value_name = "DIR")]
-    binaries: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    vm: vm::Options,
     /// Run only what this names, as `cargo test -- FILTER` and `testbed suite FILTER` take it
     #[arg(last = true, requires = "level")]
     filter: Vec<OsString>,
@@ -55,17 +51,10 @@ struct Outcome {
 
 /// Runs the levels asked for and sums up; whether all is well.
 pub fn run(args: &Args) -> Result<bool> {
-    outlive_interrupt()?;
-    if args.level == Some(Level::Vm) {
-        let guests = crate::vm::run(&crate::vm::Options {
-            binaries: args.binaries.clone(),
-            names: args.kernels.clone(),
-            filter: args.filter.clone(),
-            ..Default::default()
-        })?;
-        println!("{guests:#?}");
-        return Ok(true);
+    if args.vm.is_given() && args.level != Some(Level::Vm) {
+        bail!("kernels go with `vm`: cargo xtask test vm 6.1");
     }
+    outlive_interrupt()?;
     let mut outcomes = Vec::new();
     let mut level = |run: &dyn Fn() -> Outcome| {
         if !INTERRUPTED.load(Ordering::Relaxed) {
@@ -78,11 +67,15 @@ pub fn run(args: &Args) -> Result<bool> {
     if args.level.is_none() {
         level(&rules);
     }
-    if args.level != Some(Level::Netns) {
+    let wanted = |level| args.level.is_none_or(|only| only == level);
+    if wanted(Level::Unit) {
         level(&|| unit(&args.filter));
     }
-    if args.level != Some(Level::Unit) {
+    if wanted(Level::Netns) {
         level(&|| netns(args));
+    }
+    if wanted(Level::Vm) {
+        level(&|| machines(args));
     }
     let interrupted = INTERRUPTED.load(Ordering::Relaxed);
     if interrupted {
@@ -164,6 +157,32 @@ fn netns(args: &Args) -> Outcome {
         last.map(drop).context("the suite ended without its counts")
     });
     settle(result, outcome)
+}
+
+/// The suite on other kernels.
+fn machines(args: &Args) -> Outcome {
+    let mut outcome = Outcome {
+        name: "vm",
+        ..Outcome::default()
+    };
+    match vm::run(&args.vm, &args.filter) {
+        Ok(vm::Outcome { counts, notes }) => {
+            outcome.counts = counts;
+            outcome.notes = notes;
+        }
+        // Asked for by name, not to run it is a failure; the level as such counts as one.
+        Err(error) if args.level == Some(Level::Vm) => {
+            outcome.counts.failed = 1;
+            outcome.notes.push(format!("{error:#}"));
+        }
+        Err(error) => {
+            outcome.counts.skipped = 1;
+            outcome
+                .notes
+                .push(format!("the whole level did not run: {error:#}"));
+        }
+    }
+    outcome
 }
 
 /// A runner that fails without counting a failure, and a level without tests, are failures.

@@ -31,6 +31,8 @@ pub struct Report {
     pub verifier: Vec<(String, u64)>,
     /// Modules that did not load.
     pub modules: Vec<String>,
+    /// Why there are no figures of the verifier.
+    pub no_figures: Vec<String>,
     /// How the suite ended; the guest's last word.
     pub ended: Option<Result<(), String>>,
 }
@@ -62,6 +64,7 @@ impl Report {
                     self.verifier.push((program.into(), count));
                 }
             }
+            "no" => self.no_figures.push(line.into()),
             "the" if line == "the suite exited with 0" => self.ended = Some(Ok(())),
             "the" | "error:" => self.ended = Some(Err(line.into())),
             _ => {}

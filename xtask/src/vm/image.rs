@@ -57,6 +57,18 @@ impl Kernel {
         })
     }
 
+    /// From a package that somebody names.
+    ///
+    /// # Errors
+    /// As [`Kernel::of_package`].
+    pub fn of_file(package: &Path, cache: &Path) -> Result<Self> {
+        if !package.is_file() {
+            bail!("--kernel-deb {}: no such file", package.display());
+        }
+        let stem = package.file_stem().context("a package without a name")?;
+        Self::of_package(&stem.to_string_lossy(), package, cache)
+    }
+
     /// From an image and a directory of modules.
     ///
     /// # Errors

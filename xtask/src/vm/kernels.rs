@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 
 use super::apt::Suite;
 
@@ -39,42 +39,47 @@ const FLAVOUR: &str = "-cloud-amd64";
 const BY_PATH: &str = "a kernel can be given by path: --kernel-deb FILE, or --bzimage FILE --modules DIR \
                        (the directory that holds `kernel/`)";
 
+/// Why there is no package.
+#[derive(Debug)]
+pub enum Error {
+    /// No suite has a kernel of that name; the text lists those that can be had.
+    Unknown(String),
+    /// There is one, or may be, and it cannot be had.
+    Missing(anyhow::Error),
+}
+
 /// The package of the kernel that `name` names, fetched if no earlier run did.
 ///
 /// # Errors
 /// When no suite has such a kernel, with the names of those that can be had; when it cannot be fetched.
-pub fn package(name: &str, cache: &Path) -> Result<PathBuf> {
+pub fn package(name: &str, cache: &Path) -> Result<PathBuf, Error> {
     let directory = cache.join("packages");
     if let Some(cached) = newest(file_names(&directory), name) {
         return Ok(directory.join(cached));
     }
-    if !name.starts_with(|c: char| c.is_ascii_digit()) {
-        return Err(unknown(name, cache));
-    }
     let first = FIRST.iter().find(|(kernel, _)| *kernel == name);
-    let suites = first.map(|(_, suite)| *suite).into_iter();
-    let suites = suites.chain(
-        SUITES
-            .into_iter()
-            .filter(|suite| first.is_none_or(|f| f.1 != *suite)),
-    );
+    let first = first.map(|(_, suite)| *suite);
+    let others = SUITES.into_iter().filter(|suite| Some(*suite) != first);
     let mut faults = Vec::new();
-    for suite in suites {
-        match fetch(name, suite, cache, &directory) {
-            Ok(Some(path)) => return Ok(path),
-            Ok(None) => {}
-            Err(error) => faults.push(format!("{error:#}")),
+    if name.starts_with(|c: char| c.is_ascii_digit()) {
+        for suite in first.into_iter().chain(others) {
+            match fetch(name, suite, cache, &directory) {
+                Ok(Some(path)) => return Ok(path),
+                Ok(None) => {}
+                Err(error) => faults.push(format!("{error:#}")),
+            }
         }
     }
     if faults.is_empty() {
-        return Err(unknown(name, cache));
+        return Err(Error::Unknown(unknown(name, cache)));
     }
-    let package = format!("{PREFIX}{name}*{FLAVOUR}");
-    let suite = first.map_or("any suite", |(_, suite)| suite);
-    bail!(
-        "package {package} of {suite} cannot be had: {}; {BY_PATH}",
+    faults.sort();
+    faults.dedup();
+    Err(Error::Missing(anyhow!(
+        "package {PREFIX}{name}*{FLAVOUR} of {} cannot be had: {}; {BY_PATH}",
+        first.unwrap_or("any suite"),
         faults.join("; ")
-    )
+    )))
 }
 
 /// The newest package of that name in one suite; none if it has none.
@@ -135,7 +140,7 @@ fn file_names(directory: &Path) -> Vec<String> {
 }
 
 /// What to say of a name that no suite has: those that can be had.
-fn unknown(name: &str, cache: &Path) -> anyhow::Error {
+fn unknown(name: &str, cache: &Path) -> String {
     let mut lines = String::new();
     for suite in SUITES {
         let found = Suite::new(suite, cache).and_then(|suite| {
@@ -150,7 +155,7 @@ fn unknown(name: &str, cache: &Path) -> anyhow::Error {
         };
         lines.push_str(&format!("\n  {suite:18} {kernels}"));
     }
-    anyhow::anyhow!(
+    format!(
         "no kernel is called {name:?}; Debian's suites have (a full version, as 6.1.0-53, names one of \
          several):{lines}\n{BY_PATH}"
     )
