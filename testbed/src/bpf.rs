@@ -174,6 +174,22 @@ pub fn verifier_statistics<T>(name: &str, code: &[T], license: &CStr) -> Result<
     Ok(log)
 }
 
+/// Whether the kernel keeps, with a program that this process has loaded, how many instructions its verifier
+/// went through (`verified_insns` in /proc/PID/fdinfo).
+///
+/// # Errors
+/// When this process has no program.
+pub fn keeps_verified_instructions() -> Result<bool> {
+    for entry in fs::read_dir("/proc/self/fdinfo")? {
+        // A descriptor may be closed in between.
+        let text = fs::read_to_string(entry?.path()).unwrap_or_default();
+        if text.contains("prog_jited:") {
+            return Ok(text.contains("verified_insns:"));
+        }
+    }
+    bail!("this process has loaded no program")
+}
+
 fn exists(command: libc::c_long, id: u32) -> Result<bool> {
     let mut attr = Attr([0; 32]);
     attr.0[0] = id;

@@ -26,6 +26,7 @@ mod sandbox;
 mod source;
 mod twins;
 mod usual;
+mod versions;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -54,6 +55,7 @@ type Group = (&'static str, fn(&mut Cases) -> Result<()>);
 /// All groups, in the order in which they run.
 const GROUPS: &[Group] = &[
     ("kernel", kernel::run),
+    ("versions", versions::run),
     ("rules", rules::run),
     ("families", families::run),
     ("http", http::run),

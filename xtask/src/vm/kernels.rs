@@ -108,7 +108,7 @@ fn newest(names: Vec<String>, kernel: &str) -> Option<String> {
     names
         .into_iter()
         .filter(|name| version(name).is_some_and(|version| is(version, kernel)))
-        .max_by_key(|name| numbers(name))
+        .max_by_key(|name| version(name).map(numbers))
 }
 
 /// The kernel's version in a package's or package file's name; none for another package.
