@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<bool> {
     outlive_interrupt()?;
     let mut outcomes = Vec::new();
     let mut level = |run: &dyn Fn() -> Outcome| {
-        if !INTERRUPTED.load(Ordering::Relaxed) {
+        if !interrupted() {
             let start = Instant::now();
             let mut outcome = run();
             outcome.duration = start.elapsed();
@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> Result<bool> {
     if wanted(Level::Vm) {
         level(&|| machines(args));
     }
-    let interrupted = INTERRUPTED.load(Ordering::Relaxed);
+    let interrupted = interrupted();
     if interrupted {
         println!("\ninterrupted: what follows is not complete");
     }
@@ -263,6 +263,11 @@ fn summary(outcomes: &[Outcome]) -> Counts {
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether ctrl-C was pressed.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
 
 extern "C" fn remember(_signal: nix::libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::counts::Counts;
 use crate::release::Binaries;
@@ -178,7 +178,10 @@ impl House {
             for _ in 0..AT_ONCE {
                 let _worker = scope.spawn(|| {
                     while let Some((index, (name, kernel))) = lock(&waiting).next() {
-                        let boot = kernel.and_then(|kernel| self.boot(&kernel));
+                        let boot = match crate::test::interrupted() {
+                            true => Err(anyhow!("interrupted")),
+                            false => kernel.and_then(|kernel| self.boot(&kernel)),
+                        };
                         lock(&done).push((index, Guest { name, boot }));
                     }
                 });
