@@ -10,7 +10,6 @@ const FATAL: &[&str] = &[
     "Kernel panic",
     "soft lockup",
     "hard LOCKUP",
-    "rcu_sched self-detected stall",
     "BUG: unable to handle",
     "BUG: kernel NULL pointer",
     "general protection fault",
