@@ -16,7 +16,11 @@ const MOUNTS: [(&str, &str); 7] = [
     ("bpf", "/sys/fs/bpf"),
 ];
 
-/// Mounts all of them.
+/// Where a cgroup hierarchy of version 1 is, without controllers.
+const CGROUP_V1: &str = "/cgroup-v1";
+
+/// Mounts all of them, and a cgroup hierarchy of version 1 beside the other where the kernel still has that:
+/// without it the suite says what it skips.
 ///
 /// # Errors
 /// When the kernel does not have one.
@@ -33,5 +37,14 @@ pub fn all() -> Result<()> {
         )
         .with_context(|| format!("mounting {kind} at {place}"))?;
     }
+    fs::create_dir_all(CGROUP_V1).context(CGROUP_V1)?;
+    let named = Some("none,name=testbed");
+    let _kernel_has_none = mount(
+        Some("cgroup"),
+        CGROUP_V1,
+        Some("cgroup"),
+        MsFlags::empty(),
+        named,
+    );
     Ok(())
 }
