@@ -3,28 +3,36 @@
 
 mod map;
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use probe_handler_common::programs;
 
 pub use map::Map;
 
 /// Commands of enum bpf_cmd (include/uapi/linux/bpf.h).
+const MAP_CREATE: libc::c_long = 0;
+const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_ATTACH: libc::c_long = 8;
 const PROG_DETACH: libc::c_long = 9;
 const PROG_GET_FD_BY_ID: libc::c_long = 13;
 const MAP_GET_FD_BY_ID: libc::c_long = 14;
 const PROG_QUERY: libc::c_long = 16;
+const MAP_FREEZE: libc::c_long = 22;
+/// `BPF_PROG_TYPE_SOCK_OPS` of enum bpf_prog_type.
+const SOCK_OPS: u32 = 13;
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` of enum bpf_prog_type.
 const CGROUP_SOCK_ADDR: u32 = 18;
 /// `BPF_CGROUP_INET4_CONNECT` of enum bpf_attach_type.
 pub const CONNECT4: u32 = 10;
-/// The attach types of the daemon's programs: sock_ops, connect4 and 6, getpeername4 and 6.
-const HOOKS: [u32; 5] = [3, CONNECT4, 11, 29, 30];
+/// The attach types of the daemon's programs, in the order of [`programs::ATTACH_ORDER`]: sock_ops,
+/// getpeername4 and 6, connect4 and 6.
+const HOOKS: [u32; 5] = [3, 29, 30, CONNECT4, 11];
 
 /// `union bpf_attr`, as far as any command here uses it.
 #[repr(C, align(8))]
@@ -103,6 +111,87 @@ impl Held {
     pub fn is_empty(&self) -> bool {
         self.programs.is_empty() && self.maps.is_empty()
     }
+}
+
+/// Makes a map.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn make_map(kind: u32, key: u32, value: u32, entries: u32, flags: u32) -> Result<OwnedFd> {
+    let mut attr = Attr([0; 32]);
+    attr.0[..5].copy_from_slice(&[kind, key, value, entries, flags]);
+    owned(bpf(MAP_CREATE, &mut attr)?)
+}
+
+/// Sets the only entry of a read-only array, and makes it final, as a program's constants have to be before
+/// the verifier takes them as such.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn set_constants(map: &OwnedFd, value: &[u8]) -> Result<()> {
+    let index = 0_u32;
+    let mut attr = Attr([0; 32]);
+    attr.0[0] = u32::try_from(map.as_raw_fd())?;
+    pointer(&mut attr, 2, &raw const index);
+    pointer(&mut attr, 4, value.as_ptr());
+    let _done = bpf(MAP_UPDATE_ELEM, &mut attr).context("setting constants")?;
+    let mut attr = Attr([0; 32]);
+    attr.0[0] = u32::try_from(map.as_raw_fd())?;
+    let _done = bpf(MAP_FREEZE, &mut attr).context("making constants final")?;
+    Ok(())
+}
+
+/// Loads one of the daemon's programs; gives the statistics of the verifier's log. `code` is its
+/// instructions, each as the kernel has them.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn verifier_statistics<T>(name: &str, code: &[T], license: &CStr) -> Result<String> {
+    /// `BPF_LOG_STATS` of include/linux/bpf_verifier.h: the end of the log only.
+    const STATISTICS: u32 = 4;
+    let hook = match programs::ATTACH_ORDER
+        .iter()
+        .position(|known| *known == name)
+    {
+        Some(index) => HOOKS[index],
+        None => bail!("no program of the daemon's is called {name}"),
+    };
+    ensure!(size_of::<T>() == 8, "instructions are of 8 bytes");
+    let mut log = vec![0_u8; 64 * 1024];
+    let mut attr = Attr([0; 32]);
+    attr.0[0] = if name == programs::SOCK_OPS {
+        SOCK_OPS
+    } else {
+        CGROUP_SOCK_ADDR
+    };
+    attr.0[1] = u32::try_from(code.len())?;
+    pointer(&mut attr, 2, code.as_ptr());
+    pointer(&mut attr, 4, license.as_ptr());
+    attr.0[6] = STATISTICS;
+    attr.0[7] = u32::try_from(log.len())?;
+    pointer(&mut attr, 8, log.as_mut_ptr());
+    attr.0[17] = hook;
+    let loaded = bpf(PROG_LOAD, &mut attr);
+    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+    let log = String::from_utf8_lossy(&log[..end]).into_owned();
+    let _program = owned(loaded.with_context(|| format!("loading {name}: {log}"))?)?;
+    Ok(log)
+}
+
+/// Whether the kernel keeps, with a program that this process has loaded, how many instructions its verifier
+/// went through (`verified_insns` in /proc/PID/fdinfo).
+///
+/// # Errors
+/// When this process has no program.
+pub fn keeps_verified_instructions() -> Result<bool> {
+    for entry in fs::read_dir("/proc/self/fdinfo")? {
+        // A descriptor may be closed in between.
+        let text = fs::read_to_string(entry?.path()).unwrap_or_default();
+        if text.contains("prog_jited:") {
+            return Ok(text.contains("verified_insns:"));
+        }
+    }
+    bail!("this process has loaded no program")
 }
 
 fn exists(command: libc::c_long, id: u32) -> Result<bool> {

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::cgroup::Cgroup;
 use crate::metrics::Scrape;
+use crate::pace;
 use crate::pod::Pod;
 use crate::run::Run;
 use crate::wait;
@@ -278,7 +279,7 @@ impl Daemon {
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         let mut stream = UnixStream::connect(&self.socket)
             .with_context(|| format!("connecting to {}", self.socket.display()))?;
-        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(pace::stretch(ANSWER)))?;
         write!(
             stream,
             "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"

@@ -38,6 +38,11 @@ enum Command {
     Selfcheck,
     /// Remove what killed runs left behind
     Cleanup,
+    /// Show how many instructions the kernel's verifier goes through for each program
+    Verifier,
+    /// Be the first process of a virtual machine that runs the suite (`cargo xtask test vm`)
+    #[command(hide = true)]
+    Guest,
 }
 
 fn main() -> ExitCode {
@@ -51,6 +56,8 @@ fn main() -> ExitCode {
         Command::Suite(args) => testbed::suite::main(&args),
         Command::Probe(args) => testbed::probe::main(&args),
         Command::Selfcheck => testbed::selfcheck::main(),
+        Command::Verifier => testbed::verifier::main(),
+        Command::Guest => testbed::guest::main(),
         Command::Cleanup => testbed::run::cleanup_stale().map(|removed| {
             println!("removed what {} killed runs left", removed.len());
         }),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::pace;
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::crypto::ring::default_provider;
@@ -85,8 +86,9 @@ impl Identity {
             .with_client_auth_cert(chain, key)?;
         let name = ServerName::try_from(SERVER_NAME)?;
         let connection = ClientConnection::new(Arc::new(config), name)?;
-        let socket = TcpStream::connect_timeout(&SocketAddr::new(ip, port), PATIENCE)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        let socket =
+            TcpStream::connect_timeout(&SocketAddr::new(ip, port), pace::stretch(PATIENCE))?;
+        socket.set_read_timeout(Some(pace::stretch(PATIENCE)))?;
         let mut stream = StreamOwned::new(connection, socket);
         stream.write_all(request.as_bytes())?;
         let mut answer = String::new();

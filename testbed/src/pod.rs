@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::app::{App, AppSpec};
 use crate::netns::NetNs;
+use crate::pace;
 use crate::rules::{RuleSet, Unavailable};
 use crate::run::Run;
 use crate::sidecar::Sidecar;
@@ -175,6 +176,7 @@ impl PodSpec {
         let marks = self.rules.annotations().iter();
         annotations.extend(marks.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let mut containers = self.containers.clone();
+        pace::stretch_probes(&mut containers);
         if let Some(name) = self.rules.sidecar_container() {
             let mut sidecar = json!({"name": name, "image": "sidecar"});
             if !self.probers.is_empty() {

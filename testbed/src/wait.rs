@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::interrupt;
+use crate::{interrupt, pace};
 
 const INTERVAL: Duration = Duration::from_millis(5);
 
@@ -15,6 +15,7 @@ const INTERVAL: Duration = Duration::from_millis(5);
 /// When `deadline` has passed without one, or the run is interrupted; `what` says what was waited
 /// for.
 pub fn until<T>(what: &str, deadline: Duration, mut check: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = pace::stretch(deadline);
     let end = Instant::now() + deadline;
     loop {
         if let Some(value) = check() {
@@ -31,7 +32,7 @@ pub fn until<T>(what: &str, deadline: Duration, mut check: impl FnMut() -> Optio
 /// As [`until`], but also where the run has been interrupted: for cleaning up. Tells whether the
 /// condition came about.
 pub fn to_clean_up(deadline: Duration, mut check: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + deadline;
+    let end = Instant::now() + pace::stretch(deadline);
     while !check() {
         if Instant::now() >= end {
             return false;

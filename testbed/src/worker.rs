@@ -14,8 +14,8 @@ use anyhow::{Context, Result, bail};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::interrupt;
 use crate::rpc::Message;
+use crate::{interrupt, pace};
 
 /// How soon a wait sees that the run is interrupted.
 const INTERRUPTIBLE: Duration = Duration::from_millis(50);
@@ -63,7 +63,7 @@ impl Worker {
         let _reader = thread::Builder::new()
             .name(format!("{what} lines"))
             .spawn(move || read_lines(BufReader::new(output), &first, &answers))?;
-        let ready = match ready.recv_timeout(READY) {
+        let ready = match ready.recv_timeout(pace::stretch(READY)) {
             Ok(value) => value,
             Err(_) => {
                 let _gone = child.kill();
@@ -143,6 +143,7 @@ impl Pending {
     /// # Errors
     /// When the child has ended, does not answer in time, or the run is interrupted.
     pub fn wait<T: DeserializeOwned>(self, deadline: Duration) -> Result<T> {
+        let deadline = pace::stretch(deadline);
         let end = Instant::now() + deadline;
         let value = loop {
             match self.answer.recv_timeout(INTERRUPTIBLE) {

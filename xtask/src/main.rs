@@ -16,6 +16,7 @@ mod test;
 mod tidy;
 mod toolchain;
 mod versions;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -51,7 +52,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Setup(args) => setup::run(&args),
+        Command::Setup(args) => setup::all(&args),
         Command::BuildEbpf(args) => ebpf::build(&args),
         Command::LintEbpf => ebpf::lint(),
         Command::Demo(args) => demo::demo(&args),

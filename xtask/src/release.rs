@@ -1,6 +1,6 @@
 //! The release build that `demo`, `test` and `bench` run: tools, programs, binaries.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -25,17 +25,31 @@ impl Binaries {
         command.args(["--package", "probe-handler", "--package", "testbed"]);
         command.arg("--target-dir").arg(target_dir());
         exec(&mut command)?;
-        let directory = target_dir().join("release");
+        Self::of(&target_dir().join("release"))
+    }
+
+    /// Those in a directory.
+    pub fn of(directory: &Path) -> Result<Self> {
         let binary = |name: &str| {
             let path = directory.join(name);
             path.is_file()
                 .then_some(path)
-                .with_context(|| format!("the build made no {name}"))
+                .with_context(|| format!("no {name} in {}", directory.display()))
         };
         Ok(Self {
             daemon: binary("probe-handler")?,
             testbed: binary("testbed")?,
         })
+    }
+
+    /// The daemon's program.
+    pub fn daemon(&self) -> &Path {
+        &self.daemon
+    }
+
+    /// The testbed's program.
+    pub fn testbed_program(&self) -> &Path {
+        &self.testbed
     }
 
     /// The testbed with one of its subcommands, told where the daemon is.

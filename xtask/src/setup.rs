@@ -15,7 +15,8 @@ use clap::ValueEnum;
 use crate::shell::{cargo, exec, find, is_root, output};
 use crate::toolchain::{Origin, Toolchain, choose, discover, find_toolchain};
 use crate::versions::{
-    BPF_LINKER, DEBIAN_CLIPPY, DEBIAN_COMPILER, DEBIAN_RUST, LLVM, NETWORK_TOOLS, NIGHTLY,
+    BPF_LINKER, DEBIAN_CLIPPY, DEBIAN_COMPILER, DEBIAN_RUST, LLVM, MACHINE_TOOLS, NETWORK_TOOLS,
+    NIGHTLY,
 };
 
 /// Options of `setup`.
@@ -42,7 +43,27 @@ enum With {
 pub fn run(args: &Args) -> Result<()> {
     compiler(args)?;
     linker()?;
-    network_tools()
+    tools(&NETWORK_TOOLS)
+}
+
+/// Everything, as `cargo xtask setup` promises.
+///
+/// # Errors
+/// As [`run`]. Where virtual machines can't be had, that is no error: the tests say so.
+pub fn all(args: &Args) -> Result<()> {
+    run(args)?;
+    if let Err(error) = virtual_machines() {
+        println!("setup: {error:#}\nsetup: without these the tests on other kernels will not run");
+    }
+    Ok(())
+}
+
+/// What runs other kernels.
+///
+/// # Errors
+/// When something is missing and can't be installed.
+pub fn virtual_machines() -> Result<()> {
+    tools(&MACHINE_TOOLS)
 }
 
 /// What building the eBPF programs needs, and no more.
@@ -182,11 +203,11 @@ fn llvm_prefix() -> Option<PathBuf> {
         })
 }
 
-/// The commands that the namespace suite calls.
-fn network_tools() -> Result<()> {
+/// Commands, each with the Debian package that has it.
+fn tools(wanted: &[(&'static str, &'static str)]) -> Result<()> {
     // A login without /usr/sbin in PATH still has them there.
     let have = |tool: &str| find(tool).is_some() || Path::new("/usr/sbin").join(tool).is_file();
-    let (have, lack): (Vec<_>, Vec<_>) = NETWORK_TOOLS.iter().partition(|(tool, _)| have(tool));
+    let (have, lack): (Vec<_>, Vec<_>) = wanted.iter().partition(|(tool, _)| have(tool));
     for (tool, _) in have {
         println!("setup: have {tool}");
     }

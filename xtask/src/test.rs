@@ -13,7 +13,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use crate::counts::{Counts, of_cargo_test, of_suite};
 use crate::release::Binaries;
 use crate::shell::{cargo, display, is_root};
-use crate::tidy;
+use crate::{tidy, vm};
 
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
@@ -21,6 +21,8 @@ pub struct Args {
     /// Run one level only
     #[arg(value_enum)]
     level: Option<Level>,
+    #[command(flatten)]
+    vm: vm::Options,
     /// Run only what this names, as `cargo test -- FILTER` and `testbed suite FILTER` take it
     #[arg(last = true, requires = "level")]
     filter: Vec<OsString>,
@@ -32,6 +34,8 @@ enum Level {
     Unit,
     /// The namespace suite: real rules, real programs (as root)
     Netns,
+    /// The namespace suite on other kernels, in virtual machines
+    Vm,
 }
 
 /// What became of one level.
@@ -47,10 +51,13 @@ struct Outcome {
 
 /// Runs the levels asked for and sums up; whether all is well.
 pub fn run(args: &Args) -> Result<bool> {
+    if args.vm.is_given() && args.level != Some(Level::Vm) {
+        bail!("kernels go with `vm`: cargo xtask test vm 6.1");
+    }
     outlive_interrupt()?;
     let mut outcomes = Vec::new();
     let mut level = |run: &dyn Fn() -> Outcome| {
-        if !INTERRUPTED.load(Ordering::Relaxed) {
+        if !interrupted() {
             let start = Instant::now();
             let mut outcome = run();
             outcome.duration = start.elapsed();
@@ -60,13 +67,17 @@ pub fn run(args: &Args) -> Result<bool> {
     if args.level.is_none() {
         level(&rules);
     }
-    if args.level != Some(Level::Netns) {
+    let wanted = |level| args.level.is_none_or(|only| only == level);
+    if wanted(Level::Unit) {
         level(&|| unit(&args.filter));
     }
-    if args.level != Some(Level::Unit) {
+    if wanted(Level::Netns) {
         level(&|| netns(args));
     }
-    let interrupted = INTERRUPTED.load(Ordering::Relaxed);
+    if wanted(Level::Vm) {
+        level(&|| machines(args));
+    }
+    let interrupted = interrupted();
     if interrupted {
         println!("\ninterrupted: what follows is not complete");
     }
@@ -148,6 +159,32 @@ fn netns(args: &Args) -> Outcome {
     settle(result, outcome)
 }
 
+/// The suite on other kernels.
+fn machines(args: &Args) -> Outcome {
+    let mut outcome = Outcome {
+        name: "vm",
+        ..Outcome::default()
+    };
+    match vm::run(&args.vm, &args.filter) {
+        Ok(vm::Outcome { counts, notes }) => {
+            outcome.counts = counts;
+            outcome.notes = notes;
+        }
+        // Asked for by name, not to run it is a failure; the level as such counts as one.
+        Err(error) if args.level == Some(Level::Vm) => {
+            outcome.counts.failed = 1;
+            outcome.notes.push(format!("{error:#}"));
+        }
+        Err(error) => {
+            outcome.counts.skipped = 1;
+            outcome
+                .notes
+                .push(format!("the whole level did not run: {error:#}"));
+        }
+    }
+    outcome
+}
+
 /// A runner that fails without counting a failure, and a level without tests, are failures.
 fn settle(result: Result<()>, mut outcome: Outcome) -> Outcome {
     if let Err(error) = result
@@ -226,6 +263,11 @@ fn summary(outcomes: &[Outcome]) -> Counts {
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether ctrl-C was pressed.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
 
 extern "C" fn remember(_signal: nix::libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);

@@ -27,3 +27,10 @@ pub const NETWORK_TOOLS: [(&str, &str); 4] = [
     ("iptables-legacy", "iptables"),
     ("nft", "nftables"),
 ];
+
+/// Commands that run other kernels, and the Debian package of each.
+pub const MACHINE_TOOLS: [(&str, &str); 3] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("dpkg-deb", "dpkg"),
+    ("xz", "xz-utils"),
+];

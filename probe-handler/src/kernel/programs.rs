@@ -144,6 +144,11 @@ enum Link {
     SockOps(SockOpsLink),
 }
 
+/// The eBPF object that this build loads; empty in a development build without it.
+pub fn object() -> &'static [u8] {
+    OBJECT
+}
+
 /// Whether this build has its eBPF programs.
 pub fn built_in() -> bool {
     !OBJECT.is_empty()

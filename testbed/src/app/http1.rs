@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Recorded;
 use super::process::State;
+use crate::pace;
 
 const HEAD_LIMIT: usize = 1 << 20;
 /// First byte of a TLS hello.
@@ -118,7 +119,7 @@ fn number(query: &str, name: &str, default: u64) -> u64 {
 
 /// Answers one request; tells whether the connection can go on.
 async fn respond(stream: &mut impl Stream, path: &str, query: &str, head: &str) -> Result<bool> {
-    let interval = Duration::from_millis(number(query, "ms", 100));
+    let interval = pace::stretch(Duration::from_millis(number(query, "ms", 100)));
     if let Some(status) = path
         .strip_prefix("/status/")
         .and_then(|text| text.parse().ok())

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Dialer, Outcome, Probe, ProbeResult};
+use crate::pace;
 
 const BACKOFF: Duration = Duration::from_secs(1);
 const USER_AGENT: &str = "kube-probe/1.36 grpc-go/1.72.2";
@@ -26,7 +27,9 @@ const UNIMPLEMENTED: &str = "12";
 
 /// One `grpc` probe.
 pub(super) async fn probe(probe: &Probe, dialer: Dialer, service: &str) -> ProbeResult {
-    let timeout = probe.timeout.unwrap_or(Duration::from_secs(1));
+    let timeout = probe
+        .timeout
+        .unwrap_or(pace::stretch(Duration::from_secs(1)));
     let deadline = Instant::now() + timeout;
     let mut connected = false;
     let mut peer = None;

@@ -23,6 +23,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
+use crate::pace;
 use crate::run::Run;
 use crate::worker::{Pending, Worker, testbed_program};
 
@@ -101,7 +102,7 @@ impl Probe {
     fn new(ip: impl Into<IpAddr>, port: u16, action: Action) -> Self {
         let timeout = match action {
             Action::Hook { .. } => None,
-            _ => Some(Duration::from_secs(1)),
+            _ => Some(pace::stretch(Duration::from_secs(1))),
         };
         Self {
             action,
@@ -199,8 +200,8 @@ impl Probe {
 
     /// Another timeout than 1 s.
     #[must_use]
-    pub const fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(pace::stretch(timeout));
         self
     }
 

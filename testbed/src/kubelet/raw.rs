@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Dialer, Ended, Outcome, Probe, ProbeResult};
+use crate::pace;
 
 const LIMIT: usize = 16 << 20;
 
@@ -17,7 +18,10 @@ pub(super) async fn exchange(
     send: &[u8],
     finish: bool,
 ) -> ProbeResult {
-    let deadline = Instant::now() + probe.timeout.unwrap_or(Duration::from_secs(1));
+    let deadline = Instant::now()
+        + probe
+            .timeout
+            .unwrap_or(pace::stretch(Duration::from_secs(1)));
     let mut stream = match timeout_at(deadline, dialer.connect(probe, probe.port)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {

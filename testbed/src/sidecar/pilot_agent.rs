@@ -119,7 +119,7 @@ impl PilotAgent {
             bail!("a prober without action");
         };
         if let Some(seconds) = prober.get("timeoutSeconds").and_then(Value::as_u64) {
-            probe = probe.timeout(Duration::from_secs(seconds));
+            probe.timeout = Some(Duration::from_secs(seconds));
         }
         Ok(probe)
     }

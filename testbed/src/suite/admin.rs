@@ -13,6 +13,7 @@ use super::usual::{self, HTTP};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::Probe;
 use crate::netns::NetNs;
+use crate::pace;
 use crate::wait;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -126,8 +127,8 @@ fn metrics(env: &Env) -> Result<()> {
 
 /// Over TCP: status and body.
 fn get(address: SocketAddr, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, SOON)?;
-    stream.set_read_timeout(Some(SOON))?;
+    let mut stream = TcpStream::connect_timeout(&address, pace::stretch(SOON))?;
+    stream.set_read_timeout(Some(pace::stretch(SOON)))?;
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

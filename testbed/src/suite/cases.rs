@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Error, Result, anyhow};
 
 use crate::interrupt;
+use crate::pace;
 use crate::pod::unavailable;
 
 /// Collects results.
@@ -88,6 +89,15 @@ impl Cases {
             catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(panicked(&*panic)))
         });
         self.judge(name, outcome, started.elapsed());
+    }
+
+    /// As [`Cases::case`], for a case that asserts milliseconds, which an emulated processor does not keep.
+    pub fn case_to_the_millisecond(&mut self, name: &str, body: impl FnOnce() -> Result<()>) {
+        if pace::factor() > 1 {
+            self.skip(name, "it asserts milliseconds: left to the run on the host");
+        } else {
+            self.case(name, body);
+        }
     }
 
     /// As [`Cases::case`], for a case that makes an environment of its own.

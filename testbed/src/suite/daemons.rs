@@ -13,6 +13,7 @@ use super::usual::{self, HTTP, Probing};
 use crate::bpf::{self, Held};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::{Outcome, Probe, ProbePending};
+use crate::pace;
 use crate::pod::Pod;
 use crate::wait;
 
@@ -140,7 +141,7 @@ fn sigterm(with: &mut WithPod) -> Result<()> {
     println!("     ended {:?} after SIGTERM", begun.elapsed());
     ensure!(status.code() == Some(0), "it ended with {status}");
     ensure!(
-        begun.elapsed() < Duration::from_secs(3),
+        begun.elapsed() < pace::stretch(Duration::from_secs(3)),
         "it took {:?} to drain a check of 0.7 s",
         begun.elapsed()
     );
@@ -168,7 +169,7 @@ fn second_sigterm(with: &mut WithPod) -> Result<()> {
     println!("     ended {:?} after the second SIGTERM", begun.elapsed());
     ensure!(status.code() == Some(0), "it ended with {status}");
     ensure!(
-        begun.elapsed() < Duration::from_secs(2),
+        begun.elapsed() < pace::stretch(Duration::from_secs(2)),
         "it ended only after {:?}",
         begun.elapsed()
     );
@@ -187,7 +188,7 @@ fn drain_timeout(with: &mut WithPod) -> Result<()> {
     let took = begun.elapsed();
     ensure!(status.code() == Some(0), "it ended with {status}");
     ensure!(
-        (Duration::from_millis(900)..Duration::from_secs(3)).contains(&took),
+        (Duration::from_millis(900)..pace::stretch(Duration::from_secs(3))).contains(&took),
         "a drain of 1 s took {took:?}"
     );
     let result = slow.wait()?;

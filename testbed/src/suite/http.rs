@@ -13,6 +13,7 @@ use super::twins::{Family, Twins, declare, http_get, https_get};
 use crate::app::tls::Certificate;
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::{Ended, Outcome, Probe};
+use crate::pace;
 use crate::pod::PodSpec;
 use crate::wait;
 
@@ -167,14 +168,20 @@ fn answers(cases: &mut Cases, twins: &Twins<'_>) {
         });
     }
     for (path, why) in FAILING {
-        cases.case(&format!("fails{path}"), || {
+        let name = format!("fails{path}");
+        let body = || {
             let pair = twins.both_fail(Family::V4, |ip| Probe::http(ip, PORT, path))?;
             let reason = twins.reason(PORT, path)?;
             ensure!(reason == why, "because of {why}, not {reason}: {pair:?}");
             // The next probe is not harmed.
             let next = |ip| Probe::http(ip, PORT, "/healthy");
             twins.both_pass(Family::V4, next).map(drop)
-        });
+        };
+        match why {
+            // We give up some milliseconds before the kubelet does.
+            "timed_out" => cases.case_to_the_millisecond(&name, body),
+            _ => cases.case(&name, body),
+        }
     }
 }
 
@@ -345,7 +352,8 @@ fn timeout(twins: &Twins<'_>) -> Result<()> {
     let took = pair.ours.latency;
     println!("     1 s probe of a slower app: answered after {took:?}");
     ensure!(
-        (Duration::from_millis(700)..Duration::from_millis(1200)).contains(&took),
+        (pace::stretch(Duration::from_millis(700))..pace::stretch(Duration::from_millis(1200)))
+            .contains(&took),
         "after {took:?}"
     );
     Ok(())

@@ -14,6 +14,7 @@ use super::env::Env;
 use super::usual::{self, CLOSED, HTTP, OPEN};
 use crate::app::AppSpec;
 use crate::kubelet::{Ended, Kubelet, Probe};
+use crate::pace;
 use crate::pod::Pod;
 use crate::wait;
 
@@ -151,7 +152,7 @@ fn used_again(env: &Env, pod: &Pod, loopback: IpAddr) -> Result<()> {
         used.into_iter()
             .find_map(|source| Some((source, connect_from(source, handler).ok()?, unknown)))
     })?;
-    stream.set_read_timeout(Some(SOON))?;
+    stream.set_read_timeout(Some(pace::stretch(SOON)))?;
     // A reset may already have come.
     let _sent = stream.write_all(WORDS[1]);
     let mut answer = Vec::new();
@@ -189,7 +190,7 @@ fn connect_from(source: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
     )?;
     socket.set_reuse_address(true)?;
     socket.bind(&source.into())?;
-    socket.connect_timeout(&to.into(), Duration::from_secs(1))?;
+    socket.connect_timeout(&to.into(), pace::stretch(Duration::from_secs(1)))?;
     Ok(socket.into())
 }
 

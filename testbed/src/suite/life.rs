@@ -16,7 +16,7 @@ use super::usual::{self, HTTP, Made, Probing};
 use crate::kubelet::Probe;
 use crate::netns::NetNs;
 use crate::pod::Pod;
-use crate::{command, wait};
+use crate::{command, pace, wait};
 
 const SOON: Duration = Duration::from_secs(5);
 /// How many pods the churn makes at most, and how long it may take.
@@ -274,7 +274,8 @@ fn churn(env: &Env) -> Result<()> {
         let now = holds(env).ok()?;
         let same = before.replace(now) == Some(now);
         alike = if same { alike + 1 } else { 0 };
-        (alike >= SETTLED).then_some(())
+        // Where a look takes longer, fewer of them last as long.
+        (alike >= SETTLED / pace::factor() as usize).then_some(())
     })?;
     let before = before.context("nothing was counted")?;
     let begun = Instant::now();

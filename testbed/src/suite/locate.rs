@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 
 use super::cases::Cases;
 use crate::cgroup;
+use crate::pace;
 use crate::run::Run;
 use crate::sandbox::{Hierarchies, Network, PodCgroup};
 
@@ -208,13 +209,13 @@ impl Drop for Followed {
 impl Followed {
     fn next(&self) -> Result<News> {
         self.news
-            .recv_timeout(SOON)
+            .recv_timeout(pace::stretch(SOON))
             .context("nothing was told in time")
     }
 
     /// The next namespace told, and when.
     fn found(&self) -> Result<(Instant, NetnsId)> {
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + pace::stretch(SOON);
         while Instant::now() < end {
             if let (at, Ok(netns)) = self.next()? {
                 return Ok((at, netns));

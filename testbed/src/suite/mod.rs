@@ -27,6 +27,7 @@ mod sandbox;
 mod source;
 mod twins;
 pub(crate) mod usual;
+mod versions;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -55,6 +56,7 @@ type Group = (&'static str, fn(&mut Cases) -> Result<()>);
 /// All groups, in the order in which they run.
 const GROUPS: &[Group] = &[
     ("kernel", kernel::run),
+    ("versions", versions::run),
     ("rules", rules::run),
     ("families", families::run),
     ("http", http::run),

@@ -15,6 +15,7 @@ use super::twins::{Family, http_get};
 use crate::app::tls::Certificate;
 use crate::app::{App, AppSpec};
 use crate::kubelet::{Ended, Probe, ProbeResult};
+use crate::pace;
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use originals::{Original, originals};
@@ -127,7 +128,7 @@ fn spec(rewriter: Rewriter) -> PodSpec {
     for original in originals() {
         let mut entry = original.action.clone();
         if !original.is_hook() {
-            entry["timeoutSeconds"] = json!(1);
+            entry["timeoutSeconds"] = json!(pace::factor());
         }
         match rewriter {
             Rewriter::Istio => spec = spec.istio_prober(&original.path(), entry),

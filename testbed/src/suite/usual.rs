@@ -114,7 +114,7 @@ pub fn mesh_alone(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
     let shorter = |mut probe: Probe| {
         if matches!(probe.action, Action::Grpc { .. }) {
             // Its client dials again until the timeout.
-            probe.timeout = Some(Duration::from_millis(200));
+            probe = probe.timeout(Duration::from_millis(200));
         }
         probe
     };

@@ -1,0 +1,141 @@
+//! What docs/kernels.md says of versions of Linux, each claim checked on both sides: there from that version
+//! on, and not there before. The daemon itself never asks for a version.
+//!
+//! Distributions carry features back. Where one does, the claim fails on its kernel, and is to be told there.
+
+use std::io::ErrorKind;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use probe_handler::kernel::netns::Netns;
+use probe_handler::kernel::programs::{LoadOptions, Programs};
+
+use super::cases::Cases;
+use super::env::Env;
+use super::usual;
+use crate::bpf;
+use crate::kubelet::Probe;
+
+/// A version of Linux.
+type Version = (u32, u32);
+
+/// `bpf_set_retval` for programs of type cgroup_sock_addr.
+const SET_RETVAL: Version = (6, 0);
+/// The verifier's figure is kept with the program.
+const VERIFIED_INSNS: Version = (5, 16);
+/// `SO_NETNS_COOKIE`.
+const NETNS_COOKIE: Version = (5, 14);
+/// Maps are charged to the memory cgroup, no longer to RLIMIT_MEMLOCK.
+const NO_MEMLOCK: Version = (5, 11);
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let running = running()?;
+    if cases.wants("closed-port") {
+        let env = Env::start(cases, &[])?;
+        cases.case("closed-port", || closed_port(&env, running));
+        cases.case("status-says-which-error", || status(&env, running));
+    }
+    cases.case("netns-cookie", || {
+        let cookie = Netns::current()?.cookie();
+        claim(running, NETNS_COOKIE, cookie.is_some())
+    });
+    cases.case("verifier-figures-kept", || {
+        let (_programs, _maps) = Programs::load(&LoadOptions::default())?;
+        claim(running, VERIFIED_INSNS, bpf::keeps_verified_instructions()?)
+    });
+    cases.case("maps-beyond-memlock", || {
+        claim(running, NO_MEMLOCK, map_beyond_memlock()?)
+    });
+    Ok(())
+}
+
+/// The version that runs, as 6.1 of 6.1.0-53-cloud-amd64.
+fn running() -> Result<Version> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    parse(&release).with_context(|| format!("no version: {release}"))
+}
+
+fn parse(release: &str) -> Option<Version> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Fails unless a feature is there exactly where it is said to be.
+fn claim(running: Version, since: Version, there: bool) -> Result<()> {
+    let (major, minor) = since;
+    match (running >= since, there) {
+        (true, false) => {
+            anyhow::bail!("it is missing, though Linux {major}.{minor} is said to have it")
+        }
+        (false, true) => {
+            anyhow::bail!("it is there, though said to begin with Linux {major}.{minor}")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the kubelet's `connect` fails with.
+fn closed_port(env: &Env, running: Version) -> Result<()> {
+    let pod = env.pod(usual::pod("closed"))?;
+    for ip in pod.ns.ips() {
+        let refused = env.fails(&Probe::tcp(ip, usual::CLOSED))?;
+        let of = |kind: ErrorKind| refused.message.to_lowercase().contains(&kind.to_string());
+        let (newer, older) = (
+            of(ErrorKind::ConnectionRefused),
+            refused.message.contains("Operation not permitted"),
+        );
+        ensure!(
+            newer != older,
+            "neither ECONNREFUSED nor EPERM: {refused:?}"
+        );
+        claim(running, SET_RETVAL, newer)?;
+    }
+    Ok(())
+}
+
+fn status(env: &Env, running: Version) -> Result<()> {
+    let shown = env.daemon.status_command(&[])?;
+    let newer = shown.contains("refused with ECONNREFUSED");
+    ensure!(newer != shown.contains("refused with EPERM"), "{shown}");
+    claim(running, SET_RETVAL, newer)
+}
+
+/// Whether a map can be made by a process that may lock no memory.
+fn map_beyond_memlock() -> Result<bool> {
+    // Type array, of one MiB: more than any limit that is left.
+    const ARRAY: u32 = 2;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+    setrlimit(Resource::RLIMIT_MEMLOCK, 0, hard)?;
+    let made = bpf::make_map(ARRAY, 4, 1024, 1024, 0);
+    setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)?;
+    match made {
+        Ok(_) => Ok(true),
+        Err(error) => {
+            let cause = error
+                .downcast_ref::<std::io::Error>()
+                .and_then(std::io::Error::raw_os_error);
+            ensure!(cause == Some(libc::EPERM), "another error: {error:#}");
+            Ok(false)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_fails_on_either_side() {
+        assert!(claim((5, 10), (6, 0), false).is_ok());
+        assert!(claim((6, 0), (6, 0), true).is_ok());
+        assert!(claim((5, 10), (6, 0), true).is_err());
+        assert!(claim((6, 12), (6, 0), false).is_err());
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert_eq!(parse("5.10.0-46-cloud-amd64\n"), Some((5, 10)));
+        assert!(parse("6.12.94+deb13-cloud-amd64") > parse("6.1.0-53-cloud-amd64"));
+        assert_eq!(parse("none"), None);
+    }
+}

@@ -1,0 +1,107 @@
+//! `testbed verifier`: how many instructions the kernel's verifier goes through for each of our programs.
+//!
+//! From Linux 5.16 on the kernel keeps that figure with the program; before, only the end of the verifier's
+//! log has it, which the daemon's library drops when a program loads. So the programs are loaded here once
+//! more, by bpf(2) itself, with that log.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use aya_obj::{Map, Object};
+use probe_handler::kernel::programs::{self, LoadOptions, Programs};
+use probe_handler_common::globals;
+use probe_handler_common::programs::ATTACH_ORDER;
+
+use crate::bpf;
+
+/// Prints a line `name instructions` for each program, in the variant that this kernel gets.
+///
+/// # Errors
+/// When the kernel refuses a map or a program.
+pub fn main() -> Result<()> {
+    for (name, instructions) in processed()? {
+        println!("{name} {instructions}");
+    }
+    Ok(())
+}
+
+/// Programs and what the verifier processed for them.
+///
+/// # Errors
+/// When the kernel refuses a map or a program.
+pub fn processed() -> Result<Vec<(&'static str, u64)>> {
+    // As the daemon finds it: by trying.
+    let (daemons, _maps) = Programs::load(&LoadOptions::default())?;
+    let set_retval = [u8::from(daemons.refuses_with_econnrefused())];
+    let mut object = Object::parse(programs::object()).context("the eBPF object")?;
+    object.patch_map_data([(globals::HAS_SET_RETVAL, (&set_retval[..], true))].into())?;
+    let maps: Vec<(String, Map)> = object.maps.drain().collect();
+    let made = maps
+        .iter()
+        .map(|(name, map)| make(map).with_context(|| format!("making map {name}")))
+        .collect::<Result<Vec<OwnedFd>>>()?;
+    let text = object
+        .functions
+        .keys()
+        .map(|(section, _)| *section)
+        .collect();
+    let named = maps.iter().zip(&made);
+    object.relocate_maps(
+        named.map(|((name, map), fd)| (name.as_str(), fd.as_raw_fd(), map)),
+        &text,
+    )?;
+    object.relocate_calls(&text)?;
+    ATTACH_ORDER
+        .into_iter()
+        .map(|name| {
+            let program = object
+                .programs
+                .get(name)
+                .with_context(|| format!("no program {name}"))?;
+            let function = object
+                .functions
+                .get(&program.function_key())
+                .with_context(|| format!("no code of {name}"))?;
+            let log = bpf::verifier_statistics(name, &function.instructions, &program.license)?;
+            Ok((
+                name,
+                of_log(&log).with_context(|| format!("{name}: no figure in {log:?}"))?,
+            ))
+        })
+        .collect()
+}
+
+fn make(map: &Map) -> Result<OwnedFd> {
+    let fd = bpf::make_map(
+        map.map_type(),
+        map.key_size(),
+        map.value_size(),
+        map.max_entries(),
+        map.map_flags(),
+    )?;
+    if !map.data().is_empty() {
+        bpf::set_constants(&fd, map.data())?;
+    }
+    Ok(fd)
+}
+
+/// `processed 1234 insns (limit 1000000) ...`, the log's statistics.
+fn of_log(log: &str) -> Option<u64> {
+    let (_, rest) = log.split_once("processed ")?;
+    let (count, rest) = rest.split_once(' ')?;
+    rest.starts_with("insns").then(|| count.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_log;
+
+    #[test]
+    fn the_figure_is_read_from_the_logs_end() {
+        let log = "verification time 120 usec\nstack depth 64\nprocessed 1234 insns (limit 1000000) \
+                   max_states_per_insn 1 total_states 9\n";
+        assert_eq!(of_log(log), Some(1234));
+        assert_eq!(of_log("processed nothing"), None);
+        assert_eq!(of_log(""), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! What the guest says on its console, line by line, and what came of it.
+
+use crate::counts::{Counts, of_suite};
+
+/// Begins a line of the guest's first process (`testbed guest`).
+const MARK: &str = "guest: ";
+
+/// What a kernel writes when it is past help.
+const FATAL: &[&str] = &[
+    "Kernel panic",
+    "soft lockup",
+    "hard LOCKUP",
+    "BUG: unable to handle",
+    "BUG: kernel NULL pointer",
+    "general protection fault",
+];
+
+/// Everything that was read so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The kernel's release, as it says itself.
+    pub release: Option<String>,
+    /// The suite's counts.
+    pub counts: Option<Counts>,
+    /// One line for each case that failed.
+    pub failures: Vec<String>,
+    /// One line for each case that was skipped.
+    pub skips: Vec<String>,
+    /// Instructions that the verifier processed, by program.
+    pub verifier: Vec<(String, u64)>,
+    /// Modules that did not load.
+    pub modules: Vec<String>,
+    /// Why there are no figures of the verifier.
+    pub no_figures: Vec<String>,
+    /// How the suite ended; the guest's last word.
+    pub ended: Option<Result<(), String>>,
+}
+
+impl Report {
+    /// Takes one line of the guest's processes.
+    pub fn line(&mut self, line: &str) {
+        let line = line.trim_end();
+        if let Some(own) = line.strip_prefix(MARK) {
+            self.own(own);
+        } else if let Some(counts) = of_suite(line) {
+            self.counts = Some(counts);
+        } else if line.starts_with("FAIL ") {
+            self.failures.push(line.into());
+        } else if line.starts_with("skip ") {
+            self.skips.push(line.into());
+        }
+    }
+
+    fn own(&mut self, line: &str) {
+        let (what, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match what {
+            "kernel" => self.release = Some(rest.into()),
+            "module" => self.modules.push(rest.into()),
+            "verifier" => {
+                if let Some((program, count)) = rest.split_once(' ')
+                    && let Ok(count) = count.parse()
+                {
+                    self.verifier.push((program.into(), count));
+                }
+            }
+            "no" => self.no_figures.push(line.into()),
+            "the" if line == "the suite exited with 0" => self.ended = Some(Ok(())),
+            "the" | "error:" => self.ended = Some(Err(line.into())),
+            _ => {}
+        }
+    }
+}
+
+/// Whether a line of the kernel says that it is past help.
+pub fn is_fatal(line: &str) -> bool {
+    FATAL.iter().any(|words| line.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(text: &str) -> Report {
+        let mut report = Report::default();
+        text.lines().for_each(|line| report.line(line));
+        report
+    }
+
+    #[test]
+    fn a_run_is_read_from_its_lines() {
+        let report = report(
+            "guest: kernel 5.10.0-46-cloud-amd64\r\n\
+             guest: module /modules/x.ko: ENOENT\n\
+             guest: verifier connect4 1234\n\
+             ok   rules/one (3 ms)\n\
+             FAIL rules/two: it failed\n\
+             skip rules/three: no such rule\n\
+             1 passed, 1 failed, 1 skipped\n\
+             guest: the suite exited with 1\n",
+        );
+        assert_eq!(report.release.as_deref(), Some("5.10.0-46-cloud-amd64"));
+        assert_eq!(
+            report.counts.map(|counts| counts.to_string()).as_deref(),
+            Some("1 passed, 1 failed, 1 skipped")
+        );
+        assert_eq!(report.failures, ["FAIL rules/two: it failed"]);
+        assert_eq!(report.skips, ["skip rules/three: no such rule"]);
+        assert_eq!(report.verifier, [("connect4".to_owned(), 1234)]);
+        assert_eq!(report.modules, ["/modules/x.ko: ENOENT"]);
+        assert_eq!(report.ended, Some(Err("the suite exited with 1".into())));
+    }
+
+    #[test]
+    fn only_exit_code_0_is_a_good_end() {
+        assert_eq!(report("guest: the suite exited with 0").ended, Some(Ok(())));
+        for bad in [
+            "the suite exited with 101",
+            "the suite was killed by SIGSEGV",
+            "error: no /proc",
+        ] {
+            assert_eq!(
+                report(&format!("guest: {bad}")).ended,
+                Some(Err(bad.into()))
+            );
+        }
+        assert_eq!(report("the suite exited with 0").ended, None);
+    }
+
+    #[test]
+    fn a_kernel_past_help_is_seen() {
+        assert!(is_fatal(
+            "[   12.3] Kernel panic - not syncing: Fatal exception"
+        ));
+        assert!(is_fatal(
+            "watchdog: BUG: soft lockup - CPU#0 stuck for 23s! [testbed:123]"
+        ));
+        assert!(!is_fatal("[    0.1] Linux version 6.1.0"));
+    }
+}

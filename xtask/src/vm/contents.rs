@@ -1,0 +1,166 @@
+//! What is in the guest: our binaries, the commands that they call, the libraries of all of them. There is
+//! no distribution; these are the files that the namespace suite uses on this machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::initramfs::Initramfs;
+use crate::shell::{find, output};
+
+/// Every command that the testbed calls, and nothing else.
+const COMMANDS: &[&str] = &[
+    "ip",
+    "nft",
+    "iptables-nft",
+    "ip6tables-nft",
+    "iptables-nft-restore",
+    "ip6tables-nft-restore",
+    "iptables-legacy-restore",
+    "ip6tables-legacy-restore",
+    "sh",
+    "sleep",
+    "mkdir",
+    "mount",
+    "umount",
+    "timeout",
+    "setpriv",
+    "unshare",
+    "nsenter",
+];
+
+/// Where iptables has its matches and targets.
+const PLUGINS: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/xtables",
+    "/usr/lib64/xtables",
+    "/usr/lib/xtables",
+];
+
+/// nft asks these for names.
+const TABLES: &[&str] = &["/etc/protocols", "/etc/services"];
+
+/// Where the programs are in the guest.
+const BIN: &str = "/bin";
+
+/// The guest's files, without kernel modules and arguments. `daemon` and `testbed` are our binaries.
+///
+/// # Errors
+/// When a command is not on this machine, or its libraries can't be told.
+pub fn base(daemon: &Path, testbed: &Path) -> Result<Initramfs> {
+    let mut guest = Initramfs::default();
+    for directory in [
+        "/proc", "/sys", "/dev", "/run", "/tmp", "/var", "/etc", "/root",
+    ] {
+        guest.directory(directory);
+    }
+    guest.link("/var/run", "/run");
+    guest.bytes("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
+    for table in TABLES.iter().filter(|table| Path::new(table).is_file()) {
+        guest.copy(table, *table);
+    }
+    let mut programs = Vec::new();
+    for (name, path) in [("probe-handler", daemon), ("testbed", testbed)] {
+        guest.copy(Path::new(BIN).join(name), path);
+        programs.push(path.to_owned());
+    }
+    for name in COMMANDS {
+        let program = command(name)?;
+        let file = program.file_name().context("a program without a name")?;
+        // One program may have many names, and looks at the one it is called by.
+        let stored = Path::new("/programs").join(file);
+        guest.copy(&stored, &program);
+        guest.link(Path::new(BIN).join(name), stored);
+        programs.push(program);
+    }
+    programs.extend(plugins(&mut guest)?);
+    for library in libraries(&programs)? {
+        if !guest.has(&library) {
+            guest.copy(&library, &library);
+        }
+    }
+    Ok(guest)
+}
+
+/// The file of a command, links followed.
+fn command(name: &str) -> Result<PathBuf> {
+    let found = find(name).or_else(|| {
+        // A login without /usr/sbin in PATH still has them there.
+        let path = Path::new("/usr/sbin").join(name);
+        path.is_file().then_some(path)
+    });
+    let found =
+        found.with_context(|| format!("{name} is not on this machine: cargo xtask setup"))?;
+    found
+        .canonicalize()
+        .with_context(|| found.display().to_string())
+}
+
+fn plugins(guest: &mut Initramfs) -> Result<Vec<PathBuf>> {
+    let directory = PLUGINS
+        .iter()
+        .map(Path::new)
+        .find(|directory| directory.is_dir())
+        .context("iptables' plugins (libxt_*.so) are not where Debian has them")?;
+    let mut plugins = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "so") {
+            guest.copy(&path, &path);
+            plugins.push(path);
+        }
+    }
+    Ok(plugins)
+}
+
+/// The shared libraries of all of these, the program interpreter too.
+fn libraries(programs: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut libraries = Vec::new();
+    for program in programs {
+        // For a static program it fails, and there is nothing to add.
+        let listed = output(Command::new("ldd").arg(program)).unwrap_or_default();
+        if listed.contains("not found") {
+            bail!("{} lacks a library:\n{listed}", program.display());
+        }
+        libraries.extend(of_ldd(&listed));
+    }
+    libraries.sort();
+    libraries.dedup();
+    Ok(libraries)
+}
+
+/// The paths in what `ldd` prints: `name => path (address)`, or `path (address)`.
+fn of_ldd(text: &str) -> Vec<PathBuf> {
+    text.lines()
+        .filter_map(|line| {
+            let line = line.split_once("=> ").map_or(line, |(_, path)| path).trim();
+            let path = line.split(' ').next()?;
+            path.starts_with('/').then(|| path.into())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_and_interpreter_are_read_from_ldd() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
+                    \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        let expected: [PathBuf; 2] = [
+            "/lib/x86_64-linux-gnu/libc.so.6".into(),
+            "/lib64/ld-linux-x86-64.so.2".into(),
+        ];
+        assert_eq!(of_ldd(text), expected);
+        assert!(of_ldd("\tstatically linked\n").is_empty());
+    }
+
+    #[test]
+    fn a_command_that_is_not_there_is_named() {
+        let error = command("no-such-command").expect_err("it does not exist");
+        assert!(error.to_string().contains("no-such-command"), "{error}");
+    }
+}

@@ -1,0 +1,246 @@
+//! `cargo xtask test vm`: the namespace suite on other kernels, each in a virtual machine of its own.
+//!
+//! A guest has no distribution: Debian's cloud kernel, and an initramfs with our binaries, the commands that
+//! they call, and the modules that the suite needs. Neither root nor kvm is needed here.
+
+mod apt;
+mod console;
+mod contents;
+mod image;
+mod initramfs;
+mod kernels;
+mod modules;
+mod qemu;
+mod room;
+mod table;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::counts::Counts;
+use crate::release::Binaries;
+use crate::setup;
+use crate::shell::target_dir;
+use image::Kernel;
+use initramfs::Initramfs;
+use qemu::{Accelerator, Boot, Logs, Machine};
+
+/// Guests that run at the same time, and processors of each. The suite does one thing after the other, so
+/// that a second processor would mostly idle.
+const AT_ONCE: usize = 2;
+const PROCESSORS: u32 = 1;
+
+/// Which kernels, and which cases.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Options {
+    /// Kernels to run the suite on: Debian's cloud kernels by version, as 6.1 [default: 5.10 6.1 6.12]
+    #[arg(value_name = "KERNEL")]
+    names: Vec<String>,
+    /// A kernel by its Debian package
+    #[arg(long, value_name = "FILE")]
+    kernel_deb: Vec<PathBuf>,
+    /// A kernel by its image, with the directory of its modules
+    #[arg(long, value_name = "FILE", requires = "modules")]
+    bzimage: Option<PathBuf>,
+    /// The directory that holds the image's `kernel/`, as /lib/modules/6.1.0
+    #[arg(long, value_name = "DIR", requires = "bzimage")]
+    modules: Option<PathBuf>,
+    /// Take probe-handler and testbed from DIR instead of building them
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
+}
+
+impl Options {
+    /// Whether anything was asked for that only virtual machines can do.
+    pub fn is_given(&self) -> bool {
+        !self.names.is_empty()
+            || !self.kernel_deb.is_empty()
+            || self.bzimage.is_some()
+            || self.binaries.is_some()
+    }
+
+    fn any_kernel(&self) -> bool {
+        !self.names.is_empty() || !self.kernel_deb.is_empty() || self.bzimage.is_some()
+    }
+}
+
+/// What became of all kernels.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// The sum over all kernels; a guest without counts is one failure.
+    pub counts: Counts,
+    /// The table, and after it what failed and what was skipped, a line each.
+    pub notes: Vec<String>,
+}
+
+/// One kernel, and how its boot ended, or why there was none.
+struct Guest {
+    name: String,
+    boot: Result<Boot>,
+}
+
+/// Runs the suite on each kernel, all of them whatever becomes of the others.
+///
+/// # Errors
+/// When nothing can be run: an unknown kernel, no qemu, no memory.
+pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("the guests are x86_64, and run binaries of this machine, which is not");
+    }
+    setup::virtual_machines()?;
+    let cache = target_dir().join("vm");
+    fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
+    room::check(&cache, AT_ONCE)?;
+    let kernels = kernels(options, &cache)?;
+    let binaries = match &options.binaries {
+        Some(directory) => Binaries::of(directory)?,
+        None => Binaries::build()?,
+    };
+    let base = contents::base(binaries.daemon(), binaries.testbed_program())?;
+    let first = kernels.iter().flat_map(|(_, kernel)| kernel).next();
+    let accelerator = match first {
+        Some(kernel) => Accelerator::find(&kernel.image),
+        None => bail!("{}", all_faults(&kernels)),
+    };
+    let house = House {
+        base,
+        cache,
+        accelerator,
+        filter: filter
+            .iter()
+            .map(|filter| filter.to_string_lossy().into_owned())
+            .collect(),
+    };
+    Ok(table::outcome(&house.guests(kernels)))
+}
+
+type Named = (String, Result<Kernel>);
+
+/// The kernels asked for. One that cannot be had keeps no other from being run; one that does not exist
+/// is a mistake, and ends it all.
+fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
+    let mut found: Vec<Named> = Vec::new();
+    let usual: Vec<String> = kernels::USUAL
+        .iter()
+        .map(|name| (*name).to_owned())
+        .collect();
+    let names = if options.any_kernel() {
+        &options.names
+    } else {
+        &usual
+    };
+    for name in names {
+        let kernel = match kernels::package(name, cache) {
+            Err(kernels::Error::Unknown(what)) => bail!(what),
+            Err(kernels::Error::Missing(error)) => Err(error),
+            Ok(package) => Kernel::of_package(name, &package, cache),
+        };
+        found.push((name.clone(), kernel));
+    }
+    for package in &options.kernel_deb {
+        let kernel = Kernel::of_file(package, cache)?;
+        found.push((kernel.name.clone(), Ok(kernel)));
+    }
+    if let (Some(image), Some(modules)) = (&options.bzimage, &options.modules) {
+        let kernel = Kernel::by_path(image, modules)?;
+        found.push((kernel.name.clone(), Ok(kernel)));
+    }
+    Ok(found)
+}
+
+fn all_faults(kernels: &[Named]) -> String {
+    let faults = kernels.iter().filter_map(|(name, kernel)| {
+        let error = kernel.as_ref().err()?;
+        Some(format!("{name}: {error:#}"))
+    });
+    faults.collect::<Vec<_>>().join("\n")
+}
+
+/// What all guests have in common.
+struct House {
+    base: Initramfs,
+    cache: PathBuf,
+    accelerator: Accelerator,
+    filter: Vec<String>,
+}
+
+impl House {
+    /// Boots all kernels, [`AT_ONCE`] at a time, and gives their results in the order of the kernels.
+    fn guests(&self, kernels: Vec<Named>) -> Vec<Guest> {
+        let waiting = Mutex::new(kernels.into_iter().enumerate());
+        let done = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for _ in 0..AT_ONCE {
+                let _worker = scope.spawn(|| {
+                    while let Some((index, (name, kernel))) = lock(&waiting).next() {
+                        let boot = match crate::test::interrupted() {
+                            true => Err(anyhow!("interrupted")),
+                            false => kernel.and_then(|kernel| self.boot(&kernel)),
+                        };
+                        lock(&done).push((index, Guest { name, boot }));
+                    }
+                });
+            }
+        });
+        let mut done = done
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        done.sort_by_key(|(index, _)| *index);
+        done.into_iter().map(|(_, guest)| guest).collect()
+    }
+
+    fn boot(&self, kernel: &Kernel) -> Result<Boot> {
+        let name = &kernel.name;
+        let archive = self.cache.join(format!("{name}.cpio"));
+        self.initramfs(kernel)?.write(&archive)?;
+        let machine = Machine {
+            image: &kernel.image,
+            initramfs: &archive,
+            accelerator: self.accelerator,
+            processors: PROCESSORS,
+            logs: Logs::new(&self.cache, name),
+        };
+        println!(
+            "vm {name}: booting on {}; its lines go to {}",
+            machine.accelerator.name(),
+            machine.logs.guest.display()
+        );
+        let boot = machine.boot(|line| {
+            // Hundreds pass: what does not is what one wants to see.
+            if line.starts_with("FAIL ") || line.starts_with("skip ") {
+                println!("vm {name}: {line}");
+            }
+        })?;
+        println!("vm {name}: ended after {:.0} s", boot.took.as_secs_f64());
+        let _kept = fs::remove_file(&archive);
+        Ok(boot)
+    }
+
+    fn initramfs(&self, kernel: &Kernel) -> Result<Initramfs> {
+        let mut guest = self.base.clone();
+        let mut order = String::new();
+        for module in modules::needed(&kernel.modules)? {
+            let path = format!("/modules/{}", module.name);
+            order.push_str(&format!("{path}\n"));
+            guest.bytes(path, module.bytes);
+        }
+        guest.bytes("/modules/order", order);
+        let mut arguments = String::from("--daemon\n/bin/probe-handler\n");
+        for filter in &self.filter {
+            arguments.push_str(&format!("{filter}\n"));
+        }
+        guest.bytes("/suite-arguments", arguments);
+        Ok(guest)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
