@@ -25,6 +25,7 @@ pub mod table;
 pub mod trouble;
 mod watch;
 
+pub(crate) use backoff::Backoff;
 pub use backoff::Patience;
 use health::Health;
 use index::{Index, Mark, PodRecord, namespace_item, pod_item};
