@@ -29,4 +29,5 @@ pub mod sidecar;
 pub mod suite;
 pub mod table;
 pub mod wait;
+pub mod webhook;
 pub mod worker;

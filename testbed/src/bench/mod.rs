@@ -8,6 +8,7 @@ mod bpf;
 mod crowd;
 pub mod prober;
 mod process;
+mod webhook;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -65,6 +66,8 @@ enum Part {
     Probes,
     /// Memory.
     Memory,
+    /// The admission server.
+    Webhook,
 }
 
 /// Measures and prints.
@@ -77,11 +80,15 @@ pub fn main(args: &Args) -> Result<()> {
     let run = Run::new()?;
     let cgroup = Cgroup::new(&run, "kubelet")?;
     let prober = Prober::start(&cgroup)?;
-    if args.only != Some(Part::Memory) {
+    let wants = |part| args.only.is_none_or(|only| only == part);
+    if wants(Part::Probes) {
         probes(args, &run, &cgroup, &prober)?;
     }
-    if args.only != Some(Part::Probes) {
+    if wants(Part::Memory) {
         memory(args, &run, &cgroup, &prober)?;
+    }
+    if wants(Part::Webhook) {
+        webhook::webhook(&run, args.daemon.as_deref(), args.quick)?;
     }
     Ok(())
 }

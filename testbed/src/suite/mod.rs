@@ -26,6 +26,7 @@ mod sandbox;
 mod source;
 mod twins;
 mod usual;
+mod webhook;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -71,6 +72,7 @@ const GROUPS: &[Group] = &[
     ("command-line", command_line::run),
     ("admin", admin::run),
     ("locate", locate::run),
+    ("webhook", webhook::run),
 ];
 
 /// Runs what the filter selects.
