@@ -8,6 +8,7 @@ pub mod app;
 pub mod check;
 pub mod cli;
 pub mod handler;
+pub mod inject;
 pub mod kernel;
 pub mod observe;
 pub mod pods;

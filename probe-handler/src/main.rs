@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     match command {
         Command::Agent(args) => cli::agent::run(*args, app::run),
         Command::Status(args) => cli::status::run(&args),
+        Command::Inject(args) => cli::inject::run(&args),
         Command::Preflight(args) => cli::preflight::run(args, |config| {
             preflight::run(&PreflightOptions {
                 search: app::search(&config.kubelet),

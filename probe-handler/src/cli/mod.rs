@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod config;
+pub mod inject;
 mod log_queue;
 pub mod logging;
 mod output;
@@ -45,6 +46,8 @@ pub enum Command {
     Agent(Box<config::AgentArgs>),
     /// Show what the daemon on this node does: pods, probes, last verdicts
     Status(status::StatusArgs),
+    /// Rewrite the probes in a manifest, as the webhook would
+    Inject(inject::InjectArgs),
     /// Check whether the daemon can run on this node, and say what to do where it can't
     Preflight(preflight::PreflightArgs),
     /// Run the admission server, which rewrites probes for those who want them to name the handler
@@ -124,7 +127,9 @@ mod tests {
     #[test]
     fn every_flag_of_every_verb_is_an_environment_variable_too() {
         // What is asked of one run only has no variable.
-        const PER_RUN: [&str; 4] = ["help", "output", "ready", "alive"];
+        const PER_RUN: [&str; 7] = [
+            "help", "output", "ready", "alive", "filename", "revert", "diff",
+        ];
         for verb in Cli::command().get_subcommands() {
             for flag in verb.get_arguments() {
                 let Some(long) = flag.get_long() else {

@@ -6,7 +6,11 @@ use serde_json::Value;
 
 /// The operations that make `from`, which stands at `at` in a document, into `to`.
 pub fn between(at: &Pointer, from: &Value, to: &Value) -> Vec<PatchOperation> {
-    let mut patch = json_patch::diff(from, to).0;
+    within(at, json_patch::diff(from, to).0)
+}
+
+/// A patch of what stands at `at`, as a patch of the whole document.
+pub fn within(at: &Pointer, mut patch: Vec<PatchOperation>) -> Vec<PatchOperation> {
     for operation in &mut patch {
         let path = match operation {
             PatchOperation::Add(add) => &mut add.path,

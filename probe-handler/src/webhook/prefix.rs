@@ -34,19 +34,21 @@ impl Prefix {
     }
 }
 
+/// Whether a word can stand between two `/` of a path as it is. Every valid container name can.
+pub fn is_word(word: &str) -> bool {
+    !matches!(word, "" | "." | "..")
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
 impl FromStr for Prefix {
     type Err = BadPrefix;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let word = |word: &str| {
-            !matches!(word, "" | "." | "..")
-                && word
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-        };
         match s.strip_prefix('/') {
             _ if s.is_empty() => Ok(Self::default()),
-            Some(words) if words.split('/').all(word) => Ok(Self(s.to_owned())),
+            Some(words) if words.split('/').all(is_word) => Ok(Self(s.to_owned())),
             _ => Err(BadPrefix(s.to_owned())),
         }
     }

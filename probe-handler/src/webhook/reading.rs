@@ -108,6 +108,14 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// Whether a probe or hook is an `httpGet` of `path`, on whatever port.
+    pub fn is_probed(&self, path: &str) -> bool {
+        self.declared()
+            .iter()
+            .filter_map(|declared| self.understand(declared).ok())
+            .any(|probe| probers::rewritten_path(&probe) == Some(path))
+    }
+
     /// Where in the JSON a probe or hook stands; none only for one of another Pod.
     pub fn place(&self, declared: &Declared<'_>) -> Option<PointerBuf> {
         let spec = self.pod.spec.as_ref()?;

@@ -45,8 +45,10 @@ fn restore(
         else {
             continue;
         };
-        let restored = originals.get(path).and_then(|entry| {
-            let place = reading.place(&declared)?;
+        let Some(entry) = originals.get(path) else {
+            continue;
+        };
+        let restored = reading.place(&declared).and_then(|place| {
             let spec = place.resolve(reading.raw).ok()?;
             let restored = originals::restore(spec, entry)?;
             Some(patch::between(&place, spec, &restored))
@@ -59,7 +61,7 @@ fn restore(
             None => {
                 unusable = true;
                 admission.warnings.push(format!(
-                    "container {:?}, {}: annotation {PROBES} has no original for {path}; left as it is",
+                    "container {:?}, {}: annotation {PROBES} has no usable original for {path}; left as it is",
                     probe.container,
                     probe.kind.field()
                 ));

@@ -12,12 +12,11 @@ use super::annotations::{self, REWRITE, REWRITE_BEFORE};
 use super::decide::{decide, parse_bool};
 use super::originals;
 use super::patch;
-use super::prefix::Prefix;
+use super::prefix::{Prefix, is_word};
 use super::reading::{Before, Reading};
 use crate::pods::left_alone::Why;
 use crate::pods::probers::{self, DEFAULT_PORT, PROBES};
 use crate::pods::probes::Declared;
-use crate::pods::target::request_target;
 
 /// How to rewrite.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -193,23 +192,31 @@ fn change(
         Err(Why::Exec | Why::Sleep | Why::MeshProxy) => return Err(Left::Silently),
         Err(why) => return Err(because(&why)),
     };
+    let untouched = reading.before == Before::Untouched;
     if probers::rewritten_path(&probe).is_some() {
-        return Err(Left::Silently);
+        // Whose originals are where? The daemon, too, could take this for a probe of ours.
+        return Err(if untouched {
+            Left::WithItsPod(told(&"looks rewritten, but its original is not there"))
+        } else {
+            Left::Silently
+        });
     }
     // The daemon takes every connection to the rewrite port: a TCP probe of that port would always
     // pass. In a Pod that is rewritten already, rewriting this one too keeps it true.
-    if probe.action.port() == port && reading.before == Before::Untouched {
+    if probe.action.port() == port && untouched {
         let why = told(&format!("probes port {port}, the rewrite port"));
         return Err(Left::WithItsPod(why));
     }
-    let path = prefix.path(&probe.container, probe.kind);
-    let sound = probers::parse_path(&path) == Some((&probe.container, probe.kind))
-        && request_target(&path).as_deref() == Some(&path);
-    if !sound {
+    if !is_word(&probe.container) {
         return Err(because(&"the container's name does not fit into a path"));
     }
+    let path = prefix.path(&probe.container, probe.kind);
     if originals.contains_key(&path) {
         let why = format!("annotation {PROBES} has an original for {path} already");
+        return Err(because(&why));
+    }
+    if !untouched && reading.is_probed(&path) {
+        let why = format!("another probe goes to {path} already");
         return Err(because(&why));
     }
     let place = reading.place(declared).ok_or(Left::Silently)?;

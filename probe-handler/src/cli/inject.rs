@@ -1,0 +1,107 @@
+//! `probe-handler inject`: rewrites the probes in a manifest, without a cluster.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use similar::TextDiff;
+
+use super::output;
+use crate::inject::manifest::{self, Outcome};
+use crate::webhook::prefix::Prefix;
+use crate::webhook::revert::revert;
+use crate::webhook::rewrite::{Rewriting, admit};
+
+/// Flags of `inject`.
+#[derive(Debug, Args)]
+pub struct InjectArgs {
+    /// Manifest to read, YAML or JSON; `-` for standard input
+    #[arg(short, long, value_name = "FILE|-")]
+    filename: PathBuf,
+
+    /// Restore the original probes of what was rewritten
+    #[arg(long)]
+    revert: bool,
+
+    /// Print what would change, as a unified diff, instead of the manifest
+    #[arg(long)]
+    diff: bool,
+
+    /// Port to which rewritten probes point; a pod that was rewritten before keeps the one it has
+    #[arg(long, env = "PROBE_HANDLER_REWRITE_PORT", value_name = "PORT", default_value_t = default_port())]
+    rewrite_port: NonZeroU16,
+
+    /// What stands before the paths of rewritten probes, which are Istio's:
+    /// `/app-health/<container>/livez`
+    #[arg(long, env = "PROBE_HANDLER_REWRITE_PREFIX", value_name = "PATH", default_value_t = Prefix::default())]
+    rewrite_prefix: Prefix,
+}
+
+fn default_port() -> NonZeroU16 {
+    Rewriting::default().port
+}
+
+/// Prints the manifest with its pods rewritten, and warnings to standard error. Exit code 1 where it
+/// can't be read or is no YAML; nothing is printed then.
+pub fn run(args: &InjectArgs) -> ExitCode {
+    let (name, read) = read(&args.filename);
+    let text = match read {
+        Ok(text) => text,
+        Err(error) => return output::fail(&format!("{name}: {error}")),
+    };
+    match change(args, &text) {
+        Ok(outcome) => {
+            for warning in &outcome.warnings {
+                // Nobody to tell when even this can't be printed.
+                let _ = writeln!(
+                    io::stderr().lock(),
+                    "{name}: {}",
+                    output::printable(warning)
+                );
+            }
+            let printed = if args.diff {
+                diff(&name, &text, &outcome.text)
+            } else {
+                outcome.text
+            };
+            output::print(|out| out.write_all(printed.as_bytes()))
+        }
+        Err(error) => {
+            let error = error.to_string();
+            output::fail(&format!("{name}: {}", output::printable(&error)))
+        }
+    }
+}
+
+fn read(path: &Path) -> (String, io::Result<String>) {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        let read = io::stdin().lock().read_to_string(&mut text);
+        ("standard input".to_owned(), read.map(|_| text))
+    } else {
+        (path.display().to_string(), fs::read_to_string(path))
+    }
+}
+
+fn change(args: &InjectArgs, text: &str) -> Result<Outcome, manifest::Error> {
+    if args.revert {
+        return manifest::change(text, revert);
+    }
+    let rewriting = Rewriting {
+        enabled: true,
+        port: args.rewrite_port,
+        prefix: args.rewrite_prefix.clone(),
+    };
+    manifest::change(text, |pod| admit(pod, &rewriting))
+}
+
+/// A unified diff that `patch -p0` takes; empty if nothing changes.
+fn diff(name: &str, old: &str, new: &str) -> String {
+    TextDiff::from_lines(old, new)
+        .unified_diff()
+        .header(name, name)
+        .to_string()
+}

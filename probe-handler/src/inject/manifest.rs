@@ -1,0 +1,156 @@
+//! A whole manifest: every pod in it changed, everything else as it was.
+
+use json_patch::PatchOperation;
+use serde_json::Value;
+
+use super::edit::{self, Edit};
+use super::emit::emit;
+use super::tree::{self, Document, Malformed};
+use super::workloads;
+use crate::webhook::patch::within;
+use crate::webhook::rewrite::Admission;
+
+/// What became of a manifest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The text.
+    pub text: String,
+    /// What its author should know, each with the place it is about.
+    pub warnings: Vec<String>,
+    /// How many probes and hooks were changed.
+    pub changed: usize,
+}
+
+/// Why a manifest was not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It is no YAML.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// What would be written does not say what it should.
+    #[error(
+        "document {0}: it can't be changed without changing more than its probes; write it without tags, anchors and merge keys"
+    )]
+    Unfaithful(usize),
+}
+
+/// Changes every pod of a manifest (`admit` or `revert` of the webhook as `change`).
+///
+/// # Errors
+/// It is no YAML, or can't be changed without changing more than that.
+pub fn change(text: &str, change: impl Fn(&Value) -> Admission) -> Result<Outcome, Error> {
+    let mut outcome = Outcome::default();
+    let mut plans = Vec::new();
+    let documents = tree::parse(text)?;
+    for (index, document) in documents.iter().enumerate() {
+        let object = document.to_json(index + 1)?;
+        let mut patch = Vec::new();
+        for place in workloads::pods(&object) {
+            let Ok(pod) = place.resolve(&object) else {
+                continue;
+            };
+            let admission = change(pod);
+            outcome.changed += admission.changed;
+            let name = describe(&object, index + 1);
+            let warnings = admission.warnings.iter();
+            outcome
+                .warnings
+                .extend(warnings.map(|warning| format!("{name}: {warning}")));
+            patch.extend(within(&place, admission.patch));
+        }
+        let wanted = patched(object, &patch).ok_or(Error::Unfaithful(index + 1))?;
+        plans.push(Plan {
+            document,
+            wanted,
+            patch,
+        });
+    }
+    outcome.text = write(text, &plans)?;
+    Ok(outcome)
+}
+
+fn patched(mut object: Value, patch: &[PatchOperation]) -> Option<Value> {
+    json_patch::patch(&mut object, patch).ok()?;
+    Some(object)
+}
+
+/// Names an object of the manifest for its author.
+fn describe(object: &Value, number: usize) -> String {
+    let text = |pointer| object.pointer(pointer).and_then(Value::as_str);
+    let kind = text("/kind").unwrap_or("object");
+    match text("/metadata/name").or_else(|| text("/metadata/generateName")) {
+        Some(name) => format!("document {number}, {kind} {name}"),
+        None => format!("document {number}, {kind}"),
+    }
+}
+
+/// A document and what it should say.
+struct Plan<'a> {
+    document: &'a Document,
+    wanted: Value,
+    patch: Vec<PatchOperation>,
+}
+
+impl Plan<'_> {
+    /// The edits that change the text where it says what is to be changed.
+    fn in_place(&self, text: &str) -> Vec<Edit> {
+        if self.patch.is_empty() {
+            return Vec::new();
+        }
+        edit::edits(self.document, text, &self.patch, newline(text))
+            .unwrap_or_else(|| self.anew(text))
+    }
+
+    /// The document, written anew.
+    fn anew(&self, text: &str) -> Vec<Edit> {
+        let Some(root) = self.document.nodes.first() else {
+            return Vec::new();
+        };
+        let newline = newline(text);
+        let mut with = emit(self.document, &self.wanted, newline);
+        if root.column != 0 {
+            with.insert_str(0, newline); // on the line of its `---`
+        }
+        vec![Edit {
+            at: root.span.clone(),
+            with,
+        }]
+    }
+}
+
+fn newline(text: &str) -> &'static str {
+    if text.contains("\r\n") { "\r\n" } else { "\n" }
+}
+
+/// The changed text, of which it is certain that it says what it should and nothing else.
+fn write(text: &str, plans: &[Plan<'_>]) -> Result<String, Error> {
+    let mut edits: Vec<_> = plans.iter().map(|plan| plan.in_place(text)).collect();
+    if let Some(wrong) = wrong(&edit::apply(text, edits.concat()), plans) {
+        for (number, (plan, edits)) in plans.iter().zip(&mut edits).enumerate() {
+            let suspect = wrong.contains(&number);
+            if suspect && !plan.patch.is_empty() {
+                *edits = plan.anew(text);
+            }
+        }
+    }
+    let changed = edit::apply(text, edits.concat());
+    match wrong(&changed, plans).and_then(|wrong| wrong.first().copied()) {
+        None => Ok(changed),
+        Some(number) => Err(Error::Unfaithful(number + 1)),
+    }
+}
+
+/// The documents of `text` that do not say what they should, by number from 0; none if all do. Where one
+/// can't be read, no document is known to be right.
+fn wrong(text: &str, plans: &[Plan<'_>]) -> Option<Vec<usize>> {
+    let all = || (0..plans.len()).collect();
+    let wrong: Vec<usize> = match tree::parse(text) {
+        Ok(documents) if documents.len() == plans.len() => (0..plans.len())
+            .filter(|&number| {
+                documents[number].to_json(number + 1).as_ref() != Ok(&plans[number].wanted)
+            })
+            .collect(),
+        _ => all(),
+    };
+    (!wrong.is_empty()).then_some(wrong)
+}

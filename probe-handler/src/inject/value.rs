@@ -1,0 +1,148 @@
+//! From YAML to the JSON that kubectl would send.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value};
+
+use super::scalar::resolve;
+use super::tree::{DEPTH, Document, Id, Kind, Malformed};
+
+/// Most values that a document may have once its aliases are followed.
+const LIMIT: usize = 1_000_000;
+
+impl Document {
+    /// The document as JSON: aliases and merge keys followed, keys made strings. `number` is its own, from
+    /// 1, for errors.
+    ///
+    /// # Errors
+    /// A key that is given twice or is no scalar, a wrong merge, an alias within what it stands for.
+    pub fn to_json(&self, number: usize) -> Result<Value, Malformed> {
+        if self.nodes.is_empty() {
+            return Ok(Value::Null);
+        }
+        let mut reader = Reader {
+            document: self,
+            number,
+            values: 0,
+        };
+        reader.value(0, 0)
+    }
+}
+
+struct Reader<'a> {
+    document: &'a Document,
+    number: usize,
+    values: usize,
+}
+
+impl Reader<'_> {
+    fn malformed(&self, id: Id, what: impl Into<String>) -> Malformed {
+        Malformed {
+            document: self.number,
+            line: self.document.nodes[id].line,
+            what: what.into(),
+        }
+    }
+
+    fn value(&mut self, id: Id, depth: usize) -> Result<Value, Malformed> {
+        self.values += 1;
+        if self.values > LIMIT {
+            return Err(self.malformed(id, format!("aliases make this more than {LIMIT} values")));
+        }
+        if depth > DEPTH {
+            return Err(self.malformed(id, format!("nested deeper than {DEPTH}, or in itself")));
+        }
+        match &self.document.nodes[id].kind {
+            Kind::Scalar { text, plain, tag } => {
+                let core = tag.as_ref().filter(|tag| tag.is_yaml_core_schema());
+                let typed = match core.map(|tag| tag.suffix.as_str()) {
+                    Some("int" | "float" | "bool" | "null") => true,
+                    Some(_) => false,
+                    None => *plain && tag.is_none(),
+                };
+                Ok(if typed {
+                    resolve(text)
+                } else {
+                    Value::String(text.clone())
+                })
+            }
+            Kind::Alias(_) => match self.document.followed(id) {
+                target if target == id => Err(self.malformed(id, "unknown anchor")),
+                target => self.value(target, depth + 1),
+            },
+            Kind::Sequence { items } => items
+                .iter()
+                .map(|&item| self.value(item, depth + 1))
+                .collect(),
+            Kind::Mapping { entries, .. } => self.mapping(entries, depth).map(Value::Object),
+        }
+    }
+
+    fn mapping(
+        &mut self,
+        entries: &[(Id, Id)],
+        depth: usize,
+    ) -> Result<Map<String, Value>, Malformed> {
+        let mut map = Map::new();
+        let mut merged = Vec::new();
+        let mut seen = HashSet::new();
+        for &(key, value) in entries {
+            if self.document.is_merge(key) {
+                merged.push(value);
+                continue;
+            }
+            let name = self.key(key)?;
+            if !seen.insert(name.clone()) {
+                return Err(self.malformed(key, format!("key {name:?} is there twice")));
+            }
+            map.insert(name, self.value(value, depth + 1)?);
+        }
+        for value in merged {
+            for source in self.document.merge_sources(value) {
+                let Value::Object(source) = self.value(source, depth + 1)? else {
+                    return Err(self.malformed(value, "only mappings can be merged (`<<`)"));
+                };
+                for (name, value) in source {
+                    map.entry(name).or_insert(value);
+                }
+            }
+        }
+        Ok(map)
+    }
+
+    fn key(&self, id: Id) -> Result<String, Malformed> {
+        self.document
+            .key(id)
+            .ok_or_else(|| self.malformed(id, "a key must be a scalar"))
+    }
+}
+
+impl Document {
+    /// A key as JSON has it; none if it is a collection.
+    pub fn key(&self, id: Id) -> Option<String> {
+        match &self.nodes[self.followed(id)].kind {
+            Kind::Scalar {
+                text, plain: true, ..
+            } => Some(match resolve(text) {
+                Value::String(text) => text,
+                other => other.to_string(),
+            }),
+            Kind::Scalar { text, .. } => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether a key is `<<`.
+    pub fn is_merge(&self, id: Id) -> bool {
+        matches!(&self.nodes[id].kind, Kind::Scalar { text, plain: true, .. } if text == "<<")
+    }
+
+    /// The mappings that `<<: value` merges, the first outweighs the others.
+    pub fn merge_sources(&self, value: Id) -> Vec<Id> {
+        let value = self.followed(value);
+        match &self.nodes[value].kind {
+            Kind::Sequence { items } => items.clone(),
+            _ => vec![value],
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Probes and hooks that stay as they are.
+
+use super::*;
+
+#[test]
+fn what_the_mesh_is_not_in_the_way_of_stays_without_a_word() {
+    for fields in [
+        json!({}),
+        json!({"livenessProbe": {"exec": {"command": ["true"]}}}),
+        json!({"lifecycle": {"preStop": {"exec": {"command": ["true"]}}}}),
+        json!({"lifecycle": {"preStop": {"sleep": {"seconds": 5}}}}),
+        json!({"lifecycle": {"stopSignal": "SIGTERM"}}),
+        json!({"livenessProbe": null, "lifecycle": null}),
+    ] {
+        assert_eq!(untouched(&web(fields)), [""; 0]);
+    }
+}
+
+#[test]
+fn what_cannot_be_served_stays_and_is_told() {
+    for (fields, why) in [
+        (
+            json!({"livenessProbe": {"httpGet": {"port": 80, "host": "10.0.0.7"}}}),
+            "livenessProbe: httpGet.host is \"10.0.0.7\", which is not an address of the pod",
+        ),
+        (
+            json!({"livenessProbe": {"tcpSocket": {"port": 80, "host": "db"}}}),
+            "livenessProbe: tcpSocket.host is \"db\", which is not an address of the pod",
+        ),
+        (
+            json!({"lifecycle": {"preStop": {"tcpSocket": {"port": 80, "host": "db"}}}}),
+            "lifecycle.preStop: tcpSocket.host is \"db\", which is not an address of the pod",
+        ),
+        (
+            json!({"readinessProbe": {"httpGet": {"port": "metrics"}}}),
+            "readinessProbe: httpGet.port \"metrics\" is no port name of this container, nor a number",
+        ),
+        (
+            json!({"startupProbe": {"grpc": {"port": 0}}}),
+            "startupProbe: grpc.port is 0, must be 1 to 65535",
+        ),
+        (
+            json!({"livenessProbe": {"httpGet": {"port": 80, "path": "//x"}}}),
+            "livenessProbe: httpGet.path \"//x\" is no plain path",
+        ),
+        (
+            json!({"livenessProbe": {"httpGet": {"port": 80, "scheme": "ftp"}}}),
+            "livenessProbe: httpGet.scheme is \"ftp\", must be HTTP or HTTPS",
+        ),
+        (
+            json!({"livenessProbe": {}}),
+            "livenessProbe: has 0 actions, must have exactly one",
+        ),
+        (
+            json!({"livenessProbe": {"httpGet": {"port": 80}, "exec": {}}}),
+            "livenessProbe: has 2 actions, must have exactly one",
+        ),
+        // gRPC over TLS, as Kubernetes 1.37 has it: the daemon would speak plaintext.
+        (
+            json!({"livenessProbe": {"grpc": {"port": 80, "mode": "TLS"}}}),
+            "livenessProbe: grpc.mode is a field that we don't know",
+        ),
+        (
+            json!({"livenessProbe": {"httpGet": {"port": 80, "httpHeaders": [
+                {"name": "a", "value": "b", "valueFrom": {}}]}}}),
+            "livenessProbe: httpHeaders.valueFrom is a field that we don't know",
+        ),
+        (
+            json!({"livenessProbe": {"httpGet": {"port": 80, "httpHeaders": [
+                {"name": "host", "value": "shop:15020"}]}}}),
+            "livenessProbe: its Host header names port 15020, the rewrite port",
+        ),
+    ] {
+        assert_eq!(
+            untouched(&web(fields)),
+            [format!("container \"web\", {why}; left as it is")]
+        );
+    }
+}
+
+#[test]
+fn the_others_of_its_container_are_rewritten_all_the_same() {
+    let pod = web(json!({
+        "livenessProbe": {"httpGet": {"port": 80, "host": "elsewhere"}},
+        "readinessProbe": {"exec": {"command": ["true"]}},
+        "startupProbe": {"tcpSocket": {"port": 80}}}));
+    let admission = admit(&pod, &Rewriting::default());
+    assert_eq!((admission.changed, admission.warnings.len()), (1, 1));
+    let after = apply(&pod, &admission);
+    let container = |field: &str| {
+        (
+            &after["spec"]["containers"][0][field],
+            &pod["spec"]["containers"][0][field],
+        )
+    };
+    let (live, before) = container("livenessProbe");
+    assert_eq!(live, before);
+    let (ready, before) = container("readinessProbe");
+    assert_eq!(ready, before);
+    assert_eq!(container("startupProbe").0["httpGet"]["port"], 15020);
+}
+
+#[test]
+fn a_container_whose_name_fits_into_no_path_stays() {
+    for name in ["", "a/b", "a b", "ü", "a?b", "a%2f"] {
+        let mut pod = web(json!({"livenessProbe": {"tcpSocket": {"port": 80}}}));
+        pod["spec"]["containers"][0]["name"] = json!(name);
+        assert_eq!(
+            untouched(&pod),
+            [format!(
+                "container {name:?}, livenessProbe: the container's name does not fit into a path; left as it is"
+            )]
+        );
+    }
+}
+
+#[test]
+fn of_two_containers_with_one_name_the_second_stays() {
+    let container = json!({"name": "web", "livenessProbe": {"tcpSocket": {"port": 80}}});
+    let pod = json!({"spec": {"containers": [container, container]}});
+    let admission = admit(&pod, &Rewriting::default());
+    assert_eq!((admission.changed, admission.warnings.len()), (1, 1));
+    assert_eq!(apply(&pod, &admission)["spec"]["containers"][1], container);
+}
+
+#[test]
+fn a_pod_that_probes_the_rewrite_port_itself_stays() {
+    // Taken to the daemon, every connection to that port is accepted: a TCP probe would always pass.
+    for action in [
+        json!({"tcpSocket": {"port": 15020}}),
+        json!({"httpGet": {"port": 15020, "path": "/healthz/ready"}}),
+        json!({"grpc": {"port": 15020}}),
+    ] {
+        let pod = web(json!({
+            "livenessProbe": {"tcpSocket": {"port": 80}}, "readinessProbe": action}));
+        assert_eq!(
+            untouched(&pod),
+            [
+                "the Pod is left as it is: container \"web\", readinessProbe: probes port 15020, the rewrite port"
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_pod_with_a_probe_that_somebody_else_has_rewritten_stays() {
+    for port in [15020, 8080] {
+        let pod = web(json!({
+            "readinessProbe": {"tcpSocket": {"port": 80}},
+            "startupProbe": {"httpGet": {"port": port, "path": "/app-health/web/livez"}}}));
+        assert_eq!(
+            untouched(&pod),
+            [
+                "the Pod is left as it is: container \"web\", startupProbe: looks rewritten, but its original is not there"
+            ]
+        );
+    }
+}
