@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use probe_handler::app;
 use probe_handler::cli::{self, Command};
 use probe_handler::kernel::preflight::{self, PreflightOptions};
-use probe_handler::webhook;
 
 fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os()) {
@@ -23,7 +22,7 @@ fn main() -> ExitCode {
                 handler_port: config.handler_port,
             })
         }),
-        Command::Webhook(args) => cli::webhook::run(*args, webhook::run::run),
+        Command::Webhook(args) => cli::webhook::run(*args, app::webhook::run),
         Command::Version => cli::version::run(),
     }
 }

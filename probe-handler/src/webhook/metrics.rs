@@ -120,12 +120,17 @@ impl Metrics {
             "When the certificate served expires, as Unix time; 0 before there is one",
             metrics.expiry.clone(),
         );
+        metrics
+    }
+
+    /// Registers what is told by [`Self::set_in_place`]: where the certificate is somebody else's, so is the
+    /// caBundle.
+    pub fn register_in_place(&self, registry: &mut Registry) {
         registry.register(
             "webhook_ca_bundle_in_place",
-            "1 while the MutatingWebhookConfiguration has our caBundle, else 0; with --self-signed only",
-            metrics.in_place.clone(),
+            "1 while the MutatingWebhookConfiguration has our caBundle, else 0",
+            self.in_place.clone(),
         );
-        metrics
     }
 
     /// Has `count` connections told with each scrape.

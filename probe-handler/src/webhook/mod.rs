@@ -5,7 +5,7 @@
 //! said by `pods`, for the daemon and for us; nothing here knows of the kernel.
 //!
 //! The rewriting is pure functions. Around them is the admission server: [`review`] from text to text, [`server`]
-//! the network, [`settings`] and [`certificates`] what it works by, [`run`] puts it together.
+//! the network, [`settings`] and [`certificates`] what it works by; `app::webhook` puts it together.
 
 pub mod annotations;
 pub mod certificates;
@@ -19,7 +19,6 @@ pub mod reading;
 pub mod revert;
 pub mod review;
 pub mod rewrite;
-pub mod run;
 pub mod server;
 pub mod settings;
 

@@ -111,7 +111,7 @@ impl Store {
         });
         trust.write(object.data.get_or_insert_default());
         let written = if is_new {
-            let verb = format!("create Secret {namespace}/{secret}");
+            let verb = format!("create Secret {namespace}/{secret} (deploy/webhook has it, empty)");
             ask(verb, self.secrets.create(&params, &object)).await
         } else {
             let verb = format!("update Secret {namespace}/{secret}");

@@ -25,6 +25,9 @@ const KEY: &str = "tls.key";
 const AUTHORITIES: &str = "ca.crt";
 const NEXT_CERTIFICATE: &str = "next-tls.crt";
 const NEXT_KEY: &str = "next-tls.key";
+/// Most authorities in the bundle. Two are usual; more come about where somebody has the certificate made anew
+/// again and again.
+const AUTHORITIES_MAX: usize = 8;
 
 /// A certificate and its key, as PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,6 +233,7 @@ fn joined(newer: &str, older: &str, now: SystemTime) -> String {
     for text in [newer, older] {
         all.extend(text.split_inclusive(END).filter(good).map(str::trim));
     }
+    all.truncate(AUTHORITIES_MAX);
     all.into_iter()
         .fold(String::new(), |bundle, pem| bundle + pem + "\n")
 }

@@ -10,19 +10,20 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::certificates::authority::Lifetimes;
-use super::certificates::keeper::Keeper;
-use super::certificates::store::{Names, Store};
-use super::certificates::trust::Needs;
-use super::certificates::{Serving, files};
-use super::metrics::Metrics;
-use super::server::{Admission, Limits, Observation, Phase, Server};
-use super::{Rewriting, settings};
+use super::raise_descriptor_limit;
 use crate::cli::config::{CertificateSource, WebhookConfig};
 use crate::observe::collectors::register_readiness;
 use crate::observe::metrics::PREFIX;
 use crate::observe::readiness::Readiness;
 use crate::pods::kube::client;
+use crate::webhook::certificates::authority::Lifetimes;
+use crate::webhook::certificates::keeper::Keeper;
+use crate::webhook::certificates::store::{Names, Store};
+use crate::webhook::certificates::trust::Needs;
+use crate::webhook::certificates::{Serving, files};
+use crate::webhook::metrics::Metrics;
+use crate::webhook::server::{Admission, Limits, Observation, Phase, Server};
+use crate::webhook::{Rewriting, settings};
 
 /// How long new connections are still served after SIGTERM: it takes the cluster about that long to send them
 /// to other replicas.
@@ -66,6 +67,8 @@ struct Webhook {
 }
 
 async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
+    // The usual soft limit of 1,024 is below the connections that we take.
+    raise_descriptor_limit();
     let readiness = Readiness::default();
     let mut registry = Registry::with_prefix(PREFIX);
     let metrics = Arc::new(Metrics::new(&mut registry));
@@ -108,6 +111,7 @@ async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
             secret,
             configuration,
         } => {
+            metrics.register_in_place(&mut registry);
             let client = client::connect().await?;
             let namespace = match namespace {
                 Some(namespace) => namespace,
