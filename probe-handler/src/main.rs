@@ -22,6 +22,7 @@ fn main() -> ExitCode {
                 handler_port: config.handler_port,
             })
         }),
+        Command::Webhook(args) => cli::webhook::run(*args, app::webhook::run),
         Command::Version => cli::version::run(),
     }
 }

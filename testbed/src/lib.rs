@@ -33,4 +33,5 @@ pub mod suite;
 pub mod table;
 pub mod verifier;
 pub mod wait;
+pub mod webhook;
 pub mod worker;

@@ -235,9 +235,18 @@ impl Pod {
     /// # Errors
     /// When the file cannot be written.
     pub fn publish(&mut self, dir: &Path) -> Result<()> {
+        let manifest = self.manifest();
+        self.publish_as(dir, &manifest)
+    }
+
+    /// As [`Pod::publish`], with another manifest than its own: one that was changed at admission.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn publish_as(&mut self, dir: &Path, manifest: &Value) -> Result<()> {
         let path = dir.join(format!("{}.yaml", self.spec.name));
         let partial = dir.join(format!(".{}.partial", self.spec.name));
-        fs::write(&partial, serde_json::to_vec_pretty(&self.manifest())?)
+        fs::write(&partial, serde_json::to_vec_pretty(manifest)?)
             .and_then(|()| fs::rename(&partial, &path))
             .with_context(|| format!("writing {}", path.display()))?;
         self.published = Some(path);

@@ -11,6 +11,7 @@ mod refusal_task;
 mod registry_task;
 mod status;
 mod unserved;
+pub mod webhook;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -5,6 +5,7 @@
 mod args;
 mod mistakes;
 mod parse;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use serde::{Serialize, Serializer};
 use super::logging::LogFormat;
 pub use args::{AgentArgs, DEFAULT_ADMIN_SOCKET, SharedArgs};
 pub use mistakes::{Mistake, Mistakes};
+pub use webhook::{CertificateSource, WebhookArgs, WebhookConfig};
 
 use crate::pods::scope::Scope;
 

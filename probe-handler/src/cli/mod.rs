@@ -9,6 +9,7 @@ mod output;
 pub mod preflight;
 pub mod status;
 pub mod version;
+pub mod webhook;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -49,6 +50,8 @@ pub enum Command {
     Inject(inject::InjectArgs),
     /// Check whether the daemon can run on this node, and say what to do where it can't
     Preflight(preflight::PreflightArgs),
+    /// Run the admission server, which rewrites probes for those who want them to name the handler
+    Webhook(Box<config::WebhookArgs>),
     /// Print version and commit
     Version,
 }

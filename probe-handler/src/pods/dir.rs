@@ -24,10 +24,10 @@ mod scan;
 pub use scan::{MAX_FILE_LEN, NETNS};
 
 /// How long to wait after a change for others that belong to it.
-const DEBOUNCE: Duration = Duration::from_millis(20);
+pub(crate) const DEBOUNCE: Duration = Duration::from_millis(20);
 /// How often to look without having been told: finds what inotify can't see, such as a change behind
 /// a symlink that leads out of the directory, or another directory in place of this one.
-const POLL: Duration = Duration::from_secs(1);
+pub(crate) const POLL: Duration = Duration::from_secs(1);
 /// How often to look for a directory that has vanished.
 const POLL_MISSING: Duration = Duration::from_millis(100);
 
@@ -115,7 +115,7 @@ async fn scan(mut scanner: Scanner) -> (Scanner, io::Result<Option<Scan>>) {
 }
 
 /// inotify's watch on a directory.
-struct Watch {
+pub(crate) struct Watch {
     identity: Identity,
     changed: Arc<Notify>,
     /// Watches until dropped.
@@ -141,6 +141,11 @@ impl Watch {
             _watcher: watcher,
         })
     }
+
+    /// Waits until something in the directory has changed since the last time.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
 }
 
 /// Our own scan reads too: to be told of it would never end.
@@ -150,20 +155,20 @@ fn is_reading(kind: EventKind) -> bool {
 
 async fn changed(watch: Option<&Watch>) {
     match watch {
-        Some(watch) => watch.changed.notified().await,
+        Some(watch) => watch.changed().await,
         None => std::future::pending().await,
     }
 }
 
 /// The watch on the directory that is at `path` now; none if there is none or it can't be watched, in
 /// which case we look every second.
-fn renew(watch: Option<Watch>, path: &Path) -> Option<Watch> {
+pub(crate) fn renew(watch: Option<Watch>, path: &Path) -> Option<Watch> {
     let identity = Identity::of(path).ok()?;
     match watch {
         Some(watch) if watch.identity == identity => Some(watch),
         _ => Watch::new(path, identity)
             .inspect_err(|error| {
-                tracing::warn!(?path, %error, "can't watch the directory of Pod manifests, looking every second");
+                tracing::warn!(?path, %error, "can't watch this directory, looking every second");
             })
             .ok(),
     }

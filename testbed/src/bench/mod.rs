@@ -9,6 +9,7 @@ mod crowd;
 mod node;
 pub mod prober;
 mod process;
+mod webhook;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ enum Part {
     Memory,
     /// Pods that start, change and go on a node; a daemon that is replaced.
     Node,
+    /// The admission server.
+    Webhook,
 }
 
 /// Measures and prints.
@@ -91,6 +94,9 @@ pub fn main(args: &Args) -> Result<()> {
     }
     if wanted(Part::Node) {
         node::run(args.daemon.as_deref(), args.quick)?;
+    }
+    if wanted(Part::Webhook) {
+        webhook::webhook(&Run::new()?, args.daemon.as_deref(), args.quick)?;
     }
     Ok(())
 }

@@ -28,6 +28,7 @@ mod source;
 mod twins;
 pub(crate) mod usual;
 mod versions;
+mod webhook;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -75,6 +76,7 @@ const GROUPS: &[Group] = &[
     ("admin", admin::run),
     ("locate", locate::run),
     ("node", node::run),
+    ("webhook", webhook::run),
 ];
 
 /// Runs what the filter selects.

@@ -1,7 +1,7 @@
 //! Probes that were rewritten before the kubelet saw the pod: by Istio's injector (taken over from
 //! pilot-agent) or by our own webhook. The verdict is that of the original probe in plain Kubernetes.
 
-mod originals;
+pub(super) mod originals;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use originals::{Original, originals};
 
-const AGENT: u16 = 15020;
+pub(super) const AGENT: u16 = 15020;
 const SIDECAR_READINESS: u16 = 15021;
 const HTTP: u16 = 8080;
 const TLS: u16 = 8440;
@@ -109,7 +109,7 @@ fn other_port(cases: &mut Cases, env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn app() -> AppSpec {
+pub(super) fn app() -> AppSpec {
     let app = AppSpec::new().http(HTTP).grpc(GRPC).tcp(OPEN);
     (TLS..)
         .zip(Certificate::all())
@@ -164,7 +164,12 @@ fn agent_requests(pod: &Pod) -> Result<u64> {
         .pilot_agent)
 }
 
-fn same_as_original(env: &Env, pod: &Pod, plain: &Pod, original: &Original) -> Result<()> {
+pub(super) fn same_as_original(
+    env: &Env,
+    pod: &Pod,
+    plain: &Pod,
+    original: &Original,
+) -> Result<()> {
     for family in FAMILIES {
         let before = agent_requests(pod)?;
         let ours = env.kubelet.begin(&original.rewritten(family.ip(&pod.ns)))?;

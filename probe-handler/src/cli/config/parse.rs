@@ -19,6 +19,8 @@ pub(super) const NODE_NAME_REMEDY: &str =
 const SOCKET_PATH_MAX: usize = 107;
 /// Longest DNS subdomain (RFC 1123).
 const NODE_NAME_MAX: usize = 253;
+pub(super) const CERTIFICATE_REMEDY: &str =
+    "give the directory of a certificate, or --self-signed to have one made";
 const DRAIN_SECONDS: RangeInclusive<u64> = 0..=3600;
 const CAPACITY: RangeInclusive<u32> = 1..=1_048_576;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -34,6 +36,26 @@ pub(super) fn pods(text: &str) -> Result<PodSource, Wrong> {
 /// A DNS subdomain (kubernetes pkg/apis/core/validation, ValidateNodeName): it becomes part of a field
 /// selector, where anything else could select other pods.
 pub(super) fn node_name(text: &str) -> Result<String, Wrong> {
+    if is_subdomain(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(Wrong::new("no name of a node", NODE_NAME_REMEDY))
+    }
+}
+
+/// A DNS subdomain, as the names of most objects are: it becomes part of a path and of a certificate.
+pub(super) fn object_name(text: &str) -> Result<String, Wrong> {
+    if is_subdomain(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(Wrong::new(
+            "no name of an object",
+            "give lower-case letters, digits, - and .",
+        ))
+    }
+}
+
+fn is_subdomain(text: &str) -> bool {
     let is_label = |label: &str| {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         !label.is_empty()
@@ -41,11 +63,7 @@ pub(super) fn node_name(text: &str) -> Result<String, Wrong> {
             && !label.ends_with('-')
             && label.bytes().all(inner)
     };
-    if text.len() <= NODE_NAME_MAX && text.split('.').all(is_label) {
-        Ok(text.to_owned())
-    } else {
-        Err(Wrong::new("no name of a node", NODE_NAME_REMEDY))
-    }
+    text.len() <= NODE_NAME_MAX && text.split('.').all(is_label)
 }
 
 pub(super) fn cgroup(text: &str) -> Result<PathBuf, Wrong> {
@@ -70,6 +88,19 @@ pub(super) fn cgroup_root(text: &str) -> Result<PathBuf, Wrong> {
             "give the node's /sys/fs/cgroup or a directory in it, or leave it out",
         )),
     }
+}
+
+pub(super) fn existing_directory(text: &str) -> Result<PathBuf, Wrong> {
+    directory(text)?;
+    Ok(text.into())
+}
+
+/// A directory of certificates where we are to make them.
+pub(super) fn both<T>(_: &str) -> Result<T, Wrong> {
+    Err(Wrong::new(
+        "given with --self-signed",
+        "give one of the two",
+    ))
 }
 
 fn directory(path: &str) -> Result<(), Wrong> {
@@ -104,6 +135,11 @@ pub(super) fn flag(text: &str) -> Result<bool, Wrong> {
 pub(super) fn port(text: &str) -> Result<u16, Wrong> {
     text.parse()
         .map_err(|_| Wrong::new("no port", "give 0 (any free port) to 65535"))
+}
+
+pub(super) fn address(text: &str) -> Result<SocketAddr, Wrong> {
+    text.parse()
+        .map_err(|_| Wrong::new("no IP:PORT", "give for instance [::]:8443 or 0.0.0.0:8443"))
 }
 
 pub(super) fn admin_addr(text: &str) -> Result<Option<SocketAddr>, Wrong> {

@@ -26,6 +26,7 @@ mod token;
 pub mod trouble;
 mod watch;
 
+pub(crate) use backoff::Backoff;
 pub use backoff::Patience;
 use health::Health;
 use index::{Index, Mark, PodRecord, namespace_item, pod_item};

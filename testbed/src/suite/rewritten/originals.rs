@@ -9,18 +9,18 @@ use super::{AGENT, CLOSED, GRPC, HTTP, OPEN, TLS};
 use crate::kubelet::Probe;
 
 /// An original probe, and what becomes of it.
-pub(super) struct Original {
-    pub(super) container: &'static str,
+pub(in crate::suite) struct Original {
+    pub(in crate::suite) container: &'static str,
     /// `livez` and so on.
-    pub(super) end: &'static str,
-    pub(super) action: Value,
+    pub(in crate::suite) end: &'static str,
+    pub(in crate::suite) action: Value,
     /// As the kubelet would have made it.
-    pub(super) native: fn(IpAddr) -> Probe,
-    pub(super) passes: bool,
+    pub(in crate::suite) native: fn(IpAddr) -> Probe,
+    pub(in crate::suite) passes: bool,
 }
 
 impl Original {
-    pub(super) fn path(&self) -> String {
+    pub(in crate::suite) fn path(&self) -> String {
         let kind = match self.is_hook() {
             true => "app-lifecycle",
             false => "app-health",
@@ -28,11 +28,11 @@ impl Original {
         format!("/{kind}/{}/{}", self.container, self.end)
     }
 
-    pub(super) fn is_hook(&self) -> bool {
+    pub(in crate::suite) fn is_hook(&self) -> bool {
         matches!(self.end, "prestopz" | "poststartz")
     }
 
-    pub(super) fn rewritten(&self, ip: IpAddr) -> Probe {
+    pub(in crate::suite) fn rewritten(&self, ip: IpAddr) -> Probe {
         match self.is_hook() {
             true => Probe::hook(ip, AGENT, &self.path()),
             false => Probe::http(ip, AGENT, &self.path()),
@@ -41,7 +41,7 @@ impl Original {
 }
 
 /// All of them.
-pub(super) fn originals() -> Vec<Original> {
+pub(in crate::suite) fn originals() -> Vec<Original> {
     fn native_https(ip: IpAddr, index: u16) -> Probe {
         Probe::https(ip, TLS + index, "/healthy")
     }

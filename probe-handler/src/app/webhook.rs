@@ -1,0 +1,221 @@
+//! The webhook put together: what is started in which order, and how it ends.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::raise_descriptor_limit;
+use crate::cli::config::{CertificateSource, WebhookConfig};
+use crate::observe::collectors::register_readiness;
+use crate::observe::metrics::PREFIX;
+use crate::observe::readiness::Readiness;
+use crate::pods::kube::client;
+use crate::webhook::certificates::authority::Lifetimes;
+use crate::webhook::certificates::keeper::Keeper;
+use crate::webhook::certificates::store::{Names, Store};
+use crate::webhook::certificates::trust::Needs;
+use crate::webhook::certificates::{Serving, files};
+use crate::webhook::metrics::Metrics;
+use crate::webhook::server::{Admission, Limits, Observation, Phase, Server};
+use crate::webhook::{Rewriting, settings};
+
+/// How long new connections are still served after SIGTERM: it takes the cluster about that long to send them
+/// to other replicas.
+const LEAVING: Duration = Duration::from_secs(3);
+/// Where a pod finds its namespace (kubernetes plugin/pkg/admission/serviceaccount).
+const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
+/// Builds the webhook and runs it until SIGTERM or SIGINT and the drain that follows.
+///
+/// # Errors
+/// A failed start, with what to do next; a part that ended.
+pub fn run(config: WebhookConfig) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut stop = async || {
+                tokio::select! {
+                    _ = terminate.recv() => "SIGTERM",
+                    _ = interrupt.recv() => "SIGINT",
+                }
+            };
+            let webhook = tokio::select! {
+                webhook = build(config) => webhook?,
+                _ = stop() => return Ok(()),
+            };
+            webhook.serve(&mut stop).await
+        })
+}
+
+/// A webhook that serves.
+struct Webhook {
+    readiness: Readiness,
+    phase: watch::Sender<Phase>,
+    drain_timeout: Duration,
+    servers: JoinSet<()>,
+    tasks: JoinSet<()>,
+}
+
+async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
+    // The usual soft limit of 1,024 is below the connections that we take.
+    raise_descriptor_limit();
+    let readiness = Readiness::default();
+    let mut registry = Registry::with_prefix(PREFIX);
+    let metrics = Arc::new(Metrics::new(&mut registry));
+    register_readiness(&mut registry, readiness.clone());
+
+    let (rewriting, settings) = watch::channel(Arc::new(match config.config_dir {
+        None => Rewriting::default(),
+        // Nothing is rewritten before they were read.
+        Some(_) => Rewriting {
+            enabled: false,
+            ..Rewriting::default()
+        },
+    }));
+    metrics.set_enabled(settings.borrow().enabled);
+
+    let limits = Limits::default();
+    let serving = Arc::new(Serving::default());
+    let admission = Admission::new(settings, readiness.clone(), Arc::clone(&metrics), &limits);
+    let resolver = Arc::clone(&serving);
+    let admission = Server::admission(config.listen, resolver, admission, limits)?;
+
+    let mut tasks = JoinSet::new();
+    if let Some(path) = config.config_dir {
+        let first = readiness.block("settings");
+        let _ = tasks.spawn(settings::follow(
+            path,
+            rewriting,
+            Arc::clone(&metrics),
+            first,
+        ));
+    }
+    let first = readiness.block("certificate");
+    match config.certificate {
+        CertificateSource::Dir(path) => {
+            let _ = tasks.spawn(files::follow(path, serving, Arc::clone(&metrics), first));
+        }
+        CertificateSource::SelfSigned {
+            namespace,
+            service,
+            secret,
+            configuration,
+        } => {
+            metrics.register_in_place(&mut registry);
+            let client = client::connect().await?;
+            let namespace = match namespace {
+                Some(namespace) => namespace,
+                None => own_namespace()?,
+            };
+            let names = Names {
+                namespace,
+                service,
+                secret,
+                configuration,
+            };
+            let needs = Needs {
+                names: dns_names(&names),
+                lifetimes: Lifetimes::default(),
+            };
+            let keeper = Keeper::new(
+                Store::new(client, names),
+                needs,
+                Arc::new(SystemTime::now),
+                serving,
+                Arc::clone(&metrics),
+            );
+            let _ = tasks.spawn(keeper.run(first));
+        }
+    }
+
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let mut servers = JoinSet::new();
+    let listening = admission.address();
+    metrics.register_connections(&mut registry, admission.connections());
+    let observation = config
+        .admin_addr
+        .map(|address| {
+            let observation = Observation {
+                registry: Arc::new(registry),
+                readiness: readiness.clone(),
+            };
+            Server::observation(address, observation).context(
+                "if another program has that port, give --admin-addr another one (or none)",
+            )
+        })
+        .transpose()?;
+    let admin = observation.as_ref().map(Server::address);
+    let _ = servers.spawn(admission.serve(phases.clone()));
+    if let Some(observation) = observation {
+        let _ = servers.spawn(observation.serve(phases));
+    }
+    tracing::info!(%listening, ?admin, "serving admission");
+    Ok(Webhook {
+        readiness,
+        phase,
+        drain_timeout: config.drain_timeout,
+        servers,
+        tasks,
+    })
+}
+
+impl Webhook {
+    /// Serves until `stop` says so, then drains; a second `stop` ends the drain at once.
+    ///
+    /// # Errors
+    /// A part ended that should not have.
+    async fn serve(mut self, stop: &mut impl AsyncFnMut() -> &'static str) -> anyhow::Result<()> {
+        let ended = tokio::select! {
+            signal = stop() => Ok(signal),
+            ended = self.tasks.join_next(), if !self.tasks.is_empty() => Err(ended),
+            ended = self.servers.join_next() => Err(ended),
+        };
+        tracing::info!(?ended, "draining: requests under way are answered");
+        self.readiness.drain();
+        let _ = self.phase.send_replace(Phase::Leaving);
+        let drained = async {
+            sleep(LEAVING.min(self.drain_timeout)).await;
+            let _ = self.phase.send_replace(Phase::Ending);
+            while self.servers.join_next().await.is_some() {}
+        };
+        tokio::select! {
+            done = timeout(self.drain_timeout, drained) => match done {
+                Ok(()) => tracing::info!("drained"),
+                Err(_) => tracing::warn!(timeout = ?self.drain_timeout, "connections that are left are cut off"),
+            },
+            signal = stop() => tracing::warn!(signal, "asked again: connections that are left are cut off"),
+        }
+        tracing::info!("ended");
+        match ended {
+            Ok(_) => Ok(()),
+            Err(ended) => anyhow::bail!("a part of the webhook ended: {ended:?}"),
+        }
+    }
+}
+
+/// The names by which API servers and others call the Service.
+fn dns_names(names: &Names) -> Vec<String> {
+    let short = format!("{}.{}", names.service, names.namespace);
+    vec![
+        format!("{short}.svc"),
+        format!("{short}.svc.cluster.local"),
+        short,
+    ]
+}
+
+fn own_namespace() -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(OWN_NAMESPACE).with_context(|| {
+        format!("cannot tell our own namespace from {OWN_NAMESPACE}; give --namespace")
+    })?;
+    Ok(text.trim().to_owned())
+}

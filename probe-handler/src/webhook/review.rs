@@ -1,0 +1,274 @@
+//! AdmissionReview in, AdmissionReview out (kubernetes staging/src/k8s.io/api/admission/v1/types.go): text to
+//! text, with no network around it.
+//!
+//! Whatever the object is, the answer allows it. What can't be understood is admitted as it is, with a warning
+//! that the user sees; only a body that is no review at all gets none.
+
+use std::borrow::Cow;
+
+use k8s_openapi::ByteString;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::{Rewriting, admit};
+
+/// The API group whose reviews we answer.
+const GROUP: &str = "admission.k8s.io/";
+/// The only version that we do more with than to allow.
+const VERSION: &str = "admission.k8s.io/v1";
+/// Longest warning, in bytes: longer ones may be cut by the API server
+/// (kubernetes staging/src/k8s.io/api/admission/v1/types.go, AdmissionResponse.Warnings).
+const WARNING_MAX: usize = 256;
+/// Most warnings in one answer, for all of them together have a limit too (4,096 bytes).
+const WARNINGS_MAX: usize = 12;
+/// More values than any Pod has: a value takes up to 640 bytes of memory, so that 8 MiB of text could become a
+/// gigabyte.
+const VALUES_MAX: usize = 100_000;
+
+/// What came of a review, as metrics count it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// A patch was sent.
+    Patched,
+    /// A pod with nothing to change.
+    Unchanged,
+    /// No pod that is being created: not looked at.
+    NotOurs,
+    /// A pod that can't be read: admitted as it is, with a warning.
+    NotUnderstood,
+    /// Of a version that we don't know: allowed, with a warning.
+    OtherVersion,
+}
+
+impl Outcome {
+    /// Name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Patched => "patched",
+            Self::Unchanged => "unchanged",
+            Self::NotOurs => "not_ours",
+            Self::NotUnderstood => "not_understood",
+            Self::OtherVersion => "other_version",
+        }
+    }
+}
+
+/// An answered review.
+#[derive(Debug)]
+pub struct Reviewed {
+    /// The AdmissionReview to send back, as JSON.
+    pub json: Vec<u8>,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// The body is no AdmissionReview that could be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum NoReview {
+    /// It is no JSON, or not of that form.
+    #[error("the body is no AdmissionReview: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Another kind of object.
+    #[error("the body is a {kind} of {api_version}, not an AdmissionReview of {VERSION}")]
+    OtherKind {
+        /// As it says.
+        kind: String,
+        /// As it says.
+        api_version: String,
+    },
+    /// An answer, or nothing to answer.
+    #[error("the AdmissionReview has no request")]
+    NoRequest,
+}
+
+/// A review as sent. The object stays text until it is known to be a Pod: what else is in there (the user, the
+/// old object, options) is never made into values.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Review<'a> {
+    #[serde(borrow, default)]
+    api_version: Cow<'a, str>,
+    #[serde(borrow, default)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    request: Option<Request<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Request<'a> {
+    uid: String,
+    #[serde(borrow, default)]
+    kind: Kind<'a>,
+    #[serde(borrow, default)]
+    sub_resource: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    operation: Cow<'a, str>,
+    #[serde(borrow, default)]
+    object: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct Kind<'a> {
+    #[serde(borrow, default)]
+    group: Cow<'a, str>,
+    #[serde(borrow, default)]
+    version: Cow<'a, str>,
+    #[serde(borrow, default)]
+    kind: Cow<'a, str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer<'a> {
+    api_version: &'a str,
+    kind: &'a str,
+    response: Response,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response {
+    uid: String,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<ByteString>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+impl Request<'_> {
+    /// A Pod that is being created: probes of one that is there can't be changed any more. A dry run is
+    /// answered as any other, for nothing is done besides the patch.
+    fn creates_a_pod(&self) -> bool {
+        let Kind {
+            group,
+            version,
+            kind,
+        } = &self.kind;
+        let sub_resource = self.sub_resource.as_deref().unwrap_or_default();
+        (group.as_ref(), version.as_ref(), kind.as_ref()) == ("", "v1", "Pod")
+            && sub_resource.is_empty()
+            && self.operation == "CREATE"
+    }
+}
+
+/// Answers the review in `body` by `rewriting`.
+///
+/// # Errors
+/// It is none.
+pub fn review(body: &[u8], rewriting: &Rewriting) -> Result<Reviewed, NoReview> {
+    let review: Review<'_> = serde_json::from_slice(body)?;
+    if review.kind != "AdmissionReview" || !review.api_version.starts_with(GROUP) {
+        return Err(NoReview::OtherKind {
+            kind: review.kind.into_owned(),
+            api_version: review.api_version.into_owned(),
+        });
+    }
+    let request = review.request.ok_or(NoReview::NoRequest)?;
+    let (outcome, patch, warnings) = if review.api_version != VERSION {
+        let warning = format!(
+            "probe-handler: probes are left as they are: this review is of {}; give \
+             admissionReviewVersions: [v1]",
+            review.api_version
+        );
+        (Outcome::OtherVersion, None, vec![warning])
+    } else if request.creates_a_pod() {
+        decide(request.object, rewriting)
+    } else {
+        (Outcome::NotOurs, None, Vec::new())
+    };
+    let answer = Answer {
+        api_version: &review.api_version,
+        kind: "AdmissionReview",
+        response: Response {
+            uid: request.uid,
+            allowed: true,
+            patch_type: patch.is_some().then_some("JSONPatch"),
+            patch: patch.map(ByteString),
+            warnings: shorten(warnings),
+        },
+    };
+    Ok(Reviewed {
+        json: serde_json::to_vec(&answer)?,
+        outcome,
+    })
+}
+
+fn decide(
+    object: Option<&RawValue>,
+    rewriting: &Rewriting,
+) -> (Outcome, Option<Vec<u8>>, Vec<String>) {
+    let not_understood = |why: &dyn std::fmt::Display| {
+        let warning = format!("probe-handler: probes are left as they are: {why}");
+        (Outcome::NotUnderstood, None, vec![warning])
+    };
+    let text = object.map_or("null", RawValue::get);
+    if values(text) > VALUES_MAX {
+        return not_understood(&format!("the Pod has more than {VALUES_MAX} values"));
+    }
+    let pod: Value = match serde_json::from_str(text) {
+        Ok(pod) => pod,
+        Err(error) => return not_understood(&format!("the Pod can't be read: {error}")),
+    };
+    if !pod.is_object() {
+        return not_understood(&"the review has no Pod");
+    }
+    let admission = admit(&pod, rewriting);
+    if admission.patch.is_empty() {
+        return (Outcome::Unchanged, None, admission.warnings);
+    }
+    match serde_json::to_vec(&admission.patch) {
+        Ok(patch) => (Outcome::Patched, Some(patch), admission.warnings),
+        Err(error) => not_understood(&error),
+    }
+}
+
+/// At least the number of values in `json`, without reading it as such: what separates them or begins them,
+/// outside of strings.
+fn values(json: &str) -> usize {
+    let (mut count, mut in_string, mut escaped) = (1, false, false);
+    for byte in json.bytes() {
+        if in_string {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_string = false,
+                _ => {}
+            }
+        } else {
+            match byte {
+                b'"' => in_string = true,
+                b',' | b'[' | b'{' => count += 1,
+                _ => {}
+            }
+        }
+    }
+    count
+}
+
+/// As much of `warnings` as the API server passes on.
+fn shorten(mut warnings: Vec<String>) -> Vec<String> {
+    let more = warnings.len().saturating_sub(WARNINGS_MAX);
+    if more > 0 {
+        warnings.truncate(WARNINGS_MAX - 1);
+        warnings.push(format!("probe-handler: {} more warnings", more + 1));
+    }
+    for warning in &mut warnings {
+        if warning.len() > WARNING_MAX {
+            let mut end = WARNING_MAX - "…".len();
+            while !warning.is_char_boundary(end) {
+                end -= 1;
+            }
+            warning.truncate(end);
+            warning.push('…');
+        }
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! Reading a body within its limits.
+
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use tokio::time::{Instant, timeout_at};
+
+use super::Limits;
+use super::budget::{NoRoom, Share};
+
+/// Why there is no body.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    #[error("the body is longer than {0} bytes")]
+    TooLong(usize),
+    #[error("the body took too long")]
+    TooSlow,
+    #[error("there is no memory for the body, try again")]
+    NoRoom,
+    #[error("the body broke off: {0}")]
+    Broken(hyper::Error),
+}
+
+impl From<NoRoom> for BodyError {
+    fn from(_: NoRoom) -> Self {
+        Self::NoRoom
+    }
+}
+
+/// The whole body, for which `share` has the room.
+pub(super) async fn read(
+    mut body: Incoming,
+    share: &mut Share,
+    limits: &Limits,
+) -> Result<Vec<u8>, BodyError> {
+    let too_long = |len: usize| len > limits.body;
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if too_long(announced) {
+        return Err(BodyError::TooLong(limits.body));
+    }
+    let until = Instant::now() + limits.body_time;
+    // Copied: a frame of one byte would keep the whole buffer that it came in.
+    let mut bytes = Vec::new();
+    loop {
+        let frame = tokio::select! {
+            frame = timeout_at(until, body.frame()) => frame.map_err(|_| BodyError::TooSlow)?,
+            () = share.given_up() => return Err(BodyError::NoRoom),
+        };
+        let Some(frame) = frame.transpose().map_err(BodyError::Broken)? else {
+            share.complete();
+            return Ok(bytes);
+        };
+        let Ok(data) = frame.into_data() else {
+            continue; // trailers
+        };
+        let len = bytes.len() + data.len();
+        if too_long(len) {
+            return Err(BodyError::TooLong(limits.body));
+        }
+        timeout_at(until, share.cover(len))
+            .await
+            .map_err(|_| BodyError::TooSlow)??;
+        bytes.extend_from_slice(&data);
+    }
+}

@@ -1,0 +1,174 @@
+//! The connections of a server: how many there are, and which one goes when there are too many.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// All connections of a server.
+pub(super) struct Connections {
+    began: Instant,
+    most: usize,
+    next: AtomicU64,
+    open: Mutex<HashMap<u64, Arc<Activity>>>,
+}
+
+/// What one connection does.
+pub(super) struct Activity {
+    began: Instant,
+    /// Requests being answered.
+    requests: AtomicUsize,
+    /// Milliseconds from `began` to the end of the last request; 0: there was none.
+    last: AtomicU64,
+    opened: u64,
+    close: Notify,
+}
+
+/// A connection's place, given back when dropped.
+pub(super) struct Place {
+    connections: Arc<Connections>,
+    id: u64,
+    pub(super) activity: Arc<Activity>,
+}
+
+/// Marks a request as being answered until dropped.
+pub(super) struct Busy(Arc<Activity>);
+
+impl Connections {
+    pub(super) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            began: Instant::now(),
+            most,
+            next: AtomicU64::new(0),
+            open: Mutex::default(),
+        })
+    }
+
+    /// A place for a new connection. Where there is none left, the connection that matters least is closed:
+    /// one that never made a request before one that did, one that is idle before one that is not, and the one
+    /// that is so for longest.
+    pub(super) fn enter(self: &Arc<Self>) -> Place {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let activity = Arc::new(Activity {
+            began: self.began,
+            requests: AtomicUsize::new(0),
+            last: AtomicU64::new(0),
+            opened: id,
+            close: Notify::new(),
+        });
+        let mut open = self.open.lock();
+        if open.len() >= self.most {
+            let least = open.iter().min_by_key(|(_, activity)| activity.weight());
+            if let Some(id) = least.map(|(id, _)| *id)
+                && let Some(least) = open.remove(&id)
+            {
+                least.close.notify_one();
+            }
+        }
+        let _ = open.insert(id, Arc::clone(&activity));
+        drop(open);
+        Place {
+            connections: Arc::clone(self),
+            id,
+            activity,
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.open.lock().len()
+    }
+}
+
+impl Activity {
+    fn weight(&self) -> (bool, bool, u64, u64) {
+        let last = self.last.load(Ordering::Relaxed);
+        (self.is_busy(), last > 0, last, self.opened)
+    }
+
+    /// A request begins.
+    pub(super) fn begin(self: &Arc<Self>) -> Busy {
+        let _ = self.requests.fetch_add(1, Ordering::Relaxed);
+        Busy(Arc::clone(self))
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) > 0
+    }
+
+    /// When the last request ended, if there was one.
+    pub(super) fn last(&self) -> Option<Instant> {
+        match self.last.load(Ordering::Relaxed) {
+            0 => None,
+            millis => Some(self.began + Duration::from_millis(millis)),
+        }
+    }
+
+    /// Waits until the connection has to make room.
+    pub(super) async fn closed(&self) {
+        self.close.notified().await;
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let millis = u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.last.store(millis.max(1), Ordering::Relaxed);
+        let _ = self.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = self.connections.open.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether `place` was told to close.
+    async fn is_closed(place: &Place) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), place.activity.closed())
+            .await
+            .is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_never_asked_goes_before_one_that_did() {
+        let connections = Connections::new(3);
+        let served = connections.enter();
+        drop(served.activity.begin());
+        let busy = connections.enter();
+        let _request = busy.activity.begin();
+        let silent = connections.enter();
+        let newest = connections.enter();
+        assert!(is_closed(&silent).await);
+        let _last = connections.enter();
+        assert!(is_closed(&newest).await);
+        assert!(!is_closed(&served).await && !is_closed(&busy).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_those_that_are_idle_the_one_that_is_so_for_longest_goes() {
+        let connections = Connections::new(2);
+        let places = [connections.enter(), connections.enter()];
+        drop(places[1].activity.begin());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        drop(places[0].activity.begin());
+        let _new = connections.enter();
+        assert!(is_closed(&places[1]).await && !is_closed(&places[0]).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_given_back() {
+        let connections = Connections::new(1);
+        drop(connections.enter());
+        assert_eq!(connections.count(), 0);
+    }
+}

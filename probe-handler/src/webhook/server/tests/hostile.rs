@@ -1,0 +1,240 @@
+//! Clients that dawdle, flood, or speak something else. Whatever they do, others are served.
+
+use std::io;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use super::client::Dial;
+use super::*;
+
+/// Limits that tests need not wait for.
+fn quick() -> Limits {
+    Limits {
+        handshake: Duration::from_millis(300),
+        first_request: Duration::from_millis(300),
+        idle: Duration::from_millis(600),
+        body_time: Duration::from_millis(300),
+        ..Limits::default()
+    }
+}
+
+/// Reads until the server closes the connection; what it said before.
+async fn until_closed(stream: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
+    let mut said = Vec::new();
+    let closed = timeout(LATE, stream.read_to_end(&mut said)).await;
+    // A reset, or an end without TLS's good-bye, is an end too.
+    let _ = closed.expect("closed in time");
+    said
+}
+
+async fn others_are_served(webhook: &Webhook) {
+    let dial = Dial::new(webhook.address, &webhook.authority);
+    let answer = timeout(LATE, dial.review(&review()))
+        .await
+        .expect("in time");
+    assert!(answer.expect("answered").is_patched());
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_comes_is_cut_off() {
+    let webhook = Webhook::with(quick());
+    let mut silent = TcpStream::connect(webhook.address)
+        .await
+        .expect("connected");
+    let mut garbage = TcpStream::connect(webhook.address)
+        .await
+        .expect("connected");
+    let plain = b"POST /mutate HTTP/1.1\r\nHost: a\r\n\r\n";
+    garbage.write_all(plain).await.expect("sent");
+    let mut half = TcpStream::connect(webhook.address)
+        .await
+        .expect("connected");
+    half.write_all(&[22, 3, 1, 2, 0, 1]).await.expect("sent");
+    others_are_served(&webhook).await;
+    for stream in [&mut silent, &mut garbage, &mut half] {
+        let said = until_closed(stream).await;
+        assert!(!said.starts_with(b"HTTP"), "no word without TLS");
+    }
+    others_are_served(&webhook).await;
+}
+
+#[tokio::test]
+async fn tls_older_than_1_2_is_refused() {
+    let webhook = Webhook::start();
+    for minor in 0..=3 {
+        let mut stream = TcpStream::connect(webhook.address)
+            .await
+            .expect("connected");
+        stream.write_all(&client_hello(minor)).await.expect("sent");
+        let mut said = [0; 7];
+        let read = timeout(LATE, stream.read_exact(&mut said)).await;
+        let _ = read.expect("in time").expect("an answer");
+        // A record of a handshake, or a fatal alert: protocol_version (70) or handshake_failure (40)
+        // (RFC 5246, 6.2.1 and 7.2).
+        match minor {
+            3 => assert_eq!(said[0], 22, "TLS 1.2 is spoken: {said:?}"),
+            _ => assert!(
+                said[0] == 21 && said[5] == 2 && [40, 70].contains(&said[6]),
+                "{minor}: {said:?}"
+            ),
+        }
+    }
+    others_are_served(&webhook).await;
+}
+
+/// A ClientHello of SSL 3.0 (0) or TLS 1.0 to 1.2 (1 to 3), which can do nothing newer, and else offers what we
+/// take.
+fn client_hello(minor: u8) -> Vec<u8> {
+    let mut body = vec![3, minor];
+    body.extend([7; 32]); // random
+    body.push(0); // no session
+    body.extend([0, 2, 0xc0, 0x2b]); // TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+    body.extend([1, 0]); // no compression
+    body.extend([0, 26]); // extensions
+    body.extend([0, 10, 0, 4, 0, 2, 0, 23]); // supported groups: secp256r1
+    body.extend([0, 13, 0, 4, 0, 2, 4, 3]); // signature algorithms: ECDSA with P-256 and SHA-256
+    body.extend([0, 23, 0, 0]); // extended master secret
+    body.extend([0, 11, 0, 2, 1, 0]); // point formats: uncompressed
+    let mut hello = vec![22, 3, 1];
+    let length = |body: &[u8], more| {
+        u16::try_from(body.len() + more)
+            .expect("short")
+            .to_be_bytes()
+    };
+    hello.extend(length(&body, 4));
+    hello.extend([1, 0]);
+    hello.extend(length(&body, 0));
+    hello.extend(body);
+    hello
+}
+
+#[tokio::test]
+async fn a_head_that_trickles_is_cut_off() {
+    let webhook = Webhook::with(quick());
+    let dial = Dial::new(webhook.address, &webhook.authority);
+    for (dial, begin) in [
+        (dial.clone().http1(), b"POST /mutate HT".as_slice()),
+        (dial, b"PRI * HTTP/2.0\r\n\r\nSM\r\n".as_slice()),
+    ] {
+        let mut stream = dial.tls().await.expect("handshake");
+        stream.write_all(begin).await.expect("sent");
+        others_are_served(&webhook).await;
+        let _ = until_closed(&mut stream).await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_cut_off() {
+    let webhook = Webhook::with(quick());
+    let dial = Dial::new(webhook.address, &webhook.authority).http1();
+    let mut stream = dial.tls().await.expect("handshake");
+    let head = "POST /mutate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    others_are_served(&webhook).await;
+    let said = until_closed(&mut stream).await;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.starts_with("HTTP/1.1 408"), "{said}");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_idle_for_long_is_closed() {
+    let webhook = Webhook::with(quick());
+    let dial = Dial::new(webhook.address, &webhook.authority);
+    for dial in [dial.clone(), dial.http1()] {
+        let mut connection = dial.connect().await.expect("connected");
+        let answer = connection.review(&review()).await.expect("answered");
+        assert!(answer.is_patched());
+        let gone = async {
+            while (webhook.connections)() > 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LATE, gone).await.expect("closed");
+        drop(connection);
+    }
+}
+
+#[tokio::test]
+async fn endless_and_malformed_heads_are_refused() {
+    let webhook = Webhook::start();
+    let dial = Dial::new(webhook.address, &webhook.authority).http1();
+    let long = format!(
+        "GET /healthz HTTP/1.1\r\nX: {}\r\n\r\n",
+        "x".repeat(1 << 20)
+    );
+    for head in [
+        &*long,
+        "\0\0\0\0\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "GET\r\n\r\n",
+    ] {
+        let mut stream = dial.tls().await.expect("handshake");
+        // The server may hang up before it has all.
+        let _ = stream.write_all(head.as_bytes()).await;
+        let said = until_closed(&mut stream).await;
+        assert!(
+            !said.starts_with(b"HTTP/1.1 200"),
+            "{}",
+            String::from_utf8_lossy(&said)
+        );
+    }
+    others_are_served(&webhook).await;
+}
+
+/// More connections than there is room for, none of which ever says anything.
+#[tokio::test]
+async fn a_flood_of_silent_connections_locks_nobody_out() {
+    let webhook = Webhook::with(Limits {
+        connections: 50,
+        ..Limits::default()
+    });
+    let dial = Dial::new(webhook.address, &webhook.authority);
+    let mut kept = dial.connect().await.expect("connected");
+    assert!(kept.review(&review()).await.expect("answered").is_patched());
+    let mut flood = Vec::new();
+    for _ in 0..200 {
+        flood.push(
+            TcpStream::connect(webhook.address)
+                .await
+                .expect("connected"),
+        );
+        assert!((webhook.connections)() <= 50);
+    }
+    others_are_served(&webhook).await;
+    let answer = kept
+        .review(&review())
+        .await
+        .expect("the one that stood goes on");
+    assert!(answer.is_patched());
+}
+
+/// Large bodies, none of which ends, over many connections at once.
+#[tokio::test]
+async fn bodies_that_never_end_share_a_bounded_memory_and_delay_nobody() {
+    let webhook = Webhook::with(Limits {
+        bodies: 4 << 20,
+        ..Limits::default()
+    });
+    let dial = Dial::new(webhook.address, &webhook.authority).http1();
+    let mut flood = Vec::new();
+    for _ in 0..20 {
+        let mut stream = dial.tls().await.expect("handshake");
+        let head = "POST /mutate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 8000000\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        // As much as the server takes; it may refuse the rest.
+        let _: io::Result<()> = stream.write_all(&vec![b' '; 1 << 20]).await;
+        flood.push(stream);
+    }
+    let large = review_of(json!([{"name": "web", "image": "web",
+        "env": [{"name": "A", "value": "x".repeat(2 << 20)}],
+        "livenessProbe": {"tcpSocket": {"port": 5432}}}]));
+    let dial = Dial::new(webhook.address, &webhook.authority);
+    let answer = timeout(LATE, dial.review(&large)).await.expect("in time");
+    assert!(
+        answer.expect("answered").is_patched(),
+        "a large one takes the room of the oldest"
+    );
+    others_are_served(&webhook).await;
+}

@@ -1,0 +1,70 @@
+//! How a server ends.
+
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+use super::client::Dial;
+use super::*;
+
+#[tokio::test]
+async fn connections_that_stand_are_asked_to_go_and_new_ones_are_served_for_a_while() {
+    let webhook = Webhook::start();
+    let dial = Dial::new(webhook.address, &webhook.authority);
+    let mut standing = Vec::new();
+    for dial in [dial.clone(), dial.clone().http1()] {
+        let mut connection = dial.connect().await.expect("connected");
+        assert!(
+            connection
+                .review(&review())
+                .await
+                .expect("answered")
+                .is_patched()
+        );
+        standing.push(connection);
+    }
+    webhook.phase.send_replace(Phase::Leaving);
+    let gone = async {
+        while (webhook.connections)() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LATE, gone).await.expect("they go");
+    assert!(dial.review(&review()).await.expect("answered").is_patched());
+}
+
+#[tokio::test]
+async fn a_request_under_way_is_answered_before_the_end() {
+    let mut webhook = Webhook::start();
+    let dial = Dial::new(webhook.address, &webhook.authority).http1();
+    let mut stream = dial.tls().await.expect("handshake");
+    let body = review();
+    let head = format!(
+        "POST /mutate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.write_all(&body[..10]).await.expect("sent");
+    stream.flush().await.expect("sent");
+    let begun = async {
+        while (webhook.connections)() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Until the head was read there is no request under way.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    timeout(LATE, begun).await.expect("begun");
+    webhook.phase.send_replace(Phase::Ending);
+    stream.write_all(&body[10..]).await.expect("sent");
+    let mut said = Vec::new();
+    let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut said);
+    let _ = timeout(LATE, read).await.expect("closed");
+    assert!(
+        said.starts_with(b"HTTP/1.1 200"),
+        "{}",
+        String::from_utf8_lossy(&said)
+    );
+    timeout(LATE, &mut webhook.task)
+        .await
+        .expect("ended")
+        .expect("well");
+}

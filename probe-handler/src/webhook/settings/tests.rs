@@ -1,0 +1,163 @@
+//! What is read, and what becomes of changes.
+
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::*;
+
+/// Nothing here takes that long: "applied within 5 s".
+const LATE: Duration = Duration::from_secs(5);
+
+fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("directory");
+    for (name, text) in files {
+        fs::write(directory.path().join(name), text).expect("file");
+    }
+    directory
+}
+
+#[test]
+fn what_is_not_set_has_its_default() {
+    assert_eq!(
+        read(directory(&[]).path()).expect("good"),
+        Rewriting::default()
+    );
+    let empty = directory(&[(ENABLED, "\n"), (PORT, ""), ("other", "x")]);
+    assert_eq!(read(empty.path()).expect("good"), Rewriting::default());
+}
+
+#[test]
+fn each_key_is_read() {
+    let all = directory(&[(ENABLED, "false\n"), (PORT, "15999"), (PREFIX, "/probes")]);
+    let settings = read(all.path()).expect("good");
+    assert!(!settings.enabled);
+    assert_eq!(settings.port.get(), 15999);
+    assert_eq!(settings.prefix.to_string(), "/probes");
+    for (text, enabled) in [("T", true), ("1", true), ("F", false), ("False", false)] {
+        let settings = read(directory(&[(ENABLED, text)]).path()).expect("as Go reads booleans");
+        assert_eq!(settings.enabled, enabled, "{text}");
+    }
+}
+
+#[test]
+fn one_wrong_value_and_nothing_is_taken() {
+    for (key, value) in [
+        (ENABLED, "yes"),
+        (ENABLED, "flase"),
+        (PORT, "0"),
+        (PORT, "65536"),
+        (PORT, "http"),
+        (PREFIX, "no/slash"),
+        (PREFIX, "/a b"),
+        (PREFIX, &"/a".repeat(4096)),
+    ] {
+        let error = read(directory(&[(key, value)]).path()).expect_err(value);
+        assert!(error.to_string().starts_with(key), "{error}");
+    }
+    assert!(read(Path::new("/nonexistent")).is_err());
+}
+
+struct Followed {
+    settings: watch::Receiver<Arc<Rewriting>>,
+    first: oneshot::Receiver<()>,
+    registry: Registry,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Followed {
+    fn new(path: &Path) -> Self {
+        let none = Rewriting {
+            enabled: false,
+            ..Rewriting::default()
+        };
+        let (tx, settings) = watch::channel(Arc::new(none));
+        let (guard, first) = oneshot::channel::<()>();
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry));
+        let task = tokio::spawn(follow(path.to_owned(), tx, metrics, guard));
+        Self {
+            settings,
+            first,
+            registry,
+            task,
+        }
+    }
+
+    async fn until(&mut self, condition: impl Fn(&Rewriting) -> bool) {
+        let wait = self.settings.wait_for(|settings| condition(settings));
+        let _ = timeout(LATE, wait)
+            .await
+            .expect("in time")
+            .expect("it goes on");
+    }
+
+    fn scrape(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("text");
+        text
+    }
+
+    async fn until_metric(&self, line: &str) {
+        let poll = async {
+            while !self.scrape().contains(line) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LATE, poll)
+            .await
+            .unwrap_or_else(|_| panic!("{line}: {}", self.scrape()));
+    }
+}
+
+#[tokio::test]
+async fn a_change_is_applied_and_a_mistake_is_not() {
+    let directory = directory(&[(ENABLED, "true")]);
+    let write = |text| fs::write(directory.path().join(ENABLED), text).expect("written");
+    let mut followed = Followed::new(directory.path());
+    followed.until(|settings| settings.enabled).await;
+    assert!(followed.first.try_recv() == Err(oneshot::error::TryRecvError::Closed));
+    write("false");
+    followed.until(|settings| !settings.enabled).await;
+    followed.until_metric("webhook_rewrite_enabled 0").await;
+    write("ture");
+    followed
+        .until_metric("webhook_settings_reloads_total{result=\"failed\"} 1")
+        .await;
+    assert!(
+        !followed.settings.borrow().enabled,
+        "the last good one holds"
+    );
+    write("true");
+    followed.until(|settings| settings.enabled).await;
+    // A directory that vanishes says nothing.
+    drop(directory);
+    followed
+        .until_metric("webhook_settings_reloads_total{result=\"failed\"} 2")
+        .await;
+    assert!(followed.settings.borrow().enabled);
+}
+
+#[tokio::test]
+async fn nothing_is_rewritten_before_there_are_good_settings() {
+    let directory = directory(&[(ENABLED, "?")]);
+    let mut followed = Followed::new(directory.path());
+    followed
+        .until_metric("webhook_settings_reloads_total{result=\"failed\"} 1")
+        .await;
+    assert!(!followed.settings.borrow().enabled);
+    assert_eq!(
+        followed.first.try_recv(),
+        Err(oneshot::error::TryRecvError::Empty)
+    );
+    fs::write(directory.path().join(ENABLED), "true").expect("written");
+    followed.until(|settings| settings.enabled).await;
+}

@@ -1,0 +1,187 @@
+//! The real admission server: `probe-handler webhook`, with a certificate and settings of its own, and what an API
+//! server would ask it.
+
+pub mod client;
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use probe_handler::webhook::certificates::authority::{Lifetimes, make};
+
+use crate::run::Run;
+use crate::wait;
+use crate::worker::sibling;
+use client::Client;
+
+/// The name on the certificate: that of the Service in deploy/webhook.
+pub const NAME: &str = "probe-handler-webhook.probe-handler-system.svc";
+const READY: Duration = Duration::from_secs(20);
+
+/// A running webhook, killed on drop.
+#[derive(Debug)]
+pub struct Webhook {
+    child: Child,
+    dir: PathBuf,
+    address: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Webhook {
+    /// Starts `program` (by default `probe-handler` beside this one) on loopback, and waits until it listens.
+    ///
+    /// # Errors
+    /// When it cannot be started, or ends.
+    pub fn start(run: &Run, program: Option<&Path>) -> Result<Self> {
+        let program = match program {
+            Some(path) => path.to_owned(),
+            None => sibling("probe-handler")?,
+        };
+        let dir = run.dir().join("webhook");
+        for part in ["certificate", "settings"] {
+            fs::create_dir_all(dir.join(part))?;
+        }
+        write_certificate(&dir)?;
+        let log = dir.join("log");
+        let output = File::create(&log)?;
+        let child = Command::new(&program)
+            .arg("webhook")
+            .arg("--cert-dir")
+            .arg(dir.join("certificate"))
+            .arg("--config-dir")
+            .arg(dir.join("settings"))
+            .args(["--listen", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0"])
+            .args(["--log-format", "text"])
+            // Ctrl-C is for the run, which stops it in order.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut webhook = Self {
+            child,
+            dir,
+            address: nowhere,
+            admin: nowhere,
+        };
+        let listening = wait::until("the webhook to listen", READY, || {
+            if let Ok(Some(status)) = webhook.child.try_wait() {
+                return Some(Err(status));
+            }
+            let log = fs::read_to_string(&log).ok()?;
+            log.contains("serving a new certificate").then_some(())?;
+            Some(Ok((
+                address(&log, "listening=")?,
+                address(&log, "admin=Some(")?,
+            )))
+        });
+        match listening {
+            Ok(Ok((address, admin))) => {
+                webhook.address = address;
+                webhook.admin = admin;
+                Ok(webhook)
+            }
+            Ok(Err(status)) => bail!("the webhook ended ({status}):\n{}", webhook.log()),
+            Err(error) => bail!("{error:#}:\n{}", webhook.log()),
+        }
+    }
+
+    /// A client that trusts the certificate of the moment.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn client(&self) -> Result<Client> {
+        Client::new(self.address, &fs::read(self.dir.join("authority.pem"))?)
+    }
+
+    /// Where admission is served.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where health and metrics are served.
+    pub const fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sets one of the settings for all pods, as a ConfigMap that is mounted does.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set(&self, key: &str, value: &str) -> Result<()> {
+        let settings = self.dir.join("settings");
+        let partial = settings.join(format!(".{key}"));
+        fs::write(&partial, value)?;
+        fs::rename(&partial, settings.join(key)).context("a setting")
+    }
+
+    /// Has it serve a new certificate, of another authority.
+    ///
+    /// # Errors
+    /// When the files cannot be written.
+    pub fn renew(&self) -> Result<()> {
+        write_certificate(&self.dir)
+    }
+
+    /// Its log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_else(|error| format!("(no log: {error})"))
+    }
+
+    /// The file of its log.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// Ends it as Kubernetes does.
+    ///
+    /// # Errors
+    /// When it has not ended within `grace`.
+    pub fn stop(&mut self, grace: Duration) -> Result<ExitStatus> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        kill(pid, Signal::SIGTERM).context("signalling the webhook")?;
+        let ended = wait::until("the webhook to end", grace, || {
+            self.child.try_wait().ok()?
+        });
+        ended.with_context(|| self.log())
+    }
+}
+
+impl Drop for Webhook {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        if let Err(error) = self.child.wait() {
+            eprintln!("testbed: ending the webhook: {error}");
+        }
+    }
+}
+
+/// Writes a certificate as cert-manager does, and its authority beside the directory.
+fn write_certificate(dir: &Path) -> Result<()> {
+    let made = make(&[NAME.to_owned()], &Lifetimes::default(), SystemTime::now())?;
+    fs::write(dir.join("authority.pem"), made.authority)?;
+    // The key first: for a moment both do not fit, and what was served goes on.
+    fs::write(dir.join("certificate/tls.key"), made.key)?;
+    fs::write(dir.join("certificate/tls.crt"), made.certificate)?;
+    Ok(())
+}
+
+/// The address that follows `field` in a log.
+fn address(log: &str, field: &str) -> Option<SocketAddr> {
+    let (_, rest) = log.split_once(field)?;
+    let end = rest.find([' ', ')', '\n'])?;
+    rest[..end].parse().ok()
+}
