@@ -19,6 +19,7 @@ mod kubelet_restart;
 mod life;
 mod locate;
 mod ports;
+mod privileges;
 mod relays;
 mod rewritten;
 mod rules;
@@ -65,6 +66,7 @@ const GROUPS: &[Group] = &[
     ("life", life::run),
     ("kubelet-restart", kubelet_restart::run),
     ("daemons", daemons::run),
+    ("privileges", privileges::run),
     ("sandbox", sandbox::run),
     ("hostile", hostile::run),
     ("source", source::run),
