@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod demo;
 pub mod interrupt;
 pub mod kubelet;
+pub mod manifests;
 pub mod mesh;
 pub mod metrics;
 pub mod netns;
