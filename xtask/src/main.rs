@@ -8,6 +8,7 @@ mod demo;
 mod digest;
 mod ebpf;
 mod image;
+mod kubectl;
 mod release;
 mod setup;
 mod shell;
@@ -51,7 +52,13 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Setup(args) => setup::run(&args),
+        Command::Setup(args) => {
+            setup::run(&args).map(|()| match kubectl::find_or_fetch() {
+                Ok(_) => {}
+                // One level of `test` does without, and says so.
+                Err(error) => println!("setup: no kubectl: {error:#}"),
+            })
+        }
         Command::BuildEbpf(args) => ebpf::build(&args),
         Command::LintEbpf => ebpf::lint(),
         Command::Demo(args) => demo::demo(&args),
