@@ -89,7 +89,10 @@ fn fetch() -> Result<()> {
                 "--option=Dir::Etc::SourceList={}",
                 sources.display()
             ))
-            .arg("--option=Dir::Etc::SourceParts=-");
+            .arg("--option=Dir::Etc::SourceParts=-")
+            // Of what is installed here nothing counts.
+            .arg("--option=Dir::State::status=/dev/null")
+            .arg("--option=Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false");
         command
     };
     exec(apt_get().arg("update"))?;
