@@ -8,6 +8,7 @@ mod demo;
 mod digest;
 mod ebpf;
 mod image;
+mod kubectl;
 mod release;
 mod setup;
 mod shell;

@@ -12,6 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use crate::kubectl;
 use crate::shell::{cargo, exec, find, is_root, output};
 use crate::toolchain::{Origin, Toolchain, choose, discover, find_toolchain};
 use crate::versions::{
@@ -49,9 +50,14 @@ pub fn run(args: &Args) -> Result<()> {
 /// Everything, as `cargo xtask setup` promises.
 ///
 /// # Errors
-/// As [`run`]. Where virtual machines can't be had, that is no error: the tests say so.
+/// As [`run`]. Where virtual machines or kubectl can't be had, that is no error: the tests say so.
 pub fn all(args: &Args) -> Result<()> {
     run(args)?;
+    if let Err(error) = kubectl::find_or_fetch() {
+        println!(
+            "setup: no kubectl: {error:#}\nsetup: without it the tests of the manifests will not run"
+        );
+    }
     if let Err(error) = virtual_machines() {
         println!("setup: {error:#}\nsetup: without these the tests on other kernels will not run");
     }

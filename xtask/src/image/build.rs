@@ -15,7 +15,7 @@ use crate::ebpf;
 use crate::shell::{cargo, cargo_home, exec, find, output, root, target_dir};
 
 /// The workspace's profile for what is shipped.
-const PROFILE: &str = "image";
+pub const PROFILE: &str = "image";
 
 /// Builds the program of a package, and the eBPF programs that the daemon embeds, for `machine`.
 ///
