@@ -86,6 +86,22 @@ fn the_diff_shows_what_would_change() {
 }
 
 #[test]
+fn the_documentation_shows_what_comes_out() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = Command::new(env!("CARGO_BIN_EXE_probe-handler"))
+        .args(["inject", "--diff", "-f", "docs/samples/liveness-http.yaml"])
+        .current_dir(&root)
+        .output()
+        .expect("probe-handler runs");
+    let documentation = fs::read_to_string(root.join("docs/inject.md")).expect("it is there");
+    let diff = text(&output.stdout);
+    assert!(
+        diff.contains("+++") && documentation.contains(&diff),
+        "{diff}"
+    );
+}
+
+#[test]
 fn port_and_prefix_are_options() {
     let (path, _) = sample("liveness-http.yaml");
     let injected = good(

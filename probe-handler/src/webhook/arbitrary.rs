@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::annotations::REWRITE;
+use super::reading::{Before, Reading};
 use crate::pods::probers::PROBES;
 
 fn port() -> impl Strategy<Value = Value> {
@@ -176,4 +177,9 @@ pub fn pod() -> impl Strategy<Value = Value> {
             }
             json!({"metadata": metadata, "spec": spec, "apiVersion": "v1", "kind": "Pod"})
         })
+}
+
+/// Whether nothing of a Pod was rewritten before, so that `revert` has nothing else to restore.
+pub fn is_original(pod: &Value) -> bool {
+    Reading::new(pod).is_ok_and(|reading| !matches!(reading.before, Before::Ours { .. }))
 }

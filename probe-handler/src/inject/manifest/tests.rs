@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::webhook::arbitrary::pod;
+use crate::webhook::arbitrary::{is_original, pod};
 use crate::webhook::revert::revert;
 use crate::webhook::rewrite::{Rewriting, admit};
 
@@ -326,11 +326,30 @@ proptest! {
         let outcome = injected(&text);
         prop_assert_eq!(values(&outcome.text), wanted(&text));
         prop_assert_eq!(&injected(&outcome.text).text, &outcome.text);
-        if outcome.changed > 0 {
+        if pods.iter().all(is_original) && outcome.changed > 0 {
             prop_assert_eq!(values(&reverted(&outcome.text)), values(&text));
         }
         // No document was written anew.
         let comments = |text: &str| text.matches("# a comment").count();
         prop_assert_eq!(comments(&outcome.text), comments(&text));
+    }
+
+    #[test]
+    fn whatever_is_done_to_a_manifest_it_is_changed_rightly_or_refused(
+        places in proptest::collection::vec((0..DEPLOYMENT.len(), 0..12usize), 0..4),
+        with in proptest::collection::vec("(&a |\\*a|!!str |\\? |- |: |\\{|\\}|\\[|\\]|, |#|'|\"|\\||>|<<: |\n|\n  |  |ü|~|---\n|tcpSocket|httpGet|port: 1){0,3}", 4),
+    ) {
+        let mut text = DEPLOYMENT.to_owned();
+        for ((at, length), with) in places.into_iter().zip(with) {
+            let boundary = |at: usize| (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap();
+            let range = boundary(at)..boundary(at + length);
+            text.replace_range(range, &with);
+        }
+        if let Ok(outcome) = change(&text, |pod| admit(pod, &Rewriting::default())) {
+            prop_assert_eq!(values(&outcome.text), wanted(&text));
+            if outcome.changed == 0 {
+                prop_assert_eq!(outcome.text, text);
+            }
+        }
     }
 }

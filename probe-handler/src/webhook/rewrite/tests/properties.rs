@@ -9,7 +9,7 @@ use crate::pods::probers::recover;
 use crate::pods::probes::probes;
 use crate::pods::scope::Selection;
 use crate::pods::understand::understand;
-use crate::webhook::arbitrary::pod;
+use crate::webhook::arbitrary::{is_original, pod};
 use crate::webhook::reading::Reading;
 use crate::webhook::revert::revert;
 
@@ -42,6 +42,7 @@ proptest! {
 
     #[test]
     fn reverting_restores_the_pod(pod in pod()) {
+        prop_assume!(is_original(&pod));
         let admission = admit(&pod, &Rewriting::default());
         let rewritten = apply(&pod, &admission);
         let back = revert(&rewritten);
@@ -71,6 +72,7 @@ proptest! {
 
     #[test]
     fn a_rewritten_pod_is_served_by_us(pod in pod()) {
+        prop_assume!(is_original(&pod));
         let admission = admit(&pod, &Rewriting::default());
         let rewritten = apply(&pod, &admission);
         let typed: Pod = serde_json::from_value(rewritten).unwrap();
@@ -92,6 +94,7 @@ proptest! {
 
     #[test]
     fn nothing_is_rewritten_to_no_port_or_another(pod in pod(), port in 1..=65535u16) {
+        prop_assume!(is_original(&pod));
         let rewriting = Rewriting {
             port: NonZeroU16::new(port).unwrap(),
             ..Rewriting::default()
