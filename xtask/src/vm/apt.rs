@@ -46,7 +46,7 @@ impl Suite {
                 "Dir::State::Lists \"{at}/lists\";\nDir::State::status \"/dev/null\";\n\
                  Dir::Etc::SourceList \"{at}/suite.sources\";\nDir::Etc::SourceParts \"-\";\n\
                  Dir::Cache \"{at}/cache\";\nAPT::Architecture \"amd64\";\n\
-                 APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\nAcquire::Retries \"3\";\n"
+                 APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\nAcquire::Retries \"1\";\n"
             ),
         )?;
         let name = name.to_owned();
