@@ -26,6 +26,11 @@ pub fn stretch(duration: Duration) -> Duration {
     duration * factor()
 }
 
+/// How many at once weigh on this machine as `many` do on a node.
+pub fn fewer(many: usize) -> usize {
+    many.div_ceil(factor() as usize)
+}
+
 /// Stretches the timeouts of all probes in a Pod's containers.
 pub fn stretch_probes(containers: &mut [Value]) {
     if factor() > 1 {

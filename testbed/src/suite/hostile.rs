@@ -89,11 +89,11 @@ fn hostile() -> PodSpec {
 fn beside(env: &Env, victim: &Pod, probe: &Probe) -> Result<()> {
     let kubelet = Arc::clone(&env.kubelet);
     let before = env.daemon.metric("probe_handler_accepted_total")?;
-    let attack = Probing::start(&kubelet, vec![probe.clone(); AT_ONCE]);
+    let attack = Probing::start(&kubelet, vec![probe.clone(); pace::fewer(AT_ONCE)]);
     wait::until("the attack to be under way", SOON, || {
         // Slow answers are yet to come: what counts is that the handler has the connections.
         let accepted = env.daemon.metric("probe_handler_accepted_total").ok()?;
-        (accepted - before >= AT_ONCE as f64).then_some(())
+        (accepted - before >= pace::fewer(AT_ONCE) as f64).then_some(())
     })?;
     let made = victim_probed(env, victim)?;
     let attacks = attack.stop()?;
@@ -108,7 +108,7 @@ fn victim_probed(env: &Env, victim: &Pod) -> Result<Vec<usual::Made>> {
     );
     let begun = Instant::now();
     wait::until("enough probes of the victim", WHILE * 5, || {
-        let enough = begun.elapsed() >= WHILE && probing.so_far().len() >= AT_LEAST;
+        let enough = begun.elapsed() >= WHILE && probing.so_far().len() >= pace::fewer(AT_LEAST);
         enough.then_some(())
     })?;
     let made = probing.stop()?;

@@ -275,7 +275,7 @@ fn churn(env: &Env) -> Result<()> {
         let same = before.replace(now) == Some(now);
         alike = if same { alike + 1 } else { 0 };
         // Where a look takes longer, fewer of them last as long.
-        (alike >= SETTLED / pace::factor() as usize).then_some(())
+        (alike >= pace::fewer(SETTLED)).then_some(())
     })?;
     let before = before.context("nothing was counted")?;
     let begun = Instant::now();

@@ -381,7 +381,7 @@ fn many_at_once(node: &Node) -> Result<()> {
         let mut pod = node.pod(&uid(index))?;
         let sandbox = pod.container(Network::New)?;
         let sandbox_runs = Instant::now();
-        std::thread::park_timeout(CONTAINER_IS_MADE);
+        std::thread::park_timeout(pace::stretch(CONTAINER_IS_MADE));
         let app = pod.container(Network::Of(&sandbox))?;
         Ok((index, pod, sandbox, app, sandbox_runs, Instant::now()))
     };

@@ -5,11 +5,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::{exec, output};
+use crate::shell::{display, output};
 
 /// Signs all of Debian's suites (package debian-archive-keyring).
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -46,7 +46,7 @@ impl Suite {
                 "Dir::State::Lists \"{at}/lists\";\nDir::State::status \"/dev/null\";\n\
                  Dir::Etc::SourceList \"{at}/suite.sources\";\nDir::Etc::SourceParts \"-\";\n\
                  Dir::Cache \"{at}/cache\";\nAPT::Architecture \"amd64\";\n\
-                 APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\nAcquire::Retries \"3\";\n"
+                 APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\nAcquire::Retries \"1\";\n"
             ),
         )?;
         let name = name.to_owned();
@@ -75,7 +75,7 @@ impl Suite {
         let mut command = self.apt("apt-get");
         // A suite that is gone is a warning to apt, and its lists are kept; to us it is an error.
         command.args(["--quiet", "--quiet", "update", "--error-on=any"]);
-        exec(&mut command).with_context(|| format!("fetching the package lists of {}", self.name))
+        quietly(&mut command).with_context(|| format!("the package lists of {}", self.name))
     }
 
     /// Its packages whose names begin with `prefix`.
@@ -94,7 +94,8 @@ impl Suite {
         println!("vm: fetching {package} of {}", self.name);
         let mut command = self.apt("apt-get");
         command.args(["--quiet", "--quiet", "download", package]);
-        exec(command.current_dir(directory))
+        quietly(command.current_dir(directory))
+            .with_context(|| format!("{package} of {}", self.name))
     }
 
     fn apt(&self, program: &str) -> Command {
@@ -102,6 +103,23 @@ impl Suite {
         command.env("APT_CONFIG", self.directory.join("apt.conf"));
         command
     }
+}
+
+/// Runs apt; what it says is heard only if it fails, for the machine's own hooks may complain without root.
+fn quietly(command: &mut Command) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run `{}`", display(command)))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said: Vec<&str> = said
+            .lines()
+            .filter(|line| line.starts_with("E: "))
+            .collect();
+        bail!("`{}` failed: {}", display(command), said.join(" "));
+    }
+    Ok(())
 }
 
 /// The archive that this machine's own apt sources name for Debian's suites, or for its security

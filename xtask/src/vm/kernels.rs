@@ -32,6 +32,9 @@ const FIRST: [(&str, &str); 4] = [
 /// The kernels that are run when none is named.
 pub const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
 
+/// After so many suites that could not be looked into no other is tried.
+const GIVE_UP: usize = 2;
+
 const PREFIX: &str = "linux-image-";
 const FLAVOUR: &str = "-cloud-amd64";
 
@@ -67,6 +70,10 @@ pub fn package(name: &str, cache: &Path) -> Result<PathBuf, Error> {
                 Ok(Some(path)) => return Ok(path),
                 Ok(None) => {}
                 Err(error) => faults.push(format!("{error:#}")),
+            }
+            // One suite may be gone; without a network all of them fail, each after some patience.
+            if faults.len() == GIVE_UP {
+                break;
             }
         }
     }
@@ -142,6 +149,7 @@ fn file_names(directory: &Path) -> Vec<String> {
 /// What to say of a name that no suite has: those that can be had.
 fn unknown(name: &str, cache: &Path) -> String {
     let mut lines = String::new();
+    let mut faults = 0;
     for suite in SUITES {
         let found = Suite::new(suite, cache).and_then(|suite| {
             if !suite.has_lists() {
@@ -151,9 +159,15 @@ fn unknown(name: &str, cache: &Path) -> String {
         });
         let kernels = match found {
             Ok(names) => series(&names).join(" "),
-            Err(error) => format!("({error:#})"),
+            Err(error) => {
+                faults += 1;
+                format!("({error:#})")
+            }
         };
         lines.push_str(&format!("\n  {suite:18} {kernels}"));
+        if faults == GIVE_UP {
+            break;
+        }
     }
     format!(
         "no kernel is called {name:?}; Debian's suites have (a full version, as 6.1.0-53, names one of \

@@ -173,11 +173,13 @@ impl House {
     /// Boots all kernels, [`AT_ONCE`] at a time, and gives their results in the order of the kernels.
     fn guests(&self, kernels: Vec<Named>) -> Vec<Guest> {
         let waiting = Mutex::new(kernels.into_iter().enumerate());
+        // A function, so that the lock is not held while the guest runs.
+        let next = || lock(&waiting).next();
         let done = Mutex::new(Vec::new());
         thread::scope(|scope| {
             for _ in 0..AT_ONCE {
                 let _worker = scope.spawn(|| {
-                    while let Some((index, (name, kernel))) = lock(&waiting).next() {
+                    while let Some((index, (name, kernel))) = next() {
                         let boot = match crate::test::interrupted() {
                             true => Err(anyhow!("interrupted")),
                             false => kernel.and_then(|kernel| self.boot(&kernel)),
