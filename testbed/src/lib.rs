@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod command;
 pub mod daemon;
 pub mod demo;
+pub mod in_pod;
 pub mod interrupt;
 pub mod kubelet;
 pub mod mesh;
