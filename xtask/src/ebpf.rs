@@ -11,6 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::image::{Machine, remapped};
 use crate::shell::{exec, find, root};
 use crate::toolchain::{Toolchain, find_toolchain};
 use crate::versions::BPF_LINKER;
@@ -18,7 +19,7 @@ use crate::{digest, setup};
 
 /// Where `probe-handler/build.rs` looks for the object, relative to the root. The directory holds
 /// nothing else: cargo watches all of it.
-const OBJECT: &str = "target/ebpf/probe-handler.bpf.o";
+pub const OBJECT: &str = "target/ebpf/probe-handler.bpf.o";
 
 /// The eBPF cargo's own target directory, relative to the root.
 const TARGET_DIR: &str = "target/ebpf-build";
@@ -48,6 +49,20 @@ pub struct BuildArgs {
     /// Write the object there instead
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
+    /// The machine whose kernel will load them [default: this one]
+    #[arg(long, value_enum)]
+    target: Option<Machine>,
+}
+
+impl BuildArgs {
+    /// A release build for that machine, written there.
+    pub fn for_machine(machine: Machine, out: PathBuf) -> Self {
+        Self {
+            out: Some(out),
+            target: Some(machine),
+            ..Self::default()
+        }
+    }
 }
 
 /// Builds the object; leaves it alone if it came out the same.
@@ -58,6 +73,12 @@ pub fn build(args: &BuildArgs) -> Result<()> {
     // Before the build: an edit made while it runs makes the object stale.
     let sources = digest::sources(root()).context("cannot read the eBPF crate's sources")?;
     let mut cargo = command(&toolchain, &toolchain.cargo, "build");
+    if let Some(machine) = args.target {
+        cargo.env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            rustflags(&toolchain, machine.name()),
+        );
+    }
     cargo
         .args(["--profile", profile])
         .env(format!("CARGO_TARGET_{}_LINKER", upper(target())), linker);
@@ -96,7 +117,10 @@ pub fn lint() -> Result<()> {
             toolchain.rustc.display()
         );
         cargo = command(&toolchain, &toolchain.cargo, "check");
-        cargo.env("CARGO_ENCODED_RUSTFLAGS", rustflags() + "\x1f-Dwarnings");
+        cargo.env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            rustflags(&toolchain, env::consts::ARCH) + "\x1f-Dwarnings",
+        );
     }
     exec(&mut cargo)?;
     println!("lint-ebpf: clean by {toolchain}");
@@ -137,7 +161,10 @@ fn command(toolchain: &Toolchain, program: &Path, subcommand: &str) -> Command {
     cargo
         .env("CARGO", &toolchain.cargo)
         .env("RUSTC", &toolchain.rustc)
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags());
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            rustflags(toolchain, env::consts::ARCH),
+        );
     if !toolchain.version.is_nightly() {
         cargo.env("RUSTC_BOOTSTRAP", "1");
     }
@@ -167,15 +194,17 @@ fn upper(target: &str) -> String {
 }
 
 /// Flags of the eBPF crate and of `core`, separated as `CARGO_ENCODED_RUSTFLAGS` wants it.
-fn rustflags() -> String {
-    [
-        "-Cdebuginfo=2",
-        "-Clink-arg=--btf",
-        "--cfg",
-        // aya-ebpf has bindings per architecture of the machine that runs the programs.
-        &format!("bpf_target_arch=\"{}\"", env::consts::ARCH),
-    ]
-    .join("\x1f")
+fn rustflags(toolchain: &Toolchain, arch: &str) -> String {
+    let mut flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", "--cfg"]
+        .map(str::to_owned)
+        .to_vec();
+    // aya-ebpf has bindings per architecture of the machine that runs the programs.
+    flags.push(format!("bpf_target_arch=\"{arch}\""));
+    // BTF names source files; a released object does not name this machine's directories.
+    let sysroot = toolchain.rustc.ancestors().nth(2).unwrap_or(Path::new("/"));
+    flags.push(format!("--remap-path-prefix={}=rust", sysroot.display()));
+    flags.extend(remapped("--remap-path-prefix="));
+    flags.join("\x1f")
 }
 
 /// Whether a variable of ours may reach the eBPF crate's cargo: the user's settings of registry and

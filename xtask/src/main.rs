@@ -7,6 +7,7 @@ mod counts;
 mod demo;
 mod digest;
 mod ebpf;
+mod image;
 mod release;
 mod setup;
 mod shell;
@@ -41,6 +42,8 @@ enum Command {
     Test(test::Args),
     /// Measure probes against direct connections (as root)
     Bench(demo::BenchArgs),
+    /// Build the daemon's container image as an archive, without a container runtime
+    Image(image::Args),
     /// Check the repository's own rules only
     Tidy,
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
             result => result.map(drop),
         },
         Command::Bench(args) => demo::bench(&args),
+        Command::Image(args) => image::run(&args),
         Command::Tidy => tidy::run(),
     };
     match result {

@@ -45,6 +45,12 @@ pub fn run(args: &Args) -> Result<()> {
     network_tools()
 }
 
+/// What building the eBPF programs needs, and no more.
+pub fn ebpf_tools() -> Result<()> {
+    compiler(&Args::default())?;
+    linker()
+}
+
 /// A compiler that can build the eBPF crate, and its linter if asked for.
 fn compiler(args: &Args) -> Result<()> {
     let found = discover()?;

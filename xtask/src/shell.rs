@@ -85,7 +85,8 @@ pub fn find(name: impl AsRef<OsStr>) -> Option<PathBuf> {
     find_all(name).into_iter().next()
 }
 
-fn cargo_home() -> Option<PathBuf> {
+/// Where cargo keeps registries and what it installed: `CARGO_HOME`, else `~/.cargo`.
+pub fn cargo_home() -> Option<PathBuf> {
     env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))

@@ -1,0 +1,206 @@
+//! The static release build of a program, the same on every machine with the same tools.
+//!
+//! Linked with the C library inside, so that it runs where nothing else is. Of the builder no path gets
+//! in (`--remap-path-prefix`); what does make a difference are the versions of rustc, of the C compiler
+//! and library (libc.a, and ring's C and assembler), and of the compiler of the eBPF programs.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::elf::Machine;
+use crate::ebpf;
+use crate::shell::{cargo, cargo_home, exec, find, output, root, target_dir};
+
+/// Builds the program of a package, and the eBPF programs that the daemon embeds, for `machine`.
+///
+/// # Errors
+/// This machine can't build for that one: what to install. Or the build fails.
+pub fn program(package: &str, machine: Machine, commit: &str) -> Result<PathBuf> {
+    require_tools(machine)?;
+    let object = ebpf_object(machine);
+    ebpf::build(&ebpf::BuildArgs::for_machine(machine, object.clone()))?;
+
+    let triple = triple(machine);
+    let mut build = cargo();
+    build
+        .args(["build", "--release", "--locked", "--package", package])
+        .args(["--target", &triple])
+        .arg("--target-dir")
+        .arg(target_dir())
+        // With --target they reach the program and not the build scripts.
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\x1f"))
+        .env(
+            format!("CFLAGS_{}", triple.replace('-', "_")),
+            c_flags().join(" "),
+        )
+        .env("PROBE_HANDLER_EBPF_OBJECT", object)
+        .env("PROBE_HANDLER_COMMIT", commit);
+    if let Some(linker) = cross_compiler(machine) {
+        build.env(
+            format!(
+                "CARGO_TARGET_{}_LINKER",
+                triple.to_uppercase().replace('-', "_")
+            ),
+            linker,
+        );
+    }
+    exec(&mut build)?;
+    let program = target_dir().join(triple).join("release").join(package);
+    if !program.is_file() {
+        bail!("the build made no {}", program.display());
+    }
+    Ok(program)
+}
+
+/// glibc, whose static library every Debian with a C compiler has; rustup's std for musl would be one
+/// thing more to install.
+fn triple(machine: Machine) -> String {
+    format!("{}-unknown-linux-gnu", machine.name())
+}
+
+fn is_native(machine: Machine) -> bool {
+    env::consts::ARCH == machine.name()
+}
+
+/// The other machine's C compiler, which links too. `None`: it is this machine.
+fn cross_compiler(machine: Machine) -> Option<String> {
+    (!is_native(machine)).then(|| format!("{}-linux-gnu-gcc", machine.name()))
+}
+
+/// Refuses early and in one go what cargo would refuse late and one by one.
+fn require_tools(machine: Machine) -> Result<()> {
+    let triple = triple(machine);
+    let mut missing = Vec::new();
+    if let Some(compiler) = cross_compiler(machine)
+        && find(&compiler).is_none()
+    {
+        missing.push(format!(
+            "{compiler} (on Debian: apt-get install gcc-{0}-linux-gnu libc6-dev-{1}-cross)",
+            machine.name().replace('_', "-"),
+            machine.oci(),
+        ));
+    }
+    let std = output(Command::new("rustc").current_dir(root()).args([
+        "--print",
+        "target-libdir",
+        "--target",
+        &triple,
+    ]));
+    if !std.is_some_and(|directory| Path::new(directory.trim_end()).is_dir()) {
+        missing.push(format!(
+            "Rust's standard library for it (rustup target add {triple})"
+        ));
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "this machine can't build for {}; it lacks:\n  {}",
+        machine.name(),
+        missing.join("\n  ")
+    )
+}
+
+/// Where the eBPF programs for that machine are: those for this one where every build looks for them.
+fn ebpf_object(machine: Machine) -> PathBuf {
+    if is_native(machine) {
+        root().join(ebpf::OBJECT)
+    } else {
+        root().join(format!(
+            "target/ebpf-{}/probe-handler.bpf.o",
+            machine.name()
+        ))
+    }
+}
+
+fn rustflags() -> Vec<String> {
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    flags.extend(standard_library());
+    flags.extend(remapped("--remap-path-prefix="));
+    flags
+}
+
+/// Where the library's sources are installed (rust-src), rustc names them instead of what the library
+/// was built from; this undoes it.
+fn standard_library() -> Option<String> {
+    let ask =
+        |arguments: &[&str]| output(Command::new("rustc").current_dir(root()).args(arguments));
+    let version = ask(&["-vV"])?;
+    let hash = version
+        .lines()
+        .find_map(|line| line.strip_prefix("commit-hash: "))?;
+    let sysroot = ask(&["--print", "sysroot"])?;
+    Some(format!(
+        "--remap-path-prefix={}/lib/rustlib/src/rust=/rustc/{hash}",
+        sysroot.trim_end()
+    ))
+}
+
+fn c_flags() -> Vec<String> {
+    remapped("-ffile-prefix-map=")
+}
+
+/// A flag for every directory of this machine whose name could get into a program; of several that fit
+/// the last one counts.
+pub fn remapped(flag: &str) -> Vec<String> {
+    let mut directories = vec![(root().to_owned(), "probe-handler")];
+    directories.push((target_dir(), "target"));
+    directories.extend(cargo_home().map(|home| (home, "cargo")));
+    directories
+        .into_iter()
+        .map(|(directory, name)| format!("{flag}{}={name}", directory.display()))
+        .collect()
+}
+
+/// What of a program's text names a directory of this machine.
+///
+/// # Errors
+/// The program can't be read.
+pub fn paths_within(program: &[u8]) -> Vec<String> {
+    let directories = [Some(root().to_owned()), Some(target_dir()), cargo_home()];
+    directories
+        .into_iter()
+        .flatten()
+        .filter(|directory| {
+            let name = directory.as_os_str().as_encoded_bytes();
+            program.windows(name.len()).any(|part| part == name)
+        })
+        .map(|directory| directory.display().to_string())
+        .collect()
+}
+
+/// The time of everything in the image, in seconds since 1970: `SOURCE_DATE_EPOCH`, else the commit's.
+pub fn time() -> Result<i64> {
+    let (source, text) = match env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => ("SOURCE_DATE_EPOCH", text),
+        Err(_) => (
+            "git's time of the commit",
+            git(&["log", "-1", "--format=%ct"])
+                .context("no git here to take the commit's time from: set SOURCE_DATE_EPOCH")?,
+        ),
+    };
+    text.trim()
+        .parse()
+        .with_context(|| format!("{source} is no time in seconds since 1970: {text:?}"))
+}
+
+/// The commit, with `-dirty` where the tree is not what was committed; else what
+/// `PROBE_HANDLER_COMMIT` says.
+pub fn commit() -> String {
+    if let Ok(commit) = env::var("PROBE_HANDLER_COMMIT") {
+        return commit;
+    }
+    let Some(head) = git(&["rev-parse", "HEAD"]) else {
+        return "unknown".to_owned();
+    };
+    let dirty = git(&["status", "--porcelain"]).is_none_or(|changes| !changes.is_empty());
+    format!("{head}{}", if dirty { "-dirty" } else { "" })
+}
+
+fn git(arguments: &[&str]) -> Option<String> {
+    let mut git = Command::new("git");
+    output(git.args(arguments).current_dir(root())).map(|text| text.trim().to_owned())
+}

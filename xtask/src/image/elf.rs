@@ -1,0 +1,78 @@
+//! What a program needs to start, read from its ELF headers.
+//!
+//! An image without a file system has no loader and no libraries: a program that names either would
+//! end in "no such file or directory" on the node, long after it was built.
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use object::LittleEndian;
+use object::elf::{DT_NEEDED, EM_AARCH64, EM_X86_64, FileHeader64, PT_INTERP};
+use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+use oci_spec::image::Arch;
+
+/// A machine that images are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Machine {
+    /// 64-bit x86
+    #[value(name = "x86_64", alias = "amd64")]
+    X86_64,
+    /// 64-bit ARM
+    #[value(name = "aarch64", alias = "arm64")]
+    Aarch64,
+}
+
+impl Machine {
+    /// As Rust names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// As images name it.
+    pub fn oci(self) -> Arch {
+        match self {
+            Self::X86_64 => Arch::Amd64,
+            Self::Aarch64 => Arch::ARM64,
+        }
+    }
+
+    /// As ELF headers name it.
+    fn elf(self) -> u16 {
+        match self {
+            Self::X86_64 => EM_X86_64,
+            Self::Aarch64 => EM_AARCH64,
+        }
+    }
+}
+
+/// Whether a program runs on that machine with nothing beside it.
+///
+/// # Errors
+/// It does not: what is wrong.
+pub fn require_static(program: &[u8], machine: Machine) -> Result<()> {
+    let header = FileHeader64::<LittleEndian>::parse(program).context("it is no ELF program")?;
+    let endian = header.endian().context("it is no little-endian program")?;
+    if header.e_machine(endian) != machine.elf() {
+        bail!(
+            "it is not for {} (ELF machine {})",
+            machine.name(),
+            header.e_machine(endian)
+        );
+    }
+    let segments = header.program_headers(endian, program)?;
+    if segments.is_empty() {
+        bail!("it has nothing to load: an object, not a program");
+    }
+    for segment in segments {
+        if segment.p_type(endian) == PT_INTERP {
+            bail!("it is dynamically linked: it has an interpreter (PT_INTERP)");
+        }
+        let needs = segment.dynamic(endian, program)?.unwrap_or_default();
+        if needs.iter().any(|entry| entry.tag(endian) == DT_NEEDED) {
+            bail!("it is dynamically linked: it needs libraries (DT_NEEDED)");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! `cargo xtask image`: the daemon as a container image, one static binary and nothing else.
+
+mod archive;
+mod build;
+mod elf;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use oci_spec::distribution::Reference;
+use oci_spec::image::{
+    ANNOTATION_CREATED, ANNOTATION_DESCRIPTION, ANNOTATION_LICENSES, ANNOTATION_REVISION,
+    ANNOTATION_SOURCE, ANNOTATION_TITLE, ANNOTATION_VERSION,
+};
+
+pub use archive::{File, Image, Written, write};
+pub use build::remapped;
+pub use elf::Machine;
+
+use crate::setup;
+use crate::shell::{root, target_dir};
+
+/// What `deploy/` calls the image, without the tag, which is the version.
+const REPOSITORY: &str = "ghcr.io/probe-handler/probe-handler";
+
+/// Options of `image`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Write the archive there [default: target/image/probe-handler-MACHINE.tar]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Name the image so [default: as deploy/ does]
+    #[arg(long, value_name = "NAME:TAG", value_parser = parse_name)]
+    name: Option<Reference>,
+    /// The machine to build for [default: this one]
+    #[arg(long, value_enum)]
+    target: Option<Machine>,
+}
+
+/// Builds the daemon and writes its image.
+pub fn run(args: &Args) -> Result<()> {
+    let machine = match args.target {
+        Some(machine) => machine,
+        None => this_machine()?,
+    };
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => default_name().parse()?,
+    };
+    let output = args.output.clone().unwrap_or_else(|| {
+        let file = format!("image/probe-handler-{}.tar", machine.name());
+        target_dir().join(file)
+    });
+    setup::ebpf_tools()?;
+    let license = File {
+        path: "LICENSE".into(),
+        content: fs::read(root().join("LICENSE")).context("cannot read LICENSE")?,
+    };
+    let image = of_package("probe-handler", name, machine, vec![license])?;
+    let written = write(&image, &output)?;
+    report(&image, &written, &output);
+    Ok(())
+}
+
+/// An image whose entry point is the program of a package of this repository, built for it here.
+///
+/// # Errors
+/// The build fails, or what it made is not fit for an image.
+pub fn of_package(
+    package: &str,
+    name: Reference,
+    machine: Machine,
+    extra: Vec<File>,
+) -> Result<Image> {
+    let commit = build::commit();
+    let created = build::time()?;
+    let program = build::program(package, machine, &short(&commit))?;
+    let content =
+        fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+    let paths = build::paths_within(&content);
+    if !paths.is_empty() {
+        bail!(
+            "{} names directories of this machine, so no other could build the same: {}",
+            program.display(),
+            paths.join(", ")
+        );
+    }
+    Ok(Image {
+        name,
+        machine,
+        binaries: vec![File {
+            path: package.into(),
+            content,
+        }],
+        extra,
+        entrypoint: vec![format!("/{package}")],
+        labels: labels(package, &commit, created)?,
+        created,
+    })
+}
+
+fn labels(title: &str, commit: &str, created: i64) -> Result<BTreeMap<String, String>> {
+    let description = "Answers kubelet health probes for pods behind a service mesh, once per node";
+    Ok([
+        (ANNOTATION_TITLE, title),
+        (ANNOTATION_DESCRIPTION, description),
+        (ANNOTATION_VERSION, env!("CARGO_PKG_VERSION")),
+        (ANNOTATION_REVISION, commit),
+        (ANNOTATION_SOURCE, env!("CARGO_PKG_REPOSITORY")),
+        (ANNOTATION_LICENSES, env!("CARGO_PKG_LICENSE")),
+        (ANNOTATION_CREATED, &archive::rfc3339(created)?),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into())
+}
+
+/// The first 12 digits, as the daemon shows them, with `-dirty` if it is there.
+fn short(commit: &str) -> String {
+    let (digits, rest) = commit.split_once('-').unwrap_or((commit, ""));
+    let dash = if rest.is_empty() { "" } else { "-" };
+    format!("{}{dash}{rest}", digits.get(..12).unwrap_or(digits))
+}
+
+/// The image's name in `deploy/`.
+pub fn default_name() -> String {
+    format!("{REPOSITORY}:{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// A name with a tag; one without a registry is Docker's, as everywhere.
+fn parse_name(text: &str) -> Result<Reference, String> {
+    let name: Reference = text.parse().map_err(|error| format!("{error}"))?;
+    if name.digest().is_some() {
+        return Err("an image's digest is not known before it is made".to_owned());
+    }
+    Ok(name)
+}
+
+fn this_machine() -> Result<Machine> {
+    let machine = clap::ValueEnum::from_str(std::env::consts::ARCH, false);
+    machine.ok().with_context(|| {
+        format!(
+            "no images are made for {}: name a machine by --target",
+            std::env::consts::ARCH
+        )
+    })
+}
+
+fn report(image: &Image, written: &Written, output: &std::path::Path) {
+    let file = output.display();
+    println!(
+        "image: {} for {}, {:.1} MiB in {file}\n\
+         image: manifest {}, image ID {}\n\
+         image: load it by one of\n  \
+           ctr --namespace k8s.io images import {file}\n  \
+           kind load image-archive {file}\n  \
+           docker load --input {file}\n  \
+           podman load --input {file}",
+        image.name,
+        image.machine.oci(),
+        written.size as f64 / f64::from(1 << 20),
+        written.manifest,
+        written.config,
+    );
+}
+
+#[cfg(test)]
+mod tests;
