@@ -1,5 +1,5 @@
-//! What a container of a test cluster's pod runs besides app and sidecar: the mesh's rules, put into
-//! the pod that it runs in, and the mesh's certificates.
+//! What the init container of a test cluster's pod runs: the mesh's rules, put into the pod that it runs
+//! in, and the mesh's certificates for the sidecar.
 
 use std::path::PathBuf;
 
@@ -10,17 +10,20 @@ use crate::rules::RuleSet;
 
 /// Arguments of `testbed rules`.
 #[derive(Debug, clap::Args)]
-pub struct RulesArgs {
+pub struct Args {
     /// Whose rules: a name as in the suite's tables, `istio-redirect` for one
     name: String,
+    /// Make a mesh's certificates in that directory
+    #[arg(long, value_name = "DIRECTORY")]
+    identity: Option<PathBuf>,
 }
 
 /// Puts a mesh's rules into the network namespace that this runs in, as a mesh's init container
 /// does.
 ///
 /// # Errors
-/// When there is no such rule set, or it cannot be applied.
-pub fn rules(args: &RulesArgs) -> Result<()> {
+/// When there is no such rule set, it cannot be applied, or a certificate cannot be written.
+pub fn main(args: &Args) -> Result<()> {
     let rules = RuleSet::all()
         .iter()
         .find(|rules| rules.name() == args.name)
@@ -28,20 +31,9 @@ pub fn rules(args: &RulesArgs) -> Result<()> {
             let names: Vec<_> = RuleSet::all().iter().map(|rules| rules.name()).collect();
             format!("no rules {:?}; there are {}", args.name, names.join(", "))
         })?;
-    Ok(rules.apply_here()?)
-}
-
-/// Arguments of `testbed identity`.
-#[derive(Debug, clap::Args)]
-pub struct IdentityArgs {
-    /// Where to put the files
-    dir: PathBuf,
-}
-
-/// Makes a mesh's certificates: an authority, one for sidecars, one for clients.
-///
-/// # Errors
-/// When a file cannot be written.
-pub fn identity(args: &IdentityArgs) -> Result<()> {
-    Identity::create(args.dir.clone()).map(drop)
+    rules.apply_here()?;
+    match &args.identity {
+        Some(directory) => Identity::create(directory.clone()).map(drop),
+        None => Ok(()),
+    }
 }

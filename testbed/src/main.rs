@@ -36,10 +36,7 @@ enum Command {
     Probe(testbed::probe::Args),
     /// Put a mesh's redirect rules into the namespace this runs in (a pod of a test cluster)
     #[command(hide = true)]
-    Rules(testbed::in_pod::RulesArgs),
-    /// Make a mesh's certificates (for the pods of a test cluster)
-    #[command(hide = true)]
-    Identity(testbed::in_pod::IdentityArgs),
+    Rules(testbed::in_pod::Args),
     /// Show that each mesh's rules and sidecar do here what they do in a cluster
     Selfcheck,
     /// Remove what killed runs left behind
@@ -56,8 +53,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => testbed::demo::main(&args),
         Command::Suite(args) => testbed::suite::main(&args),
         Command::Probe(args) => testbed::probe::main(&args),
-        Command::Rules(args) => testbed::in_pod::rules(&args),
-        Command::Identity(args) => testbed::in_pod::identity(&args),
+        Command::Rules(args) => testbed::in_pod::main(&args),
         Command::Selfcheck => testbed::selfcheck::main(),
         Command::Cleanup => testbed::run::cleanup_stale().map(|removed| {
             println!("removed what {} killed runs left", removed.len());
