@@ -75,7 +75,11 @@ impl Suite<'_> {
         self.create(&healthy)?;
         self.create(failing.iter().map(|failing| &failing.pod))?;
         for pod in &healthy {
-            let run = self.pod_turns(&pod.name, true, START).map(drop);
+            let run = self.pod_turns(&pod.name, true, START).and_then(|now| {
+                let events = self.events(&pod.name)?;
+                ensure!(now.restarts == 0, "it was restarted; events: {events:#?}");
+                Ok(())
+            });
             self.report.add(&format!("becomes-ready/{}", pod.name), run);
         }
         for failing in &failing {
@@ -95,6 +99,21 @@ impl Suite<'_> {
             self.report
                 .add(&format!("stays-unready/{}", failing.pod.name), run);
         }
+        Ok(())
+    }
+
+    /// The last hook of a pod that goes. The kubelet tells of hooks that fail, and of no others.
+    pub fn last_hook(&mut self) -> Result<()> {
+        let name = table::hooked().name;
+        let gone = ["delete", "pod", &name, "-n", NAMESPACE, "--wait=true"];
+        self.kubectl.run(&gone, "")?;
+        let run = self.events(&name).and_then(|events| {
+            let killed = events.iter().any(|event| event.starts_with("Killing:"));
+            let failed = events.iter().any(|event| event.contains("Hook"));
+            ensure!(killed && !failed, "events: {events:#?}");
+            Ok(())
+        });
+        self.report.add("pre-stop/hooks", run);
         Ok(())
     }
 

@@ -39,6 +39,9 @@ pub struct Pod {
     pub app: Value,
     /// `ISTIO_KUBE_APP_PROBERS`, where its probes are rewritten.
     pub probers: Option<Value>,
+    /// What a second app has, which runs as an init container before the first and beside it; it listens to
+    /// HTTP 8081.
+    pub early: Option<Value>,
 }
 
 impl Pod {
@@ -49,6 +52,7 @@ impl Pod {
             sidecar: Sidecar::Native,
             app,
             probers: None,
+            early: None,
         }
     }
 
@@ -72,15 +76,20 @@ impl Pod {
                 "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
             },
         });
-        let (init, containers) = match self.sidecar {
-            Sidecar::None => (json!([]), json!([app])),
-            Sidecar::Regular => (json!([rules]), json!([proxy, app])),
-            Sidecar::Native => {
-                let mut proxy = proxy;
-                proxy["restartPolicy"] = json!("Always");
-                (json!([rules, proxy]), json!([app]))
-            }
+        let (mut init, containers) = match self.sidecar {
+            Sidecar::None => (vec![], vec![app]),
+            Sidecar::Regular => (vec![rules], vec![proxy, app]),
+            Sidecar::Native => (vec![rules, kept_running(proxy)], vec![app]),
         };
+        if let Some(fields) = &self.early {
+            let mut early = container(
+                "early",
+                place,
+                &["app", "--until-terminated", "--spec", EARLY],
+            );
+            merge(&mut early, fields);
+            init.push(kept_running(early));
+        }
         let annotations = match self.sidecar {
             Sidecar::None => json!({}),
             // As Istio's injector writes it, so far as anybody reads it.
@@ -174,6 +183,15 @@ const LISTENERS: &str = r#"{"listeners":[
 {"protocol":{"https":{"certificate":"self-signed","h2":true}},"bind":"any-v4","port":8443},
 {"protocol":"grpc","bind":"any-v4","port":9090},
 {"protocol":"tcp","bind":"any-v4","port":5432}]}"#;
+
+/// What the second app listens to.
+const EARLY: &str = r#"{"listeners":[{"protocol":"http","bind":"any-v4","port":8081}]}"#;
+
+/// An init container that does not end, as native sidecars are declared.
+fn kept_running(mut container: Value) -> Value {
+    container["restartPolicy"] = json!("Always");
+    container
+}
 
 fn container(name: &str, place: &Place, args: &[&str]) -> Value {
     json!({

@@ -111,6 +111,7 @@ fn test(mut suite: Suite<'_>, args: &Args) -> Result<()> {
     suite.verdicts()?;
     suite.strangers()?;
     suite.upgrade()?;
+    suite.last_hook()?;
     if args.crowd > 0 {
         suite.crowd(args.crowd)?;
     }

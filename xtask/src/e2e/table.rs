@@ -75,19 +75,30 @@ pub fn healthy() -> Vec<Pod> {
                 "readinessProbe": strict(&json!({"httpGet": {"path": "/healthy", "port": "web"}})),
             }),
         ),
-        Pod::new(
-            "hooks",
-            json!({
-                "lifecycle": {"postStart": http("/healthy"), "preStop": http("/failing")},
-                "readinessProbe": strict(&http("/healthy")),
-            }),
-        ),
     ];
     let mut regular = Pod::new("regular-sidecar", both(&http("/healthy")));
     regular.sidecar = Sidecar::Regular;
     pods.push(regular);
     pods.push(taken_over());
+    pods.push(hooked());
     pods
+}
+
+/// A pod with lifecycle hooks. postStart is called once, as soon as its container runs, and so can't ask that
+/// container's own app, which listens later; it asks one that was there before. preStop gets a 503, which is
+/// as good as any other answer.
+pub fn hooked() -> Pod {
+    let early = json!({"path": "/healthy", "port": 8081});
+    let mut pod = Pod::new(
+        "hooks",
+        json!({
+            "lifecycle": {"postStart": {"httpGet": early}, "preStop": http("/failing")},
+            "readinessProbe": strict(&http("/healthy")),
+        }),
+    );
+    // The next container starts once this one has started: it listens by then.
+    pod.early = Some(json!({"startupProbe": strict_but_patient(&json!({"httpGet": early}))}));
+    pod
 }
 
 /// Pods whose app is not well.
@@ -195,6 +206,13 @@ fn strict(action: &Value) -> Value {
         fields.insert("periodSeconds".to_owned(), json!(1));
         fields.insert("failureThreshold".to_owned(), json!(1));
     }
+    probe
+}
+
+/// The same for an app that has yet to start.
+fn strict_but_patient(action: &Value) -> Value {
+    let mut probe = strict(action);
+    probe["failureThreshold"] = json!(60);
     probe
 }
 
