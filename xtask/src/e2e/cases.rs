@@ -105,9 +105,10 @@ impl Suite<'_> {
     /// The last hook of a pod that goes. The kubelet tells of hooks that fail, and of no others.
     pub fn last_hook(&mut self) -> Result<()> {
         let name = table::hooked().name;
+        let uid = self.pods()?.remove(&name).unwrap_or_default().uid;
         let gone = ["delete", "pod", &name, "-n", NAMESPACE, "--wait=true"];
         self.kubectl.run(&gone, "")?;
-        let run = self.events(&name).and_then(|events| {
+        let run = seen::events(self.kubectl, NAMESPACE, &uid).and_then(|events| {
             let killed = events.iter().any(|event| event.starts_with("Killing:"));
             let failed = events.iter().any(|event| event.contains("Hook"));
             ensure!(killed && !failed, "events: {events:#?}");
@@ -312,7 +313,8 @@ impl Suite<'_> {
     }
 
     fn events(&self, name: &str) -> Result<Vec<String>> {
-        seen::events(self.kubectl, NAMESPACE, name)
+        let uid = self.pods()?.remove(name).unwrap_or_default().uid;
+        seen::events(self.kubectl, NAMESPACE, &uid)
     }
 
     /// That pods were ready all the time since `settled`: the same pods, no restart, condition Ready as it

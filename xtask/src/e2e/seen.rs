@@ -41,12 +41,12 @@ pub fn pods(kubectl: &Kubectl, namespace: &str) -> Result<BTreeMap<String, Seen>
         .collect())
 }
 
-/// The events of one pod, `reason: message`, the oldest first.
+/// The events of one pod by its UID, `reason: message`: an earlier pod's of the same name may still come in.
 ///
 /// # Errors
 /// What kubectl says.
-pub fn events(kubectl: &Kubectl, namespace: &str, pod: &str) -> Result<Vec<String>> {
-    let selector = format!("involvedObject.kind=Pod,involvedObject.name={pod}");
+pub fn events(kubectl: &Kubectl, namespace: &str, uid: &str) -> Result<Vec<String>> {
+    let selector = format!("involvedObject.uid={uid}");
     let list = kubectl.get(&["events", "-n", namespace, "--field-selector", &selector])?;
     let items = list["items"].as_array().cloned().unwrap_or_default();
     Ok(items
