@@ -1,12 +1,16 @@
 //! What the kernel says of BPF programs and maps, asked by bpf(2) itself: so a test does not ask the
 //! library that it tests.
 
+mod map;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+
+pub use map::Map;
 
 /// Commands of enum bpf_cmd (include/uapi/linux/bpf.h).
 const PROG_LOAD: libc::c_long = 5;

@@ -1,5 +1,6 @@
 //! Cgroups (version 2) of the run, one for each stand-in kubelet.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -67,6 +68,13 @@ impl Drop for Cgroup {
 pub fn join(path: &Path, pid: u32) -> Result<()> {
     fs::write(path.join("cgroup.procs"), pid.to_string())
         .with_context(|| format!("moving process {pid} into {}", path.display()))
+}
+
+/// `--cgroup PATH` for each of these, for a process that is to move into them.
+pub fn arguments(cgroups: &[PathBuf]) -> impl Iterator<Item = &OsStr> {
+    cgroups
+        .iter()
+        .flat_map(|path| [OsStr::new("--cgroup"), path.as_os_str()])
 }
 
 /// Where cgroup2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid.

@@ -40,6 +40,8 @@ pub struct DaemonSpec {
     /// A command that runs the program, with the program's own words appended.
     wrapper: Vec<String>,
     args: Vec<String>,
+    /// Name of the node, and the kubeconfig by which its pods are asked for.
+    kube: Option<(String, PathBuf)>,
 }
 
 impl DaemonSpec {
@@ -54,6 +56,7 @@ impl DaemonSpec {
             admin_addr: "none".to_owned(),
             wrapper: Vec::new(),
             args: Vec::new(),
+            kube: None,
         }
     }
 
@@ -75,6 +78,13 @@ impl DaemonSpec {
     #[must_use]
     pub fn pods(mut self, dir: &Path) -> Self {
         self.pods = Some(dir.to_path_buf());
+        self
+    }
+
+    /// Takes the pods of `node` from the API server that `kubeconfig` names.
+    #[must_use]
+    pub fn kube(mut self, node: &str, kubeconfig: &Path) -> Self {
+        self.kube = Some((node.to_owned(), kubeconfig.to_path_buf()));
         self
     }
 
@@ -156,10 +166,14 @@ impl DaemonSpec {
                 command
             }
         };
+        command.arg("agent").arg("--pods");
+        match &self.kube {
+            None => command.arg(format!("dir:{}", pods.display())),
+            Some((node, kubeconfig)) => command
+                .args(["kube", "--node-name", node])
+                .env("KUBECONFIG", kubeconfig),
+        };
         command
-            .arg("agent")
-            .arg("--pods")
-            .arg(format!("dir:{}", pods.display()))
             .arg("--admin-socket")
             .arg(&socket)
             .arg("--admin-addr")
@@ -365,9 +379,17 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::serve`].
     pub fn wait_served(&self, pod: &Pod) -> Result<()> {
+        self.wait_served_by_name(pod.name())
+    }
+
+    /// Waits until the pod of this name is served.
+    ///
+    /// # Errors
+    /// As [`Daemon::serve`].
+    pub fn wait_served_by_name(&self, name: &str) -> Result<()> {
         let mut last = Value::Null;
-        wait::until(&format!("pod {} to be served", pod.name()), SERVED, || {
-            last = self.pod_status(pod.name()).ok()??;
+        wait::until(&format!("pod {name} to be served"), SERVED, || {
+            last = self.pod_status(name).ok()??;
             let known = last["netns"]["known"].is_object();
             (known && last["canary"]["state"] == "passed").then_some(())
         })

@@ -19,6 +19,7 @@ pub mod kubelet;
 pub mod mesh;
 pub mod metrics;
 pub mod netns;
+pub mod node;
 pub mod pod;
 pub mod probe;
 pub mod rpc;

@@ -30,7 +30,22 @@ impl NetNs {
     /// # Errors
     /// When `ip` fails.
     pub fn new(run: &Run, name: &str) -> Result<Self> {
+        Self::with(run, name, None, None)
+    }
+
+    /// As [`NetNs::new`], with addresses that are given, and perhaps the namespace of a process that is
+    /// there already. The node's routes to addresses that were another's lead here from now on.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn with(
+        run: &Run,
+        name: &str,
+        ips: Option<(Ipv4Addr, Ipv6Addr)>,
+        process: Option<u32>,
+    ) -> Result<Self> {
         let (index, ipv4, ipv6) = run.next_pod_ips();
+        let (ipv4, ipv6) = ips.unwrap_or((ipv4, ipv6));
         let this = Self {
             name: run.name(name),
             // 15 characters at most, also with the longest process id.
@@ -38,11 +53,11 @@ impl NetNs {
             ipv4,
             ipv6,
         };
-        this.make(run)?;
+        this.make(run, process)?;
         Ok(this)
     }
 
-    fn make(&self, run: &Run) -> Result<()> {
+    fn make(&self, run: &Run, process: Option<u32>) -> Result<()> {
         let Self {
             name: ns,
             host,
@@ -50,12 +65,18 @@ impl NetNs {
             ipv6,
         } = self;
         let (node4, node6) = run.node_ips();
+        let namespace = match process {
+            None => format!("add {ns}"),
+            Some(pid) => format!("attach {ns} {pid}"),
+        };
         ip_batch(&format!(
-            "netns add {ns}\n\
+            "netns {namespace}\n\
              link add {host} type veth peer name eth0 netns {ns}\n\
              address add {node4}/32 dev {host}\n\
              address add {node6}/128 dev {host} nodad\n\
-             link set {host} up\n"
+             link set {host} up\n\
+             route replace {ipv4}/32 dev {host} src {node4}\n\
+             route replace {ipv6}/128 dev {host} src {node6}\n"
         ))?;
         ip_batch_in(
             ns,
@@ -67,9 +88,7 @@ impl NetNs {
                  route add default via {node4} dev eth0 onlink\n\
                  route add ::/0 via {node6} dev eth0 onlink\n"
             ),
-        )?;
-        self.route(self.ipv4.into(), run)?;
-        self.route(self.ipv6.into(), run)
+        )
     }
 
     /// Makes it again once it is gone, at the same path and with the same addresses: another
@@ -78,7 +97,7 @@ impl NetNs {
     /// # Errors
     /// When `ip` fails, as it does while the old one lives.
     pub fn make_again(&self, run: &Run) -> Result<()> {
-        self.make(run)
+        self.make(run, None)
     }
 
     /// Sends the node's traffic for `ip` this way, and no other.

@@ -119,26 +119,61 @@ impl PodSpec {
     }
 
     fn fill(&self, ns: &NetNs, run: &Run) -> Result<(Option<Sidecar>, App)> {
+        self.prepare(ns)?;
+        Ok((self.start_sidecar(ns, run, &[])?, self.start_app(ns, &[])?))
+    }
+
+    /// Puts into a namespace what the mesh's init container or CNI plugin does.
+    pub(crate) fn prepare(&self, ns: &NetNs) -> Result<()> {
         if self.v6_passthrough_source {
             ns.add_v6_passthrough_source()?;
         }
-        self.rules.apply(ns)?;
-        let sidecar = match self.rules.proxy() {
+        Ok(self.rules.apply(ns)?)
+    }
+
+    /// Starts the sidecar in these cgroups, if the pod has one.
+    pub(crate) fn start_sidecar(
+        &self,
+        ns: &NetNs,
+        run: &Run,
+        cgroups: &[PathBuf],
+    ) -> Result<Option<Sidecar>> {
+        match self.rules.proxy() {
             Some(_) if self.sidecar => {
-                Some(Sidecar::start(ns, self.rules, run.mesh(), &self.probers)?)
+                Sidecar::start(ns, self.rules, run.mesh(), &self.probers, cgroups).map(Some)
             }
-            _ => None,
-        };
-        Ok((sidecar, App::start(ns, &self.app)?))
+            _ => Ok(None),
+        }
+    }
+
+    /// Starts the app in these cgroups.
+    pub(crate) fn start_app(&self, ns: &NetNs, cgroups: &[PathBuf]) -> Result<App> {
+        App::start_in(ns, &self.app, cgroups)
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The manifest of such a pod in namespace `ns`.
     pub(crate) fn manifest(&self, ns: &NetNs) -> Value {
+        let mut manifest = self.object(&format!("uid-{}", ns.name()));
+        manifest["metadata"]["annotations"]["probe-handler.io/netns"] = json!(ns.path());
+        if self.pod_ips_in_status {
+            manifest["status"] = json!({
+                "podIP": ns.ipv4(),
+                "podIPs": [{"ip": ns.ipv4()}, {"ip": ns.ipv6()}],
+            });
+        }
+        manifest
+    }
+
+    /// The Pod as its author and the mesh's injector made it.
+    pub(crate) fn object(&self, uid: &str) -> Value {
         let mut annotations = self.annotations.clone();
         let marks = self.rules.annotations().iter();
         annotations.extend(marks.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        let netns = ns.path().display().to_string();
-        let _own = annotations.insert("probe-handler.io/netns".to_owned(), netns);
         let mut containers = self.containers.clone();
         if let Some(name) = self.rules.sidecar_container() {
             let mut sidecar = json!({"name": name, "image": "sidecar"});
@@ -148,24 +183,17 @@ impl PodSpec {
             }
             containers.push(sidecar);
         }
-        let mut manifest = json!({
+        json!({
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
                 "name": self.name,
                 "namespace": "testbed",
-                "uid": format!("uid-{}", ns.name()),
+                "uid": uid,
                 "annotations": annotations,
             },
             "spec": {"containers": containers},
-        });
-        if self.pod_ips_in_status {
-            manifest["status"] = json!({
-                "podIP": ns.ipv4(),
-                "podIPs": [{"ip": ns.ipv4()}, {"ip": ns.ipv6()}],
-            });
-        }
-        manifest
+        })
     }
 }
 

@@ -92,8 +92,20 @@ impl PodCgroup {
     /// # Errors
     /// When the kernel refuses.
     pub fn container(&mut self, network: Network<'_>) -> Result<Container> {
-        self.container += 1;
-        let name = format!("cri-containerd-{:064x}.scope", self.container);
+        self.container_told(network, || ())
+            .map(|(container, ())| container)
+    }
+
+    /// As [`PodCgroup::container`]; `about_to_run` is called when all is ready and the process is about to
+    /// be let go, to become the container's program.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn container_told<T>(
+        &mut self,
+        network: Network<'_>,
+        about_to_run: impl FnOnce() -> T,
+    ) -> Result<(Container, T)> {
         // The last `sh` tells that it runs: from then on the container's own program would.
         let program = "sh -c 'echo runs; exec sleep infinity'";
         let program = match network {
@@ -102,6 +114,7 @@ impl PodCgroup {
                 "nsenter --net=/proc/{}/ns/net {program}",
                 other.process.id()
             ),
+            Network::At(path) => format!("nsenter --net={} {program}", path.display()),
             Network::Host => program.to_owned(),
         };
         let mut process = Command::new("sh")
@@ -112,16 +125,36 @@ impl PodCgroup {
             .context("starting a container's process")?;
         let (go, out) = (process.stdin.take(), process.stdout.take());
         let container = Container { process };
-        for dir in &self.dirs {
-            let dir = dir.join(&name);
-            fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        for dir in self.container_cgroups()? {
             cgroup::join(&dir, container.process.id())?;
         }
+        let told = about_to_run();
         go.context("no input")?.write_all(b"go\n")?;
         let mut line = String::new();
         let _length = BufReader::new(out.context("no output")?).read_line(&mut line)?;
         ensure!(line == "runs\n", "the container did not start: {line:?}");
-        Ok(container)
+        Ok((container, told))
+    }
+
+    /// How many containers it has had.
+    pub const fn containers(&self) -> u32 {
+        self.container
+    }
+
+    /// Makes the cgroups of one more container, one in each hierarchy, for a process that joins them by
+    /// itself.
+    ///
+    /// # Errors
+    /// When one cannot be made.
+    pub fn container_cgroups(&mut self) -> Result<Vec<PathBuf>> {
+        self.container += 1;
+        let name = format!("cri-containerd-{:064x}.scope", self.container);
+        let make = |dir: &PathBuf| {
+            let dir = dir.join(&name);
+            fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+            Ok(dir)
+        };
+        self.dirs.iter().map(make).collect()
     }
 
     /// Removes them, once the containers are gone.
@@ -150,6 +183,8 @@ pub enum Network<'a> {
     New,
     /// The one of the pod's sandbox.
     Of(&'a Container),
+    /// The one that is held at this path, made before any process of the pod.
+    At(&'a Path),
     /// The node's.
     Host,
 }
@@ -161,6 +196,11 @@ pub struct Container {
 }
 
 impl Container {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Its network namespace.
     ///
     /// # Errors

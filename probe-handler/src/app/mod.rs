@@ -10,6 +10,7 @@ mod pod_task;
 mod refusal_task;
 mod registry_task;
 mod status;
+mod unserved;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

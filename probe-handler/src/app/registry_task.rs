@@ -7,9 +7,11 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep_until;
 
 use super::CHANNEL;
 use super::pod_task::{self, Event, News, Place};
+use super::unserved::Unserved;
 use crate::kernel::canary::Canary;
 use crate::kernel::dial::PodDialer;
 use crate::kernel::locate::Locator;
@@ -56,6 +58,7 @@ pub struct RegistryTask {
     /// Held until every pod of the first list was looked at once.
     pods_ready: Option<BlockReady>,
     first_look: Option<BTreeSet<String>>,
+    unserved: Unserved,
 }
 
 /// The task that follows one pod's namespace.
@@ -81,6 +84,7 @@ impl RegistryTask {
             generation: 0,
             pods_ready: Some(pods_ready),
             first_look: None,
+            unserved: Unserved::default(),
         }
     }
 
@@ -88,6 +92,7 @@ impl RegistryTask {
     pub async fn run(mut self, mut source: mpsc::Receiver<SourceEvent>) {
         let (events, mut from_pods) = mpsc::channel(CHANNEL);
         loop {
+            let due = self.unserved.due();
             tokio::select! {
                 event = source.recv() => match event {
                     Some(SourceEvent::Replace(pods)) => self.replace(pods, &events),
@@ -103,6 +108,10 @@ impl RegistryTask {
                         self.news(event);
                     }
                     self.shared.lock().registry.release();
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                    self.say_unserved();
+                    continue;
                 }
                 Some(ended) = self.running.join_next() => {
                     if let Err(error) = ended && error.is_panic() {
@@ -128,6 +137,9 @@ impl RegistryTask {
         for id in &replaced.stopped {
             let _ = shared.canaries.remove(&id.uid);
         }
+        for entry in shared.registry.pods().values() {
+            self.unserved.placed(entry, Instant::now());
+        }
         let known: BTreeSet<PodId> = shared
             .registry
             .pods()
@@ -140,6 +152,7 @@ impl RegistryTask {
             if let Some(follower) = self.followers.remove(&id.uid) {
                 follower.abort.abort();
             }
+            let _ = self.unserved.done(&id.uid);
             if !known.contains(&id) {
                 tracing::info!(pod = %id, "pod gone");
                 self.metrics.forget(&id);
@@ -212,17 +225,20 @@ impl RegistryTask {
         };
         match news {
             News::Placed(place) => {
-                note_disagreement(&pod, &place);
                 let obstacle = self.note_canary(&mut shared, &pod, place.canary.clone());
                 let placement = placement(&shared, &pod, place);
                 shared.registry.place(&uid, Some(placement), obstacle);
+                if let Some(entry) = shared.registry.pods().get(&uid) {
+                    self.unserved.placed(entry, Instant::now());
+                }
             }
             News::Canary(canary) => {
                 let obstacle = self.note_canary(&mut shared, &pod, canary);
                 shared.registry.set_obstacle(&uid, obstacle);
             }
             News::Lost(why) => {
-                tracing::info!(pod = %pod.id, why, "not served");
+                tracing::debug!(pod = %pod.id, why, "not served");
+                self.unserved.lost(&uid, why.clone(), Instant::now());
                 let _ = shared.canaries.remove(&uid);
                 shared
                     .registry
@@ -231,6 +247,21 @@ impl RegistryTask {
         }
         drop(shared);
         self.looked_at(Some(&uid));
+    }
+
+    /// Says which pods are still not served, and why.
+    fn say_unserved(&mut self) {
+        let shared = self.shared.lock();
+        for line in self.unserved.take(Instant::now()) {
+            let known = shared.registry.pods();
+            let names = line.pods.iter().filter_map(|uid| known.get(uid));
+            let names: Vec<String> = names.map(|entry| entry.pod.id.to_string()).collect();
+            let (pods, why) = (names.join(", "), line.why);
+            match line.more {
+                0 => tracing::info!(pods, why, "not served"),
+                more => tracing::info!(pods, more, why, "not served"),
+            }
+        }
     }
 
     /// Keeps a canary's result; the obstacle that it is, if it is one.
@@ -292,7 +323,7 @@ impl RegistryTask {
 pub fn state(entry: &Entry) -> PodState {
     match (&entry.obstacle, &entry.placement) {
         (Some(Obstacle::Captured(_)), _) => PodState::Captured,
-        (None, Some(_)) => PodState::Serving,
+        (None, Some(_)) if !entry.addresses().is_empty() => PodState::Serving,
         _ => PodState::Pending,
     }
 }
@@ -333,24 +364,6 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
         netns_id: place.nsid,
         addresses: place.addresses,
         dialer,
-    }
-}
-
-/// The status says one thing, the namespace another: nothing is served where they disagree.
-fn note_disagreement(pod: &Pod, place: &Place) {
-    let missing: Vec<_> = pod
-        .ips
-        .iter()
-        .filter(|ip| !place.addresses.contains(ip))
-        .collect();
-    if !missing.is_empty() && !place.addresses.is_empty() {
-        tracing::warn!(
-            pod = %pod.id,
-            status = ?pod.ips,
-            namespace = ?place.addresses,
-            "status.podIPs and the addresses in the pod's network namespace disagree: the probes of the \
-             addresses that are not in both are left alone"
-        );
     }
 }
 

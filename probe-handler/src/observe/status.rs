@@ -241,6 +241,10 @@ impl PodStatus {
         match (&self.netns, self.canary.state) {
             (NetnsStatus::Pending(why), _) => Some(format!("no network namespace yet: {why}")),
             (_, CanaryState::Failed) => Some(format!("canary failed: {}", self.canary.detail)),
+            _ if self.addresses.is_empty() => Some(
+                "no address: its network namespace has none, or none of those in its status"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }

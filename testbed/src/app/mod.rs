@@ -30,12 +30,15 @@ mod http2;
 pub mod process;
 pub mod tls;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
 use crate::netns::NetNs;
 use crate::worker::{Worker, testbed_program};
 
@@ -96,12 +99,22 @@ pub struct Listener {
 pub struct AppSpec {
     /// In the order in which [`App::ports`] names their ports.
     pub listeners: Vec<Listener>,
+    /// Status of each path that answers otherwise than by its name, from the beginning.
+    #[serde(default)]
+    pub statuses: HashMap<String, u16>,
 }
 
 impl AppSpec {
     /// An app without listeners.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Answers `path` with `status` from the beginning.
+    #[must_use]
+    pub fn status(mut self, path: &str, status: u16) -> Self {
+        let _old = self.statuses.insert(path.to_owned(), status);
+        self
     }
 
     /// Listens on `port` as `bind` says.
@@ -201,6 +214,14 @@ impl App {
     /// # Errors
     /// When a port cannot be bound, or the child does not start.
     pub fn start(ns: &NetNs, spec: &AppSpec) -> Result<Self> {
+        Self::start_in(ns, spec, &[])
+    }
+
+    /// As [`App::start`], in these cgroups from its first moment on.
+    ///
+    /// # Errors
+    /// As [`App::start`]; and when a cgroup cannot be joined.
+    pub fn start_in(ns: &NetNs, spec: &AppSpec, cgroups: &[PathBuf]) -> Result<Self> {
         let mut command = std::process::Command::new(testbed_program()?);
         command
             .arg("app")
@@ -211,7 +232,8 @@ impl App {
             .arg("--pod-ip")
             .arg(ns.ipv6().to_string())
             .arg("--spec")
-            .arg(serde_json::to_string(spec)?);
+            .arg(serde_json::to_string(spec)?)
+            .args(cgroup::arguments(cgroups));
         let worker = Worker::start(&format!("app in {}", ns.name()), &mut command)?;
         let Ready { ports } = worker.ready()?;
         Ok(Self { worker, ports })

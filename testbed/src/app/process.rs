@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Answer, AppSpec, Bind, Control, Listener, Protocol, Ready, Recorded};
 use super::{grpc, http1, http2, tls};
-use crate::{netns, rpc};
+use crate::{cgroup, netns, rpc};
 
 /// What is kept at most, so that a benchmark does not fill the memory.
 const KEPT: usize = 10_000;
@@ -35,6 +35,9 @@ pub struct Args {
     /// Serve until SIGTERM instead of the end of standard input, as a container does
     #[arg(long)]
     until_terminated: bool,
+    /// Cgroups to move into before anything else
+    #[arg(long)]
+    cgroup: Vec<PathBuf>,
 }
 
 /// Runs the app until standard input ends, or SIGTERM.
@@ -42,6 +45,9 @@ pub struct Args {
 /// # Errors
 /// When the namespace cannot be entered or a port cannot be bound.
 pub fn main(args: &Args) -> Result<()> {
+    for path in &args.cgroup {
+        cgroup::join(path, 0)?;
+    }
     if let Some(path) = &args.netns {
         netns::enter(path)?;
     }
@@ -83,7 +89,10 @@ impl State {
 }
 
 async fn serve(spec: AppSpec, pod_ips: &[IpAddr]) -> Result<()> {
-    let state = Arc::new(State::default());
+    let state = Arc::new(State {
+        statuses: Mutex::new(spec.statuses),
+        ..State::default()
+    });
     let mut tasks: Vec<(u16, JoinHandle<()>)> = Vec::new();
     let mut ports = Vec::new();
     for listener in spec.listeners {

@@ -6,6 +6,7 @@
 
 mod bpf;
 mod crowd;
+mod node;
 pub mod prober;
 mod process;
 
@@ -50,7 +51,7 @@ pub struct Args {
     /// The daemon's program [default: probe-handler beside this one]
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
-    /// A tenth of the samples, and no thousand pods
+    /// A tenth of the samples, no thousand pods, and a few seconds of churn
     #[arg(long)]
     quick: bool,
     /// Only this part
@@ -65,23 +66,31 @@ enum Part {
     Probes,
     /// Memory.
     Memory,
+    /// Pods that start, change and go on a node; a daemon that is replaced.
+    Node,
 }
 
 /// Measures and prints.
 ///
 /// # Errors
-/// When a probe does not end as it should, something cannot be set up, or ctrl-C was pressed. A figure
+/// When a probe does not end as it should, a verdict is wrong, something cannot be set up, or ctrl-C was pressed. A figure
 /// that misses its aim is no error.
 pub fn main(args: &Args) -> Result<()> {
     interrupt::catch()?;
-    let run = Run::new()?;
-    let cgroup = Cgroup::new(&run, "kubelet")?;
-    let prober = Prober::start(&cgroup)?;
-    if args.only != Some(Part::Memory) {
-        probes(args, &run, &cgroup, &prober)?;
+    let wanted = |part| args.only.is_none_or(|only| only == part);
+    if wanted(Part::Probes) || wanted(Part::Memory) {
+        let run = Run::new()?;
+        let cgroup = Cgroup::new(&run, "kubelet")?;
+        let prober = Prober::start(&cgroup)?;
+        if wanted(Part::Probes) {
+            probes(args, &run, &cgroup, &prober)?;
+        }
+        if wanted(Part::Memory) {
+            memory(args, &run, &cgroup, &prober)?;
+        }
     }
-    if args.only != Some(Part::Probes) {
-        memory(args, &run, &cgroup, &prober)?;
+    if wanted(Part::Node) {
+        node::run(args.daemon.as_deref(), args.quick)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod pilot_agent;
 pub mod process;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cgroup;
 use crate::mesh::Identity;
 use crate::netns::NetNs;
 use crate::rules::RuleSet;
@@ -45,7 +47,8 @@ pub struct Sidecar {
 
 impl Sidecar {
     /// Starts the proxy of a mesh in a namespace and waits until it listens. `probers` is Istio's
-    /// `ISTIO_KUBE_APP_PROBERS`, by which pilot-agent answers on 15020.
+    /// `ISTIO_KUBE_APP_PROBERS`, by which pilot-agent answers on 15020. It is in `cgroups` from its first
+    /// moment on, if any are given.
     ///
     /// # Errors
     /// When the rule set has no proxy, or a port cannot be bound.
@@ -54,6 +57,7 @@ impl Sidecar {
         rules: RuleSet,
         identity: &Identity,
         probers: &BTreeMap<String, Value>,
+        cgroups: &[PathBuf],
     ) -> Result<Self> {
         let proxy = rules
             .proxy()
@@ -77,7 +81,8 @@ impl Sidecar {
             .arg("--identity")
             .arg(identity.dir())
             .arg("--spec")
-            .arg(serde_json::to_string(&spec)?);
+            .arg(serde_json::to_string(&spec)?)
+            .args(cgroup::arguments(cgroups));
         let worker = Worker::start(&format!("sidecar in {}", ns.name()), &mut command)?;
         Ok(Self { worker })
     }

@@ -19,7 +19,7 @@ use super::Counts;
 use super::inbound::Inbound;
 use super::pilot_agent::PilotAgent;
 use crate::mesh::Identity;
-use crate::{netns, rpc};
+use crate::{cgroup, netns, rpc};
 
 const DNS_PORT: u16 = 15053;
 const STATUS_PORT: u16 = 15020;
@@ -40,6 +40,9 @@ pub struct Args {
     /// Serve until SIGTERM instead of the end of standard input, as a container does
     #[arg(long)]
     until_terminated: bool,
+    /// Cgroups to move into before anything else
+    #[arg(long)]
+    cgroup: Vec<PathBuf>,
 }
 
 /// How this proxy behaves.
@@ -90,6 +93,9 @@ pub(super) fn count(counter: &AtomicU64) {
 /// # Errors
 /// When the namespace cannot be entered, a port cannot be bound, or the user cannot be changed.
 pub fn main(args: &Args) -> Result<()> {
+    for path in &args.cgroup {
+        cgroup::join(path, 0)?;
+    }
     if let Some(path) = &args.netns {
         netns::enter(path)?;
     }

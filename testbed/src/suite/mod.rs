@@ -18,6 +18,7 @@ mod kernel;
 mod kubelet_restart;
 mod life;
 mod locate;
+pub(crate) mod node;
 mod ports;
 mod relays;
 mod rewritten;
@@ -25,7 +26,7 @@ mod rules;
 mod sandbox;
 mod source;
 mod twins;
-mod usual;
+pub(crate) mod usual;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -71,6 +72,7 @@ const GROUPS: &[Group] = &[
     ("command-line", command_line::run),
     ("admin", admin::run),
     ("locate", locate::run),
+    ("node", node::run),
 ];
 
 /// Runs what the filter selects.

@@ -9,6 +9,7 @@ use kube::client::{Body, ConfigExt};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
+use super::token::TokenFile;
 use super::trouble::chain;
 
 /// How long connecting may take.
@@ -53,7 +54,7 @@ pub async fn connect() -> Result<Client, ConnectError> {
 ///
 /// # Errors
 /// Certificates or tokens that can't be read.
-pub fn client(config: Config) -> Result<Client, ConnectError> {
+pub fn client(mut config: Config) -> Result<Client, ConnectError> {
     let unusable = |error: kube::Error| ConnectError::Unusable(chain(&error));
     if config.proxy_url.is_some() {
         return Err(ConnectError::Unusable(
@@ -70,11 +71,16 @@ pub fn client(config: Config) -> Result<Client, ConnectError> {
     let https = config
         .rustls_https_connector_with_connector(tcp)
         .map_err(unusable)?;
+    let token = config.auth_info.token_file.take().map(TokenFile::new);
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(https);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer().map_err(unusable)?)
         .layer(config.extra_headers_layer().map_err(unusable)?)
+        .filter(move |request| match &token {
+            Some(token) => token.authorize(request),
+            None => Ok(request),
+        })
         .map_err(BoxError::from)
         .service(http);
     Ok(Client::new(service, config.default_namespace))

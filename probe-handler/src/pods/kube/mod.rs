@@ -22,6 +22,7 @@ pub mod health;
 pub mod index;
 pub mod object;
 pub mod table;
+mod token;
 pub mod trouble;
 mod watch;
 

@@ -134,8 +134,8 @@ impl Trouble {
                 Reason::Unauthorized,
                 format!(
                     "the API server does not accept our token to {verb} {name} (HTTP 401): is it the \
-                     token of a ServiceAccount that exists, of this cluster? It is read again each \
-                     minute. The server says: {said}"
+                     token of a ServiceAccount that exists, of this cluster? Its file is read again \
+                     each time. The server says: {said}"
                 ),
             ),
             (403, _) => (

@@ -2,10 +2,10 @@
 
 use serde_json::json;
 
-use super::api_server::{ApiServer, Cut, Fault};
 use super::*;
 use crate::pods::kube::object::Resource;
 use crate::pods::kube::trouble::Reason;
+use api_server_double::{ApiServer, Certificate, Cut, Fault};
 
 fn failures(source: &Source, reason: Reason) -> u64 {
     let mut troubles = source.health.of(Resource::Pods).troubles();
@@ -357,6 +357,33 @@ async fn a_token_file_is_sent() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_replaced_is_used_at_once() {
+    let server = server().await;
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "first\n").unwrap();
+    server.require_token(Some("first"));
+    let mut config = Config::new(server.url());
+    config.auth_info.token_file = Some(token.to_str().unwrap().to_owned());
+    let mut source = Source::with(config, patience());
+    source.until_pods(&["a"]).await;
+    server.require_token(Some("second"));
+    server.cut("pods", Cut::End);
+    source.until_problem("does not accept our token").await;
+    std::fs::write(&token, "second").unwrap();
+    source.until(|source| source.problems.is_empty()).await;
+    // Removed once it was read, it still counts.
+    std::fs::remove_file(&token).unwrap();
+    server.cut("pods", Cut::End);
+    server.put("pods", pod("b"));
+    source.until_pods(&["a", "b"]).await;
+    assert_eq!(
+        server.asked().last().unwrap().authorization,
+        "Bearer second"
+    );
+}
+
+#[tokio::test]
 async fn a_token_that_cant_be_read_is_said_to_be_so() {
     let server = server().await;
     let directory = tempfile::tempdir().unwrap();
@@ -375,9 +402,9 @@ async fn a_token_that_cant_be_read_is_said_to_be_so() {
 async fn over_tls_the_clusters_authority_is_trusted_and_no_other() {
     let (server, certificate) = ApiServer::start_tls().await;
     server.put("pods", pod("a"));
-    let config = |der: &[u8]| {
+    let config = |trusted: &Certificate| {
         let mut config = Config::new(server.url());
-        config.root_cert = Some(vec![der.to_vec()]);
+        config.root_cert = Some(vec![trusted.der().to_vec()]);
         config
     };
     let mut source = Source::with(config(&certificate), patience());

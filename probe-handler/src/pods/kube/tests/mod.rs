@@ -1,6 +1,5 @@
 //! The source of pods against a double of the API server, by the real client.
 
-mod api_server;
 mod connection;
 mod feed;
 mod index;
@@ -9,13 +8,13 @@ mod watching;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api_server_double::ApiServer;
 use kube::Config;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use self::api_server::ApiServer;
 use super::health::Health;
 use super::{Options, Patience, client};
 use crate::pods::scope::Scope;

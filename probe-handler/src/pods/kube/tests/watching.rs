@@ -2,10 +2,10 @@
 
 use serde_json::json;
 
-use super::api_server::ApiServer;
 use super::*;
 use crate::pods::kube::object::Resource;
 use crate::pods::understand::NotServed;
+use api_server_double::ApiServer;
 
 #[tokio::test]
 async fn pods_of_this_node_and_metadata_of_namespaces_are_all_that_is_asked_for() {

@@ -27,6 +27,9 @@ pub(super) async fn answer(
         let mut state = shared.state.lock();
         state.asked.push(asked.clone());
         shared.progress.send_modify(|count| *count += 1);
+        if let Some(refusal) = not_allowed(&state, &asked) {
+            return Ok(refusal);
+        }
         let faults = state
             .faults
             .get_mut(&(asked.resource.clone(), asked.is_watch()));
@@ -52,6 +55,24 @@ pub(super) async fn answer(
         begin_watch(shared, &asked)
     } else {
         list(&shared, &asked)
+    })
+}
+
+/// The refusal of a request whose token is not known, or which RBAC does not allow.
+fn not_allowed(state: &State, asked: &Asked) -> Option<Response<Body>> {
+    if let Some(token) = &state.token
+        && asked.authorization != format!("Bearer {token}")
+    {
+        return Some(status(401, "Unauthorized", "Unauthorized"));
+    }
+    let resource = &asked.resource;
+    state.forbidden.contains(resource).then(|| {
+        let verb = if asked.is_watch() { "watch" } else { "list" };
+        let message = format!(
+            "{resource} is forbidden: User \"system:serviceaccount:probe-handler:probe-handler\" cannot \
+             {verb} resource \"{resource}\" in API group \"\" at the cluster scope"
+        );
+        status(403, "Forbidden", &message)
     })
 }
 

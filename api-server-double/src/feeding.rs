@@ -144,10 +144,10 @@ impl Feeding {
     fn news(&mut self) -> Vec<String> {
         let state = self.shared.state.lock();
         let mut lines = Vec::new();
-        for event in &state.events {
-            if event.revision <= self.from {
-                continue;
-            }
+        let seen = state
+            .events
+            .partition_point(|event| event.revision <= self.from);
+        for event in &state.events[seen..] {
             self.from = event.revision;
             if event.resource != self.asked.resource {
                 continue;

@@ -1,13 +1,17 @@
-//! A double of the API server: HTTP/1.1 on a loopback port, with lists, watches and refusals as
-//! kube-apiserver has them (kubernetes staging/src/k8s.io/apiserver/pkg/{endpoints/handlers,storage}).
+//! A double of the API server: HTTP/1.1 on a loopback port, with or without TLS, with lists, watches and
+//! refusals as kube-apiserver has them (kubernetes staging/src/k8s.io/apiserver/pkg/{endpoints/handlers,storage}).
+//! The tests of `probe-handler` run its source of pods against it, the testbed runs the whole daemon.
 //!
 //! It has one store with one counter of revisions, as etcd is. Each write is an event that watches from
 //! an older revision see; revisions up to a compaction are gone, and with them the way to go on from there.
+//!
+//! It is a double, not a server: it knows pods and namespaces only, and who orders something impossible of it
+//! ends with a panic.
 
 mod answer;
 mod feeding;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -26,7 +30,12 @@ use tokio_rustls::TlsAcceptor;
 
 use answer::answer;
 
+pub use rcgen::Certificate;
+
 type Body = BoxBody<Bytes, std::io::Error>;
+
+/// How many events are kept at most; the oldest half of more is compacted away.
+const EVENTS: usize = 20_000;
 
 /// How a request goes wrong.
 #[derive(Clone, Debug)]
@@ -96,6 +105,10 @@ struct State {
     /// Snapshots of lists that are read in pages, by token.
     pages: HashMap<String, (u64, Vec<Value>)>,
     faults: HashMap<(String, bool), VecDeque<Fault>>,
+    /// The only bearer token accepted; none: nobody is asked for one.
+    token: Option<String>,
+    /// What RBAC allows nobody to get, list or watch.
+    forbidden: BTreeSet<String>,
     asked: Vec<Asked>,
     streams_initial: bool,
     watching: HashMap<String, usize>,
@@ -107,6 +120,15 @@ impl State {
             revision: 100,
             streams_initial: true,
             ..Self::default()
+        }
+    }
+
+    fn note(&mut self, event: Event) {
+        self.events.push(event);
+        if self.events.len() > EVENTS {
+            let kept = self.events.split_off(EVENTS / 2);
+            self.compacted = self.events.last().map_or(0, |event| event.revision);
+            self.events = kept;
         }
     }
 }
@@ -150,7 +172,7 @@ impl ApiServer {
     }
 
     /// The same over TLS; with it the certificate to trust.
-    pub async fn start_tls() -> (Self, Vec<u8>) {
+    pub async fn start_tls() -> (Self, Certificate) {
         let names = vec!["127.0.0.1".to_owned()];
         let rcgen::CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(names).unwrap();
@@ -161,7 +183,7 @@ impl ApiServer {
             .unwrap();
         let tls = TlsAcceptor::from(Arc::new(config));
         let server = Self::start_at(([127, 0, 0, 1], 0).into(), State::new(), Some(tls));
-        (server.await, cert.der().to_vec())
+        (server.await, cert)
     }
 
     async fn start_at(address: SocketAddr, state: State, tls: Option<TlsAcceptor>) -> Self {
@@ -197,6 +219,7 @@ impl ApiServer {
         Stopped {
             address: self.address,
             state,
+            tls: self.shared.tls.clone(),
         }
     }
 
@@ -229,7 +252,7 @@ impl ApiServer {
             "Namespace"
         });
         let before = state.objects.insert(key(resource, &object), object.clone());
-        state.events.push(Event {
+        state.note(Event {
             revision,
             resource: resource.to_owned(),
             before,
@@ -248,7 +271,7 @@ impl ApiServer {
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
         let mut before = state.objects.remove(&key).expect("it is there");
         before["metadata"]["resourceVersion"] = json!(revision.to_string());
-        state.events.push(Event {
+        state.note(Event {
             revision,
             resource: resource.to_owned(),
             before: Some(before),
@@ -285,6 +308,22 @@ impl ApiServer {
         let mut state = self.shared.state.lock();
         let faults = state.faults.entry((resource.to_owned(), watch));
         faults.or_default().push_back(fault);
+    }
+
+    /// From now on requests need this bearer token (401); none: any will do. Watches that stand go on, as
+    /// they do in a cluster.
+    pub fn require_token(&self, token: Option<&str>) {
+        self.shared.state.lock().token = token.map(str::to_owned);
+    }
+
+    /// From now on requests for `resource` are forbidden (403), or allowed again. Watches that stand go on,
+    /// as they do in a cluster.
+    pub fn forbid(&self, resource: &str, forbidden: bool) {
+        let mut state = self.shared.state.lock();
+        let _ = match forbidden {
+            true => state.forbidden.insert(resource.to_owned()),
+            false => state.forbidden.remove(resource),
+        };
     }
 
     /// Requests that hang are answered.
@@ -328,6 +367,7 @@ impl ApiServer {
 pub struct Stopped {
     address: SocketAddr,
     state: State,
+    tls: Option<TlsAcceptor>,
 }
 
 impl Stopped {
@@ -336,7 +376,7 @@ impl Stopped {
         self.state.compacted = self.state.revision;
         self.state.events.clear();
         self.state.watching.clear();
-        ApiServer::start_at(self.address, self.state, None).await
+        ApiServer::start_at(self.address, self.state, self.tls).await
     }
 }
 

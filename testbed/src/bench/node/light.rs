@@ -1,0 +1,169 @@
+//! Pods that are cheap enough to have a thousand of: real cgroups, namespaces, rules and sandbox processes,
+//! with app and sidecar served by this process from inside their namespaces.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::task::AbortHandle;
+
+use crate::kubelet::Probe;
+use crate::netns::NetNs;
+use crate::node::{Node, NodePod, Order};
+use crate::pod::PodSpec;
+use crate::rules::RuleSet;
+
+/// The app's port.
+pub(super) const PORT: u16 = 8080;
+/// What is probed.
+pub(super) const PATH: &str = "/live";
+/// Istio's, at which a STRICT sidecar resets what is not mutual TLS.
+const SIDECAR: u16 = 15006;
+/// By how many statuses pods can be told apart: 200 to 289, all of them success to the kubelet.
+const STATUSES: usize = 90;
+
+/// Makes pods.
+pub(super) struct Light {
+    pub(super) node: Arc<Node>,
+    runtime: Runtime,
+    made: AtomicUsize,
+}
+
+/// A pod. Dropping it ends it.
+pub(super) struct LightPod {
+    pub(super) pod: NodePod,
+    /// What its app answers.
+    pub(super) status: u16,
+    serving: Vec<AbortHandle>,
+}
+
+impl Light {
+    pub(super) fn new(node: Arc<Node>) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("apps")
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            node,
+            runtime,
+            made: AtomicUsize::new(0),
+        })
+    }
+
+    /// A pod that is bound, and nothing more yet.
+    pub(super) fn bind(&self, rules: RuleSet) -> Result<LightPod> {
+        let index = self.made.fetch_add(1, Ordering::Relaxed);
+        let spec = PodSpec::new(&format!("p{index}"))
+            .rules(rules)
+            .container(json!({
+                "name": "app", "image": "app",
+                "livenessProbe": {
+                    "httpGet": {"path": PATH, "port": PORT},
+                    "periodSeconds": 1, "failureThreshold": 1,
+                },
+            }));
+        Ok(LightPod {
+            pod: self.node.bind(spec)?,
+            status: 200 + u16::try_from(index % STATUSES)?,
+            serving: Vec::new(),
+        })
+    }
+
+    /// A pod that runs.
+    pub(super) fn run(&self, rules: RuleSet) -> Result<LightPod> {
+        let mut pod = self.bind(rules)?;
+        pod.pod.start_sandbox(Order::NetworkFirst)?;
+        self.start_app(&mut pod)?;
+        pod.pod.report_running()?;
+        Ok(pod)
+    }
+
+    /// The sidecar listens, then the app.
+    pub(super) fn start_app(&self, pod: &mut LightPod) -> Result<()> {
+        let ns = pod.pod.ns()?;
+        let (sidecar, app) = (listen(ns, SIDECAR)?, listen(ns, PORT)?);
+        let _inside = self.runtime.enter();
+        let (sidecar, app) = (TcpListener::from_std(sidecar)?, TcpListener::from_std(app)?);
+        let status = pod.status;
+        pod.serving = vec![
+            self.runtime.spawn(accept(sidecar, refuse)).abort_handle(),
+            self.runtime
+                .spawn(accept(app, move |stream| answer(stream, status)))
+                .abort_handle(),
+        ];
+        Ok(())
+    }
+}
+
+impl LightPod {
+    pub(super) fn address(&self) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.pod.ns()?.ipv4().into(), PORT))
+    }
+
+    /// Its liveness probe.
+    pub(super) fn probe(&self) -> Result<Probe> {
+        Ok(probe(self.pod.ns()?.ipv4().into()))
+    }
+
+    /// Nobody listens any more.
+    pub(super) fn stop_app(&mut self) {
+        for task in self.serving.drain(..) {
+            task.abort();
+        }
+    }
+
+    /// The end of the pod in its usual order.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.pod.terminate()?;
+        self.stop_app();
+        self.pod.end()
+    }
+}
+
+impl Drop for LightPod {
+    fn drop(&mut self) {
+        self.stop_app();
+    }
+}
+
+pub(super) fn probe(ip: IpAddr) -> Probe {
+    Probe::http(ip, PORT, PATH).timeout(Duration::from_secs(1))
+}
+
+fn listen(ns: &NetNs, port: u16) -> Result<std::net::TcpListener> {
+    ns.run(|| {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    })
+}
+
+async fn accept<F>(listener: TcpListener, serve: impl Fn(TcpStream) -> F + Send + 'static)
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
+    while let Ok((stream, _)) = listener.accept().await {
+        let _detached = tokio::spawn(serve(stream));
+    }
+}
+
+/// What a STRICT sidecar does with plaintext.
+async fn refuse(stream: TcpStream) -> io::Result<()> {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+}
+
+async fn answer(mut stream: TcpStream, status: u16) -> io::Result<()> {
+    let mut request = [0; 1024];
+    let _length = stream.read(&mut request).await?;
+    let head = format!("HTTP/1.1 {status} App\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await?;
+    stream.shutdown().await
+}

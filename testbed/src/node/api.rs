@@ -1,0 +1,140 @@
+//! The API server's double over TLS, with a kubeconfig by which a daemon reaches it. The calls here block.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use api_server_double::{ApiServer, Stopped};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use crate::run::Run;
+
+/// The only token that it accepts, until a test says otherwise.
+const TOKEN: &str = "the-daemons-own-token";
+/// How long a server may take to stop.
+const STOP: Duration = Duration::from_secs(5);
+
+/// A running API server, which a test may stop and start again.
+pub struct Api {
+    state: Mutex<State>,
+    runtime: Runtime,
+    dir: PathBuf,
+}
+
+enum State {
+    Up(ApiServer),
+    Down(Option<Stopped>),
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Api")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Api {
+    /// Starts one that is empty, with a kubeconfig in the run's directory.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be written.
+    pub fn start(run: &Run, name: &str) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("api-server")
+            .enable_all()
+            .build()?;
+        let (server, certificate) = runtime.block_on(ApiServer::start_tls());
+        server.require_token(Some(TOKEN));
+        let dir = run.dir().join(format!("{name}-api"));
+        std::fs::create_dir_all(&dir)?;
+        let (authority, token) = (dir.join("ca.crt"), dir.join("token"));
+        std::fs::write(&authority, certificate.pem())?;
+        std::fs::write(&token, TOKEN)?;
+        let url = server.url().to_string();
+        let kubeconfig = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "node",
+            "clusters": [{"name": "double", "cluster":
+                {"server": url.trim_end_matches('/'), "certificate-authority": authority}}],
+            "users": [{"name": "daemon", "user": {"tokenFile": token}}],
+            "contexts": [{"name": "node", "context": {"cluster": "double", "user": "daemon"}}],
+        });
+        let this = Self {
+            state: Mutex::new(State::Up(server)),
+            runtime,
+            dir,
+        };
+        let path = this.kubeconfig();
+        std::fs::write(&path, kubeconfig.to_string())
+            .with_context(|| path.display().to_string())?;
+        Ok(this)
+    }
+
+    /// The kubeconfig's path.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
+    /// The file with the token that a daemon sends.
+    pub fn token(&self) -> PathBuf {
+        self.dir.join("token")
+    }
+
+    /// Orders something of the server.
+    ///
+    /// # Errors
+    /// While it is stopped.
+    pub fn order<T>(&self, order: impl FnOnce(&ApiServer) -> T) -> Result<T> {
+        match &*self.state() {
+            State::Up(server) => Ok(order(server)),
+            State::Down(_) => Err(anyhow!("the API server is stopped")),
+        }
+    }
+
+    /// Writes an object.
+    ///
+    /// # Errors
+    /// While it is stopped.
+    pub fn put(&self, resource: &str, object: Value) -> Result<()> {
+        self.order(|server| server.put(resource, object)).map(drop)
+    }
+
+    /// Stops it: connections break, and nobody listens at its address.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub fn stop(&self) -> Result<()> {
+        let mut state = self.state();
+        if let State::Up(server) = std::mem::replace(&mut *state, State::Down(None)) {
+            let stopping = async { tokio::time::timeout(STOP, server.stop()).await };
+            let stopped = self.runtime.block_on(stopping);
+            *state = State::Down(Some(stopped.context("the API server does not stop")?));
+        }
+        Ok(())
+    }
+
+    /// Starts it again at the same address, with the objects that it had and none of its events.
+    ///
+    /// # Errors
+    /// When it never stopped.
+    pub fn start_again(&self) -> Result<()> {
+        let mut state = self.state();
+        let stopped = match &mut *state {
+            State::Down(stopped) => stopped.take(),
+            State::Up(_) => None,
+        };
+        let stopped = stopped.context("the API server was not stopped")?;
+        *state = State::Up(self.runtime.block_on(stopped.start()));
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

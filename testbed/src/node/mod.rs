@@ -1,0 +1,136 @@
+//! A double of a Kubernetes node: the API server's double with the node's pods, cgroups as the kubelet and
+//! the container runtime make them, sandboxes in network namespaces, containers with real processes.
+//!
+//! The daemon that runs against it is the real one, as are the kernel, the namespaces, the rules and the
+//! probes. What is missing is the rest of the kubelet: each step is ordered by a test, in its order or out
+//! of it.
+
+pub mod api;
+mod pod;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::Result;
+use probe_handler::kernel::locate::hierarchies;
+use serde_json::{Value, json};
+
+use crate::cgroup;
+use crate::daemon::DaemonSpec;
+use crate::pod::PodSpec;
+use crate::run::Run;
+use crate::sandbox::Hierarchies;
+use api::Api;
+pub use pod::{Bound, NodePod, Order, Sandbox};
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    /// The API server.
+    pub api: Api,
+    hierarchies: Hierarchies,
+    next_uid: AtomicU32,
+    run: Arc<Run>,
+}
+
+impl Node {
+    /// A node of this run, with pods' cgroups in each hierarchy that this machine has.
+    ///
+    /// # Errors
+    /// When its API server or its cgroups cannot be made.
+    pub fn start(run: &Arc<Run>, name: &str) -> Result<Arc<Self>> {
+        Self::with_cgroups(run, name, &usable_hierarchies()?)
+    }
+
+    /// The same with cgroups below these mounts only.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn with_cgroups(run: &Arc<Run>, name: &str, mounts: &[PathBuf]) -> Result<Arc<Self>> {
+        let name = format!("{name}-{}", run.id());
+        let node = Self {
+            api: Api::start(run, &name)?,
+            hierarchies: Hierarchies::new(run, &name, mounts)?,
+            next_uid: AtomicU32::new(1),
+            run: Arc::clone(run),
+            name,
+        };
+        node.api.put("namespaces", namespace("testbed", None))?;
+        Ok(Arc::new(node))
+    }
+
+    /// Its name, which pods that are bound to it have in `spec.nodeName`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The run that it belongs to.
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// The directories that stand for the roots of its cgroup hierarchies.
+    pub fn cgroups(&self) -> &[PathBuf] {
+        self.hierarchies.roots()
+    }
+
+    /// Has a daemon take this node's pods from its API server.
+    #[must_use]
+    pub fn serve(&self, daemon: DaemonSpec) -> DaemonSpec {
+        daemon.kube(&self.name, &self.api.kubeconfig())
+    }
+
+    /// A pod is bound to this node: its object is there, with a UID of its own, and nothing else.
+    ///
+    /// # Errors
+    /// When the API server is away.
+    pub fn bind(self: &Arc<Self>, spec: PodSpec) -> Result<NodePod> {
+        NodePod::bind(self, Bound::new(spec))
+    }
+
+    /// The same for a pod that is special.
+    ///
+    /// # Errors
+    /// When the API server is away.
+    pub fn bind_as(self: &Arc<Self>, bound: Bound) -> Result<NodePod> {
+        NodePod::bind(self, bound)
+    }
+
+    /// A UID that no pod of any run has.
+    fn uid(&self) -> String {
+        let number = self.next_uid.fetch_add(1, Ordering::Relaxed);
+        let bytes = self.name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3_u64)
+        });
+        let (high, low) = ((bytes >> 32) & 0xffff_ffff, bytes & 0xffff_ffff_ffff);
+        format!(
+            "{number:08x}-{:04x}-4{:03x}-8000-{low:012x}",
+            high >> 16,
+            high & 0xfff
+        )
+    }
+}
+
+/// A namespace, with annotation `probe-handler.io/exempt` if one is given.
+pub fn namespace(name: &str, exempt: Option<&str>) -> Value {
+    let mut metadata = json!({"name": name, "uid": format!("uid-{name}")});
+    if let Some(exempt) = exempt {
+        metadata["annotations"] = json!({"probe-handler.io/exempt": exempt});
+    }
+    json!({"metadata": metadata})
+}
+
+/// Where this machine's cgroup hierarchies are mounted, those of version 1 that take a process at once.
+///
+/// # Errors
+/// When none is mounted.
+pub fn usable_hierarchies() -> Result<Vec<PathBuf>> {
+    let v2 = cgroup::mount()?;
+    // Not cpuset, whose cgroups take no process until they are given processors and memory.
+    let v1 = hierarchies(None)?
+        .into_iter()
+        .filter(|mount| *mount != v2 && !mount.ends_with("cpuset"));
+    Ok(std::iter::once(v2.clone()).chain(v1).collect())
+}

@@ -1,0 +1,211 @@
+//! What the cases of this group need: a node, its API server, its kubelet, and the daemon between them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bpf::Map;
+use crate::cgroup::Cgroup;
+use crate::daemon::{Daemon, DaemonSpec};
+use crate::kubelet::{Kubelet, Probe, ProbeResult};
+use crate::node::{Node, NodePod};
+use crate::pod::PodSpec;
+use crate::run::Run;
+use crate::suite::cases::Cases;
+use crate::suite::usual::{self, HTTP};
+use crate::wait;
+
+/// When something that happens has been seen, on a machine that has much else to do.
+pub const SOON: Duration = Duration::from_secs(5);
+/// When something that must not happen would have been seen.
+pub const QUIET: Duration = Duration::from_millis(300);
+
+/// All of it. Fields drop in this order.
+#[derive(Debug)]
+pub struct Env {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// The kubelet.
+    pub kubelet: Arc<Kubelet>,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// The node and its API server.
+    pub node: Arc<Node>,
+    /// Names and files.
+    pub run: Arc<Run>,
+}
+
+impl Env {
+    /// Starts all of it.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn start(cases: &mut Cases) -> Result<Self> {
+        let run = Arc::new(Run::new()?);
+        let node = Node::start(&run, "node")?;
+        Self::on(cases, run, node, &[])
+    }
+
+    /// Starts the daemon with these arguments, and a kubelet, on a node that is there.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn on(cases: &mut Cases, run: Arc<Run>, node: Arc<Node>, args: &[&str]) -> Result<Self> {
+        let cgroup = Cgroup::new(&run, "kubelet")?;
+        let kubelet = Arc::new(Kubelet::start(&run, &cgroup, "kubelet")?);
+        let spec = DaemonSpec::new("daemon")
+            .program(cases.daemon())
+            .kubelet_cgroup(&cgroup);
+        let spec = args.iter().fold(spec, |spec, arg| spec.arg(arg));
+        let daemon = node.serve(spec).start(&run)?;
+        cases.show_on_failure(daemon.log_path());
+        Ok(Self {
+            daemon,
+            kubelet,
+            cgroup,
+            node,
+            run,
+        })
+    }
+
+    /// A pod that runs and is served.
+    ///
+    /// # Errors
+    /// When it cannot be made, or is not served in time.
+    pub fn pod(&self, spec: PodSpec) -> Result<NodePod> {
+        let mut pod = self.node.bind(spec)?;
+        pod.run()?;
+        self.served(&pod)?;
+        Ok(pod)
+    }
+
+    /// The endpoints as they stand in the kernel.
+    ///
+    /// # Errors
+    /// When the daemon has ended.
+    pub fn endpoints(&self) -> Result<Map> {
+        Map::held_by(self.daemon.pid(), "ENDPOINTS")
+    }
+
+    /// Waits until the endpoint of the usual pod's HTTP probe stands in the kernel, or no longer does.
+    ///
+    /// # Errors
+    /// When it does not come about.
+    pub fn endpoint(&self, pod: &NodePod, stands: bool) -> Result<Duration> {
+        let begun = Instant::now();
+        let address = SocketAddr::new(pod.ns()?.ipv4().into(), HTTP);
+        self.stands(address, stands)
+            .with_context(|| format!("pod {}: {}", pod.name(), self.said(pod.name())))?;
+        Ok(begun.elapsed())
+    }
+
+    /// Waits until an endpoint stands in the kernel, or no longer does.
+    ///
+    /// # Errors
+    /// When it does not come about.
+    pub fn stands(&self, address: SocketAddr, stands: bool) -> Result<()> {
+        let map = self.endpoints()?;
+        let what = format!(
+            "endpoint {address} to {}",
+            if stands { "stand" } else { "go" }
+        );
+        wait::until(&what, SOON, || {
+            (map.has(address).ok()? == stands).then_some(())
+        })
+    }
+
+    /// Waits until a pod is served, its canary passed.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn served(&self, pod: &NodePod) -> Result<()> {
+        self.daemon.wait_served_by_name(pod.name())
+    }
+
+    /// Waits until the daemon knows no pod of this name.
+    ///
+    /// # Errors
+    /// When it still does.
+    pub fn gone(&self, name: &str) -> Result<()> {
+        wait::until(&format!("pod {name} to be forgotten"), SOON, || {
+            self.daemon.pod_status(name).ok()?.is_none().then_some(())
+        })
+    }
+
+    /// What the daemon says of a pod, for messages.
+    pub fn said(&self, name: &str) -> String {
+        match self.daemon.pod_status(name) {
+            Ok(Some(status)) => status.to_string(),
+            Ok(None) => "the daemon does not know it".to_owned(),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    /// All probes of a usual pod tell the truth, over both families.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub fn truth(&self, pod: &NodePod) -> Result<()> {
+        for ip in pod.ns()?.ips() {
+            usual::truth(&self.kubelet, ip).with_context(|| format!("pod {}", pod.name()))?;
+        }
+        Ok(())
+    }
+
+    /// All probes of a usual pod meet the mesh.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub fn mesh_alone(&self, pod: &NodePod) -> Result<()> {
+        usual::mesh_alone(&self.kubelet, pod.ns()?.ipv4().into())
+            .with_context(|| format!("pod {}: {}", pod.name(), self.said(pod.name())))
+    }
+
+    /// Waits until a probe passes, or no longer does.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn until(&self, what: &str, probe: &Probe, passes: bool) -> Result<ProbeResult> {
+        wait::until(what, SOON, || {
+            let result = self.kubelet.probe(probe).ok()?;
+            (result.passed() == passes).then_some(result)
+        })
+    }
+
+    /// Waits until `status` names a problem with all of these words.
+    ///
+    /// # Errors
+    /// When it does not, or the log does not say it just once.
+    pub fn problem(&self, words: &[&str]) -> Result<String> {
+        let mut last = Vec::new();
+        let found = wait::until(&format!("a problem with {words:?}"), SOON, || {
+            last = self.problems().ok()?;
+            let all = |text: &&String| words.iter().all(|word| text.contains(word));
+            last.iter().find(all).cloned()
+        });
+        let found = found.with_context(|| format!("{last:#?}"))?;
+        let said = self.daemon.log()?.matches(found.as_str()).count();
+        ensure!(said == 1, "the log says it {said} times: {found}");
+        Ok(found)
+    }
+
+    /// Waits until there is no problem left.
+    ///
+    /// # Errors
+    /// When one stays.
+    pub fn no_problem(&self) -> Result<()> {
+        let mut last = Vec::new();
+        let gone = wait::until("no problem to be left", SOON, || {
+            last = self.problems().ok()?;
+            last.is_empty().then_some(())
+        });
+        gone.with_context(|| format!("{last:#?}"))
+    }
+
+    fn problems(&self) -> Result<Vec<String>> {
+        let problems = self.daemon.status()?["source"]["problems"].take();
+        Ok(serde_json::from_value(problems)?)
+    }
+}

@@ -1,0 +1,167 @@
+//! A pod's life from its binding to its deletion, in its usual order and in others.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+
+use super::env::{Env, QUIET};
+use crate::kubelet::Probe;
+use crate::node::{Bound, NodePod, Order};
+use crate::suite::cases::Cases;
+use crate::suite::usual::{self, HTTP};
+
+pub fn run(cases: &mut Cases, env: &Env) {
+    for (name, order) in [
+        ("network-first", Order::NetworkFirst),
+        ("process-first", Order::ProcessFirst),
+    ] {
+        cases.case(&format!("start/{name}"), || start(env, name, order));
+    }
+    cases.case("restart-of-a-container", || restart(env));
+    cases.case("sandbox-made-anew", || made_anew(env));
+    cases.case("terminating", || terminating(env));
+    cases.case("deleted-by-force", || by_force(env));
+    cases.case("status-before-sandbox", || status_first(env));
+    cases.case("sandbox-before-spec", || sandbox_first(env));
+    cases.case("bound-after-it-was-made", || bound_late(env));
+    cases.case("told-twice", || told_twice(env));
+}
+
+fn at(pod: &NodePod) -> Result<SocketAddr> {
+    Ok(SocketAddr::new(pod.ns()?.ipv4().into(), HTTP))
+}
+
+/// The endpoint stands before the first app process runs, and the first probe is true.
+fn start(env: &Env, name: &str, order: Order) -> Result<()> {
+    let mut pod = env.node.bind(usual::pod(name))?;
+    pod.make_cgroup()?;
+    pod.start_sandbox(order)?;
+    let waited = env.endpoint(&pod, true)?;
+    println!("     the endpoint stood {waited:?} after the sandbox was ready");
+    pod.start_containers()?;
+    env.truth(&pod)?;
+    pod.report_running()?;
+    env.served(&pod)?;
+    env.truth(&pod)?;
+    pod.end()?;
+    env.gone(name)
+}
+
+/// The app's container ends and starts anew: its probes say so, nothing else changes.
+fn restart(env: &Env) -> Result<()> {
+    let mut pod = env.pod(usual::pod("restarting"))?;
+    let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
+    drop(pod.sandbox()?.app.take());
+    for _ in 0..5 {
+        let result = env.kubelet.probe(&probe)?;
+        ensure!(!result.passed(), "a dead app looks healthy: {result:?}");
+    }
+    ensure!(env.endpoints()?.has(at(&pod)?)?, "the endpoint went");
+    pod.start_app()?;
+    env.truth(&pod)
+}
+
+/// The node's runtime lost the sandbox: a new one, with a new namespace and a new address.
+fn made_anew(env: &Env) -> Result<()> {
+    let mut pod = env.pod(usual::pod("phoenix"))?;
+    let old = at(&pod)?;
+    pod.stop()?;
+    env.stands(old, false)?;
+    pod.start_sandbox(Order::NetworkFirst)?;
+    ensure!(at(&pod)? != old, "the same address");
+    // The status still tells the old address: what is not in both is not served.
+    pod.start_containers()?;
+    pod.report_running()?;
+    let waited = env.endpoint(&pod, true)?;
+    println!("     served {waited:?} after the kubelet told the new address");
+    env.truth(&pod)
+}
+
+/// Deleted, but running: the kubelet goes on with its readiness probes until its containers stop.
+fn terminating(env: &Env) -> Result<()> {
+    let mut pod = env.pod(usual::pod("leaving"))?;
+    let address = at(&pod)?;
+    pod.terminate()?;
+    std::thread::park_timeout(QUIET);
+    env.truth(&pod)?;
+    pod.stop()?;
+    env.stands(address, false)?;
+    ensure!(
+        env.daemon.pod_status("leaving")?.is_some(),
+        "forgotten before it was deleted"
+    );
+    pod.end()?;
+    env.gone("leaving")
+}
+
+/// The object goes first (`kubectl delete --force`), and the containers run for a while.
+fn by_force(env: &Env) -> Result<()> {
+    let mut pod = env.pod(usual::pod("forced"))?;
+    let address = at(&pod)?;
+    pod.delete()?;
+    env.stands(address, false)?;
+    env.gone("forced")?;
+    env.mesh_alone(&pod)
+}
+
+/// Old news of the API server: the pod runs, and has an address, before anything is on the node.
+fn status_first(env: &Env) -> Result<()> {
+    let mut pod = env.node.bind(usual::pod("announced"))?;
+    let (_, ipv4, ipv6) = env.run.next_pod_ips();
+    pod.update(|object| {
+        object["status"] = serde_json::json!({
+            "phase": "Running", "podIP": ipv4, "podIPs": [{"ip": ipv4}, {"ip": ipv6}],
+        });
+    })?;
+    std::thread::park_timeout(QUIET);
+    let stands = env.endpoints()?.has(SocketAddr::new(ipv4.into(), HTTP))?;
+    ensure!(!stands, "an endpoint of a pod without a namespace");
+    pod.start_sandbox_at(Order::NetworkFirst, Some((ipv4, ipv6)))?;
+    let _waited = env.endpoint(&pod, true)?;
+    pod.start_containers()?;
+    env.truth(&pod)
+}
+
+/// The node is faster than the API server's watch.
+fn sandbox_first(env: &Env) -> Result<()> {
+    let spec = usual::pod("unheard-of");
+    let mut pod = env.node.bind_as(Bound::new(spec).unscheduled())?;
+    pod.start_sandbox(Order::NetworkFirst)?;
+    pod.start_containers()?;
+    env.mesh_alone(&pod)?;
+    pod.schedule()?;
+    let waited = env.endpoint(&pod, true)?;
+    println!("     served {waited:?} after it was told");
+    env.truth(&pod)
+}
+
+/// A pod that runs elsewhere is none of ours; the daemon does not even hear of it.
+fn bound_late(env: &Env) -> Result<()> {
+    let spec = usual::pod("elsewhere");
+    let pod = env.node.bind_as(Bound::new(spec).unscheduled())?;
+    std::thread::park_timeout(QUIET);
+    ensure!(
+        env.daemon.pod_status(pod.name())?.is_none(),
+        "a pod of no node is known"
+    );
+    Ok(())
+}
+
+/// The same thing said again changes nothing: no endpoint goes, not for a moment.
+fn told_twice(env: &Env) -> Result<()> {
+    let mut pod = env.pod(usual::pod("echoed"))?;
+    let before = env.daemon.status()?["counters"]["seen"].as_u64();
+    for round in 0..50_u32 {
+        pod.update(|object| {
+            object["metadata"]["labels"] = serde_json::json!({"round": round.to_string()})
+        })?;
+        ensure!(env.endpoints()?.has(at(&pod)?)?, "the endpoint went");
+    }
+    env.truth(&pod)?;
+    let after = env.daemon.status()?["counters"]["seen"].as_u64();
+    ensure!(
+        after.context("counters")? > before.context("counters")?,
+        "not seen"
+    );
+    Ok(())
+}

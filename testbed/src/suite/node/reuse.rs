@@ -1,0 +1,153 @@
+//! An address that goes from one pod to the next within milliseconds, in every order of events: never an
+//! answer from the wrong pod.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::env::Env;
+use crate::app::AppSpec;
+use crate::kubelet::Probe;
+use crate::node::{NodePod, Order};
+use crate::suite::cases::Cases;
+use crate::suite::usual::{self, HTTP, Made, Probing};
+
+/// What the pods answer, by which they can be told apart.
+pub(crate) const STATUSES: [u16; 2] = [200, 418];
+/// How often the address changes hands for each order.
+const ROUNDS: usize = 4;
+/// How long a probe waits: one that waits a second would see little.
+const TIMEOUT: Duration = Duration::from_millis(300);
+
+/// When the API server tells of it.
+#[derive(Clone, Copy, Debug)]
+enum Told {
+    /// The old pod is deleted before its sandbox ends.
+    Before,
+    /// Once the new pod has the address.
+    After,
+    /// Never.
+    Never,
+}
+
+pub fn run(cases: &mut Cases, env: &Env) {
+    for (name, told) in [
+        ("deleted-before", Told::Before),
+        ("deleted-after", Told::After),
+        ("never-deleted", Told::Never),
+    ] {
+        cases.case(&format!("address-reuse/{name}"), || reused(env, name, told));
+    }
+}
+
+/// Who had the address, from when until when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// What it answers.
+    pub(crate) status: u16,
+    /// From when it may have had it.
+    pub(crate) from: Instant,
+    /// From when on the daemon serves it.
+    pub(crate) served: Option<Instant>,
+    /// When its end began.
+    pub(crate) leaving: Option<Instant>,
+    /// When it had ended.
+    pub(crate) until: Option<Instant>,
+}
+
+fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
+    let (_, ipv4, ipv6) = env.run.next_pod_ips();
+    let ip = IpAddr::V4(ipv4);
+    let bind = |round: usize| -> Result<NodePod> {
+        let spec = usual::pod(&format!("{name}-{round}"));
+        let app = AppSpec::new().http(HTTP).grpc(usual::GRPC).tcp(usual::OPEN);
+        let app = app.status("/healthy", STATUSES[round % 2]);
+        let mut pod = env.node.bind(spec.app(app))?;
+        pod.make_cgroup()?;
+        Ok(pod)
+    };
+    let start = |pod: &mut NodePod, round: usize| -> Result<Held> {
+        let from = Instant::now();
+        pod.start_sandbox_at(Order::NetworkFirst, Some((ipv4, ipv6)))?;
+        pod.start_containers()?;
+        Ok(Held {
+            status: STATUSES[round % 2],
+            from,
+            served: None,
+            leaving: None,
+            until: None,
+        })
+    };
+    let mut old = bind(0)?;
+    let mut held = vec![start(&mut old, 0)?];
+    old.report_running()?;
+    env.served(&old)?;
+    let probe = Probe::http(ip, HTTP, "/healthy").timeout(TIMEOUT);
+    let probing = Probing::start(&env.kubelet, vec![probe.clone(), probe.clone(), probe]);
+    let mut gone = Vec::new();
+    for round in 1..=ROUNDS {
+        let mut new = bind(round)?;
+        let leaving = Instant::now();
+        if matches!(told, Told::Before) {
+            old.delete()?;
+        }
+        old.stop()?;
+        if let Some(last) = held.last_mut() {
+            (last.leaving, last.until) = (Some(leaving), Some(Instant::now()));
+        }
+        held.push(start(&mut new, round)?);
+        if matches!(told, Told::After) {
+            old.delete()?;
+        }
+        new.report_running()?;
+        env.served(&new)?;
+        if let Some(last) = held.last_mut() {
+            last.served = Some(Instant::now());
+        }
+        let result = env.kubelet.probe(&Probe::http(ip, HTTP, "/healthy"))?;
+        ensure!(
+            result.status == Some(STATUSES[round % 2]),
+            "the new pod is not asked: {result:?}"
+        );
+        gone.push(std::mem::replace(&mut old, new));
+    }
+    let made = probing.stop()?;
+    let answered = made
+        .iter()
+        .filter(|made| made.result.status.is_some())
+        .count();
+    println!("     {} probes, {answered} of them answered", made.len());
+    made.iter().try_for_each(|made| right(made, &held))
+}
+
+/// Whoever answers must have had the address at some moment of the probe, and who is served and there all the
+/// while must have answered. Other statuses are the daemon's own: the app could not be reached.
+pub(crate) fn right(made: &Made, held: &[Held]) -> Result<()> {
+    let (begun, ended) = (made.begun, made.ended);
+    let there = held.iter().find(|held| {
+        held.served.is_some_and(|served| served <= begun)
+            && held.leaving.is_none_or(|leaving| leaving >= ended)
+    });
+    if let Some(there) = there {
+        ensure!(
+            made.result.status == Some(there.status),
+            "the pod that is there did not answer: {made:?}"
+        );
+    }
+    let Some(status) = made
+        .result
+        .status
+        .filter(|status| STATUSES.contains(status))
+    else {
+        return Ok(());
+    };
+    let by = held.iter().any(|held| {
+        held.status == status && held.from <= ended && held.until.is_none_or(|until| until >= begun)
+    });
+    ensure!(
+        by,
+        "an answer from a pod that did not have the address: {made:?}"
+    );
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! The API server is away, forgets, refuses, or is slow: what was known last is served, `status`, metrics
+//! and log say so, and the watches come back.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use api_server_double::{Cut, Fault};
+
+use super::env::{Env, SOON};
+use crate::daemon::DaemonSpec;
+use crate::suite::cases::Cases;
+use crate::suite::env::GRACE;
+use crate::suite::usual::{self, Probing};
+use crate::wait;
+
+/// The longest that a watch waits before it tries again is 20 s; these cases fail a few times only.
+const BACK: Duration = Duration::from_secs(15);
+/// What is missing, as it is to be pasted into a role.
+const VERBS: &str = "verbs: [\"get\", \"list\", \"watch\"]";
+
+pub fn run(cases: &mut Cases, env: &mut Env) {
+    // A daemon of its own for each: one whose watches have failed lately waits longer.
+    let mut case = |name: &str, body: fn(&mut Env) -> Result<()>| {
+        let daemon = name.replace('/', "-");
+        cases.case(name, || again(env, &daemon).and_then(|()| body(env)));
+    };
+    case("api/away-and-back", |env| away(env));
+    case("api/gone", |env| gone(env));
+    case("api/token-expired", |env| {
+        // The kubelet replaces it in time, as a rule.
+        refused(
+            env,
+            "does not accept our token",
+            "unauthorized",
+            |expired| {
+                if expired {
+                    let api = &env.node.api;
+                    return api.order(|server| server.require_token(Some("another")));
+                }
+                Ok(std::fs::write(env.node.api.token(), "another")?)
+            },
+        )
+    });
+    case("api/pods-forbidden", |env| {
+        refused(env, VERBS, "forbidden", |forbidden| {
+            env.node
+                .api
+                .order(|server| server.forbid("pods", forbidden))
+        })
+    });
+    case("api/slow", |env| slow(env));
+    case("daemon-restarted", restarted);
+    case("api/namespaces-forbidden", namespaces_forbidden);
+    case("api/away-at-start", away_at_start);
+}
+
+fn up(env: &Env, resource: &str) -> Option<f64> {
+    let scrape = env.daemon.metrics().ok()?;
+    Some(scrape.sum("probe_handler_watch_up", &[("resource", resource)]))
+}
+
+/// Waits until the watch of `resource` stands, or does not.
+fn watch(env: &Env, resource: &str, stands: bool, patience: Duration) -> Result<()> {
+    let wanted = f64::from(u8::from(stands));
+    wait::until(
+        &format!("watch_up of {resource} to be {wanted}"),
+        patience,
+        || {
+            let up = up(env, resource)?;
+            ((up - wanted).abs() < f64::EPSILON).then_some(())
+        },
+    )
+}
+
+fn ready(env: &Env) -> Result<()> {
+    let (status, body) = env.daemon.get("/readyz")?;
+    ensure!(status == 200, "/readyz answers {status}: {body}");
+    Ok(())
+}
+
+fn away(env: &Env) -> Result<()> {
+    let pod = env.pod(usual::pod("kept"))?;
+    env.node.api.stop()?;
+    watch(env, "pods", false, SOON)?;
+    let _said = env.problem(&["can't watch pods", "pods are served as last known"])?;
+    // It serves: a node whose API server is away is no worse for that.
+    ready(env)?;
+    env.truth(&pod)?;
+    env.node.api.start_again()?;
+    watch(env, "pods", true, BACK)?;
+    watch(env, "namespaces", true, BACK)?;
+    env.no_problem()?;
+    let new = env.pod(usual::pod("new-after-that"))?;
+    env.truth(&new)?;
+    env.truth(&pod)
+}
+
+/// 410: everything is sent anew, and nothing is dropped in between.
+fn gone(env: &Env) -> Result<()> {
+    let pod = env.pod(usual::pod("uninterrupted"))?;
+    let ip = pod.ns()?.ipv4();
+    let lists = || env.daemon.metric("probe_handler_watch_lists_total");
+    let before = lists()?;
+    let probing = Probing::start(
+        &env.kubelet,
+        usual::all(ip.into())
+            .into_iter()
+            .map(|case| case.probe)
+            .collect(),
+    );
+    env.node.api.order(|server| {
+        server.compact();
+        for resource in ["pods", "namespaces"] {
+            server.cut(
+                resource,
+                Cut::Error(410, "Expired", "too old resource version"),
+            );
+        }
+    })?;
+    wait::until("everything to be listed again", BACK, || {
+        (lists().ok()? >= before + 2.0).then_some(())
+    })?;
+    let cases = usual::all(ip.into());
+    for made in probing.stop()? {
+        let case = cases.iter().find(|case| case.probe == made.probe);
+        ensure!(
+            case.is_some_and(|case| case.is_true(&made.result)),
+            "untrue: {made:?}"
+        );
+    }
+    watch(env, "pods", true, BACK)
+}
+
+/// What the API server refuses for a while, and then no longer.
+fn refused(env: &Env, says: &str, reason: &str, refuse: impl Fn(bool) -> Result<()>) -> Result<()> {
+    let failures = || -> Result<f64> {
+        let labels = [("resource", "pods"), ("reason", reason)];
+        Ok(env
+            .daemon
+            .metrics()?
+            .sum("probe_handler_watch_failures_total", &labels))
+    };
+    let before = failures()?;
+    let pod = env.pod(usual::pod("meanwhile"))?;
+    refuse(true)?;
+    env.node.api.order(|server| server.cut("pods", Cut::End))?;
+    let _said = env.problem(&[says, "pods are served as last known"])?;
+    ensure!(failures()? > before, "no metric says so");
+    watch(env, "pods", false, SOON)?;
+    ready(env)?;
+    env.truth(&pod)?;
+    refuse(false)?;
+    watch(env, "pods", true, BACK)?;
+    env.no_problem()?;
+    let new = env.pod(usual::pod("allowed-again"))?;
+    env.truth(&new)
+}
+
+/// A server that does not answer for a while delays what it would have told, and nothing else.
+fn slow(env: &Env) -> Result<()> {
+    let pod = env.pod(usual::pod("patient"))?;
+    env.node.api.order(|server| {
+        server.fail("pods", true, Fault::Hang);
+        server.cut("pods", Cut::End);
+    })?;
+    let asked = || {
+        let asked = env.node.api.order(|server| server.asked()).ok()?;
+        asked
+            .last()
+            .filter(|last| last.resource == "pods")
+            .map(drop)
+    };
+    wait::until("the request that hangs", BACK, asked)?;
+    let mut new = env.node.bind(usual::pod("late"))?;
+    new.run()?;
+    env.truth(&pod)?;
+    ensure!(env.daemon.pod_status("late")?.is_none(), "known already");
+    env.node.api.order(api_server_double::ApiServer::release)?;
+    env.served(&new)?;
+    env.truth(&new)
+}
+
+/// The daemon ends and another starts, under probes: while none is there, probes meet the mesh; from the
+/// moment it is ready all are true.
+fn restarted(env: &mut Env) -> Result<()> {
+    let pod = env.pod(usual::pod("outliving"))?;
+    let ip = pod.ns()?.ipv4();
+    let probing = Probing::start(
+        &env.kubelet,
+        usual::all(ip.into())
+            .into_iter()
+            .map(|case| case.probe)
+            .collect(),
+    );
+    again(env, "daemon-again")?;
+    let ready = std::time::Instant::now();
+    wait::until("some probes", SOON, || {
+        let after = probing
+            .so_far()
+            .iter()
+            .filter(|made| made.begun > ready)
+            .count();
+        (after > 20).then_some(())
+    })?;
+    let cases = usual::all(ip.into());
+    for made in probing.stop()? {
+        let case = cases.iter().find(|case| case.probe == made.probe);
+        let is_true = case.is_some_and(|case| case.is_true(&made.result));
+        ensure!(is_true || made.begun < ready, "untrue: {made:?}");
+    }
+    env.truth(&pod)
+}
+
+/// RBAC lets us see pods but no namespaces: it says which rule is missing, and pods are served.
+fn namespaces_forbidden(env: &mut Env) -> Result<()> {
+    env.node
+        .api
+        .order(|server| server.forbid("namespaces", true))?;
+    let pod = env.pod(usual::pod("unexempted"))?;
+    again(env, "daemon-without-namespaces")?;
+    let said = env.problem(&["namespaces", "HTTP 403", "do not count"])?;
+    ensure!(
+        said.contains("verbs: [\"get\", \"list\", \"watch\"]"),
+        "no rule: {said}"
+    );
+    env.served(&pod)?;
+    env.truth(&pod)?;
+    env.node
+        .api
+        .order(|server| server.forbid("namespaces", false))?;
+    watch(env, "namespaces", true, BACK)?;
+    env.no_problem()
+}
+
+/// Nothing is known yet: not ready, and it says why.
+fn away_at_start(env: &mut Env) -> Result<()> {
+    let pod = env.pod(usual::pod("waiting"))?;
+    env.node.api.stop()?;
+    let status = env.daemon.stop(GRACE)?;
+    ensure!(status.success(), "it ended with {status}");
+    let spec = DaemonSpec::new("daemon-alone")
+        .program(Some(env.daemon.program()))
+        .kubelet_cgroup(&env.cgroup);
+    env.daemon = env.node.serve(spec).spawn(&env.run)?;
+    let (status, body) = wait::until("an answer of /readyz", SOON, || {
+        env.daemon.get("/readyz").ok()
+    })?;
+    ensure!(
+        status == 503 && body.contains("pods listed from the API server"),
+        "/readyz answers {status}: {body}"
+    );
+    let _said = env.problem(&["can't watch pods", "no pod is served before it answers"])?;
+    env.mesh_alone(&pod)?;
+    env.node.api.start_again()?;
+    env.daemon.wait_ready()?;
+    env.served(&pod)?;
+    env.truth(&pod)
+}
+
+fn again(env: &mut Env, name: &str) -> Result<()> {
+    let status = env.daemon.stop(GRACE)?;
+    ensure!(status.success(), "it ended with {status}");
+    let spec = DaemonSpec::new(name)
+        .program(Some(env.daemon.program()))
+        .kubelet_cgroup(&env.cgroup);
+    env.daemon = env.node.serve(spec).start(&env.run)?;
+    Ok(())
+}

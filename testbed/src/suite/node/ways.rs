@@ -1,0 +1,195 @@
+//! By which way a pod's probes are served, and whether at all: what was rewritten, what annotations say,
+//! and when they say something else.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::env::Env;
+use crate::kubelet::Probe;
+use crate::node::{NodePod, namespace};
+use crate::pod::PodSpec;
+use crate::rules::RuleSet;
+use crate::suite::cases::Cases;
+use crate::suite::usual::{self, HTTP};
+
+const LIVE: &str = "/app-health/web/livez";
+const READY: &str = "/app-health/web/readyz";
+/// What only the stand-in pilot-agent says.
+const AGENTS_MARK: &str = "X-Pilot-Agent";
+const STATUS_PORT: &str = "status.sidecar.istio.io/port";
+
+pub fn run(cases: &mut Cases, env: &Env) {
+    cases.case("takeover", || taken_over(env, "taken-over", 15020, None));
+    cases.case("takeover/other-status-port", || {
+        taken_over(env, "other-port", 15999, Some("15999"))
+    });
+    for (name, value) in [
+        ("zero", "0"),
+        ("nonsense", "fifteen"),
+        ("too-large", "99999"),
+    ] {
+        cases.case(&format!("takeover/status-port-{name}"), || {
+            not_taken_over(env, &format!("port-{name}"), value)
+        });
+    }
+    cases.case("takeover/malformed-originals", || malformed(env));
+    cases.case("rewrite", || rewritten(env));
+    cases.case("exempt/pod", || exempt_pod(env));
+    cases.case("exempt/namespace", || exempt_namespace(env));
+}
+
+fn probed(port: u16) -> serde_json::Value {
+    usual::container("web", usual::http(port, LIVE), usual::http(port, READY))
+}
+
+fn app() -> crate::app::AppSpec {
+    crate::app::AppSpec::new().http(HTTP)
+}
+
+/// As Istio's injector leaves a pod.
+fn injected(name: &str, port: u16) -> PodSpec {
+    PodSpec::new(name)
+        .rules(RuleSet::IstioRedirect)
+        .app(app())
+        .container(probed(port))
+        .istio_prober(LIVE, usual::http(HTTP, "/healthy"))
+        .istio_prober(READY, usual::http(HTTP, "/failing"))
+}
+
+fn way(env: &Env, pod: &NodePod) -> Result<String> {
+    let status = env.daemon.pod_status(pod.name())?.context("not known")?;
+    let rows = status["probes"].as_array().context("probes")?;
+    let ways = rows.iter().filter_map(|row| row["way"].as_str());
+    Ok(ways.collect::<Vec<_>>().join(" "))
+}
+
+/// Both rewritten probes tell the truth, and not by pilot-agent.
+fn ours(env: &Env, pod: &NodePod, port: u16) -> Result<()> {
+    for ip in pod.ns()?.ips() {
+        for (path, status) in [(LIVE, 200), (READY, 503)] {
+            let result = env.kubelet.probe(&Probe::http(ip, port, path))?;
+            ensure!(
+                result.status == Some(status) && !result.head.contains(AGENTS_MARK),
+                "{path}: {result:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn taken_over(env: &Env, name: &str, port: u16, annotation: Option<&str>) -> Result<()> {
+    let spec = match annotation {
+        None => injected(name, port),
+        Some(value) => injected(name, port).annotation(STATUS_PORT, value),
+    };
+    let pod = env.pod(spec)?;
+    ensure!(
+        way(env, &pod)? == "takeover takeover",
+        "{}",
+        way(env, &pod)?
+    );
+    ours(env, &pod, port)
+}
+
+/// Istio's injector makes such pods (with probes on port 0, which the API server refuses) or leaves probes
+/// on its usual port: nothing is taken over, and pilot-agent is asked as it was.
+fn not_taken_over(env: &Env, name: &str, value: &str) -> Result<()> {
+    let pod = env.pod(injected(name, 15020).annotation(STATUS_PORT, value))?;
+    ensure!(!way(env, &pod)?.contains("takeover"), "{}", way(env, &pod)?);
+    let ip = pod.ns()?.ipv4();
+    for (path, status) in [(LIVE, 200), (READY, 503)] {
+        let result = env.kubelet.probe(&Probe::http(ip, 15020, path))?;
+        ensure!(result.status == Some(status), "{path}: {result:?}");
+    }
+    if value != "0" {
+        let _said = env.problem(&[&format!("testbed/{name}"), STATUS_PORT, value])?;
+    }
+    Ok(())
+}
+
+/// Pilot-agent gets what we can't read; it would not have read it either.
+fn malformed(env: &Env) -> Result<()> {
+    let good = env.pod(usual::pod("beside-malformed"))?;
+    let mut pod = env.node.bind(injected("malformed", 15020))?;
+    pod.update(|object| {
+        let containers = object["spec"]["containers"].as_array_mut();
+        for container in containers.into_iter().flatten() {
+            if container["name"] == "istio-proxy" {
+                container["env"][0]["value"] = json!("{\"/app-health/web/livez\": {");
+            }
+        }
+    })?;
+    pod.run()?;
+    let _said = env.problem(&["testbed/malformed", "ISTIO_KUBE_APP_PROBERS", "no JSON"])?;
+    env.truth(&good)?;
+    pod.end()?;
+    env.no_problem()
+}
+
+fn rewritten(env: &Env) -> Result<()> {
+    let originals = json!({
+        LIVE: usual::http(HTTP, "/healthy"),
+        READY: usual::http(HTTP, "/failing"),
+    });
+    let spec = PodSpec::new("rewritten")
+        .rules(RuleSet::IstioRedirect)
+        .app(app())
+        .container(probed(15020))
+        .annotation("probe-handler.io/probes", &originals.to_string());
+    let pod = env.pod(spec)?;
+    ensure!(way(env, &pod)? == "rewrite rewrite", "{}", way(env, &pod)?);
+    ours(env, &pod, 15020)
+}
+
+/// The annotation comes, changes and goes while the pod runs.
+fn exempt_pod(env: &Env) -> Result<()> {
+    const EXEMPT: &str = "probe-handler.io/exempt";
+    let mut pod = env.pod(usual::pod("moody"))?;
+    let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
+    for (value, served) in [
+        (Some("false"), false),
+        (Some("true"), true),
+        (Some("maybe"), true),
+        (Some("false"), false),
+        (None, true),
+    ] {
+        pod.update(|object| match value {
+            Some(value) => object["metadata"]["annotations"][EXEMPT] = json!(value),
+            None => drop(
+                object["metadata"]["annotations"]
+                    .as_object_mut()
+                    .and_then(|annotations| annotations.remove(EXEMPT)),
+            ),
+        })?;
+        let what = format!("{EXEMPT}={value:?} to take effect");
+        let _result = env.until(&what, &probe, served)?;
+        if value == Some("maybe") {
+            let _said = env.problem(&["testbed/moody", EXEMPT, "maybe"])?;
+        }
+    }
+    env.no_problem()?;
+    env.truth(&pod)
+}
+
+/// The same on its namespace; what the pod says itself counts for more.
+fn exempt_namespace(env: &Env) -> Result<()> {
+    let mark = |value| env.node.api.put("namespaces", namespace("testbed", value));
+    let pod = env.pod(usual::pod("follower"))?;
+    let own = env.pod(usual::pod("own-mind").annotation("probe-handler.io/exempt", "true"))?;
+    let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
+    for (value, served) in [(Some("false"), false), (Some("true"), true), (None, true)] {
+        mark(value)?;
+        let begun = std::time::Instant::now();
+        let what = format!("a namespace's {value:?} to take effect");
+        let _result = env.until(&what, &probe, served)?;
+        ensure!(
+            begun.elapsed() < Duration::from_secs(2),
+            "late: {:?}",
+            begun.elapsed()
+        );
+        env.truth(&own)?;
+    }
+    env.truth(&pod)
+}
