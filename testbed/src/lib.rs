@@ -14,6 +14,7 @@ pub mod command;
 pub mod daemon;
 pub mod demo;
 pub mod guest;
+pub mod in_pod;
 pub mod interrupt;
 pub mod kubelet;
 pub mod manifests;

@@ -36,6 +36,9 @@ enum Command {
     Bench(testbed::bench::Args),
     /// Make one probe as the kubelet does, and print what came of it
     Probe(testbed::probe::Args),
+    /// Put a mesh's redirect rules into the namespace this runs in (a pod of a test cluster)
+    #[command(hide = true)]
+    Rules(testbed::in_pod::Args),
     /// Show that each mesh's rules and sidecar do here what they do in a cluster
     Selfcheck,
     /// Remove what killed runs left behind
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Suite(args) => testbed::suite::main(&args),
         Command::Manifests(args) => testbed::manifests::main(&args),
         Command::Probe(args) => testbed::probe::main(&args),
+        Command::Rules(args) => testbed::in_pod::main(&args),
         Command::Selfcheck => testbed::selfcheck::main(),
         Command::Verifier => testbed::verifier::main(),
         Command::Guest => testbed::guest::main(),

@@ -74,3 +74,13 @@ where
     }
     Ok(())
 }
+
+/// Waits for SIGTERM, where the child is a container's process: those have no standard input to end.
+///
+/// # Errors
+/// When the signal cannot be waited for.
+pub async fn terminated() -> Result<()> {
+    let mut signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let _signal = signal.recv().await;
+    Ok(())
+}

@@ -6,6 +6,7 @@
 mod counts;
 mod demo;
 mod digest;
+mod e2e;
 mod ebpf;
 mod image;
 mod kubectl;
@@ -47,6 +48,8 @@ enum Command {
     Bench(demo::BenchArgs),
     /// Build the daemon's container image as an archive, without a container runtime
     Image(image::Args),
+    /// Try the daemon in a cluster: real kubelet, STRICT pods, an upgrade (needs KUBECONFIG)
+    E2e(e2e::Args),
     /// Check the repository's own rules only
     Tidy,
 }
@@ -64,6 +67,11 @@ fn main() -> ExitCode {
         },
         Command::Bench(args) => demo::bench(&args),
         Command::Image(args) => image::run(&args),
+        Command::E2e(args) => match e2e::run(&args) {
+            // No cluster, or a failed check, which it has told already.
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Tidy => tidy::run(),
     };
     match result {

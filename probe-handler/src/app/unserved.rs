@@ -103,7 +103,7 @@ impl Unserved {
 /// Why a pod whose namespace is known is not served at all of its addresses.
 fn without_address(entry: &Entry) -> Option<String> {
     let found = &entry.placement.as_ref()?.addresses;
-    let told = &entry.pod.ips;
+    let told = entry.named();
     if found.is_empty() {
         return Some("its network namespace has no address (yet)".to_owned());
     }

@@ -53,6 +53,10 @@ pub struct Entry {
     /// What is served, wherever it is.
     pub routes: PodRoutes,
     served: Option<Arc<ServedPod>>,
+    /// Whether it was found before, wherever that was.
+    found: bool,
+    /// The addresses that its status named when it was found in another sandbox than before: the old one's.
+    outdated: Option<Vec<IpAddr>>,
 }
 
 impl Entry {
@@ -60,13 +64,37 @@ impl Entry {
     /// only the ones named. Who may configure interfaces in a pod could otherwise give it any address that the
     /// kubelet talks to: another pod's, the API server's.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        let ips = &self.pod.ips;
+        let ips = self.named();
         self.placement
             .iter()
             .flat_map(|placement| &placement.addresses)
             .copied()
             .filter(|address| ips.is_empty() || ips.contains(address))
             .collect()
+    }
+}
+
+impl Entry {
+    /// The addresses that its status names, where they count. A sandbox that is made anew gets another address,
+    /// which the kubelet probes at once but tells the API server later: until it has, the status is of the
+    /// sandbox before, and says nothing.
+    pub fn named(&self) -> &[IpAddr] {
+        match &self.outdated {
+            Some(outdated) if *outdated == self.pod.ips => &[],
+            _ => &self.pod.ips,
+        }
+    }
+
+    /// It is now another object of the same pod.
+    fn update(&mut self, pod: Arc<Pod>) {
+        let mut routes = PodRoutes::new(&pod);
+        routes.carry_over(&self.routes);
+        self.routes = routes;
+        self.served = None;
+        if self.outdated.as_ref() != Some(&pod.ips) {
+            self.outdated = None;
+        }
+        self.pod = pod;
     }
 }
 
@@ -148,11 +176,7 @@ impl<W: EndpointWriter> Registry<W> {
             let entry = match old.remove(&pod.id.uid) {
                 Some(entry) if entry.pod == pod => entry,
                 Some(mut entry) if stays(&entry.pod, &pod) => {
-                    let mut routes = PodRoutes::new(&pod);
-                    routes.carry_over(&entry.routes);
-                    entry.routes = routes;
-                    entry.served = None;
-                    entry.pod = pod;
+                    entry.update(pod);
                     entry
                 }
                 gone => {
@@ -165,6 +189,8 @@ impl<W: EndpointWriter> Registry<W> {
                         placement: None,
                         obstacle: Some(Obstacle::NoNamespace("not looked for yet".to_owned())),
                         served: None,
+                        found: false,
+                        outdated: None,
                         pod,
                     }
                 }
@@ -193,6 +219,9 @@ impl<W: EndpointWriter> Registry<W> {
         };
         if moved {
             entry.served = None;
+            if placement.is_some() && std::mem::replace(&mut entry.found, true) {
+                entry.outdated = Some(entry.pod.ips.clone());
+            }
         }
         entry.placement = placement;
         entry.obstacle = obstacle;

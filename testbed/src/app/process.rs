@@ -32,12 +32,15 @@ pub struct Args {
     /// Listeners, as JSON
     #[arg(long)]
     spec: String,
+    /// Serve until SIGTERM instead of the end of standard input, as a container does
+    #[arg(long)]
+    until_terminated: bool,
     /// Cgroups to move into before anything else
     #[arg(long)]
     cgroup: Vec<PathBuf>,
 }
 
-/// Runs the app until standard input ends.
+/// Runs the app until standard input ends, or SIGTERM.
 ///
 /// # Errors
 /// When the namespace cannot be entered or a port cannot be bound.
@@ -53,7 +56,13 @@ pub fn main(args: &Args) -> Result<()> {
         .worker_threads(1)
         .enable_all()
         .build()?
-        .block_on(serve(spec, &args.pod_ip))
+        .block_on(async {
+            serve(spec, &args.pod_ip).await?;
+            match args.until_terminated {
+                true => rpc::terminated().await,
+                false => Ok(()),
+            }
+        })
 }
 
 /// What all listeners of an app share.

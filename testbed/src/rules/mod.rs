@@ -251,9 +251,18 @@ impl RuleSet {
     /// Puts the rules into a namespace.
     ///
     /// # Errors
+    /// As [`RuleSet::apply_here`].
+    pub fn apply(self, ns: &NetNs) -> Result<(), Unavailable> {
+        ns.run(move || Ok(self.apply_here()?))
+            .map_err(|error| Unavailable(format!("{error:#}")))
+    }
+
+    /// Puts the rules into the namespace of the calling thread.
+    ///
+    /// # Errors
     /// [`Unavailable`] when this machine cannot have them: a missing program or kernel module, in
     /// the words of the program that failed.
-    pub fn apply(self, ns: &NetNs) -> Result<(), Unavailable> {
+    pub fn apply_here(self) -> Result<(), Unavailable> {
         let steps = match self {
             Self::None => return Ok(()),
             Self::IstioRedirect => istio::steps(istio::Backend::Nft, istio::Variant::Plain),
@@ -271,14 +280,14 @@ impl RuleSet {
             Self::Kuma => kuma::steps(),
             Self::Consul => consul::steps(),
         };
-        ns.run(move || {
-            steps.iter().try_for_each(|step| {
+        steps
+            .iter()
+            .try_for_each(|step| {
                 command::run(step.program, &step.args, &step.stdin)
                     .map(drop)
                     .context("putting the rules into the pod")
             })
-        })
-        .map_err(|error| Unavailable(format!("{error:#}")))
+            .map_err(|error| Unavailable(format!("{error:#}")))
     }
 }
 

@@ -37,6 +37,9 @@ pub struct Args {
     /// The proxy, as JSON
     #[arg(long)]
     spec: String,
+    /// Serve until SIGTERM instead of the end of standard input, as a container does
+    #[arg(long)]
+    until_terminated: bool,
     /// Cgroups to move into before anything else
     #[arg(long)]
     cgroup: Vec<PathBuf>,
@@ -85,7 +88,7 @@ pub(super) fn count(counter: &AtomicU64) {
     let _before = counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Runs the sidecar until standard input ends.
+/// Runs the sidecar until standard input ends, or SIGTERM.
 ///
 /// # Errors
 /// When the namespace cannot be entered, a port cannot be bound, or the user cannot be changed.
@@ -152,7 +155,11 @@ pub fn main(args: &Args) -> Result<()> {
                 let counts = counters.counts();
                 async move { counts }
             })
-            .await
+            .await?;
+            match args.until_terminated {
+                true => rpc::terminated().await,
+                false => Ok(()),
+            }
         })
 }
 

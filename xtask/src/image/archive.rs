@@ -36,6 +36,9 @@ pub struct Image {
     pub machine: Machine,
     /// Programs: mode 0755, statically linked, for [`Image::machine`].
     pub binaries: Vec<File>,
+    /// Programs and libraries as some distribution has them, each with all that it needs beside it: mode
+    /// 0755, and nobody looks whether they run.
+    pub tools: Vec<File>,
     /// Files that are no programs: mode 0644.
     pub extra: Vec<File>,
     /// What is run, as paths and arguments within the image.
@@ -195,8 +198,9 @@ struct DockerManifest {
 /// The image's one layer, uncompressed.
 fn layer(image: &Image) -> Result<Vec<u8>> {
     let mut files = BTreeMap::new();
-    let binaries = image.binaries.iter().map(|file| (file, 0o755));
-    for (file, mode) in binaries.chain(image.extra.iter().map(|file| (file, 0o644))) {
+    let programs = image.binaries.iter().chain(&image.tools);
+    let programs = programs.map(|file| (file, 0o755));
+    for (file, mode) in programs.chain(image.extra.iter().map(|file| (file, 0o644))) {
         let plain = |part: &str| !matches!(part, "" | "." | "..");
         if !file.path.split('/').all(plain) {
             bail!("{:?} is no path from the image's root", file.path);

@@ -94,6 +94,7 @@ pub fn of_package(
             path: package.into(),
             content,
         }],
+        tools: Vec::new(),
         extra,
         entrypoint: vec![format!("/{package}")],
         labels: labels(package, &commit, created)?,
@@ -137,7 +138,11 @@ fn parse_name(text: &str) -> Result<Reference, String> {
     Ok(name)
 }
 
-fn this_machine() -> Result<Machine> {
+/// The machine that we run on.
+///
+/// # Errors
+/// No images are made for it.
+pub fn this_machine() -> Result<Machine> {
     let machine = clap::ValueEnum::from_str(std::env::consts::ARCH, false);
     machine.ok().with_context(|| {
         format!(

@@ -135,8 +135,12 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             }
             failures += 1;
             health.trouble(trouble.reason);
-            if trouble.relist {
-                position.resume = None;
+            if trouble.relist
+                && position.resume.take().is_some()
+                && trouble.reason == Reason::Expired
+            {
+                // The server answers: the pauses that led here were for one that did not.
+                backoff.reset();
             }
             let pause = backoff
                 .pause()

@@ -48,6 +48,7 @@ fn image() -> Image {
         name: "registry.example/some/thing:1.2".parse().expect("a name"),
         machine: Machine::X86_64,
         binaries: vec![file("thing", &static_program())],
+        tools: Vec::new(),
         extra: vec![file("etc/deep/b", b"b"), file("etc/a", b"a")],
         entrypoint: vec!["/thing".into(), "serve".into()],
         labels: labels.into(),
@@ -237,6 +238,7 @@ fn refused(image: &Image, because: &str) {
 fn a_program_that_would_not_start_is_refused() {
     let with = |content: &[u8]| Image {
         binaries: vec![file("thing", content)],
+        tools: Vec::new(),
         ..image()
     };
     // Ourselves: `cargo test` links dynamically.

@@ -156,6 +156,37 @@ async fn an_error_410_in_the_stream_leads_to_a_list() {
 }
 
 #[tokio::test]
+async fn a_server_that_comes_back_without_our_version_is_asked_again_at_once() {
+    let server = server().await;
+    let patience = Patience {
+        first: Duration::from_millis(1),
+        longest: Duration::from_secs(3_600),
+        ..Patience::default()
+    };
+    let mut source = Source::with(Config::new(server.url()), patience);
+    source.until_pods(&["a"]).await;
+    server.until(|s| s.watching("pods") == 1).await;
+    // Ten pauses that double are a second, twenty a quarter of an hour.
+    let away = || {
+        for _ in 0..10 {
+            server.fail(
+                "pods",
+                true,
+                Fault::Status(500, "InternalError", "starting"),
+            );
+        }
+    };
+    away();
+    server.fail("pods", true, Fault::Status(410, "Expired", "too old"));
+    away();
+    let asked = server.asked().len();
+    server.cut("pods", Cut::End);
+    server.until(|s| s.asked().len() > asked).await;
+    server.put("pods", pod("b"));
+    source.until_while(|s| s.has("b"), |s| s.has("a")).await;
+}
+
+#[tokio::test]
 async fn with_the_server_away_the_last_known_state_holds() {
     let (server, mut source) = synced().await;
     let stopped = server.stop().await;

@@ -1,0 +1,390 @@
+//! What must hold in a cluster, in the order in which it is tried: the mesh alone, the daemon comes, the
+//! daemon is exchanged, the daemon goes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::kubectl::{Kubectl, until};
+use super::manifests::{NAMESPACE, Place, Pod, Sidecar, stranger};
+use super::report::Report;
+use super::seen::{self, Seen};
+use super::table::{self, Failing, Kind};
+
+/// Images are on the node already; a loaded node takes its time all the same.
+const START: Duration = Duration::from_secs(120);
+/// Within this time of the daemon being ready every verdict is right: it takes on pods in less than a
+/// second, and the kubelet needs a probe and a status update.
+const TURN: Duration = Duration::from_secs(20);
+/// How long nothing may go wrong: two dozen probes of each kind.
+const QUIET: Duration = Duration::from_secs(25);
+
+/// The cluster under test.
+pub struct Suite<'a> {
+    /// The cluster.
+    pub kubectl: &'a Kubectl,
+    /// Where its pods go.
+    pub place: &'a Place,
+    /// The daemon's manifests, as `kubectl -k` takes them.
+    pub overlay: &'a str,
+    /// What became of each check.
+    pub report: &'a mut Report,
+}
+
+impl Suite<'_> {
+    /// Under STRICT the kubelet is refused, and a closed port counts as open.
+    pub fn the_mesh_alone(&mut self) -> Result<()> {
+        let pods = table::before();
+        self.create(pods.iter().map(|(pod, ..)| pod))?;
+        for (pod, at_the_mesh, _) in &pods {
+            let name = format!("without-the-daemon/{}", pod.name);
+            let run = self.running(&pod.name).and_then(|_| {
+                self.pod_turns(&pod.name, *at_the_mesh, START)?;
+                match at_the_mesh {
+                    true => Ok(()),
+                    false => self.event(&pod.name, "Readiness probe failed:"),
+                }
+            });
+            self.report.add(&name, run);
+        }
+        Ok(())
+    }
+
+    /// The daemon is installed as its manifests say, and is ready.
+    pub fn the_daemon_comes(&mut self) -> Result<()> {
+        let before = self.pods()?;
+        self.kubectl.run(&["apply", "-k", self.overlay], "")?;
+        self.rolled_out()?;
+        for (pod, _, in_truth) in table::before() {
+            let name = format!("with-the-daemon/{}", pod.name);
+            let run = self.pod_turns(&pod.name, in_truth, TURN).and_then(|now| {
+                let was = before.get(&pod.name).context("the pod was not there")?;
+                ensure!(now.uid == was.uid, "the pod was replaced");
+                ensure!(now.restarts == 0, "it was restarted {} times", now.restarts);
+                Ok(())
+            });
+            self.report.add(&name, run);
+        }
+        Ok(())
+    }
+
+    /// Pods that start under the daemon.
+    pub fn verdicts(&mut self) -> Result<()> {
+        let (healthy, failing) = (table::healthy(), table::failing());
+        self.create(&healthy)?;
+        self.create(failing.iter().map(|failing| &failing.pod))?;
+        for pod in &healthy {
+            let run = self.pod_turns(&pod.name, true, START).and_then(|now| {
+                let events = self.events(&pod.name)?;
+                ensure!(now.restarts == 0, "it was restarted; events: {events:#?}");
+                Ok(())
+            });
+            self.report.add(&format!("becomes-ready/{}", pod.name), run);
+        }
+        for failing in &failing {
+            let run = self.fails(failing);
+            self.report.add(&format!("fails/{}", failing.pod.name), run);
+        }
+        let settled = self.pods()?;
+        std::thread::park_timeout(QUIET);
+        self.unmoved("stays-ready", &healthy, &settled)?;
+        for failing in failing.iter().filter(|one| one.kind == Kind::Readiness) {
+            let run = self.pods().and_then(|pods| {
+                let now = pods.get(&failing.pod.name).context("the pod is gone")?;
+                ensure!(!now.ready, "it is ready");
+                ensure!(now.restarts == 0, "it was restarted {} times", now.restarts);
+                Ok(())
+            });
+            self.report
+                .add(&format!("stays-unready/{}", failing.pod.name), run);
+        }
+        Ok(())
+    }
+
+    /// The last hook of a pod that goes. The kubelet tells of hooks that fail, and of no others.
+    pub fn last_hook(&mut self) -> Result<()> {
+        let name = table::hooked().name;
+        let uid = self.pods()?.remove(&name).unwrap_or_default().uid;
+        let gone = ["delete", "pod", &name, "-n", NAMESPACE, "--wait=true"];
+        self.kubectl.run(&gone, "")?;
+        let run = seen::events(self.kubectl, NAMESPACE, &uid).and_then(|events| {
+            let killed = events.iter().any(|event| event.starts_with("Killing:"));
+            let failed = events.iter().any(|event| event.contains("Hook"));
+            ensure!(killed && !failed, "events: {events:#?}");
+            Ok(())
+        });
+        self.report.add("pre-stop/hooks", run);
+        Ok(())
+    }
+
+    /// The exemption is the kubelet's: any other process of the node meets the mesh.
+    pub fn strangers(&mut self) -> Result<()> {
+        let ip = self
+            .pods()?
+            .remove("http")
+            .map(|pod| pod.ip)
+            .unwrap_or_default();
+        let url = format!("http://{ip}:8080/healthy");
+        let free = Pod {
+            sidecar: Sidecar::None,
+            ..table::one_of_a_crowd("no-mesh", Sidecar::None)
+        };
+        self.create([&free])?;
+        let free = self.running("no-mesh")?;
+        let control = format!("http://{}:8080/healthy", free.ip);
+        self.kubectl.create(&[
+            stranger("stranger", &["probe", &url], self.place),
+            stranger("stranger-control", &["probe", &control], self.place),
+        ])?;
+        let refused = self.exit_code("stranger").and_then(|code| {
+            ensure!(
+                code != 0,
+                "the app answered a process that is not the kubelet"
+            );
+            let said = self
+                .kubectl
+                .run(&["logs", "-n", NAMESPACE, "stranger"], "")?;
+            ensure!(said.contains("reset"), "it was not reset: {said}");
+            Ok(())
+        });
+        self.report
+            .add("another-process/is-refused-by-the-mesh", refused);
+        let answered = self.exit_code("stranger-control").and_then(|code| {
+            ensure!(
+                code == 0,
+                "a pod of no mesh did not answer: exit code {code}"
+            );
+            Ok(())
+        });
+        self.report
+            .add("another-process/reaches-a-pod-of-no-mesh", answered);
+        Ok(())
+    }
+
+    /// The DaemonSet's pods are exchanged while every pod is probed each second.
+    pub fn upgrade(&mut self) -> Result<()> {
+        let healthy = table::healthy();
+        let settled = self.pods()?;
+        let set = [
+            "rollout",
+            "restart",
+            "-n",
+            SYSTEM,
+            "daemonset/probe-handler",
+        ];
+        self.kubectl.run(&set, "")?;
+        self.rolled_out()?;
+        // The old daemon drains while the new one is there already.
+        self.alone()?;
+        self.unmoved("through-an-upgrade", &healthy, &settled)?;
+        for failing in table::failing() {
+            let run = self.pods().and_then(|pods| {
+                let now = pods.get(&failing.pod.name).context("the pod is gone")?;
+                ensure!(
+                    failing.kind == Kind::Liveness || !now.ready,
+                    "it became ready"
+                );
+                Ok(())
+            });
+            let name = format!("through-an-upgrade/{}", failing.pod.name);
+            self.report.add(&name, run);
+        }
+        Ok(())
+    }
+
+    /// Many pods at once, each of which is restarted at its first wrong verdict, against as many without a
+    /// mesh.
+    pub fn crowd(&mut self, size: usize) -> Result<()> {
+        let names = |kind: &str| -> Vec<String> {
+            (0..size)
+                .map(|index| format!("crowd-{kind}-{index}"))
+                .collect()
+        };
+        let mut restarts = BTreeMap::new();
+        for (kind, sidecar) in [("free", Sidecar::None), ("meshed", Sidecar::Native)] {
+            let pods: Vec<_> = names(kind)
+                .iter()
+                .map(|name| table::one_of_a_crowd(name, sidecar))
+                .collect();
+            self.create(&pods)?;
+            for pod in &pods {
+                let run = self.running(&pod.name).map(drop);
+                run.with_context(|| pod.name.clone())?;
+            }
+            std::thread::park_timeout(QUIET);
+            let seen = self.pods()?;
+            let total: u64 = pods
+                .iter()
+                .filter_map(|pod| seen.get(&pod.name))
+                .map(|seen| seen.restarts)
+                .sum();
+            println!("  {size} pods at once, {kind}: {total} restarts");
+            restarts.insert(kind, total);
+            let mut gone = vec!["delete", "pod", "-n", NAMESPACE, "--wait=true"];
+            gone.extend(pods.iter().map(|pod| pod.name.as_str()));
+            self.kubectl.run(&gone, "")?;
+        }
+        let run = if restarts["meshed"] > restarts["free"] {
+            Err(anyhow::anyhow!("{restarts:?} restarts"))
+        } else {
+            Ok(())
+        };
+        self.report
+            .add("crowd/no-restart-more-than-without-a-mesh", run);
+        Ok(())
+    }
+
+    /// Without the daemon probes meet the mesh again: it was the daemon, and it leaves nothing behind.
+    pub fn the_daemon_goes(&mut self) -> Result<()> {
+        self.kubectl
+            .run(&["delete", "-k", self.overlay, "--wait=true"], "")?;
+        for (pod, at_the_mesh, _) in table::before() {
+            let run = self.pod_turns(&pod.name, at_the_mesh, TURN).map(drop);
+            self.report
+                .add(&format!("after-the-daemon/{}", pod.name), run);
+        }
+        Ok(())
+    }
+
+    fn create<'p>(&self, pods: impl IntoIterator<Item = &'p Pod>) -> Result<()> {
+        let manifests: Vec<_> = pods
+            .into_iter()
+            .map(|pod| pod.manifest(self.place))
+            .collect();
+        self.kubectl.create(&manifests)
+    }
+
+    fn pods(&self) -> Result<BTreeMap<String, Seen>> {
+        seen::pods(self.kubectl, NAMESPACE)
+    }
+
+    /// Waits until the kubelet has started the pod's app.
+    fn running(&self, name: &str) -> Result<Seen> {
+        until(START, || {
+            let seen = self.pods()?.remove(name).unwrap_or_default();
+            Ok(match seen.phase == "Running" {
+                true => Ok(seen),
+                false => Err(format!("{name} is {:?}, not Running", seen.phase)),
+            })
+        })
+    }
+
+    fn pod_turns(&self, name: &str, ready: bool, deadline: Duration) -> Result<Seen> {
+        let turned = until(deadline, || {
+            let seen = self.pods()?.remove(name).unwrap_or_default();
+            Ok(match seen.ready == ready && seen.phase == "Running" {
+                true => Ok(seen),
+                false => Err(format!("ready is {}, phase {}", seen.ready, seen.phase)),
+            })
+        });
+        turned.with_context(|| format!("events: {:#?}", self.events(name)))
+    }
+
+    fn fails(&self, failing: &Failing) -> Result<()> {
+        let name = &failing.pod.name;
+        self.event(name, &format!("{} probe failed:", failing.kind.word()))?;
+        self.event(name, failing.says)?;
+        if failing.kind == Kind::Readiness {
+            return Ok(());
+        }
+        self.event(
+            name,
+            &format!("failed {} probe, will be restarted", word(failing.kind)),
+        )?;
+        until(START, || {
+            let seen = self.pods()?.remove(name).unwrap_or_default();
+            Ok(match seen.restarts {
+                0 => Err("it was not restarted".to_owned()),
+                _ => Ok(()),
+            })
+        })
+    }
+
+    /// Waits for an event of the pod that contains `text`.
+    fn event(&self, name: &str, text: &str) -> Result<()> {
+        until(START, || {
+            let events = self.events(name)?;
+            Ok(match events.iter().any(|event| event.contains(text)) {
+                true => Ok(()),
+                false => Err(format!("no event says {text:?}, but {events:#?}")),
+            })
+        })
+    }
+
+    fn events(&self, name: &str) -> Result<Vec<String>> {
+        let uid = self.pods()?.remove(name).unwrap_or_default().uid;
+        seen::events(self.kubectl, NAMESPACE, &uid)
+    }
+
+    /// That pods were ready all the time since `settled`: the same pods, no restart, condition Ready as it
+    /// was. A kubelet that finds a probe failing once says so in all three.
+    fn unmoved(
+        &mut self,
+        what: &str,
+        pods: &[Pod],
+        settled: &BTreeMap<String, Seen>,
+    ) -> Result<()> {
+        let now = self.pods()?;
+        for pod in pods {
+            let run = match (settled.get(&pod.name), now.get(&pod.name)) {
+                (Some(was), Some(is)) if was == is && is.ready => Ok(()),
+                (was, is) => Err(anyhow::anyhow!(
+                    "it was {was:?}, it is {is:?}; events: {:#?}",
+                    self.events(&pod.name)
+                )),
+            };
+            self.report.add(&format!("{what}/{}", pod.name), run);
+        }
+        Ok(())
+    }
+
+    fn rolled_out(&self) -> Result<()> {
+        let status = ["rollout", "status", "-n", SYSTEM, "daemonset/probe-handler"];
+        let mut args = status.to_vec();
+        args.push("--timeout=180s");
+        match self.kubectl.run(&args, "") {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let pods = ["describe", "pods", "-n", SYSTEM];
+                let told = self.kubectl.run(&pods, "").unwrap_or_default();
+                bail!("{error:#}\n{told}")
+            }
+        }
+    }
+
+    /// Waits until no daemon that was exchanged is left.
+    fn alone(&self) -> Result<()> {
+        until(START, || {
+            let pods = seen::pods(self.kubectl, SYSTEM)?;
+            let nodes = self
+                .kubectl
+                .get(&["daemonset", "probe-handler", "-n", SYSTEM])?;
+            let wanted = nodes["status"]["desiredNumberScheduled"].as_u64();
+            Ok(match u64::try_from(pods.len()).ok() == wanted {
+                true => Ok(()),
+                false => Err(format!("{} daemons for {wanted:?} nodes", pods.len())),
+            })
+        })
+    }
+
+    fn exit_code(&self, name: &str) -> Result<i64> {
+        until(START, || {
+            let seen = self.pods()?.remove(name).unwrap_or_default();
+            Ok(seen
+                .exit_code
+                .ok_or_else(|| format!("{name} has not ended")))
+        })
+    }
+}
+
+/// Where deploy/ puts the daemon.
+const SYSTEM: &str = "probe-handler-system";
+
+const fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Readiness => "readiness",
+        Kind::Liveness => "liveness",
+        Kind::Startup => "startup",
+    }
+}

@@ -1,0 +1,281 @@
+//! The pods: what is probed, and what the kubelet must make of it.
+
+use serde_json::{Value, json};
+
+use super::manifests::{Pod, Sidecar};
+
+/// What a probe that fails is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Its container is not ready.
+    Readiness,
+    /// Its container is restarted.
+    Liveness,
+    /// Its container is restarted, and never starts.
+    Startup,
+}
+
+impl Kind {
+    /// How the kubelet begins its event.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Readiness => "Readiness",
+            Self::Liveness => "Liveness",
+            Self::Startup => "Startup",
+        }
+    }
+}
+
+/// A pod whose app is not well, and what the kubelet must say of it.
+#[derive(Clone, Debug)]
+pub struct Failing {
+    /// The pod.
+    pub pod: Pod,
+    /// Which of its probes fails.
+    pub kind: Kind,
+    /// Part of the kubelet's own event.
+    pub says: &'static str,
+}
+
+/// Pods whose app is well: ready, and never restarted. Each is probed every second and may not fail
+/// once.
+pub fn healthy() -> Vec<Pod> {
+    let both = |action: &Value| {
+        let probe = strict(action);
+        json!({"livenessProbe": probe, "readinessProbe": probe})
+    };
+    let mut pods = vec![
+        Pod::new("http", both(&http("/healthy"))),
+        Pod::new("https", both(&https("/healthy"))),
+        Pod::new("tcp", both(&tcp(5432))),
+        Pod::new("grpc", both(&grpc("ok"))),
+        Pod::new(
+            "exec",
+            both(&json!({"exec": {"command": ["/testbed", "help"]}})),
+        ),
+        Pod::new(
+            "mixed",
+            json!({
+                "livenessProbe": strict(&tcp(8080)),
+                "readinessProbe": strict(&http("/healthy")),
+            }),
+        ),
+        Pod::new(
+            "startup",
+            json!({
+                "startupProbe": strict(&http("/healthy")),
+                "livenessProbe": strict(&grpc("ok")),
+                "readinessProbe": strict(&https("/healthy")),
+            }),
+        ),
+        Pod::new(
+            "named-port",
+            json!({
+                "ports": [{"name": "web", "containerPort": 8080}],
+                "readinessProbe": strict(&json!({"httpGet": {"path": "/healthy", "port": "web"}})),
+            }),
+        ),
+    ];
+    let mut regular = Pod::new("regular-sidecar", both(&http("/healthy")));
+    regular.sidecar = Sidecar::Regular;
+    pods.push(regular);
+    pods.push(taken_over());
+    pods.push(hooked());
+    pods
+}
+
+/// A pod with lifecycle hooks. postStart is called once, as soon as its container runs, and so can't ask that
+/// container's own app, which listens later; it asks one that was there before. preStop gets a 503, which is
+/// as good as any other answer.
+pub fn hooked() -> Pod {
+    let early = json!({"path": "/healthy", "port": 8081});
+    let mut pod = Pod::new(
+        "hooks",
+        json!({
+            "lifecycle": {"postStart": {"httpGet": early}, "preStop": http("/failing")},
+            "readinessProbe": strict(&http("/healthy")),
+        }),
+    );
+    // The next container starts once this one has started: it listens by then.
+    pod.early = Some(json!({"startupProbe": strict_but_patient(&json!({"httpGet": early}))}));
+    pod
+}
+
+/// Pods whose app is not well.
+pub fn failing() -> Vec<Failing> {
+    let code = "HTTP probe failed with statuscode: 503";
+    let readiness = |name: &str, action: &Value, says| Failing {
+        pod: Pod::new(name, json!({"readinessProbe": strict(action)})),
+        kind: Kind::Readiness,
+        says,
+    };
+    let liveness = |name: &str, action: &Value, says| Failing {
+        pod: Pod::new(name, json!({"livenessProbe": strict(action)})),
+        kind: Kind::Liveness,
+        says,
+    };
+    let not_serving = "service unhealthy (responded with \"NOT_SERVING\")";
+    vec![
+        readiness("http-503", &http("/failing"), code),
+        readiness("https-503", &https("/failing"), code),
+        readiness(
+            "http-closed",
+            &json!({"httpGet": {"port": 81}}),
+            "connection refused",
+        ),
+        readiness("http-hangs", &http("/hang"), "context deadline exceeded"),
+        readiness("tcp-closed", &tcp(5433), "connection refused"),
+        readiness("grpc-down", &grpc("down"), not_serving),
+        liveness("live-http-503", &http("/failing"), code),
+        liveness("live-https-503", &https("/failing"), code),
+        liveness("live-tcp-closed", &tcp(5433), "connection refused"),
+        liveness("live-grpc-down", &grpc("down"), not_serving),
+        Failing {
+            pod: Pod::new(
+                "never-starts",
+                json!({
+                    "startupProbe": strict(&http("/failing")),
+                    "readinessProbe": strict(&http("/healthy")),
+                }),
+            ),
+            kind: Kind::Startup,
+            says: code,
+        },
+    ]
+}
+
+/// The pods that are there before the daemon is, with readiness probes only: how they fare at the mesh
+/// itself, and whether that is right.
+pub fn before() -> Vec<(Pod, bool, bool)> {
+    let readiness =
+        |name: &str, action: &Value| Pod::new(name, json!({"readinessProbe": strict(action)}));
+    let mut taken_over = taken_over();
+    taken_over.name = "before-taken-over".to_owned();
+    vec![
+        // (pod, ready at the mesh, ready in truth)
+        (readiness("before-http", &http("/healthy")), false, true),
+        (readiness("before-https", &https("/healthy")), false, true),
+        (readiness("before-grpc", &grpc("ok")), false, true),
+        (
+            readiness("before-http-503", &http("/failing")),
+            false,
+            false,
+        ),
+        // The sidecar accepts every port.
+        (readiness("before-tcp-closed", &tcp(5433)), true, false),
+        // pilot-agent in the pod answers these, with us or without.
+        (taken_over, true, true),
+    ]
+}
+
+/// A pod that Istio's injector has rewritten: its probes go to the status port, the originals are with the
+/// sidecar.
+fn taken_over() -> Pod {
+    let probe = |kind: &str| {
+        let path = format!("/app-health/app/{kind}");
+        strict(&json!({"httpGet": {"path": path, "port": 15020}}))
+    };
+    let mut pod = Pod::new(
+        "taken-over",
+        json!({
+            "livenessProbe": probe("livez"),
+            "readinessProbe": probe("readyz"),
+        }),
+    );
+    pod.probers = Some(json!({
+        "/app-health/app/livez": {"tcpSocket": {"port": 5432}, "timeoutSeconds": 1},
+        "/app-health/app/readyz": {
+            "httpGet": {"path": "/healthy", "port": 8080, "scheme": "HTTP"},
+            "timeoutSeconds": 1,
+        },
+    }));
+    pod
+}
+
+/// One of a crowd, which is restarted at its first wrong verdict.
+pub fn one_of_a_crowd(name: &str, sidecar: Sidecar) -> Pod {
+    let mut pod = Pod::new(name, json!({"livenessProbe": strict(&http("/healthy"))}));
+    pod.sidecar = sidecar;
+    pod
+}
+
+/// Every second, and one failure is enough: the hardest that a manifest can ask for.
+fn strict(action: &Value) -> Value {
+    let mut probe = action.clone();
+    if let Some(fields) = probe.as_object_mut() {
+        fields.insert("periodSeconds".to_owned(), json!(1));
+        fields.insert("failureThreshold".to_owned(), json!(1));
+    }
+    probe
+}
+
+/// The same for an app that has yet to start.
+fn strict_but_patient(action: &Value) -> Value {
+    let mut probe = strict(action);
+    probe["failureThreshold"] = json!(60);
+    probe
+}
+
+fn http(path: &str) -> Value {
+    json!({"httpGet": {"path": path, "port": 8080}})
+}
+
+fn https(path: &str) -> Value {
+    json!({"httpGet": {"path": path, "port": 8443, "scheme": "HTTPS"}})
+}
+
+fn tcp(port: u16) -> Value {
+    json!({"tcpSocket": {"port": port}})
+}
+
+fn grpc(service: &str) -> Value {
+    json!({"grpc": {"port": 9090, "service": service}})
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::e2e::manifests::Place;
+
+    fn all() -> Vec<Pod> {
+        let mut pods = healthy();
+        pods.extend(failing().into_iter().map(|failing| failing.pod));
+        pods.extend(before().into_iter().map(|(pod, ..)| pod));
+        pods
+    }
+
+    #[test]
+    fn every_pod_has_a_name_of_its_own() {
+        let names: BTreeSet<_> = all().into_iter().map(|pod| pod.name).collect();
+        assert_eq!(names.len(), all().len());
+    }
+
+    #[test]
+    fn one_failure_decides_and_nothing_delays_it() {
+        let place = Place {
+            node: "node".to_owned(),
+            image: "image".to_owned(),
+        };
+        for pod in all() {
+            let manifest = pod.manifest(&place);
+            let app = manifest["spec"]["containers"]
+                .as_array()
+                .and_then(|all| all.iter().find(|container| container["name"] == "app"))
+                .cloned()
+                .unwrap_or_default();
+            let probes: Vec<_> = ["livenessProbe", "readinessProbe", "startupProbe"]
+                .into_iter()
+                .map(|field| app[field].clone())
+                .filter(|probe| !probe.is_null())
+                .collect();
+            assert!(!probes.is_empty(), "{} is not probed", pod.name);
+            for probe in probes {
+                assert_eq!(probe["failureThreshold"], 1, "{}", pod.name);
+                assert_eq!(probe["periodSeconds"], 1, "{}", pod.name);
+                assert!(probe["initialDelaySeconds"].is_null(), "{}", pod.name);
+            }
+        }
+    }
+}
