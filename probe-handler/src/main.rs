@@ -12,7 +12,10 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     match command {
-        Command::Agent(args) => cli::agent::run(*args, app::run),
+        Command::Agent(args) => {
+            app::use_one_heap();
+            cli::agent::run(*args, app::run)
+        }
         Command::Status(args) => cli::status::run(&args),
         Command::Inject(args) => cli::inject::run(&args),
         Command::Preflight(args) => cli::preflight::run(args, |config| {
