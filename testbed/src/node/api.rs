@@ -27,7 +27,7 @@ pub struct Api {
 
 enum State {
     Up(ApiServer),
-    Down(Option<Stopped>),
+    Down(Option<Box<Stopped>>),
 }
 
 impl fmt::Debug for Api {
@@ -131,7 +131,8 @@ impl Api {
         if let State::Up(server) = std::mem::replace(&mut *state, State::Down(None)) {
             let stopping = async { tokio::time::timeout(STOP, server.stop()).await };
             let stopped = self.runtime.block_on(stopping);
-            *state = State::Down(Some(stopped.context("the API server does not stop")?));
+            let stopped = stopped.context("the API server does not stop")?;
+            *state = State::Down(Some(Box::new(stopped)));
         }
         Ok(())
     }

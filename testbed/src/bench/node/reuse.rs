@@ -150,5 +150,6 @@ fn serve(bench: &Bench, pod: &mut LightPod, ip: IpAddr, held: &mut [Held]) -> Re
 }
 
 fn gone_for_good(mut pod: LightPod) -> Result<()> {
+    pod.stop_app();
     pod.pod.end()
 }
