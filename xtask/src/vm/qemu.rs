@@ -20,6 +20,8 @@ pub const MEMORY: u64 = 1536;
 const TRIAL: Duration = Duration::from_secs(10);
 /// A guest that says nothing for so long hangs: no case takes half of it on an emulated processor.
 const SILENCE: Duration = Duration::from_secs(180);
+/// How long a kernel that is past help may still say why.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// However much it says, it must end.
 const LONGEST: Duration = Duration::from_secs(40 * 60);
 /// How many of the kernel's and of the guest's last lines are shown when a guest ends otherwise than in order.
@@ -191,6 +193,7 @@ impl Machine<'_> {
         let mut report = Report::default();
         let mut last_heard = Instant::now();
         let mut kernel = Kernel::new(&self.logs.kernel);
+        let mut past_help: Option<Instant> = None;
         let trouble = loop {
             match lines.recv_timeout(Duration::from_secs(1)) {
                 Ok(line) => {
@@ -202,7 +205,10 @@ impl Machine<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break None,
             }
-            if kernel.is_past_help() {
+            if past_help.is_none() && kernel.is_past_help() {
+                past_help = Some(Instant::now());
+            }
+            if past_help.is_some_and(|since| since.elapsed() > LAST_WORDS) {
                 break Some("the kernel is past help".to_owned());
             }
             if last_heard.elapsed() > SILENCE {
@@ -217,7 +223,7 @@ impl Machine<'_> {
             None => {
                 let status = child.0.wait()?;
                 // A panic restarts the machine, and that ends qemu in order.
-                if kernel.is_past_help() {
+                if past_help.is_some() || kernel.is_past_help() {
                     Some("the kernel is past help".into())
                 } else if !status.success() {
                     Some(format!("qemu ended with {status}"))
