@@ -53,10 +53,12 @@ impl Accelerator {
             Self::Kvm => 1,
             Self::Tcg => 5,
         };
+        // no_timer_check: an emulated timer may miss its ticks while this machine is busy, and the kernel would
+        // panic ("IO-APIC + timer doesn't work").
         // panic=-1 restarts at once, which -no-reboot makes the end. What the kernel does not know it gives
         // its first process, as environment.
         format!(
-            "console=ttyS0 panic=-1 oops=panic random.trust_cpu=on mitigations=off TESTBED_PACE={pace} \
+            "console=ttyS0 no_timer_check panic=-1 oops=panic random.trust_cpu=on mitigations=off TESTBED_PACE={pace} \
              rdinit=/bin/testbed -- guest"
         )
     }
