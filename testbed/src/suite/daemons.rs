@@ -121,8 +121,9 @@ fn sigterm(with: &mut WithPod) -> Result<()> {
     with.env.daemon.signal(Signal::SIGTERM)?;
     // While it drains it takes nothing new.
     wait::until("the connect programs to be taken off", SOON, || {
-        let log = with.env.daemon.log().ok()?;
-        log.contains("draining").then_some(())
+        // What identifies the connections under way stays.
+        let attached = crate::bpf::attached(with.env.cgroup.path()).ok()?;
+        (attached == 3).then_some(())
     })?;
     let new = with
         .env
