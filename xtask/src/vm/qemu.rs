@@ -55,11 +55,12 @@ impl Accelerator {
         };
         // no_timer_check: an emulated timer may miss its ticks while this machine is busy, and the kernel would
         // panic ("IO-APIC + timer doesn't work"). For the same reason it must not measure its time stamp
-        // counter, by which hours could pass in a minute: it has a better clock (hpet).
+        // counter, by which hours could pass in a minute: it has a better clock (hpet). And a lockup is one
+        // after two minutes, not twenty seconds.
         // panic=-1 restarts at once, which -no-reboot makes the end. What the kernel does not know it gives
         // its first process, as environment.
         format!(
-            "console=ttyS0 no_timer_check tsc=unstable panic=-1 oops=panic random.trust_cpu=on mitigations=off TESTBED_PACE={pace} \
+            "console=ttyS0 no_timer_check tsc=unstable watchdog_thresh=60 panic=-1 oops=panic random.trust_cpu=on mitigations=off TESTBED_PACE={pace} \
              rdinit=/bin/testbed -- guest"
         )
     }
