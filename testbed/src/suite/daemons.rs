@@ -229,7 +229,9 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
     let mut all = usual::all(pod.ns.ipv4().into());
     all.extend(usual::all(pod.ns.ipv6().into()));
     let probes = all.iter().map(|case| case.probe.clone());
-    let probes: Vec<_> = std::iter::repeat_n(probes, PROBERS).flatten().collect();
+    let probes: Vec<_> = std::iter::repeat_n(probes, pace::fewer(PROBERS))
+        .flatten()
+        .collect();
     let probers = probes.len();
     let probing = Probing::start(&Arc::clone(&env.kubelet), probes);
     for time in 0..times {
