@@ -87,7 +87,9 @@ fn make(map: &Map) -> Result<OwnedFd> {
 
 /// `processed 1234 insns (limit 1000000) ...`, the log's statistics.
 fn of_log(log: &str) -> Option<u64> {
-    let (_, rest) = log.split_once("processed ")?;
+    let rest = log
+        .lines()
+        .find_map(|line| line.strip_prefix("processed "))?;
     let (count, rest) = rest.split_once(' ')?;
     rest.starts_with("insns").then(|| count.parse().ok())?
 }
@@ -101,6 +103,10 @@ mod tests {
         let log = "verification time 120 usec\nstack depth 64\nprocessed 1234 insns (limit 1000000) \
                    max_states_per_insn 1 total_states 9\n";
         assert_eq!(of_log(log), Some(1234));
+        // As Linux 7.2 has it.
+        let log =
+            "stack depth 136 max 144\ninsns processed 822\nprocessed 822 insns (limit 1000000)\n";
+        assert_eq!(of_log(log), Some(822));
         assert_eq!(of_log("processed nothing"), None);
         assert_eq!(of_log(""), None);
     }

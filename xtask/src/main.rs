@@ -34,7 +34,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install what the eBPF build and the namespace suite need; does nothing twice
+    /// Install what the eBPF build, the namespace suite and virtual machines need; does nothing twice
     Setup(setup::Args),
     /// Build the eBPF programs to target/ebpf/probe-handler.bpf.o
     BuildEbpf(ebpf::BuildArgs),
@@ -42,7 +42,8 @@ enum Command {
     LintEbpf,
     /// Show probes failing at the mesh and passing with probe-handler (as root)
     Demo(demo::DemoArgs),
-    /// Run the repository's rules, the unit tests and, as root, the namespace suite
+    /// Run the repository's rules, the unit tests, as root the namespace suite, and that suite on other
+    /// kernels in virtual machines
     Test(test::Args),
     /// Measure probes against direct connections (as root)
     Bench(demo::BenchArgs),

@@ -1,4 +1,5 @@
-//! `cargo xtask test`: the repository's rules, the unit tests, the namespace suite, and one summary.
+//! `cargo xtask test`: the repository's rules, the unit tests, the namespace suite here and on other kernels,
+//! and one summary.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write, stdout};

@@ -121,8 +121,9 @@ fn sigterm(with: &mut WithPod) -> Result<()> {
     with.env.daemon.signal(Signal::SIGTERM)?;
     // While it drains it takes nothing new.
     wait::until("the connect programs to be taken off", SOON, || {
-        let log = with.env.daemon.log().ok()?;
-        log.contains("draining").then_some(())
+        // What identifies the connections under way stays.
+        let attached = crate::bpf::attached(with.env.cgroup.path()).ok()?;
+        (attached == 3).then_some(())
     })?;
     let new = with
         .env
@@ -228,7 +229,9 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
     let mut all = usual::all(pod.ns.ipv4().into());
     all.extend(usual::all(pod.ns.ipv6().into()));
     let probes = all.iter().map(|case| case.probe.clone());
-    let probes: Vec<_> = std::iter::repeat_n(probes, PROBERS).flatten().collect();
+    let probes: Vec<_> = std::iter::repeat_n(probes, pace::fewer(PROBERS))
+        .flatten()
+        .collect();
     let probers = probes.len();
     let probing = Probing::start(&Arc::clone(&env.kubelet), probes);
     for time in 0..times {

@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell::exec;
 
+/// What the names of a kernel's other packages begin with.
+pub const COMPANIONS: [&str; 2] = ["linux-binary-", "linux-modules-"];
+
 /// A kernel to boot.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -34,20 +37,29 @@ impl Kernel {
                 fs::remove_dir_all(&partial)?;
             }
             fs::create_dir_all(&partial)?;
-            exec(
-                Command::new("dpkg-deb")
-                    .arg("--extract")
-                    .arg(package)
-                    .arg(&partial),
-            )?;
+            for part in parts(package) {
+                exec(
+                    Command::new("dpkg-deb")
+                        .arg("--extract")
+                        .arg(part)
+                        .arg(&partial),
+                )?;
+            }
             fs::rename(&partial, &directory)?;
         }
-        let image = only(&directory.join("boot"), "vmlinuz-");
+        let image = ["boot", "usr/lib/modules", "lib/modules"]
+            .iter()
+            .find_map(|place| kernel_in(&directory.join(place)));
         let modules = ["lib/modules", "usr/lib/modules"]
             .iter()
             .find_map(|place| only(&directory.join(place), ""));
         let (Some(image), Some(modules)) = (image, modules) else {
-            bail!("{} holds no kernel with its modules", package.display());
+            fs::remove_dir_all(&directory)?;
+            bail!(
+                "{} holds no kernel with its modules, nor do linux-binary and linux-modules of that version \
+                 beside it",
+                package.display()
+            );
         };
         let name = name.to_owned();
         Ok(Self {
@@ -91,6 +103,30 @@ impl Kernel {
     }
 }
 
+/// The packages of which a kernel is made: one, or since 7.2 an empty one, beside which lie `linux-binary` and
+/// `linux-modules` of the same version.
+fn parts(package: &Path) -> Vec<PathBuf> {
+    let mut parts = vec![package.to_owned()];
+    let name = package.file_name().map(|name| name.to_string_lossy());
+    if let Some(rest) = name
+        .as_deref()
+        .and_then(|name| name.strip_prefix("linux-image-"))
+    {
+        let beside =
+            COMPANIONS.map(|companion| package.with_file_name(format!("{companion}{rest}")));
+        parts.extend(beside.into_iter().filter(|path| path.is_file()));
+    }
+    parts
+}
+
+/// The image in /boot, or in the directory of its modules.
+fn kernel_in(directory: &Path) -> Option<PathBuf> {
+    only(directory, "vmlinuz-").or_else(|| {
+        let image = only(directory, "")?.join("vmlinuz");
+        image.is_file().then_some(image)
+    })
+}
+
 /// The first entry of a directory whose name begins with `prefix`.
 fn only(directory: &Path, prefix: &str) -> Option<PathBuf> {
     fs::read_dir(directory)
@@ -98,4 +134,43 @@ fn only(directory: &Path, prefix: &str) -> Option<PathBuf> {
         .flatten()
         .find(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
         .map(|entry| entry.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_in_several_packages_is_whole() {
+        let directory = tempfile::tempdir().expect("directory");
+        let name = |kind: &str| {
+            directory.path().join(format!(
+                "linux-{kind}-7.2.13-cloud-amd64_7.2.13-1_amd64.deb"
+            ))
+        };
+        for kind in ["image", "binary", "modules", "headers"] {
+            fs::write(name(kind), "").expect("file");
+        }
+        assert_eq!(
+            parts(&name("image")),
+            [name("image"), name("binary"), name("modules")]
+        );
+        let alone = directory
+            .path()
+            .join("linux-image-6.1.0-53-cloud-amd64_6.1.187-1_amd64.deb");
+        assert_eq!(parts(&alone), std::slice::from_ref(&alone));
+    }
+
+    #[test]
+    fn paths_that_are_not_there_are_named() {
+        let directory = tempfile::tempdir().expect("directory");
+        let none = directory.path().join("none");
+        let error = Kernel::of_file(&none, directory.path()).expect_err("no package");
+        assert!(error.to_string().contains("--kernel-deb"), "{error}");
+        let error = Kernel::by_path(&none, directory.path()).expect_err("no image");
+        assert!(error.to_string().contains("--bzimage"), "{error}");
+        fs::write(&none, "").expect("file");
+        let error = Kernel::by_path(&none, directory.path()).expect_err("no modules");
+        assert!(error.to_string().contains("--modules"), "{error}");
+    }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 use super::apt::Suite;
+use super::image::COMPANIONS;
 
 /// The suites that have kernels, oldest first.
 const SUITES: [&str; 9] = [
@@ -99,15 +100,26 @@ fn fetch(name: &str, suite: &str, cache: &Path, directory: &Path) -> Result<Opti
     let Some(package) = find() else {
         return Ok(None);
     };
-    if suite.download(&package, directory).is_err() {
+    if download(&suite, &package, directory).is_err() {
         // The archive may have moved on since the lists were fetched.
         suite.update()?;
         let package =
             find().with_context(|| format!("{} has no {package} any more", suite.name()))?;
-        suite.download(&package, directory)?;
+        download(&suite, &package, directory)?;
     }
     let fetched = newest(file_names(directory), name);
     Ok(fetched.map(|file| directory.join(file)))
+}
+
+/// Fetches a kernel's packages, the one by which it is known last: once that is there, all are.
+fn download(suite: &Suite, package: &str, directory: &Path) -> Result<()> {
+    let rest = package.strip_prefix(PREFIX).unwrap_or(package);
+    for companion in COMPANIONS.map(|companion| format!("{companion}{rest}")) {
+        if suite.packages(&companion).contains(&companion) {
+            suite.download(&companion, directory)?;
+        }
+    }
+    suite.download(package, directory)
 }
 
 /// The newest of `names` (of packages, or of their files) that is a cloud kernel called `kernel`.

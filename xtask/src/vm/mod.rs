@@ -15,12 +15,13 @@ mod room;
 mod table;
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::counts::Counts;
 use crate::release::Binaries;
@@ -95,6 +96,7 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
     setup::virtual_machines()?;
     let cache = target_dir().join("vm");
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
+    let _only_one = only_one(&cache)?;
     room::check(&cache, AT_ONCE)?;
     let kernels = kernels(options, &cache)?;
     let binaries = match &options.binaries {
@@ -117,6 +119,17 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
             .collect(),
     };
     Ok(table::outcome(&house.guests(kernels)))
+}
+
+/// Two runs would write each other's logs.
+fn only_one(cache: &Path) -> Result<Flock<File>> {
+    let file = File::create(cache.join("lock"))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        anyhow!(
+            "{} is locked ({error}): another `cargo xtask test vm` runs",
+            cache.display()
+        )
+    })
 }
 
 type Named = (String, Result<Kernel>);

@@ -20,6 +20,8 @@ pub const MEMORY: u64 = 1536;
 const TRIAL: Duration = Duration::from_secs(10);
 /// A guest that says nothing for so long hangs: no case takes half of it on an emulated processor.
 const SILENCE: Duration = Duration::from_secs(180);
+/// How long a kernel that is past help may still say why.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// However much it says, it must end.
 const LONGEST: Duration = Duration::from_secs(40 * 60);
 /// How many of the kernel's and of the guest's last lines are shown when a guest ends otherwise than in order.
@@ -51,10 +53,14 @@ impl Accelerator {
             Self::Kvm => 1,
             Self::Tcg => 5,
         };
+        // no_timer_check: an emulated timer may miss its ticks while this machine is busy, and the kernel would
+        // panic ("IO-APIC + timer doesn't work"). For the same reason it must not measure its time stamp
+        // counter, by which hours could pass in a minute: it has a better clock (hpet). And a lockup is one
+        // after two minutes, not twenty seconds.
         // panic=-1 restarts at once, which -no-reboot makes the end. What the kernel does not know it gives
         // its first process, as environment.
         format!(
-            "console=ttyS0 panic=-1 oops=panic random.trust_cpu=on mitigations=off TESTBED_PACE={pace} \
+            "console=ttyS0 no_timer_check tsc=unstable watchdog_thresh=60 panic=-1 oops=panic random.trust_cpu=on mitigations=off TESTBED_PACE={pace} \
              rdinit=/bin/testbed -- guest"
         )
     }
@@ -191,6 +197,7 @@ impl Machine<'_> {
         let mut report = Report::default();
         let mut last_heard = Instant::now();
         let mut kernel = Kernel::new(&self.logs.kernel);
+        let mut past_help: Option<Instant> = None;
         let trouble = loop {
             match lines.recv_timeout(Duration::from_secs(1)) {
                 Ok(line) => {
@@ -202,7 +209,10 @@ impl Machine<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break None,
             }
-            if kernel.is_past_help() {
+            if past_help.is_none() && kernel.is_past_help() {
+                past_help = Some(Instant::now());
+            }
+            if past_help.is_some_and(|since| since.elapsed() > LAST_WORDS) {
                 break Some("the kernel is past help".to_owned());
             }
             if last_heard.elapsed() > SILENCE {
@@ -217,7 +227,7 @@ impl Machine<'_> {
             None => {
                 let status = child.0.wait()?;
                 // A panic restarts the machine, and that ends qemu in order.
-                if kernel.is_past_help() {
+                if past_help.is_some() || kernel.is_past_help() {
                     Some("the kernel is past help".into())
                 } else if !status.success() {
                     Some(format!("qemu ended with {status}"))
