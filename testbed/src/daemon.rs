@@ -118,6 +118,18 @@ impl DaemonSpec {
         self
     }
 
+    /// Leaves it no capabilities but these, named as setpriv(1) does, as a container runtime would.
+    #[must_use]
+    pub fn with_capabilities_only(mut self, names: &[String]) -> Self {
+        let only = names
+            .iter()
+            .fold("-all".to_owned(), |list, name| format!("{list},+{name}"));
+        self.wrapper = ["setpriv", "--bounding-set", &only, "--inh-caps", "-all"]
+            .map(str::to_owned)
+            .to_vec();
+        self
+    }
+
     /// Runs it in `cgroup` as a container runtime would: with a cgroup namespace and mounts of its own, and
     /// the node's cgroups mounted at `host`.
     #[must_use]

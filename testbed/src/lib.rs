@@ -16,6 +16,7 @@ pub mod demo;
 pub mod in_pod;
 pub mod interrupt;
 pub mod kubelet;
+pub mod manifests;
 pub mod mesh;
 pub mod metrics;
 pub mod netns;

@@ -30,6 +30,8 @@ enum Command {
     Demo(testbed::demo::Args),
     /// Check every rule of probe-handler's design in namespaces
     Suite(testbed::suite::Args),
+    /// Render the manifests in deploy/ and hold them against schema and design
+    Manifests(testbed::manifests::Args),
     /// Measure probes against the same probes without a mesh
     Bench(testbed::bench::Args),
     /// Make one probe as the kubelet does, and print what came of it
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => testbed::bench::main(&args),
         Command::Demo(args) => testbed::demo::main(&args),
         Command::Suite(args) => testbed::suite::main(&args),
+        Command::Manifests(args) => testbed::manifests::main(&args),
         Command::Probe(args) => testbed::probe::main(&args),
         Command::Rules(args) => testbed::in_pod::main(&args),
         Command::Selfcheck => testbed::selfcheck::main(),

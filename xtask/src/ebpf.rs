@@ -15,7 +15,7 @@ use crate::image::{Machine, remapped};
 use crate::shell::{exec, find, root};
 use crate::toolchain::{Toolchain, find_toolchain};
 use crate::versions::BPF_LINKER;
-use crate::{digest, setup};
+use crate::{digest, setup, strip};
 
 /// Where `probe-handler/build.rs` looks for the object, relative to the root. The directory holds
 /// nothing else: cargo watches all of it.
@@ -90,6 +90,7 @@ pub fn build(args: &BuildArgs) -> Result<()> {
     if !object.starts_with(b"\x7fELF") {
         bail!("what bpf-linker made is not an ELF object");
     }
+    let object = strip::debug_information(&object)?;
     let out = args.out.clone().unwrap_or_else(|| root().join(OBJECT));
     write_if_changed(&out, &object)?;
     write_if_changed(&digest::beside(&out), sources.as_bytes())?;

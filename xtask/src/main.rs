@@ -9,9 +9,11 @@ mod digest;
 mod e2e;
 mod ebpf;
 mod image;
+mod kubectl;
 mod release;
 mod setup;
 mod shell;
+mod strip;
 mod test;
 mod tidy;
 mod toolchain;
@@ -53,7 +55,13 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Setup(args) => setup::run(&args),
+        Command::Setup(args) => {
+            setup::run(&args).map(|()| match kubectl::find_or_fetch() {
+                Ok(_) => {}
+                // One level of `test` does without, and says so.
+                Err(error) => println!("setup: no kubectl: {error:#}"),
+            })
+        }
         Command::BuildEbpf(args) => ebpf::build(&args),
         Command::LintEbpf => ebpf::lint(),
         Command::Demo(args) => demo::demo(&args),

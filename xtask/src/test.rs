@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::counts::{Counts, of_cargo_test, of_suite};
+use crate::kubectl;
 use crate::release::Binaries;
 use crate::shell::{cargo, display, is_root};
 use crate::tidy;
@@ -30,6 +31,8 @@ pub struct Args {
 enum Level {
     /// The unit tests: no privilege, no eBPF toolchain
     Unit,
+    /// The manifests in deploy/: rendered by kubectl, held against schema and design
+    Manifests,
     /// The namespace suite: real rules, real programs (as root)
     Netns,
 }
@@ -60,10 +63,14 @@ pub fn run(args: &Args) -> Result<bool> {
     if args.level.is_none() {
         level(&rules);
     }
-    if args.level != Some(Level::Netns) {
+    let wants = |level| args.level.is_none_or(|only| only == level);
+    if wants(Level::Unit) {
         level(&|| unit(&args.filter));
     }
-    if args.level != Some(Level::Unit) {
+    if wants(Level::Manifests) {
+        level(&|| manifests(args));
+    }
+    if wants(Level::Netns) {
         level(&|| netns(args));
     }
     let interrupted = INTERRUPTED.load(Ordering::Relaxed);
@@ -112,25 +119,55 @@ fn unit(filter: &[OsString]) -> Outcome {
     settle(result, outcome)
 }
 
+/// The manifests; without root, and with the development build that the unit tests have made.
+fn manifests(args: &Args) -> Outcome {
+    let outcome = Outcome {
+        name: "manifests",
+        ..Outcome::default()
+    };
+    match kubectl::find_or_fetch() {
+        Ok(kubectl) => {
+            let mut command = cargo();
+            command.args(["run", "--quiet", "--locked", "--package", "testbed", "--"]);
+            command.args(["manifests", "--kubectl"]).arg(kubectl);
+            command.args(&args.filter);
+            suite(Ok(command), outcome)
+        }
+        Err(error) => not_run(outcome, args, Level::Manifests, &format!("{error:#}")),
+    }
+}
+
 fn netns(args: &Args) -> Outcome {
-    let mut outcome = Outcome {
+    let outcome = Outcome {
         name: "netns",
         ..Outcome::default()
     };
     if !is_root() {
-        let reason = "the whole level did not run: it needs root".into();
-        outcome.notes.push(reason);
-        // Asked for by name, not to run it is a failure; the level as such counts as one.
-        if args.level == Some(Level::Netns) {
-            outcome.counts.failed = 1;
-        } else {
-            outcome.counts.skipped = 1;
-        }
-        return outcome;
+        return not_run(outcome, args, Level::Netns, "it needs root");
     }
-    let result = Binaries::build().and_then(|binaries| {
+    let command = Binaries::build().map(|binaries| {
         let mut command = binaries.testbed("suite");
         command.args(&args.filter);
+        command
+    });
+    suite(command, outcome)
+}
+
+/// A level that can't run here: asked for by name it has failed, else it counts as one skipped.
+fn not_run(mut outcome: Outcome, args: &Args, level: Level, why: &str) -> Outcome {
+    let note = format!("the whole level did not run: {why}");
+    outcome.notes.push(note);
+    if args.level == Some(level) {
+        outcome.counts.failed = 1;
+    } else {
+        outcome.counts.skipped = 1;
+    }
+    outcome
+}
+
+/// Runs a command of the testbed's that ends with its counts.
+fn suite(command: Result<Command>, mut outcome: Outcome) -> Outcome {
+    let result = command.and_then(|mut command| {
         let mut last = None;
         let result = run_counting(&mut command, stdout(), &mut outcome, |line, outcome| {
             let counts = of_suite(line);
@@ -199,7 +236,7 @@ fn run_counting(
 fn summary(outcomes: &[Outcome]) -> Counts {
     let mut total = Counts::default();
     println!(
-        "\n{:8} {:>7} {:>7} {:>8} {:>8}",
+        "\n{:9} {:>7} {:>7} {:>8} {:>8}",
         "level", "passed", "failed", "skipped", "seconds"
     );
     for Outcome {
@@ -210,14 +247,14 @@ fn summary(outcomes: &[Outcome]) -> Counts {
     } in outcomes
     {
         println!(
-            "{name:8} {:>7} {:>7} {:>8} {:>8.1}",
+            "{name:9} {:>7} {:>7} {:>8} {:>8.1}",
             counts.passed,
             counts.failed,
             counts.skipped,
             duration.as_secs_f64()
         );
         for note in notes {
-            println!("         {note}");
+            println!("          {note}");
         }
         total += *counts;
     }

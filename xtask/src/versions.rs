@@ -20,6 +20,10 @@ pub const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"
 /// Debian package of the linter for that compiler, of version [`DEBIAN_RUST`].
 pub const DEBIAN_CLIPPY: &str = "rust-web-clippy";
 
+/// The oldest minor version of kubectl 1 whose kustomize renders `deploy/` (`labels` with
+/// `includeSelectors`), and that tells its version as JSON.
+pub const KUBECTL: u32 = 24;
+
 /// Commands that the namespaces need, and the Debian package of each.
 pub const NETWORK_TOOLS: [(&str, &str); 4] = [
     ("ip", "iproute2"),

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::handler::Handler;
+use crate::kernel::capabilities;
 
 /// Connections that may wait to be accepted: every probe of a full node at once.
 const BACKLOG: i32 = 4096;
@@ -50,11 +51,13 @@ impl HandlerThread {
         let (end, ended) = watch::channel(false);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .on_thread_start(capabilities::give_up_others_or_abort)
             .build()
             .context("cannot start the handler's runtime")?;
         let thread = std::thread::Builder::new()
             .name("handler".to_owned())
             .spawn(move || {
+                capabilities::give_up_others_or_abort();
                 let served = runtime.block_on(async {
                     let v4 =
                         Arc::clone(&handler).serve(TcpListener::from_std(v4)?, draining.clone());

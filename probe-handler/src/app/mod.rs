@@ -54,6 +54,7 @@ const CHANNEL: usize = 64;
 pub fn run(config: AgentConfig) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_start(capabilities::give_up_others_or_abort)
         .build()
         .context("cannot start the runtime")?
         .block_on(async {
@@ -157,6 +158,10 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         config_json: config.to_json(),
     }
     .bind(config.admin_addr, &config.admin_socket)?;
+
+    // Before the first attachment: what is kept has to do for those that come later too. The log's and the
+    // handler's thread and those for blocking work do it for themselves.
+    capabilities::give_up_others().context("cannot give up capabilities")?;
 
     let finder = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 

@@ -150,7 +150,11 @@ impl AgentConfig {
     }
 
     fn check(args: &AgentArgs, mistakes: &mut Mistakes) -> Option<Self> {
-        let pods = match args.pods.as_deref() {
+        let in_cluster = args
+            .kubernetes_service_host
+            .as_ref()
+            .is_some_and(|host| !host.is_empty());
+        let pods = match args.pods.as_deref().or(in_cluster.then_some("kube")) {
             Some("kube") => match &args.node_name {
                 Some(name) => mistakes.check("node-name", name, parse::node_name),
                 None => mistakes.missing("node-name", parse::NODE_NAME_REMEDY),

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::kernel::capabilities;
+
 /// Lines that may wait; more are lost, and counted.
 const CAPACITY: usize = 4096;
 
@@ -42,6 +44,7 @@ impl LogQueue {
         let _ = std::thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || {
+                capabilities::give_up_others_or_abort();
                 loop {
                     let line = shared.next();
                     // There is nobody left to tell.

@@ -1,5 +1,6 @@
 //! What this node must offer, tried rather than assumed.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
@@ -24,7 +25,13 @@ pub struct PreflightOptions {
 /// Tries every requirement. Programs are attached to the kubelet's cgroup for a moment, without any
 /// endpoint: no connection is touched.
 pub fn run(options: &PreflightOptions) -> Vec<Finding> {
-    let mut findings = vec![kernel_release(), capabilities(), group(), cgroup2()];
+    let mut findings = vec![
+        kernel_release(),
+        capabilities(),
+        given_up(),
+        group(),
+        cgroup2(),
+    ];
     let kubelet = Finder::new(options.search.clone()).and_then(|mut finder| finder.find(None));
     findings.push(kubelet_finding(&kubelet));
     findings.extend(programs(kubelet.as_ref().ok()));
@@ -129,6 +136,26 @@ fn capabilities() -> Finding {
             list(|need| need.capability.to_string())
         ),
     )
+}
+
+/// What the agent keeps once it stands, tried on a thread of its own.
+fn given_up() -> Finding {
+    let requirement = "privileges kept after the start";
+    let tried = std::thread::spawn(|| {
+        capabilities::give_up_others()?;
+        Ok(capabilities::effective())
+    })
+    .join()
+    .unwrap_or_else(|_| Err(io::Error::other("the attempt ended")));
+    match tried {
+        Ok(kept) => pass(requirement, format!("{}; no_new_privs", kept.join(" "))),
+        Err(error) => not_met(
+            State::Fail,
+            requirement,
+            error.to_string(),
+            "allow capset(2) and prctl(2): does a seccomp profile forbid them?",
+        ),
+    }
 }
 
 fn group() -> Finding {

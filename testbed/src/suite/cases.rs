@@ -64,6 +64,11 @@ impl Cases {
 
     /// Runs a whole group. What fails outside any case fails the group itself.
     pub fn group(&mut self, name: &str, run: &fn(&mut Self) -> Result<()>) {
+        self.group_with(name, run);
+    }
+
+    /// As [`Cases::group`], for a group that needs to be told what to look at.
+    pub fn group_with(&mut self, name: &str, run: impl FnOnce(&mut Self) -> Result<()>) {
         name.clone_into(&mut self.group);
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut *self)));
         let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&*panic)));

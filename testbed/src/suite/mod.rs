@@ -20,6 +20,7 @@ mod life;
 mod locate;
 pub(crate) mod node;
 mod ports;
+mod privileges;
 mod relays;
 mod rewritten;
 mod rules;
@@ -66,6 +67,7 @@ const GROUPS: &[Group] = &[
     ("life", life::run),
     ("kubelet-restart", kubelet_restart::run),
     ("daemons", daemons::run),
+    ("privileges", privileges::run),
     ("sandbox", sandbox::run),
     ("hostile", hostile::run),
     ("source", source::run),

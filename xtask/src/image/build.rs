@@ -14,6 +14,9 @@ use super::elf::Machine;
 use crate::ebpf;
 use crate::shell::{cargo, cargo_home, exec, find, output, root, target_dir};
 
+/// The workspace's profile for what is shipped.
+pub const PROFILE: &str = "image";
+
 /// Builds the program of a package, and the eBPF programs that the daemon embeds, for `machine`.
 ///
 /// # Errors
@@ -26,7 +29,8 @@ pub fn program(package: &str, machine: Machine, commit: &str) -> Result<PathBuf>
     let triple = triple(machine);
     let mut build = cargo();
     build
-        .args(["build", "--release", "--locked", "--package", package])
+        .args(["build", "--profile", PROFILE, "--locked"])
+        .args(["--package", package])
         .args(["--target", &triple])
         .arg("--target-dir")
         .arg(target_dir())
@@ -48,7 +52,7 @@ pub fn program(package: &str, machine: Machine, commit: &str) -> Result<PathBuf>
         );
     }
     exec(&mut build)?;
-    let program = target_dir().join(triple).join("release").join(package);
+    let program = target_dir().join(triple).join(PROFILE).join(package);
     if !program.is_file() {
         bail!("the build made no {}", program.display());
     }

@@ -53,3 +53,29 @@ fn labels_tell_version_commit_source_and_licence() {
     assert_eq!(label("licenses"), "Apache-2.0");
     assert_eq!(label("created"), "1970-01-01T00:00:00Z");
 }
+
+#[test]
+fn the_containerfile_makes_the_same_image() {
+    let text = fs::read_to_string(root().join("deploy/Containerfile")).expect("Containerfile");
+    let labels = labels("probe-handler", "${COMMIT}", 0).expect("labels");
+    // A builder writes the time by itself.
+    for (key, value) in labels.iter().filter(|(key, _)| *key != ANNOTATION_CREATED) {
+        let label = format!("{key}=\"{value}\"");
+        assert!(text.contains(&label), "{label}");
+    }
+    let built = format!(
+        "target/*-unknown-linux-gnu/{}/probe-handler ",
+        build::PROFILE
+    );
+    for part in [
+        "RUN cargo xtask image ",
+        &built,
+        "FROM scratch",
+        "USER 0:0",
+        "ENV PATH=/",
+        "WORKDIR /",
+        "ENTRYPOINT [\"/probe-handler\"]",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
+}

@@ -10,19 +10,29 @@ pub const DEFAULT_ADMIN_SOCKET: &str = "/run/probe-handler/admin.sock";
 /// The variable that stands in for `--node-name`: the name that everybody gives it.
 pub(super) const NODE_NAME: &str = "NODE_NAME";
 
+/// The variable that tells a container where the API server is. The kubelet sets it in every container,
+/// whatever `enableServiceLinks` says (kubernetes pkg/kubelet/kubelet_pods.go, getServiceEnvVarMap), and a
+/// ServiceAccount is of no use without it.
+pub(super) const KUBERNETES_SERVICE_HOST: &str = "KUBERNETES_SERVICE_HOST";
+
 const KUBELET_NAMES: &str = "kubelet,kubelite,k3s,k3s-server,k3s-agent";
 
 /// Flags of `agent`. Text still: [`super::AgentConfig`] is what they mean.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// Where pods come from: kube, the Kubernetes API (reached by kubeconfig or ServiceAccount), or
-    /// dir:PATH, a directory of Pod manifests that is watched
+    /// Where pods come from: kube, the Kubernetes API (reached by kubeconfig or ServiceAccount; the
+    /// default in a pod of a cluster), or dir:PATH, a directory of Pod manifests that is watched
     #[arg(long, value_name = "kube|dir:PATH", env = "PROBE_HANDLER_PODS")]
     pub(super) pods: Option<String>,
 
     /// Name of this node, needed with --pods kube: in a cluster from spec.nodeName by the downward API
     #[arg(long, value_name = "NAME", env = NODE_NAME)]
     pub(super) node_name: Option<String>,
+
+    /// Set by the kubelet in every container: we are in a cluster. No flag, but its variable is read as
+    /// theirs are
+    #[arg(long, hide = true, env = KUBERNETES_SERVICE_HOST)]
+    pub(super) kubernetes_service_host: Option<String>,
 
     #[command(flatten)]
     pub(super) shared: SharedArgs,

@@ -12,8 +12,7 @@ use super::{PodSource, Scope};
 use crate::cli::logging::{self, LogFormat};
 use crate::kernel::locate::hierarchies;
 
-pub(super) const PODS_REMEDY: &str =
-    "give kube, the Kubernetes API, or dir:PATH, a directory of Pod manifests";
+pub(super) const PODS_REMEDY: &str = "give kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests";
 pub(super) const NODE_NAME_REMEDY: &str =
     "give this node's name, as `kubectl get nodes` shows it; in a pod, spec.nodeName by fieldRef";
 /// Longest path of a Unix socket: sun_path has 108 bytes, of which one ends it (unix(7)).

@@ -96,7 +96,7 @@ fn all_mistakes_are_reported_together() {
     assert_eq!(
         mistakes.to_string(),
         r#"probe-handler: 6 mistakes in the configuration:
-  --pods (or PROBE_HANDLER_PODS): needed, but not given; give kube, the Kubernetes API, or dir:PATH, a directory of Pod manifests
+  --pods (or PROBE_HANDLER_PODS): needed, but not given; give kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests
   --kubelet-cgroup (or PROBE_HANDLER_KUBELET_CGROUP) = "/proc": not in a cgroup2 file system; give the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it), or leave it out
   --handler-port (or PROBE_HANDLER_HANDLER_PORT) = "70000": no port; give 0 (any free port) to 65535
   --admin-addr (or PROBE_HANDLER_ADMIN_ADDR) = "15026": no IP:PORT; give for instance 0.0.0.0:15026 or [::]:15026, or none
@@ -185,6 +185,24 @@ fn the_kubernetes_source_needs_the_nodes_name() {
     }
     // Of no concern to other sources.
     assert!(parse(&["--pods=dir:/", "--node-name="]).is_ok());
+}
+
+#[test]
+fn in_a_cluster_pods_come_from_its_api_unless_a_flag_says_otherwise() {
+    let host = "--kubernetes-service-host=10.96.0.1";
+    let node = "--node-name=node";
+    let config = parse(&[host, node]).expect("right");
+    let kube = PodSource::Kubernetes {
+        node: "node".to_owned(),
+    };
+    assert_eq!(config.pods, kube);
+    let config = parse(&[host, node, "--pods=dir:/"]).expect("right");
+    assert_eq!(config.pods, PodSource::Dir("/".into()));
+    // The node's name is what is wanting then, and not the source.
+    let mistakes = parse(&[host]).expect_err("no node");
+    assert_eq!(mistakes.0[0].flag, "node-name");
+    let mistakes = parse(&["--kubernetes-service-host=", node]).expect_err("no source");
+    assert_eq!(mistakes.0[0].flag, "pods");
 }
 
 #[test]

@@ -1,0 +1,288 @@
+//! What probe-handler's design asks of its manifests. Each rule looks at what is rendered, so that an
+//! overlay can't undo what the base has.
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use probe_handler::cli::Command;
+use probe_handler::cli::config::{AgentConfig, PodSource};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// A rule about what an overlay renders.
+type Rule = fn(&str, &[Value]) -> Result<()>;
+
+/// All of them.
+pub const RULES: &[(&str, Rule)] = &[
+    ("two-daemons-overlap-in-an-upgrade", upgrade),
+    ("no-port-of-the-node-is-claimed", ports),
+    ("probes-ask-the-daemons-own-socket", probes),
+    ("on-every-node-and-not-evicted", everywhere),
+    ("sees-the-nodes-network-and-processes", node),
+    ("nothing-is-written-but-the-socket", read_only),
+    ("privileges-are-as-the-overlay-says", privileges),
+    ("may-read-pods-and-namespaces-and-nothing-else", permissions),
+    ("the-image-is-the-one-that-xtask-writes", image),
+    ("the-daemon-understands-its-arguments", arguments),
+    ("the-drain-fits-the-grace-period", drain),
+    ("memory-fits-what-was-measured", memory),
+];
+
+const MIB: u64 = 1 << 20;
+/// Resident memory of the daemon with 250 pods on a node, in bytes, as `cargo xtask bench` measures it.
+const MEASURED: u64 = 20 * MIB;
+
+fn all<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Result<Vec<T>> {
+    objects
+        .iter()
+        .filter(|object| object["kind"] == kind)
+        .map(|object| Ok(serde_json::from_value(object.clone())?))
+        .collect()
+}
+
+fn one<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Result<T> {
+    let mut found = all(objects, kind)?;
+    ensure!(found.len() == 1, "{} objects of kind {kind}", found.len());
+    found.pop().context("it was just there")
+}
+
+fn pod(objects: &[Value]) -> Result<PodSpec> {
+    let daemon_set: DaemonSet = one(objects, "DaemonSet")?;
+    let template = daemon_set.spec.context("no spec")?.template;
+    template.spec.context("no pod")
+}
+
+fn agent(objects: &[Value]) -> Result<Container> {
+    let mut pod = pod(objects)?;
+    ensure!(
+        pod.init_containers.unwrap_or_default().is_empty() && pod.containers.len() == 1,
+        "the pod has more than one container"
+    );
+    pod.containers.pop().context("it was just there")
+}
+
+fn upgrade(_: &str, objects: &[Value]) -> Result<()> {
+    let daemon_set: DaemonSet = one(objects, "DaemonSet")?;
+    let strategy = daemon_set.spec.and_then(|spec| spec.update_strategy);
+    let rolling = strategy.and_then(|strategy| strategy.rolling_update);
+    let rolling = rolling.context("no rolling update")?;
+    ensure!(rolling.max_surge == Some(IntOrString::Int(1)), "maxSurge");
+    ensure!(
+        rolling.max_unavailable == Some(IntOrString::Int(0)),
+        "maxUnavailable"
+    );
+    Ok(())
+}
+
+/// On the host's network every port of a container is one of the node's: two daemons could not overlap.
+fn ports(_: &str, objects: &[Value]) -> Result<()> {
+    let ports = agent(objects)?.ports.unwrap_or_default();
+    ensure!(ports.is_empty(), "the container has ports: {ports:?}");
+    Ok(())
+}
+
+/// Over TCP the other daemon could answer.
+fn probes(_: &str, objects: &[Value]) -> Result<()> {
+    let agent = agent(objects)?;
+    let asks = |probe: Option<Probe>, flag: &str| -> Result<()> {
+        let probe = probe.with_context(|| format!("no probe asks {flag}"))?;
+        let command = probe.exec.and_then(|exec| exec.command);
+        let command = command.context("the probe is no command")?;
+        ensure!(
+            command == ["/probe-handler", "status", flag],
+            "the probe's command is {command:?}"
+        );
+        understood(&command).map(drop)
+    };
+    asks(agent.startup_probe, "--alive")?;
+    asks(agent.liveness_probe, "--alive")?;
+    asks(agent.readiness_probe, "--ready")
+}
+
+fn everywhere(_: &str, objects: &[Value]) -> Result<()> {
+    let pod = pod(objects)?;
+    let tolerates_all = |toleration: &k8s_openapi::api::core::v1::Toleration| {
+        toleration.operator.as_deref() == Some("Exists")
+            && toleration.key.is_none()
+            && toleration.effect.is_none()
+    };
+    ensure!(
+        pod.tolerations
+            .unwrap_or_default()
+            .iter()
+            .any(tolerates_all),
+        "some taint is not tolerated"
+    );
+    ensure!(
+        pod.priority_class_name.as_deref() == Some("system-node-critical"),
+        "priorityClassName"
+    );
+    Ok(())
+}
+
+fn node(_: &str, objects: &[Value]) -> Result<()> {
+    let pod = pod(objects)?;
+    ensure!(pod.host_network == Some(true), "hostNetwork");
+    ensure!(pod.host_pid == Some(true), "hostPID");
+    let node_name = agent(objects)?
+        .env
+        .unwrap_or_default()
+        .into_iter()
+        .any(|variable| {
+            let source = variable.value_from.and_then(|source| source.field_ref);
+            variable.name == "NODE_NAME"
+                && source.is_some_and(|field| field.field_path == "spec.nodeName")
+        });
+    ensure!(node_name, "NODE_NAME is not the node's");
+    Ok(())
+}
+
+fn read_only(_: &str, objects: &[Value]) -> Result<()> {
+    let security = agent(objects)?.security_context;
+    let read_only = security.and_then(|security| security.read_only_root_filesystem);
+    ensure!(read_only == Some(true), "readOnlyRootFilesystem");
+    for volume in pod(objects)?.volumes.unwrap_or_default() {
+        // Each daemon its own socket; the cgroup file system is where programs are attached.
+        let own = volume.empty_dir.is_some();
+        let cgroup = volume
+            .host_path
+            .is_some_and(|host| host.path == "/sys/fs/cgroup");
+        ensure!(own || cgroup, "volume {} can be written", volume.name);
+    }
+    Ok(())
+}
+
+fn privileges(overlay: &str, objects: &[Value]) -> Result<()> {
+    let security = agent(objects)?.security_context.context("no context")?;
+    let least = overlay == "least-privilege";
+    ensure!(security.privileged == Some(!least), "privileged");
+    ensure!(security.run_as_user == Some(0), "runAsUser");
+    if least {
+        ensure!(
+            security.allow_privilege_escalation == Some(false),
+            "allowPrivilegeEscalation"
+        );
+        // Which are added is compared with the code where the code is.
+        let dropped = security.capabilities.and_then(|set| set.drop);
+        ensure!(dropped == Some(vec!["ALL".to_owned()]), "drop: {dropped:?}");
+    }
+    Ok(())
+}
+
+fn permissions(_: &str, objects: &[Value]) -> Result<()> {
+    let role: ClusterRole = one(objects, "ClusterRole")?;
+    let [rule] = &role.rules.unwrap_or_default()[..] else {
+        bail!("not one rule");
+    };
+    let sorted = |list: &Option<Vec<String>>| {
+        let mut list = list.clone().unwrap_or_default();
+        list.sort();
+        list
+    };
+    ensure!(sorted(&rule.api_groups) == [""], "apiGroups");
+    ensure!(
+        sorted(&rule.resources) == ["namespaces", "pods"],
+        "resources"
+    );
+    ensure!(rule.verbs == ["get", "list", "watch"], "verbs");
+    ensure!(rule.non_resource_urls.is_none(), "nonResourceURLs");
+    ensure!(
+        !objects.iter().any(|object| object["kind"] == "Role"),
+        "a Role besides"
+    );
+    let binding: ClusterRoleBinding = one(objects, "ClusterRoleBinding")?;
+    let account = pod(objects)?.service_account_name;
+    let [subject] = &binding.subjects.unwrap_or_default()[..] else {
+        bail!("not one subject");
+    };
+    let daemon_set: DaemonSet = one(objects, "DaemonSet")?;
+    ensure!(
+        Some(&subject.name) == account.as_ref()
+            && subject.namespace == daemon_set.metadata.namespace
+            && Some(&binding.role_ref.name) == role.metadata.name.as_ref(),
+        "the role is bound to somebody else"
+    );
+    Ok(())
+}
+
+fn image(_: &str, objects: &[Value]) -> Result<()> {
+    let image = agent(objects)?.image.context("no image")?;
+    let version = env!("CARGO_PKG_VERSION");
+    let expected = format!("ghcr.io/probe-handler/probe-handler:{version}");
+    ensure!(image == expected, "{image}, not {expected}");
+    Ok(())
+}
+
+/// The command line as the daemon's program takes it; what it has against it, it prints.
+fn understood(words: &[String]) -> Result<Command> {
+    let line = words.join(" ");
+    Command::parse(words.iter().map(Into::into))
+        .ok()
+        .with_context(|| format!("`{line}` is no command of ours"))
+}
+
+/// The configuration that the daemon makes of its arguments.
+fn config(objects: &[Value]) -> Result<AgentConfig> {
+    let agent = agent(objects)?;
+    ensure!(
+        agent.command.is_none(),
+        "the image's entry point is replaced"
+    );
+    let mut words = vec!["probe-handler".to_owned()];
+    words.extend(agent.args.unwrap_or_default());
+    // From the downward API.
+    words.push("--node-name=node".to_owned());
+    match understood(&words)? {
+        Command::Agent(args) => Ok(AgentConfig::try_from(*args)?),
+        _ => bail!("it does not run the agent"),
+    }
+}
+
+fn arguments(overlay: &str, objects: &[Value]) -> Result<()> {
+    let config = config(objects)?;
+    ensure!(
+        matches!(config.pods, PodSource::Kubernetes { .. }),
+        "pods come from {}",
+        config.pods
+    );
+    ensure!(
+        config.kubelet.allow_root_cgroup == (overlay == "k3s"),
+        "--allow-root-cgroup"
+    );
+    let socket = config.admin_socket.parent().context("no directory")?;
+    let mounts = agent(objects)?.volume_mounts.unwrap_or_default();
+    ensure!(
+        mounts
+            .iter()
+            .any(|mount| socket.ends_with(mount.mount_path.trim_start_matches('/'))),
+        "the admin socket's directory can't be written"
+    );
+    Ok(())
+}
+
+fn drain(_: &str, objects: &[Value]) -> Result<()> {
+    let grace = pod(objects)?.termination_grace_period_seconds;
+    let grace = u64::try_from(grace.context("no grace period")?)?;
+    let drain = config(objects)?.drain_timeout.as_secs();
+    ensure!(grace > drain, "{grace} s for a drain of {drain} s");
+    Ok(())
+}
+
+fn memory(_: &str, objects: &[Value]) -> Result<()> {
+    let resources = agent(objects)?.resources.context("no resources")?;
+    let bytes = |list: Option<std::collections::BTreeMap<String, _>>| -> Result<u64> {
+        let quantity: k8s_openapi::apimachinery::pkg::api::resource::Quantity = list
+            .and_then(|mut list| list.remove("memory"))
+            .context("no memory")?;
+        let mib = quantity.0.strip_suffix("Mi").context("not in Mi")?;
+        Ok(mib.parse::<u64>()? * MIB)
+    };
+    let (request, limit) = (bytes(resources.requests)?, bytes(resources.limits)?);
+    ensure!(
+        request >= MEASURED && limit >= 4 * MEASURED,
+        "{request} and {limit} bytes for the {MEASURED} that were measured"
+    );
+    Ok(())
+}

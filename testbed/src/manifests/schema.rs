@@ -1,0 +1,175 @@
+//! Kubernetes' schema, strictly: what its types do not know, or know otherwise, is a mistake.
+//!
+//! An object is read into the type of the newest API that this repository is built for, and written again.
+//! A misspelt or misplaced field is lost on the way, a value of another type is refused: the API server
+//! would say so with `--validate=strict` only, and drop the field without.
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{Namespace, ResourceQuota, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Whether an object is one that the API server takes as it is written.
+///
+/// # Errors
+/// The field that is unknown, or the value that does not fit.
+pub fn check(object: &Value) -> Result<()> {
+    let text = |key: &str| object[key].as_str().with_context(|| format!("no {key}"));
+    match (text("apiVersion")?, text("kind")?) {
+        ("v1", "Namespace") => same::<Namespace>(object),
+        ("v1", "ServiceAccount") => same::<ServiceAccount>(object),
+        ("v1", "ResourceQuota") => same::<ResourceQuota>(object),
+        ("rbac.authorization.k8s.io/v1", "ClusterRole") => same::<ClusterRole>(object),
+        ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
+            same::<ClusterRoleBinding>(object)
+        }
+        ("apps/v1", "DaemonSet") => same::<DaemonSet>(object),
+        ("monitoring.coreos.com/v1", "PodMonitor") => same::<PodMonitor>(object),
+        (version, kind) => bail!("no schema is known here for {kind} of {version}"),
+    }
+}
+
+fn same<T: DeserializeOwned + Serialize>(object: &Value) -> Result<()> {
+    let read: T = serde_json::from_value(object.clone())?;
+    let mut differences = Vec::new();
+    differ("", object, &serde_json::to_value(read)?, &mut differences);
+    ensure!(
+        differences.is_empty(),
+        "not as in the schema: {}",
+        differences.join("; ")
+    );
+    Ok(())
+}
+
+/// What `written` has and `read` has not, or otherwise. What is only in `read` is a default.
+fn differ(path: &str, written: &Value, read: &Value, into: &mut Vec<String>) {
+    match (written, read) {
+        (Value::Object(written), Value::Object(read)) => {
+            for (key, value) in written {
+                let path = format!("{path}.{key}");
+                match read.get(key) {
+                    Some(read) => differ(&path, value, read, into),
+                    None => into.push(format!("{path} is unknown")),
+                }
+            }
+        }
+        (Value::Array(written), Value::Array(read)) if written.len() == read.len() => {
+            for (index, (written, read)) in written.iter().zip(read).enumerate() {
+                differ(&format!("{path}[{index}]"), written, read, into);
+            }
+        }
+        _ if written == read => {}
+        _ => into.push(format!("{path} is read as {read}, not as {written}")),
+    }
+}
+
+/// What we use of the Prometheus operator's PodMonitor (its CRD, `monitoring.coreos.com/v1`; API reference,
+/// PodMonitorSpec, PodMetricsEndpoint and RelabelConfig). It is no part of Kubernetes, so its types are not
+/// in any library here.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PodMonitor {
+    api_version: String,
+    kind: String,
+    metadata: ObjectMeta,
+    spec: PodMonitorSpec,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PodMonitorSpec {
+    selector: LabelSelector,
+    pod_metrics_endpoints: Vec<PodMetricsEndpoint>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PodMetricsEndpoint {
+    path: String,
+    interval: String,
+    relabelings: Vec<RelabelConfig>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RelabelConfig {
+    source_labels: Vec<String>,
+    target_label: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    regex: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replacement: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn daemon_set(container: Value) -> Value {
+        json!({
+            "apiVersion": "apps/v1",
+            "kind": "DaemonSet",
+            "metadata": {"name": "a"},
+            "spec": {
+                "selector": {"matchLabels": {"a": "b"}},
+                "template": {"spec": {"containers": [container]}},
+            },
+        })
+    }
+
+    #[test]
+    fn an_object_of_the_schema_passes() {
+        let container = json!({
+            "name": "a",
+            "image": "b",
+            "resources": {"limits": {"memory": "128Mi"}},
+            "livenessProbe": {"httpGet": {"port": 80, "path": "/"}},
+        });
+        check(&daemon_set(container)).expect("right");
+    }
+
+    #[test]
+    fn a_field_that_the_schema_has_not_is_named() {
+        let misspelt = daemon_set(json!({"name": "a", "imagePolicy": "Never"}));
+        let error = check(&misspelt).expect_err("misspelt").to_string();
+        assert!(
+            error.contains(".spec.template.spec.containers[0].imagePolicy is unknown"),
+            "{error}"
+        );
+        let misplaced = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}, "labels": {}});
+        assert!(check(&misplaced).is_err());
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_refused() {
+        for container in [
+            json!({"name": "a", "args": "--flag"}),
+            json!({"name": "a", "livenessProbe": {"periodSeconds": "10"}}),
+            json!({"name": "a", "env": [{"name": "A", "value": 1}]}),
+        ] {
+            assert!(
+                check(&daemon_set(container.clone())).is_err(),
+                "{container}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_kind_without_a_schema_does_not_pass_unseen() {
+        for object in [
+            json!({"apiVersion": "apps/v1", "kind": "Deployment"}),
+            json!({"apiVersion": "apps/v1beta1", "kind": "DaemonSet"}),
+            json!({"kind": "DaemonSet"}),
+            json!({"apiVersion": "monitoring.coreos.com/v1", "kind": "PodMonitor", "metadata": {},
+                   "spec": {"selector": {}, "podMetricsEndpoint": []}}),
+        ] {
+            assert!(check(&object).is_err(), "{object}");
+        }
+    }
+}
