@@ -25,6 +25,8 @@ use crate::worker::sibling;
 const READY: Duration = Duration::from_secs(20);
 const SERVED: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(5);
+/// Where a pod finds its ServiceAccount's volume.
+pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// What is shown of a log when something failed.
 const LOG_TAIL: u64 = 8 << 10;
 
@@ -40,8 +42,9 @@ pub struct DaemonSpec {
     /// A command that runs the program, with the program's own words appended.
     wrapper: Vec<String>,
     args: Vec<String>,
-    /// Name of the node, and the kubeconfig by which its pods are asked for.
-    kube: Option<(String, PathBuf)>,
+    /// Name of the node whose pods are asked for.
+    node: Option<String>,
+    env: Vec<(String, String)>,
 }
 
 impl DaemonSpec {
@@ -56,7 +59,8 @@ impl DaemonSpec {
             admin_addr: "none".to_owned(),
             wrapper: Vec::new(),
             args: Vec::new(),
-            kube: None,
+            node: None,
+            env: Vec::new(),
         }
     }
 
@@ -84,7 +88,38 @@ impl DaemonSpec {
     /// Takes the pods of `node` from the API server that `kubeconfig` names.
     #[must_use]
     pub fn kube(mut self, node: &str, kubeconfig: &Path) -> Self {
-        self.kube = Some((node.to_owned(), kubeconfig.to_path_buf()));
+        self.node = Some(node.to_owned());
+        self.env("KUBECONFIG", &kubeconfig.display().to_string())
+    }
+
+    /// Takes the pods of `node` as a pod of the cluster does: from the API server at `address`, with the
+    /// files of a ServiceAccount's volume in `volume`.
+    #[must_use]
+    pub fn in_cluster(mut self, node: &str, address: SocketAddr, volume: &Path) -> Self {
+        const MOUNT: &str = r#"mount --bind "$1" "$2" && shift 2 && exec "$@""#;
+        self.node = Some(node.to_owned());
+        self.wrapper = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "slave",
+            "sh",
+            "-c",
+            MOUNT,
+            "sh",
+        ]
+        .map(str::to_owned)
+        .into_iter()
+        .chain([volume.display().to_string(), SERVICE_ACCOUNT.to_owned()])
+        .collect();
+        self.env("KUBERNETES_SERVICE_HOST", &address.ip().to_string())
+            .env("KUBERNETES_SERVICE_PORT", &address.port().to_string())
+            // No kubeconfig of the user who runs the testbed.
+            .env("HOME", &volume.display().to_string())
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -179,11 +214,9 @@ impl DaemonSpec {
             }
         };
         command.arg("agent").arg("--pods");
-        match &self.kube {
+        match &self.node {
             None => command.arg(format!("dir:{}", pods.display())),
-            Some((node, kubeconfig)) => command
-                .args(["kube", "--node-name", node])
-                .env("KUBECONFIG", kubeconfig),
+            Some(node) => command.args(["kube", "--node-name", node]).envs(self.env),
         };
         command
             .arg("--admin-socket")

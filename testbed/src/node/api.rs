@@ -1,7 +1,8 @@
 //! The API server's double over TLS, with a kubeconfig by which a daemon reaches it. The calls here block.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub struct Api {
 
 enum State {
     Up(ApiServer),
-    Down(Option<Stopped>),
+    Down(Option<Box<Stopped>>),
 }
 
 impl fmt::Debug for Api {
@@ -55,6 +56,7 @@ impl Api {
         let (authority, token) = (dir.join("ca.crt"), dir.join("token"));
         std::fs::write(&authority, certificate.pem())?;
         std::fs::write(&token, TOKEN)?;
+        std::fs::write(dir.join("namespace"), "probe-handler")?;
         let url = server.url().to_string();
         let kubeconfig = json!({
             "apiVersion": "v1",
@@ -79,6 +81,21 @@ impl Api {
     /// The kubeconfig's path.
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir.join("kubeconfig")
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// While it is stopped.
+    pub fn address(&self) -> Result<SocketAddr> {
+        let url = self.order(ApiServer::url)?;
+        let authority = url.authority().context("a URL without an address")?;
+        authority.as_str().parse().context("no address")
+    }
+
+    /// Its directory has what is in a ServiceAccount's volume.
+    pub fn volume(&self) -> &Path {
+        &self.dir
     }
 
     /// The file with the token that a daemon sends.
@@ -114,7 +131,8 @@ impl Api {
         if let State::Up(server) = std::mem::replace(&mut *state, State::Down(None)) {
             let stopping = async { tokio::time::timeout(STOP, server.stop()).await };
             let stopped = self.runtime.block_on(stopping);
-            *state = State::Down(Some(stopped.context("the API server does not stop")?));
+            let stopped = stopped.context("the API server does not stop")?;
+            *state = State::Down(Some(Box::new(stopped)));
         }
         Ok(())
     }

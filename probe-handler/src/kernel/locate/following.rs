@@ -51,7 +51,12 @@ enum State {
         told: Option<Absence>,
     },
     /// Its namespace was told. It is not held here: it would outlive the pod.
-    Found { netns: NetnsId, process: Process },
+    Found {
+        netns: NetnsId,
+        process: Process,
+        /// Whether it took a look into all hierarchies to find it.
+        everywhere: bool,
+    },
 }
 
 /// As long as this lives, changes in the pod's cgroups are noted.
@@ -141,14 +146,20 @@ impl Following {
     pub async fn next(&mut self) -> Placement {
         loop {
             match &mut self.state {
-                State::Found { netns, process } => {
+                State::Found {
+                    netns,
+                    process,
+                    everywhere,
+                } => {
                     if process.ended().await.is_err() {
                         std::future::pending::<()>().await; // the runtime ends
                     }
-                    let before = *netns;
-                    match look_aside(&self.shared, &self.uid, true).await.0 {
+                    let (before, everywhere) = (*netns, *everywhere);
+                    // Until we know, the pod is served where it was, and its address may be another's
+                    // already: we look no further than where it was found.
+                    match look_aside(&self.shared, &self.uid, everywhere).await.0 {
                         Ok(found) => {
-                            let placement = self.found(found);
+                            let placement = self.found(found, everywhere);
                             if let Placement::In(netns) = &placement
                                 && netns.id() == before
                             {
@@ -161,13 +172,15 @@ impl Following {
                 }
                 State::Searching { search, told } => {
                     let _ = search.changes.borrow_and_update();
-                    let everywhere = told.is_none() || search.is_settled();
+                    // A pod that is just being made has cgroups in the making in each hierarchy, and the
+                    // kernel keeps those waiting who look at them.
+                    let everywhere = search.is_settled();
                     let passed = std::mem::take(&mut search.passed);
                     let (look, passed) =
                         look_and_glance(&self.shared, &self.uid, passed, everywhere).await;
                     search.passed = passed;
                     let absence = match look {
-                        Ok(found) => return self.found(found),
+                        Ok(found) => return self.found(found, everywhere),
                         Err(absence) => absence,
                     };
                     let settled = search.is_settled() || absence == Absence::NoCgroup;
@@ -181,10 +194,11 @@ impl Following {
         }
     }
 
-    fn found(&mut self, found: Found) -> Placement {
+    fn found(&mut self, found: Found, everywhere: bool) -> Placement {
         self.state = State::Found {
             netns: found.netns.id(),
             process: found.process,
+            everywhere,
         };
         Placement::In(Arc::new(found.netns))
     }

@@ -105,7 +105,6 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
         old.end()?;
         let mut new = bench.light.bind(RuleSet::IstioNft)?;
         new.pod.start_sandbox(crate::node::Order::NetworkFirst)?;
-        std::thread::park_timeout(Duration::from_millis(20));
         bench.light.start_app(&mut new)?;
         standing.push_back(join(new, NEW_PERIOD, Duration::ZERO)?);
         if let Some((_, new)) = standing.back_mut() {

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -19,6 +20,7 @@ use crate::netns::NetNs;
 use crate::node::{Node, NodePod, Order};
 use crate::pod::PodSpec;
 use crate::rules::RuleSet;
+use crate::sandbox::Container;
 
 /// The app's port.
 pub(super) const PORT: u16 = 8080;
@@ -26,6 +28,9 @@ pub(super) const PORT: u16 = 8080;
 pub(super) const PATH: &str = "/live";
 /// Istio's, at which a STRICT sidecar resets what is not mutual TLS.
 const SIDECAR: u16 = 15006;
+/// The least that passes between a sandbox and the making of its pod's first container: the kubelet is told
+/// of the sandbox, asks for the container, and its file system is prepared.
+pub(super) const CONTAINER_IS_MADE: Duration = Duration::from_millis(20);
 /// By how many statuses pods can be told apart: 200 to 289, all of them success to the kubelet.
 const STATUSES: usize = 90;
 
@@ -42,6 +47,7 @@ pub(super) struct LightPod {
     /// What its app answers.
     pub(super) status: u16,
     serving: Vec<AbortHandle>,
+    container: Option<Container>,
 }
 
 impl Light {
@@ -74,6 +80,7 @@ impl Light {
             pod: self.node.bind(spec)?,
             status: 200 + u16::try_from(index % STATUSES)?,
             serving: Vec::new(),
+            container: None,
         })
     }
 
@@ -86,8 +93,12 @@ impl Light {
         Ok(pod)
     }
 
-    /// The sidecar listens, then the app.
+    /// What a runtime does for a container takes its time, a process of its own begins, and at that moment
+    /// sidecar and app listen.
     pub(super) fn start_app(&self, pod: &mut LightPod) -> Result<()> {
+        thread::park_timeout(CONTAINER_IS_MADE);
+        let (container, ()) = pod.pod.idle_container(|| ())?;
+        pod.container = Some(container);
         let ns = pod.pod.ns()?;
         let (sidecar, app) = (listen(ns, SIDECAR)?, listen(ns, PORT)?);
         let _inside = self.runtime.enter();
@@ -118,6 +129,7 @@ impl LightPod {
         for task in self.serving.drain(..) {
             task.abort();
         }
+        drop(self.container.take());
     }
 
     /// The end of the pod in its usual order.

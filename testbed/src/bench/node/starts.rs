@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-use super::light::{Light, LightPod};
+use super::light::{CONTAINER_IS_MADE, Light, LightPod};
 use super::schedule::{Schedule, Tally};
 use super::{Bench, GRACE, endpoints, ms};
 use crate::bpf::Map;
@@ -18,9 +18,6 @@ use crate::rules::RuleSet;
 
 /// How many pods the runtime works on at a time.
 const WORKERS: usize = 4;
-/// The least that passes between a sandbox and the making of its pod's first container: the kubelet is told
-/// of the sandbox, asks for the container, and its file system is prepared.
-const CONTAINER_IS_MADE: Duration = Duration::from_millis(20);
 /// How often the kernel is asked whether an endpoint stands.
 const LOOK: Duration = Duration::from_micros(200);
 /// How many pods start at once, and for how long they are probed after that.
@@ -139,7 +136,6 @@ fn at_once(bench: &Bench, rules: RuleSet) -> Result<(Duration, Tally)> {
     let pods = by_workers(AT_ONCE, || {
         let mut pod = light.bind(rules)?;
         pod.pod.start_sandbox(Order::NetworkFirst)?;
-        thread::park_timeout(CONTAINER_IS_MADE);
         light.start_app(&mut pod)?;
         let id = schedule.join(pod.probe()?, pod.status, PERIOD, Duration::ZERO);
         pod.pod.report_running()?;

@@ -1,13 +1,14 @@
 //! The API server is away, forgets, refuses, or is slow: what was known last is served, `status`, metrics
 //! and log say so, and the watches come back.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use api_server_double::{Cut, Fault};
 
 use super::env::{Env, SOON};
-use crate::daemon::DaemonSpec;
+use crate::daemon::{DaemonSpec, SERVICE_ACCOUNT};
 use crate::suite::cases::Cases;
 use crate::suite::env::GRACE;
 use crate::suite::usual::{self, Probing};
@@ -52,6 +53,7 @@ pub fn run(cases: &mut Cases, env: &mut Env) {
     case("daemon-restarted", restarted);
     case("api/namespaces-forbidden", namespaces_forbidden);
     case("api/away-at-start", away_at_start);
+    case("api/in-cluster", in_cluster);
 }
 
 fn up(env: &Env, resource: &str) -> Option<f64> {
@@ -159,18 +161,28 @@ fn refused(env: &Env, says: &str, reason: &str, refuse: impl Fn(bool) -> Result<
 /// A server that does not answer for a while delays what it would have told, and nothing else.
 fn slow(env: &Env) -> Result<()> {
     let pod = env.pod(usual::pod("patient"))?;
+    let asked = || {
+        let asked = env
+            .node
+            .api
+            .order(api_server_double::ApiServer::asked)
+            .ok()?;
+        Some(
+            asked
+                .iter()
+                .filter(|asked| asked.resource == "pods")
+                .count(),
+        )
+    };
+    let before = asked().context("the API server is away")?;
     env.node.api.order(|server| {
         server.fail("pods", true, Fault::Hang);
         server.cut("pods", Cut::End);
     })?;
-    let asked = || {
-        let asked = env.node.api.order(|server| server.asked()).ok()?;
-        asked
-            .last()
-            .filter(|last| last.resource == "pods")
-            .map(drop)
-    };
-    wait::until("the request that hangs", BACK, asked)?;
+    wait::until("the request that hangs", BACK, || {
+        (asked()? > before).then_some(())
+    })?;
+    watch(env, "pods", false, SOON)?;
     let mut new = env.node.bind(usual::pod("late"))?;
     new.run()?;
     env.truth(&pod)?;
@@ -255,6 +267,53 @@ fn away_at_start(env: &mut Env) -> Result<()> {
     env.daemon.wait_ready()?;
     env.served(&pod)?;
     env.truth(&pod)
+}
+
+/// As the DaemonSet's pods reach it: address from the environment, token and authority from the
+/// ServiceAccount's volume.
+fn in_cluster(env: &mut Env) -> Result<()> {
+    let pod = env.pod(usual::pod("as-in-life"))?;
+    let status = env.daemon.stop(GRACE)?;
+    ensure!(status.success(), "it ended with {status}");
+    let made = MountPoint::make()?;
+    let spec = DaemonSpec::new("daemon-in-cluster")
+        .program(Some(env.daemon.program()))
+        .kubelet_cgroup(&env.cgroup)
+        .in_cluster(
+            env.node.name(),
+            env.node.api.address()?,
+            env.node.api.volume(),
+        );
+    env.daemon = spec.start(&env.run)?;
+    env.served(&pod)?;
+    env.truth(&pod)?;
+    let status = env.daemon.stop(GRACE)?;
+    ensure!(status.success(), "it ended with {status}");
+    drop(made);
+    Ok(())
+}
+
+/// The directories that a ServiceAccount's volume is mounted on, as far as they had to be made; removed on
+/// drop.
+struct MountPoint(Vec<PathBuf>);
+
+impl MountPoint {
+    fn make() -> Result<Self> {
+        let path = Path::new(SERVICE_ACCOUNT);
+        let missing = path.ancestors().take_while(|path| !path.exists());
+        let made = Self(missing.map(Path::to_path_buf).collect());
+        std::fs::create_dir_all(path)?;
+        Ok(made)
+    }
+}
+
+impl Drop for MountPoint {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // Another run may use them too.
+            let _not_empty = std::fs::remove_dir(path);
+        }
+    }
 }
 
 fn again(env: &mut Env, name: &str) -> Result<()> {
