@@ -31,8 +31,8 @@ pub const EXIT_FAILURE: u8 = 1;
     version = version::VERSION,
     disable_help_subcommand = true,
     max_term_width = 100,
-    after_help = "Exit codes: 0 well; 1 a failed start, or a status or preflight that found something \
-                  wrong; 64 bad configuration or usage."
+    after_help = "Exit codes: 0 well; 1 a failed start, a status or preflight that found something \
+                  wrong, or a manifest that can't be read; 64 bad configuration or usage."
 )]
 struct Cli {
     #[command(subcommand)]

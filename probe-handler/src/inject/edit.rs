@@ -59,15 +59,18 @@ pub fn edits(
     Some(edits)
 }
 
-/// Applies edits that do not overlap.
-pub fn apply(text: &str, mut edits: Vec<Edit>) -> String {
-    // From the end, so that places stay right; at the same place what is taken away before what comes.
-    edits.sort_by_key(|edit| std::cmp::Reverse((edit.at.start, edit.at.end)));
-    let mut out = text.to_owned();
+/// Applies edits. None where they overlap, or reach beyond the text.
+pub fn apply(text: &str, mut edits: Vec<Edit>) -> Option<String> {
+    edits.sort_by_key(|edit| (edit.at.start, edit.at.end));
+    let mut out = String::with_capacity(text.len());
+    let mut done = 0;
     for edit in edits {
-        out.replace_range(edit.at, &edit.with);
+        out.push_str(text.get(done..edit.at.start)?);
+        out.push_str(&edit.with);
+        done = edit.at.end.max(edit.at.start);
     }
-    out
+    out.push_str(text.get(done..)?);
+    Some(out)
 }
 
 struct Mapping<'a> {
@@ -129,17 +132,29 @@ impl<'a> Mapping<'a> {
     }
 
     fn entry(&self, key: &str, value: &Value) -> String {
-        if self.flow {
-            return render::flow_entry(key, value, self.json());
-        }
-        render::entry(key, value, self.indent(), self.newline)
+        let key = if self.flow {
+            render::flow_string(key, self.json())
+        } else {
+            render::string(key)
+        };
+        format!("{key}:{}", self.after_colon(value))
     }
 
-    /// Whether this is JSON, where every key is quoted.
+    fn after_colon(&self, value: &Value) -> String {
+        if self.flow {
+            format!(" {}", render::flow(value, self.json()))
+        } else {
+            render::block(value, self.indent(), self.newline)
+        }
+    }
+
+    /// Whether the document is JSON, where every key is quoted.
     fn json(&self) -> bool {
-        self.text[self.document.nodes[self.node].span.clone()]
-            .trim_start_matches(['{', ' ', '\t', '\r', '\n'])
-            .starts_with(['"', '}'])
+        self.document.nodes.first().is_some_and(|root| {
+            let text = self.text.get(root.span.clone()).unwrap_or_default();
+            text.strip_prefix('{')
+                .is_some_and(|rest| rest.trim_start().starts_with('"'))
+        })
     }
 
     /// The column of the keys.
@@ -183,29 +198,20 @@ impl<'a> Mapping<'a> {
         let colon = self.document.after_colon(self.text, key)?;
         let end = self.end(index);
         let old = &self.document.nodes[old];
-        let scalar = matches!(old.kind, Kind::Scalar { plain, .. } if plain || self.flow);
-        let key = self.document.key(key)?;
-        // A key needs no quotes that had none: all that follows the colon is new.
-        let entry = self.entry(&key, value);
-        let rendered_key = if self.flow {
-            render::flow_string(&key, self.json())
-        } else {
-            render::string(&key)
-        };
-        let after = entry.strip_prefix(&rendered_key)?.strip_prefix(':')?;
-        let same_line = !self.text[colon..end].contains('\n');
-        if scalar && same_line && old.span.end == end && !value.is_object() {
-            let with = after.trim_start().to_owned();
-            if old.span.start >= colon && !old.span.is_empty() {
-                return Some(Edit {
-                    at: old.span.clone(),
-                    with,
-                });
-            }
-        }
-        Some(Edit {
-            at: colon..end,
-            with: after.to_owned(),
+        let with = self.after_colon(value);
+        // Of a scalar on the line of its key, what stands before it stays.
+        let beside = matches!(old.kind, Kind::Scalar { .. })
+            && !old.span.is_empty()
+            && !self.text[colon..end].contains('\n');
+        Some(match with.strip_prefix(' ') {
+            Some(scalar) if beside => Edit {
+                at: old.span.clone(),
+                with: scalar.to_owned(),
+            },
+            _ => Edit {
+                at: colon..end,
+                with,
+            },
         })
     }
 

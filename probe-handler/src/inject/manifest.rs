@@ -93,20 +93,18 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     /// The edits that change the text where it says what is to be changed.
-    fn in_place(&self, text: &str) -> Vec<Edit> {
+    fn in_place(&self, text: &str, newline: &str) -> Vec<Edit> {
         if self.patch.is_empty() {
             return Vec::new();
         }
-        edit::edits(self.document, text, &self.patch, newline(text))
-            .unwrap_or_else(|| self.anew(text))
+        edit::edits(self.document, text, &self.patch, newline).unwrap_or_else(|| self.anew(newline))
     }
 
     /// The document, written anew.
-    fn anew(&self, text: &str) -> Vec<Edit> {
+    fn anew(&self, newline: &str) -> Vec<Edit> {
         let Some(root) = self.document.nodes.first() else {
             return Vec::new();
         };
-        let newline = newline(text);
         let mut with = emit(self.document, &self.wanted, newline);
         if root.column != 0 {
             with.insert_str(0, newline); // on the line of its `---`
@@ -118,39 +116,47 @@ impl Plan<'_> {
     }
 }
 
-fn newline(text: &str) -> &'static str {
-    if text.contains("\r\n") { "\r\n" } else { "\n" }
-}
-
 /// The changed text, of which it is certain that it says what it should and nothing else.
 fn write(text: &str, plans: &[Plan<'_>]) -> Result<String, Error> {
-    let mut edits: Vec<_> = plans.iter().map(|plan| plan.in_place(text)).collect();
-    if let Some(wrong) = wrong(&edit::apply(text, edits.concat()), plans) {
-        for (number, (plan, edits)) in plans.iter().zip(&mut edits).enumerate() {
-            let suspect = wrong.contains(&number);
-            if suspect && !plan.patch.is_empty() {
-                *edits = plan.anew(text);
-            }
+    let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let mut edits: Vec<_> = plans
+        .iter()
+        .map(|plan| plan.in_place(text, newline))
+        .collect();
+    let suspects = match edited(text, &edits, plans) {
+        Ok(changed) => return Ok(changed),
+        Err(suspects) => suspects,
+    };
+    for &number in &suspects {
+        if !plans[number].patch.is_empty() {
+            edits[number] = plans[number].anew(newline);
         }
     }
-    let changed = edit::apply(text, edits.concat());
-    match wrong(&changed, plans).and_then(|wrong| wrong.first().copied()) {
-        None => Ok(changed),
-        Some(number) => Err(Error::Unfaithful(number + 1)),
+    edited(text, &edits, plans).map_err(|suspects| {
+        let number = suspects.first().map_or(0, |number| number + 1);
+        Error::Unfaithful(number)
+    })
+}
+
+/// The edited text; or, if it does not say what it should, the documents that may be the cause, by number
+/// from 0. Where it can't be read, that is every document.
+fn edited(text: &str, edits: &[Vec<Edit>], plans: &[Plan<'_>]) -> Result<String, Vec<usize>> {
+    let all = || (0..plans.len()).collect();
+    let changed = edit::apply(text, edits.concat()).ok_or_else(all)?;
+    let documents = tree::parse(&changed).map_err(|_| all())?;
+    if documents.len() != plans.len() {
+        return Err(all());
+    }
+    let says = |number: usize| documents[number].to_json(number + 1);
+    let wrong: Vec<_> = (0..plans.len())
+        .filter(|&number| says(number).as_ref() != Ok(&plans[number].wanted))
+        .collect();
+    if wrong.is_empty() {
+        Ok(changed)
+    } else {
+        Err(wrong)
     }
 }
 
-/// The documents of `text` that do not say what they should, by number from 0; none if all do. Where one
-/// can't be read, no document is known to be right.
-fn wrong(text: &str, plans: &[Plan<'_>]) -> Option<Vec<usize>> {
-    let all = || (0..plans.len()).collect();
-    let wrong: Vec<usize> = match tree::parse(text) {
-        Ok(documents) if documents.len() == plans.len() => (0..plans.len())
-            .filter(|&number| {
-                documents[number].to_json(number + 1).as_ref() != Ok(&plans[number].wanted)
-            })
-            .collect(),
-        _ => all(),
-    };
-    (!wrong.is_empty()).then_some(wrong)
-}
+#[cfg(test)]
+mod tests;

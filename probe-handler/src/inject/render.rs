@@ -4,21 +4,20 @@ use serde_json::Value;
 
 use super::scalar::resolve;
 
-/// An entry of a block mapping whose key stands in column `indent`: without indentation of its first
-/// line, without a newline at its end.
-pub fn entry(key: &str, value: &Value, indent: usize, newline: &str) -> String {
+/// What follows the colon of a key in column `indent` of a block mapping. No newline at its end.
+pub fn block(value: &Value, indent: usize, newline: &str) -> String {
     match value {
         Value::Object(map) if !map.is_empty() => {
-            let mut out = format!("{}:", string(key));
-            for (key, value) in map {
-                let inner = indent + 2;
-                out.push_str(newline);
-                out.push_str(&" ".repeat(inner));
-                out.push_str(&entry(key, value, inner, newline));
-            }
-            out
+            let inner = indent + 2;
+            let start = format!("{newline}{}", " ".repeat(inner));
+            map.iter()
+                .map(|(key, value)| {
+                    let value = block(value, inner, newline);
+                    format!("{start}{}:{value}", string(key))
+                })
+                .collect()
         }
-        value => format!("{}: {}", string(key), inline(value)),
+        value => format!(" {}", inline(value)),
     }
 }
 
@@ -30,15 +29,13 @@ pub fn inline(value: &Value) -> String {
     }
 }
 
-/// An entry of a flow mapping; of one in JSON, if `json`.
-pub fn flow_entry(key: &str, value: &Value, json: bool) -> String {
-    format!("{}: {}", flow_string(key, json), flow(value, json))
-}
-
-fn flow(value: &Value, json: bool) -> String {
+/// A value in flow style; in JSON, if `json`.
+pub fn flow(value: &Value, json: bool) -> String {
     match value {
         Value::Object(map) => {
-            let entries = map.iter().map(|(key, value)| flow_entry(key, value, json));
+            let entries = map
+                .iter()
+                .map(|(key, value)| format!("{}: {}", flow_string(key, json), flow(value, json)));
             format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
         }
         Value::Array(items) => {
@@ -115,7 +112,7 @@ mod tests {
         #[test]
         fn what_is_rendered_is_read_again(key in "\\PC{0,12}", text in "([ -~]|\n|\t|ü|\u{1f600}|\u{7f}|\u{85}){0,20}", number: i64) {
             let value = json!({key.clone(): {"a": text.clone(), "b": [text, number, null, true, {}]}, "z": number});
-            let block = entry("top", &value, 0, "\n");
+            let block = format!("top:{}", block(&value, 0, "\n"));
             let read = parse(&block).unwrap()[0].to_json(1).unwrap();
             proptest::prop_assert_eq!(&read["top"], &value, "{}", block);
             for json in [true, false] {

@@ -162,8 +162,11 @@ impl Builder<'_> {
     fn add(&mut self, kind: Kind, span: Span, anchor: usize) -> Result<Id, Malformed> {
         let mut bytes = self.byte(span.start.index())..self.byte(span.end.index());
         // A block scalar's reaches beyond the end of its last line.
-        let trimmed = self.text[bytes.clone()].trim_end();
-        bytes.end = bytes.start + trimmed.len();
+        let trimmed = self
+            .text
+            .get(bytes.clone())
+            .map_or(0, |t| t.trim_end().len());
+        bytes.end = bytes.start + trimmed;
         let node = Node {
             span: bytes,
             line: span.start.line(),

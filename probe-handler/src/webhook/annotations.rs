@@ -28,13 +28,16 @@ pub fn size(annotations: &BTreeMap<String, String>) -> usize {
 }
 
 /// The operations that give `pod` these annotations and no others. The last one takes the map with
-/// it: Kubernetes knows no difference between an empty one and none.
+/// it, and metadata that holds nothing else: to Kubernetes an empty map is the same as none.
 pub fn replace(pod: &Value, annotations: &BTreeMap<String, String>) -> Vec<PatchOperation> {
     const METADATA: &Pointer = Pointer::from_static("/metadata");
     const ANNOTATIONS: &Pointer = Pointer::from_static("/metadata/annotations");
     let to = json!(annotations);
     match METADATA.resolve(pod) {
         Ok(Value::Object(metadata)) => match metadata.get("annotations") {
+            Some(Value::Object(_)) if annotations.is_empty() && metadata.len() == 1 => {
+                vec![patch::remove(METADATA.to_buf())]
+            }
             Some(Value::Object(_)) if annotations.is_empty() => {
                 vec![patch::remove(ANNOTATIONS.to_buf())]
             }

@@ -8,6 +8,8 @@
 //! the network, [`settings`] and [`certificates`] what it works by; `app::webhook` puts it together.
 
 pub mod annotations;
+#[cfg(test)]
+pub(crate) mod arbitrary;
 pub mod certificates;
 pub mod decide;
 pub mod directory;

@@ -196,6 +196,14 @@ fn reverting_gives_back_the_pods_own_annotations() {
 }
 
 #[test]
+fn reverting_takes_away_metadata_that_only_we_have_made() {
+    let mut pod = two_probes();
+    pod.as_object_mut().unwrap().remove("metadata");
+    let rewritten = rewritten(&pod);
+    assert_eq!(apply(&rewritten, &revert(&rewritten)), pod);
+}
+
+#[test]
 fn reverting_leaves_what_changed_beside_the_probes() {
     let mut pod = rewritten(&two_probes());
     pod["spec"]["containers"][0]["livenessProbe"]["periodSeconds"] = json!(7);
