@@ -93,20 +93,18 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     /// The edits that change the text where it says what is to be changed.
-    fn in_place(&self, text: &str) -> Vec<Edit> {
+    fn in_place(&self, text: &str, newline: &str) -> Vec<Edit> {
         if self.patch.is_empty() {
             return Vec::new();
         }
-        edit::edits(self.document, text, &self.patch, newline(text))
-            .unwrap_or_else(|| self.anew(text))
+        edit::edits(self.document, text, &self.patch, newline).unwrap_or_else(|| self.anew(newline))
     }
 
     /// The document, written anew.
-    fn anew(&self, text: &str) -> Vec<Edit> {
+    fn anew(&self, newline: &str) -> Vec<Edit> {
         let Some(root) = self.document.nodes.first() else {
             return Vec::new();
         };
-        let newline = newline(text);
         let mut with = emit(self.document, &self.wanted, newline);
         if root.column != 0 {
             with.insert_str(0, newline); // on the line of its `---`
@@ -118,20 +116,20 @@ impl Plan<'_> {
     }
 }
 
-fn newline(text: &str) -> &'static str {
-    if text.contains("\r\n") { "\r\n" } else { "\n" }
-}
-
 /// The changed text, of which it is certain that it says what it should and nothing else.
 fn write(text: &str, plans: &[Plan<'_>]) -> Result<String, Error> {
-    let mut edits: Vec<_> = plans.iter().map(|plan| plan.in_place(text)).collect();
+    let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let mut edits: Vec<_> = plans
+        .iter()
+        .map(|plan| plan.in_place(text, newline))
+        .collect();
     let suspects = match edited(text, &edits, plans) {
         Ok(changed) => return Ok(changed),
         Err(suspects) => suspects,
     };
     for &number in &suspects {
         if !plans[number].patch.is_empty() {
-            edits[number] = plans[number].anew(text);
+            edits[number] = plans[number].anew(newline);
         }
     }
     edited(text, &edits, plans).map_err(|suspects| {

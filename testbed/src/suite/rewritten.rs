@@ -1,7 +1,7 @@
 //! Probes that were rewritten before the kubelet saw the pod: by Istio's injector (taken over from
 //! pilot-agent) or by our own webhook. The verdict is that of the original probe in plain Kubernetes.
 
-pub(super) mod originals;
+mod originals;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::kubelet::{Ended, Probe, ProbeResult};
 use crate::pace;
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
-use originals::{Original, originals};
+pub(super) use originals::{Original, originals};
 
 pub(super) const AGENT: u16 = 15020;
 const SIDECAR_READINESS: u16 = 15021;

@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::rewritten::originals::{Original, originals};
-use super::rewritten::{AGENT, app, same_as_original};
+use super::rewritten::{AGENT, Original, app, originals, same_as_original};
 use crate::kubelet::Probe;
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
