@@ -13,3 +13,4 @@ pub mod kernel;
 pub mod observe;
 pub mod pods;
 pub mod webhook;
+pub mod yaml;

@@ -8,7 +8,7 @@ use json_patch::jsonptr::{Pointer, PointerBuf};
 use serde_json::{Map, Value};
 
 use super::render;
-use super::tree::{Document, Id, Kind};
+use crate::yaml::tree::{Document, Id, Kind};
 
 /// Bytes of the text, and what stands there from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]

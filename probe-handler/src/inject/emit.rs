@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::render;
-use super::scalar::resolve;
-use super::tree::{Document, Id, Kind};
+use crate::yaml::scalar::resolve;
+use crate::yaml::tree::{Document, Id, Kind};
 
 /// `value` as a block document, without a newline at its end. Where `document` says the same at that
 /// place, unquoted scalars are taken from there, for readers of YAML disagree on what they are.

@@ -5,10 +5,10 @@ use serde_json::Value;
 
 use super::edit::{self, Edit};
 use super::emit::emit;
-use super::tree::{self, Document, Malformed};
 use super::workloads;
 use crate::webhook::patch::within;
 use crate::webhook::rewrite::Admission;
+use crate::yaml::tree::{self, Document, Malformed};
 
 /// What became of a manifest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,7 +9,4 @@ pub mod edit;
 pub mod emit;
 pub mod manifest;
 pub mod render;
-pub mod scalar;
-pub mod tree;
-pub mod value;
 pub mod workloads;

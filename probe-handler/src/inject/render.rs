@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::scalar::resolve;
+use crate::yaml::scalar::resolve;
 
 /// What follows the colon of a key in column `indent` of a block mapping. No newline at its end.
 pub fn block(value: &Value, indent: usize, newline: &str) -> String {
@@ -78,7 +78,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::inject::tree::parse;
+    use crate::yaml::tree::parse;
 
     #[test]
     fn strings_that_could_be_something_else_are_quoted() {

@@ -3,7 +3,9 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
-use serde_yaml_ng::Value;
+use serde_json::Value;
+
+use crate::yaml::tree::{self, Malformed};
 
 /// What a manifest file holds.
 #[derive(Debug, Default, PartialEq)]
@@ -37,11 +39,13 @@ fn parse_yaml(text: &str, manifest: &mut Manifest) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (index, (first_line, document)) in yaml_documents(text).enumerate() {
         let place = format!("document {}", index + 1);
-        match serde_yaml_ng::from_str::<Value>(&document) {
+        match value_of(&document) {
             Ok(value) => add(place, value, manifest),
-            Err(error) => {
-                let error = at_line_of_file(&error, first_line);
-                manifest.problems.push(format!("{place}: {error}"));
+            Err(Malformed { line, what, .. }) => {
+                let line = line + first_line;
+                manifest
+                    .problems
+                    .push(format!("{place}: line {line}: {what}"));
             }
         }
     }
@@ -71,23 +75,12 @@ fn yaml_documents(text: &str) -> impl Iterator<Item = (usize, String)> {
     })
 }
 
-/// The error with its lines counted from the beginning of the file; libyaml may tell two places.
-fn at_line_of_file(error: &serde_yaml_ng::Error, lines_before: usize) -> String {
-    const AT: &str = "at line ";
-    let text = error.to_string();
-    let mut parts = text.split(AT);
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
-        let (line, rest) = part.split_at(digits);
-        out.push_str(AT);
-        match line.parse::<usize>() {
-            Ok(line) => out.push_str(&(line + lines_before).to_string()),
-            Err(_) => out.push_str(line),
-        }
-        out.push_str(rest);
+/// The one document of `text`.
+fn value_of(text: &str) -> Result<Value, Malformed> {
+    match tree::parse(text)?.first() {
+        Some(document) => document.to_json(1),
+        None => Ok(Value::Null),
     }
-    out
 }
 
 fn parse_json(text: &str, manifest: &mut Manifest) {
@@ -119,7 +112,7 @@ fn add(place: String, value: Value, manifest: &mut Manifest) {
 fn add_list(place: &str, mut list: Value, manifest: &mut Manifest) {
     let bare_pods = list.get("kind").and_then(Value::as_str) == Some("PodList");
     let items = match list.get_mut("items").map(std::mem::take) {
-        Some(Value::Sequence(items)) => items,
+        Some(Value::Array(items)) => items,
         None | Some(Value::Null) => Vec::new(),
         Some(_) => {
             let problem = format!("{place}: items is no list");
@@ -243,11 +236,11 @@ mod tests {
             ),
             (
                 "kind: Pod\nmetadata: {name: a\n",
-                "document 1: did not find expected ',' or '}' at line 5 column 1, while parsing a flow mapping at line 3 column 11",
+                "document 1: line 5: while parsing a flow mapping, did not find expected ',' or '}'",
             ),
             (
                 "kind: Pod\nkind: Pod",
-                "document 1: duplicate entry with key \"kind\" at line 2 column 1",
+                "document 1: line 3: key \"kind\" is there twice",
             ),
         ] {
             let manifest = parse(&format!("---\n{bad}\n---\n{good}"), Syntax::Yaml);
@@ -264,9 +257,25 @@ mod tests {
         );
         assert_eq!(manifest.problems.len(), 1);
         assert!(
-            manifest.problems[0].contains("at line 5"),
+            manifest.problems[0].contains("line 5:"),
             "{}",
             manifest.problems[0]
+        );
+    }
+
+    #[test]
+    fn scalars_are_what_kubectl_takes_them_for() {
+        // YAML 1.1's octal numbers and booleans, as every second manifest has them.
+        let text = "kind: Pod\nmetadata: {name: a}\nspec:\n  hostNetwork: no\n  containers: []\n  \
+                    volumes:\n  - name: v\n    configMap: {name: c, defaultMode: 0644}\n";
+        let manifest = parse(text, Syntax::Yaml);
+        assert_eq!(manifest.problems, Vec::<String>::new());
+        let spec = manifest.pods[0].1.spec.as_ref().unwrap();
+        assert_eq!(spec.host_network, Some(false));
+        let volume = &spec.volumes.as_ref().unwrap()[0];
+        assert_eq!(
+            volume.config_map.as_ref().unwrap().default_mode,
+            Some(0o644)
         );
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use probe_handler::kernel::capabilities::{AT_START, KEPT, Need};
+use probe_handler::kernel::capabilities::{KEPT, Need};
 
 use super::cases::Cases;
 use super::usual;
@@ -25,16 +25,12 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     });
     // As the overlay does: the bounding set can't be made smaller then.
     cases.case_in("least-capabilities", |cases| {
-        let given = || KEPT.iter().chain(&AT_START);
-        let names: Vec<String> = given().map(setpriv_name).collect();
-        // This machine may be without one of them itself.
-        let ours = u64::from_str_radix(&field("/proc/self/status", "CapBnd")?, 16)?;
-        let bounding = format!("{:016x}", bits(given()) & ours);
+        let names: Vec<String> = KEPT.iter().map(setpriv_name).collect();
         serves_with_what_it_keeps(
             cases,
             "least",
             |spec| spec.with_capabilities_only(&names),
-            &bounding,
+            &mask(&KEPT),
         )
     });
     Ok(())
@@ -123,13 +119,10 @@ fn only_what_is_kept(daemon: &Daemon, bounding: &str) -> Result<()> {
 
 /// Capabilities as /proc/PID/status writes them.
 fn mask<'a>(needs: impl IntoIterator<Item = &'a Need>) -> String {
-    format!("{:016x}", bits(needs))
-}
-
-fn bits<'a>(needs: impl IntoIterator<Item = &'a Need>) -> u64 {
-    needs
+    let bits = needs
         .into_iter()
-        .fold(0, |bits, need| bits | need.capability.bitmask())
+        .fold(0, |bits, need| bits | need.capability.bitmask());
+    format!("{bits:016x}")
 }
 
 fn fields(status: &str) -> BTreeMap<&str, &str> {
@@ -138,12 +131,6 @@ fn fields(status: &str) -> BTreeMap<&str, &str> {
         .filter_map(|line| line.split_once(':'))
         .map(|(key, value)| (key, value.trim()))
         .collect()
-}
-
-fn field(path: &str, key: &str) -> Result<String> {
-    let status = fs::read_to_string(path).with_context(|| path.to_owned())?;
-    let value = fields(&status).get(key).copied().map(str::to_owned);
-    value.with_context(|| format!("{path} has no {key}"))
 }
 
 /// As setpriv(1) writes them.
