@@ -1,8 +1,8 @@
 //! `testbed guest`: the first process of a virtual machine that has no distribution. Makes a node of it,
 //! runs the suite, says on the console how that ended, and switches the machine off.
 //!
-//! Everything that `cargo xtask test vm` reads is a line of its own on [`CONSOLE`]: the suite's lines as they
-//! are, and those of this process with [`MARK`] before them.
+//! Everything that `cargo xtask test vm` reads is a line of its own on `CONSOLE`: the suite's lines as they
+//! are, and those of this process with `MARK` before them.
 
 mod modules;
 mod mounts;
