@@ -1,8 +1,10 @@
 //! `testbed manifests`: every overlay of `deploy/` is rendered as `kubectl apply -k` renders it, held
 //! against Kubernetes' schema, and against what probe-handler's design asks of it.
 
+mod cert_manager;
 mod rules;
 mod schema;
+mod webhook;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -57,14 +59,22 @@ fn check(cases: &mut Cases, overlay: &str, objects: &[Value]) {
             schema::check(object)
         });
     }
-    for (name, rule) in rules::RULES {
+    let rules = match overlay {
+        "admission-policy" => &[],
+        _ if overlay.starts_with("webhook") => webhook::RULES,
+        _ => rules::RULES,
+    };
+    for (name, rule) in rules {
         cases.case(name, || rule(overlay, objects));
     }
 }
 
-/// The directory itself, as `base`, and each of its overlays.
+/// The directory itself, as `base`, what is applied beside it, and each of its overlays.
 fn overlays(deploy: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = vec![("base".to_owned(), deploy.to_owned())];
+    for beside in ["webhook", "admission-policy"] {
+        found.push((beside.to_owned(), deploy.join(beside)));
+    }
     let directory = deploy.join("overlays");
     let entries = std::fs::read_dir(&directory)
         .with_context(|| format!("reading {}", directory.display()))?;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// A rule about what an overlay renders.
-type Rule = fn(&str, &[Value]) -> Result<()>;
+pub type Rule = fn(&str, &[Value]) -> Result<()>;
 
 /// All of them.
 pub const RULES: &[(&str, Rule)] = &[
@@ -30,6 +30,12 @@ pub const RULES: &[(&str, Rule)] = &[
     ("memory-fits-what-was-measured", memory),
 ];
 
+/// The image, as `cargo xtask image` names it.
+pub const IMAGE: &str = concat!(
+    "ghcr.io/probe-handler/probe-handler:",
+    env!("CARGO_PKG_VERSION")
+);
+
 const MIB: u64 = 1 << 20;
 /// Resident memory of the daemon with 250 pods on a node, in bytes, as `cargo xtask bench` measures it.
 const MEASURED: u64 = 20 * MIB;
@@ -42,7 +48,11 @@ fn all<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Result<Vec<T>> {
         .collect()
 }
 
-fn one<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Result<T> {
+/// The only object of a kind.
+///
+/// # Errors
+/// There is none, or there are several; it is not of its schema.
+pub fn one<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Result<T> {
     let mut found = all(objects, kind)?;
     ensure!(found.len() == 1, "{} objects of kind {kind}", found.len());
     found.pop().context("it was just there")
@@ -209,9 +219,7 @@ fn permissions(_: &str, objects: &[Value]) -> Result<()> {
 
 fn image(_: &str, objects: &[Value]) -> Result<()> {
     let image = agent(objects)?.image.context("no image")?;
-    let version = env!("CARGO_PKG_VERSION");
-    let expected = format!("ghcr.io/probe-handler/probe-handler:{version}");
-    ensure!(image == expected, "{image}, not {expected}");
+    ensure!(image == IMAGE, "{image}, not {IMAGE}");
     Ok(())
 }
 

@@ -5,13 +5,21 @@
 //! would say so with `--validate=strict` only, and drop the field without.
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Namespace, ResourceQuota, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding, MutatingWebhookConfiguration,
+};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, ResourceQuota, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::cert_manager::{Certificate, Issuer};
 
 /// Whether an object is one that the API server takes as it is written.
 ///
@@ -23,6 +31,24 @@ pub fn check(object: &Value) -> Result<()> {
         ("v1", "Namespace") => same::<Namespace>(object),
         ("v1", "ServiceAccount") => same::<ServiceAccount>(object),
         ("v1", "ResourceQuota") => same::<ResourceQuota>(object),
+        ("v1", "ConfigMap") => same::<ConfigMap>(object),
+        ("v1", "Secret") => same::<Secret>(object),
+        ("v1", "Service") => same::<Service>(object),
+        ("apps/v1", "Deployment") => same::<Deployment>(object),
+        ("policy/v1", "PodDisruptionBudget") => same::<PodDisruptionBudget>(object),
+        ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration") => {
+            same::<MutatingWebhookConfiguration>(object)
+        }
+        ("admissionregistration.k8s.io/v1", "MutatingAdmissionPolicy") => {
+            same::<MutatingAdmissionPolicy>(object)
+        }
+        ("admissionregistration.k8s.io/v1", "MutatingAdmissionPolicyBinding") => {
+            same::<MutatingAdmissionPolicyBinding>(object)
+        }
+        ("cert-manager.io/v1", "Certificate") => same::<Certificate>(object),
+        ("cert-manager.io/v1", "Issuer") => same::<Issuer>(object),
+        ("rbac.authorization.k8s.io/v1", "Role") => same::<Role>(object),
+        ("rbac.authorization.k8s.io/v1", "RoleBinding") => same::<RoleBinding>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRole") => same::<ClusterRole>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
             same::<ClusterRoleBinding>(object)

@@ -90,7 +90,8 @@ fn iptables() -> Result<Vec<File>> {
         .collect()
 }
 
-/// Where this machine's iptables looks for its matches and targets: beside the library that loads them.
+/// Where this machine's iptables looks for its matches and targets: beside the library that loads them, below /usr
+/// where it is one with the root. An image has no link from the one to the other.
 fn modules(program: &Path) -> Result<PathBuf> {
     let libraries = libraries(program)?;
     let loader = libraries.iter().find(|library| {
@@ -100,7 +101,7 @@ fn modules(program: &Path) -> Result<PathBuf> {
     });
     let loader = loader.with_context(|| format!("{} has no libxtables", program.display()))?;
     let named = Path::new("/usr").join(inside(loader));
-    let candidates = [loader.clone(), named]
+    let candidates = [named, loader.clone()]
         .map(|library| library.with_file_name("xtables"))
         .to_vec();
     let found = candidates.iter().find(|directory| directory.is_dir());

@@ -1,0 +1,112 @@
+//! What the design asks of the webhook's manifests.
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use serde_json::Value;
+
+use super::rules::{IMAGE, Rule, one};
+
+/// All rules.
+pub const RULES: &[(&str, Rule)] = &[
+    ("a-webhook-that-is-away-keeps-no-pod-out", admission),
+    ("asked-before-the-meshes-injectors", order),
+    ("two-replicas-and-one-always-there", replicas),
+    ("has-no-privileges", privileges),
+    ("the-image-is-the-one-that-xtask-writes", image),
+];
+
+/// Longest that an API server may wait for us, in seconds.
+const TIMEOUT: i32 = 5;
+
+fn admission(_: &str, objects: &[Value]) -> Result<()> {
+    let configuration: MutatingWebhookConfiguration = one(objects, "MutatingWebhookConfiguration")?;
+    let webhooks = configuration.webhooks.unwrap_or_default();
+    ensure!(!webhooks.is_empty(), "no webhooks");
+    for webhook in webhooks {
+        let name = &webhook.name;
+        ensure!(
+            webhook.failure_policy.as_deref() == Some("Ignore"),
+            "{name}: failurePolicy"
+        );
+        ensure!(
+            webhook
+                .timeout_seconds
+                .is_some_and(|seconds| seconds <= TIMEOUT),
+            "{name}: timeoutSeconds"
+        );
+        ensure!(
+            webhook.reinvocation_policy.as_deref() == Some("IfNeeded"),
+            "{name}: reinvocationPolicy"
+        );
+        ensure!(
+            webhook.match_conditions.is_some(),
+            "{name}: matchConditions"
+        );
+    }
+    Ok(())
+}
+
+/// API servers ask mutating webhooks in the order of their configurations' names
+/// (apiserver pkg/admission/configuration/mutating_webhook_manager.go).
+fn order(_: &str, objects: &[Value]) -> Result<()> {
+    let configuration: MutatingWebhookConfiguration = one(objects, "MutatingWebhookConfiguration")?;
+    let name = configuration.metadata.name.context("no name")?;
+    for injector in ["consul-", "istio-", "kuma-", "linkerd-"] {
+        ensure!(*name < *injector, "{name} comes after {injector}");
+    }
+    Ok(())
+}
+
+fn replicas(_: &str, objects: &[Value]) -> Result<()> {
+    let deployment: Deployment = one(objects, "Deployment")?;
+    let replicas = deployment.spec.and_then(|spec| spec.replicas);
+    ensure!(replicas >= Some(2), "{replicas:?} replicas");
+    let _: PodDisruptionBudget = one(objects, "PodDisruptionBudget")?;
+    Ok(())
+}
+
+fn privileges(_: &str, objects: &[Value]) -> Result<()> {
+    let pod = pod(objects)?;
+    ensure!(
+        pod.host_network.is_none() && pod.host_pid.is_none(),
+        "the node's namespaces"
+    );
+    let user = pod.security_context.context("no securityContext")?;
+    ensure!(user.run_as_non_root == Some(true), "runAsNonRoot");
+    for container in pod.containers {
+        let context = container
+            .security_context
+            .context("no securityContext of the container")?;
+        ensure!(
+            context.read_only_root_filesystem == Some(true),
+            "root file system"
+        );
+        ensure!(
+            context.allow_privilege_escalation == Some(false),
+            "escalation"
+        );
+        let capabilities = context.capabilities.context("no capabilities")?;
+        ensure!(
+            capabilities.drop == Some(vec!["ALL".to_owned()]) && capabilities.add.is_none(),
+            "capabilities"
+        );
+    }
+    Ok(())
+}
+
+fn image(_: &str, objects: &[Value]) -> Result<()> {
+    for container in pod(objects)?.containers {
+        let image = container.image.context("no image")?;
+        ensure!(image == IMAGE, "{image}, not {IMAGE}");
+    }
+    Ok(())
+}
+
+fn pod(objects: &[Value]) -> Result<PodSpec> {
+    let deployment: Deployment = one(objects, "Deployment")?;
+    let template = deployment.spec.context("no spec")?.template;
+    template.spec.context("the template has no spec")
+}
