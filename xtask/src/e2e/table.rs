@@ -123,7 +123,8 @@ pub fn failing() -> Vec<Failing> {
             &json!({"httpGet": {"port": 81}}),
             "connection refused",
         ),
-        readiness("http-hangs", &http("/hang"), "context deadline exceeded"),
+        // The daemon answers before the kubelet gives up.
+        readiness("http-hangs", &http("/hang"), "statuscode: 504"),
         readiness("tcp-closed", &tcp(5433), "connection refused"),
         readiness("grpc-down", &grpc("down"), not_serving),
         liveness("live-http-503", &http("/failing"), code),
