@@ -108,11 +108,16 @@ impl Suite<'_> {
         let uid = self.pods()?.remove(&name).unwrap_or_default().uid;
         let gone = ["delete", "pod", &name, "-n", NAMESPACE, "--wait=true"];
         self.kubectl.run(&gone, "")?;
-        let run = seen::events(self.kubectl, NAMESPACE, &uid).and_then(|events| {
+        // The kubelet sends events after the fact, in order.
+        let run = until(START, || {
+            let events = seen::events(self.kubectl, NAMESPACE, &uid)?;
             let killed = events.iter().any(|event| event.starts_with("Killing:"));
             let failed = events.iter().any(|event| event.contains("Hook"));
-            ensure!(killed && !failed, "events: {events:#?}");
-            Ok(())
+            ensure!(!failed, "events: {events:#?}");
+            Ok(match killed {
+                true => Ok(()),
+                false => Err(format!("it was not killed, events: {events:#?}")),
+            })
         });
         self.report.add("pre-stop/hooks", run);
         Ok(())
