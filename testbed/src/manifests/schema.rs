@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn a_kind_without_a_schema_does_not_pass_unseen() {
         for object in [
-            json!({"apiVersion": "apps/v1", "kind": "Deployment"}),
+            json!({"apiVersion": "apps/v1", "kind": "StatefulSet"}),
             json!({"apiVersion": "apps/v1beta1", "kind": "DaemonSet"}),
             json!({"kind": "DaemonSet"}),
             json!({"apiVersion": "monitoring.coreos.com/v1", "kind": "PodMonitor", "metadata": {},
