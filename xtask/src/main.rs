@@ -10,6 +10,7 @@ mod e2e;
 mod ebpf;
 mod image;
 mod kubectl;
+mod ldd;
 mod release;
 mod setup;
 mod shell;

@@ -6,11 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::image::{self, File};
+use crate::ldd;
 use crate::setup;
-use crate::shell::{display, exec, find, output, target_dir};
+use crate::shell::{exec, find, target_dir};
 
 /// The testbed's image. No registry has it.
 pub const TESTBED: &str = "localhost/probe-handler-testbed:e2e";
@@ -112,41 +113,10 @@ fn modules(program: &Path) -> Result<PathBuf> {
 
 /// What the loader would load, the loader included.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let mut ldd = Command::new("ldd");
-    ldd.arg(program);
-    let Some(text) = output(&mut ldd) else {
-        bail!("`{}` failed", display(&ldd));
-    };
-    Ok(paths(&text))
-}
-
-/// The paths in what ldd prints: `libc.so.6 => /lib/libc.so.6 (0x...)`, `/lib64/ld-linux.so.2 (0x...)`.
-fn paths(text: &str) -> Vec<PathBuf> {
-    text.lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
-        .map(PathBuf::from)
-        .collect()
+    ldd::libraries(program)?.with_context(|| format!("`ldd {}` failed", program.display()))
 }
 
 /// The same path from an image's root.
 fn inside(path: &Path) -> PathBuf {
     path.strip_prefix("/").unwrap_or(path).to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn libraries_are_read_from_what_ldd_prints() {
-        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
-                    \tlibmnl.so.0 => /lib/x86_64-linux-gnu/libmnl.so.0 (0x00007f)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let expected = [
-            "/lib/x86_64-linux-gnu/libmnl.so.0",
-            "/lib64/ld-linux-x86-64.so.2",
-        ];
-        assert_eq!(paths(text), expected.map(PathBuf::from));
-        assert_eq!(paths("\tnot a dynamic executable\n"), Vec::<PathBuf>::new());
-    }
 }

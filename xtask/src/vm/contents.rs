@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::initramfs::Initramfs;
-use crate::shell::{find, output};
+use crate::ldd;
+use crate::shell::find;
 
 /// Every command that the testbed calls, and nothing else.
 const COMMANDS: &[&str] = &[
@@ -118,45 +118,16 @@ fn plugins(guest: &mut Initramfs) -> Result<Vec<PathBuf>> {
 fn libraries(programs: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut libraries = Vec::new();
     for program in programs {
-        // For a static program it fails, and there is nothing to add.
-        let listed = output(Command::new("ldd").arg(program)).unwrap_or_default();
-        if listed.contains("not found") {
-            bail!("{} lacks a library:\n{listed}", program.display());
-        }
-        libraries.extend(of_ldd(&listed));
+        libraries.extend(ldd::libraries(program)?.unwrap_or_default());
     }
     libraries.sort();
     libraries.dedup();
     Ok(libraries)
 }
 
-/// The paths in what `ldd` prints: `name => path (address)`, or `path (address)`.
-fn of_ldd(text: &str) -> Vec<PathBuf> {
-    text.lines()
-        .filter_map(|line| {
-            let line = line.split_once("=> ").map_or(line, |(_, path)| path).trim();
-            let path = line.split(' ').next()?;
-            path.starts_with('/').then(|| path.into())
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn libraries_and_interpreter_are_read_from_ldd() {
-        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
-                    \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let expected: [PathBuf; 2] = [
-            "/lib/x86_64-linux-gnu/libc.so.6".into(),
-            "/lib64/ld-linux-x86-64.so.2".into(),
-        ];
-        assert_eq!(of_ldd(text), expected);
-        assert!(of_ldd("\tstatically linked\n").is_empty());
-    }
 
     #[test]
     fn a_command_that_is_not_there_is_named() {
