@@ -10,6 +10,7 @@ mod pod_task;
 mod refusal_task;
 mod registry_task;
 mod status;
+mod stop;
 mod unserved;
 pub mod webhook;
 
@@ -19,7 +20,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::cli::config::{AgentConfig, KubeletConfig, PodSource};
@@ -43,6 +43,7 @@ use handler_thread::HandlerThread;
 use kubelet_task::Attachment;
 use refusal_task::Refusals;
 use registry_task::{RegistryTask, Shared};
+use stop::Stop;
 
 /// Room for messages between tasks: enough that a source or a pod never waits for long, few enough that
 /// what is not yet applied stays bounded.
@@ -59,17 +60,10 @@ pub fn run(config: AgentConfig) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?
         .block_on(async {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let mut stop = async || {
-                tokio::select! {
-                    _ = terminate.recv() => "SIGTERM",
-                    _ = interrupt.recv() => "SIGINT",
-                }
-            };
+            let mut stop = Stop::new()?;
             let daemon = tokio::select! {
                 daemon = build(config) => daemon?,
-                _ = stop() => return Ok(()),
+                _ = stop.asked() => return Ok(()),
             };
             daemon.serve(&mut stop).await
         })
@@ -247,14 +241,14 @@ impl Daemon {
     /// # Errors
     /// Why it ended, if `stop` did not say so: the daemon can't know the truth any more, so it drains, and
     /// probes go their own way.
-    async fn serve(mut self, stop: &mut impl AsyncFnMut() -> &'static str) -> anyhow::Result<()> {
+    async fn serve(mut self, stop: &mut Stop) -> anyhow::Result<()> {
         let (admin_stop, admin_stopped) = tokio::sync::oneshot::channel::<()>();
         let admin = tokio::spawn(self.admin.serve(async {
             let _ = admin_stopped.await;
         }));
 
         let ended = tokio::select! {
-            signal = stop() => Ok(signal),
+            signal = stop.asked() => Ok(signal),
             ended = self.tasks.join_next() => Err(match ended {
                 Some(Ok(Err(error))) => error,
                 other => anyhow::anyhow!("a task of the daemon ended: {other:?}"),
@@ -282,7 +276,7 @@ impl Daemon {
             () = tokio::time::sleep(self.drain_timeout) => {
                 tracing::warn!(timeout = ?self.drain_timeout, "checks still in flight are dropped");
             }
-            signal = stop() => tracing::warn!(signal, "asked again: checks in flight are dropped"),
+            signal = stop.asked() => tracing::warn!(signal, "asked again: checks in flight are dropped"),
         }
         self.attachment.lock().programs.detach();
         self.tasks.abort_all();

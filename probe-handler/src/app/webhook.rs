@@ -5,12 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::raise_descriptor_limit;
+use super::stop::Stop;
 use crate::cli::config::{CertificateSource, WebhookConfig};
 use crate::observe::collectors::register_readiness;
 use crate::observe::metrics::PREFIX;
@@ -41,17 +41,10 @@ pub fn run(config: WebhookConfig) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?
         .block_on(async {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let mut stop = async || {
-                tokio::select! {
-                    _ = terminate.recv() => "SIGTERM",
-                    _ = interrupt.recv() => "SIGINT",
-                }
-            };
+            let mut stop = Stop::new()?;
             let webhook = tokio::select! {
                 webhook = build(config) => webhook?,
-                _ = stop() => return Ok(()),
+                _ = stop.asked() => return Ok(()),
             };
             webhook.serve(&mut stop).await
         })
@@ -174,9 +167,9 @@ impl Webhook {
     ///
     /// # Errors
     /// A part ended that should not have.
-    async fn serve(mut self, stop: &mut impl AsyncFnMut() -> &'static str) -> anyhow::Result<()> {
+    async fn serve(mut self, stop: &mut Stop) -> anyhow::Result<()> {
         let ended = tokio::select! {
-            signal = stop() => Ok(signal),
+            signal = stop.asked() => Ok(signal),
             ended = self.tasks.join_next(), if !self.tasks.is_empty() => Err(ended),
             ended = self.servers.join_next() => Err(ended),
         };
@@ -193,7 +186,7 @@ impl Webhook {
                 Ok(()) => tracing::info!("drained"),
                 Err(_) => tracing::warn!(timeout = ?self.drain_timeout, "connections that are left are cut off"),
             },
-            signal = stop() => tracing::warn!(signal, "asked again: connections that are left are cut off"),
+            signal = stop.asked() => tracing::warn!(signal, "asked again: connections that are left are cut off"),
         }
         tracing::info!("ended");
         match ended {
