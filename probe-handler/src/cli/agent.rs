@@ -1,39 +1,17 @@
 //! `probe-handler agent`: the daemon.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use super::config::{AgentArgs, AgentConfig};
-use super::{EXIT_FAILURE, logging, output, refuse, version};
+use super::{refuse, service};
 
-/// How long the log may take to be written at the end.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// Checks the configuration, sets up logging, says what runs, and runs it by `start` until that
-/// returns: at the end of a drain, or when it can't start.
+/// Checks the configuration and runs it by `start`: see `service::run`.
 pub fn run(args: AgentArgs, start: impl FnOnce(AgentConfig) -> anyhow::Result<()>) -> ExitCode {
     let config = match AgentConfig::try_from(args) {
         Ok(config) => config,
         Err(mistakes) => return refuse(&mistakes),
     };
-    let log = match logging::init(config.log_format, &config.log) {
-        Ok(log) => log,
-        Err(error) => return output::fail(&error.to_string()),
-    };
-    tracing::info!(
-        version = version::VERSION,
-        commit = version::COMMIT,
-        pid = std::process::id(),
-        config = %config.to_json(),
-        "probe-handler starts"
-    );
-    let code = match start(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("probe-handler stops: {error:#}");
-            EXIT_FAILURE.into()
-        }
-    };
-    log.flush(LAST_WORDS);
-    code
+    let text = config.to_json().to_string();
+    let (log_format, log) = (config.log_format, config.log.clone());
+    service::run("probe-handler", &text, (log_format, &log), || start(config))
 }

@@ -7,6 +7,7 @@ mod log_queue;
 pub mod logging;
 mod output;
 pub mod preflight;
+mod service;
 pub mod status;
 pub mod version;
 pub mod webhook;

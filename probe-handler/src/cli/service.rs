@@ -1,0 +1,40 @@
+//! A verb that runs until it is asked to end, with a log of its own.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::logging::LogFormat;
+use super::{EXIT_FAILURE, logging, output, version};
+
+/// How long the log may take to be written at the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Sets up logging, says what runs (`name`, by `config`), and runs it by `start` until that returns: at the end of
+/// a drain, or when it can't start.
+pub(super) fn run(
+    name: &str,
+    config: &str,
+    (log_format, log): (LogFormat, &str),
+    start: impl FnOnce() -> anyhow::Result<()>,
+) -> ExitCode {
+    let log = match logging::init(log_format, log) {
+        Ok(log) => log,
+        Err(error) => return output::fail(&error.to_string()),
+    };
+    tracing::info!(
+        version = version::VERSION,
+        commit = version::COMMIT,
+        pid = std::process::id(),
+        %config,
+        "{name} starts"
+    );
+    let code = match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{name} stops: {error:#}");
+            EXIT_FAILURE.into()
+        }
+    };
+    log.flush(LAST_WORDS);
+    code
+}
