@@ -8,6 +8,8 @@ use anyhow::{Result, bail};
 use crate::{interrupt, pace};
 
 const INTERVAL: Duration = Duration::from_millis(5);
+/// How late an interruption may be seen.
+const SLICE: Duration = Duration::from_millis(50);
 
 /// Asks `check` every 5 ms until it gives a value.
 ///
@@ -26,6 +28,23 @@ pub fn until<T>(what: &str, deadline: Duration, mut check: impl FnMut() -> Optio
             bail!("{what}: not within {deadline:?}");
         }
         thread::park_timeout(INTERVAL);
+    }
+}
+
+/// Lets time pass: all of it. A thread that only parks goes on early where something before has left
+/// it a wake-up, as channels and joined threads do.
+///
+/// # Errors
+/// When the run is interrupted.
+pub fn pass(time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    loop {
+        interrupt::check()?;
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        thread::park_timeout(left.min(SLICE));
     }
 }
 

@@ -22,6 +22,7 @@ use crate::cgroup;
 use crate::pace;
 use crate::run::Run;
 use crate::sandbox::{Hierarchies, Network, PodCgroup};
+use crate::wait;
 
 const UID: &str = "3f2e1d0c-1111-2222-3333-444455556666";
 /// Of a static pod: the kubelet knows it by its manifest's hash.
@@ -364,7 +365,7 @@ fn nested(node: &Node) -> Result<()> {
     let mut pod = node.pod(UID)?;
     let sandbox = pod.container(Network::New)?;
     // Start times are counted in hundredths of a second.
-    std::thread::park_timeout(Duration::from_millis(30));
+    wait::pass(Duration::from_millis(30))?;
     let inner = pod.container(Network::New)?;
     ensure!(inner.netns()? != sandbox.netns()?, "two namespaces");
     let (_, netns) = node.follow(UID).found()?;
@@ -381,7 +382,7 @@ fn many_at_once(node: &Node) -> Result<()> {
         let mut pod = node.pod(&uid(index))?;
         let sandbox = pod.container(Network::New)?;
         let sandbox_runs = Instant::now();
-        std::thread::park_timeout(pace::stretch(CONTAINER_IS_MADE));
+        wait::pass(pace::stretch(CONTAINER_IS_MADE))?;
         let app = pod.container(Network::Of(&sandbox))?;
         Ok((index, pod, sandbox, app, sandbox_runs, Instant::now()))
     };

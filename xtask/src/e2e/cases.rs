@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::kubectl::{Kubectl, until};
+use super::kubectl::{Kubectl, pass, until};
 use super::manifests::{NAMESPACE, Place, Pod, Sidecar, stranger};
 use super::report::Report;
 use super::seen::{self, Seen};
@@ -87,7 +87,7 @@ impl Suite<'_> {
             self.report.add(&format!("fails/{}", failing.pod.name), run);
         }
         let settled = self.pods()?;
-        std::thread::park_timeout(QUIET);
+        pass(QUIET);
         self.unmoved("stays-ready", &healthy, &settled)?;
         for failing in failing.iter().filter(|one| one.kind == Kind::Readiness) {
             let run = self.pods().and_then(|pods| {
@@ -217,7 +217,7 @@ impl Suite<'_> {
                 let run = self.running(&pod.name).map(drop);
                 run.with_context(|| pod.name.clone())?;
             }
-            std::thread::park_timeout(QUIET);
+            pass(QUIET);
             let seen = self.pods()?;
             let total: u64 = pods
                 .iter()

@@ -83,6 +83,17 @@ impl Kubectl {
     }
 }
 
+/// Lets time pass: all of it. A thread that only parks goes on early where something before has left
+/// it a wake-up.
+pub fn pass(time: Duration) {
+    let end = Instant::now() + time;
+    while let left = end.saturating_duration_since(Instant::now())
+        && !left.is_zero()
+    {
+        std::thread::park_timeout(left);
+    }
+}
+
 /// Looks again and again until there is an answer.
 ///
 /// # Errors

@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 
 use super::light::LightPod;
 use super::schedule::Schedule;
-use super::upgrade::go_on;
 use super::{Bench, GRACE, endpoints};
 use crate::bench::process;
 use crate::bpf::Map;
@@ -93,7 +92,7 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
         (map.entries().ok()? >= count).then_some(())
     })?;
     // Until every pod has been probed once, and what the probes need is there.
-    go_on(PERIOD)?;
+    wait::pass(PERIOD)?;
     let before = Holdings::settled(&daemon, &map)?;
 
     let begun = Instant::now();
@@ -112,7 +111,7 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
         }
         replaced += 1;
         let next = PACE * replaced;
-        std::thread::park_timeout(next.saturating_sub(begun.elapsed()));
+        wait::pass(next.saturating_sub(begun.elapsed()))?;
     }
     let rate = f64::from(replaced) / begun.elapsed().as_secs_f64();
     let after = Holdings::settled(&daemon, &map)?;

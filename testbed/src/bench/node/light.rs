@@ -5,7 +5,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -21,6 +20,7 @@ use crate::node::{Node, NodePod, Order};
 use crate::pod::PodSpec;
 use crate::rules::RuleSet;
 use crate::sandbox::Container;
+use crate::wait;
 
 /// The app's port.
 pub(super) const PORT: u16 = 8080;
@@ -96,7 +96,7 @@ impl Light {
     /// What a runtime does for a container takes its time, a process of its own begins, and at that moment
     /// sidecar and app listen.
     pub(super) fn start_app(&self, pod: &mut LightPod) -> Result<()> {
-        thread::park_timeout(CONTAINER_IS_MADE);
+        wait::pass(CONTAINER_IS_MADE)?;
         let (container, ()) = pod.pod.idle_container(|| ())?;
         pod.container = Some(container);
         let ns = pod.pod.ns()?;

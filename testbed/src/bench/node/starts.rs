@@ -15,6 +15,7 @@ use crate::bpf::Map;
 use crate::interrupt;
 use crate::node::Order;
 use crate::rules::RuleSet;
+use crate::wait;
 
 /// How many pods the runtime works on at a time.
 const WORKERS: usize = 4;
@@ -77,30 +78,40 @@ fn by_workers<T: Send>(count: usize, start: impl Fn() -> Result<T> + Sync) -> Re
 /// Each app runs as soon as a runtime could have it run; by then its endpoint must stand.
 fn one_by_one(bench: &mut Bench, map: &Map, name: &str, order: Order, count: usize) -> Result<()> {
     let light = &bench.light;
-    let margins = by_workers(count, || start(light, map, order))?;
-    let lost = margins.iter().filter(|margin| margin.is_none()).count();
-    let mut margins: Vec<Duration> = margins.into_iter().flatten().collect();
+    let (mut margins, mut late) = (Vec::new(), Vec::new());
+    for one in by_workers(count, || start(light, map, order))? {
+        match one {
+            Stands::Before(margin) => margins.push(margin),
+            Stands::After(lateness) => late.push(ms(lateness)),
+        }
+    }
     margins.sort_unstable();
     let least = margins.first().copied().unwrap_or_default();
     let median = margins.get(margins.len() / 2).copied().unwrap_or_default();
     let what = format!("{count} pod starts, {name}");
     bench.row(
         &format!("{what}: app ran before its endpoint stood"),
-        lost.to_string(),
+        late.len().to_string(),
         "0",
     );
     let measured = format!("{} least, {} median", ms(least), ms(median));
     bench.row(&format!("{what}: endpoint before app by"), measured, "");
-    if lost > 0 {
+    if !late.is_empty() {
         bench.wrong.push(format!(
-            "{what}: {lost} apps ran before their endpoints stood"
+            "{what}: apps ran before their endpoints stood, by {}",
+            late.join(", ")
         ));
     }
     Ok(())
 }
 
-/// By how much the endpoint was there before the app; none: it was not.
-fn start(light: &Light, map: &Map, order: Order) -> Result<Option<Duration>> {
+/// When an endpoint stood, and by how much before the app ran or after that.
+enum Stands {
+    Before(Duration),
+    After(Duration),
+}
+
+fn start(light: &Light, map: &Map, order: Order) -> Result<Stands> {
     let mut pod = light.bind(RuleSet::IstioNft)?;
     pod.pod.start_sandbox(order)?;
     let address = pod.address()?;
@@ -120,12 +131,16 @@ fn start(light: &Light, map: &Map, order: Order) -> Result<Option<Duration>> {
         .pod
         .idle_container(|| (map.has(address), Instant::now()))?;
     drop(container);
-    let margin = match (stands?, stood) {
-        (true, stood) => Some(runs - stood.unwrap_or(runs)),
-        (false, _) => None,
+    let stands = if stands? {
+        Stands::Before(runs - stood.unwrap_or(runs))
+    } else {
+        wait::until("the endpoint to stand", GRACE, || {
+            map.has(address).unwrap_or(false).then_some(())
+        })?;
+        Stands::After(runs.elapsed())
     };
     pod.pod.end()?;
-    Ok(margin)
+    Ok(stands)
 }
 
 /// Each app is probed from the moment it listens, without a delay, and then each second.
@@ -142,11 +157,7 @@ fn at_once(bench: &Bench, rules: RuleSet) -> Result<(Duration, Tally)> {
         Ok((id, pod))
     })?;
     let took = begun.elapsed();
-    let until = Instant::now() + PROBED;
-    while Instant::now() < until {
-        interrupt::check()?;
-        thread::park_timeout(Duration::from_millis(50));
-    }
+    wait::pass(PROBED)?;
     let ended: Vec<LightPod> = pods
         .into_iter()
         .map(|(id, pod)| {

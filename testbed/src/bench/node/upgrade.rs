@@ -52,25 +52,15 @@ pub(super) fn run(bench: &mut Bench) -> Result<(Vec<LightPod>, Daemon)> {
         let delay = PERIOD * u32::try_from(index)? / u32::try_from(count)?;
         let _id = schedule.join(pod.probe()?, pod.status, PERIOD, delay);
     }
-    go_on(WHILE)?;
+    wait::pass(WHILE)?;
     let new = bench.spec("new").start(&bench.run)?;
-    go_on(WHILE)?;
+    wait::pass(WHILE)?;
     let _status = old.stop(GRACE)?;
-    go_on(WHILE)?;
+    wait::pass(WHILE)?;
     let tally = schedule.stop()?;
     bench.verdicts(
         &format!("rolling upgrade, {count} pods probed each second"),
         &tally,
     );
     Ok((pods, new))
-}
-
-/// Lets time pass.
-pub(super) fn go_on(time: Duration) -> Result<()> {
-    let until = Instant::now() + time;
-    while Instant::now() < until {
-        interrupt::check()?;
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
-    Ok(())
 }

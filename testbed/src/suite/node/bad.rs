@@ -1,7 +1,6 @@
 //! Pods that are broken, enormous or both: each is named once, and hurts no other.
 
 use std::fs;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -107,7 +106,7 @@ fn vanishes(env: &Env, good: &NodePod) -> Result<()> {
         .iter()
         .map(|probe| env.kubelet.begin(probe))
         .collect::<Result<Vec<_>>>()?;
-    thread::park_timeout(Duration::from_millis(200));
+    wait::pass(Duration::from_millis(200))?;
     pod.end()?;
     env.truth(good)?;
     for probe in under_way {

@@ -12,6 +12,7 @@ use crate::rules::RuleSet;
 use crate::run::Run;
 use crate::suite::cases::Cases;
 use crate::suite::usual::{self, HTTP};
+use crate::wait;
 
 /// The hash of a static pod's manifest, by which the kubelet and the runtime know the pod.
 const HASH: &str = "5f0c9a1e2b3d4c5f6a7b8c9d0e1f2a3b";
@@ -62,7 +63,7 @@ fn host_network(env: &Env) -> Result<()> {
             "phase": "Running", "podIP": node4, "podIPs": [{"ip": node4}, {"ip": node6}],
         });
     })?;
-    std::thread::park_timeout(QUIET);
+    wait::pass(QUIET)?;
     for ip in [IpAddr::from(node4), node6.into()] {
         let stands = env.endpoints()?.has(SocketAddr::new(ip, HTTP))?;
         ensure!(!stands, "an endpoint at the node's address {ip}");

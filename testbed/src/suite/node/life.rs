@@ -9,6 +9,7 @@ use crate::kubelet::Probe;
 use crate::node::{Bound, NodePod, Order};
 use crate::suite::cases::Cases;
 use crate::suite::usual::{self, HTTP};
+use crate::wait;
 
 pub fn run(cases: &mut Cases, env: &Env) {
     for (name, order) in [
@@ -82,7 +83,7 @@ fn terminating(env: &Env) -> Result<()> {
     let mut pod = env.pod(usual::pod("leaving"))?;
     let address = at(&pod)?;
     pod.terminate()?;
-    std::thread::park_timeout(QUIET);
+    wait::pass(QUIET)?;
     env.truth(&pod)?;
     pod.stop()?;
     env.stands(address, false)?;
@@ -113,7 +114,7 @@ fn status_first(env: &Env) -> Result<()> {
             "phase": "Running", "podIP": ipv4, "podIPs": [{"ip": ipv4}, {"ip": ipv6}],
         });
     })?;
-    std::thread::park_timeout(QUIET);
+    wait::pass(QUIET)?;
     let stands = env.endpoints()?.has(SocketAddr::new(ipv4.into(), HTTP))?;
     ensure!(!stands, "an endpoint of a pod without a namespace");
     pod.start_sandbox_at(Order::NetworkFirst, Some((ipv4, ipv6)))?;
@@ -139,7 +140,7 @@ fn sandbox_first(env: &Env) -> Result<()> {
 fn bound_late(env: &Env) -> Result<()> {
     let spec = usual::pod("elsewhere");
     let pod = env.node.bind_as(Bound::new(spec).unscheduled())?;
-    std::thread::park_timeout(QUIET);
+    wait::pass(QUIET)?;
     ensure!(
         env.daemon.pod_status(pod.name())?.is_none(),
         "a pod of no node is known"
