@@ -395,6 +395,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         tokio::select! {
             accepted = listener.accept() => {
                 let (stream, _) = accepted.unwrap();
+                // As Go's servers have it: an event does not wait for the one before to be acknowledged.
+                stream.set_nodelay(true).unwrap();
                 let tls = shared.tls.clone();
                 let shared = Arc::clone(&shared);
                 let _ = connections.spawn(async move {
