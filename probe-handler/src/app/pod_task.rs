@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::kernel::address_watch::AddressWatch;
+use crate::kernel::addresses;
 use crate::kernel::canary::{Canary, canary};
 use crate::kernel::dial::PodDialer;
 use crate::kernel::locate::{Locator, Placement};
@@ -229,10 +230,13 @@ impl Follower {
 /// The addresses at which a pod may be served: its own, but never the node's, whatever a pod that may
 /// configure its interfaces gives itself.
 fn pod_addresses(netns: &Netns) -> io::Result<Vec<IpAddr>> {
-    let node = Netns::current()?.addresses()?;
-    let mut addresses = netns.addresses()?;
-    addresses.retain(|address| !node.contains(address));
-    Ok(addresses)
+    let mut pods = Vec::new();
+    for address in addresses::of_interfaces(netns)? {
+        if !addresses::is_local(address)? {
+            pods.push(address);
+        }
+    }
+    Ok(pods)
 }
 
 /// Refuses the node's own namespace, and subscribes to the addresses of any other.

@@ -2,6 +2,7 @@
 //! in-pod dial.
 
 pub mod address_watch;
+pub mod addresses;
 pub mod canary;
 pub mod capabilities;
 pub mod cgroup;
@@ -11,6 +12,7 @@ pub mod legacy;
 pub mod locate;
 pub mod maps;
 mod mountinfo;
+pub mod netlink;
 pub mod netns;
 pub mod nsid;
 pub mod preflight;

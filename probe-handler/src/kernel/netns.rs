@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -131,35 +130,6 @@ impl Netns {
             )
         };
         (result == 0).then_some(cookie)
-    }
-
-    /// The addresses of its interfaces that a probe could be sent to: neither loopback nor link-local.
-    ///
-    /// # Errors
-    /// Those of `setns` and of reading the addresses.
-    pub fn addresses(&self) -> io::Result<Vec<IpAddr>> {
-        let interfaces = self.within(nix::ifaddrs::getifaddrs)??;
-        let mut addresses: Vec<IpAddr> = interfaces
-            .filter_map(|interface| {
-                let address = interface.address?;
-                if let Some(v4) = address.as_sockaddr_in() {
-                    return Some(IpAddr::V4(v4.ip()));
-                }
-                Some(IpAddr::V6(address.as_sockaddr_in6()?.ip()))
-            })
-            .filter(|address| match address {
-                IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
-                // `::6` is what Istio puts on lo for its own use.
-                IpAddr::V6(v6) => {
-                    !v6.is_loopback()
-                        && !v6.is_unicast_link_local()
-                        && *v6 != std::net::Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)
-                }
-            })
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        Ok(addresses)
     }
 }
 

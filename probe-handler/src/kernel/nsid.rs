@@ -4,18 +4,17 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
 
+use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::Netns;
 
 /// Asks the kernel for namespace ids.
 pub struct Nsids {
-    socket: Socket,
+    netlink: Netlink,
 }
 
 impl Nsids {
@@ -24,10 +23,9 @@ impl Nsids {
     /// # Errors
     /// Those of `socket` and `connect`.
     pub fn new() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        let _ = socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket })
+        Ok(Self {
+            netlink: Netlink::new(NETLINK_ROUTE)?,
+        })
     }
 
     /// The id of `netns`, assigned now if it had none. It stays until the namespace is gone; the
@@ -70,28 +68,16 @@ impl Nsids {
             .attributes
             .push(NsidAttribute::Fd(netns.as_fd().as_raw_fd() as u32));
         message.attributes.extend(id.map(NsidAttribute::Id));
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(kind(message)));
-        packet.finalize();
-        let mut buffer = vec![0; packet.buffer_len()];
-        packet.serialize(&mut buffer);
-        let _ = self.socket.send(&buffer, 0)?;
-
-        let (answer, _) = self.socket.recv_from_full()?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        match answer.payload {
-            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-            NetlinkPayload::InnerMessage(
-                RouteNetlinkMessage::NewNsId(message) | RouteNetlinkMessage::GetNsId(message),
-            ) => Ok(message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    NsidAttribute::Id(id) => Some(*id),
-                    _ => None,
-                })),
+        match self.netlink.ask(kind(message), flags)? {
+            Some(RouteNetlinkMessage::NewNsId(message) | RouteNetlinkMessage::GetNsId(message)) => {
+                Ok(message
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        NsidAttribute::Id(id) => Some(*id),
+                        _ => None,
+                    }))
+            }
             _ => Ok(None),
         }
     }

@@ -1,0 +1,105 @@
+//! A netlink socket (netlink(7)): one request, and its answer or all of them.
+
+use std::io;
+use std::num::NonZeroI32;
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
+};
+use netlink_sys::{Socket, SocketAddr};
+
+use crate::kernel::netns::Netns;
+
+/// A socket of one protocol in one network namespace.
+pub struct Netlink {
+    socket: Socket,
+}
+
+impl Netlink {
+    /// A socket in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// Those of `socket`, `bind` and `connect`.
+    pub fn new(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        let _ = socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket })
+    }
+
+    /// A socket in `netns`.
+    ///
+    /// # Errors
+    /// As [`Netlink::new`], and those of `setns`.
+    pub fn within(netns: &Netns, protocol: isize) -> io::Result<Self> {
+        netns.within(|| Self::new(protocol))?
+    }
+
+    /// Sends `request` with `flags`; its answer, if it has one other than that all is well.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn ask<M>(&self, request: M, flags: u16) -> io::Result<Option<M>>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.send(request, flags)?;
+        let (datagram, _) = self.socket.recv_from_full()?;
+        match read::<M>(&datagram)?.payload {
+            NetlinkPayload::Error(error) => failed(error.code, || error.to_io()).map(|()| None),
+            NetlinkPayload::InnerMessage(answer) => Ok(Some(answer)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Sends `request` for all there is, and hands each to `each`.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn dump<M>(&self, request: M, mut each: impl FnMut(M)) -> io::Result<()>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.send(request, NLM_F_DUMP)?;
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut rest = &datagram[..];
+            while !rest.is_empty() {
+                let message = read::<M>(rest)?;
+                match message.payload {
+                    NetlinkPayload::InnerMessage(one) => each(one),
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) => failed(error.code, || error.to_io())?,
+                    _ => {}
+                }
+                let length = (message.header.length as usize).next_multiple_of(4);
+                rest = rest.get(length.max(1)..).unwrap_or_default();
+            }
+        }
+    }
+
+    fn send<M: NetlinkSerializable>(&self, request: M, flags: u16) -> io::Result<()> {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
+        packet.finalize();
+        let mut buffer = vec![0; packet.buffer_len()];
+        packet.serialize(&mut buffer);
+        let _ = self.socket.send(&buffer, 0)?;
+        Ok(())
+    }
+}
+
+fn read<M: NetlinkDeserializable>(message: &[u8]) -> io::Result<NetlinkMessage<M>> {
+    NetlinkMessage::deserialize(message)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+}
+
+/// An error message without a code says that all is well.
+fn failed(code: Option<NonZeroI32>, error: impl FnOnce() -> io::Error) -> io::Result<()> {
+    match code {
+        Some(_) => Err(error()),
+        None => Ok(()),
+    }
+}
