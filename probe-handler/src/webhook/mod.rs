@@ -18,6 +18,7 @@ pub mod originals;
 pub mod patch;
 pub mod prefix;
 pub mod reading;
+pub mod relevant;
 pub mod revert;
 pub mod review;
 pub mod rewrite;

@@ -8,10 +8,9 @@ use std::borrow::Cow;
 
 use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Rewriting, admit};
+use super::{Rewriting, admit, relevant};
 
 /// The API group whose reviews we answer.
 const GROUP: &str = "admission.k8s.io/";
@@ -22,10 +21,6 @@ const VERSION: &str = "admission.k8s.io/v1";
 const WARNING_MAX: usize = 256;
 /// Most warnings in one answer, for all of them together have a limit too (4,096 bytes).
 const WARNINGS_MAX: usize = 12;
-/// More values than any Pod has: a value takes up to 640 bytes of memory, so that 8 MiB of text could become a
-/// gigabyte.
-const VALUES_MAX: usize = 100_000;
-
 /// What came of a review, as metrics count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -207,10 +202,7 @@ fn decide(
         (Outcome::NotUnderstood, None, vec![warning])
     };
     let text = object.map_or("null", RawValue::get);
-    if values(text) > VALUES_MAX {
-        return not_understood(&format!("the Pod has more than {VALUES_MAX} values"));
-    }
-    let pod: Value = match serde_json::from_str(text) {
+    let pod = match relevant::of(text) {
         Ok(pod) => pod,
         Err(error) => return not_understood(&format!("the Pod can't be read: {error}")),
     };
@@ -225,29 +217,6 @@ fn decide(
         Ok(patch) => (Outcome::Patched, Some(patch), admission.warnings),
         Err(error) => not_understood(&error),
     }
-}
-
-/// At least the number of values in `json`, without reading it as such: what separates them or begins them,
-/// outside of strings.
-fn values(json: &str) -> usize {
-    let (mut count, mut in_string, mut escaped) = (1, false, false);
-    for byte in json.bytes() {
-        if in_string {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' => escaped = true,
-                b'"' => in_string = false,
-                _ => {}
-            }
-        } else {
-            match byte {
-                b'"' => in_string = true,
-                b',' | b'[' | b'{' => count += 1,
-                _ => {}
-            }
-        }
-    }
-    count
 }
 
 /// As much of `warnings` as the API server passes on.

@@ -86,7 +86,7 @@ proptest! {
         let rewritten = apply(&pod, &admission);
         let typed: Pod = serde_json::from_value(rewritten).unwrap();
         let understood = understand(&typed, &Selection::default());
-        let found = understood.pod.and_then(|pod| pod.rewritten);
+        let found = understood.pod.and_then(|pod| pod.rewritten.clone());
         prop_assert_eq!(
             found.as_ref().map(|found| (found.way, found.port, found.originals.len())),
             (admission.changed > 0).then_some((Way::Rewrite, DEFAULT_PORT, admission.changed))
