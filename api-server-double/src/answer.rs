@@ -85,8 +85,13 @@ pub(super) fn asked(request: &Request<Incoming>) -> Asked {
             .to_owned()
     };
     let path = request.uri().path();
+    let path = path.strip_prefix("/api/v1/").unwrap_or(path);
+    let namespaced = path
+        .strip_prefix("namespaces/")
+        .and_then(|rest| rest.split_once('/'));
     Asked {
-        resource: path.strip_prefix("/api/v1/").unwrap_or(path).to_owned(),
+        resource: namespaced.map_or(path, |(_, resource)| resource).to_owned(),
+        namespace: namespaced.map(|(namespace, _)| namespace.to_owned()),
         query: url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
             .into_owned()
             .collect(),
@@ -121,11 +126,17 @@ pub(super) fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
     response
 }
 
-/// Whether the field selector, of which only `spec.nodeName` is known, selects `object`.
+/// Whether `object` is in the namespace asked for and the field selector, of which only `spec.nodeName` and
+/// `metadata.name` are known, selects it.
 pub(super) fn selected(asked: &Asked, object: &Value) -> bool {
+    let namespace = object["metadata"]["namespace"].as_str();
+    if asked.namespace.is_some() && asked.namespace.as_deref() != namespace {
+        return false;
+    }
     match asked.param("fieldSelector").split_once('=') {
         None => true,
         Some(("spec.nodeName", node)) => object["spec"]["nodeName"].as_str() == Some(node),
+        Some(("metadata.name", name)) => object["metadata"]["name"].as_str() == Some(name),
         Some(_) => panic!("a field selector that the server would refuse"),
     }
 }

@@ -67,11 +67,7 @@ fn bookmark(asked: &Asked, revision: u64, initial_end: bool) -> String {
     if initial_end {
         metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
     }
-    let kind = if asked.resource == "pods" {
-        "Pod"
-    } else {
-        "Namespace"
-    };
+    let kind = crate::kind(&asked.resource);
     let object = json!({"kind": kind, "apiVersion": "v1", "metadata": metadata});
     line("BOOKMARK", &object)
 }

@@ -66,8 +66,10 @@ pub enum Cut {
 /// A request as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// `pods` or `namespaces`.
+    /// `pods`, `namespaces` or `configmaps`.
     pub resource: String,
+    /// The namespace, if only objects of one are wanted.
+    pub namespace: Option<String>,
     /// The query's parameters.
     pub query: BTreeMap<String, String>,
     /// Header `Accept`.
@@ -246,11 +248,7 @@ impl ApiServer {
         let revision = state.revision;
         object["metadata"]["resourceVersion"] = json!(revision.to_string());
         object["apiVersion"] = json!("v1");
-        object["kind"] = json!(if resource == "pods" {
-            "Pod"
-        } else {
-            "Namespace"
-        });
+        object["kind"] = json!(kind(resource));
         let before = state.objects.insert(key(resource, &object), object.clone());
         state.note(Event {
             revision,
@@ -386,6 +384,16 @@ fn key(resource: &str, object: &Value) -> (String, String, String) {
         value.unwrap_or_default().to_owned()
     };
     (resource.to_owned(), text("namespace"), text("name"))
+}
+
+/// The kind of a resource's objects.
+fn kind(resource: &str) -> &'static str {
+    match resource {
+        "pods" => "Pod",
+        "namespaces" => "Namespace",
+        "configmaps" => "ConfigMap",
+        other => panic!("{other} is not served"),
+    }
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {

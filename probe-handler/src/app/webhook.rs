@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -11,19 +12,20 @@ use tokio::time::{sleep, timeout};
 
 use super::raise_descriptor_limit;
 use super::stop::Stop;
-use crate::cli::config::{CertificateSource, WebhookConfig};
+use crate::cli::config::{CertificateSource, SettingsSource, WebhookConfig};
 use crate::observe::collectors::register_readiness;
 use crate::observe::metrics::PREFIX;
 use crate::observe::readiness::Readiness;
 use crate::pods::kube::client;
+use crate::webhook::Rewriting;
 use crate::webhook::certificates::authority::Lifetimes;
 use crate::webhook::certificates::keeper::Keeper;
 use crate::webhook::certificates::store::{Names, Store};
 use crate::webhook::certificates::trust::Needs;
-use crate::webhook::certificates::{Serving, files};
+use crate::webhook::certificates::{self, Serving};
 use crate::webhook::metrics::Metrics;
 use crate::webhook::server::{Admission, Limits, Observation, Phase, Server};
-use crate::webhook::{Rewriting, settings};
+use crate::webhook::settings::{Holder, config_map, files};
 
 /// How long new connections are still served after SIGTERM: it takes the cluster about that long to send them
 /// to other replicas.
@@ -67,10 +69,10 @@ async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
     let metrics = Arc::new(Metrics::new(&mut registry));
     register_readiness(&mut registry, readiness.clone());
 
-    let (rewriting, settings) = watch::channel(Arc::new(match config.config_dir {
-        None => Rewriting::default(),
+    let (rewriting, settings) = watch::channel(Arc::new(match config.settings {
+        SettingsSource::Defaults => Rewriting::default(),
         // Nothing is rewritten before they were read.
-        Some(_) => Rewriting {
+        SettingsSource::Dir(_) | SettingsSource::ConfigMap(_) => Rewriting {
             enabled: false,
             ..Rewriting::default()
         },
@@ -84,32 +86,37 @@ async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
     let admission = Server::admission(config.listen, resolver, admission, limits)?;
 
     let mut tasks = JoinSet::new();
-    if let Some(path) = config.config_dir {
+    let mut cluster = Cluster::new(config.namespace);
+    let holder = || {
         let first = readiness.block("settings");
-        let _ = tasks.spawn(settings::follow(
-            path,
-            rewriting,
-            Arc::clone(&metrics),
-            first,
-        ));
+        Holder::new(rewriting, Arc::clone(&metrics), first)
+    };
+    match config.settings {
+        SettingsSource::Defaults => {}
+        SettingsSource::Dir(path) => {
+            let _ = tasks.spawn(files::follow(path, holder()));
+        }
+        SettingsSource::ConfigMap(name) => {
+            let (client, namespace) = cluster.get().await?;
+            let holder = holder();
+            let _ = tasks.spawn(async move {
+                config_map::follow(client, &namespace, &name, holder).await;
+            });
+        }
     }
     let first = readiness.block("certificate");
     match config.certificate {
         CertificateSource::Dir(path) => {
-            let _ = tasks.spawn(files::follow(path, serving, Arc::clone(&metrics), first));
+            let follow = certificates::files::follow(path, serving, Arc::clone(&metrics), first);
+            let _ = tasks.spawn(follow);
         }
         CertificateSource::SelfSigned {
-            namespace,
             service,
             secret,
             configuration,
         } => {
             metrics.register_in_place(&mut registry);
-            let client = client::connect().await?;
-            let namespace = match namespace {
-                Some(namespace) => namespace,
-                None => own_namespace()?,
-            };
+            let (client, namespace) = cluster.get().await?;
             let names = Names {
                 namespace,
                 service,
@@ -204,6 +211,37 @@ fn dns_names(names: &Names) -> Vec<String> {
         format!("{short}.svc.cluster.local"),
         short,
     ]
+}
+
+/// The way to the API server, for those who need it.
+struct Cluster {
+    namespace: Option<String>,
+    client: Option<Client>,
+}
+
+impl Cluster {
+    fn new(namespace: Option<String>) -> Self {
+        Self {
+            namespace,
+            client: None,
+        }
+    }
+
+    /// The client, and our own namespace.
+    ///
+    /// # Errors
+    /// There is no way, or we can't tell which namespace is ours.
+    async fn get(&mut self) -> anyhow::Result<(Client, String)> {
+        let client = match &self.client {
+            Some(client) => client.clone(),
+            None => self.client.insert(client::connect().await?).clone(),
+        };
+        let namespace = match &self.namespace {
+            Some(namespace) => namespace.clone(),
+            None => own_namespace()?,
+        };
+        Ok((client, namespace))
+    }
 }
 
 fn own_namespace() -> anyhow::Result<String> {

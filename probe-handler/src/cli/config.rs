@@ -16,7 +16,7 @@ use serde::{Serialize, Serializer};
 use super::logging::LogFormat;
 pub use args::{AgentArgs, DEFAULT_ADMIN_SOCKET, SharedArgs};
 pub use mistakes::{Mistake, Mistakes};
-pub use webhook::{CertificateSource, WebhookArgs, WebhookConfig};
+pub use webhook::{CertificateSource, SettingsSource, WebhookArgs, WebhookConfig};
 
 use crate::pods::scope::Scope;
 

@@ -1,18 +1,18 @@
-//! The settings that hold for all pods: the files of a mounted ConfigMap, read again when they change.
+//! The settings that hold for all pods: the keys of a ConfigMap, watched in the API server or mounted as files.
 //!
-//! One file for each key. A key that is not there has its default; what can't be read leaves everything as it
-//! was: a slip of the pen in a ConfigMap neither turns rewriting on nor off.
+//! A key that is not there has its default; what can't be read leaves everything as it was: a slip of the pen in
+//! a ConfigMap neither turns rewriting on nor off.
 
-use std::fs;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+pub mod config_map;
+pub mod files;
+
+use std::io;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::Rewriting;
 use super::decide::parse_bool;
-use super::directory::{Directory, consistently};
 use super::metrics::Metrics;
 
 /// Whether probes are rewritten where the pod does not say: the name that Istio gives it
@@ -22,8 +22,6 @@ pub const ENABLED: &str = "rewriteAppHTTPProbe";
 pub const PORT: &str = "rewritePort";
 /// What stands before `/app-health/...`.
 pub const PREFIX: &str = "pathPrefix";
-/// Longest file, in bytes: no setting is longer.
-const FILE_MAX: u64 = 4096;
 
 /// Why settings can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -51,28 +49,27 @@ pub enum SettingsError {
     },
 }
 
-/// The settings in `directory`.
-///
-/// # Errors
-/// The directory or a file in it can't be read, or a value is wrong.
-pub fn read(directory: &Path) -> Result<Rewriting, SettingsError> {
-    consistently(directory, parse)?
-}
-
-fn parse(directory: &Path) -> Result<Rewriting, SettingsError> {
+/// The settings, of which `value` gives the text of each key; none if there is none.
+fn parse(
+    value: impl Fn(&'static str) -> Result<Option<String>, SettingsError>,
+) -> Result<Rewriting, SettingsError> {
+    let value = |key| -> Result<Option<String>, SettingsError> {
+        let text = value(key)?.map(|text| text.trim().to_owned());
+        Ok(text.filter(|text| !text.is_empty()))
+    };
     let mut settings = Rewriting::default();
-    if let Some(text) = value(directory, ENABLED)? {
+    if let Some(text) = value(ENABLED)? {
         settings.enabled = parse_bool(&text).ok_or_else(|| {
             let remedy = "give true or false";
             SettingsError::wrong(ENABLED, &text, remedy)
         })?;
     }
-    if let Some(text) = value(directory, PORT)? {
+    if let Some(text) = value(PORT)? {
         settings.port = text
             .parse()
             .map_err(|_| SettingsError::wrong(PORT, &text, "give a port, 1 to 65535"))?;
     }
-    if let Some(text) = value(directory, PREFIX)? {
+    if let Some(text) = value(PREFIX)? {
         settings.prefix = text
             .parse()
             .map_err(|error| SettingsError::wrong(PREFIX, &text, error))?;
@@ -90,58 +87,53 @@ impl SettingsError {
     }
 }
 
-/// The text in file `key`, without white space around it; none if there is no such file, or nothing in it.
-fn value(directory: &Path, key: &'static str) -> Result<Option<String>, SettingsError> {
-    let read = || {
-        let mut text = String::new();
-        let _ = fs::File::open(directory.join(key))?
-            .take(FILE_MAX + 1)
-            .read_to_string(&mut text)?;
-        if text.len() as u64 > FILE_MAX {
-            return Err(io::Error::other("longer than any setting"));
-        }
-        Ok(text)
-    };
-    match read() {
-        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(SettingsError::Read { key, source }),
-    }
-}
-
-/// Follows the settings in `path`, and tells `tx` what holds. `first` is dropped with the first good ones. Never
-/// ends.
-pub async fn follow<B>(
-    path: PathBuf,
+/// Where the settings go that hold.
+pub struct Holder<B> {
     tx: watch::Sender<Arc<Rewriting>>,
     metrics: Arc<Metrics>,
-    first: B,
-) {
-    let mut first = Some(first);
-    let mut directory = Directory::new(path.clone());
-    let mut told: Option<Result<Rewriting, String>> = None;
-    loop {
-        let settings = read(&path).map_err(|error| error.to_string());
-        if told.as_ref() != Some(&settings) {
-            metrics.settings_read(settings.is_ok());
-            match &settings {
-                Ok(settings) => {
-                    tracing::info!(directory = ?path, settings = ?settings, "settings");
-                    metrics.set_enabled(settings.enabled);
-                    let _ = tx.send_replace(Arc::new(settings.clone()));
-                    first = None;
-                }
-                Err(error) => {
-                    let meanwhile = match first {
-                        Some(_) => "no pod is rewritten before they can",
-                        None => "the last good ones hold",
-                    };
-                    tracing::error!(directory = ?path, %error, meanwhile, "these settings can't be used");
-                }
-            }
-            told = Some(settings);
+    /// Dropped with the first good ones.
+    first: Option<B>,
+    told: Option<Result<Rewriting, String>>,
+}
+
+impl<B> Holder<B> {
+    /// Tells `tx` what holds, and counts in `metrics` what was read. `first` is dropped with the first good ones.
+    pub fn new(tx: watch::Sender<Arc<Rewriting>>, metrics: Arc<Metrics>, first: B) -> Self {
+        Self {
+            tx,
+            metrics,
+            first: Some(first),
+            told: None,
         }
-        directory.changed().await;
+    }
+
+    /// Whether there have been no good settings yet.
+    fn is_waiting(&self) -> bool {
+        self.first.is_some()
+    }
+
+    /// What has been read, in `place`.
+    fn read(&mut self, place: &str, settings: Result<Rewriting, String>) {
+        if self.told.as_ref() == Some(&settings) {
+            return;
+        }
+        self.metrics.settings_read(settings.is_ok());
+        match &settings {
+            Ok(settings) => {
+                tracing::info!(place, ?settings, "settings");
+                self.metrics.set_enabled(settings.enabled);
+                let _ = self.tx.send_replace(Arc::new(settings.clone()));
+                self.first = None;
+            }
+            Err(error) => {
+                let meanwhile = match self.first {
+                    Some(_) => "no pod is rewritten before they can",
+                    None => "the last good ones hold",
+                };
+                tracing::error!(place, %error, meanwhile, "these settings can't be used");
+            }
+        }
+        self.told = Some(settings);
     }
 }
 

@@ -96,9 +96,10 @@ pub(super) fn existing_directory(text: &str) -> Result<PathBuf, Wrong> {
 }
 
 /// A directory of certificates where we are to make them.
-pub(super) fn both<T>(_: &str) -> Result<T, Wrong> {
+/// For a flag that excludes `other`, which is given too.
+pub(super) fn both<T>(other: &str) -> Result<T, Wrong> {
     Err(Wrong::new(
-        "given with --self-signed",
+        format!("given with {other}"),
         "give one of the two",
     ))
 }

@@ -33,9 +33,13 @@ pub struct WebhookArgs {
     admin_addr: String,
 
     /// Directory with the settings for all pods, one file each (rewriteAppHTTPProbe, rewritePort,
-    /// pathPrefix): a mounted ConfigMap. It is watched; without it the defaults hold
+    /// pathPrefix): a mounted ConfigMap. It is watched; without settings the defaults hold
     #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_CONFIG_DIR")]
     config_dir: Option<String>,
+
+    /// ConfigMap with these settings, watched in the API server: changes count at once
+    #[arg(long, value_name = "NAME", env = "PROBE_HANDLER_CONFIG_MAP")]
+    config_map: Option<String>,
 
     /// Directory with tls.crt and tls.key: a mounted Secret of cert-manager, say. It is watched
     #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_CERT_DIR")]
@@ -54,7 +58,7 @@ pub struct WebhookArgs {
     )]
     self_signed: String,
 
-    /// With --self-signed: namespace of Service and Secret; the pod's own where not given
+    /// Namespace of Service, Secret and ConfigMap; the pod's own where not given
     #[arg(long, value_name = "NAME", env = "PROBE_HANDLER_NAMESPACE")]
     namespace: Option<String>,
 
@@ -114,6 +118,18 @@ pub struct WebhookArgs {
     log: String,
 }
 
+/// Where the settings for all pods come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SettingsSource {
+    /// Nowhere: the defaults hold.
+    Defaults,
+    /// A directory with a file for each.
+    Dir(PathBuf),
+    /// The ConfigMap of this name.
+    ConfigMap(String),
+}
+
 /// Where the certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -122,8 +138,6 @@ pub enum CertificateSource {
     Dir(PathBuf),
     /// We make it.
     SelfSigned {
-        /// Of Service and Secret; None: the pod's own.
-        namespace: Option<String>,
         /// By which API servers call.
         service: String,
         /// Where it is kept.
@@ -140,8 +154,10 @@ pub struct WebhookConfig {
     pub listen: SocketAddr,
     /// Where health and metrics are served; None: nowhere.
     pub admin_addr: Option<SocketAddr>,
-    /// Directory with the settings; None: the defaults hold.
-    pub config_dir: Option<PathBuf>,
+    /// Namespace of Service, Secret and ConfigMap; None: the pod's own.
+    pub namespace: Option<String>,
+    /// Where the settings come from.
+    pub settings: SettingsSource,
     /// Where the certificate comes from.
     pub certificate: CertificateSource,
     /// How long a drain may take.
@@ -157,12 +173,13 @@ impl WebhookConfig {
     fn check(args: &WebhookArgs, mistakes: &mut Mistakes) -> Option<Self> {
         let listen = mistakes.check("listen", &args.listen, parse::address);
         let admin_addr = mistakes.check("admin-addr", &args.admin_addr, parse::admin_addr);
-        let config_dir = match &args.config_dir {
-            Some(path) => mistakes
-                .check("config-dir", path, parse::existing_directory)
+        let namespace = match &args.namespace {
+            Some(namespace) => mistakes
+                .check("namespace", namespace, parse::object_name)
                 .map(Some),
             None => Some(None),
         };
+        let settings = Self::settings(args, mistakes);
         let certificate = Self::certificate(args, mistakes);
         let drain_timeout = mistakes.check("drain-timeout", &args.drain_timeout, parse::seconds);
         let log_format = mistakes.check("log-format", &args.log_format, parse::log_format);
@@ -170,12 +187,33 @@ impl WebhookConfig {
         Some(Self {
             listen: listen?,
             admin_addr: admin_addr?,
-            config_dir: config_dir?,
+            namespace: namespace?,
+            settings: settings?,
             certificate: certificate?,
             drain_timeout: drain_timeout?,
             log_format: log_format?,
             log: log?,
         })
+    }
+
+    fn settings(args: &WebhookArgs, mistakes: &mut Mistakes) -> Option<SettingsSource> {
+        let dir = args
+            .config_dir
+            .as_ref()
+            .map(|path| mistakes.check("config-dir", path, parse::existing_directory));
+        let map = args
+            .config_map
+            .as_ref()
+            .map(|name| mistakes.check("config-map", name, parse::object_name));
+        match (dir, map) {
+            (None, None) => Some(SettingsSource::Defaults),
+            (Some(dir), None) => dir.map(SettingsSource::Dir),
+            (None, Some(map)) => map.map(SettingsSource::ConfigMap),
+            (Some(_), Some(map)) => {
+                let both = |_: &str| parse::both("--config-dir");
+                mistakes.check("config-map", &map?, both)
+            }
+        }
     }
 
     fn certificate(args: &WebhookArgs, mistakes: &mut Mistakes) -> Option<CertificateSource> {
@@ -187,23 +225,21 @@ impl WebhookConfig {
             None => Some(None),
         };
         let mut name = |flag, name: &String| mistakes.check(flag, name, parse::object_name);
-        let namespace = match &args.namespace {
-            Some(namespace) => name("namespace", namespace).map(Some),
-            None => Some(None),
-        };
         let service = name("service", &args.service);
         let secret = name("secret", &args.secret);
         let configuration = name("webhook-configuration", &args.webhook_configuration);
         match (self_signed?, dir?) {
             (false, Some(dir)) => Some(CertificateSource::Dir(dir)),
             (true, None) => Some(CertificateSource::SelfSigned {
-                namespace: namespace?,
                 service: service?,
                 secret: secret?,
                 configuration: configuration?,
             }),
             (false, None) => mistakes.missing("cert-dir", parse::CERTIFICATE_REMEDY),
-            (true, Some(dir)) => mistakes.check("cert-dir", &dir.to_string_lossy(), parse::both),
+            (true, Some(dir)) => {
+                let both = |_: &str| parse::both("--self-signed");
+                mistakes.check("cert-dir", &dir.to_string_lossy(), both)
+            }
         }
     }
 }
@@ -245,7 +281,6 @@ mod tests {
         assert_eq!(config.listen, "[::]:8443".parse().expect("address"));
         assert_eq!(config.admin_addr, "0.0.0.0:15026".parse().ok());
         let CertificateSource::SelfSigned {
-            namespace,
             service,
             secret,
             configuration,
@@ -253,7 +288,8 @@ mod tests {
         else {
             panic!("{:?}", config.certificate);
         };
-        assert_eq!(namespace, None);
+        assert_eq!(config.namespace, None);
+        assert_eq!(config.settings, SettingsSource::Defaults);
         assert_eq!(service, "probe-handler-webhook");
         assert_eq!(secret, "probe-handler-webhook-tls");
         assert!(
@@ -276,6 +312,23 @@ mod tests {
         );
         let dir = config(&["--cert-dir=/"]).expect("good").certificate;
         assert_eq!(dir, CertificateSource::Dir("/".into()));
+    }
+
+    #[test]
+    fn the_settings_come_from_one_place() {
+        let settings = |args: &[&str]| {
+            let args = [&["--self-signed"], args].concat();
+            config(&args).map(|config| config.settings)
+        };
+        let map = settings(&["--config-map=probe-handler"]);
+        assert_eq!(map, Ok(SettingsSource::ConfigMap("probe-handler".into())));
+        let dir = settings(&["--config-dir=/"]);
+        assert_eq!(dir, Ok(SettingsSource::Dir("/".into())));
+        let both = settings(&["--config-map=probe-handler", "--config-dir=/"]).expect_err("both");
+        assert!(
+            both.contains("--config-map") && both.contains("--config-dir"),
+            "{both}"
+        );
     }
 
     #[test]

@@ -1,15 +1,25 @@
 //! What is read, and what becomes of changes.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
+use api_server_double::ApiServer;
+use kube::Config;
 use prometheus_client::registry::Registry;
+use serde_json::json;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::files::read;
 use super::*;
+use crate::pods::kube::client;
 
 /// Nothing here takes that long: "applied within 5 s".
 const LATE: Duration = Duration::from_secs(5);
+const NAMESPACE: &str = "probe-handler-system";
+const NAME: &str = "probe-handler";
 
 fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("directory");
@@ -64,7 +74,7 @@ struct Followed {
     settings: watch::Receiver<Arc<Rewriting>>,
     first: oneshot::Receiver<()>,
     registry: Registry,
-    task: tokio::task::JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl Drop for Followed {
@@ -74,7 +84,20 @@ impl Drop for Followed {
 }
 
 impl Followed {
-    fn new(path: &Path) -> Self {
+    fn directory(path: &Path) -> Self {
+        let path = path.to_owned();
+        Self::new(|holder| tokio::spawn(files::follow(path, holder)))
+    }
+
+    fn config_map(server: &ApiServer) -> Self {
+        let client = client::client(Config::new(server.url())).expect("client");
+        let follow = |holder| async move {
+            config_map::follow(client, NAMESPACE, NAME, holder).await;
+        };
+        Self::new(|holder| tokio::spawn(follow(holder)))
+    }
+
+    fn new(follow: impl FnOnce(Holder<oneshot::Sender<()>>) -> JoinHandle<()>) -> Self {
         let none = Rewriting {
             enabled: false,
             ..Rewriting::default()
@@ -83,7 +106,7 @@ impl Followed {
         let (guard, first) = oneshot::channel::<()>();
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
-        let task = tokio::spawn(follow(path.to_owned(), tx, metrics, guard));
+        let task = follow(Holder::new(tx, metrics, guard));
         Self {
             settings,
             first,
@@ -98,6 +121,11 @@ impl Followed {
             .await
             .expect("in time")
             .expect("it goes on");
+    }
+
+    /// Whether there have been good settings.
+    fn is_ready(&mut self) -> bool {
+        self.first.try_recv() == Err(oneshot::error::TryRecvError::Closed)
     }
 
     fn scrape(&self) -> String {
@@ -122,9 +150,9 @@ impl Followed {
 async fn a_change_is_applied_and_a_mistake_is_not() {
     let directory = directory(&[(ENABLED, "true")]);
     let write = |text| fs::write(directory.path().join(ENABLED), text).expect("written");
-    let mut followed = Followed::new(directory.path());
+    let mut followed = Followed::directory(directory.path());
     followed.until(|settings| settings.enabled).await;
-    assert!(followed.first.try_recv() == Err(oneshot::error::TryRecvError::Closed));
+    assert!(followed.is_ready());
     write("false");
     followed.until(|settings| !settings.enabled).await;
     followed.until_metric("webhook_rewrite_enabled 0").await;
@@ -149,15 +177,79 @@ async fn a_change_is_applied_and_a_mistake_is_not() {
 #[tokio::test]
 async fn nothing_is_rewritten_before_there_are_good_settings() {
     let directory = directory(&[(ENABLED, "?")]);
-    let mut followed = Followed::new(directory.path());
+    let mut followed = Followed::directory(directory.path());
     followed
         .until_metric("webhook_settings_reloads_total{result=\"failed\"} 1")
         .await;
     assert!(!followed.settings.borrow().enabled);
-    assert_eq!(
-        followed.first.try_recv(),
-        Err(oneshot::error::TryRecvError::Empty)
-    );
+    assert!(!followed.is_ready());
     fs::write(directory.path().join(ENABLED), "true").expect("written");
+    followed.until(|settings| settings.enabled).await;
+}
+
+/// The ConfigMap has this value.
+fn set(server: &ApiServer, enabled: &str) {
+    let _ = server.put(
+        "configmaps",
+        json!({"metadata": {"namespace": NAMESPACE, "name": NAME}, "data": {ENABLED: enabled}}),
+    );
+}
+
+#[tokio::test]
+async fn a_change_of_the_config_map_is_applied_and_a_mistake_is_not() {
+    let server = ApiServer::start().await;
+    set(&server, "false");
+    let other =
+        json!({"metadata": {"namespace": NAMESPACE, "name": "other"}, "data": {ENABLED: "?"}});
+    let _ = server.put("configmaps", other);
+    let mut followed = Followed::config_map(&server);
+    followed
+        .until_metric("webhook_settings_reloads_total{result=\"ok\"} 1")
+        .await;
+    assert!(!followed.settings.borrow().enabled && followed.is_ready());
+    set(&server, "true");
+    followed.until(|settings| settings.enabled).await;
+    set(&server, "flase");
+    followed
+        .until_metric("webhook_settings_reloads_total{result=\"failed\"} 1")
+        .await;
+    assert!(
+        followed.settings.borrow().enabled,
+        "the last good one holds"
+    );
+    set(&server, "false");
+    followed.until(|settings| !settings.enabled).await;
+}
+
+#[tokio::test]
+async fn without_a_config_map_the_defaults_hold_and_after_one_its_last_word() {
+    let server = ApiServer::start().await;
+    let mut followed = Followed::config_map(&server);
+    followed.until(|settings| settings.enabled).await;
+    assert!(followed.is_ready());
+    set(&server, "false");
+    followed.until(|settings| !settings.enabled).await;
+    let _ = server.delete("configmaps", NAMESPACE, NAME);
+    let port = json!({"metadata": {"namespace": NAMESPACE, "name": NAME},
+        "data": {ENABLED: "false", PORT: "15999"}});
+    let _ = server.put("configmaps", port);
+    // Seen after the deletion, which has changed nothing.
+    followed
+        .until(|settings| settings.port.get() == 15999)
+        .await;
+    assert!(!followed.scrape().contains("reloads_total{result=\"ok\"} 4"));
+}
+
+#[tokio::test]
+async fn a_config_map_that_may_not_be_read_keeps_the_webhook_from_rewriting() {
+    let server = ApiServer::start().await;
+    set(&server, "true");
+    server.forbid("configmaps", true);
+    let mut followed = Followed::config_map(&server);
+    followed
+        .until_metric("webhook_settings_reloads_total{result=\"failed\"} 1")
+        .await;
+    assert!(!followed.settings.borrow().enabled && !followed.is_ready());
+    server.forbid("configmaps", false);
     followed.until(|settings| settings.enabled).await;
 }
