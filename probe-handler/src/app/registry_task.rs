@@ -18,7 +18,7 @@ use crate::kernel::locate::Locator;
 use crate::kernel::maps::EndpointMap;
 use crate::observe::metrics::{Metrics, PodState};
 use crate::observe::readiness::BlockReady;
-use crate::pods::model::{Pod, PodId};
+use crate::pods::model::Pod;
 use crate::pods::registry::{Entry, Obstacle, Placement, Registry};
 use crate::pods::source::SourceEvent;
 use crate::pods::understand::Understood;
@@ -28,7 +28,7 @@ pub struct Shared {
     /// Pods, placements and endpoints.
     pub registry: Registry<EndpointMap>,
     /// What the source said of each pod, served or not, by UID.
-    pub understood: BTreeMap<String, Understood>,
+    pub understood: BTreeMap<String, Arc<Understood>>,
     /// What is wrong with the source.
     pub problems: Vec<String>,
     /// Last canary of each pod, by UID.
@@ -123,9 +123,9 @@ impl RegistryTask {
         }
     }
 
-    fn replace(&mut self, understood: Vec<Understood>, events: &mpsc::Sender<Event>) {
+    fn replace(&mut self, understood: Vec<Arc<Understood>>, events: &mpsc::Sender<Event>) {
         let mut shared = self.shared.lock();
-        let pods: Vec<Pod> = understood
+        let pods: Vec<Arc<Pod>> = understood
             .iter()
             .filter_map(|pod| pod.pod.clone())
             .collect();
@@ -140,20 +140,23 @@ impl RegistryTask {
         for entry in shared.registry.pods().values() {
             self.unserved.placed(entry, Instant::now());
         }
-        let known: BTreeSet<PodId> = shared
-            .registry
-            .pods()
-            .values()
-            .map(|entry| entry.pod.id.clone())
+        // Some are only looked for anew.
+        let gone: Vec<bool> = replaced
+            .stopped
+            .iter()
+            .map(|id| {
+                let now = shared.registry.pods().get(&id.uid);
+                now.is_none_or(|entry| entry.pod.id != *id)
+            })
             .collect();
         drop(shared);
 
-        for id in replaced.stopped {
+        for (id, gone) in replaced.stopped.into_iter().zip(gone) {
             if let Some(follower) = self.followers.remove(&id.uid) {
                 follower.abort.abort();
             }
             let _ = self.unserved.done(&id.uid);
-            if !known.contains(&id) {
+            if gone {
                 tracing::info!(pod = %id, "pod gone");
                 self.metrics.forget(&id);
             }

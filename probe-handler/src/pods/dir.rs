@@ -180,7 +180,7 @@ struct Closed;
 /// Tells what has changed, and only that.
 struct Teller {
     tx: mpsc::Sender<SourceEvent>,
-    pods: Option<Vec<Understood>>,
+    pods: Option<Vec<Arc<Understood>>>,
     problems: Vec<String>,
 }
 

@@ -168,15 +168,16 @@ impl<W: EndpointWriter> Registry<W> {
     }
 
     /// The pods are now `pods`, and no others.
-    pub fn replace(&mut self, pods: Vec<Pod>) -> Replaced {
+    pub fn replace(&mut self, pods: Vec<Arc<Pod>>) -> Replaced {
         let mut replaced = Replaced::default();
         let mut old = std::mem::take(&mut self.pods);
+        let mut changed = false;
         for pod in pods {
-            let pod = Arc::new(pod);
             let entry = match old.remove(&pod.id.uid) {
-                Some(entry) if entry.pod == pod => entry,
+                Some(entry) if Arc::ptr_eq(&entry.pod, &pod) || entry.pod == pod => entry,
                 Some(mut entry) if stays(&entry.pod, &pod) => {
                     entry.update(pod);
+                    changed = true;
                     entry
                 }
                 gone => {
@@ -200,7 +201,11 @@ impl<W: EndpointWriter> Registry<W> {
         replaced
             .stopped
             .extend(old.into_values().map(|entry| entry.pod.id.clone()));
-        self.reconcile();
+        // Most news of pods is none to us: of their conditions, their containers' states.
+        let failed = self.failed() > 0;
+        if changed || failed || replaced != Replaced::default() {
+            self.reconcile();
+        }
         replaced
     }
 

@@ -1,5 +1,7 @@
 //! What a source of pods tells the registry.
 
+use std::sync::Arc;
+
 use super::understand::Understood;
 
 /// One message of a source.
@@ -7,7 +9,7 @@ use super::understand::Understood;
 pub enum SourceEvent {
     /// All pods there are, those that are not served included; a pod that is not among them is gone.
     /// It replaces what came before, it is not merged.
-    Replace(Vec<Understood>),
+    Replace(Vec<Arc<Understood>>),
     /// All problems there are now, for people, each naming the thing and what is wrong. Replaces
     /// what came before.
     Problems(Vec<String>),

@@ -1,6 +1,7 @@
 //! From a Pod to what we do for it: mesh, scope, probes, addresses and names put together.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
@@ -23,7 +24,7 @@ pub struct Understood {
     /// Its name; the UID may be made up, see [`understand`].
     pub id: PodId,
     /// What to serve; none if nothing.
-    pub pod: Option<model::Pod>,
+    pub pod: Option<Arc<model::Pod>>,
     /// Why nothing is served.
     pub not_served: Option<NotServed>,
     /// Probes that are left alone.
@@ -140,7 +141,7 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
         understood.warnings.extend(warning);
         uid
     });
-    understood.pod = Some(model::Pod {
+    understood.pod = Some(Arc::new(model::Pod {
         id: understood.id.clone(),
         ips,
         mesh,
@@ -148,7 +149,7 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
         probes: native,
         rewritten,
         netns: None,
-    });
+    }));
     understood
 }
 

@@ -6,6 +6,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -70,7 +71,7 @@ impl From<&Metadata> for Stamp {
 #[derive(Debug, Default)]
 pub struct Scan {
     /// All pods, in the order of file names and documents, none twice.
-    pub pods: Vec<Understood>,
+    pub pods: Vec<Arc<Understood>>,
     /// All problems, each beginning with the name of its file.
     pub problems: Vec<String>,
     /// How many files had to be read.
@@ -92,7 +93,7 @@ struct Parsed {
     /// None: read it again next time.
     stamp: Option<Stamp>,
     /// Each with its place in the file.
-    pods: Vec<(String, Understood)>,
+    pods: Vec<(String, Arc<Understood>)>,
     problems: Vec<String>,
 }
 
@@ -177,7 +178,7 @@ impl Scanner {
         }
         if let (Some(served), Some(netns)) = (&mut understood.pod, annotation(pod, NETNS)) {
             if netns.starts_with('/') {
-                served.netns = Some(netns.into());
+                Arc::make_mut(served).netns = Some(netns.into());
             } else {
                 understood.warnings.push(format!(
                     "annotation {NETNS} is {netns:?}, must be an absolute path; ignored"
@@ -195,7 +196,7 @@ impl Scanner {
             .iter()
             .map(|warning| format!("{place}: {id}: {warning}"));
         parsed.problems.extend(warnings.chain(mistakes));
-        parsed.pods.push((place, understood));
+        parsed.pods.push((place, Arc::new(understood)));
     }
 
     /// All files together. Of pods with the same name, or the same UID, the first one counts.

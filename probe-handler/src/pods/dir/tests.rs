@@ -35,7 +35,7 @@ fn replace(dir: &Path, name: &str, text: &str) {
 }
 
 /// `name:port` of each pod served.
-fn served(pods: &[Understood]) -> Vec<String> {
+fn served(pods: &[Arc<Understood>]) -> Vec<String> {
     pods.iter()
         .filter_map(|understood| understood.pod.as_ref())
         .map(|pod| {

@@ -94,11 +94,11 @@ impl Index {
 
     /// What we make of each pod, by name. A UID that two pods claim is that of the one which the API
     /// server gave it to, as opposed to a mirror pod's annotation, which anybody can write.
-    pub fn understood(&self) -> Vec<Understood> {
+    pub fn understood(&self) -> Vec<Arc<Understood>> {
         let owners = self.owners();
         self.readings()
             .filter(|(name, _, reading)| owners.get(reading.id.uid.as_str()) == Some(name))
-            .map(|(_, _, reading)| reading.clone())
+            .map(|(_, _, reading)| Arc::clone(reading))
             .collect()
     }
 
@@ -164,7 +164,7 @@ impl Index {
     }
 
     /// Each pod that was understood, with its UID, in the reading that its namespace asks for.
-    fn readings(&self) -> impl Iterator<Item = (&Name, &str, &Understood)> {
+    fn readings(&self) -> impl Iterator<Item = (&Name, &str, &Arc<Understood>)> {
         self.pods
             .iter()
             .filter_map(|(name, uid, record)| match record {
@@ -173,7 +173,7 @@ impl Index {
             })
     }
 
-    fn reading<'a>(&self, pod: &Name, readings: &'a Readings) -> &'a Understood {
+    fn reading<'a>(&self, pod: &Name, readings: &'a Readings) -> &'a Arc<Understood> {
         let namespace = Name {
             namespace: String::new(),
             name: pod.namespace.clone(),

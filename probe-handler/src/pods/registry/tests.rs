@@ -129,12 +129,15 @@ impl Bench {
         }
     }
 
+    fn replace(&mut self, pods: Vec<Pod>) -> Replaced {
+        self.registry
+            .replace(pods.into_iter().map(Arc::new).collect())
+    }
+
     /// One with these pods, pod N in namespace N at its addresses.
     fn with(pods: &[(u8, &[&str])]) -> Self {
         let mut bench = Self::new();
-        let _ = bench
-            .registry
-            .replace(pods.iter().map(|(uid, _)| pod(*uid, 80)).collect());
+        let _ = bench.replace(pods.iter().map(|(uid, _)| pod(*uid, 80)).collect());
         for (uid, addresses) in pods {
             bench.place(*uid, *uid, addresses);
         }
@@ -252,7 +255,7 @@ fn an_endpoint_stands_in_the_table_before_the_kernel_and_leaves_it_after() {
 #[test]
 fn a_pod_that_is_not_found_yet_is_not_served() {
     let mut bench = Bench::new();
-    let replaced = bench.registry.replace(vec![pod(1, 80)]);
+    let replaced = bench.replace(vec![pod(1, 80)]);
     assert_eq!(replaced.started, [Arc::new(pod(1, 80))]);
     bench.serves(&[]);
     bench.place(2, 2, &["10.0.0.2"]);
@@ -274,7 +277,7 @@ fn an_address_that_moves_to_another_pod_is_taken_away_first() {
     bench.place(2, 1, &["10.0.0.1"]);
     bench.serves(&[("10.0.0.1:80", 1)]);
     let _ = bench.calls();
-    let _ = bench.registry.replace(vec![pod(2, 80)]);
+    let _ = bench.replace(vec![pod(2, 80)]);
     let at = address("10.0.0.1:80");
     assert_eq!(bench.calls(), [Call::Take(at), Call::Put(at, 1)]);
     let endpoint = bench.table.get(at).expect("an endpoint");
@@ -316,7 +319,7 @@ fn an_address_claimed_by_two_namespaces_is_served_for_neither() {
 #[test]
 fn of_two_pods_in_one_namespace_the_first_is_served() {
     let mut bench = Bench::with(&[(2, &["10.0.0.1"])]);
-    let _ = bench.registry.replace(vec![pod(1, 80), pod(2, 80)]);
+    let _ = bench.replace(vec![pod(1, 80), pod(2, 80)]);
     bench.place(1, 2, &["10.0.0.1"]);
     let at = address("10.0.0.1:80");
     assert_eq!(bench.calls(), [Call::Take(at), Call::Put(at, 2)]);
@@ -337,14 +340,14 @@ fn a_pod_applied_again_keeps_its_endpoints_and_counts() {
         },
     );
 
-    let again = bench.registry.replace(vec![pod(1, 80)]);
+    let again = bench.replace(vec![pod(1, 80)]);
     assert_eq!(again, Replaced::default());
     assert_eq!(bench.calls(), []);
 
     let mut changed = pod(1, 80);
     changed.ips = vec!["10.0.0.1".parse().expect("an address")];
     changed.probes.extend(pod(1, 81).probes);
-    assert_eq!(bench.registry.replace(vec![changed]), Replaced::default());
+    assert_eq!(bench.replace(vec![changed]), Replaced::default());
     let takes = bench
         .calls()
         .iter()
@@ -369,7 +372,7 @@ fn a_pod_whose_mesh_or_namespace_changed_is_looked_for_anew() {
         let mut bench = Bench::with(&[(1, &["10.0.0.1"])]);
         let mut changed = pod(1, 80);
         change(&mut changed);
-        let replaced = bench.registry.replace(vec![changed.clone()]);
+        let replaced = bench.replace(vec![changed.clone()]);
         assert_eq!(replaced.stopped, [changed.id.clone()]);
         assert_eq!(replaced.started, [Arc::new(changed)]);
         bench.serves(&[]);
@@ -379,7 +382,7 @@ fn a_pod_whose_mesh_or_namespace_changed_is_looked_for_anew() {
 #[test]
 fn a_removed_pod_releases_everything() {
     let mut bench = Bench::new();
-    let _ = bench.registry.replace(vec![pod(1, 80)]);
+    let _ = bench.replace(vec![pod(1, 80)]);
     let placement = placement(1, &["10.0.0.1"]);
     let dialer = Arc::downgrade(&placement.dialer);
     bench.registry.place("1", Some(placement), None);
@@ -387,7 +390,7 @@ fn a_removed_pod_releases_everything() {
     let served = Arc::downgrade(&endpoint.pod);
     drop(endpoint);
 
-    let replaced = bench.registry.replace(Vec::new());
+    let replaced = bench.replace(Vec::new());
     assert_eq!(replaced.stopped, [pod(1, 80).id]);
     bench.serves(&[]);
     assert!(served.upgrade().is_none() && dialer.upgrade().is_none());
@@ -396,7 +399,7 @@ fn a_removed_pod_releases_everything() {
 #[test]
 fn a_pod_that_is_lost_releases_its_namespace() {
     let mut bench = Bench::new();
-    let _ = bench.registry.replace(vec![pod(1, 80)]);
+    let _ = bench.replace(vec![pod(1, 80)]);
     let placement = placement(1, &["10.0.0.1"]);
     let dialer = Arc::downgrade(&placement.dialer);
     bench.registry.place("1", Some(placement), None);
@@ -420,14 +423,12 @@ fn a_captured_pod_is_left_alone_until_its_canary_passes() {
 fn what_a_full_kernel_does_not_take_is_tried_again_and_harms_nobody() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1"]), (2, &["10.0.0.2"])]);
     bench.kernel.lock().capacity = Some(2);
-    let _ = bench
-        .registry
-        .replace(vec![pod(1, 80), pod(2, 80), pod(3, 80)]);
+    let _ = bench.replace(vec![pod(1, 80), pod(2, 80), pod(3, 80)]);
     bench.place(3, 3, &["10.0.0.3"]);
     assert_eq!(bench.registry.failed(), 1);
     bench.serves(&[("10.0.0.1:80", 1), ("10.0.0.2:80", 2)]);
 
-    let _ = bench.registry.replace(vec![pod(1, 80), pod(3, 80)]);
+    let _ = bench.replace(vec![pod(1, 80), pod(3, 80)]);
     assert_eq!(bench.registry.failed(), 0);
     bench.serves(&[("10.0.0.1:80", 1), ("10.0.0.3:80", 3)]);
 }
@@ -438,10 +439,10 @@ fn an_endpoint_that_cannot_be_changed_is_taken_out() {
     bench.kernel.lock().failing = vec![true];
     let mut changed = pod(1, 80);
     changed.ips = vec!["10.0.0.1".parse().expect("an address")];
-    let _ = bench.registry.replace(vec![changed.clone()]);
+    let _ = bench.replace(vec![changed.clone()]);
     assert_eq!(bench.registry.failed(), 1);
     bench.serves(&[]);
-    let _ = bench.registry.replace(vec![changed]);
+    let _ = bench.replace(vec![changed]);
     bench.serves(&[("10.0.0.1:80", 1)]);
 }
 
@@ -449,11 +450,11 @@ fn an_endpoint_that_cannot_be_changed_is_taken_out() {
 fn an_endpoint_that_stays_in_the_kernel_is_taken_out_with_the_next_change() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1"])]);
     bench.kernel.lock().failing = vec![true];
-    let _ = bench.registry.replace(Vec::new());
+    let _ = bench.replace(Vec::new());
     // The handler finds no endpoint and relays; the pod's namespace is not held.
     assert!(bench.table.is_empty());
     assert_eq!(bench.registry.failed(), 1);
-    let _ = bench.registry.replace(Vec::new());
+    let _ = bench.replace(Vec::new());
     assert_eq!(bench.registry.failed(), 0);
     bench.serves(&[]);
 }
@@ -487,7 +488,7 @@ fn happen(bench: &mut Bench, event: Event) {
                 mesh,
                 ..pod(uid, port)
             });
-            let _ = bench.registry.replace(pods.collect());
+            let _ = bench.replace(pods.collect());
         }
         Event::Place(uid, place, is_captured) => {
             let place = place.map(|(netns, addresses)| placement(netns, &addresses));
@@ -535,10 +536,10 @@ proptest! {
         bench.kernel.lock().failing = Vec::new();
         let last: Vec<Pod> =
             bench.registry.pods().values().map(|entry| Pod::clone(&entry.pod)).collect();
-        prop_assert_eq!(bench.registry.replace(last.clone()), Replaced::default());
+        prop_assert_eq!(bench.replace(last.clone()), Replaced::default());
 
         let mut fresh = Bench::new();
-        let _ = fresh.registry.replace(last);
+        let _ = fresh.replace(last);
         for (uid, entry) in bench.registry.pods() {
             fresh.registry.place(uid, entry.placement.clone(), entry.obstacle.clone());
         }

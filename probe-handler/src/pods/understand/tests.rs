@@ -131,7 +131,7 @@ fn a_pod_rewritten_by_us_is_served_whatever_the_scope() {
         )
         .pod
         .unwrap();
-        assert_eq!(pod.rewritten.unwrap().way, Way::Rewrite);
+        assert_eq!(pod.rewritten.as_ref().unwrap().way, Way::Rewrite);
         assert_eq!(pod.probes.len(), native, "{exempt}");
     }
 }

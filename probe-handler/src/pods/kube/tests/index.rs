@@ -1,5 +1,7 @@
 //! The index: whatever the order and number of what it is told, it ends where a fresh list would.
 
+use std::sync::Arc;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -30,7 +32,10 @@ fn mark(object: Value) -> Item<Mark> {
 
 fn uids(index: &Index) -> Vec<String> {
     let understood = index.understood();
-    understood.into_iter().map(|pod| pod.id.uid).collect()
+    understood
+        .into_iter()
+        .map(|pod| pod.id.uid.clone())
+        .collect()
 }
 
 #[test]
@@ -69,7 +74,7 @@ fn a_reading_is_what_understand_says() {
         };
         let expected = understand(&pod, &selection);
         assert_eq!(expected.pod.is_some(), annotation != Some("false"));
-        assert_eq!(index.understood(), [expected], "{annotation:?}");
+        assert_eq!(index.understood(), [Arc::new(expected)], "{annotation:?}");
     }
 }
 

@@ -32,7 +32,7 @@ struct Source {
     health: Arc<Health>,
     /// Ends when the first pods were told.
     listed: oneshot::Receiver<()>,
-    pods: Vec<Understood>,
+    pods: Vec<Arc<Understood>>,
     problems: Vec<String>,
     task: JoinHandle<()>,
 }
