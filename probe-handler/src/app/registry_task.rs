@@ -27,8 +27,8 @@ use crate::pods::understand::Understood;
 pub struct Shared {
     /// Pods, placements and endpoints.
     pub registry: Registry<EndpointMap>,
-    /// What the source said of each pod, served or not, by UID.
-    pub understood: BTreeMap<String, Arc<Understood>>,
+    /// What the source said of each pod, served or not.
+    pub understood: Vec<Arc<Understood>>,
     /// What is wrong with the source.
     pub problems: Vec<String>,
     /// Last canary of each pod, by UID.
@@ -40,7 +40,7 @@ impl Shared {
     pub fn new(registry: Registry<EndpointMap>) -> Self {
         Self {
             registry,
-            understood: BTreeMap::new(),
+            understood: Vec::new(),
             problems: Vec::new(),
             canaries: BTreeMap::new(),
         }
@@ -129,10 +129,7 @@ impl RegistryTask {
             .iter()
             .filter_map(|pod| pod.pod.clone())
             .collect();
-        shared.understood = understood
-            .into_iter()
-            .map(|pod| (pod.id.uid.clone(), pod))
-            .collect();
+        shared.understood = understood;
         let replaced = shared.registry.replace(pods);
         for id in &replaced.stopped {
             let _ = shared.canaries.remove(&id.uid);

@@ -1,5 +1,6 @@
 //! Puts together what `probe-handler status` shows.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -19,6 +20,7 @@ use crate::observe::status::{
     Refusal, SourceStatus, Status, route_rows,
 };
 use crate::pods::registry::{Entry, Obstacle};
+use crate::pods::understand::Understood;
 
 /// Everything that `status` looks at.
 pub struct Reporter {
@@ -106,6 +108,10 @@ impl Reporter {
 
 fn pods(shared: &Shared) -> Vec<PodStatus> {
     let now = SystemTime::now();
+    let understood = shared.understood.iter();
+    let understood: HashMap<&str, &Understood> = understood
+        .map(|pod| (pod.id.uid.as_str(), pod.as_ref()))
+        .collect();
     let mut pods: Vec<PodStatus> = shared
         .registry
         .pods()
@@ -117,10 +123,12 @@ fn pods(shared: &Shared) -> Vec<PodStatus> {
                 name: id.name.clone(),
                 uid: id.uid.clone(),
                 mesh: entry.pod.mesh.name().to_owned(),
-                addresses: entry.addresses(),
+                addresses: entry.addresses().to_vec(),
                 netns: netns(entry),
                 canary: canary(shared, &id.uid),
-                left_alone: left_alone(shared, &id.uid),
+                left_alone: understood
+                    .get(id.uid.as_str())
+                    .map_or_else(Vec::new, |pod| left_alone(pod)),
                 probes: route_rows(&entry.routes.routes(), now),
             }
         })
@@ -165,19 +173,13 @@ fn canary(shared: &Shared, uid: &str) -> CanaryStatus {
     }
 }
 
-fn left_alone(shared: &Shared, uid: &str) -> Vec<LeftAlone> {
-    shared
-        .understood
-        .get(uid)
-        .map_or_else(Vec::new, |understood| {
-            understood
-                .left_alone
-                .iter()
-                .map(|left| LeftAlone {
-                    container: left.container.clone(),
-                    probe: left.kind.name().to_owned(),
-                    why: left.why.to_string(),
-                })
-                .collect()
+fn left_alone(understood: &Understood) -> Vec<LeftAlone> {
+    let left_alone = understood.left_alone.iter();
+    left_alone
+        .map(|left| LeftAlone {
+            container: left.container.clone(),
+            probe: left.kind.name().to_owned(),
+            why: left.why.to_string(),
         })
+        .collect()
 }

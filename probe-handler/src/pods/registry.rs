@@ -53,6 +53,10 @@ pub struct Entry {
     /// What is served, wherever it is.
     pub routes: PodRoutes,
     served: Option<Arc<ServedPod>>,
+    /// See [`Entry::addresses`].
+    addresses: Vec<IpAddr>,
+    /// What should stand for it, unless an obstacle is in the way; none: to be worked out.
+    wanted: Option<Vec<(SocketAddr, Installed)>>,
     /// Whether it was found before, wherever that was.
     found: bool,
     /// The addresses that its status named when it was found in another sandbox than before: the old one's.
@@ -63,18 +67,23 @@ impl Entry {
     /// Where it can be served: the addresses in its namespace and, as soon as its status names any, of those
     /// only the ones named. Who may configure interfaces in a pod could otherwise give it any address that the
     /// kubelet talks to: another pod's, the API server's.
-    pub fn addresses(&self) -> Vec<IpAddr> {
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// To be called when pod or placement have changed.
+    fn settle(&mut self) {
         let ips = self.named();
-        self.placement
+        self.addresses = self
+            .placement
             .iter()
             .flat_map(|placement| &placement.addresses)
             .copied()
             .filter(|address| ips.is_empty() || ips.contains(address))
-            .collect()
+            .collect();
+        self.wanted = None;
     }
-}
 
-impl Entry {
     /// The addresses that its status names, where they count. A sandbox that is made anew gets another address,
     /// which the kubelet probes at once but tells the API server later: until it has, the status is of the
     /// sandbox before, and says nothing.
@@ -95,6 +104,54 @@ impl Entry {
             self.outdated = None;
         }
         self.pod = pod;
+        self.settle();
+    }
+
+    /// What should stand for it at its addresses, those `contested` left out; none while it is nowhere. What is
+    /// `installed` is kept as it is where nothing has changed: statistics and connections hang on it.
+    fn work_out(
+        &mut self,
+        contested: &BTreeSet<IpAddr>,
+        installed: &HashMap<SocketAddr, Installed>,
+    ) -> Option<Vec<(SocketAddr, Installed)>> {
+        let placement = self.placement.as_ref()?;
+        let served = self.served.get_or_insert_with(|| {
+            let routes = self.routes.routes().len();
+            Arc::new(ServedPod {
+                id: self.pod.id.clone(),
+                mesh: self.pod.mesh,
+                dialer: Arc::clone(&placement.dialer),
+                max_in_flight: (routes * IN_FLIGHT_PER_ROUTE).max(MIN_IN_FLIGHT),
+                in_flight: AtomicUsize::new(0),
+            })
+        });
+        let addresses: Vec<IpAddr> = self
+            .addresses
+            .iter()
+            .filter(|address| !contested.contains(address))
+            .copied()
+            .collect();
+        let endpoints = self.routes.endpoints(&addresses).into_iter();
+        let wanted = endpoints.map(|endpoint| {
+            let value = EndpointValue {
+                netns_id: placement.netns_id,
+                flags: endpoint.flags,
+                mesh_port: endpoint.mesh_port.unwrap_or_default().into(),
+            };
+            let address = endpoint.address;
+            let kept = installed
+                .get(&address)
+                .filter(|now| now.value == value && Arc::ptr_eq(&now.endpoint.pod, served));
+            let installed = match kept {
+                Some(now) => now.clone(),
+                None => Installed {
+                    value,
+                    endpoint: Arc::new(endpoint.serve(Arc::clone(served))),
+                },
+            };
+            (address, installed)
+        });
+        Some(wanted.collect())
     }
 }
 
@@ -117,6 +174,11 @@ struct Installed {
 impl Installed {
     fn same(&self, other: &Self) -> bool {
         self.value == other.value && Arc::ptr_eq(&self.endpoint, &other.endpoint)
+    }
+
+    /// Whether both are of one pod in one namespace.
+    fn is_of_the_pod_of(&self, other: &Self) -> bool {
+        self.endpoint.pod.id == other.endpoint.pod.id && self.value.netns_id == other.value.netns_id
     }
 }
 
@@ -190,6 +252,8 @@ impl<W: EndpointWriter> Registry<W> {
                         placement: None,
                         obstacle: Some(Obstacle::NoNamespace("not looked for yet".to_owned())),
                         served: None,
+                        addresses: Vec::new(),
+                        wanted: None,
                         found: false,
                         outdated: None,
                         pod,
@@ -230,6 +294,7 @@ impl<W: EndpointWriter> Registry<W> {
         }
         entry.placement = placement;
         entry.obstacle = obstacle;
+        entry.settle();
         self.reconcile();
     }
 
@@ -264,10 +329,9 @@ impl<W: EndpointWriter> Registry<W> {
             .iter()
             .filter(|(address, now)| {
                 // One that goes to another pod is taken away first: for a moment it is nobody's.
-                wanted.get(*address).is_none_or(|new| {
-                    new.endpoint.pod.id != now.endpoint.pod.id
-                        || new.value.netns_id != now.value.netns_id
-                })
+                wanted
+                    .get(*address)
+                    .is_none_or(|new| !new.same(now) && !new.is_of_the_pod_of(now))
             })
             .map(|(address, _)| *address)
             .collect();
@@ -334,60 +398,37 @@ impl<W: EndpointWriter> Registry<W> {
 
     /// The endpoints that should stand.
     fn wanted(&mut self) -> HashMap<SocketAddr, Installed> {
-        self.settle_contests();
-        let mut wanted = HashMap::new();
+        if self.settle_contests() {
+            for entry in self.pods.values_mut() {
+                entry.wanted = None;
+            }
+        }
+        let mut wanted = HashMap::with_capacity(self.installed.len());
         for entry in self.pods.values_mut() {
-            let (Some(placement), None) = (&entry.placement, &entry.obstacle) else {
+            if entry.obstacle.is_some() {
                 continue;
-            };
-            let mut addresses = entry.addresses();
-            addresses.retain(|address| !self.contested.contains(address));
-            let served = entry.served.get_or_insert_with(|| {
-                let routes = entry.routes.routes().len();
-                Arc::new(ServedPod {
-                    id: entry.pod.id.clone(),
-                    mesh: entry.pod.mesh,
-                    dialer: Arc::clone(&placement.dialer),
-                    max_in_flight: (routes * IN_FLIGHT_PER_ROUTE).max(MIN_IN_FLIGHT),
-                    in_flight: AtomicUsize::new(0),
-                })
-            });
-            for endpoint in entry.routes.endpoints(&addresses) {
-                let value = EndpointValue {
-                    netns_id: placement.netns_id,
-                    flags: endpoint.flags,
-                    mesh_port: endpoint.mesh_port.unwrap_or_default().into(),
-                };
-                let address = endpoint.address;
-                // Kept as it is, where nothing changed: statistics and connections hang on it.
-                let kept = self
-                    .installed
-                    .get(&address)
-                    .filter(|now| now.value == value && Arc::ptr_eq(&now.endpoint.pod, served));
-                let installed = match kept {
-                    Some(now) => now.clone(),
-                    None => Installed {
-                        value,
-                        endpoint: Arc::new(endpoint.serve(Arc::clone(served))),
-                    },
-                };
+            }
+            if entry.wanted.is_none() {
+                entry.wanted = entry.work_out(&self.contested, &self.installed);
+            }
+            for (address, installed) in entry.wanted.iter().flatten() {
                 // Two pods in one namespace (a mistake in a directory's manifests): the first one has it.
-                let _ = wanted.entry(address).or_insert(installed);
+                let _ = wanted.entry(*address).or_insert_with(|| installed.clone());
             }
         }
         wanted
     }
 
     /// Finds the addresses that more than one namespace claims. Which pod the node would reach there is
-    /// not known, so nobody is answered for.
-    fn settle_contests(&mut self) {
+    /// not known, so nobody is answered for. Tells whether they are others than before.
+    fn settle_contests(&mut self) -> bool {
         let mut owners: HashMap<IpAddr, (NetnsId, &PodId)> = HashMap::new();
         let mut contested = BTreeSet::new();
         for entry in self.pods.values() {
             let Some(placement) = &entry.placement else {
                 continue;
             };
-            for address in entry.addresses() {
+            for &address in entry.addresses() {
                 match owners.get(&address) {
                     None => {
                         let _ = owners.insert(address, (placement.netns, &entry.pod.id));
@@ -404,7 +445,9 @@ impl<W: EndpointWriter> Registry<W> {
                 }
             }
         }
+        let others = self.contested != contested;
         self.contested = contested;
+        others
     }
 }
 

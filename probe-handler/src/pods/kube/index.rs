@@ -165,24 +165,34 @@ impl Index {
 
     /// Each pod that was understood, with its UID, in the reading that its namespace asks for.
     fn readings(&self) -> impl Iterator<Item = (&Name, &str, &Arc<Understood>)> {
-        self.pods
-            .iter()
-            .filter_map(|(name, uid, record)| match record {
-                PodRecord::Understood(readings) => Some((name, uid, self.reading(name, readings))),
-                PodRecord::Unreadable(_) => None,
-            })
+        // Pods of one namespace come one after the other.
+        let mut marked: Option<(&str, Option<&Mark>)> = None;
+        self.pods.iter().filter_map(move |(name, uid, record)| {
+            let PodRecord::Understood(readings) = record else {
+                return None;
+            };
+            let mark = match marked {
+                Some((namespace, mark)) if namespace == name.namespace => mark,
+                _ => {
+                    let mark = self.mark(&name.namespace);
+                    marked = Some((&name.namespace, mark));
+                    mark
+                }
+            };
+            let reading = match mark {
+                Some(Mark::Exempt) => &readings.exempt,
+                Some(Mark::NotExempt) => &readings.not_exempt,
+                None | Some(Mark::None | Mark::Unreadable(_)) => &readings.unmarked,
+            };
+            Some((name, uid, reading))
+        })
     }
 
-    fn reading<'a>(&self, pod: &Name, readings: &'a Readings) -> &'a Arc<Understood> {
-        let namespace = Name {
+    fn mark(&self, namespace: &str) -> Option<&Mark> {
+        self.namespaces.get(&Name {
             namespace: String::new(),
-            name: pod.namespace.clone(),
-        };
-        match self.namespaces.get(&namespace) {
-            Some(Mark::Exempt) => &readings.exempt,
-            Some(Mark::NotExempt) => &readings.not_exempt,
-            None | Some(Mark::None | Mark::Unreadable(_)) => &readings.unmarked,
-        }
+            name: namespace.to_owned(),
+        })
     }
 
     /// The pod to which each UID belongs.
