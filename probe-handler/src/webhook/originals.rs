@@ -4,8 +4,11 @@
 //! declared, with its port as a number, and `timeoutSeconds`. Where the port was a name, or a number
 //! written as a string, `declaredPort` has it as it was; readers of the format do not mind.
 
+use json_patch::PatchOperation;
+use json_patch::jsonptr::PointerBuf;
 use serde_json::{Map, Value, json};
 
+use super::patch;
 use crate::pods::model::Probe;
 
 const DECLARED_PORT: &str = "declaredPort";
@@ -24,8 +27,8 @@ const ACTIONS: [(&str, &[&str]); 3] = [
 pub struct Rewritten {
     /// The entry for the annotation.
     pub original: Value,
-    /// What stands in the spec from now on.
-    pub spec: Value,
+    /// What to change in the spec of the probe or hook.
+    pub operations: Vec<PatchOperation>,
 }
 
 /// Rewrites the probe or hook `spec`, which means `probe`, to an `httpGet` of `path` on `port`.
@@ -49,19 +52,34 @@ pub fn rewrite(spec: &Value, probe: &Probe, path: &str, port: u16) -> Result<Rew
         entry[DECLARED_PORT] = port;
     }
 
-    let mut get = Map::new();
-    if name == "httpGet" {
-        get.clone_from(action);
-        if get.get("scheme").and_then(Value::as_str) == Some("HTTPS") {
-            get.insert("scheme".to_owned(), json!("HTTP"));
-        }
-    }
-    get.insert("path".to_owned(), json!(path));
-    get.insert("port".to_owned(), json!(port));
+    let operations = if name == "httpGet" {
+        let https = action.get("scheme").and_then(Value::as_str) == Some("HTTPS");
+        [("path", json!(path)), ("port", json!(port))]
+            .into_iter()
+            .chain(https.then(|| ("scheme", json!("HTTP"))))
+            .filter_map(|(key, value)| set(action, key, value))
+            .collect()
+    } else {
+        let get = json!({"path": path, "port": port});
+        vec![
+            patch::add(PointerBuf::from_tokens(["httpGet"]), get),
+            patch::remove(PointerBuf::from_tokens([name])),
+        ]
+    };
     Ok(Rewritten {
         original: entry,
-        spec: with_action(spec, "httpGet", get),
+        operations,
     })
+}
+
+/// What sets member `key` of the `httpGet` that is now `action`; none where it has that value.
+fn set(action: &Map<String, Value>, key: &str, value: Value) -> Option<PatchOperation> {
+    let path = PointerBuf::from_tokens(["httpGet", key]);
+    match action.get(key) {
+        Some(now) if *now == value => None,
+        Some(_) => Some(patch::replace(path, value)),
+        None => Some(patch::add(path, value)),
+    }
 }
 
 /// The probe or hook `spec`, restored from its entry in the annotation; none if that holds no action

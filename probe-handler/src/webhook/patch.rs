@@ -30,6 +30,11 @@ pub fn add(path: PointerBuf, value: Value) -> PatchOperation {
     PatchOperation::Add(json_patch::AddOperation { path, value })
 }
 
+/// Sets a member of an object, which is there.
+pub fn replace(path: PointerBuf, value: Value) -> PatchOperation {
+    PatchOperation::Replace(json_patch::ReplaceOperation { path, value })
+}
+
 /// Removes a member of an object.
 pub fn remove(path: PointerBuf) -> PatchOperation {
     PatchOperation::Remove(json_patch::RemoveOperation { path })

@@ -6,7 +6,8 @@
 
 use std::borrow::Cow;
 
-use k8s_openapi::ByteString;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -130,7 +131,7 @@ struct Response {
     #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    patch: Option<ByteString>,
+    patch: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -183,7 +184,7 @@ pub fn review(body: &[u8], rewriting: &Rewriting) -> Result<Reviewed, NoReview> 
             uid: request.uid,
             allowed: true,
             patch_type: patch.is_some().then_some("JSONPatch"),
-            patch: patch.map(ByteString),
+            patch: patch.map(|patch| base64(&patch)).transpose()?,
             warnings: shorten(warnings),
         },
     };
@@ -217,6 +218,15 @@ fn decide(
         Ok(patch) => (Outcome::Patched, Some(patch), admission.warnings),
         Err(error) => not_understood(&error),
     }
+}
+
+/// `bytes` as Kubernetes has them in JSON: nothing in it needs to be escaped.
+fn base64(bytes: &[u8]) -> serde_json::Result<Box<RawValue>> {
+    let mut text = String::with_capacity(bytes.len() / 3 * 4 + 6);
+    text.push('"');
+    STANDARD.encode_string(bytes, &mut text);
+    text.push('"');
+    RawValue::from_string(text)
 }
 
 /// As much of `warnings` as the API server passes on.

@@ -225,7 +225,7 @@ fn change(
     Ok(Change {
         path,
         original: rewritten.original,
-        operations: patch::between(&place, spec, &rewritten.spec),
+        operations: patch::within(&place, rewritten.operations),
     })
 }
 

@@ -1,6 +1,7 @@
 //! Golden reviews in `golden/`, and what is no review at all.
 
 use json_patch::Patch;
+use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 
 use super::*;
