@@ -14,6 +14,7 @@ use super::registry_task::Shared;
 use crate::cli::config::AgentConfig;
 use crate::kernel::canary::Canary;
 use crate::kernel::maps::CounterMap;
+use crate::observe::build::VERSION;
 use crate::observe::readiness::Readiness;
 use crate::observe::status::{
     CanaryState, CanaryStatus, HookStatus, KubeletStatus, LeftAlone, NetnsStatus, PodStatus,
@@ -66,7 +67,7 @@ impl Reporter {
 
         let shared = self.shared.lock();
         Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             state: self.readiness.state(),

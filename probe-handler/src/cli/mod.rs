@@ -20,6 +20,8 @@ use clap::{Parser, Subcommand};
 
 use config::Mistakes;
 
+use crate::observe::build::VERSION;
+
 /// Bad configuration or usage (EX_USAGE of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
 /// A failed start, or a `status` or `preflight` that found something wrong.
@@ -29,7 +31,7 @@ pub const EXIT_FAILURE: u8 = 1;
 #[derive(Debug, Parser)]
 #[command(
     name = "probe-handler",
-    version = version::VERSION,
+    version = VERSION,
     disable_help_subcommand = true,
     max_term_width = 100,
     after_help = "Exit codes: 0 well; 1 a failed start, a status or preflight that found something \

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::logging::LogFormat;
-use super::{EXIT_FAILURE, logging, output, version};
+use super::{EXIT_FAILURE, logging, output};
+use crate::observe::build::{COMMIT, VERSION};
 
 /// How long the log may take to be written at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -22,8 +23,8 @@ pub(super) fn run(
         Err(error) => return output::fail(&error.to_string()),
     };
     tracing::info!(
-        version = version::VERSION,
-        commit = version::COMMIT,
+        version = VERSION,
+        commit = COMMIT,
         pid = std::process::id(),
         %config,
         "{name} starts"

@@ -11,6 +11,7 @@ use http::StatusCode;
 
 use super::config::DEFAULT_ADMIN_SOCKET;
 use super::output;
+use crate::observe::build::VERSION;
 use crate::observe::status::Status;
 
 /// Flags of `status`.
@@ -74,7 +75,7 @@ pub fn run(args: &StatusArgs) -> ExitCode {
             return output::fail(&format!(
                 "cannot read the daemon's answer ({error}): is it of another version than this \
                  command ({})?",
-                super::version::VERSION
+                VERSION
             ));
         }
     };

@@ -3,14 +3,7 @@
 use std::process::ExitCode;
 
 use super::output;
-
-/// Version of this build.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Commit it was built from, as far as the build was told (`PROBE_HANDLER_COMMIT`).
-pub const COMMIT: &str = match option_env!("PROBE_HANDLER_COMMIT") {
-    Some(commit) => commit,
-    None => "unknown",
-};
+use crate::observe::build::{COMMIT, VERSION};
 
 /// Prints version and commit.
 pub fn run() -> ExitCode {

@@ -10,9 +10,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::build;
 use crate::check::verdict::{Outcome, Verdict};
 use crate::handler::table::Route;
 use crate::pods::model::{Mesh, PodId};
@@ -155,17 +155,7 @@ impl Metrics {
             accepted: Counter::default(),
             accept_errors: Counter::default(),
         };
-        registry.register(
-            "build",
-            "The daemon's version and the commit it was built from",
-            Info::new([
-                ("version", env!("CARGO_PKG_VERSION")),
-                (
-                    "commit",
-                    option_env!("PROBE_HANDLER_COMMIT").unwrap_or("unknown"),
-                ),
-            ]),
-        );
+        build::register(registry);
         registry.register(
             "pods",
             "Pods whose probes are to be served, by mesh and state",

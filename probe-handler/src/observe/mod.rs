@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod admin_socket;
+pub mod build;
 pub mod collectors;
 pub mod finding;
 pub mod metrics;

@@ -12,8 +12,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::observe::build;
 
 use super::review::Outcome;
 
@@ -68,17 +69,7 @@ impl Metrics {
             expiry: Gauge::default(),
             in_place: Gauge::default(),
         };
-        registry.register(
-            "build",
-            "The webhook's version and the commit it was built from",
-            Info::new([
-                ("version", env!("CARGO_PKG_VERSION")),
-                (
-                    "commit",
-                    option_env!("PROBE_HANDLER_COMMIT").unwrap_or("unknown"),
-                ),
-            ]),
-        );
+        build::register(registry);
         registry.register(
             "webhook_reviews",
             "AdmissionReviews answered",

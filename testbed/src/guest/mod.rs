@@ -23,6 +23,14 @@ const MARK: &str = "guest: ";
 /// Arguments for the suite, one a line.
 const ARGUMENTS: &str = "/suite-arguments";
 
+/// In the environment of a suite that has the machine for itself.
+const HERE: &str = "TESTBED_GUEST";
+
+/// Whether this machine is a virtual one, made for the suite and thrown away after it.
+pub fn is_here() -> bool {
+    std::env::var_os(HERE).is_some()
+}
+
 /// Never returns from a machine that it could switch off.
 ///
 /// # Errors
@@ -74,6 +82,7 @@ fn node() -> Result<String> {
     let output = || -> Result<Stdio> { Ok(Stdio::from(console.try_clone()?)) };
     let status = Command::new(crate::worker::testbed_program()?)
         .arg("suite")
+        .env(HERE, "1")
         .args(fs::read_to_string(ARGUMENTS).context(ARGUMENTS)?.lines())
         .stdin(Stdio::null())
         .stdout(output()?)

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, anyhow};
 
+use crate::guest;
 use crate::interrupt;
 use crate::pace;
 use crate::pod::unavailable;
@@ -102,6 +103,15 @@ impl Cases {
             self.skip(name, "it asserts milliseconds: left to the run on the host");
         } else {
             self.case(name, body);
+        }
+    }
+
+    /// As [`Cases::case`], for a case that needs a machine of its own, because of `why`.
+    pub fn case_in_a_guest(&mut self, name: &str, why: &str, body: impl FnOnce() -> Result<()>) {
+        if guest::is_here() {
+            self.case(name, body);
+        } else {
+            self.skip(name, &format!("{why}: left to the virtual machines"));
         }
     }
 

@@ -2,6 +2,7 @@
 //! their probes by the kubelet, all at once and in every order.
 
 mod bad;
+mod clock;
 mod env;
 mod kinds;
 mod life;
@@ -21,6 +22,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     ways::run(cases, &env);
     reuse::run(cases, &env);
     bad::run(cases, &env)?;
+    clock::run(cases, &env);
     trouble::run(cases, &mut env);
     drop(env);
     kinds::layouts(cases)

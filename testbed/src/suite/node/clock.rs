@@ -1,0 +1,65 @@
+//! The machine's clock jumps, as it does when a node's time is corrected: nothing that is due depends on it.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use api_server_double::Cut;
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime, clock_settime};
+
+use super::env::Env;
+use crate::suite::cases::Cases;
+use crate::suite::usual;
+
+const HOUR: i64 = 3600;
+/// Within the time for which the API server's certificate is good.
+const JUMPS: [i64; 3] = [HOUR, -2 * 24 * HOUR, 30 * 24 * HOUR];
+
+pub fn run(cases: &mut Cases, env: &Env) {
+    cases.case_in_a_guest("clock-jumps", "it sets the machine's clock", || jumps(env));
+}
+
+/// While it jumps, pods that are there are served, new ones are found, and watches that break come back.
+fn jumps(env: &Env) -> Result<()> {
+    let old = env.pod(usual::pod("from-before"))?;
+    for (index, seconds) in JUMPS.into_iter().enumerate() {
+        let clock = Clock::moved(seconds)?;
+        env.truth(&old)?;
+        env.node.api.order(|server| server.cut("pods", Cut::End))?;
+        let new = env.pod(usual::pod(&format!("after-jump-{index}")))?;
+        env.truth(&new)?;
+        let (status, body) = env.daemon.get("/readyz")?;
+        ensure!(status == 200, "/readyz answers {status}: {body}");
+        drop(clock);
+        env.truth(&new)?;
+    }
+    env.truth(&old)
+}
+
+/// The wall clock, moved; put right on drop.
+struct Clock {
+    before: TimeSpec,
+    since: Instant,
+}
+
+impl Clock {
+    fn moved(seconds: i64) -> Result<Self> {
+        let before = clock_gettime(ClockId::CLOCK_REALTIME)?;
+        let clock = Self {
+            before,
+            since: Instant::now(),
+        };
+        let then = TimeSpec::new(before.tv_sec() + seconds, before.tv_nsec());
+        clock_settime(ClockId::CLOCK_REALTIME, then)?;
+        Ok(clock)
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        let now = self.before + TimeSpec::from_duration(self.since.elapsed());
+        if let Err(error) = clock_settime(ClockId::CLOCK_REALTIME, now) {
+            eprintln!("testbed: the clock is wrong and cannot be set: {error}");
+        }
+    }
+}
