@@ -61,7 +61,7 @@ pub mod programs {
 
 /// Names of the read-only globals set at load.
 pub mod globals {
-    /// `u8`: 1 where `bpf_set_retval` is there for connect programs (Linux 6.0), so that a refusal
+    /// `u8`: 1 where `bpf_set_retval` is there for connect programs (Linux 6.1), so that a refusal
     /// is ECONNREFUSED; 0 makes it EPERM.
     pub const HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::kernel::address_watch::AddressWatch;
-use crate::kernel::addresses;
+use crate::kernel::addresses::{self, Routes};
 use crate::kernel::canary::{Canary, canary};
 use crate::kernel::dial::PodDialer;
 use crate::kernel::locate::{Locator, Placement};
@@ -23,6 +23,11 @@ use crate::pods::model::Pod;
 const SEARCH_PERIOD: Duration = Duration::from_millis(50);
 /// How often to see whether the namespace at the path is still the same.
 const IDENTITY_PERIOD: Duration = Duration::from_millis(250);
+
+/// At how many addresses a pod is served at most: those who may configure its interfaces can make any number.
+const ADDRESSES: usize = 32;
+/// How many changes of a pod's addresses are followed at once in a second.
+const CHANGES: u32 = 16;
 
 /// What a pod's task has to say.
 #[derive(Debug)]
@@ -51,6 +56,8 @@ pub enum News {
 pub struct Place {
     /// Its network namespace.
     pub netns: Arc<Netns>,
+    /// See [`crate::pods::registry::Placement`].
+    pub sandbox: u64,
     /// The namespace's id as seen from the kubelet's.
     pub nsid: i32,
     /// Its addresses.
@@ -91,17 +98,24 @@ impl Follower {
     /// Follows what is at `path`.
     async fn follow_path(&self, path: &Path) -> Result<(), Closed> {
         let mut last_trouble = String::new();
+        let mut sandbox = 0;
         loop {
             match Netns::open(path).and_then(enter) {
                 Ok((netns, nsid, watch)) => {
                     last_trouble.clear();
                     let why = tokio::select! {
-                        why = self.stay(&netns, nsid, &watch) => why?,
-                        why = replaced(path, netns.id()) => why,
+                        why = self.stay(&netns, sandbox, nsid, &watch) => why?,
+                        why = replaced(path, netns.id()) => {
+                            sandbox += 1;
+                            why
+                        }
                     };
                     self.tell(News::Lost(why)).await?;
                 }
                 Err(error) => {
+                    if error.kind() == io::ErrorKind::NotFound {
+                        sandbox += 1;
+                    }
                     let trouble = format!("{}: {error}", path.display());
                     if trouble != last_trouble {
                         self.tell(News::Lost(trouble.clone())).await?;
@@ -117,11 +131,13 @@ impl Follower {
     async fn follow_cgroup(&self, locator: &Locator) -> Result<(), Closed> {
         let mut following = locator.follow(&self.pod.id.uid);
         let mut placement = following.next().await;
+        let mut sandbox = 0;
         loop {
             placement = match placement {
                 Placement::In(netns) => {
+                    sandbox += 1;
                     tokio::select! {
-                        closed = self.serve(netns) => return closed,
+                        closed = self.serve(netns, sandbox) => return closed,
                         next = following.next() => next,
                     }
                 }
@@ -134,13 +150,13 @@ impl Follower {
     }
 
     /// Serves the pod from `netns` for ever, through whatever trouble there is.
-    async fn serve(&self, netns: Arc<Netns>) -> Result<(), Closed> {
+    async fn serve(&self, netns: Arc<Netns>, sandbox: u64) -> Result<(), Closed> {
         let mut last_trouble = String::new();
         loop {
             let trouble = match subscribe(&netns) {
                 Ok((nsid, watch)) => {
                     last_trouble.clear();
-                    self.stay(&netns, nsid, &watch).await?
+                    self.stay(&netns, sandbox, nsid, &watch).await?
                 }
                 Err(error) => format!("its network namespace cannot be used: {error}"),
             };
@@ -156,9 +172,11 @@ impl Follower {
     async fn stay(
         &self,
         netns: &Arc<Netns>,
+        sandbox: u64,
         nsid: i32,
         watch: &AddressWatch,
     ) -> Result<String, Closed> {
+        let mut pace = Pace::new();
         let dialer = PodDialer::new(Arc::clone(netns), self.pod.mesh, self.pod.proxy_uid);
         let mut attempt = 0;
         loop {
@@ -169,6 +187,7 @@ impl Follower {
             let mut result = self.canary(netns, &dialer, &addresses).await;
             let place = Place {
                 netns: Arc::clone(netns),
+                sandbox,
                 nsid,
                 addresses: addresses.clone(),
                 canary: result.clone(),
@@ -182,6 +201,7 @@ impl Follower {
                         if let Err(error) = changed {
                             return Ok(format!("cannot watch its addresses: {error}"));
                         }
+                        pace.wait().await;
                         break;
                     }
                     () = sleep_until(next_canary) => {
@@ -230,13 +250,43 @@ impl Follower {
 /// The addresses at which a pod may be served: its own, but never the node's, whatever a pod that may
 /// configure its interfaces gives itself.
 fn pod_addresses(netns: &Netns) -> io::Result<Vec<IpAddr>> {
-    let mut pods = Vec::new();
-    for address in addresses::of_interfaces(netns)? {
-        if !addresses::is_local(address)? {
-            pods.push(address);
+    let mut addresses = addresses::of_interfaces(netns)?;
+    addresses.truncate(ADDRESSES);
+    let routes = Routes::new()?;
+    addresses.retain(|address| match routes.is_local(*address) {
+        Ok(is_local) => !is_local,
+        Err(error) => {
+            tracing::debug!(%address, %error, "whether this is the node's own address is not known: left alone");
+            false
+        }
+    });
+    Ok(addresses)
+}
+
+/// Keeps a pod that changes its addresses all the time from keeping us busy: the first changes of a second
+/// are followed at once, more of them when it is over.
+struct Pace {
+    since: Instant,
+    changes: u32,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            changes: 0,
         }
     }
-    Ok(pods)
+
+    async fn wait(&mut self) {
+        if self.changes >= CHANGES {
+            sleep_until(self.since + Duration::from_secs(1)).await;
+        }
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            *self = Self::new();
+        }
+        self.changes += 1;
+    }
 }
 
 /// Refuses the node's own namespace, and subscribes to the addresses of any other.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
 use super::CHANNEL;
@@ -115,7 +115,7 @@ impl RegistryTask {
                 }
                 Some(ended) = self.running.join_next() => {
                     if let Err(error) = ended && error.is_panic() {
-                        tracing::error!(%error, "following a pod's namespace panicked");
+                        self.panicked(&error);
                     }
                 }
             }
@@ -188,6 +188,21 @@ impl RegistryTask {
             }
         }
         self.looked_at(None);
+    }
+
+    /// A pod that is no longer followed may be anywhere: it is left alone.
+    fn panicked(&mut self, error: &JoinError) {
+        tracing::error!(%error, "following a pod's namespace panicked: the pod is left alone");
+        let mut followers = self.followers.iter();
+        let panicked = followers.find(|(_, follower)| follower.abort.id() == error.id());
+        if let Some(uid) = panicked.map(|(uid, _)| uid.clone()) {
+            let why =
+                "following its namespace failed; restart the daemon, and report this".to_owned();
+            self.unserved.lost(&uid, why.clone(), Instant::now());
+            let obstacle = Some(Obstacle::NoNamespace(why));
+            self.shared.lock().registry.place(&uid, None, obstacle);
+            self.looked_at(Some(&uid));
+        }
     }
 
     fn problems(&mut self, problems: Vec<String>) {
@@ -361,6 +376,7 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
     };
     Placement {
         netns: place.netns.id(),
+        sandbox: place.sandbox,
         netns_id: place.nsid,
         addresses: place.addresses,
         dialer,

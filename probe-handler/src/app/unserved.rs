@@ -12,6 +12,9 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// How many pods are named at once for the same cause; of more the log tells the number.
 const NAMED: usize = 5;
 
+/// How many causes are said of a pod: some name addresses, of which a pod can give itself any number.
+const SAID: usize = 8;
+
 /// What is known of the pods that are waited for.
 #[derive(Debug, Default)]
 pub struct Unserved {
@@ -118,7 +121,7 @@ fn without_address(entry: &Entry) -> Option<String> {
 
 impl Waiting {
     fn is_news(&self) -> bool {
-        !self.said.contains(&self.why)
+        self.said.len() < SAID && !self.said.contains(&self.why)
     }
 }
 

@@ -110,7 +110,7 @@ mod tests {
                 "set_retval",
                 State::Warn,
                 "missing",
-                "use Linux 6.0 or newer",
+                "use Linux 6.1 or newer",
             ),
             finding("CAP_BPF", State::Fail, "not held", "run as root"),
         ];
@@ -122,7 +122,7 @@ kernel 5.10  pass   6.18.5
 set_retval   warn   missing
 CAP_BPF      fail   not held
 
-set_retval: use Linux 6.0 or newer
+set_retval: use Linux 6.1 or newer
 
 CAP_BPF: run as root
 

@@ -1,10 +1,11 @@
 //! A netlink socket (netlink(7)): one request, and its answer or all of them.
 
+use std::fmt;
 use std::io;
 use std::num::NonZeroI32;
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
     NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
@@ -53,7 +54,7 @@ impl Netlink {
         }
     }
 
-    /// Sends `request` for all there is, and hands each to `each`.
+    /// Sends `request` for all there is, and hands each to `each`. One that can't be read is passed over.
     ///
     /// # Errors
     /// Those of the kernel.
@@ -66,15 +67,18 @@ impl Netlink {
             let (datagram, _) = self.socket.recv_from_full()?;
             let mut rest = &datagram[..];
             while !rest.is_empty() {
-                let message = read::<M>(rest)?;
-                match message.payload {
-                    NetlinkPayload::InnerMessage(one) => each(one),
-                    NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::Error(error) => failed(error.code, || error.to_io())?,
-                    _ => {}
+                let length = NetlinkBuffer::new_checked(rest)
+                    .map_err(|error| invalid(&error))?
+                    .length() as usize;
+                match read::<M>(rest).map(|message| message.payload) {
+                    Ok(NetlinkPayload::InnerMessage(one)) => each(one),
+                    Ok(NetlinkPayload::Done(_)) => return Ok(()),
+                    Ok(NetlinkPayload::Error(error)) => failed(error.code, || error.to_io())?,
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(%error, "a netlink message can't be read"),
                 }
-                let length = (message.header.length as usize).next_multiple_of(4);
-                rest = rest.get(length.max(1)..).unwrap_or_default();
+                let length = length.next_multiple_of(4).max(1);
+                rest = rest.get(length..).unwrap_or_default();
             }
         }
     }
@@ -92,8 +96,11 @@ impl Netlink {
 }
 
 fn read<M: NetlinkDeserializable>(message: &[u8]) -> io::Result<NetlinkMessage<M>> {
-    NetlinkMessage::deserialize(message)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+    NetlinkMessage::deserialize(message).map_err(|error| invalid(&error))
+}
+
+fn invalid(error: &dyn fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
 }
 
 /// An error message without a code says that all is well.

@@ -225,7 +225,7 @@ fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
             State::Warn,
             refusing,
             "no bpf_set_retval for connect programs: a closed port is refused with EPERM",
-            "probes fail all the same; Linux 6.0 has it",
+            "probes fail all the same; Linux 6.1 has it",
         )
     });
     findings.push(match kubelet {

@@ -79,7 +79,7 @@ pub struct HookStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Refusal {
-    /// As without us; needs `bpf_set_retval` (Linux 6.0).
+    /// As without us; needs `bpf_set_retval` (Linux 6.1).
     Econnrefused,
     /// What older kernels can do.
     Eperm,

@@ -25,6 +25,9 @@ const IN_FLIGHT_PER_ROUTE: usize = 4;
 pub struct Placement {
     /// Its network namespace.
     pub netns: NetnsId,
+    /// Which of the pod's sandboxes this is: one that is made anew has another number, though the kernel may
+    /// give its namespace the old one's.
+    pub sandbox: u64,
     /// The namespace's id as seen from the kubelet's.
     pub netns_id: i32,
     /// Its addresses.
@@ -57,8 +60,8 @@ pub struct Entry {
     addresses: Vec<IpAddr>,
     /// What should stand for it, unless an obstacle is in the way; none: to be worked out.
     wanted: Option<Vec<(SocketAddr, Installed)>>,
-    /// Whether it was found before, wherever that was.
-    found: bool,
+    /// The sandbox in which it was found last, and may be no longer.
+    sandbox: Option<u64>,
     /// The addresses that its status named when it was found in another sandbox than before: the old one's.
     outdated: Option<Vec<IpAddr>>,
 }
@@ -78,7 +81,7 @@ impl Entry {
             .placement
             .iter()
             .flat_map(|placement| &placement.addresses)
-            .copied()
+            .map(IpAddr::to_canonical)
             .filter(|address| ips.is_empty() || ips.contains(address))
             .collect();
         self.wanted = None;
@@ -89,9 +92,15 @@ impl Entry {
     /// sandbox before, and says nothing.
     pub fn named(&self) -> &[IpAddr] {
         match &self.outdated {
-            Some(outdated) if *outdated == self.pod.ips => &[],
+            Some(outdated) if *outdated == self.pod.ips && !self.has_one_of(outdated) => &[],
             _ => &self.pod.ips,
         }
+    }
+
+    /// Whether one of `ips` is in its namespace: a sandbox may be given the address of the one before.
+    fn has_one_of(&self, ips: &[IpAddr]) -> bool {
+        let placement = self.placement.as_ref();
+        placement.is_some_and(|placement| ips.iter().any(|ip| placement.addresses.contains(ip)))
     }
 
     /// It is now another object of the same pod.
@@ -254,7 +263,7 @@ impl<W: EndpointWriter> Registry<W> {
                         served: None,
                         addresses: Vec::new(),
                         wanted: None,
-                        found: false,
+                        sandbox: None,
                         outdated: None,
                         pod,
                     }
@@ -288,7 +297,10 @@ impl<W: EndpointWriter> Registry<W> {
         };
         if moved {
             entry.served = None;
-            if placement.is_some() && std::mem::replace(&mut entry.found, true) {
+        }
+        if let Some(placement) = &placement {
+            let before = entry.sandbox.replace(placement.sandbox);
+            if before.is_some_and(|before| before != placement.sandbox) {
                 entry.outdated = Some(entry.pod.ips.clone());
             }
         }

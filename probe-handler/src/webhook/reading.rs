@@ -1,6 +1,6 @@
 //! A Pod as the webhook reads it: the JSON as it came, its meaning, and what was rewritten before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use json_patch::jsonptr::PointerBuf;
 use k8s_openapi::api::core::v1::Pod;
@@ -108,12 +108,13 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Whether a probe or hook is an `httpGet` of `path`, on whatever port.
-    pub fn is_probed(&self, path: &str) -> bool {
+    /// The rewritten paths to which there is an `httpGet`, on whatever port.
+    pub fn probed(&self) -> HashSet<String> {
         self.declared()
             .iter()
             .filter_map(|declared| self.understand(declared).ok())
-            .any(|probe| probers::rewritten_path(&probe) == Some(path))
+            .filter_map(|probe| probers::rewritten_path(&probe).map(str::to_owned))
+            .collect()
     }
 
     /// Where in the JSON a probe or hook stands; none only for one of another Pod.

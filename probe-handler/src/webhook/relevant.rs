@@ -183,8 +183,12 @@ impl<'de> Visitor<'de> for Part<'_> {
             }
             Keep::Variable(name) => {
                 while let Some(variable) = sequence.next_element::<Variable<'de>>()? {
-                    if variable.name == *name {
-                        array.push(json!({"name": name, "value": variable.value}));
+                    // The first one counts.
+                    if variable.name == *name && array.is_empty() {
+                        let value = variable.value.map_or("null", RawValue::get);
+                        let value: Option<String> =
+                            serde_json::from_str(value).map_err(A::Error::custom)?;
+                        array.push(json!({"name": name, "value": value}));
                     }
                 }
             }
@@ -254,7 +258,8 @@ mod tests {
         let probers = json!({"name": ISTIO_PROBERS, "value": "{\"/app-health/web/livez\":{}}"});
         let pod =
             |env: Value| json!({"spec": {"containers": [{"name": "istio-proxy", "env": env}]}});
-        let whole = pod(json!([from, {"name": "A", "value": "b"}, probers]));
+        let again = json!({"name": ISTIO_PROBERS, "value": "{}"});
+        let whole = pod(json!([from, {"name": "A", "value": "b"}, probers, again]));
         assert_eq!(of(&whole.to_string()).unwrap(), pod(json!([probers])));
     }
 
@@ -274,6 +279,11 @@ mod tests {
         }
         for broken in ["", "{", "{} {}", r#"{"spec": {"volumes": [}}"#] {
             assert!(of(broken).is_err(), "{broken}");
+        }
+        for odd in ["\"\\ud800\"", "1e999", "{}", &"[".repeat(200)] {
+            let env = format!(r#"[{{"name": "{ISTIO_PROBERS}", "value": {odd}}}]"#);
+            let pod = format!(r#"{{"spec": {{"containers": [{{"env": {env}}}]}}}}"#);
+            assert!(of(&pod).is_err(), "{odd}");
         }
     }
 

@@ -22,6 +22,9 @@ const VERSION: &str = "admission.k8s.io/v1";
 const WARNING_MAX: usize = 256;
 /// Most warnings in one answer, for all of them together have a limit too (4,096 bytes).
 const WARNINGS_MAX: usize = 12;
+/// Longest version, kind and uid, in bytes: an API server's have some forty.
+const WORD_MAX: usize = 256;
+
 /// What came of a review, as metrics count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -73,6 +76,9 @@ pub enum NoReview {
         /// As it says.
         api_version: String,
     },
+    /// A word that is longer than any: it would be sent back.
+    #[error("the AdmissionReview's {0} is longer than {WORD_MAX} bytes")]
+    TooLong(&'static str),
     /// An answer, or nothing to answer.
     #[error("the AdmissionReview has no request")]
     NoRequest,
@@ -158,6 +164,16 @@ impl Request<'_> {
 /// It is none.
 pub fn review(body: &[u8], rewriting: &Rewriting) -> Result<Reviewed, NoReview> {
     let review: Review<'_> = serde_json::from_slice(body)?;
+    let uid = review.request.as_ref().map(|request| request.uid.as_str());
+    for (name, word) in [
+        ("apiVersion", review.api_version.as_ref()),
+        ("kind", review.kind.as_ref()),
+        ("request.uid", uid.unwrap_or_default()),
+    ] {
+        if word.len() > WORD_MAX {
+            return Err(NoReview::TooLong(name));
+        }
+    }
     if review.kind != "AdmissionReview" || !review.api_version.starts_with(GROUP) {
         return Err(NoReview::OtherKind {
             kind: review.kind.into_owned(),

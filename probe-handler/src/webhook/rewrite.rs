@@ -1,6 +1,6 @@
 //! What is done to a Pod at admission.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::num::NonZeroU16;
 
@@ -89,8 +89,13 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
     };
     let mut patch = Vec::new();
     let mut changed = 0;
+    let probed = reading.probed();
     for declared in reading.declared() {
-        match change(reading, &declared, port, &rewriting.prefix, &originals) {
+        let taken = Taken {
+            originals: &originals,
+            probed: &probed,
+        };
+        match change(reading, &declared, port, &rewriting.prefix, &taken) {
             Ok(change) => {
                 originals.insert(change.path, change.original);
                 patch.extend(change.operations);
@@ -165,6 +170,14 @@ struct Change {
     operations: Vec<PatchOperation>,
 }
 
+/// The rewritten paths that are somebody's.
+struct Taken<'a> {
+    /// They have an original.
+    originals: &'a Map<String, Value>,
+    /// They were probed before.
+    probed: &'a HashSet<String>,
+}
+
 /// One that is not.
 enum Left {
     /// None of our business, or rewritten already.
@@ -180,7 +193,7 @@ fn change(
     declared: &Declared<'_>,
     port: u16,
     prefix: &Prefix,
-    originals: &Map<String, Value>,
+    taken: &Taken<'_>,
 ) -> Result<Change, Left> {
     let told = |why: &dyn fmt::Display| {
         let (name, field) = (&declared.container.name, declared.kind.field());
@@ -211,11 +224,11 @@ fn change(
         return Err(because(&"the container's name does not fit into a path"));
     }
     let path = prefix.path(&probe.container, probe.kind);
-    if originals.contains_key(&path) {
+    if taken.originals.contains_key(&path) {
         let why = format!("annotation {PROBES} has an original for {path} already");
         return Err(because(&why));
     }
-    if !untouched && reading.is_probed(&path) {
+    if !untouched && taken.probed.contains(&path) {
         let why = format!("another probe goes to {path} already");
         return Err(because(&why));
     }

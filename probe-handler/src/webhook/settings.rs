@@ -94,6 +94,8 @@ pub struct Holder<B> {
     /// Dropped with the first good ones.
     first: Option<B>,
     told: Option<Result<Rewriting, String>>,
+    /// Whether the log says that nothing can be read.
+    warned: bool,
 }
 
 impl<B> Holder<B> {
@@ -104,6 +106,7 @@ impl<B> Holder<B> {
             metrics,
             first: Some(first),
             told: None,
+            warned: false,
         }
     }
 
@@ -112,8 +115,36 @@ impl<B> Holder<B> {
         self.first.is_some()
     }
 
+    /// There are no settings in `place` any more, or not yet: the defaults hold, or those that held last.
+    fn missing(&mut self, place: &str) {
+        if self.is_waiting() {
+            self.read(place, Ok(Rewriting::default()));
+        } else {
+            self.warn(place, "there are none");
+        }
+    }
+
+    /// They can't be read just now, which says nothing of what they are.
+    fn out_of_sight(&mut self, place: &str, why: String) {
+        if self.is_waiting() {
+            self.read(place, Err(why));
+        } else {
+            self.warn(place, &why);
+        }
+    }
+
+    /// Said once, until something has been read again.
+    fn warn(&mut self, place: &str, why: &str) {
+        if !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(place, why, "settings: the last good ones hold");
+        }
+    }
+
     /// What has been read, in `place`.
     fn read(&mut self, place: &str, settings: Result<Rewriting, String>) {
+        if std::mem::take(&mut self.warned) && settings.is_ok() {
+            tracing::info!(place, "settings: they can be read again");
+        }
         if self.told.as_ref() == Some(&settings) {
             return;
         }

@@ -136,10 +136,13 @@ async fn load(
                 let mut due = Instant::now();
                 if let Some(rate) = rate {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    due = began + Duration::from_secs_f64(number as f64 / rate);
-                    tokio::time::sleep_until(due.into()).await;
-                    // tokio's timer is good to a millisecond: late by it is not the webhook's fault.
-                    due = due.max(Instant::now() - Duration::from_millis(1));
+                    let planned = began + Duration::from_secs_f64(number as f64 / rate);
+                    due = planned.min(due);
+                    if planned > Instant::now() {
+                        tokio::time::sleep_until(planned.into()).await;
+                        // tokio's timer is good to a millisecond, which is not the webhook's fault.
+                        due = Instant::now();
+                    }
                 }
                 let _answer = sender.send(body.clone()).await?;
                 samples.push(u64::try_from(due.elapsed().as_nanos())?);

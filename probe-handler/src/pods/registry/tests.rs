@@ -228,6 +228,7 @@ fn placement(netns: u8, addresses: &[&str]) -> Placement {
             device: 4,
             inode: netns.into(),
         },
+        sandbox: netns.into(),
         netns_id: netns.into(),
         addresses: addresses
             .iter()

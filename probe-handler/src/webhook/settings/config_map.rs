@@ -2,16 +2,21 @@
 //! kubelet takes it a minute later.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
 use kube::{Api, Client};
 
 use super::{Holder, parse};
 use crate::pods::kube::trouble::chain;
 use crate::webhook::Rewriting;
+
+/// A change counts within 5 s, also one that was made while the API server was away.
+const LONGEST: Duration = Duration::from_secs(3);
 
 /// Follows the settings in ConfigMap `name` of `namespace`, through whatever the API server does. Where there is
 /// none, the defaults hold; where it was deleted, what held last. Never ends.
@@ -19,8 +24,8 @@ pub async fn follow<B>(client: Client, namespace: &str, name: &str, mut holder: 
     let place = format!("ConfigMap {namespace}/{name}");
     let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let config_maps: Api<ConfigMap> = Api::namespaced(client, namespace);
-    // After a failure it begins anew, later and later, and with everything there is.
-    let mut events = pin!(watcher(config_maps, only).default_backoff());
+    // After a failure it tries again, and goes on or begins anew with what there is.
+    let mut events = pin!(watcher(config_maps, only).backoff(Soon(DefaultBackoff::default())));
     let mut listed = None;
     while let Some(event) = events.next().await {
         match event {
@@ -28,26 +33,35 @@ pub async fn follow<B>(client: Client, namespace: &str, name: &str, mut holder: 
             Ok(Event::InitApply(map)) => listed = Some(map),
             Ok(Event::InitDone) => match listed.take() {
                 Some(map) => holder.read(&place, settings(&map)),
-                None => missing(&place, &mut holder),
+                None => holder.missing(&place),
             },
             Ok(Event::Apply(map)) => holder.read(&place, settings(&map)),
-            Ok(Event::Delete(_)) => missing(&place, &mut holder),
-            Err(error) => holder.read(
-                &place,
-                Err(format!(
-                    "it can't be watched (the Role of deploy/webhook allows it): {}",
-                    chain(&error)
-                )),
-            ),
+            Ok(Event::Delete(_)) => holder.missing(&place),
+            Err(error) => {
+                let why = chain(&error);
+                holder.out_of_sight(
+                    &place,
+                    format!("it can't be watched (the Role of deploy/webhook allows it): {why}"),
+                );
+            }
         }
     }
 }
 
-fn missing<B>(place: &str, holder: &mut Holder<B>) {
-    if holder.is_waiting() {
-        holder.read(place, Ok(Rewriting::default()));
-    } else {
-        tracing::warn!(place, "it is not there; the last good settings hold");
+/// As long as client-go waits, but never for longer than [`LONGEST`].
+struct Soon(DefaultBackoff);
+
+impl Iterator for Soon {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|wait| wait.min(LONGEST))
+    }
+}
+
+impl Backoff for Soon {
+    fn reset(&mut self) {
+        self.0.reset();
     }
 }
 

@@ -4,12 +4,14 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::{Holder, SettingsError, parse};
+use super::{ENABLED, Holder, PORT, PREFIX, SettingsError, parse};
 use crate::webhook::Rewriting;
 use crate::webhook::directory::{Directory, consistently};
 
 /// Longest file, in bytes: no setting is longer.
 const FILE_MAX: u64 = 4096;
+
+const KEYS: [&str; 3] = [ENABLED, PORT, PREFIX];
 
 /// The settings in `directory`.
 ///
@@ -38,12 +40,22 @@ fn value(directory: &Path, key: &'static str) -> Result<Option<String>, Settings
     }
 }
 
+/// Whether there is a file for none of the keys.
+pub(super) fn is_empty(directory: &Path) -> bool {
+    directory.is_dir() && KEYS.iter().all(|key| !directory.join(key).exists())
+}
+
 /// Follows the settings in `path`. Never ends.
 pub async fn follow<B>(path: PathBuf, mut holder: Holder<B>) {
     let mut directory = Directory::new(path.clone());
     let place = path.display().to_string();
     loop {
-        holder.read(&place, read(&path).map_err(|error| error.to_string()));
+        // Of a mounted ConfigMap that was deleted the kubelet leaves an empty directory.
+        if !holder.is_waiting() && is_empty(&path) {
+            holder.missing(&place);
+        } else {
+            holder.read(&place, read(&path).map_err(|error| error.to_string()));
+        }
         directory.changed().await;
     }
 }

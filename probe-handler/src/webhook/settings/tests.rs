@@ -174,6 +174,43 @@ async fn a_change_is_applied_and_a_mistake_is_not() {
     assert!(followed.settings.borrow().enabled);
 }
 
+/// The kubelet leaves an empty directory of a ConfigMap that is deleted.
+#[test]
+fn what_held_last_holds_when_the_files_go() {
+    let directory = directory(&[(ENABLED, "false"), ("other", "")]);
+    assert!(!files::is_empty(directory.path()));
+    fs::remove_file(directory.path().join(ENABLED)).expect("removed");
+    assert!(files::is_empty(directory.path()));
+
+    let (tx, settings) = watch::channel(Arc::new(Rewriting::default()));
+    let metrics = Arc::new(Metrics::new(&mut Registry::default()));
+    let mut holder = Holder::new(tx, metrics, ());
+    let disabled = Rewriting {
+        enabled: false,
+        ..Rewriting::default()
+    };
+    holder.read("here", Ok(disabled));
+    holder.missing("here");
+    assert!(!settings.borrow().enabled);
+}
+
+/// What is changed while the API server is away counts when it is back.
+#[tokio::test]
+async fn a_change_while_the_api_server_was_away_is_applied() {
+    let server = ApiServer::start().await;
+    set(&server, "true");
+    let mut followed = Followed::config_map(&server);
+    followed.until(|settings| settings.enabled).await;
+    let stopped = server.stop().await;
+    let server = stopped.start().await;
+    set(&server, "false");
+    followed.until(|settings| !settings.enabled).await;
+    assert!(
+        !followed.scrape().contains("result=\"failed\""),
+        "its absence is no bad setting"
+    );
+}
+
 #[tokio::test]
 async fn nothing_is_rewritten_before_there_are_good_settings() {
     let directory = directory(&[(ENABLED, "?")]);

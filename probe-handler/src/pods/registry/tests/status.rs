@@ -27,17 +27,52 @@ fn a_sandbox_made_anew_is_served_before_the_status_names_its_address() {
     bench.registry.place("1", None, None);
     bench.serves(&[]);
     // The kernel may even give the new namespace the old one's number.
-    bench.place(1, 1, &["10.0.0.2"]);
+    let anew = |addresses: &[&str]| Placement {
+        sandbox: 2,
+        ..placement(1, addresses)
+    };
+    bench.registry.place("1", Some(anew(&["10.0.0.2"])), None);
     bench.serves(&[("10.0.0.2:80", 1)]);
     // Something else in the object changes, the status does not yet.
     let _ = bench.replace(named(81, "10.0.0.1"));
     bench.serves(&[("10.0.0.2:81", 1)]);
     // From now on it counts again.
     let _ = bench.replace(named(81, "10.0.0.2"));
-    bench.place(1, 1, &["10.0.0.2", "10.96.0.1"]);
+    let more = anew(&["10.0.0.2", "10.96.0.1"]);
+    bench.registry.place("1", Some(more), None);
     bench.serves(&[("10.0.0.2:81", 1)]);
     let _ = bench.replace(named(81, "10.0.0.1"));
     bench.serves(&[]);
+}
+
+/// Who may configure the pod's interfaces can make us fail to read its addresses for a moment.
+#[test]
+fn a_pod_that_was_lost_for_a_moment_is_held_to_its_status() {
+    let mut bench = Bench::with(&[(1, &["10.0.0.1"])]);
+    let _ = bench.replace(named(80, "10.0.0.1"));
+    bench.registry.place("1", None, None);
+    bench.place(1, 1, &["10.0.0.1", "10.96.0.1"]);
+    bench.serves(&[("10.0.0.1:80", 1)]);
+    bench.registry.place("1", None, None);
+    bench.place(1, 1, &["10.96.0.1"]);
+    bench.serves(&[]);
+}
+
+#[test]
+fn a_sandbox_made_anew_with_the_address_of_the_one_before_is_held_to_it() {
+    let mut bench = Bench::with(&[(1, &["10.0.0.1"])]);
+    let _ = bench.replace(named(80, "10.0.0.1"));
+    bench.registry.place("1", None, None);
+    bench.place(1, 2, &["10.0.0.1", "10.96.0.1"]);
+    bench.serves(&[("10.0.0.1:80", 2)]);
+}
+
+#[test]
+fn an_ipv4_address_in_the_clothes_of_ipv6_is_the_ipv4_address() {
+    let mut bench = Bench::with(&[(1, &["10.0.0.1"]), (2, &["::ffff:10.0.0.1"])]);
+    bench.serves(&[]);
+    bench.place(2, 2, &["::ffff:10.0.0.2"]);
+    bench.serves(&[("10.0.0.1:80", 1), ("10.0.0.2:80", 2)]);
 }
 
 #[test]
