@@ -20,7 +20,7 @@ use crate::kubelet::Probe;
 type Version = (u32, u32);
 
 /// `bpf_set_retval` for programs of type cgroup_sock_addr.
-const SET_RETVAL: Version = (6, 0);
+const SET_RETVAL: Version = (6, 1);
 /// The verifier's figure is kept with the program.
 const VERIFIED_INSNS: Version = (5, 16);
 /// `SO_NETNS_COOKIE`.

@@ -78,6 +78,11 @@ impl Kernel {
             bail!("--kernel-deb {}: no such file", package.display());
         }
         let stem = package.file_stem().context("a package without a name")?;
+        // Another package may have been called the same.
+        let before = cache.join("unpacked").join(stem);
+        if before.exists() {
+            fs::remove_dir_all(&before)?;
+        }
         Self::of_package(&stem.to_string_lossy(), package, cache)
     }
 

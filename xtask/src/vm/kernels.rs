@@ -63,10 +63,14 @@ pub fn package(name: &str, cache: &Path) -> Result<PathBuf, Error> {
     }
     let first = FIRST.iter().find(|(kernel, _)| *kernel == name);
     let first = first.map(|(_, suite)| *suite);
-    let others = SUITES.into_iter().filter(|suite| Some(*suite) != first);
+    // The release itself next, for its security suite may be on a mirror of its own.
+    let sibling = first.and_then(|suite| suite.strip_suffix("-security"));
+    let others = SUITES
+        .into_iter()
+        .filter(|suite| Some(*suite) != first && Some(*suite) != sibling);
     let mut faults = Vec::new();
     if name.starts_with(|c: char| c.is_ascii_digit()) {
-        for suite in first.into_iter().chain(others) {
+        for suite in first.into_iter().chain(sibling).chain(others) {
             match fetch(name, suite, cache, &directory) {
                 Ok(Some(path)) => return Ok(path),
                 Ok(None) => {}

@@ -65,6 +65,15 @@ impl Options {
             || self.binaries.is_some()
     }
 
+    /// How many kernels are to be run.
+    fn count(&self) -> usize {
+        if self.any_kernel() {
+            self.names.len() + self.kernel_deb.len() + usize::from(self.bzimage.is_some())
+        } else {
+            kernels::USUAL.len()
+        }
+    }
+
     fn any_kernel(&self) -> bool {
         !self.names.is_empty() || !self.kernel_deb.is_empty() || self.bzimage.is_some()
     }
@@ -97,7 +106,7 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
     let cache = target_dir().join("vm");
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     let _only_one = only_one(&cache)?;
-    room::check(&cache, AT_ONCE)?;
+    room::check(&cache, options.count().min(AT_ONCE))?;
     let kernels = kernels(options, &cache)?;
     let binaries = match &options.binaries {
         Some(directory) => Binaries::of(directory)?,

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::env::Env;
 use crate::kubelet::Probe;
 use crate::node::{NodePod, namespace};
+use crate::pace;
 use crate::pod::PodSpec;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
@@ -185,7 +186,7 @@ fn exempt_namespace(env: &Env) -> Result<()> {
         let what = format!("a namespace's {value:?} to take effect");
         let _result = env.until(&what, &probe, served)?;
         ensure!(
-            begun.elapsed() < Duration::from_secs(2),
+            begun.elapsed() < pace::stretch(Duration::from_secs(2)),
             "late: {:?}",
             begun.elapsed()
         );
