@@ -70,7 +70,7 @@ fn made_anew(env: &Env) -> Result<()> {
     env.stands(old, false)?;
     pod.start_sandbox(Order::NetworkFirst)?;
     ensure!(at(&pod)? != old, "the same address");
-    // The status still tells the old address: what is not in both is not served.
+    // The status still tells the old address.
     pod.start_containers()?;
     pod.report_running()?;
     let waited = env.endpoint(&pod, true)?;
