@@ -11,8 +11,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::image::{Machine, remapped};
+use crate::image::Machine;
 use crate::shell::{exec, find, root};
+use crate::static_build::remapped;
 use crate::toolchain::{Toolchain, find_toolchain};
 use crate::versions::BPF_LINKER;
 use crate::{digest, setup, strip};

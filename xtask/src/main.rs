@@ -14,6 +14,7 @@ mod ldd;
 mod release;
 mod setup;
 mod shell;
+mod static_build;
 mod strip;
 mod test;
 mod tidy;

@@ -1,12 +1,13 @@
-//! The release build that `demo`, `test` and `bench` run: tools, programs, binaries.
+//! The release build that `demo`, `test` and `bench` run: tools, programs, binaries, static as the image's.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::{cargo, exec, root, target_dir};
-use crate::{ebpf, setup};
+use crate::shell::root;
+use crate::static_build::Build;
+use crate::{image, setup};
 
 /// The binaries of a release build.
 #[derive(Debug)]
@@ -19,13 +20,13 @@ impl Binaries {
     /// Installs what is missing and builds everything.
     pub fn build() -> Result<Self> {
         setup::run(&setup::Args::default())?;
-        ebpf::build(&ebpf::BuildArgs::default())?;
-        let mut command = cargo();
-        command.args(["build", "--release", "--locked"]);
-        command.args(["--package", "probe-handler", "--package", "testbed"]);
-        command.arg("--target-dir").arg(target_dir());
-        exec(&mut command)?;
-        Self::of(&target_dir().join("release"))
+        let build = Build {
+            packages: &["probe-handler", "testbed"],
+            profile: "release",
+            machine: image::this_machine()?,
+            commit: None,
+        };
+        Self::of(&build.run()?)
     }
 
     /// Those in a directory.

@@ -1,7 +1,6 @@
 //! `cargo xtask image`: the daemon as a container image, one static binary and nothing else.
 
 mod archive;
-mod build;
 mod elf;
 
 use std::collections::BTreeMap;
@@ -16,14 +15,17 @@ use oci_spec::image::{
 };
 
 pub use archive::{File, Image, Written, write};
-pub use build::remapped;
-pub use elf::Machine;
+pub use elf::{Machine, require_static};
 
 use crate::setup;
 use crate::shell::{root, target_dir};
+use crate::static_build::{self, Build};
 
 /// What `deploy/` calls the image, without the tag, which is the version.
 const REPOSITORY: &str = "ghcr.io/probe-handler/probe-handler";
+
+/// The workspace's profile for what is shipped.
+const PROFILE: &str = "image";
 
 /// Options of `image`.
 #[derive(Debug, clap::Args)]
@@ -74,12 +76,18 @@ pub fn of_package(
     machine: Machine,
     extra: Vec<File>,
 ) -> Result<Image> {
-    let commit = build::commit();
-    let created = build::time()?;
-    let program = build::program(package, machine, &short(&commit))?;
+    let commit = static_build::commit();
+    let created = static_build::time()?;
+    let build = Build {
+        packages: &[package],
+        profile: PROFILE,
+        machine,
+        commit: Some(&short(&commit)),
+    };
+    let program = build.run()?.join(package);
     let content =
         fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
-    let paths = build::paths_within(&content);
+    let paths = static_build::paths_within(&content);
     if !paths.is_empty() {
         bail!(
             "{} names directories of this machine, so no other could build the same: {}",

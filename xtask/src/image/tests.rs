@@ -63,10 +63,7 @@ fn the_containerfile_makes_the_same_image() {
         let label = format!("{key}=\"{value}\"");
         assert!(text.contains(&label), "{label}");
     }
-    let built = format!(
-        "target/*-unknown-linux-gnu/{}/probe-handler ",
-        build::PROFILE
-    );
+    let built = format!("target/*-unknown-linux-gnu/{}/probe-handler ", PROFILE);
     for part in [
         "RUN cargo xtask image ",
         &built,

@@ -20,8 +20,10 @@ const FATAL: &[&str] = &[
 pub struct Report {
     /// The kernel's release, as it says itself.
     pub release: Option<String>,
-    /// The suite's counts.
+    /// The suite's counts, as it gives them at its end.
     pub counts: Option<Counts>,
+    /// The cases that have ended so far: all there is of a suite that does not come to its end.
+    pub so_far: Counts,
     /// One line for each case that failed.
     pub failures: Vec<String>,
     /// One line for each case that was skipped.
@@ -44,9 +46,13 @@ impl Report {
             self.own(own);
         } else if let Some(counts) = of_suite(line) {
             self.counts = Some(counts);
+        } else if line.starts_with("ok ") {
+            self.so_far.passed += 1;
         } else if line.starts_with("FAIL ") {
+            self.so_far.failed += 1;
             self.failures.push(line.into());
         } else if line.starts_with("skip ") {
+            self.so_far.skipped += 1;
             self.skips.push(line.into());
         }
     }
@@ -103,6 +109,7 @@ mod tests {
             report.counts.map(|counts| counts.to_string()).as_deref(),
             Some("1 passed, 1 failed, 1 skipped")
         );
+        assert_eq!(report.counts, Some(report.so_far));
         assert_eq!(report.failures, ["FAIL rules/two: it failed"]);
         assert_eq!(report.skips, ["skip rules/three: no such rule"]);
         assert_eq!(report.verifier, [("connect4".to_owned(), 1234)]);

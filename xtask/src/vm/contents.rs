@@ -1,5 +1,5 @@
-//! What is in the guest: our binaries, the commands that they call, the libraries of all of them. There is
-//! no distribution; these are the files that the namespace suite uses on this machine.
+//! What is in the guest: our binaries, which are static, and the commands that they call, with the libraries of these.
+//! There is no distribution; these are the files that the namespace suite uses on this machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -13,6 +13,7 @@ mod modules;
 mod qemu;
 mod room;
 mod table;
+mod watch;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -29,7 +30,8 @@ use crate::setup;
 use crate::shell::target_dir;
 use image::Kernel;
 use initramfs::Initramfs;
-use qemu::{Accelerator, Boot, Logs, Machine};
+use qemu::{Accelerator, Machine};
+use watch::{Boot, Logs};
 
 /// Guests that run at the same time, and processors of each. The suite does one thing after the other, so
 /// that a second processor would mostly idle.
@@ -160,7 +162,14 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
         let kernel = match kernels::package(name, cache) {
             Err(kernels::Error::Unknown(what)) => bail!(what),
             Err(kernels::Error::Missing(error)) => Err(error),
-            Ok(package) => Kernel::of_package(name, &package, cache),
+            Ok(package) => Kernel::of_package(name, &package, cache).map_err(|error| {
+                // An earlier run may have been cut short: the next one fetches it again.
+                let _removed = fs::remove_file(&package);
+                error.context(format!(
+                    "{} cannot be unpacked, and was removed: run it again to fetch it anew",
+                    package.display()
+                ))
+            }),
         };
         found.push((name.clone(), kernel));
     }
@@ -171,6 +180,12 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
     if let (Some(image), Some(modules)) = (&options.bzimage, &options.modules) {
         let kernel = Kernel::by_path(image, modules)?;
         found.push((kernel.name.clone(), Ok(kernel)));
+    }
+    // Their logs and archives are called by these names.
+    let mut names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        bail!("kernel {} is named twice", twice[0]);
     }
     Ok(found)
 }

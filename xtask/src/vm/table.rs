@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::qemu::Boot;
+use super::watch::Boot;
 use super::{Guest, Outcome};
 use crate::counts::Counts;
 
@@ -45,13 +45,15 @@ fn programs(guests: &[Guest]) -> Vec<String> {
     programs
 }
 
-/// What a guest counts as: what its suite says, and a failure if it ended otherwise than that tells.
+/// What a guest counts as: what its suite says, at its end or else before it, and a failure if it ended otherwise than
+/// that tells.
 fn counts(boot: &Result<Boot, anyhow::Error>) -> Counts {
     let Ok(boot) = boot else {
         return failure();
     };
-    let mut counts = boot.report.counts.unwrap_or_default();
-    if counts.failed == 0 && fault(boot).is_some() {
+    let mut counts = boot.report.counts.unwrap_or(boot.report.so_far);
+    let at_its_end = boot.report.counts.is_some();
+    if (counts.failed == 0 || !at_its_end) && fault(boot).is_some() {
         counts += failure();
     }
     counts
@@ -214,6 +216,14 @@ mod tests {
             assert_eq!(outcome.counts.failed, 1, "{lines} {trouble:?}");
             assert_eq!(outcome.notes.len(), 3, "{:?}", outcome.notes);
         }
+    }
+
+    #[test]
+    fn of_a_guest_that_hangs_what_ran_before_is_counted() {
+        let lines =
+            "ok   a/b (3 ms)\nFAIL a/c: it failed\nok   a/d (3 ms)\nskip a/e: no such rule\n";
+        let outcome = outcome(&[guest(lines, Some("it hangs"))]);
+        assert_eq!(outcome.counts.to_string(), "2 passed, 2 failed, 1 skipped");
     }
 
     #[test]

@@ -1,62 +1,84 @@
-//! The static release build of a program, the same on every machine with the same tools.
+//! The static build of our programs, the same on every machine with the same tools: what images hold, and what
+//! `demo`, `test` and `bench` run.
 //!
 //! Linked with the C library inside, so that it runs where nothing else is. Of the builder no path gets
 //! in (`--remap-path-prefix`); what does make a difference are the versions of rustc, of the C compiler
 //! and library (libc.a, and ring's C and assembler), and of the compiler of the eBPF programs.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::elf::Machine;
 use crate::ebpf;
+use crate::image::{Machine, require_static};
 use crate::shell::{cargo, cargo_home, exec, find, output, root, target_dir};
 
-/// The workspace's profile for what is shipped.
-pub const PROFILE: &str = "image";
+/// What to build.
+#[derive(Clone, Copy, Debug)]
+pub struct Build<'a> {
+    /// Packages of this repository, each with a program of its name.
+    pub packages: &'a [&'a str],
+    /// The workspace's profile.
+    pub profile: &'a str,
+    /// The machine that will run them.
+    pub machine: Machine,
+    /// What the programs say they were built from; otherwise they ask git.
+    pub commit: Option<&'a str>,
+}
 
-/// Builds the program of a package, and the eBPF programs that the daemon embeds, for `machine`.
-///
-/// # Errors
-/// This machine can't build for that one: what to install. Or the build fails.
-pub fn program(package: &str, machine: Machine, commit: &str) -> Result<PathBuf> {
-    require_tools(machine)?;
-    let object = ebpf_object(machine);
-    ebpf::build(&ebpf::BuildArgs::for_machine(machine, object.clone()))?;
+impl Build<'_> {
+    /// Builds the programs, and the eBPF programs that the daemon embeds; gives the directory that holds them.
+    ///
+    /// # Errors
+    /// This machine can't build for that one: what to install. The build fails, or what it made is not static.
+    pub fn run(&self) -> Result<PathBuf> {
+        let machine = self.machine;
+        require_tools(machine)?;
+        let object = ebpf_object(machine);
+        ebpf::build(&ebpf::BuildArgs::for_machine(machine, object.clone()))?;
 
-    let triple = triple(machine);
-    let mut build = cargo();
-    build
-        .args(["build", "--profile", PROFILE, "--locked"])
-        .args(["--package", package])
-        .args(["--target", &triple])
-        .arg("--target-dir")
-        .arg(target_dir())
-        // With --target they reach the program and not the build scripts.
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\x1f"))
-        .env(
-            format!("CFLAGS_{}", triple.replace('-', "_")),
-            c_flags().join(" "),
-        )
-        .env("PROBE_HANDLER_EBPF_OBJECT", object)
-        .env("PROBE_HANDLER_COMMIT", commit);
-    if let Some(linker) = cross_compiler(machine) {
-        build.env(
-            format!(
-                "CARGO_TARGET_{}_LINKER",
-                triple.to_uppercase().replace('-', "_")
-            ),
-            linker,
-        );
+        let triple = triple(machine);
+        let mut build = cargo();
+        build.args(["build", "--locked", "--profile", self.profile]);
+        for package in self.packages {
+            build.args(["--package", package]);
+        }
+        build
+            .args(["--target", &triple])
+            .arg("--target-dir")
+            .arg(target_dir())
+            // With --target they reach the program and not the build scripts.
+            .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\x1f"))
+            .env(
+                format!("CFLAGS_{}", triple.replace('-', "_")),
+                c_flags().join(" "),
+            )
+            .env("PROBE_HANDLER_EBPF_OBJECT", object);
+        if let Some(commit) = self.commit {
+            build.env("PROBE_HANDLER_COMMIT", commit);
+        }
+        if let Some(linker) = cross_compiler(machine) {
+            build.env(
+                format!(
+                    "CARGO_TARGET_{}_LINKER",
+                    triple.to_uppercase().replace('-', "_")
+                ),
+                linker,
+            );
+        }
+        exec(&mut build)?;
+        let directory = target_dir().join(triple).join(self.profile);
+        for package in self.packages {
+            let program = directory.join(package);
+            let content = fs::read(&program)
+                .with_context(|| format!("the build made no {}", program.display()))?;
+            require_static(&content, machine).with_context(|| program.display().to_string())?;
+        }
+        Ok(directory)
     }
-    exec(&mut build)?;
-    let program = target_dir().join(triple).join(PROFILE).join(package);
-    if !program.is_file() {
-        bail!("the build made no {}", program.display());
-    }
-    Ok(program)
 }
 
 /// glibc, whose static library every Debian with a C compiler has; rustup's std for musl would be one

@@ -1,0 +1,224 @@
+//! Watching a guest: until it ends, or until it must be ended because it hangs or its kernel is past help.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::console::{Report, is_fatal};
+use crate::shell::display;
+
+/// How many of the kernel's and of the guest's last lines are shown when a guest ends otherwise than in order.
+const LAST: usize = 25;
+
+/// How long a guest may take for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// One that says nothing for so long hangs.
+    pub silence: Duration,
+    /// However much it says, it must end.
+    pub longest: Duration,
+    /// How long a kernel that is past help may still say why.
+    pub last_words: Duration,
+    /// How often the kernel's log is looked at while the guest is silent.
+    pub look: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // No case takes half of it on an emulated processor.
+            silence: Duration::from_secs(180),
+            longest: Duration::from_secs(40 * 60),
+            last_words: Duration::from_secs(3),
+            look: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The files of one boot.
+#[derive(Clone, Debug)]
+pub struct Logs {
+    /// What the kernel says (first serial line).
+    pub kernel: PathBuf,
+    /// What the guest's processes say (second serial line).
+    pub guest: PathBuf,
+}
+
+/// How a boot ended.
+#[derive(Debug)]
+pub struct Boot {
+    /// What the guest said.
+    pub report: Report,
+    /// From qemu's start to its end.
+    pub took: Duration,
+    /// Why it counts as failed whatever the suite said, with the last lines of kernel and guest.
+    pub trouble: Option<String>,
+}
+
+const PAST_HELP: &str = "the kernel is past help";
+
+/// Runs a machine that says on its standard output what its guest's processes say, and writes the kernel's log itself;
+/// `each` gets every line of the processes.
+///
+/// # Errors
+/// When it can't be started or its logs can't be written.
+pub fn watch(
+    machine: &mut Command,
+    logs: &Logs,
+    limits: Limits,
+    mut each: impl FnMut(&str),
+) -> Result<Boot> {
+    let start = Instant::now();
+    let mut log = File::create(&logs.guest).context("the guest's log")?;
+    let _emptied = File::create(&logs.kernel).context("the kernel's log")?;
+    let mut child = Running(
+        machine
+            .spawn()
+            .with_context(|| format!("cannot run `{}`", display(machine)))?,
+    );
+    let lines = lines_of(&mut child.0)?;
+    let mut report = Report::default();
+    let mut last_heard = Instant::now();
+    let mut kernel = Kernel::new(&logs.kernel);
+    let mut past_help: Option<Instant> = None;
+    let trouble = loop {
+        match lines.recv_timeout(limits.look) {
+            Ok(line) => {
+                last_heard = Instant::now();
+                writeln!(log, "{:7.1} {line}", start.elapsed().as_secs_f64())?;
+                report.line(&line);
+                each(&line);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break None,
+        }
+        if past_help.is_none() && kernel.is_past_help() {
+            past_help = Some(Instant::now());
+        }
+        if past_help.is_some_and(|since| since.elapsed() > limits.last_words) {
+            break Some(PAST_HELP.to_owned());
+        }
+        if last_heard.elapsed() > limits.silence {
+            let seconds = limits.silence.as_secs_f64();
+            break Some(format!("it hangs: not a word for {seconds} s"));
+        }
+        if start.elapsed() > limits.longest {
+            let seconds = limits.longest.as_secs_f64();
+            break Some(format!("not at its end after {seconds} s"));
+        }
+    };
+    let trouble = match trouble {
+        Some(trouble) => Some(trouble),
+        None => {
+            let status = child.0.wait()?;
+            // A panic restarts the machine, and that ends qemu in order.
+            if past_help.is_some() || kernel.is_past_help() {
+                Some(PAST_HELP.into())
+            } else if !status.success() {
+                Some(format!("qemu ended with {status}"))
+            } else if report.ended.is_none() {
+                Some("the machine ended before the suite did".into())
+            } else {
+                None
+            }
+        }
+    };
+    Ok(Boot {
+        report,
+        took: start.elapsed(),
+        trouble: trouble.map(|what| format!("{what}\n{}", logs.last_lines())),
+    })
+}
+
+/// qemu, ended on drop.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _status = self.0.wait();
+    }
+}
+
+/// The lines of qemu's standard output (the second serial line) and of its errors.
+///
+/// # Errors
+/// When its output is not piped.
+pub fn lines_of(child: &mut Child) -> Result<Receiver<String>> {
+    let (sender, lines) = channel();
+    let output = child.stdout.take().context("qemu has no output")?;
+    if let Some(errors) = child.stderr.take() {
+        let sender = sender.clone();
+        let _reader = thread::spawn(move || pass_on(errors, &sender));
+    }
+    let _reader = thread::spawn(move || pass_on(output, &sender));
+    Ok(lines)
+}
+
+fn pass_on(from: impl Read, to: &Sender<String>) {
+    for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if to.send(line).is_err() {
+            return;
+        }
+    }
+}
+
+/// The kernel's log, looked at when it has grown.
+struct Kernel<'a> {
+    path: &'a Path,
+    length: u64,
+}
+
+impl<'a> Kernel<'a> {
+    fn new(path: &'a Path) -> Self {
+        Self { path, length: 0 }
+    }
+
+    fn is_past_help(&mut self) -> bool {
+        let length = fs::metadata(self.path).map_or(0, |data| data.len());
+        if length == self.length {
+            return false;
+        }
+        self.length = length;
+        let text = fs::read(self.path).unwrap_or_default();
+        String::from_utf8_lossy(&text).lines().any(is_fatal)
+    }
+}
+
+impl Logs {
+    /// For a guest of that name.
+    pub fn new(directory: &Path, name: &str) -> Self {
+        Self {
+            kernel: directory.join(format!("{name}.kernel.log")),
+            guest: directory.join(format!("{name}.log")),
+        }
+    }
+
+    fn last_lines(&self) -> String {
+        let mut text = String::new();
+        for (what, path) in [("kernel", &self.kernel), ("guest", &self.guest)] {
+            let said = fs::read(path).unwrap_or_default();
+            let said = String::from_utf8_lossy(&said);
+            let lines: Vec<&str> = said.lines().collect();
+            text.push_str(&format!(
+                "  last lines of the {what} ({}):\n",
+                path.display()
+            ));
+            for line in &lines[lines.len().saturating_sub(LAST)..] {
+                text.push_str(&format!("  | {}\n", line.trim_end()));
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests;
