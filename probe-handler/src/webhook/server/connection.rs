@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -63,11 +64,13 @@ where
     let activity = Arc::clone(&place.activity);
     let service = service_fn(move |request: Request<Incoming>| {
         let shared = Arc::clone(&shared);
+        let activity = Arc::clone(&activity);
         let busy = activity.begin();
         async move {
             let response = shared.routes.answer(request, &shared.limits).await;
             drop(busy);
-            Ok::<_, Infallible>(response)
+            let counted = |bytes| Full::new(shared.answers.hold(bytes, &activity));
+            Ok::<_, Infallible>(response.map(counted))
         }
     });
     let builder = builder(limits.idle);

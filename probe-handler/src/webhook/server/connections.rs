@@ -66,7 +66,7 @@ impl Connections {
             if let Some(id) = least.map(|(id, _)| *id)
                 && let Some(least) = open.remove(&id)
             {
-                least.close.notify_one();
+                least.close();
             }
         }
         let _ = open.insert(id, Arc::clone(&activity));
@@ -106,6 +106,11 @@ impl Activity {
             0 => None,
             millis => Some(self.began + Duration::from_millis(millis)),
         }
+    }
+
+    /// Asks the connection to make room.
+    pub(super) fn close(&self) {
+        self.close.notify_one();
     }
 
     /// Waits until the connection has to make room.

@@ -22,6 +22,8 @@ pub struct Limits {
     pub body: usize,
     /// Bytes of all bodies together, not counting the first 64 KiB of each.
     pub bodies: usize,
+    /// Bytes of all answers that are not sent yet; more, and the connections of the oldest are closed.
+    pub answers: usize,
     /// Bodies read at once; one more, and the oldest is given up.
     pub requests: usize,
 }
@@ -36,6 +38,7 @@ impl Default for Limits {
             body_time: Duration::from_secs(10),
             body: 8 << 20,
             bodies: 32 << 20,
+            answers: 16 << 20,
             requests: 512,
         }
     }

@@ -1,8 +1,9 @@
 //! The servers of the webhook: admission over TLS, and health and metrics in the clear on an address of their own.
 //!
 //! HTTP/1.1 and HTTP/2. Nothing is unbounded: connections, the time for a handshake, a head and a body, the size
-//! of a body, and that of all bodies together. Whoever exceeds a bound loses, and nobody else notices.
+//! of a body, that of all bodies together and of all answers. Whoever exceeds a bound loses, and nobody else notices.
 
+mod answers;
 mod body;
 mod budget;
 mod connection;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use answers::Answers;
 use connections::Connections;
 pub use limits::Limits;
 use routes::Routes;
@@ -56,6 +58,7 @@ struct Shared {
     routes: Routes,
     limits: Limits,
     connections: Arc<Connections>,
+    answers: Arc<Answers>,
 }
 
 impl Server {
@@ -108,6 +111,7 @@ impl Server {
             shared: Arc::new(Shared {
                 routes,
                 connections: Connections::new(limits.connections),
+                answers: Answers::new(limits.answers),
                 limits,
             }),
         })

@@ -6,7 +6,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, watch};
@@ -25,7 +24,7 @@ const JSON: &str = "application/json";
 /// A body this long is read as JSON apart from all others, one at a time.
 const LARGE: usize = 256 << 10;
 
-type Reply = Response<Full<Bytes>>;
+type Reply = Response<Bytes>;
 
 /// What a server serves.
 pub(super) enum Routes {
@@ -213,7 +212,7 @@ fn scrape(registry: &Registry) -> Reply {
 }
 
 fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     let _ = response
         .headers_mut()

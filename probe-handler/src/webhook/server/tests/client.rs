@@ -86,6 +86,8 @@ impl Dial {
 
     pub async fn tls(&self) -> io::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(self.address).await?;
+        // As Go's clients have it.
+        stream.set_nodelay(true)?;
         let name = ServerName::try_from(NAME).expect("name");
         TlsConnector::from(Arc::new(self.config()))
             .connect(name, stream)

@@ -2,11 +2,12 @@
 
 use std::io;
 
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::client::Dial;
+use super::client::{Dial, post};
 use super::*;
 
 /// Limits that tests need not wait for.
@@ -236,5 +237,45 @@ async fn bodies_that_never_end_share_a_bounded_memory_and_delay_nobody() {
         answer.expect("answered").is_patched(),
         "a large one takes the room of the oldest"
     );
+    others_are_served(&webhook).await;
+}
+
+/// Answers that nobody reads: HTTP/2 with no room for them.
+#[tokio::test]
+async fn a_client_that_reads_no_answers_is_cut_off() {
+    let webhook = Webhook::with(Limits {
+        answers: 16 << 10,
+        ..Limits::default()
+    });
+    let dial = Dial::new(webhook.address, &webhook.authority);
+    let mut kept = dial.connect().await.expect("connected");
+    let mut dawdlers = Vec::new();
+    for _ in 0..4 {
+        let io = TokioIo::new(dial.tls().await.expect("handshake"));
+        let (mut sender, connection) =
+            hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+                .initial_stream_window_size(0)
+                .handshake(io)
+                .await
+                .expect("HTTP/2");
+        let ended = tokio::spawn(connection);
+        let mut answers = Vec::new();
+        for _ in 0..50 {
+            // Cut off in the middle of it, the client fails to send the next one.
+            let Ok(answer) = sender.send_request(post(&review())).await else {
+                break;
+            };
+            answers.push(answer);
+        }
+        dawdlers.push((ended, sender, answers));
+        let answer = timeout(LATE, kept.review(&review()))
+            .await
+            .expect("in time");
+        assert!(answer.expect("the one that reads goes on").is_patched());
+    }
+    // What the client still holds does not end its connection.
+    let (first, _sender, _answers) = &mut dawdlers[0];
+    let ended = timeout(LATE, first).await.expect("closed in time");
+    drop(ended.expect("no panic"));
     others_are_served(&webhook).await;
 }
