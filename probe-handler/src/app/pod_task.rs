@@ -333,6 +333,28 @@ fn until_next(last: &Canary, attempt: u32) -> Duration {
 mod tests {
     use super::*;
 
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_changes_its_addresses_all_the_time_is_followed_at_a_pace() {
+        let (mut pace, begun) = (Pace::new(), Instant::now());
+        for _ in 0..CHANGES {
+            pace.wait().await;
+        }
+        assert_eq!(
+            begun.elapsed(),
+            Duration::ZERO,
+            "the first are followed at once"
+        );
+        for _ in 0..10 * CHANGES {
+            pace.wait().await;
+        }
+        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+        // One that has calmed down is followed at once again.
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let calm = Instant::now();
+        pace.wait().await;
+        assert_eq!(calm.elapsed(), Duration::ZERO);
+    }
+
     #[test]
     fn an_unproven_canary_is_tried_again_soon_and_then_less_often() {
         let unproven = Canary::Unproven(String::new());

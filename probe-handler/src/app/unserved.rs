@@ -155,6 +155,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_finds_ever_new_causes_is_not_listened_to_for_ever() {
+        let (mut unserved, start) = (Unserved::default(), Instant::now());
+        let said = (0..100).flat_map(|cause| {
+            unserved.lost("a", format!("cause {cause}"), start);
+            unserved.take(start + GRACE)
+        });
+        assert_eq!(said.count(), SAID);
+        assert_eq!(unserved.due(), None);
+    }
+
+    #[test]
     fn what_passes_is_never_said() {
         let (mut unserved, start) = (Unserved::default(), Instant::now());
         unserved.lost("a", "no cgroup".to_owned(), start);

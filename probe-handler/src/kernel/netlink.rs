@@ -12,6 +12,9 @@ use netlink_sys::{Socket, SocketAddr};
 
 use crate::kernel::netns::Netns;
 
+/// The kernel's own port. Any other is a process's, as one in a pod that may configure its network.
+const KERNEL: u32 = 0;
+
 /// A socket of one protocol in one network namespace.
 pub struct Netlink {
     socket: Socket,
@@ -23,9 +26,8 @@ impl Netlink {
     /// # Errors
     /// Those of `socket`, `bind` and `connect`.
     pub fn new(protocol: isize) -> io::Result<Self> {
-        let mut socket = Socket::new(protocol)?;
-        let _ = socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
+        let socket = Socket::new(protocol)?;
+        socket.connect(&SocketAddr::new(KERNEL, 0))?;
         Ok(Self { socket })
     }
 
@@ -46,7 +48,7 @@ impl Netlink {
         M: NetlinkSerializable + NetlinkDeserializable,
     {
         self.send(request, flags)?;
-        let (datagram, _) = self.socket.recv_from_full()?;
+        let datagram = self.receive()?;
         match read::<M>(&datagram)?.payload {
             NetlinkPayload::Error(error) => failed(error.code, || error.to_io()).map(|()| None),
             NetlinkPayload::InnerMessage(answer) => Ok(Some(answer)),
@@ -64,7 +66,7 @@ impl Netlink {
     {
         self.send(request, NLM_F_DUMP)?;
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
+            let datagram = self.receive()?;
             let mut rest = &datagram[..];
             while !rest.is_empty() {
                 let length = NetlinkBuffer::new_checked(rest)
@@ -79,6 +81,16 @@ impl Netlink {
                 }
                 let length = length.next_multiple_of(4).max(1);
                 rest = rest.get(length..).unwrap_or_default();
+            }
+        }
+    }
+
+    /// What the kernel sends next. It has sent its answer by the time in which a request has been taken.
+    fn receive(&self) -> io::Result<Vec<u8>> {
+        loop {
+            let (datagram, from) = self.socket.recv_from_full()?;
+            if from.port_number() == KERNEL {
+                return Ok(datagram);
             }
         }
     }

@@ -4,6 +4,7 @@
 mod originals;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,16 +13,19 @@ use serde_json::{Map, Value, json};
 use super::cases::Cases;
 use super::env::Env;
 use super::twins::{Family, http_get};
+use super::usual::Probing;
 use crate::app::tls::Certificate;
 use crate::app::{App, AppSpec};
 use crate::kubelet::{Ended, Probe, ProbeResult};
 use crate::pace;
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
+use crate::wait;
 pub(super) use originals::{Original, originals};
 
 pub(super) const AGENT: u16 = 15020;
 const SIDECAR_READINESS: u16 = 15021;
+const SOON: Duration = Duration::from_secs(5);
 const HTTP: u16 = 8080;
 const TLS: u16 = 8440;
 const GRPC: u16 = 9090;
@@ -251,6 +255,54 @@ fn only_the_status(env: &Env, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
+/// Those at which the stand-in pilot-agent does not take its time.
+fn quick() -> impl Iterator<Item = Original> {
+    let slow = |original: &Original| matches!(original.container, "slow" | "api" | "certificates");
+    originals()
+        .into_iter()
+        .filter(move |original| !slow(original))
+}
+
+/// The daemon ends as it does when its node is drained, while the kubelet goes on probing: each probe has its true
+/// verdict, by whichever of the two.
+fn no_probe_lost(env: &mut Env, pod: &Pod) -> Result<()> {
+    let ip = IpAddr::V4(pod.ns.ipv4());
+    let probed: Vec<_> = quick()
+        .filter(|original| !original.is_hook())
+        .map(|original| (original.rewritten(ip), original.passes))
+        .collect();
+    let probes = probed.iter().map(|(probe, _)| probe.clone());
+    let probing = Probing::start(&Arc::clone(&env.kubelet), probes.collect());
+    let more = |times: usize| {
+        let enough = probing.so_far().len() + pace::fewer(times) * probed.len();
+        wait::until("more probes", SOON, || {
+            (probing.so_far().len() >= enough).then_some(())
+        })
+    };
+    more(10)?;
+    env.stop_daemon()?;
+    more(10)?;
+    let made = probing.stop()?;
+    let wrong: Vec<_> = made
+        .iter()
+        .filter(|made| {
+            let expected = probed.iter().find(|(probe, _)| *probe == made.probe);
+            expected.is_none_or(|(_, passes)| made.result.passed() != *passes)
+        })
+        .collect();
+    let agents = made
+        .iter()
+        .filter(|made| made.result.head.contains(AGENTS_MARK))
+        .count();
+    println!(
+        "     {} probes, {agents} of them answered by pilot-agent",
+        made.len()
+    );
+    ensure!(agents > 0 && agents < made.len(), "not by both");
+    ensure!(wrong.is_empty(), "{} wrong: {:?}", wrong.len(), wrong[0]);
+    Ok(())
+}
+
 /// What is no rewritten probe on that port is pilot-agent's, byte for byte.
 fn relays(cases: &mut Cases, env: &Env, pod: &Pod, name: &str) {
     let requests = [
@@ -312,14 +364,12 @@ fn fallback(cases: &mut Cases, env: &mut Env) -> Result<()> {
         return Ok(());
     }
     let pod = env.pod(spec(Rewriter::Istio))?;
-    env.stop_daemon()?;
+    let none_lost = no_probe_lost(env, &pod);
+    cases.case("daemon-stopped/no-probe-lost", || none_lost);
     cases.case("daemon-stopped/pilot-agent-answers", || {
         let ip = IpAddr::V4(pod.ns.ipv4());
         let mut asked = 0;
-        for original in originals() {
-            if matches!(original.container, "slow" | "api" | "certificates") {
-                continue; // the stand-in takes its time there
-            }
+        for original in quick() {
             let before = agent_requests(&pod)?;
             let result = env.kubelet.probe(&original.rewritten(ip))?;
             ensure!(
