@@ -1,16 +1,18 @@
-//! What the double answers to a request: a fault that was ordered, a list, or a watch.
+//! What the double answers to a request: a fault that was ordered, a refusal, a list, a watch, or one object.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::feeding::begin_watch;
+use super::object::one;
 use super::{Asked, Body, Fault, Shared, State};
 
 /// A broken connection, on purpose.
@@ -22,7 +24,9 @@ pub(super) async fn answer(
     shared: Arc<Shared>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Hangup> {
-    let asked = asked(&request);
+    let (head, body) = request.into_parts();
+    let asked = asked(&head);
+    let body = body.collect().await.map_err(|_| Hangup)?.to_bytes();
     let fault = {
         let mut state = shared.state.lock();
         state.asked.push(asked.clone());
@@ -51,10 +55,10 @@ pub(super) async fn answer(
             let _ = released.changed().await;
         }
     }
-    Ok(if asked.is_watch() {
-        begin_watch(shared, &asked)
-    } else {
-        list(&shared, &asked)
+    Ok(match asked.verb.as_str() {
+        "watch" => begin_watch(shared, &asked),
+        "list" => list(&shared, &asked),
+        _ => one(&shared, &asked, &head.headers, &body),
     })
 }
 
@@ -65,36 +69,59 @@ fn not_allowed(state: &State, asked: &Asked) -> Option<Response<Body>> {
     {
         return Some(status(401, "Unauthorized", "Unauthorized"));
     }
-    let resource = &asked.resource;
-    state.forbidden.contains(resource).then(|| {
-        let verb = if asked.is_watch() { "watch" } else { "list" };
+    let rules = state.allowed.as_ref();
+    let allowed = rules.is_none_or(|rules| rules.iter().any(|rule| rule.allows(asked)));
+    let (resource, verb) = (&asked.resource, &asked.verb);
+    (state.forbidden.contains(resource) || !allowed).then(|| {
         let message = format!(
             "{resource} is forbidden: User \"system:serviceaccount:probe-handler:probe-handler\" cannot \
-             {verb} resource \"{resource}\" in API group \"\" at the cluster scope"
+             {verb} resource \"{resource}\" in API group \"{}\" at the cluster scope",
+            asked.group
         );
         status(403, "Forbidden", &message)
     })
 }
 
-pub(super) fn asked(request: &Request<Incoming>) -> Asked {
+fn asked(request: &Parts) -> Asked {
     let header = |name| {
-        let value = request.headers().get(name);
+        let value = request.headers.get(name);
         value
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default()
             .to_owned()
     };
-    let path = request.uri().path();
-    let path = path.strip_prefix("/api/v1/").unwrap_or(path);
-    let namespaced = path
-        .strip_prefix("namespaces/")
-        .and_then(|rest| rest.split_once('/'));
+    let query = request.uri.query().unwrap_or_default();
+    let query: BTreeMap<String, String> = url::form_urlencoded::parse(query.as_bytes())
+        .into_owned()
+        .collect();
+    let path: Vec<&str> = request.uri.path().trim_matches('/').split('/').collect();
+    let (group, path) = match path[..] {
+        ["api", _, ref rest @ ..] => ("", rest),
+        ["apis", group, _, ref rest @ ..] => (group, rest),
+        _ => ("", &path[..]),
+    };
+    let (namespace, resource, name) = match *path {
+        ["namespaces", namespace, resource] => (Some(namespace), resource, None),
+        ["namespaces", namespace, resource, name] => (Some(namespace), resource, Some(name)),
+        [resource, name] => (None, resource, Some(name)),
+        _ => (None, path.first().copied().unwrap_or_default(), None),
+    };
+    let verb = match request.method.as_str() {
+        "GET" if query.get("watch").map(String::as_str) == Some("true") => "watch",
+        "GET" if name.is_none() => "list",
+        "GET" => "get",
+        "POST" => "create",
+        "PUT" => "update",
+        "PATCH" => "patch",
+        other => other,
+    };
     Asked {
-        resource: namespaced.map_or(path, |(_, resource)| resource).to_owned(),
-        namespace: namespaced.map(|(namespace, _)| namespace.to_owned()),
-        query: url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
-            .into_owned()
-            .collect(),
+        verb: verb.to_owned(),
+        group: group.to_owned(),
+        resource: resource.to_owned(),
+        namespace: namespace.map(str::to_owned),
+        name: name.map(str::to_owned),
+        query,
         accept: header(http::header::ACCEPT),
         authorization: header(http::header::AUTHORIZATION),
     }

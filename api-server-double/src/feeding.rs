@@ -67,8 +67,8 @@ fn bookmark(asked: &Asked, revision: u64, initial_end: bool) -> String {
     if initial_end {
         metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
     }
-    let kind = crate::kind(&asked.resource);
-    let object = json!({"kind": kind, "apiVersion": "v1", "metadata": metadata});
+    let (version, kind) = crate::kind(&asked.resource);
+    let object = json!({"kind": kind, "apiVersion": version, "metadata": metadata});
     line("BOOKMARK", &object)
 }
 

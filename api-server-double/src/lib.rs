@@ -5,11 +5,13 @@
 //! It has one store with one counter of revisions, as etcd is. Each write is an event that watches from
 //! an older revision see; revisions up to a compaction are gone, and with them the way to go on from there.
 //!
-//! It is a double, not a server: it knows pods and namespaces only, and who orders something impossible of it
-//! ends with a panic.
+//! It is a double, not a server: it knows the resources that probe-handler asks for, and who orders something
+//! impossible of it ends with a panic.
 
 mod answer;
 mod feeding;
+mod object;
+mod rbac;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -29,6 +31,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use answer::answer;
+use rbac::Rule;
 
 pub use rcgen::Certificate;
 
@@ -66,10 +69,16 @@ pub enum Cut {
 /// A request as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// `pods`, `namespaces` or `configmaps`.
+    /// As RBAC names it: `get`, `list`, `watch`, `create`, `update`, `patch`.
+    pub verb: String,
+    /// The resource's group; empty for the core's.
+    pub group: String,
+    /// As `pods`.
     pub resource: String,
     /// The namespace, if only objects of one are wanted.
     pub namespace: Option<String>,
+    /// The object's name, if only one is wanted.
+    pub name: Option<String>,
     /// The query's parameters.
     pub query: BTreeMap<String, String>,
     /// Header `Accept`.
@@ -81,7 +90,7 @@ pub struct Asked {
 impl Asked {
     /// Whether it is a watch.
     pub fn is_watch(&self) -> bool {
-        self.query.get("watch").map(String::as_str) == Some("true")
+        self.verb == "watch"
     }
 
     /// The parameter, empty if it is not there.
@@ -111,6 +120,10 @@ struct State {
     token: Option<String>,
     /// What RBAC allows nobody to get, list or watch.
     forbidden: BTreeSet<String>,
+    /// All that RBAC allows; none: whatever is not forbidden.
+    allowed: Option<Vec<Rule>>,
+    /// Writes that clients made, by verb.
+    writes: BTreeMap<String, usize>,
     asked: Vec<Asked>,
     streams_initial: bool,
     watching: HashMap<String, usize>,
@@ -123,6 +136,24 @@ impl State {
             streams_initial: true,
             ..Self::default()
         }
+    }
+
+    /// Writes `object`, which is given a new revision; returns that.
+    fn write(&mut self, resource: &str, mut object: Value) -> u64 {
+        self.revision += 1;
+        let revision = self.revision;
+        let (version, kind) = kind(resource);
+        object["metadata"]["resourceVersion"] = json!(revision.to_string());
+        object["apiVersion"] = json!(version);
+        object["kind"] = json!(kind);
+        let before = self.objects.insert(key(resource, &object), object.clone());
+        self.note(Event {
+            revision,
+            resource: resource.to_owned(),
+            before,
+            after: Some(object),
+        });
+        revision
     }
 
     fn note(&mut self, event: Event) {
@@ -242,23 +273,16 @@ impl ApiServer {
     }
 
     /// Writes `object` of `resource`, which is given a new revision; returns that.
-    pub fn put(&self, resource: &str, mut object: Value) -> u64 {
-        let mut state = self.shared.state.lock();
-        state.revision += 1;
-        let revision = state.revision;
-        object["metadata"]["resourceVersion"] = json!(revision.to_string());
-        object["apiVersion"] = json!("v1");
-        object["kind"] = json!(kind(resource));
-        let before = state.objects.insert(key(resource, &object), object.clone());
-        state.note(Event {
-            revision,
-            resource: resource.to_owned(),
-            before,
-            after: Some(object),
-        });
-        drop(state);
+    pub fn put(&self, resource: &str, object: Value) -> u64 {
+        let revision = self.shared.state.lock().write(resource, object);
         self.shared.changed.send_replace(revision);
         revision
+    }
+
+    /// The object of that name; in no namespace where that is empty.
+    pub fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
+        self.shared.state.lock().objects.get(&key).cloned()
     }
 
     /// Deletes the object of that name, which must be there; its last state has the revision of its end.
@@ -324,6 +348,23 @@ impl ApiServer {
         };
     }
 
+    /// From now on only what these rules allow is (403 for all else): PolicyRules, which count in one namespace or in
+    /// all. Rules add up.
+    pub fn allow(&self, namespace: Option<&str>, rules: &[Value]) {
+        let mut state = self.shared.state.lock();
+        let rules = rules.iter().map(|rule| Rule {
+            namespace: namespace.map(str::to_owned),
+            rule: rule.clone(),
+        });
+        state.allowed.get_or_insert_default().extend(rules);
+    }
+
+    /// Writes that clients made and that were not refused: `create`, `update` or `patch`.
+    pub fn written(&self, verb: &str) -> usize {
+        let state = self.shared.state.lock();
+        state.writes.get(verb).copied().unwrap_or_default()
+    }
+
     /// Requests that hang are answered.
     pub fn release(&self) {
         self.shared.released.send_modify(|count| *count += 1);
@@ -386,12 +427,17 @@ fn key(resource: &str, object: &Value) -> (String, String, String) {
     (resource.to_owned(), text("namespace"), text("name"))
 }
 
-/// The kind of a resource's objects.
-fn kind(resource: &str) -> &'static str {
+/// Version and kind of a resource's objects.
+fn kind(resource: &str) -> (&'static str, &'static str) {
     match resource {
-        "pods" => "Pod",
-        "namespaces" => "Namespace",
-        "configmaps" => "ConfigMap",
+        "pods" => ("v1", "Pod"),
+        "namespaces" => ("v1", "Namespace"),
+        "configmaps" => ("v1", "ConfigMap"),
+        "secrets" => ("v1", "Secret"),
+        "mutatingwebhookconfigurations" => (
+            "admissionregistration.k8s.io/v1",
+            "MutatingWebhookConfiguration",
+        ),
         other => panic!("{other} is not served"),
     }
 }

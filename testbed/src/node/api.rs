@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use api_server_double::{ApiServer, Stopped};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -114,6 +115,24 @@ impl Api {
         }
     }
 
+    /// From now on a client has the rights of the Roles and ClusterRoles in `manifest`, and no others but those granted
+    /// before. Roles count in `namespace`.
+    ///
+    /// # Errors
+    /// When it can't be read; while the server is stopped.
+    pub fn grant(&self, manifest: &str, namespace: &str) -> Result<()> {
+        for object in manifests(manifest)? {
+            let namespace = match object["kind"].as_str() {
+                Some("Role") => Some(namespace),
+                Some("ClusterRole") => None,
+                _ => continue,
+            };
+            let rules = object["rules"].as_array().context("rules")?;
+            self.order(|server| server.allow(namespace, rules))?;
+        }
+        Ok(())
+    }
+
     /// Writes an object.
     ///
     /// # Errors
@@ -155,4 +174,18 @@ impl Api {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The only object of a manifest, or its last.
+///
+/// # Errors
+/// When there is none, or it can't be read.
+pub fn manifest(text: &str) -> Result<Value> {
+    manifests(text)?.pop().context("an empty manifest")
+}
+
+fn manifests(text: &str) -> Result<Vec<Value>> {
+    let documents = serde_yaml_ng::Deserializer::from_str(text);
+    let object = |document| Value::deserialize(document).context("a manifest that can't be read");
+    documents.map(object).collect()
 }

@@ -24,6 +24,9 @@ use crate::sandbox::Hierarchies;
 use api::Api;
 pub use pod::{Bound, NodePod, Order, Sandbox};
 
+/// The daemon's rights in a cluster.
+const RBAC: &str = include_str!("../../../deploy/base/rbac.yaml");
+
 /// A node.
 #[derive(Debug)]
 pub struct Node {
@@ -57,6 +60,7 @@ impl Node {
             run: Arc::clone(run),
             name,
         };
+        node.api.grant(RBAC, "probe-handler-system")?;
         node.api.put("namespaces", namespace("testbed", None))?;
         Ok(Arc::new(node))
     }

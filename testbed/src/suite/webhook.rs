@@ -71,9 +71,6 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         let original = originals().remove(0);
         same_as_original(&env, &pod, &plain, &original)
     });
-    cases.case("a-new-certificate-is-served-without-a-restart", || {
-        renewed(&webhook)
-    });
     cases.case("it-ends-in-order", || {
         let status = webhook.stop(GRACE)?;
         ensure!(status.success(), "{status}: {}", webhook.log());
@@ -84,6 +81,12 @@ pub fn run(cases: &mut Cases) -> Result<()> {
             same_as_original(&env, &pod, &plain, &original)?;
         }
         Ok(())
+    });
+    cases.case_in("from-files", |cases| {
+        let webhook = Webhook::start_from_files(&env.run, cases.daemon())?;
+        switched(&webhook, &webhook.client()?, &admitted)?;
+        // A new certificate, without a restart.
+        renewed(&webhook)
     });
     daemon_stopped(cases, &mut env, &pod)
 }

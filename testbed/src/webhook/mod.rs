@@ -1,7 +1,8 @@
-//! The real admission server: `probe-handler webhook`, with a certificate and settings of its own, and what an API
-//! server would ask it.
+//! The real admission server: `probe-handler webhook`, as deploy/webhook runs it or its overlay for cert-manager, and
+//! what an API server would ask it.
 
 pub mod client;
+mod shipped;
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use crate::run::Run;
 use crate::wait;
 use crate::worker::sibling;
 use client::Client;
+use shipped::Cluster;
 
 /// The name on the certificate: that of the Service in deploy/webhook.
 pub const NAME: &str = "probe-handler-webhook.probe-handler-system.svc";
@@ -29,33 +31,50 @@ const READY: Duration = Duration::from_secs(20);
 pub struct Webhook {
     child: Child,
     dir: PathBuf,
+    /// The API server that has its objects; none: they are files.
+    cluster: Option<Cluster>,
     address: SocketAddr,
     admin: SocketAddr,
 }
 
 impl Webhook {
-    /// Starts `program` (by default `probe-handler` beside this one) on loopback, and waits until it listens.
+    /// Starts `program` (by default `probe-handler` beside this one) on loopback as deploy/webhook does, and waits
+    /// until it listens and is trusted.
     ///
     /// # Errors
     /// When it cannot be started, or ends.
     pub fn start(run: &Run, program: Option<&Path>) -> Result<Self> {
-        let program = match program {
-            Some(path) => path.to_owned(),
-            None => sibling("probe-handler")?,
-        };
-        let dir = run.dir().join("webhook");
+        let cluster = Cluster::start(run)?;
+        let mut command = command(program)?;
+        command
+            .args(Cluster::arguments()?)
+            .env("KUBECONFIG", cluster.kubeconfig())
+            .env("PROBE_HANDLER_NAMESPACE", shipped::NAMESPACE);
+        Self::listening(command, run.dir().join("webhook"), Some(cluster))
+    }
+
+    /// The same with a certificate and settings from directories, as the overlay for cert-manager has it.
+    ///
+    /// # Errors
+    /// As [`Webhook::start`].
+    pub fn start_from_files(run: &Run, program: Option<&Path>) -> Result<Self> {
+        let dir = run.dir().join("webhook-from-files");
         for part in ["certificate", "settings"] {
             fs::create_dir_all(dir.join(part))?;
         }
         write_certificate(&dir)?;
+        let mut command = command(program)?;
+        command.arg("webhook");
+        command.arg("--cert-dir").arg(dir.join("certificate"));
+        command.arg("--config-dir").arg(dir.join("settings"));
+        Self::listening(command, dir, None)
+    }
+
+    fn listening(mut command: Command, dir: PathBuf, cluster: Option<Cluster>) -> Result<Self> {
+        fs::create_dir_all(&dir)?;
         let log = dir.join("log");
         let output = File::create(&log)?;
-        let child = Command::new(&program)
-            .arg("webhook")
-            .arg("--cert-dir")
-            .arg(dir.join("certificate"))
-            .arg("--config-dir")
-            .arg(dir.join("settings"))
+        let child = command
             .args(["--listen", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0"])
             .args(["--log-format", "text"])
             // Ctrl-C is for the run, which stops it in order.
@@ -64,20 +83,22 @@ impl Webhook {
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
-            .with_context(|| format!("starting {}", program.display()))?;
+            .context("starting the webhook")?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut webhook = Self {
             child,
             dir,
+            cluster,
             address: nowhere,
             admin: nowhere,
         };
-        let listening = wait::until("the webhook to listen", READY, || {
+        let listening = wait::until("the webhook to listen and be trusted", READY, || {
             if let Ok(Some(status)) = webhook.child.try_wait() {
                 return Some(Err(status));
             }
             let log = fs::read_to_string(&log).ok()?;
             log.contains("serving a new certificate").then_some(())?;
+            let _trusted = webhook.authorities().ok()?;
             Some(Ok((
                 address(&log, "listening=")?,
                 address(&log, "admin=Some(")?,
@@ -94,12 +115,20 @@ impl Webhook {
         }
     }
 
+    /// Whom API servers are told to trust, PEM.
+    fn authorities(&self) -> Result<Vec<u8>> {
+        match &self.cluster {
+            Some(cluster) => cluster.bundle(),
+            None => Ok(fs::read(self.dir.join("authority.pem"))?),
+        }
+    }
+
     /// A client that trusts the certificate of the moment.
     ///
     /// # Errors
     /// When there is none.
     pub fn client(&self) -> Result<Client> {
-        Client::new(self.address, &fs::read(self.dir.join("authority.pem"))?)
+        Client::new(self.address, &self.authorities()?)
     }
 
     /// Where admission is served.
@@ -117,18 +146,21 @@ impl Webhook {
         self.child.id()
     }
 
-    /// Sets one of the settings for all pods, as a ConfigMap that is mounted does.
+    /// Sets one of the settings for all pods, in the ConfigMap or in the directory that has it.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When it cannot be written.
     pub fn set(&self, key: &str, value: &str) -> Result<()> {
+        if let Some(cluster) = &self.cluster {
+            return cluster.set(key, value);
+        }
         let settings = self.dir.join("settings");
         let partial = settings.join(format!(".{key}"));
         fs::write(&partial, value)?;
         fs::rename(&partial, settings.join(key)).context("a setting")
     }
 
-    /// Has it serve a new certificate, of another authority.
+    /// Has one that was started from files serve a new certificate, of another authority.
     ///
     /// # Errors
     /// When the files cannot be written.
@@ -167,6 +199,15 @@ impl Drop for Webhook {
             eprintln!("testbed: ending the webhook: {error}");
         }
     }
+}
+
+/// `program`, by default the `probe-handler` beside this one.
+fn command(program: Option<&Path>) -> Result<Command> {
+    let program = match program {
+        Some(path) => path.to_owned(),
+        None => sibling("probe-handler")?,
+    };
+    Ok(Command::new(program))
 }
 
 /// Writes a certificate as cert-manager does, and its authority beside the directory.

@@ -33,9 +33,9 @@ use initramfs::Initramfs;
 use qemu::{Accelerator, Machine};
 use watch::{Boot, Logs};
 
-/// Guests that run at the same time, and processors of each. The suite does one thing after the other, so
-/// that a second processor would mostly idle.
-const AT_ONCE: usize = 2;
+/// Guests that run at the same time where there is memory for them, and processors of each. The suite does one thing
+/// after the other and waits for much of it: a second processor would mostly idle, and three guests keep two busy.
+const AT_ONCE: usize = 3;
 const PROCESSORS: u32 = 1;
 
 /// Which kernels, and which cases.
@@ -108,7 +108,7 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
     let cache = target_dir().join("vm");
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     let _only_one = only_one(&cache)?;
-    room::check(&cache, options.count().min(AT_ONCE))?;
+    let at_once = room::guests(&cache, options.count().min(AT_ONCE))?;
     let kernels = kernels(options, &cache)?;
     let binaries = match &options.binaries {
         Some(directory) => Binaries::of(directory)?,
@@ -124,6 +124,7 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
         base,
         cache,
         accelerator,
+        at_once,
         filter: filter
             .iter()
             .map(|filter| filter.to_string_lossy().into_owned())
@@ -203,18 +204,19 @@ struct House {
     base: Initramfs,
     cache: PathBuf,
     accelerator: Accelerator,
+    at_once: usize,
     filter: Vec<String>,
 }
 
 impl House {
-    /// Boots all kernels, [`AT_ONCE`] at a time, and gives their results in the order of the kernels.
+    /// Boots all kernels, some at a time, and gives their results in the order of the kernels.
     fn guests(&self, kernels: Vec<Named>) -> Vec<Guest> {
         let waiting = Mutex::new(kernels.into_iter().enumerate());
         // A function, so that the lock is not held while the guest runs.
         let next = || lock(&waiting).next();
         let done = Mutex::new(Vec::new());
         thread::scope(|scope| {
-            for _ in 0..AT_ONCE {
+            for _ in 0..self.at_once {
                 let _worker = scope.spawn(|| {
                     while let Some((index, (name, kernel))) = next() {
                         let boot = match crate::test::interrupted() {

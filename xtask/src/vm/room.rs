@@ -12,18 +12,24 @@ const DISK: u64 = 1600;
 /// What qemu itself takes beside a guest's memory, in MiB.
 const BESIDE: u64 = 256;
 
-/// Ends with what is needed if it is not there.
+/// For how many guests at once, of those `wanted`, there is memory.
 ///
 /// # Errors
-/// When there is too little, or the system does not tell.
-pub fn check(directory: &Path, guests: usize) -> Result<()> {
+/// When there is too little for one, or too little disk, or the system does not tell.
+pub fn guests(directory: &Path, wanted: usize) -> Result<usize> {
     let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
     let memory = available(&text).context("/proc/meminfo has no MemAvailable")?;
     let disk = nix::sys::statvfs::statvfs(directory).context("statvfs")?;
     let disk = disk.blocks_available() * disk.fragment_size() / (1024 * 1024);
-    enough("memory", memory, (MEMORY + BESIDE) * guests as u64, "")?;
     let place = format!(" in {}", directory.display());
-    enough("disk space", disk, DISK, &place)
+    enough("disk space", disk, DISK, &place)?;
+    fitting(memory, wanted)
+}
+
+fn fitting(memory: u64, wanted: usize) -> Result<usize> {
+    let each = MEMORY + BESIDE;
+    enough("memory", memory, each, "")?;
+    Ok(usize::try_from(memory / each).unwrap_or(wanted).min(wanted))
 }
 
 fn enough(what: &str, there: u64, needed: u64, place: &str) -> Result<()> {
@@ -56,6 +62,17 @@ mod tests {
             "{error}"
         );
         assert!(enough("memory", 3000, 3000, "").is_ok());
+    }
+
+    #[test]
+    fn as_many_guests_run_at_once_as_there_is_memory_for() {
+        for (memory, wanted, at_once) in
+            [(1800, 3, 1), (4000, 3, 2), (20_000, 3, 3), (20_000, 1, 1)]
+        {
+            assert_eq!(fitting(memory, wanted).ok(), Some(at_once));
+        }
+        let error = fitting(1000, 3).expect_err("too little").to_string();
+        assert!(error.contains("1792 MiB"), "{error}");
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use http::Method;
+use api_server_double::Fault;
 use prometheus_client::registry::Registry;
 
 use super::super::Serving;
 use super::super::keeper::{Clock, Keeper};
 use super::super::store::{Names, Store, StoreError};
 use super::super::trust::Trust;
-use super::double::{ApiServer, CONFIGURATION, SECRET};
+use super::cluster::{CONFIGURATION, CONFIGURATIONS, Cluster, SECRET};
 use super::*;
 use crate::webhook::metrics::Metrics;
 
@@ -36,7 +36,7 @@ impl Hand {
 }
 
 impl Replica {
-    fn new(server: &ApiServer, hand: &Hand) -> Self {
+    fn new(server: &Cluster, hand: &Hand) -> Self {
         let names = Names {
             namespace: NAMESPACE.to_owned(),
             service: SERVICE.to_owned(),
@@ -62,7 +62,7 @@ impl Replica {
 }
 
 /// Whether a client that trusts what API servers are told trusts what is served.
-fn is_trusted(server: &ApiServer, replica: &Replica, now: SystemTime) -> bool {
+fn is_trusted(server: &Cluster, replica: &Replica, now: SystemTime) -> bool {
     let mut data = server.data();
     let bundle = server.bundles()[1].clone().unwrap_or_default();
     let own = |data: &Data| Trust::read(data).and_then(|trust| trust.serving(&needs(), now));
@@ -78,7 +78,7 @@ fn is_trusted(server: &ApiServer, replica: &Replica, now: SystemTime) -> bool {
 #[tokio::test]
 async fn the_first_look_makes_a_certificate_and_has_it_trusted() {
     for exists in [false, true] {
-        let server = ApiServer::start().await;
+        let server = Cluster::start().await;
         if exists {
             server.put_empty_secret();
         }
@@ -89,7 +89,7 @@ async fn the_first_look_makes_a_certificate_and_has_it_trusted() {
         assert_eq!(bundles[0], None, "another's webhook is left alone");
         assert_eq!(count(bundles[1].as_ref().expect("ours")), 1);
         // And changes nothing after that.
-        let writes = || [Method::POST, Method::PUT, Method::PATCH].map(|by| server.written(&by));
+        let writes = || ["create", "update", "patch"].map(|verb| server.written(verb));
         let before = writes();
         replica.look().await;
         replica.look().await;
@@ -100,7 +100,7 @@ async fn the_first_look_makes_a_certificate_and_has_it_trusted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_start_at_once_agree_on_one_certificate() {
     for exists in [false, true] {
-        let server = ApiServer::start().await;
+        let server = Cluster::start().await;
         if exists {
             server.put_empty_secret();
         }
@@ -117,15 +117,15 @@ async fn replicas_that_start_at_once_agree_on_one_certificate() {
             assert_eq!(replica.leaf(), replicas[0].leaf());
             assert!(is_trusted(&server, replica, SystemTime::now()));
         }
-        let by = if exists { Method::PUT } else { Method::POST };
-        assert_eq!(server.written(&by), 1, "one of them wrote for all");
-        assert_eq!(server.written(&Method::PATCH), 1);
+        let verb = if exists { "update" } else { "create" };
+        assert_eq!(server.written(verb), 1, "one of them wrote for all");
+        assert_eq!(server.written("patch"), 1);
     }
 }
 
 #[tokio::test]
 async fn a_renewal_leaves_no_replica_untrusted_at_any_time() {
-    let server = ApiServer::start().await;
+    let server = Cluster::start().await;
     let hand = Hand::default();
     let now = hand.clock();
     let mut replicas = [Replica::new(&server, &hand), Replica::new(&server, &hand)];
@@ -176,7 +176,7 @@ async fn a_renewal_leaves_no_replica_untrusted_at_any_time() {
 
 #[tokio::test]
 async fn a_bundle_that_somebody_took_away_is_put_back() {
-    let server = ApiServer::start().await;
+    let server = Cluster::start().await;
     let hand = Hand::default();
     let mut replica = Replica::new(&server, &hand);
     replica.look().await;
@@ -192,9 +192,9 @@ async fn a_bundle_that_somebody_took_away_is_put_back() {
 
 #[tokio::test]
 async fn without_permission_to_patch_the_certificate_is_served_all_the_same() {
-    let server = ApiServer::start().await;
+    let server = Cluster::start().await;
     let mut replica = Replica::new(&server, &Hand::default());
-    server.refuse(Some(("mutatingwebhookconfigurations", 403)));
+    server.forbid(CONFIGURATIONS, true);
     let error = replica.keeper.look().await.expect_err("forbidden");
     assert!(matches!(error, StoreError::Forbidden { .. }), "{error}");
     let text = error.to_string();
@@ -203,7 +203,7 @@ async fn without_permission_to_patch_the_certificate_is_served_all_the_same() {
         "{text}"
     );
     let leaf = replica.leaf();
-    server.refuse(None);
+    server.forbid(CONFIGURATIONS, false);
     replica.look().await;
     assert_eq!(replica.leaf(), leaf);
     assert!(is_trusted(&server, &replica, SystemTime::now()));
@@ -211,13 +211,16 @@ async fn without_permission_to_patch_the_certificate_is_served_all_the_same() {
 
 #[tokio::test]
 async fn what_is_served_goes_on_while_the_api_server_is_away() {
-    let server = ApiServer::start().await;
+    let server = Cluster::start().await;
     let mut replica = Replica::new(&server, &Hand::default());
     replica.look().await;
     let leaf = replica.leaf();
     for status in [500, 503, 401, 404] {
-        server.refuse(Some(("", status)));
-        // A Secret that is not there (404) is made anew, which fails too.
+        server.fail("secrets", false, Fault::Status(status, "Failed", "failed"));
+        if status == 404 {
+            // A Secret that is not there is made anew, which fails too.
+            server.fail("secrets", false, Fault::Status(500, "Failed", "failed"));
+        }
         assert!(replica.keeper.look().await.is_err(), "{status}");
         assert_eq!(replica.leaf(), leaf);
     }

@@ -1,8 +1,8 @@
 //! Certificates: what is decided, what is written where, and several replicas at once against a double of the API
 //! server.
 
+mod cluster;
 mod deciding;
-mod double;
 mod files;
 mod keeping;
 

@@ -1,0 +1,33 @@
+//! Whether rules as those of Roles and ClusterRoles allow a request (kubernetes plugin/pkg/auth/authorizer/rbac,
+//! `RuleAllows`).
+
+use serde_json::Value;
+
+use super::Asked;
+
+/// A PolicyRule, and the namespace in which it counts; none: in all, and for what is in no namespace.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    pub(super) namespace: Option<String>,
+    pub(super) rule: Value,
+}
+
+impl Rule {
+    pub(super) fn allows(&self, asked: &Asked) -> bool {
+        let has = |field: &str, wanted: &str| {
+            let values = self.rule[field].as_array();
+            values.is_some_and(|values| values.iter().any(|value| value == wanted || value == "*"))
+        };
+        // A list or watch of one object by its name counts as a request for that one.
+        let named = asked.name.as_deref().or_else(|| {
+            let selector = asked.param("fieldSelector");
+            selector.strip_prefix("metadata.name=")
+        });
+        (self.namespace.is_none() || self.namespace == asked.namespace)
+            && has("verbs", &asked.verb)
+            && has("apiGroups", &asked.group)
+            && has("resources", &asked.resource)
+            && (self.rule.get("resourceNames").is_none()
+                || named.is_some_and(|name| has("resourceNames", name)))
+    }
+}

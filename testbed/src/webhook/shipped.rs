@@ -1,0 +1,105 @@
+//! What deploy/webhook puts into a cluster, put into the double of the API server: its objects, the rights of its
+//! ServiceAccount and no others, and the arguments of its container.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::ByteString;
+use serde_json::{Value, json};
+
+use crate::node::api::{Api, manifest};
+use crate::run::Run;
+
+/// Where kustomize puts it.
+pub const NAMESPACE: &str = "probe-handler-system";
+const CONFIGURATIONS: &str = "mutatingwebhookconfigurations";
+const SETTINGS: &str = "probe-handler";
+
+const CONFIG_MAP: &str = include_str!("../../../deploy/webhook/configmap.yaml");
+const SECRET: &str = include_str!("../../../deploy/webhook/secret.yaml");
+const CONFIGURATION: &str = include_str!("../../../deploy/webhook/webhookconfiguration.yaml");
+const RBAC: &str = include_str!("../../../deploy/webhook/rbac.yaml");
+const DEPLOYMENT: &str = include_str!("../../../deploy/webhook/deployment.yaml");
+
+/// The cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    api: Api,
+    configuration: String,
+}
+
+impl Cluster {
+    /// Applies all of it.
+    ///
+    /// # Errors
+    /// When a manifest is not what it should be.
+    pub fn start(run: &Run) -> Result<Self> {
+        let api = Api::start(run, "webhook")?;
+        for (resource, text) in [("configmaps", CONFIG_MAP), ("secrets", SECRET)] {
+            let mut object = manifest(text)?;
+            object["metadata"]["namespace"] = json!(NAMESPACE);
+            api.put(resource, object)?;
+        }
+        let configuration = manifest(CONFIGURATION)?;
+        let name = configuration["metadata"]["name"].as_str();
+        let name = name.context("the configuration's name")?.to_owned();
+        api.put(CONFIGURATIONS, configuration)?;
+        api.grant(RBAC, NAMESPACE)?;
+        Ok(Self {
+            api,
+            configuration: name,
+        })
+    }
+
+    /// The container's arguments.
+    ///
+    /// # Errors
+    /// When the manifest has none.
+    pub fn arguments() -> Result<Vec<String>> {
+        let mut deployment = manifest(DEPLOYMENT)?;
+        let arguments = &mut deployment["spec"]["template"]["spec"]["containers"][0]["args"];
+        serde_json::from_value(arguments.take()).context("the container's arguments")
+    }
+
+    /// How to reach its API server.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.api.kubeconfig()
+    }
+
+    /// Whom API servers are told to trust, by all webhooks alike.
+    ///
+    /// # Errors
+    /// When they are not told yet.
+    pub fn bundle(&self) -> Result<Vec<u8>> {
+        let configuration = self
+            .api
+            .order(|server| server.get(CONFIGURATIONS, "", &self.configuration))?
+            .context("the configuration is gone")?;
+        let webhooks = configuration["webhooks"].as_array().context("webhooks")?;
+        let bundles = webhooks.iter().map(|webhook| {
+            let bundle = webhook["clientConfig"].get("caBundle");
+            serde_json::from_value(bundle.context("no caBundle yet")?.clone())
+                .context("a caBundle that is no base64")
+        });
+        let bundles: Vec<ByteString> = bundles.collect::<Result<_>>()?;
+        let first = bundles.first().context("no webhook")?;
+        ensure!(
+            bundles.iter().all(|bundle| bundle == first),
+            "not all alike"
+        );
+        Ok(first.0.clone())
+    }
+
+    /// Changes one of the settings in the ConfigMap.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn set(&self, key: &str, value: &str) -> Result<()> {
+        let mut settings = self
+            .api
+            .order(|server| server.get("configmaps", NAMESPACE, SETTINGS))?
+            .context("the ConfigMap is gone")?;
+        settings["data"][key] = json!(value);
+        self.api.put("configmaps", settings)
+    }
+}
