@@ -184,18 +184,25 @@ pub fn remapped(flag: &str) -> Vec<String> {
 /// What of a program's text names a directory of this machine.
 ///
 /// # Errors
-/// The program can't be read.
-pub fn paths_within(program: &[u8]) -> Vec<String> {
-    let directories = [Some(root().to_owned()), Some(target_dir()), cargo_home()];
-    directories
-        .into_iter()
-        .flatten()
-        .filter(|directory| {
-            let name = directory.as_os_str().as_encoded_bytes();
-            program.windows(name.len()).any(|part| part == name)
-        })
-        .map(|directory| directory.display().to_string())
-        .collect()
+/// This repository's directory can't be read.
+pub fn paths_within(program: &[u8]) -> Result<Vec<String>> {
+    // A directory alone may be as short as /src, which is a part of many a path that names no machine.
+    let mut paths = vec![target_dir().join("")];
+    for entry in fs::read_dir(root()).with_context(|| root().display().to_string())? {
+        paths.push(entry?.path());
+    }
+    let cargo = cargo_home().map(|home| ["registry", "git"].map(|part| home.join(part)));
+    paths.extend(cargo.into_iter().flatten());
+    Ok(named(program, &paths))
+}
+
+fn named(program: &[u8], paths: &[PathBuf]) -> Vec<String> {
+    let is_named = |path: &&PathBuf| {
+        let path = path.as_os_str().as_encoded_bytes();
+        program.windows(path.len()).any(|part| part == path)
+    };
+    let named = paths.iter().filter(is_named);
+    named.map(|path| path.display().to_string()).collect()
 }
 
 /// The time of everything in the image, in seconds since 1970: `SOURCE_DATE_EPOCH`, else the commit's.
@@ -229,4 +236,23 @@ pub fn commit() -> String {
 fn git(arguments: &[&str]) -> Option<String> {
     let mut git = Command::new("git");
     output(git.args(arguments).current_dir(root())).map(|text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_may_name_sources_but_not_where_they_were() {
+        let paths = [
+            "/src/probe-handler",
+            "/src/target/",
+            "/root/.cargo/registry",
+        ];
+        let paths = paths.map(PathBuf::from);
+        let good = b"probe-handler/src/main.rs cargo/registry/src/tokio/src/lib.rs target/release/";
+        assert_eq!(named(good, &paths), Vec::<String>::new());
+        let bad = b"/src/probe-handler/src/main.rs/src/target/release";
+        assert_eq!(named(bad, &paths), ["/src/probe-handler", "/src/target/"]);
+    }
 }

@@ -87,10 +87,10 @@ pub fn of_package(
     let program = build.run()?.join(package);
     let content =
         fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
-    let paths = static_build::paths_within(&content);
+    let paths = static_build::paths_within(&content)?;
     if !paths.is_empty() {
         bail!(
-            "{} names directories of this machine, so no other could build the same: {}",
+            "{} names paths of this machine, so no other could build the same: {}",
             program.display(),
             paths.join(", ")
         );
