@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::annotations::REWRITE;
 use super::reading::{Before, Reading};
-use crate::pods::probers::PROBES;
+use crate::pods::probers::{ISTIO_PROBERS, PROBES};
 
 fn port() -> impl Strategy<Value = Value> {
     prop_oneof![
@@ -118,8 +118,51 @@ fn hook() -> BoxedStrategy<Value> {
     .boxed()
 }
 
+/// The environment, in which Istio's injector leaves the originals of what it rewrote.
+fn environment() -> BoxedStrategy<Value> {
+    let probers = prop_oneof![
+        2 => Just(json!(r#"{"/app-health/web/livez":{"tcpSocket":{"port":5432}}}"#)),
+        1 => Just(json!("{}")),
+        1 => text(),
+    ];
+    let variable = prop_oneof![
+        6 => text().prop_map(|value| json!({"name": "A", "value": value})),
+        2 => Just(json!({"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})),
+        1 => probers.prop_map(|value| json!({"name": ISTIO_PROBERS, "value": value})),
+    ];
+    proptest::collection::vec(variable, 0..3)
+        .prop_map(|variables| json!(variables))
+        .boxed()
+}
+
+/// What else of a Pod's spec decides whether it is rewritten; usually none of it.
+fn surroundings() -> BoxedStrategy<Value> {
+    let system = || prop_oneof![5 => Just("linux"), 1 => Just("windows")];
+    let rarely =
+        |value: BoxedStrategy<Value>| prop_oneof![3 => Just(json!(null)), 1 => value].boxed();
+    object(vec![
+        (
+            "hostNetwork",
+            rarely(any::<bool>().prop_map(|on| json!(on)).boxed()),
+        ),
+        (
+            "os",
+            rarely(system().prop_map(|name| json!({"name": name})).boxed()),
+        ),
+        (
+            "nodeSelector",
+            rarely(
+                system()
+                    .prop_map(|name| json!({"kubernetes.io/os": name}))
+                    .boxed(),
+            ),
+        ),
+    ])
+}
+
 fn container(name: &'static str) -> BoxedStrategy<Value> {
     object(vec![
+        ("env", environment()),
         ("livenessProbe", probe()),
         ("readinessProbe", probe()),
         ("startupProbe", probe()),
@@ -156,27 +199,37 @@ pub fn pod() -> impl Strategy<Value = Value> {
         container("web"),
         container("other"),
         container("istio-proxy"),
+        surroundings(),
         0..8u8,
     )
-        .prop_map(|(annotations, native, web, other, proxy, which)| {
-            let mut metadata = json!({"name": "web-0"});
-            if let Some(Value::Object(mut annotations)) = annotations {
-                annotations.retain(|_, value| !value.is_null());
-                // An empty map is the same as none to Kubernetes, and is gone after `revert`.
-                if !annotations.is_empty() {
-                    metadata["annotations"] = Value::Object(annotations);
+        .prop_map(
+            |(annotations, native, web, other, proxy, mut spec, which)| {
+                let mut metadata = json!({"name": "web-0"});
+                if which & 4 != 0 {
+                    metadata["labels"] = json!({"app": "web"});
                 }
-            }
-            let mut containers = vec![web, other];
-            if which & 1 != 0 {
-                containers.insert(0, proxy);
-            }
-            let mut spec = json!({"containers": containers, "tomorrow": {"x": [null]}});
-            if which & 2 != 0 {
-                spec["initContainers"] = json!([native]);
-            }
-            json!({"metadata": metadata, "spec": spec, "apiVersion": "v1", "kind": "Pod"})
-        })
+                if let Some(Value::Object(mut annotations)) = annotations {
+                    annotations.retain(|_, value| !value.is_null());
+                    // An empty map is the same as none to Kubernetes, and is gone after `revert`.
+                    if !annotations.is_empty() {
+                        metadata["annotations"] = Value::Object(annotations);
+                    }
+                }
+                let mut containers = vec![web, other];
+                if which & 1 != 0 {
+                    containers.insert(0, proxy);
+                }
+                if let Some(members) = spec.as_object_mut() {
+                    members.retain(|_, value| !value.is_null());
+                }
+                spec["containers"] = json!(containers);
+                spec["tomorrow"] = json!({"x": [null]});
+                if which & 2 != 0 {
+                    spec["initContainers"] = json!([native]);
+                }
+                json!({"metadata": metadata, "spec": spec, "apiVersion": "v1", "kind": "Pod"})
+            },
+        )
 }
 
 /// Whether nothing of a Pod was rewritten before, so that `revert` has nothing else to restore.
