@@ -247,7 +247,7 @@ mod tests {
         let paths = [
             "/src/probe-handler",
             "/src/target/",
-            "/root/.cargo/registry",
+            "/home/.cargo/registry",
         ];
         let paths = paths.map(PathBuf::from);
         let good = b"probe-handler/src/main.rs cargo/registry/src/tokio/src/lib.rs target/release/";
