@@ -247,10 +247,10 @@ mod tests {
         let paths = [
             "/src/probe-handler",
             "/src/target/",
-            "/home/.cargo/registry",
+            "/cargo/registry",
         ];
         let paths = paths.map(PathBuf::from);
-        let good = b"probe-handler/src/main.rs cargo/registry/src/tokio/src/lib.rs target/release/";
+        let good = b"probe-handler/src/main.rs tokio-1.0/src/lib.rs target/release/";
         assert_eq!(named(good, &paths), Vec::<String>::new());
         let bad = b"/src/probe-handler/src/main.rs/src/target/release";
         assert_eq!(named(bad, &paths), ["/src/probe-handler", "/src/target/"]);
