@@ -244,11 +244,7 @@ mod tests {
 
     #[test]
     fn a_program_may_name_sources_but_not_where_they_were() {
-        let paths = [
-            "/src/probe-handler",
-            "/src/target/",
-            "/cargo/registry",
-        ];
+        let paths = ["/src/probe-handler", "/src/target/", "/cargo/registry"];
         let paths = paths.map(PathBuf::from);
         let good = b"probe-handler/src/main.rs tokio-1.0/src/lib.rs target/release/";
         assert_eq!(named(good, &paths), Vec::<String>::new());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::ByteString;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::node::api::{Api, manifest};
 use crate::run::Run;

@@ -97,7 +97,12 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
 
     let begun = Instant::now();
     let mut replaced = 0;
+    // What grows for ever grows in the second half as in the first.
+    let mut halfway = None;
     while begun.elapsed() < time {
+        if halfway.is_none() && begun.elapsed() > time / 2 {
+            halfway = Some(process::memory(daemon.pid())?.anonymous);
+        }
         interrupt::check()?;
         let (id, old) = standing.pop_front().context("no pod is left")?;
         schedule.leave(id);
@@ -139,6 +144,13 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
     );
     held("namespace ids", before.nsids as u64, after.nsids as u64, "");
     held("daemon's memory", before.kib, after.kib, " KiB");
+    if let Some(kib) = halfway {
+        bench.row(
+            &format!("{what}: daemon's memory halfway"),
+            format!("{kib} KiB"),
+            "",
+        );
+    }
     for (_, pod) in standing {
         pod.end()?;
     }
