@@ -30,7 +30,7 @@ use crate::kernel::locate::Locator;
 use crate::kernel::maps::ConfigMap;
 use crate::kernel::netns::Netns;
 use crate::kernel::programs::{LoadOptions, Programs};
-use crate::kernel::{capabilities, dial, slice};
+use crate::kernel::{capabilities, dial};
 use crate::observe::admin::{Admin, BoundAdmin};
 use crate::observe::collectors::{register_kernel_counters, register_readiness, register_watches};
 use crate::observe::metrics::{Metrics, PREFIX};
@@ -84,7 +84,6 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let started = Instant::now();
     check_privileges()?;
     raise_descriptor_limit();
-    shorten_slice();
     let own_netns = Netns::current().context("cannot open the node's network namespace")?;
 
     let locator = Locator::new(config.cgroup_root.as_deref())?;
@@ -297,14 +296,6 @@ pub fn use_one_heap() {
     // SAFETY: a setting of the allocator, plain integers; mallopt(3) asks for nothing but to be called before
     // other threads allocate, which costs no more than the effect.
     let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-}
-
-/// Before any other thread is started, for they inherit it.
-fn shorten_slice() {
-    match slice::shorten() {
-        Ok(granted) => tracing::debug!(granted, "a short slice asked of the scheduler"),
-        Err(error) => tracing::debug!(%error, "the scheduler was not asked for a short slice"),
-    }
 }
 
 /// Raises the limit of open descriptors as far as it goes: a pod takes two, a check under way two more, and

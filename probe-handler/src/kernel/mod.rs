@@ -17,5 +17,4 @@ pub mod netns;
 pub mod nsid;
 pub mod preflight;
 pub mod programs;
-pub mod slice;
 pub mod sockdiag;
