@@ -73,9 +73,13 @@ fn not_allowed(state: &State, asked: &Asked) -> Option<Response<Body>> {
     let allowed = rules.is_none_or(|rules| rules.iter().any(|rule| rule.allows(asked)));
     let (resource, verb) = (&asked.resource, &asked.verb);
     (state.forbidden.contains(resource) || !allowed).then(|| {
+        let place = match &asked.namespace {
+            Some(namespace) => format!("in the namespace \"{namespace}\""),
+            None => "at the cluster scope".to_owned(),
+        };
         let message = format!(
             "{resource} is forbidden: User \"system:serviceaccount:probe-handler:probe-handler\" cannot \
-             {verb} resource \"{resource}\" in API group \"{}\" at the cluster scope",
+             {verb} resource \"{resource}\" in API group \"{}\" {place}",
             asked.group
         );
         status(403, "Forbidden", &message)

@@ -118,7 +118,7 @@ struct State {
     faults: HashMap<(String, bool), VecDeque<Fault>>,
     /// The only bearer token accepted; none: nobody is asked for one.
     token: Option<String>,
-    /// What RBAC allows nobody to get, list or watch.
+    /// Resources of which RBAC allows nobody anything.
     forbidden: BTreeSet<String>,
     /// All that RBAC allows; none: whatever is not forbidden.
     allowed: Option<Vec<Rule>>,
@@ -325,7 +325,7 @@ impl ApiServer {
         }
     }
 
-    /// The next request for a watch, or for all of `resource`, goes wrong.
+    /// The next request for a watch of `resource`, or the next other one, goes wrong.
     pub fn fail(&self, resource: &str, watch: bool, fault: Fault) {
         let mut state = self.shared.state.lock();
         let faults = state.faults.entry((resource.to_owned(), watch));

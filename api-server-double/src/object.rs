@@ -75,9 +75,17 @@ fn created(state: &State, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> 
 }
 
 fn updated(state: &State, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> {
-    let (before, object) = (there(state, asked)?, json(body)?);
-    let version = &object["metadata"]["resourceVersion"];
-    if *version != before["metadata"]["resourceVersion"] {
+    let (before, mut object) = (there(state, asked)?, json(body)?);
+    let (old, new) = (&before["metadata"], &mut object["metadata"]);
+    if new.get("namespace").is_none_or(Value::is_null) {
+        new["namespace"] = old["namespace"].clone();
+    }
+    if (&new["name"], &new["namespace"]) != (&old["name"], &old["namespace"]) {
+        return Err((400, "BadRequest", "another object than in the URL"));
+    }
+    // Without a version it is an update of whatever there is.
+    let version = new.get("resourceVersion");
+    if version.is_some_and(|version| *version != old["resourceVersion"]) {
         return Err((409, "Conflict", "the object has been modified"));
     }
     Ok(object)

@@ -27,7 +27,11 @@ impl Rule {
             && has("verbs", &asked.verb)
             && has("apiGroups", &asked.group)
             && has("resources", &asked.resource)
-            && (self.rule.get("resourceNames").is_none()
-                || named.is_some_and(|name| has("resourceNames", name)))
+            && match self.rule["resourceNames"].as_array() {
+                Some(names) if !names.is_empty() => {
+                    named.is_some_and(|name| names.iter().any(|one| one == name))
+                }
+                _ => true,
+            }
     }
 }

@@ -120,6 +120,14 @@ fn require_tools(machine: Machine) -> Result<()> {
             "Rust's standard library for it (rustup target add {triple})"
         ));
     }
+    let compiler = cross_compiler(machine).unwrap_or_else(|| "cc".to_owned());
+    let library = output(Command::new(&compiler).arg("-print-file-name=libc.a"));
+    if library.is_some_and(|path| !Path::new(path.trim_end()).is_file()) {
+        missing.push(
+            "the C library to link statically, libc.a (on Debian: libc6-dev; on Fedora: glibc-static)"
+                .to_owned(),
+        );
+    }
     if missing.is_empty() {
         return Ok(());
     }
@@ -186,14 +194,22 @@ pub fn remapped(flag: &str) -> Vec<String> {
 /// # Errors
 /// This repository's directory can't be read.
 pub fn paths_within(program: &[u8]) -> Result<Vec<String>> {
-    // A directory alone may be as short as /src, which is a part of many a path that names no machine.
+    Ok(named(program, &own_paths()?))
+}
+
+/// What stands in the paths of everything that is compiled. A directory alone may be as short as /src, which is a part
+/// of many a path that names no machine: there is more of each, and a slash at its end.
+fn own_paths() -> Result<Vec<PathBuf>> {
     let mut paths = vec![target_dir().join("")];
     for entry in fs::read_dir(root()).with_context(|| root().display().to_string())? {
-        paths.push(entry?.path());
+        let path = entry?.path();
+        if path.is_dir() {
+            paths.push(path.join(""));
+        }
     }
-    let cargo = cargo_home().map(|home| ["registry", "git"].map(|part| home.join(part)));
+    let cargo = cargo_home().map(|home| ["registry", "git"].map(|part| home.join(part).join("")));
     paths.extend(cargo.into_iter().flatten());
-    Ok(named(program, &paths))
+    Ok(paths)
 }
 
 fn named(program: &[u8], paths: &[PathBuf]) -> Vec<String> {
@@ -244,11 +260,25 @@ mod tests {
 
     #[test]
     fn a_program_may_name_sources_but_not_where_they_were() {
-        let paths = ["/src/probe-handler", "/src/target/", "/cargo/registry"];
+        let paths = ["/src/probe-handler/", "/src/target/", "/cargo/registry/"];
         let paths = paths.map(PathBuf::from);
         let good = b"probe-handler/src/main.rs tokio-1.0/src/lib.rs target/release/";
         assert_eq!(named(good, &paths), Vec::<String>::new());
         let bad = b"/src/probe-handler/src/main.rs/src/target/release";
-        assert_eq!(named(bad, &paths), ["/src/probe-handler", "/src/target/"]);
+        assert_eq!(named(bad, &paths), ["/src/probe-handler/", "/src/target/"]);
+    }
+
+    #[test]
+    fn the_paths_that_a_program_must_not_name_are_of_what_is_compiled() {
+        let paths = own_paths().expect("paths");
+        for part in [
+            root().join("probe-handler/"),
+            root().join("testbed/"),
+            target_dir().join(""),
+        ] {
+            assert!(paths.contains(&part), "{part:?}: {paths:?}");
+        }
+        let ends = |path: &PathBuf| path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        assert!(paths.iter().all(ends), "{paths:?}");
     }
 }

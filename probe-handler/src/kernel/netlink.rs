@@ -24,7 +24,7 @@ impl Netlink {
     /// A socket in the calling thread's namespace.
     ///
     /// # Errors
-    /// Those of `socket`, `bind` and `connect`.
+    /// Those of `socket` and `connect`.
     pub fn new(protocol: isize) -> io::Result<Self> {
         let socket = Socket::new(protocol)?;
         socket.connect(&SocketAddr::new(KERNEL, 0))?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use api_server_double::{ApiServer, Stopped};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -115,21 +115,37 @@ impl Api {
         }
     }
 
-    /// From now on a client has the rights of the Roles and ClusterRoles in `manifest`, and no others but those granted
-    /// before. Roles count in `namespace`.
+    /// From now on a client has the rights that the bindings in `manifest` give to ServiceAccount `account` of
+    /// `namespace`, and no others but those granted before.
     ///
     /// # Errors
-    /// When it can't be read; while the server is stopped.
-    pub fn grant(&self, manifest: &str, namespace: &str) -> Result<()> {
-        for object in manifests(manifest)? {
-            let namespace = match object["kind"].as_str() {
-                Some("Role") => Some(namespace),
-                Some("ClusterRole") => None,
+    /// When it can't be read, binds nothing, or binds a role that it does not have; while the server is stopped.
+    pub fn grant(&self, manifest: &str, namespace: &str, account: &str) -> Result<()> {
+        let objects = manifests(manifest)?;
+        let subject = json!({"kind": "ServiceAccount", "name": account, "namespace": namespace});
+        let mut granted = 0;
+        for binding in &objects {
+            let within = match binding["kind"].as_str() {
+                Some("RoleBinding") => Some(namespace),
+                Some("ClusterRoleBinding") => None,
                 _ => continue,
             };
-            let rules = object["rules"].as_array().context("rules")?;
-            self.order(|server| server.allow(namespace, rules))?;
+            let subjects = binding["subjects"].as_array().context("subjects")?;
+            if !subjects.contains(&subject) {
+                continue;
+            }
+            let role = &binding["roleRef"];
+            let role = objects
+                .iter()
+                .find(|object| {
+                    object["kind"] == role["kind"] && object["metadata"]["name"] == role["name"]
+                })
+                .with_context(|| format!("{role} is not there"))?;
+            let rules = role["rules"].as_array().context("rules")?;
+            self.order(|server| server.allow(within, rules))?;
+            granted += 1;
         }
+        ensure!(granted > 0, "nothing is bound to {subject}");
         Ok(())
     }
 

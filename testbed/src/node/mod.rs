@@ -60,7 +60,8 @@ impl Node {
             run: Arc::clone(run),
             name,
         };
-        node.api.grant(RBAC, "probe-handler-system")?;
+        node.api
+            .grant(RBAC, "probe-handler-system", "probe-handler")?;
         node.api.put("namespaces", namespace("testbed", None))?;
         Ok(Arc::new(node))
     }

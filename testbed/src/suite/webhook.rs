@@ -2,6 +2,7 @@
 //! concludes is the truth.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -82,8 +83,9 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         }
         Ok(())
     });
-    cases.case_in("from-files", |cases| {
-        let webhook = Webhook::start_from_files(&env.run, cases.daemon())?;
+    let program = cases.daemon().map(Path::to_owned);
+    cases.case("from-files", || {
+        let webhook = Webhook::start_from_files(&env.run, program.as_deref())?;
         switched(&webhook, &webhook.client()?, &admitted)?;
         // A new certificate, without a restart.
         renewed(&webhook)

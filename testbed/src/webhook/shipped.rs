@@ -44,7 +44,9 @@ impl Cluster {
         let name = configuration["metadata"]["name"].as_str();
         let name = name.context("the configuration's name")?.to_owned();
         api.put(CONFIGURATIONS, configuration)?;
-        api.grant(RBAC, NAMESPACE)?;
+        let account = &manifest(DEPLOYMENT)?["spec"]["template"]["spec"]["serviceAccountName"];
+        let account = account.as_str().context("the container's ServiceAccount")?;
+        api.grant(RBAC, NAMESPACE, account)?;
         Ok(Self {
             api,
             configuration: name,

@@ -154,7 +154,7 @@ pub fn this_machine() -> Result<Machine> {
     let machine = clap::ValueEnum::from_str(std::env::consts::ARCH, false);
     machine.ok().with_context(|| {
         format!(
-            "no images are made for {}: name a machine by --target",
+            "nothing is built for {}: x86_64 and aarch64 are what there is (`cargo xtask image` takes --target)",
             std::env::consts::ARCH
         )
     })

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::exec;
+use crate::shell::{exec, output};
 
 /// What the names of a kernel's other packages begin with.
 pub const COMPANIONS: [&str; 2] = ["linux-binary-", "linux-modules-"];
@@ -108,6 +108,11 @@ impl Kernel {
     }
 }
 
+/// Whether a package can't be read to its end.
+pub fn is_damaged(package: &Path) -> bool {
+    output(Command::new("dpkg-deb").arg("--contents").arg(package)).is_none()
+}
+
 /// The packages of which a kernel is made: one, or since 7.2 an empty one, beside which lie `linux-binary` and
 /// `linux-modules` of the same version.
 fn parts(package: &Path) -> Vec<PathBuf> {
@@ -164,6 +169,24 @@ mod tests {
             .path()
             .join("linux-image-6.1.0-53-cloud-amd64_6.1.187-1_amd64.deb");
         assert_eq!(parts(&alone), std::slice::from_ref(&alone));
+    }
+
+    #[test]
+    fn a_package_that_was_cut_short_is_damaged() {
+        let directory = tempfile::tempdir().expect("directory");
+        let control = directory.path().join("package/DEBIAN");
+        fs::create_dir_all(&control).expect("directory");
+        let text = "Package: kernel\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: none\n";
+        fs::write(control.join("control"), text).expect("file");
+        let package = directory.path().join("kernel.deb");
+        let mut build = Command::new("dpkg-deb");
+        build.args(["--root-owner-group", "--build"]);
+        build.arg(directory.path().join("package")).arg(&package);
+        assert!(output(&mut build).is_some(), "dpkg-deb makes a package");
+        assert!(!is_damaged(&package));
+        let whole = fs::read(&package).expect("the package");
+        fs::write(&package, &whole[..whole.len() - 20]).expect("file");
+        assert!(is_damaged(&package));
     }
 
     #[test]

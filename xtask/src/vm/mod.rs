@@ -15,6 +15,7 @@ mod room;
 mod table;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -159,15 +160,19 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
     } else {
         &usual
     };
+    not_twice(names)?;
     for name in names {
         let kernel = match kernels::package(name, cache) {
             Err(kernels::Error::Unknown(what)) => bail!(what),
             Err(kernels::Error::Missing(error)) => Err(error),
             Ok(package) => Kernel::of_package(name, &package, cache).map_err(|error| {
+                if crate::test::interrupted() || !image::is_damaged(&package) {
+                    return error;
+                }
                 // An earlier run may have been cut short: the next one fetches it again.
                 let _removed = fs::remove_file(&package);
                 error.context(format!(
-                    "{} cannot be unpacked, and was removed: run it again to fetch it anew",
+                    "{} was damaged, and is removed: run it again to fetch it anew",
                     package.display()
                 ))
             }),
@@ -182,13 +187,17 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
         let kernel = Kernel::by_path(image, modules)?;
         found.push((kernel.name.clone(), Ok(kernel)));
     }
-    // Their logs and archives are called by these names.
-    let mut names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-    names.sort_unstable();
-    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        bail!("kernel {} is named twice", twice[0]);
-    }
+    not_twice(found.iter().map(|(name, _)| name))?;
     Ok(found)
+}
+
+/// Logs and archives are called by the kernels' names.
+fn not_twice<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    match names.into_iter().find(|name| !seen.insert(*name)) {
+        Some(twice) => bail!("kernel {twice} is named twice"),
+        None => Ok(()),
+    }
 }
 
 fn all_faults(kernels: &[Named]) -> String {

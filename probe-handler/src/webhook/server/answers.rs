@@ -1,5 +1,5 @@
 //! Memory for answers that their clients have not read yet: bounded for all of them together, and the connection
-//! whose answer waits for longest goes first. An API server reads at once.
+//! whose answer waits for longest goes first, with all that it has not read. An API server reads at once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +9,9 @@ use parking_lot::Mutex;
 
 use super::connections::Activity;
 
+/// What the stream and the task of an answer take, however short it is, in bytes: a generous estimate.
+const BESIDE: usize = 4 << 10;
+
 /// Shared by all connections of a server.
 pub(super) struct Answers {
     most: usize,
@@ -17,10 +20,10 @@ pub(super) struct Answers {
 
 #[derive(Default)]
 struct Inner {
-    /// Bytes of those that are waiting.
+    /// Bytes of those that are waiting, and of what is beside them.
     held: usize,
     next: u64,
-    /// Length and connection of each answer that is not sent yet, oldest first.
+    /// Bytes and connection of each answer that is not sent yet, oldest first.
     waiting: BTreeMap<u64, (usize, Arc<Activity>)>,
 }
 
@@ -49,18 +52,34 @@ impl Answers {
         let mut inner = self.inner.lock();
         let id = inner.next;
         inner.next += 1;
-        inner.held += bytes.len();
-        let waiting = (bytes.len(), Arc::clone(activity));
+        inner.held += bytes.len() + BESIDE;
+        let waiting = (bytes.len() + BESIDE, Arc::clone(activity));
         let _ = inner.waiting.insert(id, waiting);
         while inner.held > self.most && inner.waiting.len() > 1 {
-            if let Some((_, (length, oldest))) = inner.waiting.pop_first() {
-                inner.held -= length;
-                oldest.close();
-            }
+            inner.close_the_oldest();
         }
         drop(inner);
         let answers = Arc::clone(self);
         Bytes::from_owner(Held { bytes, id, answers })
+    }
+}
+
+impl Inner {
+    /// Closes the connection of the oldest answer: none of its answers counts any more.
+    fn close_the_oldest(&mut self) {
+        let Some((_, (_, oldest))) = self.waiting.first_key_value() else {
+            return;
+        };
+        let oldest = Arc::clone(oldest);
+        oldest.close();
+        let held = &mut self.held;
+        self.waiting.retain(|_, (bytes, activity)| {
+            let stays = !Arc::ptr_eq(activity, &oldest);
+            if !stays {
+                *held -= *bytes;
+            }
+            stays
+        });
     }
 }
 
@@ -73,36 +92,72 @@ impl AsRef<[u8]> for Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let mut inner = self.answers.inner.lock();
-        if let Some((length, _)) = inner.waiting.remove(&self.id) {
-            inner.held -= length;
+        if let Some((bytes, _)) = inner.waiting.remove(&self.id) {
+            inner.held -= bytes;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::connections::Connections;
     use super::*;
 
+    /// Whether the connection was asked to close.
+    async fn is_closed(activity: &Activity) -> bool {
+        let closed = tokio::time::timeout(Duration::from_millis(1), activity.closed());
+        closed.await.is_ok()
+    }
+
+    fn held(answers: &Answers) -> usize {
+        answers.inner.lock().held
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_oldest_that_is_not_read_goes() {
-        let (answers, connections) = (Answers::new(1000), Connections::new(8));
+        let (answers, connections) = (Answers::new(4 * BESIDE), Connections::new(8));
         let (slow, quick) = (connections.enter(), connections.enter());
         let answer = |bytes: usize, activity| answers.hold(vec![7; bytes].into(), activity);
-        let unread = answer(600, &slow.activity);
+        let mut unread = answer(600, &slow.activity);
         // What was read no longer counts, however much it was.
         for _ in 0..10 {
-            assert_eq!(answer(300, &quick.activity), vec![7; 300]);
+            assert_eq!(answer(BESIDE, &quick.activity), vec![7; BESIDE]);
         }
-        assert_eq!(answers.inner.lock().held, 600);
+        assert_eq!(held(&answers), 600 + BESIDE);
         // A part of it is as good as the whole: the memory is one.
-        let mut unread = unread;
         drop(unread.split_to(599));
-        let another = answer(500, &quick.activity);
-        slow.activity.closed().await;
-        assert_eq!(answers.inner.lock().held, 500);
+        let another = answer(3 * BESIDE, &quick.activity);
+        assert!(is_closed(&slow.activity).await && !is_closed(&quick.activity).await);
+        assert_eq!(held(&answers), 4 * BESIDE);
         drop((unread, another));
-        assert_eq!(answers.inner.lock().held, 0);
+        assert_eq!(held(&answers), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_goes_with_all_that_it_has_not_read_and_no_other_does() {
+        let (answers, connections) = (Answers::new(4 * BESIDE), Connections::new(8));
+        let (slow, quick) = (connections.enter(), connections.enter());
+        let answer = |bytes: usize, activity| answers.hold(vec![7; bytes].into(), activity);
+        let _first = answer(1, &slow.activity);
+        let _of_another = answer(1, &quick.activity);
+        let _second = answer(3 * BESIDE, &slow.activity);
+        assert!(is_closed(&slow.activity).await && !is_closed(&quick.activity).await);
+        assert_eq!(held(&answers), 1 + BESIDE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_short_ones_count_too() {
+        let (answers, connections) = (Answers::new(10 * BESIDE), Connections::new(8));
+        let slow = connections.enter();
+        let quick = connections.enter();
+        let short = |activity| answers.hold(vec![7; 3].into(), activity);
+        let unread: Vec<_> = (0..9).map(|_| short(&slow.activity)).collect();
+        assert!(!is_closed(&slow.activity).await);
+        let _one_more = short(&quick.activity);
+        assert!(is_closed(&slow.activity).await);
+        drop(unread);
     }
 
     #[tokio::test(start_paused = true)]
@@ -111,8 +166,6 @@ mod tests {
         let place = connections.enter();
         let answer = answers.hold(vec![7; 2000].into(), &place.activity);
         assert_eq!(answer.len(), 2000);
-        let closed =
-            tokio::time::timeout(std::time::Duration::from_secs(1), place.activity.closed());
-        assert!(closed.await.is_err());
+        assert!(!is_closed(&place.activity).await);
     }
 }

@@ -22,7 +22,7 @@ pub struct Limits {
     pub body: usize,
     /// Bytes of all bodies together, not counting the first 64 KiB of each.
     pub bodies: usize,
-    /// Bytes of all answers that are not sent yet; more, and the connections of the oldest are closed.
+    /// Bytes of all answers that are not sent yet, and 4 KiB for each; more, and the connections of the oldest are closed.
     pub answers: usize,
     /// Bodies read at once; one more, and the oldest is given up.
     pub requests: usize,

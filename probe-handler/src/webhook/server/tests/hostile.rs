@@ -244,7 +244,7 @@ async fn bodies_that_never_end_share_a_bounded_memory_and_delay_nobody() {
 #[tokio::test]
 async fn a_client_that_reads_no_answers_is_cut_off() {
     let webhook = Webhook::with(Limits {
-        answers: 16 << 10,
+        answers: 256 << 10,
         ..Limits::default()
     });
     let dial = Dial::new(webhook.address, &webhook.authority);
