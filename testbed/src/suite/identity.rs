@@ -1,7 +1,7 @@
 //! Nobody but the kubelet gets anything from the handler, and nothing but its probes is touched.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
@@ -149,16 +149,27 @@ fn used_again(env: &Env, pod: &Pod, loopback: IpAddr) -> Result<()> {
         let mut used = peers(handler).ok()?;
         used.retain(|peer| !before.contains(peer));
         let unknown = unknown_peers(env).ok()?;
-        used.into_iter()
-            .find_map(|source| Some((source, connect_from(source, handler).ok()?, unknown)))
+        used.into_iter().find_map(|source| {
+            match connect_from(source, handler).map_err(|error| error.kind()) {
+                Ok(stream) => Some((source, Some(stream), unknown)),
+                // It may come so soon that it is connect() that reports it.
+                Err(ErrorKind::ConnectionReset) => Some((source, None, unknown)),
+                Err(_) => None,
+            }
+        })
     })?;
-    stream.set_read_timeout(Some(pace::stretch(SOON)))?;
-    // A reset may already have come.
-    let _sent = stream.write_all(WORDS[1]);
     let mut answer = Vec::new();
-    let ended = stream
-        .read_to_end(&mut answer)
-        .map_err(|error| error.kind());
+    let ended = match &mut stream {
+        None => Err(ErrorKind::ConnectionReset),
+        Some(stream) => {
+            stream.set_read_timeout(Some(pace::stretch(SOON)))?;
+            // A reset that has come already is told once: to the one that writes, not to the one that reads after it.
+            let ended = stream
+                .write_all(WORDS[1])
+                .and_then(|()| stream.read_to_end(&mut answer));
+            ended.map_err(|error| error.kind())
+        }
+    };
     let reset = matches!(
         ended,
         Err(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
@@ -182,7 +193,7 @@ fn peers(handler: SocketAddr) -> Result<Vec<SocketAddr>> {
         .collect())
 }
 
-fn connect_from(source: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
+fn connect_from(source: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(source),
         Type::STREAM,
