@@ -29,15 +29,13 @@ pub(super) fn one(
         "patch" => Err((415, "UnsupportedMediaType", "only JSON patches are known")),
         _ => Err((405, "MethodNotAllowed", "the double can't do that")),
     };
-    let done = done.map(|(code, object)| {
-        if asked.verb == "get" {
-            return (code, object);
+    let done = done.map(|(code, mut object)| {
+        if asked.verb != "get" {
+            let revision = state.write(&asked.resource, object.clone());
+            *state.writes.entry(asked.verb.clone()).or_default() += 1;
+            shared.changed.send_replace(revision);
+            object["metadata"]["resourceVersion"] = json!(revision.to_string());
         }
-        let revision = state.write(&asked.resource, object.clone());
-        *state.writes.entry(asked.verb.clone()).or_default() += 1;
-        shared.changed.send_replace(revision);
-        let mut object = object;
-        object["metadata"]["resourceVersion"] = json!(revision.to_string());
         (code, object)
     });
     match done {

@@ -106,9 +106,13 @@ fn render(kubectl: &Path, directory: &Path) -> Result<Vec<Value>> {
     Ok(objects)
 }
 
-fn parse(text: &[u8]) -> Result<Vec<Value>> {
+/// All documents of a manifest.
+///
+/// # Errors
+/// It is no YAML.
+pub fn parse(text: &[u8]) -> Result<Vec<Value>> {
     serde_yaml_ng::Deserializer::from_slice(text)
-        .map(|document| Value::deserialize(document).context("what was rendered is no YAML"))
+        .map(|document| Value::deserialize(document).context("a manifest that is no YAML"))
         .collect()
 }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use api_server_double::{ApiServer, Stopped};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
+use crate::manifests;
 use crate::run::Run;
 
 /// The only token that it accepts, until a test says otherwise.
@@ -121,7 +121,7 @@ impl Api {
     /// # Errors
     /// When it can't be read, binds nothing, or binds a role that it does not have; while the server is stopped.
     pub fn grant(&self, manifest: &str, namespace: &str, account: &str) -> Result<()> {
-        let objects = manifests(manifest)?;
+        let objects = manifests::parse(manifest.as_bytes())?;
         let subject = json!({"kind": "ServiceAccount", "name": account, "namespace": namespace});
         let mut granted = 0;
         for binding in &objects {
@@ -190,18 +190,4 @@ impl Api {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The only object of a manifest, or its last.
-///
-/// # Errors
-/// When there is none, or it can't be read.
-pub fn manifest(text: &str) -> Result<Value> {
-    manifests(text)?.pop().context("an empty manifest")
-}
-
-fn manifests(text: &str) -> Result<Vec<Value>> {
-    let documents = serde_yaml_ng::Deserializer::from_str(text);
-    let object = |document| Value::deserialize(document).context("a manifest that can't be read");
-    documents.map(object).collect()
 }

@@ -248,10 +248,7 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
         wait::until("the old daemon's programs to go", SOON, || {
             held.left().ok()?.is_empty().then_some(())
         })?;
-        let enough = probing.so_far().len() + pace::fewer(10) * probers;
-        wait::until("more probes", SOON, || {
-            (probing.so_far().len() >= enough).then_some(())
-        })?;
+        probing.more(10)?;
     }
     let made = probing.stop()?;
     let wrong: Vec<_> = made

@@ -20,12 +20,10 @@ use crate::kubelet::{Ended, Probe, ProbeResult};
 use crate::pace;
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
-use crate::wait;
 pub(super) use originals::{Original, originals};
 
 pub(super) const AGENT: u16 = 15020;
 const SIDECAR_READINESS: u16 = 15021;
-const SOON: Duration = Duration::from_secs(5);
 const HTTP: u16 = 8080;
 const TLS: u16 = 8440;
 const GRPC: u16 = 9090;
@@ -273,16 +271,10 @@ fn no_probe_lost(env: &mut Env, pod: &Pod, stopped: &mut bool) -> Result<()> {
         .collect();
     let probes = probed.iter().map(|(probe, _)| probe.clone());
     let probing = Probing::start(&Arc::clone(&env.kubelet), probes.collect());
-    let more = |times: usize| {
-        let enough = probing.so_far().len() + pace::fewer(times) * probed.len();
-        wait::until("more probes", SOON, || {
-            (probing.so_far().len() >= enough).then_some(())
-        })
-    };
-    more(10)?;
+    probing.more(10)?;
     *stopped = true;
     env.stop_daemon()?;
-    more(10)?;
+    probing.more(10)?;
     let made = probing.stop()?;
     let wrong: Vec<_> = made
         .iter()

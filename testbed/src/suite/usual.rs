@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 
 use crate::app::AppSpec;
 use crate::kubelet::{Action, Kubelet, Probe, ProbeResult};
+use crate::pace;
 use crate::pod::PodSpec;
 use crate::rules::RuleSet;
+use crate::wait;
 
 /// HTTP: `/healthy` and `/failing`.
 pub const HTTP: u16 = 8080;
@@ -22,6 +24,9 @@ pub const GRPC: u16 = 9090;
 pub const OPEN: u16 = 5432;
 /// A TCP port on which nothing listens.
 pub const CLOSED: u16 = 5433;
+
+/// How long some more probes may take.
+const SOON: Duration = Duration::from_secs(5);
 
 /// A container of a manifest with two probes.
 pub fn container(name: &str, liveness: Value, readiness: Value) -> Value {
@@ -191,6 +196,17 @@ impl Probing {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Waits until each of the probers has made some `times` more, fewer where all goes slower.
+    ///
+    /// # Errors
+    /// When it does not come about.
+    pub fn more(&self, times: usize) -> Result<()> {
+        let enough = self.so_far().len() + pace::fewer(times) * self.probers.len();
+        wait::until("more probes", SOON, || {
+            (self.so_far().len() >= enough).then_some(())
+        })
     }
 
     /// Ends it; all that was made.

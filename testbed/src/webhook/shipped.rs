@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::ByteString;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::node::api::{Api, manifest};
+use crate::manifests;
+use crate::node::api::Api;
 use crate::run::Run;
 
 /// Where kustomize puts it.
@@ -104,4 +105,10 @@ impl Cluster {
         settings["data"][key] = json!(value);
         self.api.put("configmaps", settings)
     }
+}
+
+/// The only object of a manifest.
+fn manifest(text: &str) -> Result<Value> {
+    let object = manifests::parse(text.as_bytes())?.pop();
+    object.context("an empty manifest")
 }

@@ -118,7 +118,11 @@ fn a_panic_or_a_lockup_ends_a_guest_that_goes_on() {
             "echo '{words}' >> $kernel; echo 'why it did' >> $kernel; \
              while echo again; do sleep 0.01; done"
         );
-        let trouble = trouble(&script, PATIENT);
+        let limits = Limits {
+            last_words: A_WHILE / 4,
+            ..PATIENT
+        };
+        let trouble = trouble(&script, limits);
         assert!(trouble.starts_with(PAST_HELP), "{words}: {trouble}");
         // What it says after that is waited for.
         assert!(trouble.contains("| why it did"), "{words}: {trouble}");
@@ -139,7 +143,7 @@ fn a_machine_that_ends_before_its_suite_has_failed() {
 #[test]
 fn what_was_ended_does_not_run_on() {
     let limits = Limits {
-        silence: SHORT,
+        silence: A_WHILE,
         ..PATIENT
     };
     let (_, lines, _directory) = watched("echo $$; exec sleep 600", limits);
