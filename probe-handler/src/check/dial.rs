@@ -76,7 +76,7 @@ mod tests {
     use std::time::Duration;
 
     use socket2::{Domain, Type};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
 
@@ -101,9 +101,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_port_refuses() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let address = listener.local_addr().expect("address");
-        drop(listener);
+        let silent = TcpSocket::new_v4().expect("socket");
+        silent
+            .bind("127.0.0.1:0".parse().expect("address"))
+            .expect("bind");
+        let address = silent.local_addr().expect("address");
         let error = dial(&Lingering, address).await.expect_err("nobody listens");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
@@ -133,7 +135,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_connects_to_itself_has_met_no_app() {
-        let free = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        // On an address of its own: no other test takes the port before the dial does.
+        let free = TcpListener::bind("127.0.0.2:0").await.expect("bind");
         let address = free.local_addr().expect("address");
         drop(free);
         let error = dial(&Mirror, address).await.expect_err("nobody listens");

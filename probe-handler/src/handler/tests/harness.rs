@@ -6,15 +6,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -251,10 +251,16 @@ async fn write(stream: &mut (impl AsyncWrite + Unpin), text: &str) -> Option<()>
     stream.write_all(text.as_bytes()).await.ok()
 }
 
-/// An address on which nobody listens.
-pub(super) async fn nobody() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    listener.local_addr().expect("address")
+/// An address on which nobody listens. Its port is held for as long as the tests run: one that is given
+/// back is at once some other test's, whose app answers.
+pub(super) fn nobody() -> SocketAddr {
+    static HELD: LazyLock<TcpSocket> = LazyLock::new(|| {
+        let socket = TcpSocket::new_v4().expect("socket");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        socket.bind(any).expect("bind");
+        socket
+    });
+    HELD.local_addr().expect("address")
 }
 
 pub(super) fn http(port: u16, target: &str) -> Action {

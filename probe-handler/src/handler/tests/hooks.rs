@@ -61,7 +61,7 @@ async fn the_body_of_a_hook_does_not_matter() {
 
 #[tokio::test]
 async fn an_app_that_cannot_be_reached_is_a_transport_error() {
-    let (answer, reason, outcome) = stop(nobody().await).await;
+    let (answer, reason, outcome) = stop(nobody()).await;
     let error = answer.expect_err("a reset");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     assert_eq!((reason, outcome), (Reason::Refused, Outcome::Failure));
@@ -139,8 +139,8 @@ async fn a_probe_and_a_hook_of_one_target_are_told_apart_by_user_agent() {
 #[tokio::test]
 async fn a_rewritten_tcp_hook_is_a_status_or_a_reset() {
     let app = App::saying("").await;
-    let agent = nobody().await;
-    for (address, reached) in [(app.address, true), (nobody().await, false)] {
+    let agent = nobody();
+    for (address, reached) in [(app.address, true), (nobody(), false)] {
         let port = address.port();
         let hook = route(ProbeKind::PostStart, Action::Tcp { port }, SECOND);
         let path = "/app-lifecycle/app/poststartz";

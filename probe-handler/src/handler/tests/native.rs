@@ -134,7 +134,7 @@ async fn a_slow_app_has_the_probes_timeout_less_a_margin() {
 
 #[tokio::test]
 async fn a_port_that_nobody_listens_on_is_refused() {
-    let address = nobody().await;
+    let address = nobody();
     let (route, endpoint) = http_endpoint(address, "/", SECOND);
     let world = World::new([endpoint]).await;
     assert_eq!(world.status(address, &get(address, "/")).await, 500);
@@ -258,7 +258,7 @@ async fn a_redirect_to_nowhere_fails() {
         let (result, _) = redirected(move |_, _| Some(location.to_owned())).await;
         assert_eq!(result, (500, reason), "{location}");
     }
-    let nobody = nobody().await;
+    let nobody = nobody();
     let (result, _) = redirected(move |_, _| Some(format!("http://{nobody}/"))).await;
     assert_eq!(result, (500, Reason::Refused));
 }

@@ -85,7 +85,7 @@ async fn a_relay_honours_half_close_on_both_sides() {
 
 #[tokio::test]
 async fn a_relay_to_a_closed_port_is_a_reset() {
-    let address = nobody().await;
+    let address = nobody();
     let (_, endpoint) = http_endpoint(address, "/", SECOND);
     let world = World::new([endpoint]).await;
     let answer = world.ask(address, "GET /other HTTP/1.1\r\n\r\n").await;

@@ -27,7 +27,7 @@ async fn probe_with(action: Action, agent: SocketAddr, headers: &str) -> (u16, R
 }
 
 async fn probe(action: Action) -> (u16, Reason) {
-    let agent = nobody().await;
+    let agent = nobody();
     let headers = format!("Host: {agent}\r\nUser-Agent: kube-probe/1.36\r\nAccept: */*\r\n");
     probe_with(action, agent, &headers).await
 }
@@ -44,7 +44,7 @@ fn https(address: SocketAddr, target: &str) -> Action {
 #[tokio::test]
 async fn the_app_gets_the_original_request() {
     let app = App::saying(OK).await;
-    let agent = nobody().await;
+    let agent = nobody();
     let action = http(app.address.port(), "/healthz?full=1");
     let headers = format!("Host: {agent}\r\nX-B: 1\r\nx-a: 2\r\nTE: x\r\n");
     assert_eq!(
@@ -63,7 +63,7 @@ async fn http_failures_come_through() {
     let app = App::saying("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").await;
     let result = probe(http(app.address.port(), "/")).await;
     assert_eq!(result, (503, Reason::HttpStatus));
-    let result = probe(http(nobody().await.port(), "/")).await;
+    let result = probe(http(nobody().port(), "/")).await;
     assert_eq!(result, (500, Reason::Refused));
 }
 
@@ -96,7 +96,7 @@ async fn tcp_is_a_status() {
     let app = App::saying("").await;
     let port = app.address.port();
     assert_eq!(probe(Action::Tcp { port }).await, (200, Reason::Healthy));
-    let port = nobody().await.port();
+    let port = nobody().port();
     assert_eq!(probe(Action::Tcp { port }).await, (500, Reason::Refused));
 }
 
@@ -200,7 +200,7 @@ async fn grpc_against_something_else_fails() {
         port,
         service: String::new(),
     };
-    let refused = probe(action(nobody().await.port())).await;
+    let refused = probe(action(nobody().port())).await;
     assert_eq!(refused, (500, Reason::Refused));
     let ssh = super::servers::greeting("SSH-2.0-OpenSSH_9.6\r\n").await;
     let (status, reason) = probe(action(ssh.port())).await;

@@ -67,7 +67,7 @@ async fn declared_protocols_are_spliced_in_the_pod_and_counted_on_their_route() 
 
 #[tokio::test]
 async fn a_refused_dial_is_a_reset() {
-    let address = nobody().await;
+    let address = nobody();
     let (https, _, native) = routes(address.port(), LONG);
     let world = World::new([endpoint(address, Routes::Native(native))]).await;
     let mut kubelet = world.connect(address).await;

@@ -53,13 +53,20 @@ fn admin(readiness: Readiness) -> Admin {
 }
 
 fn start() -> Running {
+    start_on(Ipv4Addr::UNSPECIFIED)
+}
+
+fn start_on(ip: Ipv4Addr) -> Running {
     let dir = tempfile::tempdir().expect("tempdir");
     let readiness = Readiness::default();
-    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let any = SocketAddr::from((ip, 0));
     let bound = admin(readiness.clone())
         .bind(Some(any), &dir.path().join("admin.sock"))
         .expect("bind");
-    let port = bound.tcp_address().expect("TCP").port();
+    let mut tcp = bound.tcp_address().expect("TCP");
+    if tcp.ip().is_unspecified() {
+        tcp.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
     let socket = bound.socket_path().to_owned();
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(bound.serve(async {
@@ -67,7 +74,7 @@ fn start() -> Running {
     }));
     Running {
         readiness,
-        tcp: (Ipv4Addr::LOCALHOST, port).into(),
+        tcp,
         socket,
         stop,
         server,
@@ -277,7 +284,8 @@ async fn two_daemons_share_the_port_but_nobody_elses() {
 
 #[tokio::test]
 async fn shutdown_finishes_and_removes_the_socket() {
-    let running = start();
+    // On an address of its own: no other test takes the port once it is given back.
+    let running = start_on(Ipv4Addr::new(127, 0, 0, 3));
     assert!(running.socket.exists());
     running.stop.send(()).expect("running");
     running.server.await.expect("no panic");
