@@ -28,6 +28,11 @@ fn finder(name: &str, cgroup: Option<&Path>) -> Finder {
     .expect("cgroup v2")
 }
 
+/// A name of at most 15 bytes, as the kernel keeps, that no other run of these tests on this machine has.
+fn name(stem: &str) -> String {
+    format!("{stem}-{}", std::process::id())
+}
+
 /// A process that takes a name when it is told to, and ends with the test.
 struct Late {
     _directory: tempfile::TempDir,
@@ -94,8 +99,8 @@ fn no_kubelet_is_an_error_that_names_the_names() {
 
 #[test]
 fn a_process_that_becomes_the_kubelet_late_is_found() {
-    let mut kubelet = Late::new("late-kubelet");
-    let mut finder = finder("late-kubelet", None);
+    let mut kubelet = Late::new(&name("late"));
+    let mut finder = finder(&name("late"), None);
     for _ in 0..2 * SELDOM {
         assert!(finder.find_process().is_err());
     }
@@ -103,19 +108,19 @@ fn a_process_that_becomes_the_kubelet_late_is_found() {
     for times in finder.seen.values_mut() {
         *times = YOUNG;
     }
-    kubelet.go("late-kubelet");
+    kubelet.go(&name("late"));
     let found = (0..SELDOM).find_map(|_| finder.find_process().ok());
     assert_eq!(found, Some(kubelet.process.id()));
 }
 
 #[test]
 fn nobody_takes_the_place_of_a_kubelet_that_is_being_restarted() {
-    let mut kubelet = Late::new("given-kubelet");
-    kubelet.go("given-kubelet");
+    let mut kubelet = Late::new(&name("given"));
+    kubelet.go(&name("given"));
     let pid = kubelet.process.id();
     let other = std::process::id();
     let cgroup = cgroup_of(&[other, pid]);
-    let mut finder = finder("given-kubelet", Some(cgroup.path()));
+    let mut finder = finder(&name("given"), Some(cgroup.path()));
     let found = finder.find(None).expect("a kubelet");
     assert_eq!((found.pid, found.shared_with), (Some(pid), 1));
     kubelet.end();
@@ -127,12 +132,12 @@ fn nobody_takes_the_place_of_a_kubelet_that_is_being_restarted() {
 
 #[test]
 fn a_kubelet_that_lives_is_not_taken_for_its_child() {
-    let (mut parent, mut child) = (Late::new("kubelet-forks"), Late::new("kubelet-forks"));
-    parent.go("kubelet-forks");
-    child.go("kubelet-forks");
+    let (mut parent, mut child) = (Late::new(&name("forks")), Late::new(&name("forks")));
+    parent.go(&name("forks"));
+    child.go(&name("forks"));
     let (parent, child) = (parent.process.id(), child.process.id());
     let cgroup = cgroup_of(&[parent]);
-    let mut finder = finder("kubelet-forks", Some(cgroup.path()));
+    let mut finder = finder(&name("forks"), Some(cgroup.path()));
     let found = finder.find(None).expect("a kubelet");
     put(cgroup.path(), &[child, parent]);
     let again = finder.find(Some(&found)).expect("a kubelet");
