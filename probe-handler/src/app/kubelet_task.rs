@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 
-use crate::kernel::kubelet::{Error, Finder, Kubelet};
+use crate::kernel::kubelet::{Finder, Kubelet};
 use crate::kernel::maps::ConfigMap;
 use crate::kernel::preflight::obstacle_remedy;
 use crate::kernel::programs::Programs;
@@ -16,6 +16,8 @@ use crate::observe::readiness::{BlockReady, Readiness};
 /// How often to look. A restarted kubelet must be attached to within 100 ms; a look at one that is still
 /// there is two small reads.
 const PERIOD: Duration = Duration::from_millis(40);
+/// How long to wait before a kubelet that could not be attached to is tried again: that takes some work.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The programs and where they are attached.
 pub struct Attachment {
@@ -97,12 +99,12 @@ pub async fn run(
     metrics: Arc<Metrics>,
 ) {
     let mut waiting: Option<BlockReady> = None;
+    let mut failed: Option<(Kubelet, Instant)> = None;
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let _ = metrics
-            .attached
-            .set(i64::from(attachment.lock().kubelet.is_some()));
+        let attached = attachment.lock().kubelet.is_some();
+        let _ = metrics.attached.set(i64::from(attached));
         let _ = ticks.tick().await;
         let mut attachment = attachment.lock();
         if attachment.draining {
@@ -118,21 +120,28 @@ pub async fn run(
                 waiting = None;
                 continue;
             }
-            Ok(kubelet) => match attachment.attach(&config, kubelet) {
+            Ok(kubelet)
+                if failed.as_ref().is_some_and(|(place, at)| {
+                    place.same_place(&kubelet) && at.elapsed() < AGAIN
+                }) =>
+            {
+                continue;
+            }
+            Ok(kubelet) => match attachment.attach(&config, kubelet.clone()) {
                 Ok(()) => {
                     waiting = None;
+                    failed = None;
                     continue;
                 }
-                Err(trouble) => trouble,
-            },
-            Err(error) => {
-                if matches!(error, Error::NotFound { .. } | Error::NoCgroup { .. }) {
-                    // Its cgroup is gone with it, and with the cgroup the attachment.
-                    attachment.kubelet = None;
+                Err(trouble) => {
+                    failed = Some((kubelet, Instant::now()));
+                    trouble
                 }
-                error.to_string()
-            }
+            },
+            Err(error) => error.to_string(),
         };
+        // Wherever the programs still are, the kubelet that is to be served is not there.
+        attachment.kubelet = None;
         if waiting.is_none() {
             waiting = Some(readiness.block("kubelet"));
         }

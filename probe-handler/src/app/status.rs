@@ -98,6 +98,7 @@ impl Reporter {
             attached: all_attached && kubelet.is_some(),
             attached_age_ms: attachment
                 .since
+                .filter(|_| kubelet.is_some())
                 .map(|since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)),
             process_filter: kubelet.and_then(|kubelet| kubelet.filter),
             shared_with: kubelet

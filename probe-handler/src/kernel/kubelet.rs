@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::kernel::cgroup;
+use crate::kernel::locate::name::{Kind, kind};
 use crate::kernel::netns::NetnsId;
 
 /// The kubelet can't be found, or must not be attached to where it is.
@@ -14,8 +15,9 @@ pub enum Error {
     Cgroup(#[from] cgroup::Error),
     /// No process of that name.
     #[error(
-        "no kubelet runs in this pid namespace (looked for processes named {}): start it, run this with \
-         hostPID: true, name it with --kubelet-name, or give its cgroup with --kubelet-cgroup",
+        "no kubelet runs in this pid namespace (looked for processes of this user, outside of pods, named {}): \
+         start it, run this with hostPID: true, name it with --kubelet-name, or give its cgroup with \
+         --kubelet-cgroup",
         names.join(", ")
     )]
     NotFound {
@@ -128,6 +130,8 @@ pub struct Finder {
     searches: u32,
     /// Whether a kubelet was found in the cgroup given.
     named: bool,
+    /// Whether a kubelet was found outside of all pods' cgroups.
+    outside_pods: bool,
 }
 
 /// A process may become the kubelet long after it was started: a script that prepares the kubelet's
@@ -148,6 +152,7 @@ impl Finder {
             seen: BTreeMap::new(),
             searches: 0,
             named: false,
+            outside_pods: false,
         })
     }
 
@@ -262,7 +267,8 @@ impl Finder {
         for pid in processes() {
             let times = self.seen.get(&pid).copied().unwrap_or_default();
             let look = thorough || times < YOUNG;
-            if look && comm(pid).is_some_and(|comm| self.is_kubelet(&comm)) {
+            // A name is anyone's to take, root is not.
+            if look && comm(pid).is_some_and(|comm| self.is_kubelet(&comm)) && is_our_users(pid) {
                 found.push(pid);
             } else {
                 let _ = seen.insert(pid, times.saturating_add(1));
@@ -272,9 +278,11 @@ impl Finder {
         self.choose(found)
     }
 
-    /// Of several processes of a kubelet's name, those in our own network namespace count; when they are
-    /// all in one cgroup, the oldest is it (others are its children, about to become something else).
-    fn choose(&self, found: Vec<u32>) -> Result<u32, Error> {
+    /// Of several processes of a kubelet's name, those in our own network namespace count, and none in a
+    /// pod's cgroup if there is or was one elsewhere (a node that is itself a pod has its kubelet in one).
+    /// When they are all in one cgroup, the oldest is it (others are its children, about to become
+    /// something else).
+    fn choose(&mut self, found: Vec<u32>) -> Result<u32, Error> {
         let ours = NetnsId::at(Path::new("/proc/self/ns/net")).ok();
         let theirs = |pid: u32| NetnsId::at(Path::new(&format!("/proc/{pid}/ns/net"))).ok();
         let mut here: Vec<u32> = found
@@ -282,12 +290,20 @@ impl Finder {
             .copied()
             .filter(|pid| theirs(*pid) == ours)
             .collect();
+        let (pods, outside): (Vec<u32>, Vec<u32>) = here.iter().partition(|pid| is_in_pod(**pid));
+        self.outside_pods |= !outside.is_empty();
+        if self.outside_pods {
+            if !pods.is_empty() {
+                tracing::debug!(?pods, "processes in pods have a kubelet's name");
+            }
+            here = outside;
+        }
         here.sort_unstable_by_key(|pid| start_time(*pid));
         match (here.as_slice(), found.first()) {
-            ([], None) => Err(Error::NotFound {
+            ([], Some(pid)) if !self.outside_pods => Err(Error::OtherNetwork { pid: *pid }),
+            ([], _) => Err(Error::NotFound {
                 names: self.search.names.clone(),
             }),
-            ([], Some(pid)) => Err(Error::OtherNetwork { pid: *pid }),
             ([first, rest @ ..], _) => {
                 let cgroup = cgroup::of_process(*first, &self.mount_point)?;
                 let elsewhere = rest.iter().any(|pid| {
@@ -329,6 +345,31 @@ fn processes() -> impl Iterator<Item = u32> {
 fn comm(pid: u32) -> Option<String> {
     let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(comm.trim_end_matches('\n').to_owned())
+}
+
+/// Whether the process acts for the user that we act for. The owner of /proc/PID says less: it is root
+/// where a process lets nobody trace it.
+fn is_our_users(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:"))
+        .and_then(|ids| ids.split_whitespace().nth(1));
+    effective.and_then(|uid| uid.parse().ok()) == Some(nix::unistd::geteuid().as_raw())
+}
+
+fn is_in_pod(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+        .is_ok_and(|cgroups| names_a_pod(&cgroups))
+}
+
+/// Whether one of the cgroups of /proc/PID/cgroup, of whichever hierarchy, is below the kubelet's `kubepods`.
+fn names_a_pod(cgroups: &str) -> bool {
+    cgroups
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .flat_map(|path| path.split('/'))
+        .any(|name| kind(name, false) != Kind::Other)
 }
 
 /// Field 22 of /proc/pid/stat; none for a process that is gone or a zombie.

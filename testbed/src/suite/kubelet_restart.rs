@@ -108,6 +108,39 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         }
         Ok(())
     });
+    let program = cases.daemon().map(Path::to_owned);
+    cases.case("a-pods-process-takes-its-name", || {
+        kubelet.kill()?;
+        let cgroup = Cgroup::new(run, "true")?;
+        let _pods = Cgroup::new(run, "kubepods")?;
+        let in_pod = Cgroup::new(run, "kubepods/pod1")?;
+        let mut kubelet = Kubelet::start(run, &cgroup, name)?;
+        let mut impostor = Kubelet::start(run, &in_pod, name)?;
+        comes_back(&daemon, &kubelet, &pod, &cgroup)?;
+        let new = DaemonSpec::new("among-impostors")
+            .program(program.as_deref())
+            .arg("--kubelet-name")
+            .arg(name)
+            .start(run)?;
+        ensure!(
+            attached_to(&new)? == cgroup.path().display().to_string(),
+            "the new daemon is attached elsewhere"
+        );
+        kubelet.kill()?;
+        for daemon in [&daemon, &new] {
+            wait_unattached(daemon)?;
+        }
+        let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
+        ensure!(!impostor.probe(&probe)?.passed(), "the impostor is exempt");
+        ensure!(
+            bpf::attached(in_pod.path())? == 0,
+            "programs are attached to the impostor's cgroup"
+        );
+        kubelet = Kubelet::start(run, &cgroup, name)?;
+        comes_back(&daemon, &kubelet, &pod, &cgroup)?;
+        kubelet.kill()?;
+        impostor.kill()
+    });
     cases.case("moved-while-running", || {
         kubelet.kill()?;
         let [from, to] = [Cgroup::new(run, "from")?, Cgroup::new(run, "to")?];

@@ -7,7 +7,7 @@
 mod events;
 mod following;
 mod hierarchies;
-mod name;
+pub(super) mod name;
 mod process;
 mod tree;
 
