@@ -52,16 +52,6 @@ pub enum Why {
         /// Its value.
         name: String,
     },
-    /// A named port that is not TCP.
-    #[error("{field} {name:?} is a {protocol} port, only TCP can be probed")]
-    NotTcp {
-        /// `httpGet.port` or `tcpSocket.port`.
-        field: &'static str,
-        /// Its value.
-        name: String,
-        /// `protocol` of that container port.
-        protocol: String,
-    },
     /// A port number that does not exist.
     #[error("{field} is {port}, must be 1 to 65535")]
     PortOutOfRange {
@@ -104,7 +94,6 @@ impl Why {
         matches!(
             self,
             Self::UnresolvedPort { .. }
-                | Self::NotTcp { .. }
                 | Self::PortOutOfRange { .. }
                 | Self::UnknownScheme(_)
                 | Self::TcpHook

@@ -19,6 +19,8 @@ use super::probes::{grpc_action, http_action, tcp_action, timeout};
 
 /// Annotation with the originals of the probes that our webhook has rewritten.
 pub const PROBES: &str = "probe-handler.io/probes";
+/// Variable of container `istio-proxy` by which pilot-agent probes localhost instead of the pod's address.
+const ISTIO_PROBES_LOCALHOST: &str = "REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION";
 /// Variable of container `istio-proxy` with the originals that Istio's injector has rewritten.
 pub const ISTIO_PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";
 /// Annotation with Istio's status port; `"0"` turns pilot-agent's probing off.
@@ -248,12 +250,23 @@ fn read(source: &str, json: &str, ips: &[IpAddr], warnings: &mut Vec<String>) ->
         .ok()
 }
 
+/// Istio's originals, unless pilot-agent asks the apps at localhost (as its template has it where
+/// `meshConfig.inboundTrafficPolicy.mode` is LOCALHOST): an app that listens there alone is healthy to it and
+/// not to us, who dial the pod's address. Its answers are passed on then, as those of any app.
 fn istio_probers(pod: &Pod) -> Option<&str> {
-    containers(pod)
-        .filter(|container| container.name == "istio-proxy")
-        .flat_map(|container| container.env.iter().flatten())
-        .find(|env| env.name == ISTIO_PROBERS)
-        .and_then(|env| env.value.as_deref())
+    let env = |name: &str| {
+        containers(pod)
+            .filter(|container| container.name == "istio-proxy")
+            .flat_map(|container| container.env.iter().flatten())
+            .find(|env| env.name == name)
+            .and_then(|env| env.value.as_deref())
+    };
+    // As Go's strconv.ParseBool has it, by which pilot-agent reads it.
+    let localhost = matches!(
+        env(ISTIO_PROBES_LOCALHOST),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True")
+    );
+    env(ISTIO_PROBERS).filter(|_| !localhost)
 }
 
 /// The path of a probe that looks rewritten.

@@ -280,14 +280,8 @@ fn resolve_port(
         .flatten()
         .find(|port| port.name.as_ref() == Some(name));
     match named {
-        Some(port) => match port.protocol.as_deref() {
-            None | Some("" | "TCP") => checked_port(field, port.container_port.into()),
-            Some(protocol) => Err(Why::NotTcp {
-                field,
-                name: name.clone(),
-                protocol: protocol.to_owned(),
-            }),
-        },
+        // Whatever its protocol: the kubelet connects by TCP to a UDP port's number.
+        Some(port) => checked_port(field, port.container_port.into()),
         None => {
             let port = name.parse::<i64>().map_err(|_| Why::UnresolvedPort {
                 field,

@@ -18,6 +18,11 @@ const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// On mirror pods only (kubernetes pkg/kubelet/types/pod_update.go).
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
+/// On the pods of virtual machines, with value [`VIRT_LAUNCHER`] (kubevirt staging/src/kubevirt.io/api/core/v1
+/// `AppLabel`).
+const KUBEVIRT: &str = "kubevirt.io";
+const VIRT_LAUNCHER: &str = "virt-launcher";
+
 /// What we make of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Understood {
@@ -52,6 +57,12 @@ pub enum NotServed {
     /// `probe-handler.io/exempt: "false"`.
     #[error("annotation {EXEMPT} leaves its probes to the mesh")]
     NotExempt,
+    /// A virtual machine's: none of its app's sockets are in the pod's network namespace.
+    #[error(
+        "its app is a virtual machine's guest (label {KUBEVIRT}={VIRT_LAUNCHER}); annotation {EXEMPT}: \"true\" \
+         has it served all the same"
+    )]
+    Guest,
     /// It has no probes that we could serve.
     #[error("it has no probes to serve")]
     NoProbes,
@@ -132,6 +143,9 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
             ));
         }
     }
+    if exempt != Some(true) && is_virtual_machine(pod) {
+        return understood.not_served(NotServed::Guest);
+    }
     if native.is_empty() && rewritten.is_none() {
         return understood.not_served(NotServed::NoProbes);
     }
@@ -151,6 +165,17 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
         netns: None,
     }));
     understood
+}
+
+/// KubeVirt's packet filters lead what comes to the pod into the guest: to us, who look for the app's sockets
+/// in the pod, every port would be closed.
+fn is_virtual_machine(pod: &Pod) -> bool {
+    let label = pod
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(KUBEVIRT));
+    label.is_some_and(|value| value == VIRT_LAUNCHER)
 }
 
 fn pod_id(pod: &Pod, warnings: &mut Vec<String>) -> PodId {

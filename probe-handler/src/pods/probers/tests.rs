@@ -106,6 +106,26 @@ fn istios_rewritten_probes_are_taken_over() {
 }
 
 #[test]
+fn what_pilot_agent_probes_at_localhost_is_not_taken_over() {
+    for (value, taken_over) in [("true", false), ("1", false), ("false", true), ("", true)] {
+        let mut manifest = json!({"spec": {"containers": [
+            {"name": "hello", "livenessProbe": rewritten_get(LIVEZ, 15020)},
+            {"name": "istio-proxy", "env": [
+                {"name": "ISTIO_KUBE_APP_PROBERS",
+                 "value": r#"{"/app-health/hello/livez":{"httpGet":{"path":"/live","port":80}}}"#}]}]}});
+        manifest["spec"]["containers"][1]["env"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"name": "REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION", "value": value}));
+        let recovered = recover_from(&manifest);
+        assert_eq!(recovered.rewritten.is_some(), taken_over, "{value:?}");
+        // Pilot-agent's own answer is passed on otherwise.
+        assert_eq!(recovered.native.is_empty(), taken_over, "{value:?}");
+        assert_eq!(recovered.warnings, Vec::<String>::new());
+    }
+}
+
+#[test]
 fn the_env_is_found_in_a_native_sidecar() {
     let manifest = json!({"spec": {
         "initContainers": [{"name": "istio-proxy", "restartPolicy": "Always", "env": [

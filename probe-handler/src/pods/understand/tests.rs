@@ -75,11 +75,24 @@ fn some_pods_are_never_served() {
             with("/metadata/annotations", json!({EXEMPT: "false"})),
             NotServed::NotExempt,
         ),
+        (
+            with("/metadata/labels", json!({KUBEVIRT: VIRT_LAUNCHER})),
+            NotServed::Guest,
+        ),
     ] {
         let understood = make(manifest.clone());
         assert_eq!(understood.pod, None, "{manifest}");
         assert_eq!(understood.not_served, Some(why), "{manifest}");
     }
+}
+
+#[test]
+fn a_virtual_machines_pod_is_served_when_asked_for() {
+    let mut manifest = with("/metadata/labels", json!({KUBEVIRT: VIRT_LAUNCHER}));
+    manifest["metadata"]["annotations"] = json!({EXEMPT: "true"});
+    assert!(make(manifest).pod.is_some());
+    let component = with("/metadata/labels", json!({KUBEVIRT: "virt-api"}));
+    assert!(make(component).pod.is_some());
 }
 
 #[test]
