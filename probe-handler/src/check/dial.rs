@@ -2,9 +2,16 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use socket2::{SockRef, Socket};
 use tokio::net::TcpStream;
+
+/// How long the kernel may wait for the app's kernel to acknowledge what we sent. Both are the same kernel,
+/// so it takes no time, unless the pod's address is gone: a closed socket would then go on trying to say so
+/// for minutes, and keep the dead namespace alive meanwhile. Of the handshake it is not asked: an app whose
+/// queue is full may take as long as the probe's timeout allows.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
 
 /// Makes sockets from which the app can be reached past the mesh.
 pub trait Dial: Send + Sync + 'static {
@@ -12,7 +19,7 @@ pub trait Dial: Send + Sync + 'static {
     /// mesh wants them, ready to connect to `to`.
     ///
     /// # Errors
-    /// Those of `setns`, `socket` and `bind`. `ENOENT`-like errors say that the pod is gone.
+    /// Those of `setns`, `socket` and `bind`.
     fn socket(&self, to: SocketAddr) -> io::Result<Socket>;
 }
 
@@ -36,6 +43,7 @@ pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
             return Err(error);
         }
     }
+    SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     // With nobody listening there, TCP connects a socket to itself if it was given that very port.
     if stream.local_addr()? == to {
         return Err(io::ErrorKind::ConnectionRefused.into());
@@ -73,8 +81,6 @@ pub fn send_at_once<'a>(stream: &TcpStream, bytes: &'a [u8]) -> &'a [u8] {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use socket2::{Domain, Type};
     use tokio::net::{TcpListener, TcpSocket};
 

@@ -14,7 +14,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::unistd::{Gid, Uid, setfsuid};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -32,11 +31,6 @@ const PASSTHROUGH6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 pub const CONSUL_PROXY_UID: u32 = 5995;
 /// Uid and gid of Istio's proxy: a socket of that owner would be captured.
 const ISTIO_GID: u32 = 1337;
-
-/// How long the kernel may wait for the app's kernel to acknowledge what we sent. Both are the same kernel,
-/// so it takes no time, unless the pod's address is gone: a closed socket would then go on trying to say so
-/// for minutes, and keep the dead namespace alive meanwhile.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
 
 /// Where the dial's source address comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +92,6 @@ impl Dial for PodDialer {
             )
         })??;
         self.bind(&socket, to.ip())?;
-        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
         Ok(socket)
     }
 }

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 use super::cases::Cases;
 use super::env::Env;
@@ -33,6 +35,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("namespace-gone-and-back", || gone_and_back(&env));
     cases.case("address-moved", || moved(&env));
     cases.case("address-claimed-twice", || claimed_twice(&env));
+    cases.case("full-accept-queue", || full_accept_queue(&env));
     cases.case("churn", || churn(&env));
     Ok(())
 }
@@ -299,17 +302,8 @@ fn churn(env: &Env) -> Result<()> {
     settled.with_context(|| format!("before {before:?}, after {after:?}"))
 }
 
-/// A pod with an app in this process, for speed: made, served, probed, withdrawn, gone for good.
-fn one_life(env: &Env, index: usize) -> Result<()> {
-    let name = format!("churn{index}");
-    let ns = NetNs::new(&env.run, &name)?;
-    let app = ns.run(|| Ok(TcpListener::bind(("::", HTTP))?))?;
-    let served = thread::spawn(move || -> Result<()> {
-        let (mut client, _) = app.accept()?;
-        let mut request = [0; 1024];
-        let _length = client.read(&mut request)?;
-        Ok(client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?)
-    });
+/// Has the daemon serve `ns` as a pod with this liveness probe; gives the manifest's path.
+fn serve_bare(env: &Env, name: &str, ns: &NetNs, probe: Value) -> Result<PathBuf> {
     let manifest = json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -321,18 +315,69 @@ fn one_life(env: &Env, index: usize) -> Result<()> {
                 "probe-handler.io/exempt": "true",
             },
         },
-        "spec": {"containers": [{
-            "name": "web",
-            "image": "app",
-            "livenessProbe": usual::http(HTTP, "/healthy"),
-        }]},
+        "spec": {"containers": [{"name": "web", "image": "app", "livenessProbe": probe}]},
     });
     let file = env.daemon.pods().join(format!("{name}.json"));
     fs::write(&file, manifest.to_string())?;
     wait::until(&format!("{name} to be served"), SOON, || {
-        let status = env.daemon.pod_status(&name).ok()??;
+        let status = env.daemon.pod_status(name).ok()??;
         status["netns"]["known"].is_object().then_some(())
     })?;
+    Ok(file)
+}
+
+/// An app that takes no connections for a while is healthy if it answers within the probe's timeout: the
+/// kernel drops what does not fit in its queue, and hears it again 1, 3 and 7 s after the first time.
+fn full_accept_queue(env: &Env) -> Result<()> {
+    let ns = NetNs::new(&env.run, "full-queue")?;
+    let queue = ns.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, HTTP)).into())?;
+        socket.listen(0)?;
+        Ok(socket)
+    })?;
+    let app = TcpListener::from(queue);
+    let mut probe = usual::http(HTTP, "/healthy");
+    probe["timeoutSeconds"] = json!(15);
+    let file = serve_bare(env, "full-queue", &ns, probe)?;
+    let _in_the_way = TcpStream::connect((ns.ipv4(), HTTP))?;
+
+    let probe = Probe::http(ns.ipv4(), HTTP, "/healthy").timeout(Duration::from_secs(15));
+    let begun = Instant::now();
+    let pending = env.kubelet.begin(&probe)?;
+    wait::pass(Duration::from_secs(4))?;
+    let served = thread::spawn(move || -> Result<()> {
+        let _in_the_way = app.accept()?;
+        let (mut client, _) = app.accept()?;
+        let mut request = [0; 1024];
+        let _length = client.read(&mut request)?;
+        Ok(client.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?)
+    });
+    let result = pending.wait()?;
+    ensure!(
+        result.passed() && begun.elapsed() > Duration::from_secs(4),
+        "{result:?} after {:?}",
+        begun.elapsed()
+    );
+    fs::remove_file(&file)?;
+    match served.join() {
+        Ok(served) => served,
+        Err(_) => bail!("the app panicked"),
+    }
+}
+
+/// A pod with an app in this process, for speed: made, served, probed, withdrawn, gone for good.
+fn one_life(env: &Env, index: usize) -> Result<()> {
+    let name = format!("churn{index}");
+    let ns = NetNs::new(&env.run, &name)?;
+    let app = ns.run(|| Ok(TcpListener::bind(("::", HTTP))?))?;
+    let served = thread::spawn(move || -> Result<()> {
+        let (mut client, _) = app.accept()?;
+        let mut request = [0; 1024];
+        let _length = client.read(&mut request)?;
+        Ok(client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?)
+    });
+    let file = serve_bare(env, &name, &ns, usual::http(HTTP, "/healthy"))?;
     let redirected = env.daemon.counter("redirected")?;
     let passed = env.passes(&Probe::http(ns.ipv4(), HTTP, "/healthy"));
     fs::remove_file(&file)?;
