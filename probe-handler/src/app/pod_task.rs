@@ -100,16 +100,15 @@ impl Follower {
         let mut last_trouble = String::new();
         let mut sandbox = 0;
         loop {
-            match Netns::open(path).and_then(enter) {
-                Ok((netns, nsid, watch)) => {
+            match Netns::open(path).and_then(not_the_nodes) {
+                Ok(netns) => {
                     last_trouble.clear();
+                    let id = netns.id();
                     let why = tokio::select! {
-                        why = self.stay(&netns, sandbox, nsid, &watch) => why?,
-                        why = replaced(path, netns.id()) => {
-                            sandbox += 1;
-                            why
-                        }
+                        closed = self.serve(Arc::new(netns), sandbox) => return closed,
+                        why = replaced(path, id) => why,
                     };
+                    sandbox += 1;
                     self.tell(News::Lost(why)).await?;
                 }
                 Err(error) => {
@@ -289,16 +288,15 @@ impl Pace {
     }
 }
 
-/// Refuses the node's own namespace, and subscribes to the addresses of any other.
-fn enter(netns: Netns) -> io::Result<(Arc<Netns>, i32, AddressWatch)> {
+/// Refuses the node's own namespace.
+fn not_the_nodes(netns: Netns) -> io::Result<Netns> {
     if netns.id() == Netns::current()?.id() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "this is the node's own network namespace: pods of the host network are left alone",
         ));
     }
-    let (nsid, watch) = subscribe(&netns)?;
-    Ok((Arc::new(netns), nsid, watch))
+    Ok(netns)
 }
 
 /// The namespace's id as seen from the kubelet's, and a subscription to its addresses.

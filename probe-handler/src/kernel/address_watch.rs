@@ -14,6 +14,10 @@ use crate::kernel::netns::Netns;
 /// `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR` of include/uapi/linux/rtnetlink.h.
 const ADDRESS_GROUPS: u32 = 0x10 | 0x100;
 
+/// How many messages are read at once: whoever may configure the pod's network can send them faster than
+/// they are read, and the caller has more to do.
+const AT_ONCE: usize = 64;
+
 /// A subscription to one namespace's address changes. It keeps the namespace alive: drop it with the pod.
 pub struct AddressWatch {
     socket: AsyncFd<OwnedFd>,
@@ -50,15 +54,17 @@ impl AddressWatch {
             // What is told does not matter, nor that too much was told at once (ENOBUFS): the addresses
             // are read anew.
             let mut scratch = [0_u8; 4096];
-            loop {
+            for _ in 0..AT_ONCE {
                 match receive(ready.get_inner(), &mut scratch) {
                     Ok(_) => changed = true,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        ready.clear_ready();
+                        break;
+                    }
                     Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => changed = true,
                     Err(error) => return Err(error),
                 }
             }
-            ready.clear_ready();
             if changed {
                 return Ok(());
             }
