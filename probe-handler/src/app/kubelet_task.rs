@@ -1,6 +1,7 @@
 //! Keeps the programs on the kubelet's cgroup, wherever the kubelet goes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -31,17 +32,20 @@ pub struct Attachment {
     pub trouble: Option<String>,
     /// Set when the daemon drains: nothing is attached any more.
     pub draining: bool,
+    /// Told the handler: [`Kubelet::is_part_of_more`].
+    part_of_more: Arc<AtomicBool>,
 }
 
 impl Attachment {
     /// Programs loaded, but attached nowhere.
-    pub fn new(programs: Programs) -> Self {
+    pub fn new(programs: Programs, part_of_more: Arc<AtomicBool>) -> Self {
         Self {
             programs,
             kubelet: None,
             since: None,
             trouble: None,
             draining: false,
+            part_of_more,
         }
     }
 
@@ -50,6 +54,8 @@ impl Attachment {
     /// # Errors
     /// What to tell the operator.
     pub fn attach(&mut self, config: &ConfigMap, kubelet: Kubelet) -> Result<(), String> {
+        let part_of_more = kubelet.is_part_of_more();
+        self.part_of_more.store(part_of_more, Ordering::Relaxed);
         config
             .update(|config| config.kubelet_pid = kubelet.filter.unwrap_or_default())
             .map_err(|error| format!("cannot tell the programs the kubelet's process: {error}"))?;

@@ -15,6 +15,7 @@ mod unserved;
 pub mod webhook;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -49,24 +50,30 @@ use stop::Stop;
 /// what is not yet applied stays bounded.
 const CHANNEL: usize = 64;
 
+/// How long what is still being read has at the end.
+const LAST_READS: Duration = Duration::from_millis(500);
+
 /// Builds the daemon and runs it until SIGTERM or SIGINT and the drain that follows.
 ///
 /// # Errors
 /// A failed start, with what to do next; a part of the daemon that ended, after the drain.
 pub fn run(config: AgentConfig) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_start(capabilities::give_up_others_or_abort)
         .build()
-        .context("cannot start the runtime")?
-        .block_on(async {
-            let mut stop = Stop::new()?;
-            let daemon = tokio::select! {
-                daemon = build(config) => daemon?,
-                _ = stop.asked() => return Ok(()),
-            };
-            daemon.serve(&mut stop).await
-        })
+        .context("cannot start the runtime")?;
+    let ended = runtime.block_on(async {
+        let mut stop = Stop::new()?;
+        let daemon = tokio::select! {
+            daemon = build(config) => daemon?,
+            _ = stop.asked() => return Ok(()),
+        };
+        daemon.serve(&mut stop).await
+    });
+    // A read that hangs (a manifest on a file system that does not answer) does not keep us.
+    runtime.shutdown_timeout(LAST_READS);
+    ended
 }
 
 /// A daemon that serves.
@@ -110,10 +117,12 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     }
 
     let table = Arc::new(EndpointTable::default());
+    let part_of_more = Arc::new(AtomicBool::new(false));
     let handler = Arc::new(Handler {
         flows: maps.flows,
         table: Arc::clone(&table),
         metrics: Arc::clone(&metrics),
+        part_of_more: Arc::clone(&part_of_more),
     });
     let handler = HandlerThread::start(handler, config.handler_port)?;
     maps.config.update(|programs| {
@@ -126,7 +135,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         maps.endpoints,
         Arc::clone(&table),
     ))));
-    let attachment = Arc::new(Mutex::new(Attachment::new(programs)));
+    let attachment = Arc::new(Mutex::new(Attachment::new(programs, part_of_more)));
 
     let status = status::Reporter {
         started,
@@ -298,7 +307,7 @@ pub fn use_one_heap() {
     let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Raises the limit of open descriptors as far as it goes: a pod takes two, a check under way two more, and
+/// Raises the limit of open descriptors as far as it goes: a pod takes three, a check under way two more, and
 /// the usual soft limit of 1,024 is for programs that use select(2).
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};

@@ -61,7 +61,7 @@ fn record(address: SocketAddr, table: &EndpointTable, metrics: &Metrics) {
             reason: Reason::Refused,
             status: 500,
             detail: format!("nothing listens on {address}; refused in the kernel"),
-            latency: Duration::ZERO,
+            latency: None,
         };
         metrics.verdict(&endpoint.pod.id, route, verdict);
     }

@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use parking_lot::Mutex;
-use probe_handler_common::counters::Counter;
 use probe_handler_common::programs;
 
 use super::kubelet_task::Attachment;
@@ -18,7 +17,7 @@ use crate::observe::build::VERSION;
 use crate::observe::readiness::Readiness;
 use crate::observe::status::{
     CanaryState, CanaryStatus, HookStatus, KubeletStatus, LeftAlone, NetnsStatus, PodStatus,
-    Refusal, SourceStatus, Status, route_rows,
+    Refusal, SourceStatus, Status, counters, route_rows,
 };
 use crate::pods::registry::{Entry, Obstacle};
 use crate::pods::understand::Understood;
@@ -76,11 +75,7 @@ impl Reporter {
             hooks,
             refusal,
             handler: self.handler.clone(),
-            counters: Counter::ALL
-                .iter()
-                .map(|counter| counter.name().to_owned())
-                .zip(self.counters.read())
-                .collect(),
+            counters: counters(self.counters.read()),
             source: SourceStatus {
                 kind: self.config.pods.to_string(),
                 problems: shared.problems.iter().cloned().chain(trouble).collect(),
@@ -109,7 +104,7 @@ impl Reporter {
 }
 
 fn pods(shared: &Shared) -> Vec<PodStatus> {
-    let now = SystemTime::now();
+    let now = Instant::now();
     let understood = shared.understood.iter();
     let understood: HashMap<&str, &Understood> = understood
         .map(|pod| (pod.id.uid.as_str(), pod.as_ref()))

@@ -51,7 +51,7 @@ async fn call(
         .authority(address.to_string())
         .path_and_query("/")
         .build()
-        .map_err(|error| Finding::failed(Reason::Dial, error.to_string()))?;
+        .map_err(|error| Finding::without_answer(Reason::Dial, error.to_string()))?;
     let transport = Transport {
         sender,
         user_agent: user_agent.and_then(|agent| HeaderValue::from_bytes(agent).ok()),
@@ -69,7 +69,7 @@ async fn call(
         .map_err(|status| refused(&status))?;
     Ok(match response.into_inner().status() {
         ServingStatus::Serving => Finding::healthy(""),
-        other => Finding::failed(Reason::NotServing, other.as_str_name()),
+        other => Finding::without_answer(Reason::NotServing, other.as_str_name()),
     })
 }
 
@@ -79,9 +79,9 @@ fn refused(status: &tonic::Status) -> Finding {
     let transport =
         std::error::Error::source(status).is_some_and(|cause| cause.is::<hyper::Error>());
     match status.code() {
-        code if transport => Finding::failed(Reason::ConnectionClosed, format!("{code:?}")),
-        Code::DeadlineExceeded => Finding::failed(Reason::TimedOut, "DeadlineExceeded"),
-        code => Finding::failed(Reason::GrpcStatus, format!("{code:?}")),
+        code if transport => Finding::without_answer(Reason::ConnectionClosed, format!("{code:?}")),
+        Code::DeadlineExceeded => Finding::without_answer(Reason::TimedOut, "DeadlineExceeded"),
+        code => Finding::without_answer(Reason::GrpcStatus, format!("{code:?}")),
     }
 }
 

@@ -82,7 +82,9 @@ impl HttpCheck<'_> {
                         response.status
                     )));
                 }
-                Step::Invalid(what) => return Err(Finding::failed(Reason::BadResponse, what)),
+                Step::Invalid(what) => {
+                    return Err(Finding::without_answer(Reason::BadResponse, what));
+                }
             };
             head = request.redirected(&next.target(), next.host(), referer.as_deref());
             scheme = next.scheme();
@@ -90,7 +92,7 @@ impl HttpCheck<'_> {
             connection = dial(self.dialer, address).await;
             hop = Some(next);
         }
-        Err(Finding::failed(
+        Err(Finding::without_answer(
             Reason::TooManyRedirects,
             format!("stopped after {REQUESTS_LIMIT} redirects"),
         ))
@@ -104,7 +106,7 @@ impl HttpCheck<'_> {
             request.header("host"),
         )
         .ok_or_else(|| {
-            Finding::failed(Reason::BadResponse, "redirect from a target that is no URL")
+            Finding::without_answer(Reason::BadResponse, "redirect from a target that is no URL")
         })
     }
 
@@ -171,7 +173,7 @@ fn leads_on(response: &ResponseHead) -> bool {
 fn parse(head: &[u8]) -> Result<Request<'_>, Finding> {
     match Request::parse(head) {
         Ok(Some(request)) => Ok(request),
-        _ => Err(Finding::failed(
+        _ => Err(Finding::without_answer(
             Reason::BadResponse,
             "the request head is malformed",
         )),
@@ -183,7 +185,7 @@ fn closed(error: String, written: &io::Result<()>) -> Finding {
         Ok(()) => error,
         Err(write) => format!("{error}; sending the request: {write}"),
     };
-    Finding::failed(Reason::ConnectionClosed, detail)
+    Finding::without_answer(Reason::ConnectionClosed, detail)
 }
 
 fn rejected(error: ResponseError) -> Finding {
@@ -191,5 +193,5 @@ fn rejected(error: ResponseError) -> Finding {
         ResponseError::CutShort => Reason::ConnectionClosed,
         ResponseError::Malformed(_) | ResponseError::HeadTooLarge => Reason::BadResponse,
     };
-    Finding::failed(reason, error.to_string())
+    Finding::without_answer(reason, error.to_string())
 }

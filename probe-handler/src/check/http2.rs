@@ -83,7 +83,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let request = translate(request, authority)
-        .map_err(|error| Finding::failed(Reason::BadResponse, error.to_string()))?;
+        .map_err(|error| Finding::without_answer(Reason::BadResponse, error.to_string()))?;
     let (mut sender, _connection) = connect(stream).await.map_err(failed)?;
     let response = sender.send_request(request).await.map_err(failed)?;
     let (parts, mut body) = response.into_parts();
@@ -150,5 +150,5 @@ pub(super) fn failed(error: hyper::Error) -> Finding {
     } else {
         Reason::BadResponse
     };
-    Finding::failed(reason, detail)
+    Finding::without_answer(reason, detail)
 }

@@ -64,9 +64,9 @@ impl Finding {
     }
 
     /// There is no answer of the app's to pass on.
-    pub fn failed(reason: Reason, detail: impl Into<String>) -> Self {
+    pub fn without_answer(reason: Reason, detail: impl Into<String>) -> Self {
         let status = match reason {
-            Reason::Healthy | Reason::Spliced => 200,
+            Reason::Spliced => 200,
             Reason::Cancelled => 499,
             Reason::Overloaded => 503,
             Reason::TimedOut => 504,
@@ -89,7 +89,7 @@ impl Finding {
             }
             _ => Reason::Dial,
         };
-        Self::failed(reason, format!("dial: {error}"))
+        Self::without_answer(reason, format!("dial: {error}"))
     }
 
     /// The verdict of a check that began at `since`.
@@ -98,7 +98,7 @@ impl Finding {
             reason: self.reason,
             status: self.status,
             detail: self.detail,
-            latency: since.elapsed(),
+            latency: Some(since.elapsed()),
         }
     }
 }

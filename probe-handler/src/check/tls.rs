@@ -25,7 +25,8 @@ pub(super) struct Secured {
 /// Agrees on TLS over `stream` with the app at `ip`: any certificate, HTTP/2 offered before HTTP/1.1, no
 /// server name (an IP address is none).
 pub(super) async fn secure(stream: TcpStream, ip: IpAddr) -> Result<Secured, Finding> {
-    let config = config().map_err(|error| Finding::failed(Reason::Tls, error.to_string()))?;
+    let config =
+        config().map_err(|error| Finding::without_answer(Reason::Tls, error.to_string()))?;
     let stream = TlsConnector::from(config)
         .connect(ServerName::IpAddress(ip.into()), stream)
         .await
@@ -43,7 +44,7 @@ fn failed(error: &io::Error) -> Finding {
     } else {
         Reason::ConnectionClosed
     };
-    Finding::failed(reason, format!("TLS handshake: {error}"))
+    Finding::without_answer(reason, format!("TLS handshake: {error}"))
 }
 
 /// The one configuration, made at first use.

@@ -120,8 +120,8 @@ pub struct Verdict {
     pub status: u16,
     /// For people: what happened, without anything the app said in its body.
     pub detail: String,
-    /// From accepting the kubelet's connection to the verdict.
-    pub latency: Duration,
+    /// From accepting the kubelet's connection to the verdict; none where it was refused in the kernel.
+    pub latency: Option<Duration>,
 }
 
 impl Verdict {
@@ -148,7 +148,7 @@ mod tests {
             reason,
             status,
             detail: String::new(),
-            latency: Duration::ZERO,
+            latency: None,
         }
     }
 

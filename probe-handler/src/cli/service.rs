@@ -20,7 +20,7 @@ pub(super) fn run(
 ) -> ExitCode {
     let log = match logging::init(log_format, log) {
         Ok(log) => log,
-        Err(error) => return output::fail(&error.to_string()),
+        Err(error) => return output::fail(&format!("{error:#}")),
     };
     tracing::info!(
         version = VERSION,

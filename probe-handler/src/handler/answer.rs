@@ -61,9 +61,14 @@ fn head(status: u16) -> String {
 
 /// Resets the connection: the kubelet sees a transport error.
 pub(super) fn reset(stream: TcpStream) {
-    // Where this fails the socket is gone already.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    reset_on_drop(&stream);
     drop(stream);
+}
+
+/// Has the connection be reset when it is dropped.
+pub(super) fn reset_on_drop(stream: &TcpStream) {
+    // Where this fails the socket is gone already.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// Returns when the kubelet has hung up. Whatever else it sends while it waits for an answer is dropped.

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::client_hello::may_be_probe;
 use super::table::{NativeRoutes, Route, Routes};
 use crate::check::HEAD_LIMIT;
 use crate::check::request::Request;
+use crate::pods::model::Action;
 
 /// What to do with a connection.
 #[derive(Clone)]
@@ -32,14 +34,24 @@ enum Kind {
     Other,
 }
 
-/// Decides by the `bytes` seen so far.
-pub fn decide(routes: &Routes, bytes: &[u8]) -> Decision {
+/// Decides by the `bytes` seen so far. `by_agent`: a GET on an app's own port must have the User-Agent of the
+/// probe too, for the kubelet's process makes other connections than a kubelet's.
+pub fn decide(routes: &Routes, bytes: &[u8], by_agent: bool) -> Decision {
     match (routes, kind(bytes)) {
         (_, None) => Decision::More,
-        (Routes::Native(native), Some(Kind::Tls)) => splice(native.https.as_ref()),
+        (
+            Routes::Native(NativeRoutes {
+                https: Some(https), ..
+            }),
+            Some(Kind::Tls),
+        ) => match may_be_probe(bytes) {
+            None => Decision::More,
+            Some(true) => Decision::Splice(Arc::clone(https)),
+            Some(false) => Decision::Relay,
+        },
         (Routes::Native(native), Some(Kind::Http2)) => splice(native.grpc.as_ref()),
         (Routes::Native(native), Some(Kind::Get)) if native.http.is_empty() => Decision::Relay,
-        (_, Some(Kind::Get)) => request(routes, bytes),
+        (_, Some(Kind::Get)) => request(routes, bytes, by_agent),
         (_, Some(_)) => Decision::Relay,
     }
 }
@@ -66,7 +78,7 @@ fn kind(bytes: &[u8]) -> Option<Kind> {
 }
 
 /// Whether the GET in `bytes` is a declared one.
-fn request(routes: &Routes, bytes: &[u8]) -> Decision {
+fn request(routes: &Routes, bytes: &[u8], by_agent: bool) -> Decision {
     let request = match Request::parse(bytes) {
         Ok(Some(request)) if request.length <= HEAD_LIMIT => request,
         Ok(None) if bytes.len() < HEAD_LIMIT => return Decision::More,
@@ -77,7 +89,9 @@ fn request(routes: &Routes, bytes: &[u8]) -> Decision {
         return Decision::Relay;
     }
     let route = match routes {
-        Routes::Native(native) => native_route(native, &request),
+        Routes::Native(native) => {
+            native_route(native, &request).filter(|route| !by_agent || has_agent(route, &request))
+        }
         Routes::Rewritten(paths) => paths.get(request.target),
     };
     route.map_or(Decision::Relay, |route| Decision::Check(Arc::clone(route)))
@@ -97,6 +111,22 @@ fn native_route<'a>(native: &'a NativeRoutes, request: &Request<'_>) -> Option<&
     }
 }
 
+/// Whether `request` has the User-Agent that the kubelet would give it for `route`: its own, or the one that
+/// the probe declares.
+fn has_agent(route: &Route, request: &Request<'_>) -> bool {
+    let agent = request.header("user-agent").unwrap_or_default();
+    let declared = match &route.action {
+        Action::Http { headers, .. } => headers
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case("user-agent")),
+        _ => None,
+    };
+    match declared {
+        Some((_, value)) => value.trim().as_bytes() == agent,
+        None => agent.starts_with(b"kube-probe/") || agent.starts_with(b"kube-lifecycle/"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -105,7 +135,8 @@ mod tests {
 
     use super::super::table::{HttpRoute, RouteStats};
     use super::*;
-    use crate::pods::model::{Action, ProbeKind, Way};
+    use crate::handler::tests::client_hello;
+    use crate::pods::model::{ProbeKind, Scheme, Way};
 
     /// A route that is known by `name`.
     fn route(name: &str, kind: ProbeKind) -> Arc<Route> {
@@ -162,7 +193,7 @@ mod tests {
     #[track_caller]
     fn check(routes: &Routes, bytes: impl AsRef<[u8]>, expect: &str) {
         let bytes = bytes.as_ref();
-        let decision = text(&decide(routes, bytes));
+        let decision = text(&decide(routes, bytes, false));
         assert_eq!(decision, expect, "{:?}", String::from_utf8_lossy(bytes));
     }
 
@@ -172,8 +203,8 @@ mod tests {
         for (bytes, expect) in [
             ("", "more"),
             ("\u{16}", "more"),
-            ("\u{16}\u{3}", "splice https"),
-            ("\u{16}\u{3}\u{1}\u{2}", "splice https"),
+            ("\u{16}\u{3}", "more"),
+            ("\u{16}\u{3}\u{1}\u{2}", "more"),
             ("\u{16}\u{2}", "relay"),
             ("P", "more"),
             ("PR", "more"),
@@ -208,13 +239,14 @@ mod tests {
         };
         let https = only(|native| native.https = probe("https"));
         let grpc = only(|native| native.grpc = probe("grpc"));
-        let (tls, http2) = ("\u{16}\u{3}\u{1}", "PRI * HTTP/2.0\r\n\r\n");
-        check(&https, tls, "splice https");
+        let (tls, http2) = (client_hello("10.0.0.7"), "PRI * HTTP/2.0\r\n\r\n");
+        check(&https, &tls, "splice https");
+        check(&https, client_hello("cart.shop.svc"), "relay");
         check(&https, http2, "relay");
         check(&https, "GET /probe", "relay");
-        check(&grpc, tls, "relay");
+        check(&grpc, &tls, "relay");
         check(&grpc, http2, "splice grpc");
-        check(&rewritten(), tls, "relay");
+        check(&rewritten(), &tls, "relay");
         check(&rewritten(), http2, "relay");
     }
 
@@ -263,6 +295,56 @@ mod tests {
             let request = format!("GET {target} HTTP/1.1\r\nUser-Agent: {agent}\r\n\r\n");
             check(&all, request, expect);
         }
+    }
+
+    #[test]
+    fn in_a_process_that_is_more_than_a_kubelet_the_user_agent_counts() {
+        let declaring = |headers: &[(&str, &str)]| {
+            let mut route = Route {
+                action: Action::Http {
+                    scheme: Scheme::Http,
+                    port: 80,
+                    target: "/probe".to_owned(),
+                    headers: headers
+                        .iter()
+                        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                        .collect(),
+                },
+                ..Arc::into_inner(route("probe", ProbeKind::Liveness)).expect("the only one")
+            };
+            route.stats = RouteStats::default();
+            let http = HttpRoute {
+                probe: Some(Arc::new(route)),
+                hook: None,
+            };
+            Routes::Native(NativeRoutes {
+                http: HashMap::from([("/probe".to_owned(), http)]),
+                ..NativeRoutes::default()
+            })
+        };
+        for (headers, agent, expect) in [
+            (&[][..], "kube-probe/1.36", "check probe"),
+            (&[], "kube-lifecycle/1.36", "check probe"),
+            (&[], "kubectl/v1.36.0", "relay"),
+            (&[], "", "relay"),
+            (&[("user-agent", "mine/1")], "mine/1", "check probe"),
+            (&[("User-Agent", "mine/1")], "kube-probe/1.36", "relay"),
+            (&[("X-Other", "mine/1")], "kube-probe/1.36", "check probe"),
+        ] {
+            let routes = declaring(headers);
+            let request = format!("GET /probe HTTP/1.1\r\nUser-Agent: {agent}\r\n\r\n");
+            let decision = decide(&routes, request.as_bytes(), true);
+            assert_eq!(text(&decision), expect, "{headers:?} {agent}");
+            let decision = decide(&routes, request.as_bytes(), false);
+            assert_eq!(text(&decision), "check probe", "{headers:?} {agent}");
+        }
+        let without = b"GET /probe HTTP/1.1\r\n\r\n";
+        assert_eq!(text(&decide(&declaring(&[]), without, true)), "relay");
+        let rewritten_get = b"GET /app-health/app/livez HTTP/1.1\r\n\r\n";
+        assert_eq!(
+            text(&decide(&rewritten(), rewritten_get, true)),
+            "check livez"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +18,7 @@ use self::table::EndpointTable;
 
 mod answer;
 pub mod classify;
+mod client_hello;
 mod connection;
 pub mod flows;
 mod pump;
@@ -41,6 +43,9 @@ pub struct Handler {
     pub table: Arc<EndpointTable>,
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
+    /// Whether the kubelet's process has more to do than a kubelet (k3s, MicroK8s): see
+    /// [`Kubelet::is_part_of_more`](crate::kernel::kubelet::Kubelet::is_part_of_more).
+    pub part_of_more: Arc<AtomicBool>,
 }
 
 impl Handler {

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncWriteExt, copy};
+use tokio::io::{AsyncWriteExt, Interest, copy};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::timeout;
@@ -15,6 +16,8 @@ use super::answer::reset;
 
 /// A peer that has gone without a word is noticed after this long without traffic, twice.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long a relay's connection may take to stand: nobody waits for as long as TCP itself would.
+const CONNECT: Duration = Duration::from_secs(30);
 
 /// Copies bytes both ways until both ends are done. An end's half-close is passed on. `grace`: how long
 /// the app may go on once the kubelet has ended its side; none: until it is done or one of both is gone.
@@ -36,16 +39,28 @@ pub(super) async fn pump(
     }
     let (mut kubelet_read, mut kubelet_write) = kubelet.split();
     let (mut app_read, mut app_write) = app.split();
-    let down = one_way(&mut app_read, &mut kubelet_write);
-    tokio::pin!(down);
-    let up = one_way(&mut kubelet_read, &mut app_write);
-    tokio::pin!(up);
-    let down_is_done = tokio::select! {
-        done = &mut down => done.map(|()| true)?,
-        done = &mut up => done.map(|()| false)?,
+    let mut down = pin!(one_way(&mut app_read, &mut kubelet_write));
+    {
+        let mut up = pin!(one_way(&mut kubelet_read, &mut app_write));
+        tokio::select! {
+            done = &mut down => {
+                done?;
+                return up.await;
+            }
+            done = &mut up => done?,
+        }
+    }
+    // The kubelet's half is read to its end: should the rest of it go, only the socket says so.
+    let down = async {
+        tokio::select! {
+            done = down => done,
+            gone = kubelet_read.ready(Interest::ERROR) => {
+                let _ = gone?;
+                Err(io::ErrorKind::ConnectionReset.into())
+            }
+        }
     };
     match grace {
-        _ if down_is_done => up.await,
         None => down.await,
         Some(grace) => timeout(grace, down).await.unwrap_or(Ok(())),
     }
@@ -54,7 +69,13 @@ pub(super) async fn pump(
 /// Relays the kubelet's connection, which began with `bytes`, to `address` as if we did not exist: from
 /// the daemon's own network namespace, through the mesh. What goes wrong there the kubelet sees as a reset.
 pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[u8]) {
-    let mut app = match TcpStream::connect(address).await {
+    let connected = tokio::select! {
+        connected = timeout(CONNECT, TcpStream::connect(address)) => {
+            connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        }
+        _ = kubelet.ready(Interest::ERROR) => Err(io::ErrorKind::ConnectionReset.into()),
+    };
+    let mut app = match connected {
         Ok(app) => app,
         Err(error) => {
             debug!(%address, %error, "relay: connecting failed");

@@ -30,9 +30,9 @@ pub(super) async fn bounded(
     tokio::select! {
         biased;
         finding = check => finding,
-        () = hung_up(kubelet) => Finding::failed(Reason::Cancelled, "the kubelet hung up"),
+        () = hung_up(kubelet) => Finding::without_answer(Reason::Cancelled, "the kubelet hung up"),
         () = expired(deadline) => {
-            Finding::failed(Reason::TimedOut, "no whole answer within the probe's timeout")
+            Finding::without_answer(Reason::TimedOut, "no whole answer within the probe's timeout")
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -99,7 +99,7 @@ impl Route {
 /// What happened on a route.
 #[derive(Default)]
 pub struct RouteStats {
-    last: Mutex<Option<(SystemTime, Verdict)>>,
+    last: Mutex<Option<(Instant, Verdict)>>,
     success: AtomicU64,
     failure: AtomicU64,
     unknown: AtomicU64,
@@ -114,11 +114,11 @@ impl RouteStats {
             Outcome::Unknown => &self.unknown,
         };
         let _ = counter.fetch_add(1, Ordering::Relaxed);
-        *self.last.lock() = Some((SystemTime::now(), verdict));
+        *self.last.lock() = Some((Instant::now(), verdict));
     }
 
     /// The last verdict and when it came.
-    pub fn last(&self) -> Option<(SystemTime, Verdict)> {
+    pub fn last(&self) -> Option<(Instant, Verdict)> {
         self.last.lock().clone()
     }
 

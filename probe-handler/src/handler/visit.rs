@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::Handler;
-use super::answer::{self, reset};
+use super::answer::{self, reset, reset_on_drop};
 use super::classify::{Decision, decide};
 use super::pump::{pump, relay};
 use super::run::{bounded, deadline, expired};
@@ -56,13 +57,22 @@ impl Visit<'_> {
                 self.handler.metrics.relayed("undeclared");
                 Box::pin(relay(self.kubelet, self.endpoint.address, &self.bytes)).await;
             }
-            Decision::Splice(route) => match pod.admit() {
-                Some(_permit) => Box::pin(self.splice(&route)).await,
-                None => {
-                    self.conclude(&route, overloaded());
-                    reset(self.kubelet);
+            Decision::Splice(route) => {
+                let spliced = match pod.admit() {
+                    Some(_permit) => Box::pin(self.splice(&route)).await,
+                    None => Err(overloaded()),
+                };
+                match spliced {
+                    Ok(finding) => self.conclude(&route, finding),
+                    Err(finding) if finding.reason == Reason::Dial => {
+                        self.stand_aside(&route, finding).await;
+                    }
+                    Err(finding) => {
+                        self.conclude(&route, finding);
+                        reset(self.kubelet);
+                    }
                 }
-            },
+            }
             Decision::Check(route) => {
                 let mut spent = None;
                 let finding = match pod.admit() {
@@ -81,6 +91,7 @@ impl Visit<'_> {
     /// Reads until the bytes tell what the visit is for, or it is clear that they never will. None: the
     /// kubelet hung up without a word.
     async fn first_bytes(&mut self) -> Option<Decision> {
+        let by_agent = self.handler.part_of_more.load(Ordering::Relaxed);
         let patience = self.since + self.endpoint.routes.longest_timeout().max(PATIENCE);
         loop {
             let read = tokio::select! {
@@ -90,7 +101,7 @@ impl Visit<'_> {
                 () = expired(Some(patience)) => return Some(Decision::Relay),
             };
             match read {
-                Ok(1..) => match decide(&self.endpoint.routes, &self.bytes) {
+                Ok(1..) => match decide(&self.endpoint.routes, &self.bytes, by_agent) {
                     Decision::More => {}
                     decision => return Some(decision),
                 },
@@ -109,7 +120,7 @@ impl Visit<'_> {
         let address = SocketAddr::new(visited.ip(), route.action.port());
         let check = async {
             let Ok(Some(request)) = Request::parse(&self.bytes) else {
-                return Finding::failed(Reason::BadResponse, "the request is malformed");
+                return Finding::without_answer(Reason::BadResponse, "the request is malformed");
             };
             match &route.action {
                 Action::Http { scheme, target, .. } => {
@@ -172,24 +183,17 @@ impl Visit<'_> {
     }
 
     /// Splices the kubelet and the app together.
-    async fn splice(mut self, route: &Route) {
+    ///
+    /// # Errors
+    /// What kept the app from being dialled.
+    async fn splice(&mut self, route: &Route) -> Result<Finding, Finding> {
         let dialer = &*self.endpoint.pod.dialer;
         let dialled = tokio::select! {
             biased;
             dialled = dial(dialer, self.endpoint.address) => dialled,
             () = expired(deadline(route, self.since)) => Err(io::ErrorKind::TimedOut.into()),
         };
-        let mut app = match dialled {
-            Ok(app) => app,
-            Err(error) => {
-                let finding = Finding::dial(&error);
-                if finding.reason == Reason::Dial {
-                    return self.stand_aside(route, finding).await;
-                }
-                self.conclude(route, finding);
-                return reset(self.kubelet);
-            }
-        };
+        let mut app = dialled.map_err(|error| Finding::dial(&error))?;
         let spliced = match app.write_all(&self.bytes).await {
             Ok(()) => pump(&mut self.kubelet, &mut app, Some(SPLICE_GRACE)).await,
             Err(error) => Err(error),
@@ -198,11 +202,11 @@ impl Visit<'_> {
             Ok(()) => String::new(),
             Err(error) => format!("ended by: {error}"),
         };
-        self.conclude(route, Finding::failed(Reason::Spliced, detail));
         if spliced.is_err() {
             reset(app);
-            reset(self.kubelet);
+            reset_on_drop(&self.kubelet);
         }
+        Ok(Finding::without_answer(Reason::Spliced, detail))
     }
 
     fn conclude(&self, route: &Route, finding: Finding) {
@@ -212,7 +216,7 @@ impl Visit<'_> {
 }
 
 fn overloaded() -> Finding {
-    Finding::failed(
+    Finding::without_answer(
         Reason::Overloaded,
         "more checks in flight than the pod may have",
     )

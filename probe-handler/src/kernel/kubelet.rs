@@ -113,7 +113,17 @@ pub struct Kubelet {
     pub shared_with: usize,
 }
 
+/// Processes in which the kubelet is one part among others, an API server for example.
+const PARTS_OF_MORE: [&str; 4] = ["kubelite", "k3s", "k3s-server", "k3s-agent"];
+
 impl Kubelet {
+    /// Whether its process makes other connections than a kubelet's: k3s and MicroK8s run the kubelet and the
+    /// API server, which calls webhooks and proxies to pods, in one.
+    pub fn is_part_of_more(&self) -> bool {
+        let name = self.pid.and_then(comm);
+        name.is_some_and(|name| PARTS_OF_MORE.contains(&name.as_str()))
+    }
+
     /// Whether the programs would have to be told or attached anew to go from `self` to `other`.
     pub fn same_place(&self, other: &Self) -> bool {
         (self.pid, self.started, self.cgroup_id, &self.cgroup)

@@ -221,10 +221,12 @@ impl Metrics {
         let mut tracked = self.tracked.lock();
         if tracked.series.contains_key(pod) || !tracked.gone.contains(pod) {
             let _ = self.verdicts.get_or_create(&labels).inc();
-            if outcome != Outcome::Unknown {
+            if let Some(latency) = verdict.latency
+                && outcome != Outcome::Unknown
+            {
                 self.latency
                     .get_or_create(&labels.probe_labels())
-                    .observe(seconds(verdict.latency));
+                    .observe(seconds(latency));
             }
             let known = tracked.series.entry(pod.clone()).or_default();
             let _ = known.insert(labels);

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Instant;
 
 use probe_handler_common::counters::Counter;
 use serde::{Deserialize, Serialize};
@@ -227,8 +227,8 @@ pub struct LastVerdict {
     pub reason: String,
     /// For people.
     pub detail: String,
-    /// Microseconds from accepting the kubelet's connection to the verdict.
-    pub latency_us: u64,
+    /// Microseconds from accepting the kubelet's connection to the verdict; none where the kernel refused it.
+    pub latency_us: Option<u64>,
     /// Milliseconds since.
     pub age_ms: u64,
 }
@@ -254,7 +254,7 @@ impl PodStatus {
 
 impl ProbeStatus {
     /// The row of `route`, aged at `now`.
-    pub fn new(route: &Route, now: SystemTime) -> Self {
+    pub fn new(route: &Route, now: Instant) -> Self {
         let (target, service) = match &route.action {
             Action::Http { target, .. } => (Some(target.clone()), None),
             Action::Grpc { service, .. } if !service.is_empty() => (None, Some(service.clone())),
@@ -266,9 +266,8 @@ impl ProbeStatus {
             status: verdict.status,
             reason: verdict.reason.name().to_owned(),
             detail: verdict.detail,
-            latency_us: whole(verdict.latency.as_micros()),
-            // The clock may have been set back since.
-            age_ms: whole(now.duration_since(at).unwrap_or_default().as_millis()),
+            latency_us: verdict.latency.map(|latency| whole(latency.as_micros())),
+            age_ms: whole(now.saturating_duration_since(at).as_millis()),
         });
         Self {
             container: route.container_label(),
@@ -297,7 +296,7 @@ pub fn counters(values: [u64; Counter::COUNT as usize]) -> BTreeMap<String, u64>
 }
 
 /// The rows of a pod's routes, aged at `now`, in an order that does not change between calls.
-pub fn route_rows(routes: &[Arc<Route>], now: SystemTime) -> Vec<ProbeStatus> {
+pub fn route_rows(routes: &[Arc<Route>], now: Instant) -> Vec<ProbeStatus> {
     let mut rows: Vec<_> = routes
         .iter()
         .map(|route| ProbeStatus::new(route, now))

@@ -35,7 +35,7 @@ const POLL_MISSING: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum DirError {
     /// The directory can't be read.
-    #[error("the directory of Pod manifests {path:?} can't be read: {source}")]
+    #[error("the directory of Pod manifests {path:?} can't be read")]
     Read {
         /// The directory.
         path: PathBuf,
@@ -44,8 +44,8 @@ pub enum DirError {
     },
     /// The directory can't be watched.
     #[error(
-        "the directory of Pod manifests {path:?} can't be watched: {source}; \
-         are fs.inotify.max_user_instances and max_user_watches exhausted?"
+        "the directory of Pod manifests {path:?} can't be watched (are \
+         fs.inotify.max_user_instances and max_user_watches exhausted?)"
     )]
     Watch {
         /// The directory.

@@ -66,12 +66,19 @@ fn is_subdomain(text: &str) -> bool {
     text.len() <= NODE_NAME_MAX && text.split('.').all(is_label)
 }
 
+/// The kubelet's cgroup. It need not be there: systemd removes it while the kubelet is stopped.
 pub(super) fn cgroup(text: &str) -> Result<PathBuf, Wrong> {
     const REMEDY: &str = "give the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it), or leave it out";
     let path = Path::new(text);
-    directory(text).map_err(|wrong| Wrong::new(wrong.reason, REMEDY))?;
-    let filesystem =
-        statfs(path).map_err(|error| Wrong::new(format!("can't be looked at: {error}"), REMEDY))?;
+    let existing = path.ancestors().find(|path| path.exists());
+    let Some(nearest) = existing.filter(|_| path.is_absolute()) else {
+        return Err(Wrong::new("no absolute path", REMEDY));
+    };
+    if nearest == path {
+        directory(text).map_err(|wrong| Wrong::new(wrong.reason, REMEDY))?;
+    }
+    let filesystem = statfs(nearest)
+        .map_err(|error| Wrong::new(format!("can't be looked at: {error}"), REMEDY))?;
     if filesystem.filesystem_type() != CGROUP2_SUPER_MAGIC {
         return Err(Wrong::new("not in a cgroup2 file system", REMEDY));
     }
@@ -95,7 +102,6 @@ pub(super) fn existing_directory(text: &str) -> Result<PathBuf, Wrong> {
     Ok(text.into())
 }
 
-/// A directory of certificates where we are to make them.
 /// For a flag that excludes `other`, which is given too.
 pub(super) fn both<T>(other: &str) -> Result<T, Wrong> {
     Err(Wrong::new(

@@ -203,7 +203,7 @@ fn last_cells(last: &LastVerdict) -> [String; 5] {
         last.outcome.clone(),
         last.reason.clone(),
         status,
-        micros(last.latency_us),
+        last.latency_us.map(micros).unwrap_or_default(),
         millis(last.age_ms),
     ]
 }

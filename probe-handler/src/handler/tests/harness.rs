@@ -76,6 +76,7 @@ impl World {
             flows: Arc::clone(&flows) as Arc<dyn Flows>,
             table,
             metrics: Arc::new(Metrics::new(&mut Registry::default())),
+            part_of_more: Arc::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
@@ -261,6 +262,21 @@ pub(super) fn nobody() -> SocketAddr {
         socket
     });
     HELD.local_addr().expect("address")
+}
+
+/// What a TLS client that dials `server` says first.
+pub(in crate::handler) fn client_hello(server: &str) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let server = server.to_owned().try_into().expect("a name");
+    let mut client = rustls::ClientConnection::new(Arc::new(config), server).expect("a client");
+    let mut hello = Vec::new();
+    let _ = client.write_tls(&mut hello).expect("a hello");
+    hello
 }
 
 pub(super) fn http(port: u16, target: &str) -> Action {

@@ -8,3 +8,5 @@ mod rewritten;
 mod servers;
 mod serving;
 mod splice;
+
+pub(super) use harness::client_hello;

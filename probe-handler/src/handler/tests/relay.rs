@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpListener;
 
 use super::harness::*;
@@ -81,6 +82,27 @@ async fn a_relay_honours_half_close_on_both_sides() {
         assert_eq!(answer, text.to_uppercase());
     };
     let ((), ()) = tokio::join!(app, kubelet);
+}
+
+#[tokio::test]
+async fn a_relay_ends_when_the_kubelet_is_gone_though_the_app_goes_on() {
+    let (listener, address) = shouting().await;
+    let (_, endpoint) = http_endpoint(address, "/", SECOND);
+    let world = World::new([endpoint]).await;
+    let mut kubelet = world.connect(address).await;
+    kubelet.write_all(b"hello").await.expect("write");
+    kubelet.shutdown().await.expect("shutdown");
+    let (mut app, _) = listener.accept().await.expect("accept");
+    let mut heard = String::new();
+    let _ = app.read_to_string(&mut heard).await.expect("read");
+    assert_eq!(heard, "hello");
+    SockRef::from(&kubelet)
+        .set_linger(Some(Duration::ZERO))
+        .expect("linger");
+    drop(kubelet);
+    // Nobody reads or writes any more: only the end of the relay can be seen here.
+    let ended = tokio::time::timeout(LONG, app.ready(Interest::ERROR)).await;
+    let _ = ended.expect("the relay goes on").expect("the app's socket");
 }
 
 #[tokio::test]

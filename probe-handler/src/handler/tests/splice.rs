@@ -12,8 +12,11 @@ use crate::check::verdict::Reason;
 use crate::handler::table::{NativeRoutes, Route, Routes};
 use crate::pods::model::{Action, ProbeKind, Scheme};
 
-const HELLO: &[u8] = b"\x16\x03\x01\x00\x05hello";
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+fn hello() -> Vec<u8> {
+    client_hello("10.0.0.7")
+}
 
 /// Declares HTTPS and gRPC probes at `port`.
 fn routes(port: u16, timeout: Duration) -> (Arc<Route>, Arc<Route>, NativeRoutes) {
@@ -39,13 +42,13 @@ fn routes(port: u16, timeout: Duration) -> (Arc<Route>, Arc<Route>, NativeRoutes
 
 #[tokio::test]
 async fn declared_protocols_are_spliced_in_the_pod_and_counted_on_their_route() {
-    for (hello, is_https) in [(HELLO, true), (PREFACE, false)] {
+    for (hello, is_https) in [(hello(), true), (PREFACE.to_vec(), false)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let (https, grpc, native) = routes(address.port(), LONG);
         let world = World::new([endpoint(address, Routes::Native(native))]).await;
         let mut kubelet = world.connect(address).await;
-        kubelet.write_all(hello).await.expect("write");
+        kubelet.write_all(&hello).await.expect("write");
         let (mut app, peer) = listener.accept().await.expect("accept");
         assert_eq!(peer.ip(), IN_POD);
         let mut bytes = vec![0; hello.len()];
@@ -71,7 +74,7 @@ async fn a_refused_dial_is_a_reset() {
     let (https, _, native) = routes(address.port(), LONG);
     let world = World::new([endpoint(address, Routes::Native(native))]).await;
     let mut kubelet = world.connect(address).await;
-    kubelet.write_all(HELLO).await.expect("write");
+    kubelet.write_all(&hello()).await.expect("write");
     let error = read_all(&mut kubelet).await.expect_err("a reset");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(verdict(&https).await.reason, Reason::Refused);
@@ -96,7 +99,7 @@ async fn an_app_that_never_ends_its_side_is_let_go_after_the_kubelet_has() {
     let (https, _, native) = routes(address.port(), LONG);
     let world = World::new([endpoint(address, Routes::Native(native))]).await;
     let mut kubelet = world.connect(address).await;
-    kubelet.write_all(HELLO).await.expect("write");
+    kubelet.write_all(&hello()).await.expect("write");
     let (_app, _) = listener.accept().await.expect("accept");
     drop(kubelet);
     let began = Instant::now();

@@ -37,7 +37,7 @@ fn verdict(reason: Reason, status: u16) -> Verdict {
         reason,
         status,
         detail: String::new(),
-        latency: Duration::from_millis(2),
+        latency: Some(Duration::from_millis(2)),
     }
 }
 

@@ -331,9 +331,10 @@ async fn a_missing_directory_is_an_error_at_the_start() {
     let dir = TempDir::new().unwrap();
     let (tx, _rx) = mpsc::channel(1);
     let error = run(dir.path().join("none"), ALL, tx).await.unwrap_err();
+    let text = format!("{:#}", anyhow::Error::from(error));
     assert!(
-        error.to_string().contains("none") && error.to_string().contains("No such file"),
-        "{error}"
+        text.contains("none") && text.matches("No such file").count() == 1,
+        "{text}"
     );
 }
 
@@ -343,7 +344,8 @@ async fn a_file_in_place_of_the_directory_is_an_error_at_the_start() {
     write(dir.path(), "file", "");
     let (tx, _rx) = mpsc::channel(1);
     let error = run(dir.path().join("file"), ALL, tx).await.unwrap_err();
-    assert!(error.to_string().contains("Not a directory"), "{error}");
+    let text = format!("{:#}", anyhow::Error::from(error));
+    assert_eq!(text.matches("Not a directory").count(), 1, "{text}");
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ fn see_success(route: &Route) {
             reason: Reason::Healthy,
             status: 200,
             detail: String::new(),
-            latency: Duration::ZERO,
+            latency: None,
         },
     );
 }

@@ -338,7 +338,7 @@ fn a_pod_applied_again_keeps_its_endpoints_and_counts() {
             reason: Reason::Healthy,
             status: 200,
             detail: String::new(),
-            latency: Duration::ZERO,
+            latency: None,
         },
     );
 

@@ -30,7 +30,7 @@ fn last(outcome: &str, reason: &str, status: u16) -> Option<LastVerdict> {
         status,
         reason: reason.to_owned(),
         detail: "the app said so".to_owned(),
-        latency_us: 412,
+        latency_us: Some(412),
         age_ms: 1200,
     })
 }
