@@ -10,6 +10,7 @@ pub mod cli;
 pub mod handler;
 pub mod inject;
 pub mod kernel;
+pub mod listen;
 pub mod observe;
 pub mod pods;
 pub mod webhook;

@@ -1,18 +1,17 @@
 //! The thread that answers probes.
 
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::handler::Handler;
 use crate::kernel::capabilities;
+use crate::listen::{self, Share};
 
 /// Connections that may wait to be accepted: every probe of a full node at once.
 const BACKLOG: i32 = 4096;
@@ -32,13 +31,13 @@ impl HandlerThread {
     /// # Errors
     /// The port is taken; no thread can be started.
     pub fn start(handler: Arc<Handler>, port: u16) -> anyhow::Result<Self> {
-        let v4 = listen((Ipv4Addr::LOCALHOST, port).into()).with_context(|| {
+        let v4 = listen::tcp((Ipv4Addr::LOCALHOST, port).into(), Share::Alone, BACKLOG).with_context(|| {
             format!(
                 "cannot listen on 127.0.0.1:{port} for the handler: choose another --handler-port, or 0 \
                  for any free one"
             )
         })?;
-        let v6 = match listen((Ipv6Addr::LOCALHOST, port).into()) {
+        let v6 = match listen::tcp((Ipv6Addr::LOCALHOST, port).into(), Share::Alone, BACKLOG) {
             Ok(listener) => Some(listener),
             Err(error) => {
                 tracing::warn!(%error, "no listener on ::1: probes of IPv6 pods are left alone");
@@ -46,7 +45,7 @@ impl HandlerThread {
             }
         };
         let v4_address = v4.local_addr()?;
-        let v6_address = v6.as_ref().map(Socket2Address::local).transpose()?;
+        let v6_address = v6.as_ref().map(StdListener::local_addr).transpose()?;
 
         let (drain, draining) = watch::channel(false);
         let (end, ended) = watch::channel(false);
@@ -116,31 +115,4 @@ impl HandlerThread {
             let _ = ended.wait_for(|ended| *ended).await;
         }
     }
-}
-
-/// The address of a listener that has one.
-trait Socket2Address {
-    fn local(&self) -> io::Result<SocketAddr>;
-}
-
-impl Socket2Address for std::net::TcpListener {
-    fn local(&self) -> io::Result<SocketAddr> {
-        self.local_addr()
-    }
-}
-
-fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking().cloexec(),
-        Some(Protocol::TCP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    // A daemon that was killed leaves connections in TIME_WAIT on a port given by the operator.
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }

@@ -320,24 +320,23 @@ impl RegistryTask {
 
     fn count(&self) {
         let shared = self.shared.lock();
-        let _ = self
-            .metrics
-            .endpoints
-            .set(shared.registry.installed() as i64);
+        let registry = &shared.registry;
+        let _ = self.metrics.endpoints.set(registry.installed() as i64);
+        let _ = self.metrics.endpoints_failed.set(registry.failed() as i64);
         self.metrics.set_pods(
-            shared
-                .registry
+            registry
                 .pods()
                 .values()
-                .map(|entry| (entry.pod.mesh, state(entry))),
+                .map(|entry| (entry.pod.mesh, state(registry, entry))),
         );
     }
 }
 
 /// How a pod is counted.
-pub fn state(entry: &Entry) -> PodState {
+fn state(registry: &Registry<EndpointMap>, entry: &Entry) -> PodState {
     match (&entry.obstacle, &entry.placement) {
         (Some(Obstacle::Captured(_)), _) => PodState::Captured,
+        (None, Some(_)) if !registry.contested(entry).is_empty() => PodState::Contested,
         (None, Some(_)) if !entry.addresses().is_empty() => PodState::Serving,
         _ => PodState::Pending,
     }

@@ -78,7 +78,13 @@ impl Reporter {
             counters: counters(self.counters.read()),
             source: SourceStatus {
                 kind: self.config.pods.to_string(),
-                problems: shared.problems.iter().cloned().chain(trouble).collect(),
+                problems: shared
+                    .problems
+                    .iter()
+                    .cloned()
+                    .chain(trouble)
+                    .chain(failed_endpoints(shared.registry.failed()))
+                    .collect(),
             },
             pods: pods(&shared),
         }
@@ -103,6 +109,15 @@ impl Reporter {
     }
 }
 
+fn failed_endpoints(failed: usize) -> Option<String> {
+    (failed > 0).then(|| {
+        format!(
+            "{failed} endpoints could not be put into the kernel's map or taken out of it: their probes meet the \
+             mesh; is --endpoints-capacity too small? The log names them"
+        )
+    })
+}
+
 fn pods(shared: &Shared) -> Vec<PodStatus> {
     let now = Instant::now();
     let understood = shared.understood.iter();
@@ -121,6 +136,7 @@ fn pods(shared: &Shared) -> Vec<PodStatus> {
                 uid: id.uid.clone(),
                 mesh: entry.pod.mesh.name().to_owned(),
                 addresses: entry.addresses().to_vec(),
+                contested: shared.registry.contested(entry),
                 netns: netns(entry),
                 canary: canary(shared, &id.uid),
                 left_alone: understood

@@ -168,7 +168,7 @@ mod tests {
             .to_string();
         for default in [
             "[default: meshed]",
-            "[default: 0.0.0.0:15026]",
+            "[default: [::]:15026]",
             "[default: /run/probe-handler/admin.sock]",
             "[default: 20]",
             "[default: 16384]",

@@ -1,7 +1,7 @@
 //! What this node must offer, tried rather than assumed.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::kernel::kubelet::{Finder, Kubelet, Search};
@@ -9,6 +9,7 @@ use crate::kernel::netns::Netns;
 use crate::kernel::nsid::Nsids;
 use crate::kernel::programs::{LoadOptions, Programs};
 use crate::kernel::{capabilities, cgroup, dial, legacy};
+use crate::listen;
 use crate::observe::finding::{Finding, State};
 
 /// What to try.
@@ -283,12 +284,15 @@ fn netns_ids() -> Finding {
 }
 
 fn ports(options: &PreflightOptions) -> Vec<Finding> {
-    let try_bind = |requirement: &str, state: State, address: SocketAddr, remedy: &str| {
-        match TcpListener::bind(address) {
+    let try_bind =
+        |requirement: &str, state: State, address: SocketAddr, remedy: &str| match listen::tcp(
+            address,
+            listen::Share::Alone,
+            1,
+        ) {
             Ok(_) => pass(requirement, address.to_string()),
             Err(error) => not_met(state, requirement, format!("{address}: {error}"), remedy),
-        }
-    };
+        };
     let handler = options.handler_port;
     let mut findings = vec![
         try_bind(

@@ -22,7 +22,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -31,6 +30,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::admin_socket::{self, SocketFile};
 use super::readiness::Readiness;
 use super::status::Status;
+use crate::listen;
 
 /// How long a client may take to send its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,7 +74,7 @@ pub struct BoundAdmin {
 enum Peer {
     /// Over the Unix socket, or over TCP from loopback.
     Local,
-    /// From elsewhere: learns nothing about pods.
+    /// From elsewhere: learns no more of pods than metrics tell.
     Remote,
 }
 
@@ -283,16 +283,8 @@ where
 
 fn bind_tcp(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
     let listen = || -> io::Result<(TcpListener, SocketAddr)> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM.nonblocking(),
-            Some(Protocol::TCP),
-        )?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let listener = TcpListener::from_std(socket.into())?;
+        let listener = listen::tcp(address, listen::Share::Upgrade, BACKLOG)?;
+        let listener = TcpListener::from_std(listener)?;
         let real = listener.local_addr()?;
         Ok((listener, real))
     };

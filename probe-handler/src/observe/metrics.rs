@@ -92,6 +92,8 @@ pub enum PodState {
     Serving,
     /// Its canary failed: left alone until one passes.
     Captured,
+    /// Another pod has an address of it too: both are left alone there.
+    Contested,
 }
 
 impl PodState {
@@ -101,6 +103,7 @@ impl PodState {
             Self::Pending => "pending",
             Self::Serving => "serving",
             Self::Captured => "captured",
+            Self::Contested => "contested",
         }
     }
 }
@@ -130,6 +133,8 @@ pub struct Metrics {
     pub accepted: Counter,
     /// Addresses and ports served at present.
     pub endpoints: Gauge,
+    /// Addresses and ports that the kernel's map did not take, or did not give back.
+    pub endpoints_failed: Gauge,
     /// 1 while all programs are attached to the kubelet's cgroup, else 0.
     pub attached: Gauge,
     /// Failed accepts, for want of descriptors as a rule.
@@ -144,6 +149,7 @@ impl Metrics {
             pods: Family::default(),
             counted: Mutex::default(),
             endpoints: Gauge::default(),
+            endpoints_failed: Gauge::default(),
             attached: Gauge::default(),
             verdicts: Family::default(),
             latency: Family::new_with_constructor(|| {
@@ -165,6 +171,11 @@ impl Metrics {
             "endpoints",
             "Addresses and ports served at present",
             metrics.endpoints.clone(),
+        );
+        registry.register(
+            "endpoints_failed",
+            "Addresses and ports that the kernel's map did not take, or did not give back",
+            metrics.endpoints_failed.clone(),
         );
         registry.register(
             "attached",

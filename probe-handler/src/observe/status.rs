@@ -117,6 +117,9 @@ pub struct PodStatus {
     pub mesh: String,
     /// Addresses at which it is served.
     pub addresses: Vec<IpAddr>,
+    /// Those of them that another pod has too: both are left alone there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contested: Vec<IpAddr>,
     /// Its network namespace.
     pub netns: NetnsStatus,
     /// Whether the in-pod dial was seen to pass the mesh's rules.
@@ -245,6 +248,10 @@ impl PodStatus {
                 "no address: its network namespace has none, or none of those in its status"
                     .to_owned(),
             ),
+            _ if !self.contested.is_empty() => Some(format!(
+                "another pod has its address {} too: neither is served there",
+                self.contested[0]
+            )),
             _ => None,
         }
     }

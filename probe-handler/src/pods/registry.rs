@@ -238,6 +238,14 @@ impl<W: EndpointWriter> Registry<W> {
         self.failed.union(&self.stuck).count()
     }
 
+    /// The addresses of `entry` that another pod has too: nobody is served there.
+    pub fn contested(&self, entry: &Entry) -> Vec<IpAddr> {
+        let addresses = entry.addresses().iter().copied();
+        addresses
+            .filter(|address| self.contested.contains(address))
+            .collect()
+    }
+
     /// The pods are now `pods`, and no others.
     pub fn replace(&mut self, pods: Vec<Arc<Pod>>) -> Replaced {
         let mut replaced = Replaced::default();

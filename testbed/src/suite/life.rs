@@ -35,6 +35,9 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("namespace-gone-and-back", || gone_and_back(&env));
     cases.case("address-moved", || moved(&env));
     cases.case("address-claimed-twice", || claimed_twice(&env));
+    let full = Env::start(cases, &["--endpoints-capacity", "2"])?;
+    cases.case("map-full", || map_full(&full));
+    drop(full);
     cases.case("full-accept-queue", || full_accept_queue(&env));
     cases.case("churn", || churn(&env));
     Ok(())
@@ -228,6 +231,15 @@ fn claimed_twice(env: &Env) -> Result<()> {
         env.daemon.log()?.contains("two pods have the same address"),
         "the log does not say so"
     );
+    let counted = "probe_handler_pods{mesh=\"istio\",state=\"contested\"}";
+    wait::until("both to be counted", SOON, || {
+        same(env.daemon.metric(counted).ok()?, 2.0).then_some(())
+    })?;
+    let table = env.daemon.status_command(&[])?;
+    ensure!(
+        table.contains(&format!("another pod has its address {ip} too")),
+        "status does not say so:\n{table}"
+    );
     // Their other addresses are served as ever.
     usual::truth(&env.kubelet, first.ns.ipv4().into())?;
     let result = env
@@ -240,6 +252,27 @@ fn claimed_twice(env: &Env) -> Result<()> {
     take(&second, ip)?;
     first.ns.route(ip, &env.run)?;
     wait_status(env, ip, 200)
+}
+
+/// What finds no room in the kernel's map meets the mesh, and says so; the rest is served.
+fn map_full(env: &Env) -> Result<()> {
+    let pod = env.pod(usual::pod("too-many"))?;
+    let failed = env.daemon.metric("probe_handler_endpoints_failed")?;
+    ensure!(
+        same(endpoints(env)?, 2.0) && failed > 0.5,
+        "{} endpoints, {failed} failed",
+        endpoints(env)?
+    );
+    let table = env.daemon.status_command(&[])?;
+    ensure!(
+        table.contains("problem") && table.contains("--endpoints-capacity"),
+        "status does not say so:\n{table}"
+    );
+    drop(pod);
+    wait::until("what failed to be forgotten", SOON, || {
+        let failed = env.daemon.metric("probe_handler_endpoints_failed").ok()?;
+        same(failed, 0.0).then_some(())
+    })
 }
 
 /// What the daemon holds.

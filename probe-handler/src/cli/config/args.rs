@@ -148,7 +148,7 @@ pub struct SharedArgs {
         long,
         value_name = "IP:PORT|none",
         env = "PROBE_HANDLER_ADMIN_ADDR",
-        default_value = "0.0.0.0:15026"
+        default_value = "[::]:15026"
     )]
     pub(super) admin_addr: String,
 

@@ -156,7 +156,7 @@ pub(super) fn admin_addr(text: &str) -> Result<Option<SocketAddr>, Wrong> {
     text.parse().map(Some).map_err(|_| {
         Wrong::new(
             "no IP:PORT",
-            "give for instance 0.0.0.0:15026 or [::]:15026, or none",
+            "give for instance [::]:15026 or 0.0.0.0:15026, or none",
         )
     })
 }

@@ -42,7 +42,7 @@ fn the_source_of_pods_is_all_that_must_be_given() {
             cgroup_root: None,
             scope: Scope::Meshed,
             handler_port: 0,
-            admin_addr: Some(([0, 0, 0, 0], 15026).into()),
+            admin_addr: "[::]:15026".parse().ok(),
             admin_socket: DEFAULT_ADMIN_SOCKET.into(),
             drain_timeout: Duration::from_secs(20),
             log_format: LogFormat::Auto,
@@ -99,7 +99,7 @@ fn all_mistakes_are_reported_together() {
   --pods (or PROBE_HANDLER_PODS): needed, but not given; give kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests
   --kubelet-cgroup (or PROBE_HANDLER_KUBELET_CGROUP) = "/proc": not in a cgroup2 file system; give the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it), or leave it out
   --handler-port (or PROBE_HANDLER_HANDLER_PORT) = "70000": no port; give 0 (any free port) to 65535
-  --admin-addr (or PROBE_HANDLER_ADMIN_ADDR) = "15026": no IP:PORT; give for instance 0.0.0.0:15026 or [::]:15026, or none
+  --admin-addr (or PROBE_HANDLER_ADMIN_ADDR) = "15026": no IP:PORT; give for instance [::]:15026 or 0.0.0.0:15026, or none
   --scope (or PROBE_HANDLER_SCOPE) = "some": no scope; give meshed, annotated or all
   --drain-timeout (or PROBE_HANDLER_DRAIN_TIMEOUT) = "20s": no whole number of seconds; give 0 to 3600
 "#
@@ -218,5 +218,5 @@ fn the_configuration_is_readable_json() {
     assert_eq!(value["pods"], "dir:/");
     assert_eq!(value["scope"], "meshed");
     assert_eq!(value["drain_timeout_seconds"], 20);
-    assert_eq!(value["admin_addr"], "0.0.0.0:15026");
+    assert_eq!(value["admin_addr"], "[::]:15026");
 }

@@ -28,7 +28,7 @@ pub struct WebhookArgs {
         long,
         value_name = "IP:PORT|none",
         env = "PROBE_HANDLER_ADMIN_ADDR",
-        default_value = "0.0.0.0:15026"
+        default_value = "[::]:15026"
     )]
     admin_addr: String,
 
@@ -279,7 +279,7 @@ mod tests {
     fn the_defaults_are_those_of_the_manifests() {
         let config = config(&["--self-signed"]).expect("good");
         assert_eq!(config.listen, "[::]:8443".parse().expect("address"));
-        assert_eq!(config.admin_addr, "0.0.0.0:15026".parse().ok());
+        assert_eq!(config.admin_addr, "[::]:15026".parse().ok());
         let CertificateSource::SelfSigned {
             service,
             secret,

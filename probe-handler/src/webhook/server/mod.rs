@@ -12,16 +12,17 @@ mod limits;
 mod routes;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::server::ResolvesServerCert;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+
+use crate::listen::{self, Share};
 
 use answers::Answers;
 use connections::Connections;
@@ -102,7 +103,7 @@ impl Server {
         routes: Routes,
         limits: Limits,
     ) -> anyhow::Result<Self> {
-        let (listener, address) = listen(address)
+        let (listener, address) = bound(address)
             .map_err(|error| anyhow::anyhow!("cannot listen on {address}: {error}"))?;
         Ok(Self {
             listener,
@@ -165,29 +166,8 @@ async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
     let _ = phase.wait_for(|phase| *phase >= wanted).await;
 }
 
-/// Listens on `address`. `[::]` means IPv4 too, and nothing but IPv4 where the kernel has no IPv6.
-fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    match listen_on(address) {
-        Err(error)
-            if error.raw_os_error() == Some(libc::EAFNOSUPPORT)
-                && address.ip().is_unspecified() =>
-        {
-            listen_on((Ipv4Addr::UNSPECIFIED, address.port()).into())
-        }
-        listening => listening,
-    }
-}
-
-fn listen_on(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let domain = Domain::for_address(address);
-    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    let listener = TcpListener::from_std(socket.into())?;
+fn bound(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::from_std(listen::tcp(address, Share::Alone, BACKLOG)?)?;
     let real = listener.local_addr()?;
     Ok((listener, real))
 }

@@ -42,6 +42,7 @@ fn pod(name: &str) -> PodStatus {
         uid: "u1".to_owned(),
         mesh: "istio".to_owned(),
         addresses: vec![[10, 0, 0, 1].into()],
+        contested: Vec::new(),
         netns: NetnsStatus::Known {
             inode: 4026532001,
             nsid: Some(3),
