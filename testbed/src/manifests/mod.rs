@@ -4,6 +4,7 @@
 
 mod cert_manager;
 mod combined;
+mod monitoring;
 mod rules;
 mod schema;
 mod webhook;
@@ -76,6 +77,9 @@ fn check(cases: &mut Cases, rendering: &str, objects: &[Value]) {
     }
     if rendering != "admission-policy" && (!webhook || has(rendering, "base")) {
         hold(cases, rules::RULES, rendering, &others);
+    }
+    if has(rendering, "monitoring") {
+        hold(cases, monitoring::RULES, rendering, objects);
     }
 }
 

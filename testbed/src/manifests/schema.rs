@@ -115,9 +115,14 @@ struct PodMonitorSpec {
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PodMetricsEndpoint {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<String>,
     path: String,
     interval: String,
-    relabelings: Vec<RelabelConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    honor_labels: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    relabelings: Option<Vec<RelabelConfig>>,
 }
 
 #[derive(Deserialize, Serialize)]
