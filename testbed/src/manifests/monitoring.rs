@@ -1,4 +1,6 @@
-//! What the monitoring component has to agree with: the pods that it scrapes.
+//! What the monitoring component has to agree with: the pods that it scrapes, and the metrics that they have.
+
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -6,7 +8,20 @@ use serde_json::Value;
 use super::rules::Rule;
 
 /// All rules.
-pub const RULES: &[(&str, Rule)] = &[("what-is-rendered-is-scraped", scraped)];
+pub const RULES: &[(&str, Rule)] = &[
+    ("what-is-rendered-is-scraped", scraped),
+    ("alerts-say-how-bad-it-is-and-what-to-do", alerts),
+    ("alerts-ask-for-metrics-that-are-documented", alerts_metrics),
+];
+
+/// Tables of metrics: a row has names, kind, labels and meaning.
+const DOCUMENTATION: [&str; 2] = [
+    include_str!("../../../docs/metrics.md"),
+    include_str!("../../../docs/webhook.md"),
+];
+
+/// What the names of all metrics begin with.
+const PREFIX: &str = "probe_handler_";
 
 fn of_kind<'a>(objects: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
     objects.iter().filter(move |object| object["kind"] == kind)
@@ -53,4 +68,117 @@ fn selects(monitor: &Value, template: &Value) -> bool {
     wanted.is_some_and(|wanted| {
         !wanted.is_empty() && wanted.iter().all(|(name, value)| labels[name] == *value)
     })
+}
+
+/// All alerts of a rendering.
+fn rules_of(objects: &[Value]) -> Vec<&Value> {
+    of_kind(objects, "PrometheusRule")
+        .flat_map(|object| list(&object["spec"]["groups"]))
+        .flat_map(|group| list(&group["rules"]))
+        .collect()
+}
+
+fn alerts(_: &str, objects: &[Value]) -> Result<()> {
+    let rules = rules_of(objects);
+    ensure!(!rules.is_empty(), "no alerts");
+    let mut seen = BTreeSet::new();
+    for rule in rules {
+        let name = rule["alert"].as_str().context("an alert without a name")?;
+        ensure!(seen.insert(name), "two alerts {name}");
+        let filled = |text: &Value| text.as_str().is_some_and(|text| !text.is_empty());
+        ensure!(filled(&rule["for"]), "{name}: for");
+        let severity = rule["labels"]["severity"].as_str();
+        ensure!(
+            severity.is_some_and(|severity| ["critical", "warning", "info"].contains(&severity)),
+            "{name}: severity {severity:?}"
+        );
+        for annotation in ["summary", "description"] {
+            ensure!(
+                filled(&rule["annotations"][annotation]),
+                "{name}: no {annotation}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn alerts_metrics(_: &str, objects: &[Value]) -> Result<()> {
+    for rule in rules_of(objects) {
+        let expression = rule["expr"].as_str().context("an alert without expr")?;
+        known(expression)?;
+        known(&rule["annotations"].to_string())?;
+    }
+    Ok(())
+}
+
+/// Whether all metrics that a text names are documented.
+fn known(text: &str) -> Result<()> {
+    for name in names(text) {
+        ensure!(is_documented(name), "{name} is not documented");
+    }
+    Ok(())
+}
+
+/// The names of metrics in a text.
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    text.match_indices(PREFIX).map(|(at, _)| {
+        let rest = &text[at..];
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        &rest[..end.unwrap_or(rest.len())]
+    })
+}
+
+fn is_documented(name: &str) -> bool {
+    let lines = DOCUMENTATION.into_iter().flat_map(str::lines);
+    let mut rows = lines.filter(|line| line.starts_with("| `probe_handler_"));
+    rows.any(|row| {
+        let mut cells = row.split('|').skip(1);
+        let (documented, kind) = (cells.next().unwrap_or(""), cells.next().unwrap_or(""));
+        names(documented).any(|documented| match name.strip_prefix(documented) {
+            Some("") => true,
+            Some("_bucket" | "_sum" | "_count") => kind.trim() == "histogram",
+            _ => false,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_end_where_labels_or_operators_begin() {
+        let text = r#"rate(probe_handler_a_total{b="c"}[5m]) > probe_handler_d/probe_handler_e"#;
+        let found: Vec<&str> = names(text).collect();
+        assert_eq!(
+            found,
+            [
+                "probe_handler_a_total",
+                "probe_handler_d",
+                "probe_handler_e"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_documented_is_found() {
+        for name in [
+            "probe_handler_pods",
+            "probe_handler_probes_total",
+            "probe_handler_probe_duration_seconds_bucket",
+            "probe_handler_webhook_review_duration_seconds_count",
+            "probe_handler_build_info",
+        ] {
+            known(name).expect(name);
+        }
+        for name in [
+            "probe_handler_pod",
+            "probe_handler_pods_total",
+            "probe_handler_pods_bucket",
+            "probe_handler_probes",
+            "probe_handler_probe_duration_seconds_buckets",
+        ] {
+            assert!(known(name).is_err(), "{name}");
+        }
+    }
 }
