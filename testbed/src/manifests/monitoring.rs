@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::rules::Rule;
@@ -12,6 +12,8 @@ pub const RULES: &[(&str, Rule)] = &[
     ("what-is-rendered-is-scraped", scraped),
     ("alerts-say-how-bad-it-is-and-what-to-do", alerts),
     ("alerts-ask-for-metrics-that-are-documented", alerts_metrics),
+    ("the-dashboard-is-one-that-is-found", found),
+    ("each-panel-asks-for-metrics-that-are-documented", panels),
 ];
 
 /// Tables of metrics: a row has names, kind, labels and meaning.
@@ -109,6 +111,55 @@ fn alerts_metrics(_: &str, objects: &[Value]) -> Result<()> {
         known(&rule["annotations"].to_string())?;
     }
     Ok(())
+}
+
+/// The only ConfigMap with the label that Grafana's sidecar looks for, and its only key read.
+fn dashboard(objects: &[Value]) -> Result<Value> {
+    let found: Vec<&Value> = of_kind(objects, "ConfigMap")
+        .filter(|object| object["metadata"]["labels"]["grafana_dashboard"] == "1")
+        .collect();
+    let [object] = found[..] else {
+        bail!("{} dashboards", found.len());
+    };
+    let data = object["data"].as_object().context("no data")?;
+    let [(key, text)] = &data.iter().collect::<Vec<_>>()[..] else {
+        bail!("{} keys", data.len());
+    };
+    ensure!(
+        key.ends_with(".json"),
+        "the sidecar takes {key} for no dashboard"
+    );
+    let text = text.as_str().context("no text")?;
+    serde_json::from_str(text).context("the dashboard is no JSON")
+}
+
+fn found(_: &str, objects: &[Value]) -> Result<()> {
+    let dashboard = dashboard(objects)?;
+    for field in ["title", "uid"] {
+        ensure!(dashboard[field].is_string(), "no {field}");
+    }
+    Ok(())
+}
+
+fn panels(_: &str, objects: &[Value]) -> Result<()> {
+    let dashboard = dashboard(objects)?;
+    let panels = list(&dashboard["panels"]);
+    let shown = panels.iter().filter(|panel| panel["type"] != "row");
+    let mut targets = 0;
+    for panel in shown {
+        let title = &panel["title"];
+        let own = list(&panel["targets"]);
+        ensure!(!own.is_empty(), "panel {title} asks for nothing");
+        for target in own {
+            let expression = target["expr"].as_str().context("a target without expr")?;
+            let asked = names(expression).count();
+            ensure!(asked > 0, "panel {title} asks for no metric of ours");
+            targets += asked;
+        }
+    }
+    ensure!(targets > 0, "no panels");
+    // In variables too.
+    known(&dashboard.to_string())
 }
 
 /// Whether all metrics that a text names are documented.
