@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_overlay_with_least_privileges_adds_what_is_needed_and_no_more() {
-        let overlay = repository("deploy/overlays/least-privilege/kustomization.yaml");
+        let overlay = repository("deploy/components/least-privilege/kustomization.yaml");
         let added = overlay
             .lines()
             .find_map(|line| line.trim().strip_prefix("add: ["))

@@ -1,7 +1,10 @@
-//! `testbed manifests`: every overlay of `deploy/` is rendered as `kubectl apply -k` renders it, held
-//! against Kubernetes' schema, and against what probe-handler's design asks of it.
+//! `testbed manifests`: every overlay of `deploy/`, and components in combinations, are rendered as
+//! `kubectl apply -k` renders them, held against Kubernetes' schema, and against what probe-handler's design
+//! asks of them.
 
 mod cert_manager;
+mod combined;
+mod monitoring;
 mod rules;
 mod schema;
 mod webhook;
@@ -15,6 +18,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::suite::cases::Cases;
+use rules::Rule;
 
 /// Options of `testbed manifests`.
 #[derive(Debug, clap::Args)]
@@ -29,14 +33,17 @@ pub struct Args {
     filter: Vec<String>,
 }
 
-/// Checks all overlays.
+/// Checks all overlays, and components in combinations.
 ///
 /// # Errors
 /// When a case failed.
 pub fn main(args: &Args) -> Result<()> {
     let started = Instant::now();
     let mut cases = Cases::new(args.filter.clone(), None);
-    for (name, directory) in overlays(&args.deploy)? {
+    let scratch = tempfile::tempdir().context("a directory for combinations")?;
+    let mut renderings = overlays(&args.deploy)?;
+    renderings.extend(combined::write(&args.deploy, scratch.path())?);
+    for (name, directory) in renderings {
         cases.group_with(&name, |cases| {
             let objects = render(&args.kubectl, &directory)?;
             check(cases, &name, &objects);
@@ -53,20 +60,38 @@ pub fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn check(cases: &mut Cases, overlay: &str, objects: &[Value]) {
+fn check(cases: &mut Cases, rendering: &str, objects: &[Value]) {
     for object in objects {
         cases.case(&format!("schema/{}", name_of(object)), || {
             schema::check(object)
         });
     }
-    let rules = match overlay {
-        "admission-policy" => &[],
-        _ if overlay.starts_with("webhook") => webhook::RULES,
-        _ => rules::RULES,
-    };
-    for (name, rule) in rules {
-        cases.case(name, || rule(overlay, objects));
+    // Where both are rendered each is held to its own rules.
+    let (of_webhook, others): (Vec<Value>, Vec<Value>) =
+        objects.iter().cloned().partition(|object| {
+            object["metadata"]["labels"]["app.kubernetes.io/name"] == "probe-handler-webhook"
+        });
+    let webhook = rendering.split('+').any(|part| part.starts_with("webhook"));
+    if webhook {
+        hold(cases, webhook::RULES, rendering, &of_webhook);
     }
+    if rendering != "admission-policy" && (!webhook || has(rendering, "base")) {
+        hold(cases, rules::RULES, rendering, &others);
+    }
+    if has(rendering, "monitoring") {
+        hold(cases, monitoring::RULES, rendering, objects);
+    }
+}
+
+fn hold(cases: &mut Cases, rules: &[(&str, Rule)], rendering: &str, objects: &[Value]) {
+    for (name, rule) in rules {
+        cases.case(name, || rule(rendering, objects));
+    }
+}
+
+/// Whether a part is in what is rendered: `k3s` is in overlay `k3s`, and in `base+k3s+monitoring`.
+fn has(rendering: &str, part: &str) -> bool {
+    rendering.split('+').any(|name| name == part)
 }
 
 /// The directory itself, as `base`, what is applied beside it, and each of its overlays.
@@ -76,17 +101,24 @@ fn overlays(deploy: &Path) -> Result<Vec<(String, PathBuf)>> {
         found.push((beside.to_owned(), deploy.join(beside)));
     }
     let directory = deploy.join("overlays");
-    let entries = std::fs::read_dir(&directory)
-        .with_context(|| format!("reading {}", directory.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        found.push((
-            entry.file_name().to_string_lossy().into_owned(),
-            entry.path(),
-        ));
+    for name in entries(&directory)? {
+        let path = directory.join(&name);
+        found.push((name, path));
     }
     found.sort();
     Ok(found)
+}
+
+/// The names in a directory, in order.
+fn entries(directory: &Path) -> Result<Vec<String>> {
+    let entries =
+        std::fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn render(kubectl: &Path, directory: &Path) -> Result<Vec<Value>> {

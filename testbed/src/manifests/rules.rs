@@ -11,7 +11,9 @@ use probe_handler::cli::config::{AgentConfig, PodSource};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// A rule about what an overlay renders.
+use super::has;
+
+/// A rule about what an overlay or a combination renders; it is told which.
 pub type Rule = fn(&str, &[Value]) -> Result<()>;
 
 /// All of them.
@@ -166,7 +168,7 @@ fn read_only(_: &str, objects: &[Value]) -> Result<()> {
 
 fn privileges(overlay: &str, objects: &[Value]) -> Result<()> {
     let security = agent(objects)?.security_context.context("no context")?;
-    let least = overlay == "least-privilege";
+    let least = has(overlay, "least-privilege");
     ensure!(security.privileged == Some(!least), "privileged");
     ensure!(security.run_as_user == Some(0), "runAsUser");
     if least {
@@ -256,7 +258,7 @@ fn arguments(overlay: &str, objects: &[Value]) -> Result<()> {
         config.pods
     );
     ensure!(
-        config.kubelet.allow_root_cgroup == (overlay == "k3s"),
+        config.kubelet.allow_root_cgroup == has(overlay, "k3s"),
         "--allow-root-cgroup"
     );
     let socket = config.admin_socket.parent().context("no directory")?;

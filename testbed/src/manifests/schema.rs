@@ -4,6 +4,8 @@
 //! A misspelt or misplaced field is lost on the way, a value of another type is refused: the API server
 //! would say so with `--validate=strict` only, and drop the field without.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding, MutatingWebhookConfiguration,
@@ -55,6 +57,7 @@ pub fn check(object: &Value) -> Result<()> {
         }
         ("apps/v1", "DaemonSet") => same::<DaemonSet>(object),
         ("monitoring.coreos.com/v1", "PodMonitor") => same::<PodMonitor>(object),
+        ("monitoring.coreos.com/v1", "PrometheusRule") => same::<PrometheusRule>(object),
         (version, kind) => bail!("no schema is known here for {kind} of {version}"),
     }
 }
@@ -115,9 +118,14 @@ struct PodMonitorSpec {
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PodMetricsEndpoint {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<String>,
     path: String,
     interval: String,
-    relabelings: Vec<RelabelConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    honor_labels: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    relabelings: Option<Vec<RelabelConfig>>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -129,6 +137,40 @@ struct RelabelConfig {
     regex: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replacement: Option<String>,
+}
+
+/// What we use of its PrometheusRule (API reference, PrometheusRuleSpec, RuleGroup and Rule). `for`, which it
+/// does not ask for, we do.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PrometheusRule {
+    api_version: String,
+    kind: String,
+    metadata: ObjectMeta,
+    spec: PrometheusRuleSpec,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct PrometheusRuleSpec {
+    groups: Vec<RuleGroup>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RuleGroup {
+    name: String,
+    rules: Vec<AlertingRule>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct AlertingRule {
+    alert: String,
+    expr: String,
+    r#for: String,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
 }
 
 #[cfg(test)]
@@ -194,6 +236,8 @@ mod tests {
             json!({"kind": "DaemonSet"}),
             json!({"apiVersion": "monitoring.coreos.com/v1", "kind": "PodMonitor", "metadata": {},
                    "spec": {"selector": {}, "podMetricsEndpoint": []}}),
+            json!({"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {},
+                   "spec": {"groups": [{"name": "a", "rules": [{"alert": "A", "expression": "b"}]}]}}),
         ] {
             assert!(check(&object).is_err(), "{object}");
         }

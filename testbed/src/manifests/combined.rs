@@ -1,0 +1,132 @@
+//! Components in combinations, each a kustomization as somebody writes it beside a checkout.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+/// It shows a combination, which has to work.
+const DOCUMENTATION: &str = include_str!("../../../docs/kubernetes.md");
+
+/// Where that has `deploy/`, and so have all texts of combinations.
+const CHECKOUT: &str = "probe-handler/deploy";
+
+/// Writes kustomizations below `scratch`, and tells the names and directories of them. A name has the
+/// parts, joined by `+`.
+///
+/// # Errors
+/// `deploy` can't be read or `scratch` not be written; the documentation shows no combination.
+pub fn write(deploy: &Path, scratch: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let components = super::entries(&deploy.join("components"))?;
+    let components: Vec<&str> = components.iter().map(String::as_str).collect();
+    let mut written = Vec::new();
+    for (name, text) in combinations(&components)? {
+        let directory = scratch.join(&name);
+        fs::create_dir(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let file = directory.join("kustomization.yaml");
+        let text = text.replace(CHECKOUT, &way(&directory, deploy)?);
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        written.push((name, directory));
+    }
+    Ok(written)
+}
+
+/// Any two of the daemon's components, for it is two that can be at odds; all of them; all there are, with
+/// the webhook; and what is documented.
+fn combinations(components: &[&str]) -> Result<Vec<(String, String)>> {
+    let daemons: Vec<&str> = components
+        .iter()
+        .copied()
+        .filter(|name| !name.starts_with("webhook"))
+        .collect();
+    let mut combinations = vec![documented(DOCUMENTATION)?];
+    for (index, one) in daemons.iter().enumerate() {
+        for other in &daemons[index + 1..] {
+            combinations.push(combination(&["base"], &[*one, *other]));
+        }
+    }
+    combinations.push(combination(&["base"], &daemons));
+    combinations.push(combination(&["base", "webhook"], components));
+    Ok(combinations)
+}
+
+/// Name and text of a kustomization.
+fn combination(resources: &[&str], components: &[&str]) -> (String, String) {
+    let path = |name: &&str| match *name {
+        "base" => CHECKOUT.to_owned(),
+        name => format!("{CHECKOUT}/{name}"),
+    };
+    let text = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": resources.iter().map(path).collect::<Vec<_>>(),
+        "components": components
+            .iter()
+            .map(|name| format!("{CHECKOUT}/components/{name}"))
+            .collect::<Vec<_>>(),
+    });
+    ([resources, components].concat().join("+"), text.to_string())
+}
+
+/// The example of a text, as it stands there.
+fn documented(text: &str) -> Result<(String, String)> {
+    let example = text
+        .split("```yaml\n")
+        .skip(1)
+        .filter_map(|block| block.split("```").next())
+        .find(|block| block.contains("\ncomponents:"))
+        .context("docs/kubernetes.md shows no combination")?;
+    let parts: Vec<&str> = example
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- ")?.strip_prefix(CHECKOUT))
+        .map(|path| path.rsplit_once('/').map_or("base", |(_, name)| name))
+        .collect();
+    Ok((
+        format!("documented+{}", parts.join("+")),
+        example.to_owned(),
+    ))
+}
+
+/// From one directory to another: kustomize takes no absolute paths.
+fn way(from: &Path, to: &Path) -> Result<String> {
+    let real = |path: &Path| {
+        path.canonicalize()
+            .with_context(|| format!("cannot find {}", path.display()))
+    };
+    let (from, to) = (real(from)?, real(to)?);
+    // The first component is the root.
+    let up = from.components().skip(1).map(|_| Path::new(".."));
+    let way: PathBuf = up.chain([to.strip_prefix("/")?]).collect();
+    let way = way.to_str().context("a directory that is no UTF-8")?;
+    Ok(way.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_shows_a_combination() {
+        let (name, _) = documented(DOCUMENTATION).expect("an example");
+        assert!(name.starts_with("documented+base+"), "{name}");
+        assert!(documented("```yaml\nkind: Kustomization\n```\n").is_err());
+    }
+
+    #[test]
+    fn each_two_components_are_combined_and_all() {
+        let found = combinations(&["a", "b", "c", "webhook-d"]).expect("an example");
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(
+            names[1..],
+            [
+                "base+a+b",
+                "base+a+c",
+                "base+b+c",
+                "base+a+b+c",
+                "base+webhook+a+b+c+webhook-d",
+            ]
+        );
+    }
+}
