@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::kernel::cgroup;
-use crate::kernel::locate::name::{Kind, kind};
+use crate::kernel::locate::names_a_pod;
 use crate::kernel::netns::NetnsId;
 
 /// The kubelet can't be found, or must not be attached to where it is.
@@ -371,15 +371,6 @@ fn is_our_users(pid: u32) -> bool {
 fn is_in_pod(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
         .is_ok_and(|cgroups| names_a_pod(&cgroups))
-}
-
-/// Whether one of the cgroups of /proc/PID/cgroup, of whichever hierarchy, is below the kubelet's `kubepods`.
-fn names_a_pod(cgroups: &str) -> bool {
-    cgroups
-        .lines()
-        .filter_map(|line| line.splitn(3, ':').nth(2))
-        .flat_map(|path| path.split('/'))
-        .any(|name| kind(name, false) != Kind::Other)
 }
 
 /// Field 22 of /proc/pid/stat; none for a process that is gone or a zombie.

@@ -231,9 +231,13 @@ fn claimed_twice(env: &Env) -> Result<()> {
         env.daemon.log()?.contains("two pods have the same address"),
         "the log does not say so"
     );
-    let counted = "probe_handler_pods{mesh=\"istio\",state=\"contested\"}";
     wait::until("both to be counted", SOON, || {
-        same(env.daemon.metric(counted).ok()?, 2.0).then_some(())
+        let pods = env.daemon.metrics().ok()?;
+        same(
+            pods.sum("probe_handler_pods", &[("state", "contested")]),
+            2.0,
+        )
+        .then_some(())
     })?;
     let table = env.daemon.status_command(&[])?;
     ensure!(

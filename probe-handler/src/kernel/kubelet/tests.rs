@@ -114,27 +114,6 @@ fn a_process_that_becomes_the_kubelet_late_is_found() {
 }
 
 #[test]
-fn a_process_in_a_pod_is_told_by_its_cgroup() {
-    let uid = "1b3b6b3c_0000_4000_8000_000000000001";
-    for pods in [
-        "0::/kubepods/besteffort/pod1/c".to_owned(),
-        "4:memory:/\n0::/kubepods.slice/x".to_owned(),
-        "11:pids:/kubepods/burstable/pod2/c:1\n0::/".to_owned(),
-        format!("0::/../kubepods-burstable-pod{uid}.slice:cri-containerd:c"),
-    ] {
-        assert!(names_a_pod(&pods), "{pods}");
-    }
-    for node in [
-        "0::/system.slice/kubelet.service",
-        "0::/",
-        "0::/kubelet.slice:kubepods",
-        "",
-    ] {
-        assert!(!names_a_pod(node), "{node}");
-    }
-}
-
-#[test]
 fn a_process_of_another_user_is_not_ours() {
     assert!(is_our_users(std::process::id()));
     assert!(!is_our_users(u32::MAX));

@@ -7,7 +7,7 @@
 mod events;
 mod following;
 mod hierarchies;
-pub(super) mod name;
+mod name;
 mod process;
 mod tree;
 
@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 
 pub use following::{Following, Placement};
 pub use hierarchies::{Error as HierarchyError, find as hierarchies};
+pub(super) use name::names_a_pod;
 pub use process::Absence;
 
 use crate::kernel::netns::{Netns, NetnsId};

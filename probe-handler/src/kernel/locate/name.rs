@@ -57,6 +57,15 @@ pub fn kind(name: &str, in_pods: bool) -> Kind {
     }
 }
 
+/// Whether one of the cgroups of /proc/PID/cgroup, of whichever hierarchy, is below the kubelet's `kubepods`.
+pub fn names_a_pod(cgroups: &str) -> bool {
+    cgroups
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .flat_map(|path| path.split('/'))
+        .any(|name| kind(name, false) != Kind::Other)
+}
+
 /// Whether the slice `stem` is `level`, at the top or below other slices.
 fn is_level(stem: &str, level: &str) -> bool {
     stem == level
@@ -149,6 +158,27 @@ mod tests {
             "/a.slice/a-b.slice/a-b-kubepods.slice/a-b-kubepods-burstable.slice",
         ] {
             check(path, Kind::Pods);
+        }
+    }
+
+    #[test]
+    fn a_process_in_a_pod_is_told_by_its_cgroup() {
+        let uid = "1b3b6b3c_0000_4000_8000_000000000001";
+        for pods in [
+            "0::/kubepods/besteffort/pod1/c".to_owned(),
+            "4:memory:/\n0::/kubepods.slice/x".to_owned(),
+            "11:pids:/kubepods/burstable/pod2/c:1\n0::/".to_owned(),
+            format!("0::/../kubepods-burstable-pod{uid}.slice:cri-containerd:c"),
+        ] {
+            assert!(names_a_pod(&pods), "{pods}");
+        }
+        for node in [
+            "0::/system.slice/kubelet.service",
+            "0::/",
+            "0::/kubelet.slice:kubepods",
+            "",
+        ] {
+            assert!(!names_a_pod(node), "{node}");
         }
     }
 
