@@ -35,10 +35,10 @@ pub mod maps {
     pub const REFUSALS_BYTES: u32 = 64 * 1024;
     /// Default capacity of `ENDPOINTS`; settable at load.
     pub const ENDPOINTS_CAPACITY: u32 = 16_384;
-    /// Default capacity of `SOCKETS`; settable at load. An evicted entry only costs `getpeername`
-    /// its answer.
+    /// Capacity of `SOCKETS`: connections of the kubelet's to endpoints at one time. An evicted entry only
+    /// costs `getpeername` its answer.
     pub const SOCKETS_CAPACITY: u32 = 16_384;
-    /// Default capacity of `FLOWS`; settable at load. Entries live from connect to accept.
+    /// Capacity of `FLOWS`. Entries live from connect to accept.
     pub const FLOWS_CAPACITY: u32 = 16_384;
 }
 

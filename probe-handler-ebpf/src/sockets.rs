@@ -63,9 +63,8 @@ fn on_connect(ctx: &SockOpsContext) {
 fn on_close(ctx: &SockOpsContext) {
     // SAFETY: the context, which holds a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    if SOCKETS.remove(cookie).is_err() {
-        return; // not one of ours
-    }
+    // It may have been evicted, and the flow be there all the same.
+    let _ = SOCKETS.remove(cookie);
     if let Some(flow) = FLOWS.get_ptr_mut(local(ctx)) {
         // SAFETY: a live map value; the daemon only reads and removes.
         unsafe {

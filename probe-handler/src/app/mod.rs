@@ -1,8 +1,8 @@
 //! The daemon put together: what is started in which order, on which thread, and how it ends.
 //!
-//! Two threads, each with a runtime of its own. The main thread follows pods, namespaces and the kubelet
-//! and serves the admin socket; the handler's thread does nothing but answer probes, so that parsing a
-//! thousand manifests delays none.
+//! Two threads with a runtime each, beside the log's and those that read files. The main thread follows pods,
+//! namespaces and the kubelet and serves the admin socket; the handler's thread does nothing but answer
+//! probes, so that parsing a thousand manifests delays none.
 
 mod handler_thread;
 mod kubelet_task;
@@ -22,6 +22,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::cli::config::{AgentConfig, KubeletConfig, PodSource};
 use crate::handler::Handler;
@@ -39,6 +40,7 @@ use crate::observe::readiness::{BlockReady, Readiness};
 use crate::pods::kube::health::Health;
 use crate::pods::registry::Registry;
 use crate::pods::scope::Selection;
+use crate::pods::source::SourceEvent;
 use crate::pods::{dir, kube};
 use handler_thread::HandlerThread;
 use kubelet_task::Attachment;
@@ -84,7 +86,7 @@ struct Daemon {
     handler: HandlerThread,
     admin: BoundAdmin,
     drain_timeout: Duration,
-    tasks: tokio::task::JoinSet<anyhow::Result<()>>,
+    tasks: JoinSet<anyhow::Result<()>>,
 }
 
 async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
@@ -169,40 +171,13 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
     let finder = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks = JoinSet::new();
     let _ = tasks.spawn(async move {
         refusals.follow().await;
         Ok(())
     });
     let (source_events, from_source) = mpsc::channel(CHANNEL);
-    let selection = Selection {
-        scope: config.scope,
-        namespace_exempt: None,
-    };
-    match &config.pods {
-        PodSource::Dir(path) => {
-            let path = path.clone();
-            let _ = tasks.spawn(async move {
-                dir::run(path, selection, source_events)
-                    .await
-                    .context("the source of pods ended")
-            });
-        }
-        PodSource::Kubernetes { node } => {
-            let client = kube::client::connect().await?;
-            let options = kube::Options {
-                node: node.clone(),
-                scope: config.scope,
-                patience: kube::Patience::default(),
-            };
-            let listed = readiness.block("pods listed from the API server");
-            let health = Arc::clone(&watch_health);
-            let _ = tasks.spawn(async move {
-                kube::run(client, options, health, listed, source_events).await;
-                Ok(())
-            });
-        }
-    }
+    start_source(&config, &readiness, watch_health, source_events, &mut tasks).await?;
     let registry = RegistryTask::new(
         Arc::clone(&shared),
         Arc::clone(&metrics),
@@ -242,6 +217,44 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         drain_timeout: config.drain_timeout,
         tasks,
     })
+}
+
+/// Starts the source of pods, which tells `events`.
+async fn start_source(
+    config: &AgentConfig,
+    readiness: &Readiness,
+    health: Arc<Health>,
+    events: mpsc::Sender<SourceEvent>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    match &config.pods {
+        PodSource::Dir(path) => {
+            let path = path.clone();
+            let selection = Selection {
+                scope: config.scope,
+                namespace_exempt: None,
+            };
+            let _ = tasks.spawn(async move {
+                dir::run(path, selection, events)
+                    .await
+                    .context("the source of pods ended")
+            });
+        }
+        PodSource::Kubernetes { node } => {
+            let client = kube::client::connect().await?;
+            let options = kube::Options {
+                node: node.clone(),
+                scope: config.scope,
+                patience: kube::Patience::default(),
+            };
+            let listed = readiness.block("pods listed from the API server");
+            let _ = tasks.spawn(async move {
+                kube::run(client, options, health, listed, events).await;
+                Ok(())
+            });
+        }
+    }
+    Ok(())
 }
 
 impl Daemon {

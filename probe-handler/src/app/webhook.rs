@@ -123,17 +123,7 @@ async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
                 secret,
                 configuration,
             };
-            let needs = Needs {
-                names: dns_names(&names),
-                lifetimes: Lifetimes::default(),
-            };
-            let keeper = Keeper::new(
-                Store::new(client, names),
-                needs,
-                Arc::new(SystemTime::now),
-                serving,
-                Arc::clone(&metrics),
-            );
+            let keeper = keeper(client, names, serving, &metrics);
             let _ = tasks.spawn(keeper.run(first));
         }
     }
@@ -201,6 +191,26 @@ impl Webhook {
             Err(ended) => anyhow::bail!("a part of the webhook ended: {ended:?}"),
         }
     }
+}
+
+/// Who keeps a self-signed certificate in `names` good.
+fn keeper(
+    client: kube::Client,
+    names: Names,
+    serving: Arc<Serving>,
+    metrics: &Arc<Metrics>,
+) -> Keeper {
+    let needs = Needs {
+        names: dns_names(&names),
+        lifetimes: Lifetimes::default(),
+    };
+    Keeper::new(
+        Store::new(client, names),
+        needs,
+        Arc::new(SystemTime::now),
+        serving,
+        Arc::clone(metrics),
+    )
 }
 
 /// The names by which API servers and others call the Service.

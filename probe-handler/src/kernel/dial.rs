@@ -27,8 +27,6 @@ use crate::pods::model::Mesh;
 const PASSTHROUGH4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 /// The same for IPv6; istio-init and istio-cni put it on lo.
 const PASSTHROUGH6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
-/// Uid as which Consul's proxy runs unless the pod's annotation says otherwise (consul-k8s).
-pub const CONSUL_PROXY_UID: u32 = 5995;
 /// Uid and gid of Istio's proxy: a socket of that owner would be captured.
 const ISTIO_GID: u32 = 1337;
 
@@ -48,17 +46,16 @@ pub struct PodDialer {
 }
 
 impl PodDialer {
-    /// For a pod in `netns`, meshed by `mesh`; `proxy_uid` matters to Consul alone.
+    /// For a pod in `netns`, meshed by `mesh`, with sockets of user `proxy_uid` where the mesh wants that.
     pub fn new(netns: Arc<Netns>, mesh: Mesh, proxy_uid: Option<u32>) -> Self {
         let source = match mesh {
             Mesh::Istio | Mesh::Kuma | Mesh::Unknown => Source::Passthrough,
             Mesh::IstioAmbient | Mesh::Linkerd | Mesh::Osm | Mesh::Consul => Source::Pod,
         };
-        let owner = (mesh == Mesh::Consul).then(|| proxy_uid.unwrap_or(CONSUL_PROXY_UID));
         Self {
             netns,
             source,
-            owner,
+            owner: proxy_uid,
         }
     }
 

@@ -34,18 +34,6 @@ pub trait EndpointWriter: Send {
 /// `ENDPOINTS`.
 pub struct EndpointMap(pub(super) HashMap<MapData, SockAddr, EndpointValue>);
 
-impl EndpointMap {
-    /// How many endpoints the kernel holds.
-    ///
-    /// # Errors
-    /// Those of walking the map.
-    pub fn count(&self) -> Result<usize, MapError> {
-        self.0
-            .keys()
-            .try_fold(0, |count, key| key.map(|_| count + 1))
-    }
-}
-
 impl EndpointWriter for EndpointMap {
     fn put(&mut self, address: SocketAddr, value: EndpointValue) -> Result<(), MapError> {
         self.0.insert(SockAddr::from(address), value, 0)
@@ -93,11 +81,6 @@ impl ConfigMap {
         let (config, map) = &mut *guard;
         change(config);
         map.set(0, *config, 0)
-    }
-
-    /// What the programs are told now.
-    pub fn get(&self) -> Config {
-        self.0.lock().0
     }
 }
 

@@ -51,7 +51,7 @@ impl Nsids {
     ///
     /// # Errors
     /// Those of the kernel.
-    pub fn get(&self, netns: &Netns) -> io::Result<Option<i32>> {
+    fn get(&self, netns: &Netns) -> io::Result<Option<i32>> {
         let answer = self.ask(RouteNetlinkMessage::GetNsId, 0, netns, None)?;
         Ok(answer.filter(|id| *id >= 0))
     }

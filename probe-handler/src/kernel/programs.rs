@@ -29,7 +29,7 @@ pub enum Error {
     NoObject,
     /// The object could not be read, or its maps not be made.
     #[error(
-        "cannot load the eBPF object (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON or a privileged container are needed; `probe-handler preflight` tells which is missing)"
+        "cannot load the eBPF object (`probe-handler preflight` tells which capability is missing; docs/security.md says what each is for)"
     )]
     Load(#[source] Box<EbpfError>),
     /// The object lacks something that the daemon expects of it.
@@ -150,7 +150,7 @@ pub fn object() -> &'static [u8] {
 }
 
 /// Whether this build has its eBPF programs.
-pub fn built_in() -> bool {
+fn built_in() -> bool {
     !OBJECT.is_empty()
 }
 
