@@ -38,6 +38,7 @@ use crate::observe::collectors::{register_kernel_counters, register_readiness, r
 use crate::observe::metrics::{Metrics, PREFIX};
 use crate::observe::readiness::{BlockReady, Readiness};
 use crate::pods::kube::health::Health;
+use crate::pods::kube::last_known::LastKnown;
 use crate::pods::registry::Registry;
 use crate::pods::scope::Selection;
 use crate::pods::source::SourceEvent;
@@ -240,12 +241,15 @@ async fn start_source(
                     .context("the source of pods ended")
             });
         }
-        PodSource::Kubernetes { node } => {
+        PodSource::Kubernetes { node, last_known } => {
             let client = kube::client::connect().await?;
             let options = kube::Options {
                 node: node.clone(),
                 scope: config.scope,
                 patience: kube::Patience::default(),
+                last_known: last_known
+                    .clone()
+                    .map(|path| LastKnown::new(path, node.clone())),
             };
             let listed = readiness.block("pods listed from the API server");
             let _ = tasks.spawn(async move {

@@ -29,6 +29,8 @@ pub enum PodSource {
     Kubernetes {
         /// The node's name, as in `spec.nodeName`.
         node: String,
+        /// File in which the pods are kept for a start while the API is away.
+        last_known: Option<PathBuf>,
     },
 }
 
@@ -157,11 +159,20 @@ impl AgentConfig {
             .as_ref()
             .is_some_and(|host| !host.is_empty());
         let pods = match args.pods.as_deref().or(in_cluster.then_some("kube")) {
-            Some("kube") => match &args.node_name {
-                Some(name) => mistakes.check("node-name", name, parse::node_name),
-                None => mistakes.missing("node-name", parse::NODE_NAME_REMEDY),
+            Some("kube") => {
+                let node = match &args.node_name {
+                    Some(name) => mistakes.check("node-name", name, parse::node_name),
+                    None => mistakes.missing("node-name", parse::NODE_NAME_REMEDY),
+                };
+                let last_known = match &args.last_known {
+                    Some(path) => mistakes
+                        .check("last-known", path, parse::new_file)
+                        .map(Some),
+                    None => Some(None),
+                };
+                node.zip(last_known)
+                    .map(|(node, last_known)| PodSource::Kubernetes { node, last_known })
             }
-            .map(|node| PodSource::Kubernetes { node }),
             Some(pods) => mistakes.check("pods", pods, parse::pods),
             None => mistakes.missing("pods", parse::PODS_REMEDY),
         };

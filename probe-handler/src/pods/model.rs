@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Which of a container's probes or lifecycle hooks this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProbeKind {
     /// `livenessProbe`.
@@ -54,7 +54,7 @@ impl ProbeKind {
 }
 
 /// `httpGet.scheme`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
     /// Plaintext; the default.
@@ -64,7 +64,7 @@ pub enum Scheme {
 }
 
 /// What a probe does. Ports are numbers: named ports have been resolved in their container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// `httpGet`.
@@ -118,7 +118,7 @@ impl Action {
 }
 
 /// One probe or lifecycle hook of one container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
     /// Name of the container that declares it.
     pub container: String,
@@ -131,7 +131,7 @@ pub struct Probe {
 }
 
 /// The way in which a pod's probes reach us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Way {
     /// The kubelet probes the app's own ports, as declared.
@@ -154,7 +154,7 @@ impl Way {
 }
 
 /// A service mesh, as far as its rules in the pod matter to us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mesh {
     /// Istio with a sidecar (regular or native).
@@ -200,7 +200,7 @@ impl Mesh {
 }
 
 /// Names one pod.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PodId {
     /// `metadata.namespace`.
     pub namespace: String,
@@ -218,7 +218,7 @@ impl fmt::Display for PodId {
 }
 
 /// Probes that were rewritten to an agent's port before the kubelet saw the pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rewritten {
     /// [`Way::Takeover`] or [`Way::Rewrite`].
     pub way: Way,
@@ -229,7 +229,7 @@ pub struct Rewritten {
 }
 
 /// A pod whose probes we serve.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Its name.
     pub id: PodId,

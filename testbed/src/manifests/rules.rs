@@ -1,6 +1,8 @@
 //! What probe-handler's design asks of its manifests. Each rule looks at what is rendered, so that an
 //! overlay can't undo what the base has.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
@@ -252,23 +254,25 @@ fn config(objects: &[Value]) -> Result<AgentConfig> {
 
 fn arguments(overlay: &str, objects: &[Value]) -> Result<()> {
     let config = config(objects)?;
-    ensure!(
-        matches!(config.pods, PodSource::Kubernetes { .. }),
-        "pods come from {}",
-        config.pods
-    );
+    let PodSource::Kubernetes { last_known, .. } = &config.pods else {
+        bail!("pods come from {}", config.pods);
+    };
     ensure!(
         config.kubelet.allow_root_cgroup == has(overlay, "k3s"),
         "--allow-root-cgroup"
     );
-    let socket = config.admin_socket.parent().context("no directory")?;
+    let last_known = last_known.as_deref().context("no --last-known")?;
     let mounts = agent(objects)?.volume_mounts.unwrap_or_default();
-    ensure!(
-        mounts
-            .iter()
-            .any(|mount| socket.ends_with(mount.mount_path.trim_start_matches('/'))),
-        "the admin socket's directory can't be written"
-    );
+    for file in [&config.admin_socket, last_known] {
+        let directory = file.parent().context("no directory")?;
+        ensure!(
+            mounts
+                .iter()
+                .any(|mount| Path::new(&mount.mount_path) == directory),
+            "{} can't be written",
+            directory.display()
+        );
+    }
     Ok(())
 }
 

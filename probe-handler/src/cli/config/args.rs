@@ -29,6 +29,11 @@ pub struct AgentArgs {
     #[arg(long, value_name = "NAME", env = NODE_NAME)]
     pub(super) node_name: Option<String>,
 
+    /// File in which the pods are kept as last known, for a daemon that is started anew while the API server
+    /// is away; for --pods kube alone, and nowhere where not given
+    #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_LAST_KNOWN")]
+    pub(super) last_known: Option<String>,
+
     /// Set by the kubelet in every container: we are in a cluster. No flag, but its variable is read as
     /// theirs are
     #[arg(long, hide = true, env = KUBERNETES_SERVICE_HOST)]

@@ -176,6 +176,18 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, Wrong> {
     Ok(path)
 }
 
+/// A file that is ours to make.
+pub(super) fn new_file(text: &str) -> Result<PathBuf, Wrong> {
+    let path = PathBuf::from(text);
+    if !path.is_absolute() || path.file_name().is_none() || path.is_dir() {
+        return Err(Wrong::new(
+            "no absolute path of a file",
+            "give for instance /run/probe-handler/pods.json",
+        ));
+    }
+    Ok(path)
+}
+
 pub(super) fn scope(text: &str) -> Result<Scope, Wrong> {
     text.parse()
         .map_err(|_| Wrong::new("no scope", "give meshed, annotated or all"))

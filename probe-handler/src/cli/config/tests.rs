@@ -167,7 +167,8 @@ fn a_socket_path_has_at_most_107_bytes() {
 fn the_kubernetes_source_needs_the_nodes_name() {
     let config = parse(&["--pods=kube", "--node-name=ip-10-0-0-1.ec2.internal"]).expect("right");
     let node = "ip-10-0-0-1.ec2.internal".to_owned();
-    assert_eq!(config.pods, PodSource::Kubernetes { node });
+    let last_known = None;
+    assert_eq!(config.pods, PodSource::Kubernetes { node, last_known });
     let mistakes = parse(&["--pods=kube"]).expect_err("no node");
     let text = mistakes.to_string();
     assert!(
@@ -188,12 +189,31 @@ fn the_kubernetes_source_needs_the_nodes_name() {
 }
 
 #[test]
+fn the_pods_as_last_known_are_kept_in_a_file() {
+    let kept_in = |path: &str| {
+        let file = format!("--last-known={path}");
+        parse(&["--pods=kube", "--node-name=node", &file])
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("pods.json");
+    let config = kept_in(&file.display().to_string()).expect("right");
+    assert!(
+        matches!(config.pods, PodSource::Kubernetes { last_known: Some(path), .. } if path == file)
+    );
+    for bad in ["", "/", "pods.json", "/proc"] {
+        let mistakes = kept_in(bad).expect_err(bad);
+        assert_eq!(mistakes.0[0].flag, "last-known", "{bad}");
+    }
+}
+
+#[test]
 fn in_a_cluster_pods_come_from_its_api_unless_a_flag_says_otherwise() {
     let host = "--kubernetes-service-host=10.96.0.1";
     let node = "--node-name=node";
     let config = parse(&[host, node]).expect("right");
     let kube = PodSource::Kubernetes {
         node: "node".to_owned(),
+        last_known: None,
     };
     assert_eq!(config.pods, kube);
     let config = parse(&[host, node, "--pods=dir:/"]).expect("right");

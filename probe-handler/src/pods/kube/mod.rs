@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as watch_channel};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -20,6 +20,7 @@ mod backoff;
 pub mod client;
 pub mod health;
 pub mod index;
+pub mod last_known;
 pub mod object;
 pub mod table;
 mod token;
@@ -30,6 +31,7 @@ pub(crate) use backoff::Backoff;
 pub use backoff::Patience;
 use health::Health;
 use index::{Index, Mark, PodRecord, namespace_item, pod_item};
+use last_known::{LastKnown, Told};
 use object::{ExemptAnnotation, Resource};
 use trouble::{Reason, Trouble};
 use watch::{Change, Watch};
@@ -51,6 +53,8 @@ pub struct Options {
     pub scope: Scope,
     /// How patient to be with the API server.
     pub patience: Patience,
+    /// Where the pods are kept for the next start; none: nowhere.
+    pub last_known: Option<LastKnown>,
 }
 
 /// Watches until nobody listens at `tx`. `listed` is dropped once the pods there are were told for the
@@ -85,11 +89,31 @@ pub async fn run<L: Send>(
     };
     let _ = watches.spawn(pod_watch.run());
     let _ = watches.spawn(namespace_watch.run());
+    let mut told = None;
+    let mut known_before = 0;
+    if let Some(file) = options.last_known {
+        let pods = file.read();
+        known_before = pods.len();
+        if known_before > 0 {
+            tracing::info!(
+                pods = known_before,
+                "pods as last known are served until the API server answers"
+            );
+            if tx.send(SourceEvent::Replace(pods)).await.is_err() {
+                return;
+            }
+        }
+        let (to_keep, kept) = watch_channel::channel(Told::default());
+        told = Some(to_keep);
+        let _ = watches.spawn(file.keep(kept));
+    }
     let feed = Feed {
         index: Index::default(),
         health,
         tx,
         listed: Some(listed),
+        told,
+        known_before,
         pods: WatchState::default(),
         namespaces: WatchState::default(),
         problems: Vec::new(),
@@ -114,6 +138,10 @@ struct Feed<L> {
     tx: mpsc::Sender<SourceEvent>,
     /// Dropped when the first pods were told.
     listed: Option<L>,
+    /// The pods as last told, where they are kept.
+    told: Option<watch_channel::Sender<Told>>,
+    /// How many pods were told before the API server answered.
+    known_before: usize,
     pods: WatchState,
     namespaces: WatchState,
     /// As last told.
@@ -243,6 +271,9 @@ impl<L> Feed<L> {
         if self.pods_changed && self.pods_from().is_some_and(|from| from <= now) {
             self.pods_changed = false;
             let pods = self.index.understood();
+            if let Some(told) = &self.told {
+                let _ = told.send_replace(Arc::new(pods.clone()));
+            }
             self.tx.send(SourceEvent::Replace(pods)).await?;
             self.listed = None;
         }
@@ -252,7 +283,7 @@ impl<L> Feed<L> {
     fn all_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(trouble) = &self.pods.trouble {
-            let meanwhile = if self.pods.listed.is_some() {
+            let meanwhile = if self.pods.listed.is_some() || self.known_before > 0 {
                 "pods are served as last known"
             } else {
                 "no pod is served before it answers"

@@ -53,6 +53,7 @@ pub fn run(cases: &mut Cases, env: &mut Env) {
     case("daemon-restarted", restarted);
     case("api/namespaces-forbidden", namespaces_forbidden);
     case("api/away-at-start", away_at_start);
+    case("api/away-at-a-restart", away_at_a_restart);
     case("api/in-cluster", in_cluster);
 }
 
@@ -266,6 +267,44 @@ fn away_at_start(env: &mut Env) -> Result<()> {
     env.node.api.start_again()?;
     env.daemon.wait_ready()?;
     env.served(&pod)?;
+    env.truth(&pod)
+}
+
+/// A daemon that was killed while the API server is away serves what it knew.
+fn away_at_a_restart(env: &mut Env) -> Result<()> {
+    let file = env.run.dir().join("last-known.json");
+    let program = env.daemon.program().to_path_buf();
+    let keeping = |env: &Env, name: &str| {
+        let spec = DaemonSpec::new(name)
+            .program(Some(&program))
+            .kubelet_cgroup(&env.cgroup)
+            .arg("--last-known")
+            .arg(&file.display().to_string());
+        env.node.serve(spec)
+    };
+    let status = env.daemon.stop(GRACE)?;
+    ensure!(status.success(), "it ended with {status}");
+    env.daemon = keeping(env, "daemon-that-is-killed").start(&env.run)?;
+    let pod = env.pod(usual::pod("still-known"))?;
+    wait::until("the pod to be kept", SOON, || {
+        let text = std::fs::read_to_string(&file).ok()?;
+        text.contains("still-known").then_some(())
+    })?;
+    env.node.api.stop()?;
+    let _killed = env.daemon.kill()?;
+    env.mesh_alone(&pod)?;
+
+    env.daemon = keeping(env, "daemon-in-the-dark").spawn(&env.run)?;
+    wait::until("the pod to be served", SOON, || env.served(&pod).ok())?;
+    env.truth(&pod)?;
+    let (status, body) = env.daemon.get("/readyz")?;
+    ensure!(
+        status == 503 && body.contains("pods listed from the API server"),
+        "/readyz answers {status}: {body}"
+    );
+    let _said = env.problem(&["can't watch pods", "pods are served as last known"])?;
+    env.node.api.start_again()?;
+    env.daemon.wait_ready()?;
     env.truth(&pod)
 }
 

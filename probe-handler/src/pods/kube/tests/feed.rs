@@ -24,6 +24,8 @@ fn feed() -> Fed {
         health: Arc::new(Health::default()),
         tx,
         listed: Some(()),
+        told: None,
+        known_before: 0,
         pods: WatchState::default(),
         namespaces: WatchState::default(),
         problems: Vec::new(),

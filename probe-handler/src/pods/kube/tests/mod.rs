@@ -3,6 +3,7 @@
 mod connection;
 mod feed;
 mod index;
+mod last_known;
 mod watching;
 
 use std::sync::Arc;
@@ -63,7 +64,12 @@ impl Source {
             node: NODE.to_owned(),
             scope: Scope::Meshed,
             patience,
+            last_known: None,
         };
+        Self::with_options(client, options)
+    }
+
+    fn with_options(client: ::kube::Client, options: Options) -> Self {
         let (tx, events) = mpsc::channel(64);
         let (guard, listed) = oneshot::channel();
         let health = Arc::new(Health::default());
