@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Preflight(args) => cli::preflight::run(args, |config| {
             preflight::run(&PreflightOptions {
                 search: app::search(&config.kubelet),
+                cgroup_root: config.cgroup_root.clone(),
                 admin: config.admin_addr,
                 handler_port: config.handler_port,
             })

@@ -17,6 +17,8 @@ use crate::observe::readiness::{BlockReady, Readiness};
 /// How often to look. A restarted kubelet must be attached to within 100 ms; a look at one that is still
 /// there is two small reads.
 const PERIOD: Duration = Duration::from_millis(40);
+/// What readiness waits for while the programs are not attached.
+pub const AWAITED: &str = "kubelet";
 /// How long to wait before a kubelet that could not be attached to is tried again: that takes some work.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -96,15 +98,15 @@ impl Attachment {
     }
 }
 
-/// Looks for the kubelet for ever. Not ready while it is not found.
+/// Looks for the kubelet for ever. Not ready while it is not attached to; `waiting`: it was not so far.
 pub async fn run(
     attachment: Arc<Mutex<Attachment>>,
     config: ConfigMap,
     mut finder: Finder,
+    mut waiting: Option<BlockReady>,
     readiness: Readiness,
     metrics: Arc<Metrics>,
 ) {
-    let mut waiting: Option<BlockReady> = None;
     let mut failed: Option<(Kubelet, Instant)> = None;
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -149,7 +151,7 @@ pub async fn run(
         // Wherever the programs still are, the kubelet that is to be served is not there.
         attachment.kubelet = None;
         if waiting.is_none() {
-            waiting = Some(readiness.block("kubelet"));
+            waiting = Some(readiness.block(AWAITED));
         }
         if attachment.trouble.as_ref() != Some(&trouble) {
             tracing::warn!("not attached: {trouble}");

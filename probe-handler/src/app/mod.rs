@@ -99,7 +99,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let locator = Locator::new(config.cgroup_root.as_deref())?;
 
     let readiness = Readiness::default();
-    let kubelet_ready = readiness.block("kubelet hooks attached");
+    let kubelet_ready = readiness.block(kubelet_task::AWAITED);
     let pods_ready = readiness.block("pods read");
 
     let (mut programs, maps) = Programs::load(&LoadOptions {
@@ -170,7 +170,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     // handler's thread and those for blocking work do it for themselves.
     capabilities::give_up_others().context("cannot give up capabilities")?;
 
-    let finder = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
+    let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
     let mut tasks = JoinSet::new();
     let _ = tasks.spawn(async move {
@@ -193,6 +193,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         Arc::clone(&attachment),
         maps.config,
         finder,
+        awaited,
         readiness.clone(),
         Arc::clone(&metrics),
     );
@@ -350,14 +351,14 @@ fn check_privileges() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Attaches to the kubelet that runs now. A kubelet that does not run (yet) is waited for; one that
-/// can't be attached to is a failed start.
+/// Attaches to the kubelet that runs now. A kubelet that does not run (yet) is waited for, and `ready` is
+/// given back; one that can't be attached to is a failed start.
 fn attach_now(
     config: &AgentConfig,
     attachment: &Mutex<Attachment>,
     programs: &ConfigMap,
     ready: BlockReady,
-) -> anyhow::Result<Finder> {
+) -> anyhow::Result<(Finder, Option<BlockReady>)> {
     let mut finder = Finder::new(search(&config.kubelet))?;
     match finder.find(None) {
         Ok(kubelet) => {
@@ -365,15 +366,14 @@ fn attach_now(
                 .lock()
                 .attach(programs, kubelet)
                 .map_err(|error| anyhow::anyhow!(error))?;
+            Ok((finder, None))
         }
         Err(error @ (KubeletError::NotFound { .. } | KubeletError::NoCgroup { .. })) => {
             tracing::warn!("waiting for the kubelet: {error}");
+            Ok((finder, Some(ready)))
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => Err(error.into()),
     }
-    // The task that follows the kubelet takes its own guard as long as none is attached to.
-    drop(ready);
-    Ok(finder)
 }
 
 /// How to find the kubelet, as the configuration says.

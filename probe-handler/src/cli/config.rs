@@ -50,6 +50,8 @@ pub struct KubeletConfig {
 pub struct PreflightConfig {
     /// How to find the kubelet.
     pub kubelet: KubeletConfig,
+    /// Where pods' cgroups are; None: wherever cgroup file systems are mounted.
+    pub cgroup_root: Option<PathBuf>,
     /// The handler's port; 0: any free one.
     pub handler_port: u16,
     /// The admin server's address; None: not over TCP.
@@ -118,6 +120,12 @@ impl PreflightConfig {
         };
         let names = mistakes.check("kubelet-name", &args.kubelet_name.join(","), parse::names);
         let allow_root = mistakes.check("allow-root-cgroup", &args.allow_root_cgroup, parse::flag);
+        let cgroup_root = match &args.cgroup_root {
+            Some(path) => mistakes
+                .check("cgroup-root", path, parse::cgroup_root)
+                .map(Some),
+            None => Some(None),
+        };
         let handler_port = mistakes.check("handler-port", &args.handler_port, parse::port);
         let admin_addr = mistakes.check("admin-addr", &args.admin_addr, parse::admin_addr);
         let admin_socket = mistakes.check("admin-socket", &args.admin_socket, parse::socket_path);
@@ -127,6 +135,7 @@ impl PreflightConfig {
                 names: names?,
                 allow_root_cgroup: allow_root?,
             },
+            cgroup_root: cgroup_root?,
             handler_port: handler_port?,
             admin_addr: admin_addr?,
             admin_socket: admin_socket?,
@@ -177,12 +186,6 @@ impl AgentConfig {
             None => mistakes.missing("pods", parse::PODS_REMEDY),
         };
         let shared = PreflightConfig::check(&args.shared, mistakes);
-        let cgroup_root = match &args.cgroup_root {
-            Some(path) => mistakes
-                .check("cgroup-root", path, parse::cgroup_root)
-                .map(Some),
-            None => Some(None),
-        };
         let scope = mistakes.check("scope", &args.scope, parse::scope);
         let drain_timeout = mistakes.check("drain-timeout", &args.drain_timeout, parse::seconds);
         let log_format = mistakes.check("log-format", &args.log_format, parse::log_format);
@@ -195,6 +198,7 @@ impl AgentConfig {
         );
         let PreflightConfig {
             kubelet,
+            cgroup_root,
             handler_port,
             admin_addr,
             admin_socket,
@@ -202,7 +206,7 @@ impl AgentConfig {
         Some(Self {
             pods: pods?,
             kubelet,
-            cgroup_root: cgroup_root?,
+            cgroup_root,
             scope: scope?,
             handler_port,
             admin_addr,

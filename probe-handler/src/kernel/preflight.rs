@@ -2,13 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::kernel::kubelet::{Finder, Kubelet, Search};
 use crate::kernel::netns::Netns;
 use crate::kernel::nsid::Nsids;
 use crate::kernel::programs::{LoadOptions, Programs};
-use crate::kernel::{capabilities, cgroup, dial, legacy};
+use crate::kernel::{capabilities, cgroup, dial, legacy, locate};
 use crate::listen;
 use crate::observe::finding::{Finding, State};
 
@@ -17,6 +17,8 @@ use crate::observe::finding::{Finding, State};
 pub struct PreflightOptions {
     /// How to find the kubelet.
     pub search: Search,
+    /// Where pods' cgroups are; none: wherever cgroup file systems are mounted.
+    pub cgroup_root: Option<PathBuf>,
     /// The admin address that the agent would bind, if any.
     pub admin: Option<SocketAddr>,
     /// The handler's port; 0: any.
@@ -36,6 +38,7 @@ pub fn run(options: &PreflightOptions) -> Vec<Finding> {
     let kubelet = Finder::new(options.search.clone()).and_then(|mut finder| finder.find(None));
     findings.push(kubelet_finding(&kubelet));
     findings.extend(programs(kubelet.as_ref().ok()));
+    findings.push(pods_cgroups(options.cgroup_root.as_deref()));
     findings.push(netns_ids());
     findings.extend(ports(options));
     findings
@@ -170,6 +173,31 @@ fn cgroup2() -> Finding {
     match cgroup::mount_point() {
         Ok(path) => pass("cgroup2 mounted", path.display().to_string()),
         Err(error) => not_met(State::Fail, "cgroup2 mounted", "no", error.to_string()),
+    }
+}
+
+/// Where pods are looked for, and whether the kernel tells of changes there.
+fn pods_cgroups(root: Option<&Path>) -> Finding {
+    let requirement = "pods' cgroups";
+    let found = match locate::hierarchies(root) {
+        Ok(found) => found,
+        Err(error) => {
+            let remedy = "mount the node's /sys/fs/cgroup, or give its place with --cgroup-root";
+            return not_met(State::Fail, requirement, error.to_string(), remedy);
+        }
+    };
+    let paths: Vec<_> = found
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    match locate::can_watch() {
+        Ok(()) => pass(requirement, paths.join(", ")),
+        Err(error) => not_met(
+            State::Fail,
+            requirement,
+            format!("inotify: {error}"),
+            "raise fs.inotify.max_user_instances",
+        ),
     }
 }
 

@@ -54,7 +54,7 @@ pub struct BlockReady {
 
 impl Readiness {
     /// Not ready until the guard is dropped. `name` is shown to operators: say what is awaited
-    /// (`kubelet hooks attached`).
+    /// (`kubelet`).
     pub fn block(&self, name: impl Into<String>) -> BlockReady {
         let name = name.into();
         *self.0.lock().held.entry(name.clone()).or_default() += 1;

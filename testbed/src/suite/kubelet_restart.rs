@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cases::Cases;
 use super::usual::{self, HTTP};
+use crate::bpf::LegacyConnect4;
 use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::{Kubelet, Probe};
@@ -140,6 +141,27 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         comes_back(&daemon, &kubelet, &pod, &cgroup)?;
         kubelet.kill()?;
         impostor.kill()
+    });
+    cases.case("comes-back-where-nothing-can-be-attached", || {
+        kubelet.kill()?;
+        let above = Cgroup::new(run, "above")?;
+        let below = Cgroup::new(run, "above/below")?;
+        let legacy = LegacyConnect4::attach(above.path())?;
+        let mut kubelet = Kubelet::start(run, &below, name)?;
+        // It is there, and not attached to: nothing says otherwise.
+        let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
+        wait::until("the daemon to have tried", SOON, || {
+            let problems = daemon.status().ok()?["source"]["problems"].to_string();
+            problems.contains("BPF_F_ALLOW_MULTI").then_some(())
+        })?;
+        wait_unattached(&daemon)?;
+        ensure!(attached_to(&daemon)? == "nowhere", "status says otherwise");
+        ensure!(!kubelet.probe(&probe)?.passed(), "exempt all the same");
+        drop(legacy);
+        wait::until("the first exempt probe", SOON, || {
+            kubelet.probe(&probe).ok()?.passed().then_some(())
+        })?;
+        kubelet.kill()
     });
     cases.case("moved-while-running", || {
         kubelet.kill()?;

@@ -42,11 +42,6 @@ pub struct AgentArgs {
     #[command(flatten)]
     pub(super) shared: SharedArgs,
 
-    /// Directory of a cgroup file system below which pods' cgroups are, or one below which the node's
-    /// cgroup file systems are mounted; found from what is mounted where not given
-    #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_CGROUP_ROOT")]
-    pub(super) cgroup_root: Option<String>,
-
     /// Whose probes to serve: pods in a mesh (meshed), those that ask for it by annotation
     /// (annotated), or all
     #[arg(
@@ -138,6 +133,11 @@ pub struct SharedArgs {
         hide_default_value = true
     )]
     pub(super) allow_root_cgroup: String,
+
+    /// Directory of a cgroup file system below which pods' cgroups are, or one below which the node's
+    /// cgroup file systems are mounted; found from what is mounted where not given
+    #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_CGROUP_ROOT")]
+    pub(super) cgroup_root: Option<String>,
 
     /// Port of the handler on loopback (0 to 65535); 0 takes any free one
     #[arg(

@@ -32,6 +32,14 @@ use events::Events;
 use name::Uid;
 use tree::Tree;
 
+/// Whether the kernel lets this user be told of changes in a cgroup hierarchy.
+///
+/// # Errors
+/// Those of `inotify_init1`: EMFILE when the user has fs.inotify.max_user_instances of them.
+pub fn can_watch() -> io::Result<()> {
+    Events::new().map(drop)
+}
+
 /// How often to take stock of the node's cgroups when the kernel grants no more watches.
 const RESCAN: Duration = Duration::from_secs(1);
 

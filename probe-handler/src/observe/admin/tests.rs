@@ -136,10 +136,10 @@ async fn health_readiness_and_metrics_are_served_on_both_listeners() {
 #[tokio::test]
 async fn readyz_names_what_is_pending_and_healthz_does_not_care() {
     let running = start();
-    let guard = running.readiness.block("kubelet hooks attached");
+    let guard = running.readiness.block("kubelet");
     let answer = running.over_tcp(&get("/readyz")).await;
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-    assert!(answer.ends_with("kubelet hooks attached\n"), "{answer}");
+    assert!(answer.ends_with("kubelet\n"), "{answer}");
     assert!(running.over_tcp(&get("/healthz")).await.contains(" 200 OK"));
     drop(guard);
     assert!(running.over_tcp(&get("/readyz")).await.contains(" 200 OK"));

@@ -202,6 +202,15 @@ fn the_watches_of_the_api_server_are_told_apart() {
 }
 
 #[test]
+fn every_reason_is_explained_in_the_documentation() {
+    let docs = include_str!("../../../../docs/metrics.md");
+    for reason in Reason::ALL {
+        let row = format!("\n| `{}` |", reason.name());
+        assert!(docs.contains(&row), "no row {row:?} in docs/metrics.md");
+    }
+}
+
+#[test]
 fn every_metric_is_explained_in_the_documentation() {
     let docs = include_str!("../../../../docs/metrics.md");
     let mut kubernetes = Registry::with_prefix(PREFIX);

@@ -181,7 +181,7 @@ shop       cart-0  app        startup  exec
 fn a_daemon_that_starts_says_what_it_waits_for() {
     let starting = Status {
         state: State::Starting,
-        pending: vec!["kubelet hooks attached".to_owned()],
+        pending: vec!["kubelet".to_owned()],
         kubelet: KubeletStatus {
             names: vec!["kubelet".to_owned(), "k3s".to_owned()],
             ..KubeletStatus::default()
@@ -193,7 +193,7 @@ fn a_daemon_that_starts_says_what_it_waits_for() {
     };
     let text = table(&starting);
     for expected in [
-        "state:      starting, not ready: waits for kubelet hooks attached; version",
+        "state:      starting, not ready: waits for kubelet; version",
         "kubelet:    NOT FOUND (looked for kubelet, k3s)\n",
         "hooks:      none loaded;",
         "handler:    -\n",
