@@ -280,10 +280,15 @@ impl<L> Feed<L> {
         Ok(())
     }
 
+    /// Whether pods are served that an earlier daemon knew, with what namespaces said then.
+    fn served_before(&self) -> bool {
+        self.known_before > 0 && self.pods.listed.is_none()
+    }
+
     fn all_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(trouble) = &self.pods.trouble {
-            let meanwhile = if self.pods.listed.is_some() || self.known_before > 0 {
+            let meanwhile = if self.pods.listed.is_some() || self.served_before() {
                 "pods are served as last known"
             } else {
                 "no pod is served before it answers"
@@ -291,7 +296,7 @@ impl<L> Feed<L> {
             problems.push(format!("{}; {meanwhile}", trouble.text));
         }
         if let Some(trouble) = &self.namespaces.trouble {
-            let meanwhile = if self.namespaces.listed.is_some() {
+            let meanwhile = if self.namespaces.listed.is_some() || self.served_before() {
                 "annotations of namespaces count as last known"
             } else {
                 "annotations of namespaces do not count"
