@@ -124,17 +124,9 @@ fn connect(
     let Some(config) = CONFIG.get(0).copied() else {
         return Verdict::ALLOW;
     };
-    if config.kubelet_pid != 0 && (bpf_get_current_pid_tgid() >> 32) as u32 != config.kubelet_pid {
+    if !is_by_kubelet(ctx, &config) {
         count(Counter::OtherProcess);
         return Verdict::ALLOW;
-    }
-    if config.netns_cookie != 0 {
-        // SAFETY: the context, which holds a socket.
-        let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-        if cookie != config.netns_cookie {
-            count(Counter::OtherProcess);
-            return Verdict::ALLOW;
-        }
     }
     count(Counter::Seen);
 
@@ -166,36 +158,9 @@ fn connect(
     }
     match (decision, handler) {
         (Decision::Redirect, Some(handler)) => {
-            // SAFETY: the context, which holds a socket.
-            let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-            let original = Original {
-                destination: *destination,
-            };
-            if SOCKETS.insert(cookie, original, 0).is_err() {
-                // Without the record the handler would take it for a stranger's.
-                count(Counter::Error);
-                return Verdict::ALLOW;
-            }
-            set_destination(&handler);
-            count(Counter::Redirected);
-            Verdict::ALLOW
+            redirect(ctx, destination, || set_destination(&handler))
         }
-        (Decision::Refuse, _) => {
-            count(Counter::Refused);
-            // A full buffer loses the record, not the refusal; it is counted above all the same. Waking the
-            // daemon would take several times as long as all the rest: it looks by itself.
-            let _ = REFUSALS.output::<Refusal>(
-                Refusal {
-                    destination: *destination,
-                },
-                BPF_RB_NO_WAKEUP.into(),
-            );
-            if has_set_retval() {
-                // SAFETY: an error number in the range that the kernel takes; the result only says that.
-                let _ = unsafe { bpf_set_retval(REFUSED) };
-            }
-            Verdict::DENY
-        }
+        (Decision::Refuse, _) => refuse(destination),
         (Decision::Leave(Why::NoListener), _) => {
             count(Counter::NoListener);
             Verdict::ALLOW
@@ -206,4 +171,57 @@ fn connect(
         }
         (Decision::Leave(Why::Passed), _) => Verdict::ALLOW,
     }
+}
+
+/// Whether it is the kubelet that connects, not another process of its cgroup or one that has gone to another
+/// network namespace.
+#[inline(always)]
+fn is_by_kubelet(ctx: &SockAddrContext, config: &Config) -> bool {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if config.kubelet_pid != 0 && pid != config.kubelet_pid {
+        return false;
+    }
+    // SAFETY: the context, which holds a socket.
+    config.netns_cookie == 0 || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == config.netns_cookie
+}
+
+/// Sends the connection to the handler by `set_destination`, and notes where it wanted to go.
+#[inline(always)]
+fn redirect(
+    ctx: &SockAddrContext,
+    destination: &SockAddr,
+    set_destination: impl FnOnce(),
+) -> Verdict {
+    // SAFETY: the context, which holds a socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let original = Original {
+        destination: *destination,
+    };
+    if SOCKETS.insert(cookie, original, 0).is_err() {
+        // Without the record the handler would take it for a stranger's.
+        count(Counter::Error);
+        return Verdict::ALLOW;
+    }
+    set_destination();
+    count(Counter::Redirected);
+    Verdict::ALLOW
+}
+
+/// Refuses the connection as a closed port would.
+#[inline(always)]
+fn refuse(destination: &SockAddr) -> Verdict {
+    count(Counter::Refused);
+    // A full buffer loses the record, not the refusal; it is counted above all the same. Waking the daemon
+    // would take several times as long as all the rest: it looks by itself.
+    let _ = REFUSALS.output::<Refusal>(
+        Refusal {
+            destination: *destination,
+        },
+        BPF_RB_NO_WAKEUP.into(),
+    );
+    if has_set_retval() {
+        // SAFETY: an error number in the range that the kernel takes; the result only says that.
+        let _ = unsafe { bpf_set_retval(REFUSED) };
+    }
+    Verdict::DENY
 }

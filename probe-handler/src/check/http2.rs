@@ -143,7 +143,8 @@ pub(super) fn failed(error: hyper::Error) -> Finding {
     let closed = error.is_closed() || error.is_canceled() || error.is_incomplete_message() || {
         let source = std::error::Error::source(&error);
         let h2 = source.and_then(|source| source.downcast_ref::<h2::Error>());
-        h2.is_some_and(|error| error.is_io() || error.is_reset() || error.is_go_away())
+        // A stream that h2 itself resets is an answer that breaks the rules or our limits.
+        h2.is_some_and(|error| error.is_io() || error.is_remote())
     };
     let reason = if closed {
         Reason::ConnectionClosed

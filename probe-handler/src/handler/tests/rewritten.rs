@@ -130,6 +130,18 @@ async fn https_statuses_come_through_in_both_http_versions() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_too_large_is_a_bad_response_in_both_http_versions() {
+    let location = format!("/{}", "x".repeat(40_000));
+    for alpn in ["http/1.1", "h2"] {
+        let version = &rustls::version::TLS13;
+        let location = Some(location.clone());
+        let app = TlsApp::new(Key::Ecdsa, version, Some(alpn), 200, location).await;
+        let result = probe(https(app.address, "/")).await;
+        assert_eq!(result, (500, Reason::BadResponse), "{alpn}");
+    }
+}
+
+#[tokio::test]
 async fn a_redirect_leads_from_http_to_https_and_back() {
     let plain = App::saying("HTTP/1.1 418 Tea\r\n\r\n").await;
     for alpn in ["http/1.1", "h2"] {
