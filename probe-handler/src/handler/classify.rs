@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use super::client_hello::may_be_probe;
-use super::table::{NativeRoutes, Route, Routes};
+use super::table::{HttpRoute, NativeRoutes, Route, Routes};
 use crate::check::HEAD_LIMIT;
 use crate::check::request::Request;
-use crate::pods::model::Action;
 
 /// What to do with a connection.
 #[derive(Clone)]
@@ -89,9 +88,7 @@ fn request(routes: &Routes, bytes: &[u8], by_agent: bool) -> Decision {
         return Decision::Relay;
     }
     let route = match routes {
-        Routes::Native(native) => {
-            native_route(native, &request).filter(|route| !by_agent || has_agent(route, &request))
-        }
+        Routes::Native(native) => native_route(native, &request, by_agent),
         Routes::Rewritten(paths) => paths.get(request.target),
     };
     route.map_or(Decision::Relay, |route| Decision::Check(Arc::clone(route)))
@@ -99,32 +96,22 @@ fn request(routes: &Routes, bytes: &[u8], by_agent: bool) -> Decision {
 
 /// The route of `request` on an app's own port. The same target may be declared by a probe and by a
 /// lifecycle hook; the kubelet's User-Agent tells which one calls.
-fn native_route<'a>(native: &'a NativeRoutes, request: &Request<'_>) -> Option<&'a Arc<Route>> {
-    let declared = native.http.get(request.target)?;
-    let by_hook = request
-        .header("user-agent")
-        .is_some_and(|agent| agent.starts_with(b"kube-lifecycle/"));
-    match (&declared.hook, &declared.probe) {
-        (Some(hook), _) if by_hook => Some(hook),
-        (_, Some(probe)) => Some(probe),
-        (hook, None) => hook.as_ref(),
-    }
-}
-
-/// Whether `request` has the User-Agent that the kubelet would give it for `route`: its own, or the one that
-/// the probe declares.
-fn has_agent(route: &Route, request: &Request<'_>) -> bool {
+fn native_route<'a>(
+    native: &'a NativeRoutes,
+    request: &Request<'_>,
+    by_agent: bool,
+) -> Option<&'a Arc<Route>> {
+    let HttpRoute { probe, hook } = native.http.get(request.target)?;
     let agent = request.header("user-agent").unwrap_or_default();
-    let declared = match &route.action {
-        Action::Http { headers, .. } => headers
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case("user-agent")),
-        _ => None,
+    let by_hook = agent.starts_with(b"kube-lifecycle/");
+    let mut routes = match (probe, hook) {
+        (Some(probe), Some(hook)) if by_hook => vec![hook, probe],
+        _ => probe.iter().chain(hook).collect(),
     };
-    match declared {
-        Some((_, value)) => value.trim().as_bytes() == agent,
-        None => agent.starts_with(b"kube-probe/") || agent.starts_with(b"kube-lifecycle/"),
+    if by_agent && !by_hook && !agent.starts_with(b"kube-probe/") {
+        routes.retain(|route| route.agents.iter().any(|own| own.as_bytes() == agent));
     }
+    routes.first().copied()
 }
 
 #[cfg(test)]
@@ -133,10 +120,10 @@ mod tests {
     use std::fmt::Write as _;
     use std::time::Duration;
 
-    use super::super::table::{HttpRoute, RouteStats};
+    use super::super::table::RouteStats;
     use super::*;
     use crate::handler::tests::client_hello;
-    use crate::pods::model::{ProbeKind, Scheme, Way};
+    use crate::pods::model::{Action, ProbeKind, Way};
 
     /// A route that is known by `name`.
     fn route(name: &str, kind: ProbeKind) -> Arc<Route> {
@@ -145,6 +132,7 @@ mod tests {
             action: Action::Tcp { port: 1 },
             timeout: Some(Duration::from_secs(1)),
             way: Way::Transparent,
+            agents: Vec::new(),
             stats: RouteStats::default(),
         })
     }
@@ -299,52 +287,44 @@ mod tests {
 
     #[test]
     fn in_a_process_that_is_more_than_a_kubelet_the_user_agent_counts() {
-        let declaring = |headers: &[(&str, &str)]| {
-            let mut route = Route {
-                action: Action::Http {
-                    scheme: Scheme::Http,
-                    port: 80,
-                    target: "/probe".to_owned(),
-                    headers: headers
-                        .iter()
-                        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                        .collect(),
-                },
-                ..Arc::into_inner(route("probe", ProbeKind::Liveness)).expect("the only one")
-            };
-            route.stats = RouteStats::default();
+        let declaring = |name: &str, kind, agents: &[&str]| {
+            let mut route = Arc::into_inner(route(name, kind)).expect("the only one");
+            route.agents = agents.iter().map(|agent| (*agent).to_owned()).collect();
+            Some(Arc::new(route))
+        };
+        let routes = |probe: &[&str], hook: &[&str]| {
             let http = HttpRoute {
-                probe: Some(Arc::new(route)),
-                hook: None,
+                probe: declaring("probe", ProbeKind::Liveness, probe),
+                hook: declaring("hook", ProbeKind::PreStop, hook),
             };
             Routes::Native(NativeRoutes {
-                http: HashMap::from([("/probe".to_owned(), http)]),
+                http: HashMap::from([("/target".to_owned(), http)]),
                 ..NativeRoutes::default()
             })
         };
-        for (headers, agent, expect) in [
-            (&[][..], "kube-probe/1.36", "check probe"),
-            (&[], "kube-lifecycle/1.36", "check probe"),
-            (&[], "kubectl/v1.36.0", "relay"),
-            (&[], "", "relay"),
-            (&[("user-agent", "mine/1")], "mine/1", "check probe"),
-            (&[("User-Agent", "mine/1")], "kube-probe/1.36", "relay"),
-            (&[("X-Other", "mine/1")], "kube-probe/1.36", "check probe"),
+        for (probe, hook, agent, expect) in [
+            (&[][..], &[][..], "kube-probe/1.36", "check probe"),
+            (&[], &[], "kube-lifecycle/1.36", "check hook"),
+            (&[], &[], "kubectl/v1.36.0", "relay"),
+            (&[], &[], "", "relay"),
+            // Of two probes that share the target one may declare its own.
+            (&["mine/1"], &[], "kube-probe/1.36", "check probe"),
+            (&["mine/1", "mine/2"], &[], "mine/2", "check probe"),
+            (&["mine/1"], &["mine/2"], "mine/2", "check hook"),
+            (&["mine/1"], &["mine/2"], "mine/3", "relay"),
         ] {
-            let routes = declaring(headers);
-            let request = format!("GET /probe HTTP/1.1\r\nUser-Agent: {agent}\r\n\r\n");
+            let routes = routes(probe, hook);
+            let request = format!("GET /target HTTP/1.1\r\nUser-Agent: {agent}\r\n\r\n");
             let decision = decide(&routes, request.as_bytes(), true);
-            assert_eq!(text(&decision), expect, "{headers:?} {agent}");
+            assert_eq!(text(&decision), expect, "{probe:?} {hook:?} {agent}");
             let decision = decide(&routes, request.as_bytes(), false);
-            assert_eq!(text(&decision), "check probe", "{headers:?} {agent}");
+            assert_ne!(text(&decision), "relay", "{probe:?} {hook:?} {agent}");
         }
-        let without = b"GET /probe HTTP/1.1\r\n\r\n";
-        assert_eq!(text(&decide(&declaring(&[]), without, true)), "relay");
+        let without = b"GET /target HTTP/1.1\r\n\r\n";
+        assert_eq!(text(&decide(&routes(&[], &[]), without, true)), "relay");
         let rewritten_get = b"GET /app-health/app/livez HTTP/1.1\r\n\r\n";
-        assert_eq!(
-            text(&decide(&rewritten(), rewritten_get, true)),
-            "check livez"
-        );
+        let decision = decide(&rewritten(), rewritten_get, true);
+        assert_eq!(text(&decision), "check livez");
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub struct Route {
     pub members: Vec<(String, ProbeKind)>,
     /// What it does.
     pub action: Action,
+    /// The User-Agents that the members declare, where the kubelet does not send its own.
+    pub agents: Vec<String>,
     /// The longest of the members' timeouts; none for lifecycle hooks.
     pub timeout: Option<Duration>,
     /// The way by which it is served.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ use crate::pods::model::Action;
 
 /// How long the kubelet has for its first bytes where no probe of the endpoint has a longer timeout.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How much the kubelet may say before the app is there to hear it: more than any hello.
+const SPLICE_BYTES: usize = 64 * 1024;
 
 /// How long an app may go on with a spliced probe after the kubelet has hung up.
 const SPLICE_GRACE: Duration = Duration::from_secs(1);
@@ -187,11 +191,22 @@ impl Visit<'_> {
     /// # Errors
     /// What kept the app from being dialled.
     async fn splice(&mut self, route: &Route) -> Result<Finding, Finding> {
-        let dialer = &*self.endpoint.pod.dialer;
-        let dialled = tokio::select! {
-            biased;
-            dialled = dial(dialer, self.endpoint.address) => dialled,
-            () = expired(deadline(route, self.since)) => Err(io::ErrorKind::TimedOut.into()),
+        let mut dialling = pin!(dial(&*self.endpoint.pod.dialer, self.endpoint.address));
+        let dialled = loop {
+            let wants_more = self.bytes.len() < SPLICE_BYTES;
+            tokio::select! {
+                biased;
+                dialled = &mut dialling => break dialled,
+                () = expired(deadline(route, self.since)) => {
+                    break Err(io::ErrorKind::TimedOut.into());
+                }
+                read = self.kubelet.read_buf(&mut self.bytes), if wants_more => {
+                    if !matches!(read, Ok(1..)) {
+                        let detail = "the kubelet hung up before the app was reached";
+                        return Err(Finding::without_answer(Reason::Cancelled, detail));
+                    }
+                }
+            }
         };
         let mut app = dialled.map_err(|error| Finding::dial(&error))?;
         let spliced = match app.write_all(&self.bytes).await {

@@ -140,8 +140,6 @@ pub struct Finder {
     searches: u32,
     /// Whether a kubelet was found in the cgroup given.
     named: bool,
-    /// Whether a kubelet was found outside of all pods' cgroups.
-    outside_pods: bool,
 }
 
 /// A process may become the kubelet long after it was started: a script that prepares the kubelet's
@@ -162,7 +160,6 @@ impl Finder {
             seen: BTreeMap::new(),
             searches: 0,
             named: false,
-            outside_pods: false,
         })
     }
 
@@ -289,10 +286,9 @@ impl Finder {
     }
 
     /// Of several processes of a kubelet's name, those in our own network namespace count, and none in a
-    /// pod's cgroup if there is or was one elsewhere (a node that is itself a pod has its kubelet in one).
-    /// When they are all in one cgroup, the oldest is it (others are its children, about to become
-    /// something else).
-    fn choose(&mut self, found: Vec<u32>) -> Result<u32, Error> {
+    /// pod's cgroup (but on a node that is itself a pod, where all are). When they are all in one cgroup, the
+    /// oldest is it (others are its children, about to become something else).
+    fn choose(&self, found: Vec<u32>) -> Result<u32, Error> {
         let ours = NetnsId::at(Path::new("/proc/self/ns/net")).ok();
         let theirs = |pid: u32| NetnsId::at(Path::new(&format!("/proc/{pid}/ns/net"))).ok();
         let mut here: Vec<u32> = found
@@ -300,17 +296,13 @@ impl Finder {
             .copied()
             .filter(|pid| theirs(*pid) == ours)
             .collect();
-        let (pods, outside): (Vec<u32>, Vec<u32>) = here.iter().partition(|pid| is_in_pod(**pid));
-        self.outside_pods |= !outside.is_empty();
-        if self.outside_pods {
-            if !pods.is_empty() {
-                tracing::debug!(?pods, "processes in pods have a kubelet's name");
-            }
-            here = outside;
+        let elsewhere = here.is_empty();
+        if !is_in_pod(INIT) {
+            here.retain(|pid| !is_in_pod(*pid));
         }
         here.sort_unstable_by_key(|pid| start_time(*pid));
         match (here.as_slice(), found.first()) {
-            ([], Some(pid)) if !self.outside_pods => Err(Error::OtherNetwork { pid: *pid }),
+            ([], Some(pid)) if elsewhere => Err(Error::OtherNetwork { pid: *pid }),
             ([], _) => Err(Error::NotFound {
                 names: self.search.names.clone(),
             }),
@@ -367,6 +359,9 @@ fn is_our_users(pid: u32) -> bool {
         .and_then(|ids| ids.split_whitespace().nth(1));
     effective.and_then(|uid| uid.parse().ok()) == Some(nix::unistd::geteuid().as_raw())
 }
+
+/// The first process of the node.
+const INIT: u32 = 1;
 
 fn is_in_pod(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/cgroup"))

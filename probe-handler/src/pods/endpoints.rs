@@ -225,11 +225,23 @@ impl Group {
                 .map(|probe| (probe.container.clone(), probe.kind))
                 .collect(),
             timeout: longest(all().map(|probe| probe.timeout)),
+            agents: all().filter_map(|probe| agent(&probe.action)).collect(),
             action: self.first.action,
             way,
             stats: Default::default(),
         })
     }
+}
+
+/// The User-Agent that a probe declares.
+fn agent(action: &Action) -> Option<String> {
+    let Action::Http { headers, .. } = action else {
+        return None;
+    };
+    let declared = headers
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case("user-agent"))?;
+    Some(declared.1.trim().to_owned())
 }
 
 /// None is a hook's: no timeout at all, longer than any.

@@ -12,6 +12,12 @@ use super::mesh::annotation;
 /// On a pod or its namespace: `"true"` exempts the pod's probes from the mesh, `"false"` leaves them.
 pub const EXEMPT: &str = "probe-handler.io/exempt";
 
+/// On the pods of virtual machines, with value [`VIRT_LAUNCHER`] (kubevirt staging/src/kubevirt.io/api/core/v1
+/// `AppLabel`).
+pub const KUBEVIRT: &str = "kubevirt.io";
+/// See [`KUBEVIRT`].
+pub const VIRT_LAUNCHER: &str = "virt-launcher";
+
 /// Which pods are served when neither they nor their namespace say so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -78,6 +84,16 @@ pub fn exempt(pod: &Pod) -> Result<Option<bool>, &str> {
         Some("false") => Ok(Some(false)),
         Some(other) => Err(other),
     }
+}
+
+/// Whether the app is a virtual machine's guest. KubeVirt's packet filters lead what comes to the pod into it:
+/// to us, who look for the app's sockets in the pod, every port would be closed.
+pub fn is_virtual_machine(pod: &Pod) -> bool {
+    let labels = pod.metadata.labels.as_ref();
+    labels
+        .and_then(|labels| labels.get(KUBEVIRT))
+        .map(String::as_str)
+        == Some(VIRT_LAUNCHER)
 }
 
 impl Selection {

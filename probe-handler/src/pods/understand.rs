@@ -11,17 +11,12 @@ use super::mesh::{annotation, consul_proxy_uid, mesh_of};
 use super::model::{self, Mesh, PodId, Way};
 use super::probers::{Recovered, recover};
 use super::probes::probes;
-use super::scope::{EXEMPT, Selection, exempt};
+use super::scope::{EXEMPT, KUBEVIRT, Selection, VIRT_LAUNCHER, exempt, is_virtual_machine};
 
 /// UID under which the kubelet knows a static pod, on its mirror pod.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// On mirror pods only (kubernetes pkg/kubelet/types/pod_update.go).
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
-
-/// On the pods of virtual machines, with value [`VIRT_LAUNCHER`] (kubevirt staging/src/kubevirt.io/api/core/v1
-/// `AppLabel`).
-const KUBEVIRT: &str = "kubevirt.io";
-const VIRT_LAUNCHER: &str = "virt-launcher";
 
 /// What we make of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -144,7 +139,10 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
         }
     }
     if exempt != Some(true) && is_virtual_machine(pod) {
-        return understood.not_served(NotServed::Guest);
+        if rewritten.as_ref().map(|r| r.way) != Some(Way::Rewrite) {
+            return understood.not_served(NotServed::Guest);
+        }
+        native.clear();
     }
     if native.is_empty() && rewritten.is_none() {
         return understood.not_served(NotServed::NoProbes);
@@ -165,17 +163,6 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
         netns: None,
     }));
     understood
-}
-
-/// KubeVirt's packet filters lead what comes to the pod into the guest: to us, who look for the app's sockets
-/// in the pod, every port would be closed.
-fn is_virtual_machine(pod: &Pod) -> bool {
-    let label = pod
-        .metadata
-        .labels
-        .as_ref()
-        .and_then(|labels| labels.get(KUBEVIRT));
-    label.is_some_and(|value| value == VIRT_LAUNCHER)
 }
 
 fn pod_id(pod: &Pod, warnings: &mut Vec<String>) -> PodId {

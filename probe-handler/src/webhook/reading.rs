@@ -13,6 +13,7 @@ use crate::pods::mesh::annotation;
 use crate::pods::model::{Probe, Way};
 use crate::pods::probers::{self, PROBES};
 use crate::pods::probes::{self, Declared, tcp_action};
+use crate::pods::scope::{exempt, is_virtual_machine};
 
 /// On mirror pods, which show the API server a pod that the kubelet has from a file (kubernetes
 /// pkg/kubelet/types/pod_update.go). The kubelet runs the file's probes, whatever the mirror says.
@@ -64,7 +65,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Whether there can be anything to rewrite for us at all: not in pods of the host network (their
-    /// address is the node's), of Windows, and in mirror pods.
+    /// address is the node's), of Windows, in mirror pods, and in virtual machines unless they ask for it.
     pub fn concerns_us(&self) -> bool {
         let Some(spec) = &self.pod.spec else {
             return false;
@@ -73,7 +74,11 @@ impl<'a> Reading<'a> {
             || spec.node_selector.as_ref().is_some_and(|selector| {
                 selector.get("kubernetes.io/os").map(String::as_str) == Some("windows")
             });
-        spec.host_network != Some(true) && !windows && annotation(&self.pod, MIRROR).is_none()
+        let guest = is_virtual_machine(&self.pod) && exempt(&self.pod) != Ok(Some(true));
+        spec.host_network != Some(true)
+            && !windows
+            && !guest
+            && annotation(&self.pod, MIRROR).is_none()
     }
 
     /// The value of an annotation.

@@ -12,6 +12,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("what-is-rendered-is-scraped", scraped),
     ("alerts-say-how-bad-it-is-and-what-to-do", alerts),
     ("alerts-ask-for-metrics-that-are-documented", alerts_metrics),
+    ("what-is-worth-an-alert-has-one", worth_an_alert),
     ("the-dashboard-is-one-that-is-found", found),
     ("each-panel-asks-for-metrics-that-are-documented", panels),
 ];
@@ -114,6 +115,34 @@ fn alerts_metrics(_: &str, objects: &[Value]) -> Result<()> {
 }
 
 /// The only ConfigMap with the label that Grafana's sidecar looks for, and its only key read.
+/// Each point under "Worth an alert" names a metric; one of the alerts asks for it.
+fn worth_an_alert(_: &str, objects: &[Value]) -> Result<()> {
+    let rules = rules_of(objects);
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let expressions: Vec<&str> = rules
+        .iter()
+        .filter_map(|rule| rule["expr"].as_str())
+        .collect();
+    let (_, worth) = DOCUMENTATION[0]
+        .split_once("## Worth an alert")
+        .context("docs/metrics.md names none")?;
+    let section = worth.split("\n## ").next().unwrap_or(worth);
+    for point in section.lines().filter(|line| line.starts_with("- ")) {
+        let name = names(point)
+            .next()
+            .with_context(|| format!("no metric in {point:?}"))?;
+        ensure!(
+            expressions
+                .iter()
+                .any(|expression| expression.contains(name)),
+            "no alert asks for {name}"
+        );
+    }
+    Ok(())
+}
+
 fn dashboard(objects: &[Value]) -> Result<Value> {
     let found: Vec<&Value> = of_kind(objects, "ConfigMap")
         .filter(|object| object["metadata"]["labels"]["grafana_dashboard"] == "1")

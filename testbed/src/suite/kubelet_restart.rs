@@ -11,7 +11,7 @@ use super::usual::{self, HTTP};
 use crate::bpf::LegacyConnect4;
 use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
-use crate::kubelet::{Kubelet, Probe};
+use crate::kubelet::{Ended, Kubelet, Probe};
 use crate::pace;
 use crate::pod::Pod;
 use crate::run::Run;
@@ -30,7 +30,29 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("found-from-a-container", || {
         from_a_container(&run, program.as_deref())
     });
+    cases.case("part-of-k3s", || part_of_more(&run, program.as_deref()));
     by_path(cases, &run)
+}
+
+/// The kubelet's process is an API server too: what it proxies to a probed path is no probe.
+fn part_of_more(run: &Run, program: Option<&Path>) -> Result<()> {
+    let cgroup = Cgroup::new(run, "k3s")?;
+    let k3s = Kubelet::start(run, &cgroup, "k3s-server")?;
+    let daemon = DaemonSpec::new("k3s")
+        .program(program)
+        .kubelet_cgroup(&cgroup)
+        .start(run)?;
+    let mut pod = usual::pod("k3s").start(run)?;
+    daemon.serve(&mut pod)?;
+    let ip = pod.ns.ipv4();
+    usual::truth(&k3s, ip.into())?;
+    let proxied = b"GET /healthy HTTP/1.1\r\nHost: app\r\nUser-Agent: kubectl/v1.36.0\r\n\r\n";
+    let result = k3s.probe(&Probe::raw(ip, HTTP, proxied))?;
+    ensure!(
+        result.ended == Some(Ended::Reset),
+        "it did not meet the mesh: {result:?}"
+    );
+    Ok(())
 }
 
 /// A container sees the rest of the node's cgroups as `/../..`.

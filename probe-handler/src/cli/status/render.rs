@@ -129,7 +129,7 @@ fn header(status: &Status) -> String {
 
 fn kubelet(kubelet: &KubeletStatus) -> String {
     let Some(cgroup) = &kubelet.cgroup else {
-        return format!("NOT FOUND (looked for {})", kubelet.names.join(", "));
+        return format!("NOT ATTACHED (looked for {})", kubelet.names.join(", "));
     };
     let mut text = match kubelet.pid {
         Some(pid) => format!("pid {pid} in {cgroup}"),

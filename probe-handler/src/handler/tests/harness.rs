@@ -294,6 +294,7 @@ pub(super) fn route(kind: ProbeKind, action: Action, timeout: Duration) -> Arc<R
         action,
         timeout: (!kind.is_hook()).then_some(timeout),
         way: Way::Transparent,
+        agents: Vec::new(),
         stats: RouteStats::default(),
     })
 }

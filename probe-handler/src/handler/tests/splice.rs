@@ -1,8 +1,10 @@
 //! HTTPS and gRPC on the app's own port go end to end.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -78,6 +80,25 @@ async fn a_refused_dial_is_a_reset() {
     let error = read_all(&mut kubelet).await.expect_err("a reset");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(verdict(&https).await.reason, Reason::Refused);
+}
+
+#[tokio::test]
+async fn a_splice_that_waits_for_its_app_ends_with_the_kubelet() {
+    let queue = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    queue.bind(&any.into()).expect("bind");
+    queue.listen(0).expect("listen");
+    let address = queue.local_addr().expect("address").as_socket();
+    let address = address.expect("an IP address");
+    let _in_the_way = std::net::TcpStream::connect(address).expect("the queue takes one");
+
+    // An HTTPS hook on the probe's port has no timeout at all.
+    let (https, _, native) = routes(address.port(), LONG);
+    let world = World::new([endpoint(address, Routes::Native(native))]).await;
+    let mut kubelet = world.connect(address).await;
+    kubelet.write_all(&hello()).await.expect("write");
+    drop(kubelet);
+    assert_eq!(verdict(&https).await.reason, Reason::Cancelled);
 }
 
 #[tokio::test]

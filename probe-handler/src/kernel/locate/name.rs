@@ -58,12 +58,24 @@ pub fn kind(name: &str, in_pods: bool) -> Kind {
 }
 
 /// Whether one of the cgroups of /proc/PID/cgroup, of whichever hierarchy, is below the kubelet's `kubepods`.
+/// To a process in a cgroup namespace of its own the beginning of the path is `..` only, so a pod's own
+/// directory does too.
 pub fn names_a_pod(cgroups: &str) -> bool {
     cgroups
         .lines()
         .filter_map(|line| line.splitn(3, ':').nth(2))
         .flat_map(|path| path.split('/'))
-        .any(|name| kind(name, false) != Kind::Other)
+        .any(|name| kind(name, false) != Kind::Other || is_pods_own(name))
+}
+
+/// Whether `name` is what the cgroupfs driver calls a pod's directory: `pod` and a UID, or a static pod's hash.
+fn is_pods_own(name: &str) -> bool {
+    name.strip_prefix("pod").is_some_and(|uid| {
+        matches!(uid.len(), 32 | 36)
+            && uid
+                .bytes()
+                .all(|b| b.is_ascii_hexdigit() || matches!(b, b'-' | b'_'))
+    })
 }
 
 /// Whether the slice `stem` is `level`, at the top or below other slices.
@@ -169,6 +181,8 @@ mod tests {
             "4:memory:/\n0::/kubepods.slice/x".to_owned(),
             "11:pids:/kubepods/burstable/pod2/c:1\n0::/".to_owned(),
             format!("0::/../kubepods-burstable-pod{uid}.slice:cri-containerd:c"),
+            format!("0::/../../pod{uid}/c"),
+            format!("0::/../../../besteffort/pod{}/c", uid.replace('_', "-")),
         ] {
             assert!(names_a_pod(&pods), "{pods}");
         }
@@ -176,6 +190,8 @@ mod tests {
             "0::/system.slice/kubelet.service",
             "0::/",
             "0::/kubelet.slice:kubepods",
+            "0::/podman.slice/podman-pause",
+            "0::/pods/pod1",
             "",
         ] {
             assert!(!names_a_pod(node), "{node}");

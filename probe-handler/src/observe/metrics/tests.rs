@@ -28,6 +28,7 @@ fn route(kind: ProbeKind) -> Route {
         action: Action::Tcp { port: 80 },
         timeout: None,
         way: Way::Transparent,
+        agents: Vec::new(),
         stats: Default::default(),
     }
 }

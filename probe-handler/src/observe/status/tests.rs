@@ -13,6 +13,7 @@ fn route(kind: ProbeKind, action: Action) -> Arc<Route> {
         action,
         timeout: (!kind.is_hook()).then_some(Duration::from_secs(1)),
         way: Way::Transparent,
+        agents: Vec::new(),
         stats: RouteStats::default(),
     })
 }

@@ -43,6 +43,8 @@ const CHANNEL: usize = 64;
 const PACE: Duration = Duration::from_millis(5);
 /// How long to wait for namespaces once the pods are there.
 const NAMESPACES_WAIT: Duration = Duration::from_secs(1);
+/// The same where what is served already, as last known, had heard of them.
+const NAMESPACES_WAIT_KNOWN: Duration = Duration::from_secs(30);
 
 /// What to watch, and how.
 #[derive(Clone, Debug)]
@@ -211,16 +213,20 @@ impl<L> Feed<L> {
     fn pods_from(&self) -> Option<Instant> {
         let pods = self.pods.listed?;
         let told = self.listed.is_none();
-        let forbidden = self
-            .namespaces
-            .trouble
-            .as_ref()
-            .is_some_and(|trouble| trouble.reason == Reason::Forbidden);
-        if told || forbidden || self.namespaces.listed.is_some() {
-            Some(pods)
+        Some(if told || self.namespaces_have_spoken() {
+            pods
+        } else if self.known_before > 0 {
+            pods + NAMESPACES_WAIT_KNOWN
         } else {
-            Some(pods + NAMESPACES_WAIT)
-        }
+            pods + NAMESPACES_WAIT
+        })
+    }
+
+    /// Whether what they say is known, or never will be.
+    fn namespaces_have_spoken(&self) -> bool {
+        let trouble = self.namespaces.trouble.as_ref();
+        self.namespaces.listed.is_some()
+            || trouble.is_some_and(|trouble| trouble.reason == Reason::Forbidden)
     }
 
     fn pod(&mut self, change: Change<PodRecord>) {
@@ -271,7 +277,9 @@ impl<L> Feed<L> {
         if self.pods_changed && self.pods_from().is_some_and(|from| from <= now) {
             self.pods_changed = false;
             let pods = self.index.understood();
-            if let Some(told) = &self.told {
+            if let Some(told) = &self.told
+                && self.namespaces_have_spoken()
+            {
                 let _ = told.send_replace(Arc::new(pods.clone()));
             }
             self.tx.send(SourceEvent::Replace(pods)).await?;

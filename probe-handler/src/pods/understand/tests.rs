@@ -87,6 +87,20 @@ fn some_pods_are_never_served() {
 }
 
 #[test]
+fn a_virtual_machine_that_our_webhook_rewrote_is_served_there_alone() {
+    let pod = make(json!({
+        "metadata": {"name": "vm", "labels": {KUBEVIRT: VIRT_LAUNCHER}, "annotations": {
+            "probe-handler.io/probes": r#"{"/app-health/vm/livez":{"tcpSocket":{"port":80}}}"#}},
+        "spec": {"containers": [{"name": "vm",
+            "livenessProbe": {"httpGet": {"port": 15020, "path": "/app-health/vm/livez"}},
+            "readinessProbe": {"tcpSocket": {"port": 80}}}]}}))
+    .pod
+    .unwrap();
+    assert!(pod.rewritten.is_some());
+    assert_eq!(pod.probes, []);
+}
+
+#[test]
 fn a_virtual_machines_pod_is_served_when_asked_for() {
     let mut manifest = with("/metadata/labels", json!({KUBEVIRT: VIRT_LAUNCHER}));
     manifest["metadata"]["annotations"] = json!({EXEMPT: "true"});

@@ -194,7 +194,7 @@ fn a_daemon_that_starts_says_what_it_waits_for() {
     let text = table(&starting);
     for expected in [
         "state:      starting, not ready: waits for kubelet; version",
-        "kubelet:    NOT FOUND (looked for kubelet, k3s)\n",
+        "kubelet:    NOT ATTACHED (looked for kubelet, k3s)\n",
         "hooks:      none loaded;",
         "handler:    -\n",
         "\nno probes to serve\n",

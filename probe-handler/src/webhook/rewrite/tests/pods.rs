@@ -66,6 +66,12 @@ fn some_pods_are_none_of_our_business() {
         pod["spec"][field] = value;
         assert_eq!(rewritten_containers(&pod), ["web"], "{field}");
     }
+    // The app is the guest of a virtual machine: the daemon leaves it alone unless it asks to be served.
+    let mut guest = web(json!({"livenessProbe": probe()}));
+    guest["metadata"]["labels"] = json!({"kubevirt.io": "virt-launcher"});
+    assert_eq!(untouched(&guest), [""; 0]);
+    let asking = annotated(guest, "probe-handler.io/exempt", "true");
+    assert_eq!(rewritten_containers(&asking), ["web"]);
     // The kubelet runs the probes of the file that a mirror pod shows, not those of the mirror.
     let mirror = annotated(
         web(json!({"livenessProbe": probe()})),
