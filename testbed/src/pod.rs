@@ -129,7 +129,7 @@ impl PodSpec {
         if self.v6_passthrough_source {
             ns.add_v6_passthrough_source()?;
         }
-        Ok(self.rules.apply(ns)?)
+        self.rules.apply(ns)
     }
 
     /// Starts the sidecar in these cgroups, if the pod has one.

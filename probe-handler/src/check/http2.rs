@@ -138,18 +138,85 @@ fn translate(
 
 /// What an HTTP/2 failure means.
 pub(super) fn failed(error: hyper::Error) -> Finding {
-    let detail = std::error::Error::source(&error)
-        .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
-    let closed = error.is_closed() || error.is_canceled() || error.is_incomplete_message() || {
-        let source = std::error::Error::source(&error);
-        let h2 = source.and_then(|source| source.downcast_ref::<h2::Error>());
-        // A stream that h2 itself resets is an answer that breaks the rules or our limits.
-        h2.is_some_and(|error| error.is_io() || error.is_remote())
+    let cause = std::error::Error::source(&error);
+    let h2 = cause.and_then(|cause| cause.downcast_ref::<h2::Error>());
+    // In h2's own words: an app may send a text of its own with GOAWAY.
+    let detail = match (h2.and_then(h2::Error::reason), cause) {
+        (Some(reason), _) => format!("{error}: {}", reason.description()),
+        (None, Some(cause)) => format!("{error}: {cause}"),
+        (None, None) => error.to_string(),
     };
+    // A stream that h2 itself resets is an answer that breaks the rules or our limits.
+    let closed = error.is_closed()
+        || error.is_canceled()
+        || error.is_incomplete_message()
+        || h2.is_some_and(|error| error.is_io() || error.is_remote());
     let reason = if closed {
         Reason::ConnectionClosed
     } else {
         Reason::BadResponse
     };
     Finding::without_answer(reason, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: app\r\n\r\n";
+
+    #[tokio::test]
+    async fn what_the_app_says_in_goaway_is_not_repeated() {
+        const SECRET: &[u8] = b"card 4111";
+        let (ours, mut apps) = duplex(64 * 1024);
+        let app = async {
+            let mut scratch = [0; 1024];
+            let _ = apps.read(&mut scratch).await.expect("a preface");
+            // RFC 9113: SETTINGS (6.5), then GOAWAY (6.8) with ENHANCE_YOUR_CALM and debug data.
+            let mut frames = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
+            frames.extend([0, 0, 8 + SECRET.len() as u8, 7, 0, 0, 0, 0, 0]);
+            frames.extend([0, 0, 0, 0, 0, 0, 0, 0xb]);
+            frames.extend(SECRET);
+            apps.write_all(&frames).await.expect("write");
+            apps
+        };
+        let request = Request::parse(REQUEST).expect("valid").expect("whole");
+        let (answer, _apps) = tokio::join!(get(ours, &request, "app", false), app);
+        let finding = answer.expect_err("no answer");
+        assert_eq!(finding.reason, Reason::ConnectionClosed, "{finding:?}");
+        assert!(!finding.detail.contains("4111"), "{finding:?}");
+    }
+
+    #[tokio::test]
+    async fn a_body_without_end_is_read_as_far_as_the_kubelet_reads() {
+        let (ours, apps) = duplex(64 * 1024);
+        let app = tokio::spawn(async move {
+            let mut connection = h2::server::handshake(apps).await.expect("a handshake");
+            let (_, mut respond) = connection
+                .accept()
+                .await
+                .expect("a request")
+                .expect("valid");
+            drop(tokio::spawn(async move {
+                while connection.accept().await.is_some() {}
+            }));
+            let head = http::Response::new(());
+            let mut body = respond.send_response(head, false).expect("a head");
+            loop {
+                body.reserve_capacity(1024);
+                let Some(Ok(room)) = poll_fn(|cx| body.poll_capacity(cx)).await else {
+                    return;
+                };
+                let _ = body.send_data(vec![b'x'; room.min(1024)].into(), false);
+            }
+        });
+        let request = Request::parse(REQUEST).expect("valid").expect("whole");
+        let head = get(ours, &request, "app", false).await.expect("an answer");
+        assert_eq!(head.status, 200);
+        app.await.expect("its stream has ended");
+    }
 }

@@ -252,17 +252,16 @@ impl RuleSet {
     ///
     /// # Errors
     /// As [`RuleSet::apply_here`].
-    pub fn apply(self, ns: &NetNs) -> Result<(), Unavailable> {
-        ns.run(move || Ok(self.apply_here()?))
-            .map_err(|error| Unavailable(format!("{error:#}")))
+    pub fn apply(self, ns: &NetNs) -> Result<()> {
+        ns.run(move || self.apply_here())
     }
 
     /// Puts the rules into the namespace of the calling thread.
     ///
     /// # Errors
     /// [`Unavailable`] when this machine cannot have them: a missing program or kernel module, in
-    /// the words of the program that failed.
-    pub fn apply_here(self) -> Result<(), Unavailable> {
+    /// the words of the program that failed. Any other failure is a mistake in the rules.
+    pub fn apply_here(self) -> Result<()> {
         let steps = match self {
             Self::None => return Ok(()),
             Self::IstioRedirect => istio::steps(istio::Backend::Nft, istio::Variant::Plain),
@@ -287,8 +286,30 @@ impl RuleSet {
                     .map(drop)
                     .context("putting the rules into the pod")
             })
-            .map_err(|error| Unavailable(format!("{error:#}")))
+            .map_err(|error| match is_missing(&error) {
+                true => Unavailable(format!("{error:#}")).into(),
+                false => error,
+            })
     }
+}
+
+/// Whether a step failed because the machine lacks the program, or its kernel what the program needs.
+fn is_missing(error: &anyhow::Error) -> bool {
+    /// What iptables, ip6tables, nft and ip say then.
+    const WORDS: [&str; 7] = [
+        "do you need to insmod",
+        "can't initialize ip",
+        "missing kernel module",
+        "Couldn't load match",
+        "Couldn't load target",
+        "Could not fetch rule set generation id",
+        "Operation not supported",
+    ];
+    let no_program = error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    let text = format!("{error:#}");
+    no_program || WORDS.iter().any(|words| text.contains(words))
 }
 
 const ISTIO_STATUS: &str =
@@ -308,4 +329,35 @@ fn restore_with(v4: &'static str, v6: &'static str, rules: impl Fn(Family) -> St
             stdin: rules(family),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_machine_lacks_is_unavailable() {
+        let missing =
+            command::run("no-such-program", &[], "").context("putting the rules into the pod");
+        assert!(is_missing(&missing.expect_err("there is none")));
+        for (said, is_so) in [
+            (
+                "iptables v1.8.9 (legacy): can't initialize iptables table `nat': Table does not exist (do you need to insmod?)",
+                true,
+            ),
+            (
+                "Warning: Extension TPROXY revision 0 not supported, missing kernel module?",
+                true,
+            ),
+            ("Bad argument `--to-prots'", false),
+            ("Error: syntax error, unexpected string", false),
+            ("Another app is currently holding the xtables lock", false),
+        ] {
+            assert_eq!(
+                is_missing(&anyhow::anyhow!("{said} (exit status: 2)")),
+                is_so,
+                "{said}"
+            );
+        }
+    }
 }

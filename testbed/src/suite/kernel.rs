@@ -1,13 +1,18 @@
 //! The programs by themselves, without the daemon: what cannot be seen through it.
 
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use probe_handler::handler::flows::Flows;
+use probe_handler::check::dial::Dial;
+use probe_handler::handler::flows::{FlowState, Flows};
+use probe_handler::kernel::dial::PodDialer;
 use probe_handler::kernel::maps::{EndpointWriter, FlowMap};
 use probe_handler::kernel::netns::Netns;
 use probe_handler::kernel::nsid::Nsids;
 use probe_handler::kernel::programs::{LoadOptions, Maps, Programs};
+use probe_handler::pods::model::Mesh;
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::{EndpointValue, GATE, REDIRECT};
 
@@ -31,6 +36,29 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("nothing-attached-nothing-seen", || {
         detached(&cgroup, &kubelet, &pod)
     });
+    cases.case("a-dial-needs-the-pods-address", || needs_its_address(&pod));
+    Ok(())
+}
+
+/// A namespace that has lost its address would dial out, to whoever has it now.
+fn needs_its_address(pod: &Pod) -> Result<()> {
+    let netns = Arc::new(Netns::open(&pod.ns.path())?);
+    let own = SocketAddr::new(pod.ns.ipv4().into(), HTTP);
+    let lost = SocketAddr::from(([192, 0, 2, 7], HTTP));
+    for (mesh, uid) in [
+        (Mesh::IstioAmbient, None),
+        (Mesh::Linkerd, None),
+        (Mesh::Osm, None),
+        (Mesh::Consul, Some(5995)),
+    ] {
+        let dialer = PodDialer::new(Arc::clone(&netns), mesh, uid);
+        let _socket = dialer.socket(own)?;
+        let error = dialer.socket(lost).err().context("it is not bound")?;
+        ensure!(
+            error.kind() == io::ErrorKind::AddrNotAvailable,
+            "{mesh:?}: {error}"
+        );
+    }
     Ok(())
 }
 
@@ -80,6 +108,8 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
         flow.original == SocketAddr::new(pod.ns.ipv4().into(), HTTP),
         "{flow:?}"
     );
+    // The probe has hung up: its port may be another's by now.
+    ensure!(flow.state == FlowState::Closed, "{flow:?}");
     ensure!(flows.take(peer).is_none(), "a flow was taken twice");
     drop((stranger, handler));
 

@@ -177,7 +177,6 @@ fn moved(env: &Env) -> Result<()> {
         let (from, to, old, new) = there;
         take(from, ip)?;
         let taken = Instant::now();
-        let given = Instant::now();
         give(env, to, ip)?;
         wait_status(env, ip, new)?;
         println!(
@@ -189,7 +188,7 @@ fn moved(env: &Env) -> Result<()> {
             let since = made.iter().filter(|made| made.begun > taken).count();
             (since >= 50).then_some(made)
         })?;
-        judge(&made, old, new, taken, given)?;
+        judge(&made, old, taken)?;
         there = (to, from, new, old);
     }
     let made = probing.stop()?;
@@ -197,15 +196,10 @@ fn moved(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// `old` may not be heard once the address was taken from its pod, nor `new` before it was given.
-fn judge(made: &[Made], old: u16, new: u16, taken: Instant, given: Instant) -> Result<()> {
+/// `old` may not be heard once the address was taken from its pod.
+fn judge(made: &[Made], old: u16, taken: Instant) -> Result<()> {
     for made in made {
-        let wrong = match made.result.status {
-            Some(status) if status == old => made.begun > taken,
-            Some(status) if status == new => made.ended < given && made.begun > taken,
-            _ => false,
-        };
-        if wrong {
+        if made.result.status == Some(old) && made.begun > taken {
             bail!(
                 "an answer from the wrong pod, begun {:?} after the address was taken: {made:?}",
                 made.begun.saturating_duration_since(taken)

@@ -83,6 +83,45 @@ async fn a_refused_dial_is_a_reset() {
 }
 
 #[tokio::test]
+async fn splices_count_against_the_pods_bound() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let (https, _, native) = routes(address.port(), LONG);
+    let endpoint = endpoint(address, Routes::Native(native));
+    let bound = endpoint.pod.max_in_flight;
+    let world = World::new([endpoint]).await;
+    let mut held = Vec::new();
+    for _ in 0..bound {
+        let mut kubelet = world.connect(address).await;
+        kubelet.write_all(&hello()).await.expect("write");
+        held.push((listener.accept().await.expect("accept"), kubelet));
+    }
+    let mut kubelet = world.connect(address).await;
+    kubelet.write_all(&hello()).await.expect("write");
+    let error = read_all(&mut kubelet).await.expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(verdict(&https).await.reason, Reason::Overloaded);
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_dialled_from_inside_gets_its_tls_relayed() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let (https, _, native) = routes(address.port(), LONG);
+    let endpoint = endpoint_dialled(address, Routes::Native(native), Arc::new(Homeless));
+    let world = World::new([endpoint]).await;
+    let mut kubelet = world.connect(address).await;
+    let hello = hello();
+    kubelet.write_all(&hello).await.expect("write");
+    let (mut app, peer) = listener.accept().await.expect("accept");
+    assert_ne!(peer.ip(), IN_POD);
+    let mut heard = vec![0; hello.len()];
+    let _ = app.read_exact(&mut heard).await.expect("read");
+    assert_eq!(heard, hello);
+    assert_eq!(https.stats.counts(), (0, 0, 1));
+}
+
+#[tokio::test]
 async fn a_splice_that_waits_for_its_app_ends_with_the_kubelet() {
     let queue = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));

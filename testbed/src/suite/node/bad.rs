@@ -96,11 +96,11 @@ fn vanishes(env: &Env, good: &NodePod) -> Result<()> {
         usual::http(HTTP, "/slow?ms=60000"),
         usual::http(HTTP, "/hang"),
     ));
+    let (descriptors, _) = env.daemon.descriptors_and_threads()?;
     let mut pod = env.pod(spec)?;
     let ip = pod.ns()?.ipv4();
     let slow = ["/slow?ms=60000", "/hang"]
         .map(|path| Probe::http(ip, HTTP, path).timeout(Duration::from_secs(3)));
-    let (descriptors, _) = env.daemon.descriptors_and_threads()?;
     let begun = Instant::now();
     let under_way = slow
         .iter()
@@ -122,7 +122,7 @@ fn vanishes(env: &Env, good: &NodePod) -> Result<()> {
         Duration::from_secs(5),
         || {
             let (now, _) = env.daemon.descriptors_and_threads().ok()?;
-            (now < descriptors).then_some(())
+            (now <= descriptors).then_some(())
         },
     )?;
     env.truth(good)
