@@ -78,8 +78,7 @@ impl World {
             metrics: Arc::new(Metrics::new(&mut Registry::default())),
             part_of_more: Arc::default(),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let address = listener.local_addr().expect("address");
+        let (listener, address) = listening().await;
         let (drain, drained) = watch::channel(false);
         let serving = tokio::spawn(Arc::clone(&handler).serve(listener, drained));
         Self {
@@ -170,8 +169,7 @@ impl App {
     pub(super) async fn new(
         script: impl Fn(&str, SocketAddr) -> Vec<Act> + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let address = listener.local_addr().expect("address");
+        let (listener, address) = listening().await;
         let app = Self {
             address,
             seen: Arc::default(),
@@ -250,6 +248,13 @@ async fn perform(mut stream: TcpStream, act: Act) -> Option<TcpStream> {
 
 async fn write(stream: &mut (impl AsyncWrite + Unpin), text: &str) -> Option<()> {
     stream.write_all(text.as_bytes()).await.ok()
+}
+
+/// A listener, and where it is.
+pub(super) async fn listening() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    (listener, address)
 }
 
 /// An address on which nobody listens. Its port is held for as long as the tests run: one that is given

@@ -4,18 +4,10 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-use tokio::net::TcpListener;
 
 use super::harness::*;
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// An app that takes all there is and gives it back in capitals.
-async fn shouting() -> (TcpListener, std::net::SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
-    (listener, address)
-}
 
 #[tokio::test]
 async fn undeclared_requests_are_relayed_and_declared_ones_are_not() {
@@ -58,7 +50,7 @@ async fn undeclared_requests_are_relayed_and_declared_ones_are_not() {
 
 #[tokio::test]
 async fn a_relay_honours_half_close_on_both_sides() {
-    let (listener, address) = shouting().await;
+    let (listener, address) = listening().await;
     let (_, endpoint) = http_endpoint(address, "/", SECOND);
     let world = World::new([endpoint]).await;
     let app = async {
@@ -86,7 +78,7 @@ async fn a_relay_honours_half_close_on_both_sides() {
 
 #[tokio::test]
 async fn a_relay_ends_when_the_kubelet_is_gone_though_the_app_goes_on() {
-    let (listener, address) = shouting().await;
+    let (listener, address) = listening().await;
     let (_, endpoint) = http_endpoint(address, "/", SECOND);
     let world = World::new([endpoint]).await;
     let mut kubelet = world.connect(address).await;
@@ -126,7 +118,7 @@ async fn an_endpoint_that_is_gone_is_relayed() {
 
 #[tokio::test]
 async fn who_waits_for_the_other_side_to_speak_first_is_relayed() {
-    let (listener, address) = shouting().await;
+    let (listener, address) = listening().await;
     let (_, endpoint) = http_endpoint(address, "/", Duration::from_millis(50));
     let world = World::new([endpoint]).await;
     let app = async {

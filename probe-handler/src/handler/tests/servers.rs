@@ -22,6 +22,8 @@ use tokio_rustls::TlsAcceptor;
 use tonic_health::ServingStatus;
 use tower::Service;
 
+use super::harness::listening;
+
 /// What an app saw of the last request.
 #[derive(Clone, Default)]
 pub(super) struct Seen {
@@ -218,8 +220,7 @@ impl Grpc {
 
 /// The address of a server that says `text` to everyone, then ends its side and takes what comes.
 pub(super) async fn greeting(text: &'static str) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
+    let (listener, address) = listening().await;
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let _ = stream.write_all(text.as_bytes()).await;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use super::harness::*;
@@ -45,8 +44,7 @@ fn routes(port: u16, timeout: Duration) -> (Arc<Route>, Arc<Route>, NativeRoutes
 #[tokio::test]
 async fn declared_protocols_are_spliced_in_the_pod_and_counted_on_their_route() {
     for (hello, is_https) in [(hello(), true), (PREFACE.to_vec(), false)] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let address = listener.local_addr().expect("address");
+        let (listener, address) = listening().await;
         let (https, grpc, native) = routes(address.port(), LONG);
         let world = World::new([endpoint(address, Routes::Native(native))]).await;
         let mut kubelet = world.connect(address).await;
@@ -84,8 +82,7 @@ async fn a_refused_dial_is_a_reset() {
 
 #[tokio::test]
 async fn splices_count_against_the_pods_bound() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
+    let (listener, address) = listening().await;
     let (https, _, native) = routes(address.port(), LONG);
     let endpoint = endpoint(address, Routes::Native(native));
     let bound = endpoint.pod.max_in_flight;
@@ -105,8 +102,7 @@ async fn splices_count_against_the_pods_bound() {
 
 #[tokio::test]
 async fn a_pod_that_cannot_be_dialled_from_inside_gets_its_tls_relayed() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
+    let (listener, address) = listening().await;
     let (https, _, native) = routes(address.port(), LONG);
     let endpoint = endpoint_dialled(address, Routes::Native(native), Arc::new(Homeless));
     let world = World::new([endpoint]).await;
@@ -154,8 +150,7 @@ async fn a_reset_of_the_apps_is_a_reset_for_the_kubelet() {
 
 #[tokio::test]
 async fn an_app_that_never_ends_its_side_is_let_go_after_the_kubelet_has() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
+    let (listener, address) = listening().await;
     let (https, _, native) = routes(address.port(), LONG);
     let world = World::new([endpoint(address, Routes::Native(native))]).await;
     let mut kubelet = world.connect(address).await;
