@@ -26,6 +26,7 @@ use crate::worker::sibling;
 const READY: Duration = Duration::from_secs(20);
 const SERVED: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(5);
+const LOGGED: Duration = Duration::from_secs(5);
 /// Where a pod finds its ServiceAccount's volume.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// What is shown of a log when something failed.
@@ -506,7 +507,21 @@ impl Daemon {
         Ok(self.child.wait()?)
     }
 
-    /// The whole log.
+    /// Waits until the log has all of `words`, and gives the whole log: the daemon goes on before a line of
+    /// its own is written, so what it does may be seen before what it says.
+    ///
+    /// # Errors
+    /// When it does not say them within 5 s; the message holds the end of it.
+    pub fn wait_logged(&self, words: &[&str]) -> Result<String> {
+        wait::until(&format!("the log to say {words:?}"), LOGGED, || {
+            let log = self.log().ok()?;
+            words.iter().all(|word| log.contains(word)).then_some(log)
+        })
+        .with_context(|| self.log_tail())
+    }
+
+    /// The whole log, as far as it is written. Only that of a daemon that has ended is all that it had to say:
+    /// see [`Daemon::wait_logged`].
     ///
     /// # Errors
     /// When it cannot be read.

@@ -170,9 +170,10 @@ fn debug(env: &Env) -> Result<()> {
 
 /// From the line of the log that says where everything listens.
 fn admin_port(daemon: &Daemon) -> Result<u16> {
-    let log = daemon.log()?;
+    const SAID: &str = "admin=Some(0.0.0.0:";
+    let log = daemon.wait_logged(&[SAID])?;
     let (_, rest) = log
-        .split_once("admin=Some(0.0.0.0:")
+        .split_once(SAID)
         .context("no admin address in the log")?;
     let (port, _) = rest.split_once(')').context("no admin port in the log")?;
     Ok(port.parse()?)

@@ -235,7 +235,7 @@ fn no_kubelet(env: &Env) -> Result<()> {
         let (ready, pending) = daemon.get("/readyz").ok()?;
         (ready == 503 && pending.contains("kubelet")).then_some(())
     })?;
-    contains(&daemon.log()?, &words)
+    daemon.wait_logged(&words).map(drop)
 }
 
 fn root_cgroup(env: &Env) -> Result<()> {

@@ -221,10 +221,9 @@ fn claimed_twice(env: &Env) -> Result<()> {
         owner.ns.route(ip, &env.run)?;
         usual::mesh_alone(&env.kubelet, ip)?;
     }
-    ensure!(
-        env.daemon.log()?.contains("two pods have the same address"),
-        "the log does not say so"
-    );
+    let _log = env
+        .daemon
+        .wait_logged(&["two pods have the same address"])?;
     wait::until("both to be counted", SOON, || {
         let pods = env.daemon.metrics().ok()?;
         same(

@@ -187,12 +187,9 @@ fn captured(env: &Env) -> Result<()> {
         shown.contains("canary failed"),
         "`status` does not show it:\n{shown}"
     );
-    ensure!(
-        env.daemon
-            .log()?
-            .contains("left alone: a dial from inside the pod"),
-        "the log does not say so"
-    );
+    let _log = env
+        .daemon
+        .wait_logged(&["left alone: a dial from inside the pod"])?;
     // Left alone: the kubelet meets whatever is there, and no endpoint is seen.
     for port in [HTTP, CLOSED] {
         let ip: IpAddr = pod.ns.ipv4().into();

@@ -178,9 +178,7 @@ fn reported(env: &Env, file: &str, parts: &[&str]) -> Result<()> {
         last.iter().find(names).cloned()
     });
     let found = found.with_context(|| format!("{parts:?} are not in {last:#?}"))?;
-    let log = env.daemon.log()?;
-    ensure!(log.contains(&found), "the log does not say it: {found}");
-    Ok(())
+    env.daemon.wait_logged(&[&found]).map(drop)
 }
 
 fn no_namespace(env: &Env, good: &Pod) -> Result<()> {

@@ -186,7 +186,8 @@ impl Env {
             last.iter().find(all).cloned()
         });
         let found = found.with_context(|| format!("{last:#?}"))?;
-        let said = self.daemon.log()?.matches(found.as_str()).count();
+        let log = self.daemon.wait_logged(&[&found])?;
+        let said = log.matches(found.as_str()).count();
         ensure!(said == 1, "the log says it {said} times: {found}");
         Ok(found)
     }

@@ -16,14 +16,14 @@ use super::cases::Cases;
 use env::Env;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
-    let mut env = Env::start(cases)?;
+    let env = Env::start(cases)?;
     life::run(cases, &env);
     kinds::run(cases, &env);
     ways::run(cases, &env);
     reuse::run(cases, &env);
     bad::run(cases, &env)?;
     clock::run(cases, &env);
-    trouble::run(cases, &mut env);
     drop(env);
+    trouble::run(cases);
     kinds::layouts(cases)
 }

@@ -19,11 +19,11 @@ const BACK: Duration = Duration::from_secs(15);
 /// What is missing, as it is to be pasted into a role.
 const VERBS: &str = "verbs: [\"get\", \"list\", \"watch\"]";
 
-pub fn run(cases: &mut Cases, env: &mut Env) {
-    // A daemon of its own for each: one whose watches have failed lately waits longer.
+pub fn run(cases: &mut Cases) {
+    // A node of its own for each: a daemon whose watches have failed lately waits longer, and what one case
+    // leaves of an API server is no other's trouble.
     let mut case = |name: &str, body: fn(&mut Env) -> Result<()>| {
-        let daemon = name.replace('/', "-");
-        cases.case(name, || again(env, &daemon).and_then(|()| body(env)));
+        cases.case_in(name, |cases| body(&mut Env::start(cases)?));
     };
     case("api/away-and-back", |env| away(env));
     case("api/gone", |env| gone(env));
