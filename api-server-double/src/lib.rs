@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -220,10 +220,7 @@ impl ApiServer {
     }
 
     async fn start_at(address: SocketAddr, state: State, tls: Option<TlsAcceptor>) -> Self {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(address).unwrap();
-        let listener = socket.listen(64).unwrap();
+        let listener = bound(address).listen(64).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -243,6 +240,7 @@ impl ApiServer {
 
     /// Stops it: connections break, and nobody listens at its address any more.
     pub async fn stop(self) -> Stopped {
+        let held = bound(self.address);
         self.accepting.abort();
         // Aborted, but maybe still on its way out: the port is free when nobody else has the state.
         while Arc::strong_count(&self.shared) > 1 {
@@ -250,6 +248,7 @@ impl ApiServer {
         }
         let state = std::mem::take(&mut *self.shared.state.lock());
         Stopped {
+            held,
             address: self.address,
             state,
             tls: self.shared.tls.clone(),
@@ -404,6 +403,8 @@ impl ApiServer {
 
 /// A server that was stopped.
 pub struct Stopped {
+    /// Nobody listens at the address, and nobody else can.
+    held: TcpSocket,
     address: SocketAddr,
     state: State,
     tls: Option<TlsAcceptor>,
@@ -415,8 +416,19 @@ impl Stopped {
         self.state.compacted = self.state.revision;
         self.state.events.clear();
         self.state.watching.clear();
-        ApiServer::start_at(self.address, self.state, self.tls).await
+        let server = ApiServer::start_at(self.address, self.state, self.tls).await;
+        drop(self.held);
+        server
     }
+}
+
+/// A socket at `address` beside those that are there.
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
 }
 
 fn key(resource: &str, object: &Value) -> (String, String, String) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::check::verdict::{Reason, Verdict};
+use crate::handler::note::note;
 use crate::handler::table::EndpointTable;
 use crate::kernel::maps::RefusalRing;
 use crate::observe::metrics::Metrics;
@@ -50,19 +51,12 @@ fn record(address: SocketAddr, table: &EndpointTable, metrics: &Metrics) {
         return; // its pod went in the meantime
     };
     for route in endpoint.routes.all() {
-        tracing::info!(
-            pod = %endpoint.pod.id,
-            container = route.container_label(),
-            probe = route.kind_label(),
-            reason = Reason::Refused.name(),
-            "probe failed: nothing in the pod listens on {address}"
-        );
         let verdict = Verdict {
             reason: Reason::Refused,
             status: 500,
             detail: format!("nothing listens on {address}; refused in the kernel"),
             latency: None,
         };
-        metrics.verdict(&endpoint.pod.id, route, verdict);
+        note(metrics, &endpoint.pod.id, route, verdict);
     }
 }

@@ -21,6 +21,7 @@ pub mod classify;
 mod client_hello;
 mod connection;
 pub mod flows;
+pub mod note;
 mod pump;
 mod run;
 pub mod table;

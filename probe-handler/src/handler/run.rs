@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, info};
 
 use super::Handler;
 use super::answer::hung_up;
+use super::note::note;
 use super::table::{Endpoint, Route};
 use crate::check::Finding;
-use crate::check::verdict::{Outcome, Reason};
+use crate::check::verdict::Reason;
 
 /// When a check of `route` that was accepted at `since` must be over: a margin before the kubelet itself
 /// gives up, so that it hears our answer; never, for a lifecycle hook.
@@ -21,19 +21,34 @@ pub(super) fn deadline(route: &Route, since: Instant) -> Option<Instant> {
     Some(since + timeout.saturating_sub(margin))
 }
 
-/// What `check` finds, unless `deadline` comes or the kubelet hangs up before.
+/// What `check` of a connection that was accepted at `since` finds, unless `deadline` comes or the kubelet hangs up
+/// before.
 pub(super) async fn bounded(
     check: impl Future<Output = Finding>,
     kubelet: &TcpStream,
+    since: Instant,
     deadline: Option<Instant>,
 ) -> Finding {
     tokio::select! {
         biased;
         finding = check => finding,
-        () = hung_up(kubelet) => Finding::without_answer(Reason::Cancelled, "the kubelet hung up"),
         () = expired(deadline) => {
             Finding::without_answer(Reason::TimedOut, "no whole answer within the probe's timeout")
         }
+        () = hung_up(kubelet) => given_up(since, deadline),
+    }
+}
+
+/// What there is to say of a check for which the kubelet no longer waits. Its clock began when it dialled, which on
+/// a busy node is a while before we accepted: where it hangs up towards the end, its time was over.
+pub(super) fn given_up(since: Instant, deadline: Option<Instant>) -> Finding {
+    let is_late = |deadline: Instant| since.elapsed() >= deadline.duration_since(since) * 9 / 10;
+    match deadline.is_some_and(is_late) {
+        true => Finding::without_answer(
+            Reason::TimedOut,
+            "no whole answer before the kubelet gave up, at the end of the probe's timeout",
+        ),
+        false => Finding::without_answer(Reason::Cancelled, "the kubelet hung up"),
     }
 }
 
@@ -46,7 +61,7 @@ pub(super) async fn expired(deadline: Option<Instant>) {
 }
 
 impl Handler {
-    /// Logs and counts what was found on `route`, accepted at `since`.
+    /// Notes what was found on `route`, accepted at `since`.
     pub(super) fn conclude(
         &self,
         endpoint: &Endpoint,
@@ -54,26 +69,53 @@ impl Handler {
         finding: Finding,
         since: Instant,
     ) {
-        let verdict = finding.verdict(since);
-        let pod = &endpoint.pod.id;
-        if verdict.outcome(route.is_hook()) == Outcome::Failure {
-            info!(
-                %pod,
-                container = route.container_label(),
-                probe = route.kind_label(),
-                reason = verdict.reason.name(),
-                detail = verdict.detail,
-                "probe failed"
-            );
-        } else {
-            debug!(
-                %pod,
-                ?route.members,
-                reason = verdict.reason.name(),
-                detail = verdict.detail,
-                "probe answered"
-            );
+        note(
+            &self.metrics,
+            &endpoint.pod.id,
+            route,
+            finding.verdict(since),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::time::advance;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// A kubelet's connection on which it has hung up, and we know it.
+    async fn abandoned() -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let address = listener.local_addr().expect("address");
+        let kubelet = TcpStream::connect(address).await.expect("connected");
+        let (ours, _) = listener.accept().await.expect("accepted");
+        drop(kubelet);
+        ours.readable().await.expect("readable");
+        ours
+    }
+
+    #[tokio::test]
+    async fn a_kubelet_that_hangs_up_when_its_time_is_over_saw_a_timeout() {
+        let ours = abandoned().await;
+        tokio::time::pause();
+        let since = Instant::now();
+        let deadline = Some(since + TIMEOUT);
+        for (elapsed, reason) in [
+            (Duration::from_secs(0), Reason::Cancelled),
+            (Duration::from_millis(8_900), Reason::Cancelled),
+            (Duration::from_millis(9_100), Reason::TimedOut),
+            // We were late to look, and both have happened.
+            (Duration::from_secs(11), Reason::TimedOut),
+        ] {
+            advance(elapsed.saturating_sub(since.elapsed())).await;
+            let found = bounded(std::future::pending(), &ours, since, deadline).await;
+            assert_eq!(found.reason, reason, "after {elapsed:?}");
         }
-        self.metrics.verdict(pod, route, verdict);
+        let hook = bounded(std::future::pending(), &ours, since, None).await;
+        assert_eq!(hook.reason, Reason::Cancelled, "it has no timeout");
     }
 }

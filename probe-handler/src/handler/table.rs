@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use crate::check::dial::Dial;
-use crate::check::verdict::{Outcome, Verdict};
+use crate::check::verdict::{Outcome, Reason, Verdict};
 use crate::pods::model::{Action, Mesh, PodId, ProbeKind, Way};
 
 /// A pod as the handler needs it.
@@ -98,16 +98,48 @@ impl Route {
     }
 }
 
+/// What a verdict has to tell that those before it did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Nothing.
+    None,
+    /// It fails, or for another reason than before.
+    Fails,
+    /// It passes, and did not before.
+    PassesAgain,
+}
+
 /// What happened on a route.
 #[derive(Default)]
 pub struct RouteStats {
     last: Mutex<Option<(Instant, Verdict)>>,
+    /// How it failed last, unless it has passed since.
+    failing: Mutex<Option<(Reason, u16)>>,
     success: AtomicU64,
     failure: AtomicU64,
     unknown: AtomicU64,
 }
 
 impl RouteStats {
+    /// What `verdict`, whose outcome this is, has to tell that those before did not.
+    pub fn news(&self, outcome: Outcome, verdict: &Verdict) -> News {
+        let mut failing = self.failing.lock();
+        match outcome {
+            Outcome::Failure => {
+                let now = Some((verdict.reason, verdict.status));
+                match std::mem::replace(&mut *failing, now) == now {
+                    true => News::None,
+                    false => News::Fails,
+                }
+            }
+            Outcome::Success => match failing.take() {
+                Some(_) => News::PassesAgain,
+                None => News::None,
+            },
+            Outcome::Unknown => News::None,
+        }
+    }
+
     /// Notes a verdict.
     pub fn record(&self, outcome: Outcome, verdict: Verdict) {
         let counter = match outcome {
@@ -246,5 +278,37 @@ impl EndpointTable {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_that_goes_on_as_it_did_is_no_news() {
+        let stats = RouteStats::default();
+        for (reason, status, news) in [
+            (Reason::Healthy, 200, News::None),
+            (Reason::HttpStatus, 503, News::Fails),
+            (Reason::HttpStatus, 503, News::None),
+            // Another status, another reason.
+            (Reason::HttpStatus, 500, News::Fails),
+            (Reason::Refused, 500, News::Fails),
+            (Reason::Cancelled, 500, News::None),
+            (Reason::Refused, 500, News::None),
+            (Reason::Healthy, 204, News::PassesAgain),
+            (Reason::Healthy, 200, News::None),
+            (Reason::Refused, 500, News::Fails),
+        ] {
+            let verdict = Verdict {
+                reason,
+                status,
+                detail: String::new(),
+                latency: None,
+            };
+            let outcome = verdict.outcome(false);
+            assert_eq!(stats.news(outcome, &verdict), news, "{reason:?} {status}");
+        }
     }
 }

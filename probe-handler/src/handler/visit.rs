@@ -16,7 +16,7 @@ use super::Handler;
 use super::answer::{self, reset, reset_on_drop};
 use super::classify::{Decision, decide};
 use super::pump::{pump, relay};
-use super::run::{bounded, deadline, expired};
+use super::run::{bounded, deadline, expired, given_up};
 use super::table::{Endpoint, NativeRoutes, Route, Routes};
 use crate::check::dial::dial;
 use crate::check::http::HttpCheck;
@@ -151,7 +151,7 @@ impl Visit<'_> {
                 }
             }
         };
-        bounded(check, &self.kubelet, deadline).await
+        bounded(check, &self.kubelet, self.since, deadline).await
     }
 
     /// Behaves as if we did not exist: the pod could not be dialled for a reason on the node (its namespace
@@ -191,19 +191,19 @@ impl Visit<'_> {
     /// # Errors
     /// What kept the app from being dialled.
     async fn splice(&mut self, route: &Route) -> Result<Finding, Finding> {
+        let deadline = deadline(route, self.since);
         let mut dialling = pin!(dial(&*self.endpoint.pod.dialer, self.endpoint.address));
         let dialled = loop {
             let wants_more = self.bytes.len() < SPLICE_BYTES;
             tokio::select! {
                 biased;
                 dialled = &mut dialling => break dialled,
-                () = expired(deadline(route, self.since)) => {
+                () = expired(deadline) => {
                     break Err(io::ErrorKind::TimedOut.into());
                 }
                 read = self.kubelet.read_buf(&mut self.bytes), if wants_more => {
                     if !matches!(read, Ok(1..)) {
-                        let detail = "the kubelet hung up before the app was reached";
-                        return Err(Finding::without_answer(Reason::Cancelled, detail));
+                        return Err(given_up(self.since, deadline));
                     }
                 }
             }

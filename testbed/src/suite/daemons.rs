@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use super::cases::Cases;
 use super::env::{Env, GRACE};
@@ -18,6 +19,8 @@ use crate::pod::Pod;
 use crate::wait;
 
 const SOON: Duration = Duration::from_secs(5);
+/// The timeout of the slow probes.
+const SLOW: Duration = Duration::from_secs(10);
 /// How often the daemon is replaced under constant probing.
 const REPLACED: usize = 5;
 /// Probers for each probe.
@@ -50,7 +53,12 @@ struct WithPod {
 
 fn with_pod(cases: &mut Cases, args: &[&str]) -> Result<WithPod> {
     let env = Env::start(cases, args)?;
-    let slow = |ms: u32| usual::http(HTTP, &format!("/slow?ms={ms}"));
+    // It is the drain that ends them, not their own time.
+    let slow = |ms: u32| {
+        let mut probe = usual::http(HTTP, &format!("/slow?ms={ms}"));
+        probe["timeoutSeconds"] = json!(SLOW.as_secs());
+        probe
+    };
     let pod =
         env.pod(usual::pod("daemons").container(usual::container("slow", slow(700), slow(8000))))?;
     Ok(WithPod { pod, env })
@@ -101,8 +109,8 @@ fn killed(WithPod { pod, env }: &mut WithPod) -> Result<()> {
 }
 
 /// Begins a slow check and waits until the app has it.
-fn begin_slow(with: &WithPod, ms: u32, timeout: Duration) -> Result<ProbePending> {
-    let probe = Probe::http(with.pod.ns.ipv4(), HTTP, &format!("/slow?ms={ms}")).timeout(timeout);
+fn begin_slow(with: &WithPod, ms: u32) -> Result<ProbePending> {
+    let probe = Probe::http(with.pod.ns.ipv4(), HTTP, &format!("/slow?ms={ms}")).timeout(SLOW);
     let pending = with.env.kubelet.begin(&probe)?;
     wait::until("the app to be asked", SOON, || {
         let asked = with.pod.app.take_recorded().ok()?;
@@ -116,14 +124,14 @@ fn begin_slow(with: &WithPod, ms: u32, timeout: Duration) -> Result<ProbePending
 
 fn sigterm(with: &mut WithPod) -> Result<()> {
     let held = held(&with.env.daemon)?;
-    let slow = begin_slow(with, 700, Duration::from_secs(1))?;
+    let slow = begin_slow(with, 700)?;
     let begun = Instant::now();
     with.env.daemon.signal(Signal::SIGTERM)?;
     // While it drains it takes nothing new.
     wait::until("the connect programs to be taken off", SOON, || {
-        // What identifies the connections under way stays.
+        // What identifies the connections under way stays as long as they do.
         let attached = crate::bpf::attached(with.env.cgroup.path()).ok()?;
-        (attached == 3).then_some(())
+        (attached <= 3).then_some(())
     })?;
     let new = with
         .env
@@ -158,7 +166,7 @@ fn sigterm(with: &mut WithPod) -> Result<()> {
 }
 
 fn second_sigterm(with: &mut WithPod) -> Result<()> {
-    let slow = begin_slow(with, 8000, Duration::from_secs(10))?;
+    let slow = begin_slow(with, 8000)?;
     with.env.daemon.signal(Signal::SIGTERM)?;
     wait::until("the drain to begin", SOON, || {
         let log = with.env.daemon.log().ok()?;
@@ -183,7 +191,7 @@ fn second_sigterm(with: &mut WithPod) -> Result<()> {
 }
 
 fn drain_timeout(with: &mut WithPod) -> Result<()> {
-    let slow = begin_slow(with, 8000, Duration::from_secs(10))?;
+    let slow = begin_slow(with, 8000)?;
     let begun = Instant::now();
     let status = with.env.daemon.stop(GRACE)?;
     let took = begun.elapsed();

@@ -95,6 +95,7 @@ fn bindings(cases: &mut Cases, twins: &Twins<'_>, pod: &str) {
                 };
                 let pair = twins.same(family, |ip| match protocol {
                     Protocol::Http => Probe::http(ip, port, "/healthy"),
+                    Protocol::Grpc if reached => Probe::grpc(ip, port, "ok"),
                     Protocol::Grpc => Probe::grpc(ip, port, "ok").timeout(TIMEOUT),
                     _ => Probe::tcp(ip, port),
                 })?;

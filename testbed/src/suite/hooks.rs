@@ -33,6 +33,8 @@ const ANSWERED: [(&str, u16); 9] = [
     ("/cut-body", 200),
 ];
 const NOT_ANSWERED: [&str; 3] = ["/early-close", "/reset", "/garbage"];
+/// When something that happens has been seen.
+const SOON: Duration = Duration::from_secs(5);
 const SLOW: &str = "/slow?ms=1500";
 const HANG: &str = "/hang";
 const BOTH: &str = "/status/500";
@@ -75,7 +77,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         let hook = Probe::hook(ip, PORT, HANG).timeout(Duration::from_millis(200));
         let result = env.kubelet.probe(&hook)?;
         ensure!(!result.passed(), "no answer: {result:?}");
-        wait::until("the app to be hung up on", Duration::from_secs(1), || {
+        wait::until("the app to be hung up on", SOON, || {
             let seen = twins.meshed.app.take_recorded().ok()?;
             seen.iter()
                 .any(|one| one.protocol == "hung-up")

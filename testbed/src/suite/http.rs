@@ -82,6 +82,12 @@ const PATHS: [&str; 9] = [
 ];
 const LARGE: &str = "/large-headers?kb=17";
 const HANG: &str = "/hang";
+/// Longer than anybody here waits.
+const NEVER: &str = "/slow?ms=60000";
+/// The timeout of probes of an app that takes its time.
+const PATIENT: Duration = Duration::from_secs(30);
+/// When something that happens has been seen.
+const SOON: Duration = Duration::from_secs(5);
 const OTHER_HOST: &str = "/redirect/other";
 const NOT_MODIFIED_WITH_LOCATION: &str = "/redirect/same?status=304";
 
@@ -122,16 +128,21 @@ fn spec(name: &str) -> PodSpec {
         app = app.listen(protocol, Bind::DualStack, port);
         probes.extend(["/healthy", "/failing"].map(|path| https_get(port, path)));
     }
-    let mut hang = http_get(PORT, HANG);
-    hang["timeoutSeconds"] = json!(30);
-    probes.push(hang);
-    let paths = PASSING
+    let patient = |path: &str| {
+        let mut probe = http_get(PORT, path);
+        probe["timeoutSeconds"] = json!(PATIENT.as_secs());
+        probe
+    };
+    probes.push(patient(HANG));
+    probes.extend(PASSING.map(patient));
+    let paths = FAILING
         .into_iter()
-        .chain(FAILING.map(|(path, _)| path))
+        .map(|(path, _)| path)
         .chain(REDIRECTS.map(|(path, _)| path))
         .chain(PATHS)
         .chain([
             "/failing",
+            NEVER,
             LARGE,
             OTHER_HOST,
             "/redirect/none",
@@ -160,7 +171,8 @@ fn answers(cases: &mut Cases, twins: &Twins<'_>) {
     for path in PASSING {
         cases.case(&format!("passes{path}"), || {
             FAMILIES.into_iter().try_for_each(|family| {
-                let pair = twins.both_pass(family, |ip| Probe::http(ip, PORT, path))?;
+                let probe = |ip| Probe::http(ip, PORT, path).timeout(PATIENT);
+                let pair = twins.both_pass(family, probe)?;
                 ensure!(pair.ours.body.is_empty(), "no body: {pair:?}");
                 ensure!(twins.reason(PORT, path)? == "healthy");
                 Ok(())
@@ -348,12 +360,11 @@ fn large_headers(env: &Env, twins: &Twins<'_>) -> Result<()> {
 
 /// The kubelet gets its answer at about the probe's timeout, not later.
 fn timeout(twins: &Twins<'_>) -> Result<()> {
-    let pair = twins.both_fail(Family::V4, |ip| Probe::http(ip, PORT, "/slow?ms=1500"))?;
+    let pair = twins.both_fail(Family::V4, |ip| Probe::http(ip, PORT, NEVER))?;
     let took = pair.ours.latency;
     println!("     1 s probe of a slower app: answered after {took:?}");
     ensure!(
-        (pace::stretch(Duration::from_millis(700))..pace::stretch(Duration::from_millis(1200)))
-            .contains(&took),
+        (Duration::from_millis(700)..pace::stretch(SOON)).contains(&took),
         "after {took:?}"
     );
     Ok(())
@@ -369,7 +380,7 @@ fn hang_up(env: &Env, twins: &Twins<'_>) -> Result<()> {
     ensure!(result.ended == Some(Ended::Open), "no answer: {result:?}");
     let since = Instant::now();
     let mut seen = Vec::new();
-    wait::until("the app to be hung up on", Duration::from_secs(1), || {
+    wait::until("the app to be hung up on", SOON, || {
         seen.extend(twins.meshed.app.take_recorded().ok()?);
         seen.iter()
             .any(|one| one.protocol == "hung-up")

@@ -18,8 +18,8 @@ use crate::run::Run;
 use crate::{bpf, cgroup, wait};
 
 const SOON: Duration = Duration::from_secs(5);
-/// What is demanded of a machine that may be busy; the aim is 100 ms.
-const LIMIT: Duration = Duration::from_secs(1);
+/// Within which a new kubelet's probes are exempt; on a machine that may be busy the quickest of several is.
+const AIM: Duration = Duration::from_millis(100);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let run = Run::new()?;
@@ -109,12 +109,13 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         wait_unattached(&daemon)?;
         let second = Cgroup::new(run, "second")?;
         kubelet = Kubelet::start(run, &second, name)?;
-        comes_back(&daemon, &kubelet, &pod, &second)?;
+        let one = comes_back(&daemon, &kubelet, &pod, &second)?;
         // And once more, without a moment in which there is none.
         let third = Cgroup::new(run, "third")?;
         kubelet.kill()?;
         kubelet = Kubelet::start(run, &third, name)?;
-        comes_back(&daemon, &kubelet, &pod, &third)?;
+        let two = comes_back(&daemon, &kubelet, &pod, &third)?;
+        prompt(&[one, two])?;
         ensure!(
             bpf::attached(second.path())? == 0,
             "programs are left on the old cgroup"
@@ -124,12 +125,13 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
     cases.case("comes-back-in-the-same-cgroup", || {
         kubelet.kill()?;
         let cgroup = Cgroup::new(run, "same")?;
+        let mut took = Vec::new();
         for _ in 0..3 {
             let mut kubelet = Kubelet::start(run, &cgroup, name)?;
-            comes_back(&daemon, &kubelet, &pod, &cgroup)?;
+            took.push(comes_back(&daemon, &kubelet, &pod, &cgroup)?);
             kubelet.kill()?;
         }
-        Ok(())
+        prompt(&took)
     });
     let program = cases.daemon().map(Path::to_owned);
     cases.case("a-pods-process-takes-its-name", || {
@@ -139,7 +141,7 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         let in_pod = Cgroup::new(run, "kubepods/pod1")?;
         let mut kubelet = Kubelet::start(run, &cgroup, name)?;
         let mut impostor = Kubelet::start(run, &in_pod, name)?;
-        comes_back(&daemon, &kubelet, &pod, &cgroup)?;
+        let _took = comes_back(&daemon, &kubelet, &pod, &cgroup)?;
         let new = DaemonSpec::new("among-impostors")
             .program(program.as_deref())
             .arg("--kubelet-name")
@@ -160,7 +162,7 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
             "programs are attached to the impostor's cgroup"
         );
         kubelet = Kubelet::start(run, &cgroup, name)?;
-        comes_back(&daemon, &kubelet, &pod, &cgroup)?;
+        let _took = comes_back(&daemon, &kubelet, &pod, &cgroup)?;
         kubelet.kill()?;
         impostor.kill()
     });
@@ -189,9 +191,9 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         kubelet.kill()?;
         let [from, to] = [Cgroup::new(run, "from")?, Cgroup::new(run, "to")?];
         let mut kubelet = Kubelet::start(run, &from, name)?;
-        comes_back(&daemon, &kubelet, &pod, &from)?;
+        let _took = comes_back(&daemon, &kubelet, &pod, &from)?;
         to.add(kubelet.pid())?;
-        comes_back(&daemon, &kubelet, &pod, &to)?;
+        let _took = comes_back(&daemon, &kubelet, &pod, &to)?;
         ensure!(
             bpf::attached(from.path())? == 0,
             "programs are left on the old cgroup"
@@ -228,7 +230,7 @@ fn by_path(cases: &mut Cases, run: &Run) -> Result<()> {
             // Its drop would remove the new directory, which has the same path.
             std::mem::forget(std::mem::replace(&mut cgroup, anew));
             kubelet = Kubelet::start(run, &cgroup, "kubelet")?;
-            comes_back(&daemon, &kubelet, &pod, &cgroup)?;
+            let _took = comes_back(&daemon, &kubelet, &pod, &cgroup)?;
         }
         Ok(())
     });
@@ -257,8 +259,15 @@ fn wait_unattached(daemon: &Daemon) -> Result<()> {
     })
 }
 
-/// Probes until one is exempt, and says how long that took.
-fn comes_back(daemon: &Daemon, kubelet: &Kubelet, pod: &Pod, cgroup: &Cgroup) -> Result<()> {
+/// The quickest of several was as quick as it should be.
+fn prompt(took: &[Duration]) -> Result<()> {
+    let quickest = took.iter().min().context("none")?;
+    ensure!(*quickest < pace::stretch(AIM), "{took:?}");
+    Ok(())
+}
+
+/// Probes until one is exempt; how long that took.
+fn comes_back(daemon: &Daemon, kubelet: &Kubelet, pod: &Pod, cgroup: &Cgroup) -> Result<Duration> {
     let begun = Instant::now();
     let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
     wait::until("the first exempt probe", SOON, || {
@@ -266,10 +275,6 @@ fn comes_back(daemon: &Daemon, kubelet: &Kubelet, pod: &Pod, cgroup: &Cgroup) ->
     })?;
     let took = begun.elapsed();
     println!("     first exempt probe after {took:?}");
-    ensure!(
-        took < pace::stretch(LIMIT),
-        "the first exempt probe came after {took:?}"
-    );
     for ip in pod.ns.ips() {
         usual::truth(kubelet, IpAddr::clone(&ip))?;
     }
@@ -278,5 +283,6 @@ fn comes_back(daemon: &Daemon, kubelet: &Kubelet, pod: &Pod, cgroup: &Cgroup) ->
         let there = status["kubelet"]["cgroup"] == cgroup.path().display().to_string();
         let filter = status["kubelet"]["process_filter"] == kubelet.pid();
         (there && filter && daemon.get("/readyz").ok()?.0 == 200).then_some(())
-    })
+    })?;
+    Ok(took)
 }

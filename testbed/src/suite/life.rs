@@ -322,7 +322,9 @@ fn churn(env: &Env) -> Result<()> {
     let settled = wait::until("the daemon to hold what it held before", SOON, || {
         after = holds(env).ok()?;
         let back = after.descriptors <= before.descriptors
-            && after.threads <= before.threads
+            // A thread for looks at the directory stays until none is asked for; a second one comes where the
+            // first was slow to say that it is done.
+            && after.threads <= before.threads + 1
             && after.endpoints == before.endpoints
             // Another run's namespaces may come and go.
             && after.ids <= before.ids + lives / 10;

@@ -200,7 +200,9 @@ fn switched(webhook: &Webhook, client: &Client, admitted: &Value) -> Result<()> 
         let object = client.admit(pod)?.object;
         Ok(object["metadata"]["annotations"].get(ANNOTATION).is_some())
     };
-    ensure!(rewritten(&plain)?, "on by default");
+    wait::until("what is so by default to be in force", APPLIED, || {
+        rewritten(&plain).ok().filter(|rewritten| *rewritten)
+    })?;
     for (value, enabled) in [("false", false), ("true", true), ("0", false)] {
         webhook.set(ENABLED, value)?;
         wait::until(

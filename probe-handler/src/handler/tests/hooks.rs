@@ -12,8 +12,6 @@ use crate::check::verdict::{Outcome, Reason};
 use crate::handler::table::{HttpRoute, NativeRoutes, Routes};
 use crate::pods::model::{Action, ProbeKind};
 
-const SECOND: Duration = Duration::from_secs(1);
-
 /// The kubelet's hook client keeps connections alive.
 fn hook_get(address: std::net::SocketAddr, target: &str) -> String {
     format!(
@@ -24,7 +22,7 @@ fn hook_get(address: std::net::SocketAddr, target: &str) -> String {
 
 /// What a preStop hook of `/stop` at `address` comes to.
 async fn stop(address: std::net::SocketAddr) -> (io::Result<String>, Reason, Outcome) {
-    let hook = route(ProbeKind::PreStop, http(address.port(), "/stop"), SECOND);
+    let hook = route(ProbeKind::PreStop, http(address.port(), "/stop"), LONG);
     let declared = HttpRoute {
         probe: None,
         hook: Some(Arc::clone(&hook)),
@@ -79,11 +77,7 @@ async fn an_app_that_cannot_be_reached_is_a_transport_error() {
 #[tokio::test]
 async fn a_hook_has_no_timeout_but_ends_when_the_kubelet_hangs_up() {
     let app = App::new(|_, _| vec![Act::Hang]).await;
-    let hook = route(
-        ProbeKind::PreStop,
-        http(app.address.port(), "/stop"),
-        SECOND,
-    );
+    let hook = route(ProbeKind::PreStop, http(app.address.port(), "/stop"), LONG);
     let declared = HttpRoute {
         probe: None,
         hook: Some(Arc::clone(&hook)),
@@ -117,8 +111,8 @@ async fn a_hook_has_no_timeout_but_ends_when_the_kubelet_hangs_up() {
 async fn a_probe_and_a_hook_of_one_target_are_told_apart_by_user_agent() {
     let app = App::saying("HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n").await;
     let action = || http(app.address.port(), "/");
-    let probe = route(ProbeKind::Liveness, action(), SECOND);
-    let hook = route(ProbeKind::PostStart, action(), SECOND);
+    let probe = route(ProbeKind::Liveness, action(), LONG);
+    let hook = route(ProbeKind::PostStart, action(), LONG);
     let declared = HttpRoute {
         probe: Some(Arc::clone(&probe)),
         hook: Some(Arc::clone(&hook)),
@@ -142,7 +136,7 @@ async fn a_rewritten_tcp_hook_is_a_status_or_a_reset() {
     let agent = nobody();
     for (address, reached) in [(app.address, true), (nobody(), false)] {
         let port = address.port();
-        let hook = route(ProbeKind::PostStart, Action::Tcp { port }, SECOND);
+        let hook = route(ProbeKind::PostStart, Action::Tcp { port }, LONG);
         let path = "/app-lifecycle/app/poststartz";
         let paths = HashMap::from([(path.to_owned(), Arc::clone(&hook))]);
         let world = World::new([endpoint(agent, Routes::Rewritten(paths))]).await;

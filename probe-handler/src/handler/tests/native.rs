@@ -8,7 +8,6 @@ use tokio::io::AsyncWriteExt;
 use super::harness::*;
 use crate::check::verdict::Reason;
 
-const SECOND: Duration = Duration::from_secs(1);
 const SHORT: Duration = Duration::from_millis(200);
 
 /// What the answer `acts` comes to within `patience`.
@@ -24,7 +23,7 @@ async fn every_status_is_passed_on_and_nothing_else() {
             "HTTP/1.1 {status} Some\r\nX-App: secret\r\nContent-Length: 0\r\n\r\n"
         ))
         .await;
-        let (route, endpoint) = http_endpoint(app.address, "/", SECOND);
+        let (route, endpoint) = http_endpoint(app.address, "/", LONG);
         let world = World::new([endpoint]).await;
         let answer = world
             .ask(app.address, &get(app.address, "/"))
@@ -47,7 +46,7 @@ async fn every_status_is_passed_on_and_nothing_else() {
 #[tokio::test]
 async fn the_kubelets_request_reaches_the_app_byte_for_byte_from_inside_the_pod() {
     let app = App::saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
-    let (_, endpoint) = http_endpoint(app.address, "/a?b=c&d", SECOND);
+    let (_, endpoint) = http_endpoint(app.address, "/a?b=c&d", LONG);
     let world = World::new([endpoint]).await;
     let request = "GET /a?b=c&d HTTP/1.1\r\nhost: Custom.example\r\nX-CaSe:  kept \r\n\r\n";
     assert_eq!(world.status(app.address, request).await, 200);
@@ -135,7 +134,7 @@ async fn a_slow_app_has_the_probes_timeout_less_a_margin() {
 #[tokio::test]
 async fn a_port_that_nobody_listens_on_is_refused() {
     let address = nobody();
-    let (route, endpoint) = http_endpoint(address, "/", SECOND);
+    let (route, endpoint) = http_endpoint(address, "/", LONG);
     let world = World::new([endpoint]).await;
     assert_eq!(world.status(address, &get(address, "/")).await, 500);
     assert_eq!(verdict(&route).await.reason, Reason::Refused);
@@ -162,7 +161,7 @@ async fn when_the_kubelet_hangs_up_the_check_ends() {
 #[tokio::test]
 async fn a_request_may_come_byte_by_byte() {
     let app = App::saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
-    let (_, endpoint) = http_endpoint(app.address, "/", SECOND);
+    let (_, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mut kubelet = world.connect(app.address).await;
     kubelet.set_nodelay(true).expect("nodelay");
@@ -243,7 +242,7 @@ async fn other_3xx_are_left_to_the_kubelet() {
         "HTTP/1.1 300 M\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
     ] {
         let app = App::saying(head).await;
-        let (status, reason) = probe(&app, SECOND).await;
+        let (status, reason) = probe(&app, LONG).await;
         assert_eq!(format!("HTTP/1.1 {status}"), head[..12]);
         assert_eq!((reason, app.seen().len()), (Reason::Healthy, 1));
     }

@@ -7,12 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
 use super::harness::*;
 
-const SECOND: Duration = Duration::from_secs(1);
-
 #[tokio::test]
 async fn undeclared_requests_are_relayed_and_declared_ones_are_not() {
     let app = App::saying("HTTP/1.1 200 OK\r\nX-App: seen\r\nContent-Length: 2\r\n\r\nok").await;
-    let (route, endpoint) = http_endpoint(app.address, "/healthz?a=1", SECOND);
+    let (route, endpoint) = http_endpoint(app.address, "/healthz?a=1", LONG);
     let world = World::new([endpoint]).await;
     let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000));
     for request in [
@@ -51,7 +49,7 @@ async fn undeclared_requests_are_relayed_and_declared_ones_are_not() {
 #[tokio::test]
 async fn a_relay_honours_half_close_on_both_sides() {
     let (listener, address) = listening().await;
-    let (_, endpoint) = http_endpoint(address, "/", SECOND);
+    let (_, endpoint) = http_endpoint(address, "/", LONG);
     let world = World::new([endpoint]).await;
     let app = async {
         let (mut stream, peer) = listener.accept().await.expect("accept");
@@ -79,7 +77,7 @@ async fn a_relay_honours_half_close_on_both_sides() {
 #[tokio::test]
 async fn a_relay_ends_when_the_kubelet_is_gone_though_the_app_goes_on() {
     let (listener, address) = listening().await;
-    let (_, endpoint) = http_endpoint(address, "/", SECOND);
+    let (_, endpoint) = http_endpoint(address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mut kubelet = world.connect(address).await;
     kubelet.write_all(b"hello").await.expect("write");
@@ -100,7 +98,7 @@ async fn a_relay_ends_when_the_kubelet_is_gone_though_the_app_goes_on() {
 #[tokio::test]
 async fn a_relay_to_a_closed_port_is_a_reset() {
     let address = nobody();
-    let (_, endpoint) = http_endpoint(address, "/", SECOND);
+    let (_, endpoint) = http_endpoint(address, "/", LONG);
     let world = World::new([endpoint]).await;
     let answer = world.ask(address, "GET /other HTTP/1.1\r\n\r\n").await;
     let error = answer.expect_err("a reset");
@@ -143,7 +141,7 @@ async fn who_waits_for_the_other_side_to_speak_first_is_relayed() {
 #[tokio::test]
 async fn a_pod_that_cannot_be_dialled_from_inside_is_relayed_to() {
     let app = App::saying("HTTP/1.1 204 No Content\r\n\r\n").await;
-    let (route, endpoint) = http_endpoint(app.address, "/", SECOND);
+    let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let endpoint = endpoint_dialled(app.address, endpoint.routes, std::sync::Arc::new(Homeless));
     let world = World::new([endpoint]).await;
     let answer = world

@@ -12,18 +12,34 @@ use crate::check::verdict::Reason;
 use crate::handler::table::Routes;
 use crate::pods::model::{Action, ProbeKind, Scheme};
 
+/// The timeout of probes that are to run out of time.
 const SECOND: Duration = Duration::from_secs(1);
 const PATH: &str = "/app-health/app/livez";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 /// What a probe of `action` comes to when it comes by the agent's port with `headers`.
 async fn probe_with(action: Action, agent: SocketAddr, headers: &str) -> (u16, Reason) {
-    let route = route(ProbeKind::Liveness, action, SECOND);
+    probe_within(LONG, action, agent, headers).await
+}
+
+async fn probe_within(
+    time: Duration,
+    action: Action,
+    agent: SocketAddr,
+    headers: &str,
+) -> (u16, Reason) {
+    let route = route(ProbeKind::Liveness, action, time);
     let paths = HashMap::from([(PATH.to_owned(), Arc::clone(&route))]);
     let world = World::new([endpoint(agent, Routes::Rewritten(paths))]).await;
     let request = format!("GET {PATH} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
     let status = world.status(agent, &request).await;
     (status, verdict(&route).await.reason)
+}
+
+/// The same of a probe that never gets an answer.
+async fn probe_in_vain(action: Action) -> (u16, Reason) {
+    let agent = nobody();
+    probe_within(SECOND, action, agent, &format!("Host: {agent}\r\n")).await
 }
 
 async fn probe(action: Action) -> (u16, Reason) {
@@ -71,7 +87,7 @@ async fn http_failures_come_through() {
 async fn paths_that_are_not_the_tables_are_relayed_to_the_agent() {
     let app = App::saying(OK).await;
     let agent = App::saying("HTTP/1.1 400 Agent\r\n\r\n").await;
-    let route = route(ProbeKind::Liveness, http(app.address.port(), "/"), SECOND);
+    let route = route(ProbeKind::Liveness, http(app.address.port(), "/"), LONG);
     let paths = HashMap::from([(PATH.to_owned(), Arc::clone(&route))]);
     let world = World::new([endpoint(agent.address, Routes::Rewritten(paths))]).await;
     for target in [
@@ -174,7 +190,7 @@ async fn a_redirect_leads_from_http_to_https_and_back() {
 async fn an_app_without_tls_fails_an_https_probe() {
     let app = App::saying("HTTP/1.0 400 Bad\r\n\r\n").await;
     // It never sees a head: what it sees is a ClientHello, and it hangs up only when we do.
-    let result = probe(https(app.address, "/")).await;
+    let result = probe_in_vain(https(app.address, "/")).await;
     assert_eq!(result, (504, Reason::TimedOut));
     let ssh = super::servers::greeting("SSH-2.0-OpenSSH_9.6\r\n").await;
     assert_eq!(probe(https(ssh, "/")).await, (500, Reason::Tls));
@@ -235,7 +251,7 @@ async fn a_check_over_http2_that_ran_out_of_time_leaves_nothing_behind() {
         port: app.address.port(),
         service: String::new(),
     };
-    assert_eq!(probe(action).await, (504, Reason::TimedOut));
+    assert_eq!(probe_in_vain(action).await, (504, Reason::TimedOut));
     assert_eq!(app.seen().len(), 1);
     while app.open.load(Ordering::SeqCst) > 0 {
         tokio::task::yield_now().await;

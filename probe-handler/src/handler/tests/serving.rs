@@ -13,13 +13,12 @@ use crate::handler::flows::FlowState;
 use crate::handler::table::{HttpRoute, NativeRoutes, Routes};
 use crate::pods::model::{Action, ProbeKind};
 
-const SECOND: Duration = Duration::from_secs(1);
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 #[tokio::test]
 async fn whoever_is_not_the_kubelet_is_reset() {
     let app = App::saying(OK).await;
-    let (route, endpoint) = http_endpoint(app.address, "/", SECOND);
+    let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     for flow in [None, Some((app.address, FlowState::Stale))] {
         let mut stranger = world.connect_as(flow).await;
@@ -38,13 +37,13 @@ async fn whoever_is_not_the_kubelet_is_reset() {
 
 /// A TCP probe and, with `http`, an HTTP one on the same port.
 fn tcp_routes(port: u16, with_http: bool) -> (Arc<crate::handler::table::Route>, NativeRoutes) {
-    let tcp = route(ProbeKind::Readiness, Action::Tcp { port }, SECOND);
+    let tcp = route(ProbeKind::Readiness, Action::Tcp { port }, LONG);
     let mut native = NativeRoutes {
         tcp: Some(Arc::clone(&tcp)),
         ..NativeRoutes::default()
     };
     if with_http {
-        let probe = Some(route(ProbeKind::Liveness, http(port, "/"), SECOND));
+        let probe = Some(route(ProbeKind::Liveness, http(port, "/"), LONG));
         let declared = HttpRoute { probe, hook: None };
         let _ = native.http.insert("/".to_owned(), declared);
     }
@@ -102,7 +101,7 @@ async fn a_tcp_and_an_http_probe_may_share_a_port() {
 #[tokio::test]
 async fn a_closed_connection_counts_for_nothing_but_tcp() {
     let app = App::saying(OK).await;
-    let (route, endpoint) = http_endpoint(app.address, "/", SECOND);
+    let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let flow = Some((app.address, FlowState::Closed));
     let mut kubelet = world.connect_as(flow).await;
@@ -149,7 +148,7 @@ async fn one_pods_hanging_app_does_not_hold_up_anothers_probe() {
     let hanging = App::new(|_, _| vec![Act::Hang]).await;
     let healthy = App::saying(OK).await;
     let (_, one) = http_endpoint(hanging.address, "/", LONG);
-    let (_, other) = http_endpoint(healthy.address, "/", SECOND);
+    let (_, other) = http_endpoint(healthy.address, "/", LONG);
     let world = World::new([one, other]).await;
     let mut kubelet = world.connect(hanging.address).await;
     let request = get(hanging.address, "/");
@@ -179,13 +178,14 @@ async fn draining_serves_the_backlog_and_what_is_in_flight() {
     while app.seen().is_empty() {
         tokio::task::yield_now().await;
     }
-    // These are in the backlog, or come shortly after, when the handler hears that it is to drain.
-    world.drain.send_replace(true);
+    // These are in the backlog, or accepted already, when the handler hears that it is to drain.
     let mut backlog = Vec::new();
     for _ in 0..3 {
-        let mut kubelet = world.connect(app.address).await;
+        backlog.push(world.connect(app.address).await);
+    }
+    world.drain.send_replace(true);
+    for kubelet in &mut backlog {
         kubelet.write_all(request.as_bytes()).await.expect("write");
-        backlog.push(kubelet);
     }
     for mut kubelet in backlog.into_iter().chain([in_flight]) {
         let answer = read_all(&mut kubelet).await.expect("an answer");
@@ -221,7 +221,7 @@ async fn dropping_the_handler_ends_all_connections() {
 #[tokio::test]
 async fn an_ipv4_mapped_destination_is_the_ipv4_endpoint() {
     let app = App::saying(OK).await;
-    let (_, endpoint) = http_endpoint(app.address, "/", SECOND);
+    let (_, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mapped = format!("[::ffff:127.0.0.1]:{}", app.address.port());
     let mapped = mapped.parse().expect("an address");
@@ -231,7 +231,7 @@ async fn an_ipv4_mapped_destination_is_the_ipv4_endpoint() {
 #[tokio::test]
 async fn failing_accepts_are_counted_and_do_not_spin() {
     let app = App::saying(OK).await;
-    let (_, endpoint) = http_endpoint(app.address, "/", SECOND);
+    let (_, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mut connections = tokio::task::JoinSet::new();
     let began = tokio::time::Instant::now();

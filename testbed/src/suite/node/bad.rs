@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::env::Env;
+use super::env::{Env, SOON};
 use crate::kubelet::Probe;
 use crate::node::{NodePod, Order};
 use crate::suite::cases::Cases;
@@ -37,14 +37,10 @@ fn counted(env: &Env, state: &str) -> Result<f64> {
 }
 
 fn pending(env: &Env, pods: f64) -> Result<()> {
-    wait::until(
-        &format!("{pods} pods to count as pending"),
-        Duration::from_secs(5),
-        || {
-            let now = counted(env, "pending").ok()?;
-            ((now - pods).abs() < f64::EPSILON).then_some(())
-        },
-    )
+    wait::until(&format!("{pods} pods to count as pending"), SOON, || {
+        let now = counted(env, "pending").ok()?;
+        ((now - pods).abs() < f64::EPSILON).then_some(())
+    })
 }
 
 /// A sandbox whose network never comes, and then comes.
@@ -53,6 +49,11 @@ fn no_address(env: &Env, good: &NodePod) -> Result<()> {
     pod.start_sandbox(Order::NetworkFirst)?;
     let eth0 = pod.ns()?.ipv4();
     pod.ns()?.ip("address flush dev eth0\n")?;
+    wait::until("the namespace to be found, without addresses", SOON, || {
+        let status = env.daemon.pod_status("unplugged").ok()??;
+        let none = status["addresses"].as_array()?.is_empty();
+        (none && status["netns"]["known"].is_object()).then_some(())
+    })?;
     pending(env, 1.0)?;
     let shown = env.daemon.status_command(&[])?;
     ensure!(

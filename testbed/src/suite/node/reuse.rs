@@ -122,14 +122,16 @@ fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
 }
 
 /// Whoever answers must have had the address at some moment of the probe, and who is served and there all the
-/// while must have answered. Other statuses are the daemon's own: the app could not be reached.
+/// while must have answered, unless the machine stood still for all of the probe's short timeout. Other statuses are the daemon's own: the app could not be reached.
 pub(crate) fn right(made: &Made, held: &[Held]) -> Result<()> {
     let (begun, ended) = (made.begun, made.ended);
     let there = held.iter().find(|held| {
         held.served.is_some_and(|served| served <= begun)
             && held.leaving.is_none_or(|leaving| leaving >= ended)
     });
-    if let Some(there) = there {
+    if let Some(there) = there
+        && ended.duration_since(begun) < TIMEOUT
+    {
         ensure!(
             made.result.status == Some(there.status),
             "the pod that is there did not answer: {made:?}"

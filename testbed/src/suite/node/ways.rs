@@ -1,12 +1,10 @@
 //! By which way a pod's probes are served, and whether at all: what was rewritten, what annotations say,
 //! and when they say something else.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::env::Env;
+use super::env::{Env, SOON};
 use crate::kubelet::Probe;
 use crate::node::{NodePod, namespace};
 use crate::pace;
@@ -186,7 +184,7 @@ fn exempt_namespace(env: &Env) -> Result<()> {
         let what = format!("a namespace's {value:?} to take effect");
         let _result = env.until(&what, &probe, served)?;
         ensure!(
-            begun.elapsed() < pace::stretch(Duration::from_secs(2)),
+            begun.elapsed() < pace::stretch(SOON),
             "late: {:?}",
             begun.elapsed()
         );

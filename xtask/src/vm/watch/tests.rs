@@ -115,7 +115,7 @@ fn a_panic_or_a_lockup_ends_a_guest_that_goes_on() {
         "general protection fault, probably for non-canonical address",
     ] {
         let script = format!(
-            "echo '{words}' >> $kernel; echo 'why it did' >> $kernel; \
+            "printf '%s\\n' '{words}' 'why it did' >> $kernel; \
              while echo again; do sleep 0.01; done"
         );
         let limits = Limits {

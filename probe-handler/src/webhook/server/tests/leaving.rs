@@ -1,6 +1,6 @@
 //! How a server ends.
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::client::Dial;
@@ -39,24 +39,23 @@ async fn a_request_under_way_is_answered_before_the_end() {
     let mut stream = dial.tls().await.expect("handshake");
     let body = review();
     let head = format!(
-        "POST /mutate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        "POST /mutate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Expect: 100-continue\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.flush().await.expect("sent");
+    // It says so once it has read the head: from then on there is a request under way.
+    let mut go_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+    let read = stream.read_exact(&mut go_on);
+    let _ = timeout(LATE, read).await.expect("in time").expect("read");
+    assert!(go_on.starts_with(b"HTTP/1.1 100 "));
     stream.write_all(&body[..10]).await.expect("sent");
     stream.flush().await.expect("sent");
-    let begun = async {
-        while (webhook.connections)() == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        // Until the head was read there is no request under way.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    };
-    timeout(LATE, begun).await.expect("begun");
     webhook.phase.send_replace(Phase::Ending);
     stream.write_all(&body[10..]).await.expect("sent");
     let mut said = Vec::new();
-    let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut said);
+    let read = stream.read_to_end(&mut said);
     let _ = timeout(LATE, read).await.expect("closed");
     assert!(
         said.starts_with(b"HTTP/1.1 200"),
