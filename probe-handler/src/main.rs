@@ -1,5 +1,7 @@
 //! The probe-handler binary: reads the command line and hands over to the library.
 
+mod heap;
+
 use std::process::ExitCode;
 
 use probe_handler::app;
@@ -13,7 +15,7 @@ fn main() -> ExitCode {
     };
     match command {
         Command::Agent(args) => {
-            app::use_one_heap();
+            heap::use_one();
             cli::agent::run(*args, app::run)
         }
         Command::Status(args) => cli::status::run(&args),

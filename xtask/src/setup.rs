@@ -16,8 +16,8 @@ use crate::kubectl;
 use crate::shell::{cargo, exec, find, is_root, output};
 use crate::toolchain::{Origin, Toolchain, choose, discover, find_toolchain};
 use crate::versions::{
-    BPF_LINKER, DEBIAN_CLIPPY, DEBIAN_COMPILER, DEBIAN_RUST, LLVM, MACHINE_TOOLS, NETWORK_TOOLS,
-    NIGHTLY,
+    BPF_LINKER, BUILD_TOOLS, DEBIAN_CLIPPY, DEBIAN_COMPILER, DEBIAN_RUST, LLVM, MACHINE_TOOLS,
+    NETWORK_TOOLS, NIGHTLY,
 };
 
 /// Options of `setup`.
@@ -42,8 +42,7 @@ enum With {
 
 /// Looks for each thing and installs it if it is not there.
 pub fn run(args: &Args) -> Result<()> {
-    compiler(args)?;
-    linker()?;
+    building(args)?;
     tools(&NETWORK_TOOLS)
 }
 
@@ -72,9 +71,14 @@ pub fn virtual_machines() -> Result<()> {
     tools(&MACHINE_TOOLS)
 }
 
-/// What building the eBPF programs needs, and no more.
-pub fn ebpf_tools() -> Result<()> {
-    compiler(&Args::default())?;
+/// What building the programs and the daemon needs, and no more.
+pub fn build_tools() -> Result<()> {
+    building(&Args::default())
+}
+
+fn building(args: &Args) -> Result<()> {
+    tools(&BUILD_TOOLS)?;
+    compiler(args)?;
     linker()
 }
 

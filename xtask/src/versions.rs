@@ -24,6 +24,9 @@ pub const DEBIAN_CLIPPY: &str = "rust-web-clippy";
 /// `includeSelectors`), and that tells its version as JSON.
 pub const KUBECTL: u32 = 24;
 
+/// Commands that building the daemon needs beside a C compiler, and the Debian package of each: `make` builds jemalloc.
+pub const BUILD_TOOLS: [(&str, &str); 1] = [("make", "make")];
+
 /// Commands that the namespaces need, and the Debian package of each.
 pub const NETWORK_TOOLS: [(&str, &str); 4] = [
     ("ip", "iproute2"),

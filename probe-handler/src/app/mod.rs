@@ -315,16 +315,6 @@ impl Daemon {
     }
 }
 
-/// Has all threads allocate from one heap. glibc gives each thread one of its own, against waiting for each
-/// other; of our threads one is busy at a time as a rule, and the others' heaps were a sixth of what the
-/// daemon holds in anonymous memory. To be called before there are threads.
-pub fn use_one_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: a setting of the allocator, plain integers; mallopt(3) asks for nothing but to be called before
-    // other threads allocate, which costs no more than the effect.
-    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-}
-
 /// Raises the limit of open descriptors as far as it goes: a pod takes three, a check under way two more, and
 /// the usual soft limit of 1,024 is for programs that use select(2).
 fn raise_descriptor_limit() {

@@ -34,7 +34,7 @@ const MATCHES: [&str; 5] = [
 /// # Errors
 /// A build, or the command, fails.
 pub fn build_and_load(load: &str) -> Result<()> {
-    setup::ebpf_tools()?;
+    setup::build_tools()?;
     let machine = image::this_machine()?;
     let directory = target_dir().join("image");
     let daemon = image::of_package(

@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<()> {
         let file = format!("image/probe-handler-{}.tar", machine.name());
         target_dir().join(file)
     });
-    setup::ebpf_tools()?;
+    setup::build_tools()?;
     let license = File {
         path: "LICENSE".into(),
         content: fs::read(root().join("LICENSE")).context("cannot read LICENSE")?,
