@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: installs what the eBPF build, the namespace suite and virtual machines need.
+//! `cargo xtask setup`: installs what the build, the namespace suite and virtual machines need.
 //!
 //! Every step looks first and says `have` or `installing`. On Debian as root the compiler is
 //! Debian's own; elsewhere rustup's nightly. A nightly with rust-src that is already there serves

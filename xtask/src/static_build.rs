@@ -3,7 +3,7 @@
 //!
 //! Linked with the C library inside, so that it runs where nothing else is. Of the builder no path gets
 //! in (`--remap-path-prefix`); what does make a difference are the versions of rustc, of the C compiler
-//! and library (libc.a, and ring's C and assembler), and of the compiler of the eBPF programs.
+//! and library (libc.a, ring's C and assembler, jemalloc's C), and of the compiler of the eBPF programs.
 
 use std::env;
 use std::fs;
@@ -15,6 +15,16 @@ use anyhow::{Context, Result, bail};
 use crate::ebpf;
 use crate::image::{Machine, require_static};
 use crate::shell::{cargo, cargo_home, exec, find, output, root, target_dir};
+
+/// What jemalloc would find out about the machine that builds it: x86_64's page, huge page and virtual address, as
+/// powers of two.
+const JEMALLOC: [(&str, &str); 3] = [
+    ("JEMALLOC_SYS_WITH_LG_PAGE", "12"),
+    ("JEMALLOC_SYS_WITH_LG_HUGEPAGE", "21"),
+    ("JEMALLOC_SYS_WITH_LG_VADDR", "48"),
+];
+/// What would have it built otherwise, or another one taken.
+const NOT_JEMALLOC: [&str; 2] = ["JEMALLOC_OVERRIDE", "JEMALLOC_SYS_WITH_MALLOC_CONF"];
 
 /// What to build.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +66,11 @@ impl Build<'_> {
                 format!("CFLAGS_{}", triple.replace('-', "_")),
                 c_flags().join(" "),
             )
-            .env("PROBE_HANDLER_EBPF_OBJECT", object);
+            .env("PROBE_HANDLER_EBPF_OBJECT", object)
+            .envs(JEMALLOC);
+        for name in NOT_JEMALLOC {
+            build.env_remove(name);
+        }
         if let Some(commit) = self.commit {
             build.env("PROBE_HANDLER_COMMIT", commit);
         }

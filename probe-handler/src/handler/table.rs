@@ -136,6 +136,11 @@ impl RouteStats {
                 Some(_) => News::PassesAgain,
                 None => News::None,
             },
+            // Whatever it failed with before, the app was there.
+            Outcome::Unknown if verdict.reason == Reason::Spliced => {
+                *failing = None;
+                News::None
+            }
             Outcome::Unknown => News::None,
         }
     }
@@ -299,6 +304,9 @@ mod tests {
             (Reason::Refused, 500, News::None),
             (Reason::Healthy, 204, News::PassesAgain),
             (Reason::Healthy, 200, News::None),
+            (Reason::Refused, 500, News::Fails),
+            // HTTPS or gRPC, of which we never hear that it passes.
+            (Reason::Spliced, 200, News::None),
             (Reason::Refused, 500, News::Fails),
         ] {
             let verdict = Verdict {

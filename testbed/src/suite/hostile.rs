@@ -24,7 +24,7 @@ const AT_ONCE: usize = 50;
 /// How long a prober goes on beside each misbehaviour, and how many probes that must give at least.
 const WHILE: Duration = Duration::from_secs(2);
 const AT_LEAST: usize = 50;
-/// A latency which no probe of the well-behaved pod may reach: its timeout is 1 s.
+/// A latency which few probes of the well-behaved pod may reach: its timeout is 1 s.
 const SANE: Duration = Duration::from_millis(500);
 /// A port whose app listens and never accepts, and one whose app accepts and never answers.
 const DEAF: u16 = 8081;

@@ -33,8 +33,6 @@ const SOON: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(300);
 /// Pods that start at once.
 const MANY: usize = 100;
-/// After how many looks that see the same nothing is on its way any more.
-const SETTLED: usize = 20;
 /// How many of them the runtime works on at a time.
 const WORKERS: usize = 8;
 /// The least that passes between a sandbox and its pod's first container, whose file system the runtime has
@@ -43,6 +41,8 @@ const CONTAINER_IS_MADE: Duration = Duration::from_millis(20);
 /// Directories made and removed while nobody reads events: more than the default
 /// fs.inotify.max_queued_events, 16384.
 const FLOOD: usize = 10_000;
+/// After how many looks that see the same nothing is on its way any more.
+const SETTLED: usize = 20;
 
 /// Layouts: name, the pod's UID, its cgroup's path.
 fn layouts() -> Vec<(&'static str, &'static str, String)> {
@@ -375,7 +375,8 @@ fn nested(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The figure that matters: each pod's namespace is known before its first app runs.
+/// The figure that matters: a pod's namespace is known before its first app runs. That none at all is late is for
+/// `bench`, on an idle machine: here the starters are in the locator's way.
 fn many_at_once(node: &Node) -> Result<()> {
     let uid = |index: usize| format!("{index:08x}-1111-2222-3333-444455556666");
     let followed: Vec<Followed> = (0..MANY).map(|index| node.follow(&uid(index))).collect();
@@ -425,10 +426,9 @@ fn many_at_once(node: &Node) -> Result<()> {
         lags[MANY - 2],
         lags[MANY - 1]
     );
-    // That none is late is for `bench`, on an idle machine: here the starters are in the locator's way.
     ensure!(
-        lags[MANY / 2] < pace::stretch(CONTAINER_IS_MADE),
-        "half of them were found later than an app starts"
+        late <= MANY / 10,
+        "{late} of {MANY} apps ran before their pod was found"
     );
     Ok(())
 }

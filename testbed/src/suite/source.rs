@@ -15,6 +15,8 @@ use crate::pod::Pod;
 use crate::wait;
 
 const SOON: Duration = Duration::from_secs(5);
+/// How often each is tried.
+const ROUNDS: usize = 3;
 /// Within which a change takes effect; on a machine that may be busy the quickest of several does.
 const AIM: Duration = Duration::from_millis(200);
 
@@ -286,24 +288,29 @@ fn effects(env: &Env) -> Result<()> {
         Probe::http(ip, HTTP, "/healthy"),
         Probe::http(ip, HTTP, "/another"),
     );
-    let _refused = env.fails(&healthy)?;
-    pod.publish(env.daemon.pods())?;
-    let added = effect(env, "a pod was added", &healthy, true)?;
+    let mut took = [const { Vec::new() }; 3];
+    for _ in 0..ROUNDS {
+        let _refused = env.fails(&healthy)?;
+        pod.publish(env.daemon.pods())?;
+        took[0].push(effect(env, "a pod was added", &healthy, true)?);
 
-    let _undeclared = env.fails(&another)?;
-    let mut manifest = pod.manifest();
-    manifest["spec"]["containers"][0]["livenessProbe"] = usual::http(HTTP, "/another");
-    let file = env.daemon.pods().join("changing.yaml");
-    let partial = env.daemon.pods().join(".changing.partial");
-    fs::write(&partial, manifest.to_string())?;
-    fs::rename(&partial, &file)?;
-    let changed = effect(env, "a probe was changed", &another, true)?;
-    let old = env.kubelet.probe(&healthy)?;
-    ensure!(!old.passed(), "the old probe is still exempt: {old:?}");
+        let _undeclared = env.fails(&another)?;
+        let mut manifest = pod.manifest();
+        manifest["spec"]["containers"][0]["livenessProbe"] = usual::http(HTTP, "/another");
+        let file = env.daemon.pods().join("changing.yaml");
+        let partial = env.daemon.pods().join(".changing.partial");
+        fs::write(&partial, manifest.to_string())?;
+        fs::rename(&partial, &file)?;
+        took[1].push(effect(env, "a probe was changed", &another, true)?);
+        let old = env.kubelet.probe(&healthy)?;
+        ensure!(!old.passed(), "the old probe is still exempt: {old:?}");
 
-    pod.withdraw()?;
-    let removed = effect(env, "a pod was removed", &another, false)?;
-    let quickest = added.min(changed).min(removed);
-    ensure!(quickest < pace::stretch(AIM), "{quickest:?} at best");
+        pod.withdraw()?;
+        took[2].push(effect(env, "a pod was removed", &another, false)?);
+    }
+    for took in took {
+        let quickest = took.iter().min().context("none")?;
+        ensure!(*quickest < pace::stretch(AIM), "{took:?}");
+    }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::{Bench, GRACE, ms};
 use crate::interrupt;
 use crate::node::Order;
 use crate::rules::RuleSet;
-use crate::suite::node::reuse::{Held, STATUSES, right};
+use crate::suite::node::reuse::{Held, Judged, STATUSES, right};
 use crate::suite::usual::Probing;
 use crate::wait;
 
@@ -63,8 +63,11 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let made = probing.stop()?;
     let wrong: Vec<String> = made
         .iter()
-        .filter_map(|made| right(made, &held).err())
-        .map(|error| format!("{error:#}"))
+        .filter_map(|made| match right(made, &held) {
+            Ok(Judged::Right) => None,
+            Ok(Judged::StoodStill) => Some(format!("no answer in all of its time: {made:?}")),
+            Err(error) => Some(format!("{error:#}")),
+        })
         .collect();
     gaps.sort_unstable();
     served.sort_unstable();

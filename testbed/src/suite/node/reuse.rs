@@ -10,6 +10,7 @@ use super::env::Env;
 use crate::app::AppSpec;
 use crate::kubelet::Probe;
 use crate::node::{NodePod, Order};
+use crate::pace;
 use crate::suite::cases::Cases;
 use crate::suite::usual::{self, HTTP, Made, Probing};
 
@@ -17,6 +18,8 @@ use crate::suite::usual::{self, HTTP, Made, Probing};
 pub(crate) const STATUSES: [u16; 2] = [200, 418];
 /// How often the address changes hands for each order.
 const ROUNDS: usize = 4;
+/// One in so many probes may get no answer because the machine stood still.
+pub(crate) const FEW: usize = 50;
 /// How long a probe waits: one that waits a second would see little.
 const TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -118,20 +121,40 @@ fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
         .filter(|made| made.result.status.is_some())
         .count();
     println!("     {} probes, {answered} of them answered", made.len());
-    made.iter().try_for_each(|made| right(made, &held))
+    let mut excused = 0;
+    for made in &made {
+        excused += usize::from(right(made, &held)? == Judged::StoodStill);
+    }
+    ensure!(
+        excused * FEW <= made.len(),
+        "{excused} of {} probes of a pod that is there got no answer",
+        made.len()
+    );
+    Ok(())
+}
+
+/// What [`right`] finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// Nothing is wrong with it.
+    Right,
+    /// A pod that is there did not answer in all of the probe's short timeout. The machine stood still, or so does
+    /// what is tested: no more than one in [`FEW`] may.
+    StoodStill,
 }
 
 /// Whoever answers must have had the address at some moment of the probe, and who is served and there all the
-/// while must have answered, unless the machine stood still for all of the probe's short timeout. Other statuses are the daemon's own: the app could not be reached.
-pub(crate) fn right(made: &Made, held: &[Held]) -> Result<()> {
+/// while must have answered. Other statuses are the daemon's own: the app could not be reached.
+pub(crate) fn right(made: &Made, held: &[Held]) -> Result<Judged> {
     let (begun, ended) = (made.begun, made.ended);
     let there = held.iter().find(|held| {
         held.served.is_some_and(|served| served <= begun)
             && held.leaving.is_none_or(|leaving| leaving >= ended)
     });
-    if let Some(there) = there
-        && ended.duration_since(begun) < TIMEOUT
-    {
+    if let Some(there) = there {
+        if ended.duration_since(begun) >= pace::stretch(TIMEOUT) {
+            return Ok(Judged::StoodStill);
+        }
         ensure!(
             made.result.status == Some(there.status),
             "the pod that is there did not answer: {made:?}"
@@ -142,7 +165,7 @@ pub(crate) fn right(made: &Made, held: &[Held]) -> Result<()> {
         .status
         .filter(|status| STATUSES.contains(status))
     else {
-        return Ok(());
+        return Ok(Judged::Right);
     };
     let by = held.iter().any(|held| {
         held.status == status && held.from <= ended && held.until.is_none_or(|until| until >= begun)
@@ -151,5 +174,5 @@ pub(crate) fn right(made: &Made, held: &[Held]) -> Result<()> {
         by,
         "an answer from a pod that did not have the address: {made:?}"
     );
-    Ok(())
+    Ok(Judged::Right)
 }
