@@ -10,12 +10,24 @@ use crate::pods::model::PodId;
 /// Notes the verdict of `route` of `pod`. A probe that goes on failing as it did is told of once: of a pod that is
 /// never ready there would be a line each second.
 pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
-    let (container, probe) = (route.container_label(), route.kind_label());
-    let (reason, detail) = (verdict.reason.name(), &verdict.detail);
-    match route.stats.news(verdict.outcome(route.is_hook()), &verdict) {
-        News::Fails => info!(%pod, container, probe, reason, detail, "probe fails"),
-        News::PassesAgain => info!(%pod, container, probe, detail, "probe passes again"),
-        News::None => debug!(%pod, container, probe, reason, detail, "probed"),
+    let outcome = verdict.outcome(route.is_hook());
+    // A level that is off costs no words: most probes pass as they did.
+    macro_rules! tell {
+        ($level:ident, $what:literal) => {
+            $level!(
+                %pod,
+                container = route.container_label(),
+                probe = route.kind_label(),
+                reason = verdict.reason.name(),
+                detail = verdict.detail,
+                $what
+            )
+        };
+    }
+    match route.stats.news(outcome, &verdict) {
+        News::Fails => tell!(info, "probe fails"),
+        News::PassesAgain => tell!(info, "probe passes again"),
+        News::None => tell!(debug, "probed"),
     }
     metrics.verdict(pod, route, verdict);
 }

@@ -168,10 +168,7 @@ fn sigterm(with: &mut WithPod) -> Result<()> {
 fn second_sigterm(with: &mut WithPod) -> Result<()> {
     let slow = begin_slow(with, 8000)?;
     with.env.daemon.signal(Signal::SIGTERM)?;
-    wait::until("the drain to begin", SOON, || {
-        let log = with.env.daemon.log().ok()?;
-        log.contains("draining").then_some(())
-    })?;
+    let _log = with.env.daemon.wait_logged(&["draining"])?;
     let begun = Instant::now();
     with.env.daemon.signal(Signal::SIGTERM)?;
     let status = with.env.daemon.wait_end(GRACE)?;
