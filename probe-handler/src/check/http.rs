@@ -5,14 +5,15 @@ use std::net::SocketAddr;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
-use super::Finding;
 use super::dial::{Dial, dial, send_at_once};
 use super::http1::{ResponseError, ResponseHead, ResponseReader};
-use super::redirect::{Hop, REQUESTS_LIMIT, Step, is_redirect};
+use super::redirect::{Hop, REQUESTS_LIMIT, Step};
 use super::request::Request;
+use super::tls::{self, Failure};
 use super::verdict::Reason;
-use super::{http2, tls};
+use super::{BODY_LATE, Finding, by, http2};
 use crate::pods::model::Scheme;
 
 /// One HTTP check.
@@ -27,28 +28,47 @@ pub struct HttpCheck<'a> {
     pub head: &'a [u8],
     /// For a lifecycle hook the kubelet wants the response's head only; what the body does is no matter.
     pub hook: bool,
+    /// When a body that is not there yet has come too late; what happens before there is a status is the caller's.
+    pub deadline: Option<Instant>,
 }
 
 impl HttpCheck<'_> {
     /// Executes the check. `connection` is one to `address` (or the dial's error). The last one used may
     /// be left in `spent`: closing it takes longer than answering the kubelet, who should not wait for it.
-    /// Has no timeout of its own: drop it.
+    /// Has no timeout of its own but for the body: drop it.
     pub async fn run(
         self,
         connection: io::Result<TcpStream>,
         spent: &mut Option<TcpStream>,
     ) -> Finding {
-        match self.chain(connection, spent).await {
-            Ok(finding) | Err(finding) => finding,
+        let head = match self.chain(connection, spent).await {
+            // The kubelet tries a hook again without TLS (kubernetes pkg/kubelet/lifecycle/handlers.go,
+            // `isHTTPResponseError`).
+            Err(Failure::Plaintext(finding)) if self.hook => match parse(self.head) {
+                Ok(request) => request.without_authorization(),
+                Err(_) => return finding,
+            },
+            Ok(finding) | Err(Failure::Plaintext(finding) | Failure::Other(finding)) => {
+                return finding;
+            }
+        };
+        let plain = HttpCheck {
+            scheme: Scheme::Http,
+            head: &head,
+            ..self
+        };
+        let connection = dial(self.dialer, self.address).await;
+        match Box::pin(plain.chain(connection, spent)).await {
+            Ok(finding) | Err(Failure::Plaintext(finding) | Failure::Other(finding)) => finding,
         }
     }
 
     /// Goes from request to request for as long as there are redirects to follow.
     async fn chain(
-        self,
+        &self,
         mut connection: io::Result<TcpStream>,
         spent: &mut Option<TcpStream>,
-    ) -> Result<Finding, Finding> {
+    ) -> Result<Finding, Failure> {
         let mut scheme = self.scheme;
         let mut hop: Option<Hop> = None;
         let mut head = Vec::new();
@@ -66,7 +86,7 @@ impl HttpCheck<'_> {
                 Scheme::Https => Box::pin(self.https(stream, bytes)).await?,
             };
             let location = match &response.location {
-                Some(location) if leads_on(&response) => location,
+                Some(location) if response.leads_on() => location,
                 _ => return Ok(Finding::answered(response.status)),
             };
             let request = parse(self.head)?;
@@ -83,7 +103,7 @@ impl HttpCheck<'_> {
                     )));
                 }
                 Step::Invalid(what) => {
-                    return Err(Finding::without_answer(Reason::BadResponse, what));
+                    return Err(Finding::without_answer(Reason::BadResponse, what).into());
                 }
             };
             head = request.redirected(&next.target(), next.host(), referer.as_deref());
@@ -95,7 +115,8 @@ impl HttpCheck<'_> {
         Err(Finding::without_answer(
             Reason::TooManyRedirects,
             format!("stopped after {REQUESTS_LIMIT} redirects"),
-        ))
+        )
+        .into())
     }
 
     fn first_hop(&self, request: &Request<'_>) -> Result<Hop, Finding> {
@@ -111,14 +132,16 @@ impl HttpCheck<'_> {
     }
 
     /// One request and its response over TLS, in the HTTP version that the app chooses.
-    async fn https(&self, stream: TcpStream, head: &[u8]) -> Result<ResponseHead, Finding> {
+    async fn https(&self, stream: TcpStream, head: &[u8]) -> Result<ResponseHead, Failure> {
         let secured = tls::secure(stream, self.address.ip()).await?;
-        if secured.http2 {
+        let answer = if secured.http2 {
             let authority = self.address.to_string();
-            http2::get(secured.stream, &parse(head)?, &authority, self.hook).await
+            let (hook, deadline) = (self.hook, self.deadline);
+            http2::get(secured.stream, &parse(head)?, &authority, hook, deadline).await?
         } else {
-            self.http1(secured.stream, head).await
-        }
+            self.http1(secured.stream, head).await?
+        };
+        Ok(answer)
     }
 
     /// One request, of which `rest` is still to be sent, and its response over HTTP/1.
@@ -134,7 +157,15 @@ impl HttpCheck<'_> {
         let mut buffer = Vec::with_capacity(4096);
         let failure = loop {
             buffer.clear();
-            match stream.read_buf(&mut buffer).await {
+            let read = stream.read_buf(&mut buffer);
+            let read = match reader.head() {
+                Some(head) => match by(self.deadline, read).await {
+                    Some(read) => read,
+                    None => return Err(Finding::body_incomplete(head.status, BODY_LATE)),
+                },
+                None => read.await,
+            };
+            match read {
                 Ok(0) => match reader.end() {
                     Ok(()) => break None,
                     Err(error) => break Some(closed(error.to_string(), &written)),
@@ -151,23 +182,21 @@ impl HttpCheck<'_> {
                 },
                 Err(error) => break Some(closed(error.to_string(), &written)),
             }
-            if reader.head().is_some_and(leads_on) {
+            if reader.head().is_some_and(ResponseHead::leads_on) {
                 break None;
             }
         };
         match (reader.into_head(), failure) {
             (Some(head), None) => Ok(head),
             // The body of a redirect is no matter, as in Go's client.
-            (Some(head), Some(_)) if self.hook || leads_on(&head) => Ok(head),
-            (_, Some(failure)) => Err(failure),
+            (Some(head), Some(_)) if self.hook || head.leads_on() => Ok(head),
+            (Some(head), Some(failure)) => {
+                Err(Finding::body_incomplete(head.status, failure.detail))
+            }
+            (None, Some(failure)) => Err(failure),
             (None, None) => Err(rejected(ResponseError::CutShort)),
         }
     }
-}
-
-/// Whether `response` is a redirect that Go's client would consider.
-fn leads_on(response: &ResponseHead) -> bool {
-    is_redirect(response.status) && response.location.is_some()
 }
 
 fn parse(head: &[u8]) -> Result<Request<'_>, Finding> {

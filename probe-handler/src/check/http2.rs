@@ -6,18 +6,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Uri, Version, header};
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Body;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::http1::ResponseHead;
 use super::request::Request;
 use super::verdict::Reason;
-use super::{BODY_LIMIT, Finding, HEAD_LIMIT};
+use super::{BODY_LATE, BODY_LIMIT, Finding, HEAD_LIMIT, by};
 
 /// Flow control window (RFC 9113, 6.9.2). Bytes.
 const WINDOW: u32 = 65_535;
@@ -72,12 +73,13 @@ where
 }
 
 /// Makes `request` to `authority` (where the request has no Host), and reads as much of the answer as the
-/// kubelet reads. For a lifecycle hook (`hook`) the body is no matter.
+/// kubelet reads, until `deadline`. For a lifecycle hook (`hook`) the body is no matter.
 pub(super) async fn get<S>(
     stream: S,
     request: &Request<'_>,
     authority: &str,
     hook: bool,
+    deadline: Option<Instant>,
 ) -> Result<ResponseHead, Finding>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -87,26 +89,35 @@ where
     let (mut sender, _connection) = connect(stream).await.map_err(failed)?;
     let response = sender.send_request(request).await.map_err(failed)?;
     let (parts, mut body) = response.into_parts();
-    let mut left = BODY_LIMIT;
-    while let Some(frame) = body.frame().await {
-        let length = match frame {
-            Ok(frame) => frame.data_ref().map_or(0, Bytes::len),
-            Err(_) if hook => break,
-            Err(error) => return Err(failed(error)),
-        };
-        if length >= left {
-            break;
-        }
-        left -= length;
-    }
-    Ok(ResponseHead {
+    let head = ResponseHead {
         status: parts.status.as_u16(),
         location: parts
             .headers
             .get(header::LOCATION)
             .map(|value| value.as_bytes().to_vec())
             .filter(|value| !value.is_empty()),
-    })
+    };
+    if hook || head.leads_on() {
+        return Ok(head);
+    }
+    match by(deadline, read(&mut body)).await {
+        Some(Ok(())) => Ok(head),
+        Some(Err(error)) => Err(Finding::body_incomplete(head.status, failed(error).detail)),
+        None => Err(Finding::body_incomplete(head.status, BODY_LATE)),
+    }
+}
+
+/// Reads as much of `body` as the kubelet reads.
+async fn read(body: &mut Incoming) -> hyper::Result<()> {
+    let mut left = BODY_LIMIT;
+    while let Some(frame) = body.frame().await {
+        let length = frame?.data_ref().map_or(0, Bytes::len);
+        if length >= left {
+            break;
+        }
+        left -= length;
+    }
+    Ok(())
 }
 
 /// The request in HTTP/2's terms: its Host becomes the authority.
@@ -125,7 +136,7 @@ fn translate(
         .version(Version::HTTP_2)
         .uri(uri)
         .body(Empty::new())?;
-    for (name, value) in request.end_to_end() {
+    for (name, value) in request.in_http2() {
         if !name.eq_ignore_ascii_case("host") {
             let name = HeaderName::from_bytes(name.as_bytes())?;
             let _ = translated
@@ -185,7 +196,7 @@ mod tests {
             apps
         };
         let request = Request::parse(REQUEST).expect("valid").expect("whole");
-        let (answer, _apps) = tokio::join!(get(ours, &request, "app", false), app);
+        let (answer, _apps) = tokio::join!(get(ours, &request, "app", false, None), app);
         let finding = answer.expect_err("no answer");
         assert_eq!(finding.reason, Reason::ConnectionClosed, "{finding:?}");
         assert!(!finding.detail.contains("4111"), "{finding:?}");
@@ -215,7 +226,9 @@ mod tests {
             }
         });
         let request = Request::parse(REQUEST).expect("valid").expect("whole");
-        let head = get(ours, &request, "app", false).await.expect("an answer");
+        let head = get(ours, &request, "app", false, None)
+            .await
+            .expect("an answer");
         assert_eq!(head.status, 200);
         app.await.expect("its stream has ended");
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::check::verdict::{Reason, Verdict};
 
@@ -23,6 +23,17 @@ pub const BODY_LIMIT: usize = 10 * 1024;
 
 /// The most that a head (status or request line, and headers) may take. Bytes.
 pub const HEAD_LIMIT: usize = 16 * 1024;
+
+/// What `work` gives, unless `deadline` comes before.
+async fn by<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+/// What a body says of which the rest did not come in time.
+const BODY_LATE: &str = "no whole body within the probe's timeout";
 
 /// What a check found; [`Finding::verdict`] adds how long it took.
 #[must_use]
@@ -74,6 +85,15 @@ impl Finding {
         };
         Self {
             reason,
+            status,
+            detail: detail.into(),
+        }
+    }
+
+    /// The app answered HTTP with `status`, but not to the end of its body.
+    pub fn body_incomplete(status: u16, detail: impl Into<String>) -> Self {
+        Self {
+            reason: Reason::BodyIncomplete,
             status,
             detail: detail.into(),
         }

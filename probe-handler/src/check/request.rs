@@ -3,18 +3,16 @@
 use std::mem::MaybeUninit;
 
 /// Most headers in a request of the kubelet's that is looked at.
-const HEADERS_LIMIT: usize = 256;
+pub const HEADERS_LIMIT: usize = 256;
 
-/// Headers that concern one connection only (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [&str; 8] = [
+/// Headers that HTTP/2 does not have (RFC 9113, 8.2.2), TE included, of which it has one value only.
+const NOT_IN_HTTP2: [&str; 6] = [
     "connection",
     "keep-alive",
     "proxy-connection",
     "te",
-    "trailer",
     "transfer-encoding",
     "upgrade",
-    "proxy-authorization",
 ];
 
 /// A request head, as it was sent.
@@ -66,12 +64,26 @@ impl<'a> Request<'a> {
             .map(|(_, value)| *value)
     }
 
-    /// The headers but those that concern one connection only.
-    pub fn end_to_end(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+    /// The headers that HTTP/2 has.
+    pub fn in_http2(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        self.but(&NOT_IN_HTTP2)
+    }
+
+    fn but(&self, names: &'static [&'static str]) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        let named = |other: &str| names.iter().any(|name| name.eq_ignore_ascii_case(other));
         self.headers
             .iter()
             .copied()
-            .filter(|(name, _)| !HOP_BY_HOP.iter().any(|hop| hop.eq_ignore_ascii_case(name)))
+            .filter(move |(name, _)| !named(name))
+    }
+
+    /// The head without what may open a door, as Go's client leaves it out where TLS falls back to plaintext.
+    pub fn without_authorization(&self) -> Vec<u8> {
+        let mut head = Head::get(self.target);
+        for (name, value) in self.but(&["authorization"]) {
+            head.header(name, value);
+        }
+        head.finish()
     }
 
     /// Whether a body is announced.
@@ -83,11 +95,10 @@ impl<'a> Request<'a> {
     }
 
     /// The head for the app of a probe that came by an agent's port `from`: `target` on the app's port
-    /// `to`, the kubelet's headers as they are but for those of this connection, and for a Host that
-    /// carries the agent's port.
+    /// `to`, the kubelet's headers as they are but for Connection, and for a Host that carries the agent's port.
     pub fn rewritten(&self, target: &str, from: u16, to: u16) -> Vec<u8> {
         let mut head = Head::get(target);
-        for (name, value) in self.end_to_end() {
+        for (name, value) in self.but(&["connection"]) {
             if name.eq_ignore_ascii_case("host") {
                 head.header(name, &with_port(value, from, to));
             } else {
@@ -191,7 +202,7 @@ mod tests {
         assert_eq!(
             text(parse(HEAD).rewritten("/healthz?x=1", 15020, 8080)),
             "GET /healthz?x=1 HTTP/1.1\r\nHost: 10.0.0.1:8080\r\nUser-Agent: kube-probe/1.36\r\n\
-             X-CaSe: a:15020\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+             X-CaSe: a:15020\r\nKeep-Alive: 5\r\nTE: trailers\r\nAccept: */*\r\nConnection: close\r\n\r\n"
         );
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, InvalidMessage, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -22,9 +22,23 @@ pub(super) struct Secured {
     pub(super) http2: bool,
 }
 
+/// Why there is no such connection.
+pub(super) enum Failure {
+    /// The app answered in plaintext, for all we can tell.
+    Plaintext(Finding),
+    /// Any other reason.
+    Other(Finding),
+}
+
+impl From<Finding> for Failure {
+    fn from(finding: Finding) -> Self {
+        Self::Other(finding)
+    }
+}
+
 /// Agrees on TLS over `stream` with the app at `ip`: any certificate, HTTP/2 offered before HTTP/1.1, no
 /// server name (an IP address is none).
-pub(super) async fn secure(stream: TcpStream, ip: IpAddr) -> Result<Secured, Finding> {
+pub(super) async fn secure(stream: TcpStream, ip: IpAddr) -> Result<Secured, Failure> {
     let config =
         config().map_err(|error| Finding::without_answer(Reason::Tls, error.to_string()))?;
     let stream = TlsConnector::from(config)
@@ -35,16 +49,22 @@ pub(super) async fn secure(stream: TcpStream, ip: IpAddr) -> Result<Secured, Fin
     Ok(Secured { stream, http2 })
 }
 
-fn failed(error: &io::Error) -> Finding {
+fn failed(error: &io::Error) -> Failure {
     let by_tls = error
         .get_ref()
-        .is_some_and(|cause| cause.is::<rustls::Error>());
-    let reason = if by_tls {
-        Reason::Tls
-    } else {
-        Reason::ConnectionClosed
+        .and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    let reason = match by_tls {
+        Some(_) => Reason::Tls,
+        None => Reason::ConnectionClosed,
     };
-    Finding::without_answer(reason, format!("TLS handshake: {error}"))
+    let finding = Finding::without_answer(reason, format!("TLS handshake: {error}"));
+    match by_tls {
+        // The first byte begins no record of TLS.
+        Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+            Failure::Plaintext(finding)
+        }
+        _ => Failure::Other(finding),
+    }
 }
 
 /// The one configuration, made at first use.

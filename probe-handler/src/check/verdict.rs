@@ -18,6 +18,10 @@ pub enum Reason {
     TimedOut,
     /// The app closed or reset the connection before its answer was complete.
     ConnectionClosed,
+    /// The app's status came, its body did not come whole. The kubelet takes that for an error of its prober's: it
+    /// tries again at once, twice at most, and then throws the result away (kubernetes pkg/probe/http/http.go,
+    /// `DoHTTPProbe`; pkg/kubelet/prober/worker.go, `doProbe`).
+    BodyIncomplete,
     /// The app's answer is no valid response of the probe's protocol, or is larger than allowed.
     BadResponse,
     /// More than ten redirects.
@@ -40,12 +44,13 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Healthy,
         Self::HttpStatus,
         Self::Refused,
         Self::TimedOut,
         Self::ConnectionClosed,
+        Self::BodyIncomplete,
         Self::BadResponse,
         Self::TooManyRedirects,
         Self::Tls,
@@ -65,6 +70,7 @@ impl Reason {
             Self::Refused => "refused",
             Self::TimedOut => "timed_out",
             Self::ConnectionClosed => "connection_closed",
+            Self::BodyIncomplete => "body_incomplete",
             Self::BadResponse => "bad_response",
             Self::TooManyRedirects => "too_many_redirects",
             Self::Tls => "tls",
@@ -94,7 +100,7 @@ pub enum Outcome {
     Success,
     /// Probe failed.
     Failure,
-    /// Not known to us (spliced, or the kubelet hung up).
+    /// Not known to us (spliced, or the kubelet hung up), or thrown away by the kubelet.
     Unknown,
 }
 
@@ -130,7 +136,9 @@ impl Verdict {
     pub fn outcome(&self, hook: bool) -> Outcome {
         match self.reason {
             // A pod that cannot be dialled is relayed to: plain networking gives the answer.
-            Reason::Cancelled | Reason::Spliced | Reason::Dial => Outcome::Unknown,
+            Reason::Cancelled | Reason::Spliced | Reason::Dial | Reason::BodyIncomplete => {
+                Outcome::Unknown
+            }
             reason if hook && reason.reached_app() => Outcome::Success,
             _ if hook => Outcome::Failure,
             _ if (200..400).contains(&self.status) => Outcome::Success,

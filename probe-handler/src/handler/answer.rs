@@ -14,12 +14,13 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes it may still send meanwhile.
 const LINGER_BYTES: usize = 16 * 1024;
 
-/// Answers with `status` and nothing else.
+/// Answers with `status` and nothing else; where that is not the `whole` answer, a body is announced that does not
+/// come: an error to the kubelet, as the app's own was.
 ///
 /// # Errors
 /// The kubelet has gone.
-pub(super) async fn send(kubelet: &mut TcpStream, status: u16) -> io::Result<()> {
-    let head = head(status);
+pub(super) async fn send(kubelet: &mut TcpStream, status: u16, whole: bool) -> io::Result<()> {
+    let head = head(status, whole);
     // The answer and our end of the stream leave in one segment.
     let flags = libc::MSG_MORE | libc::MSG_NOSIGNAL;
     let sent = SockRef::from(&*kubelet)
@@ -45,8 +46,8 @@ pub(super) async fn part(mut kubelet: TcpStream) {
     let _ = timeout(LINGER, drained).await;
 }
 
-/// The whole answer.
-fn head(status: u16) -> String {
+/// All that is sent.
+fn head(status: u16, whole: bool) -> String {
     let phrase = StatusCode::from_u16(status)
         .ok()
         .and_then(|status| status.canonical_reason())
@@ -54,7 +55,8 @@ fn head(status: u16) -> String {
     // RFC 9110, 8.6: no Content-Length with 1xx and 204; with 304 it would tell another length.
     let length = match status {
         100..200 | 204 | 304 => "",
-        _ => "Content-Length: 0\r\n",
+        _ if whole => "Content-Length: 0\r\n",
+        _ => "Content-Length: 1\r\n",
     };
     format!("HTTP/1.1 {status} {phrase}\r\n{length}Connection: close\r\n\r\n")
 }
@@ -104,7 +106,7 @@ mod tests {
                 "HTTP/1.1 599 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
             ),
         ] {
-            assert_eq!(head(status), expect);
+            assert_eq!(head(status, true), expect);
         }
     }
 }

@@ -124,24 +124,25 @@ impl RouteStats {
     /// What `verdict`, whose outcome this is, has to tell that those before did not.
     pub fn news(&self, outcome: Outcome, verdict: &Verdict) -> News {
         let mut failing = self.failing.lock();
-        match outcome {
-            Outcome::Failure => {
+        match (outcome, verdict.reason) {
+            // The kubelet makes an event of this one too.
+            (Outcome::Failure, _) | (_, Reason::BodyIncomplete) => {
                 let now = Some((verdict.reason, verdict.status));
                 match std::mem::replace(&mut *failing, now) == now {
                     true => News::None,
                     false => News::Fails,
                 }
             }
-            Outcome::Success => match failing.take() {
+            (Outcome::Success, _) => match failing.take() {
                 Some(_) => News::PassesAgain,
                 None => News::None,
             },
             // Whatever it failed with before, the app was there.
-            Outcome::Unknown if verdict.reason == Reason::Spliced => {
+            (Outcome::Unknown, Reason::Spliced) => {
                 *failing = None;
                 News::None
             }
-            Outcome::Unknown => News::None,
+            (Outcome::Unknown, _) => News::None,
         }
     }
 

@@ -140,6 +140,7 @@ impl Visit<'_> {
                         scheme: *scheme,
                         head: &head,
                         hook: route.is_hook(),
+                        deadline,
                     };
                     let connection = dial(dialer, address).await;
                     check.run(connection, spent).await
@@ -178,7 +179,8 @@ impl Visit<'_> {
         if route.is_hook() && !reason.reached_app() {
             reset(self.kubelet);
         } else {
-            let sent = answer::send(&mut self.kubelet, status).await;
+            let sent =
+                answer::send(&mut self.kubelet, status, reason != Reason::BodyIncomplete).await;
             drop(spent);
             if sent.is_ok() {
                 answer::part(self.kubelet).await;

@@ -235,13 +235,10 @@ impl Group {
 
 /// The User-Agent that a probe declares.
 fn agent(action: &Action) -> Option<String> {
-    let Action::Http { headers, .. } = action else {
-        return None;
-    };
-    let declared = headers
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case("user-agent"))?;
-    Some(declared.1.trim().to_owned())
+    match action {
+        Action::Http { user_agent, .. } => user_agent.clone(),
+        _ => None,
+    }
 }
 
 /// None is a hook's: no timeout at all, longer than any.

@@ -6,6 +6,21 @@ use serde::{Serialize, Serializer};
 
 use super::model::ProbeKind;
 
+/// Most probes and hooks that are served of one pod: five for each of 200 containers.
+pub const PROBES_LIMIT: usize = 1000;
+/// Most bytes of paths, services and User-Agents that are kept of one pod.
+pub const TEXT_LIMIT: usize = 64 * 1024;
+/// Longest text kept where a Pod's author chose it. Bytes.
+const CLIPPED: usize = 256;
+
+/// As much of `text`, which a Pod's author chose, as is kept to be shown.
+pub fn clipped(text: &str) -> String {
+    match text.len() > CLIPPED {
+        true => format!("{}...", &text[..text.floor_char_boundary(CLIPPED)]),
+        false => text.to_owned(),
+    }
+}
+
 /// A probe or lifecycle hook that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LeftAlone {
@@ -66,6 +81,21 @@ pub enum Why {
     /// We are not sure to build the same request target as the kubelet.
     #[error("httpGet.path {0:?} is no plain path")]
     OddPath(String),
+    /// A request of that length would not be read.
+    #[error(
+        "{field} makes a request of {bytes} bytes or too many headers, must be less than 15 KiB and 250 headers"
+    )]
+    TooLong {
+        /// `httpGet` or `grpc.service`.
+        field: &'static str,
+        /// What the Pod has of it.
+        bytes: usize,
+    },
+    /// The pod has more probes, or longer ones, than is kept of one pod.
+    #[error(
+        "the pod's probes are more than {PROBES_LIMIT}, or have more than {TEXT_LIMIT} bytes of paths: no more are served"
+    )]
+    TooMany,
     /// The kubelet knows no `tcpSocket` lifecycle hooks.
     #[error("the kubelet refuses tcpSocket hooks itself (\"invalid handler\")")]
     TcpHook,
@@ -96,6 +126,8 @@ impl Why {
             Self::UnresolvedPort { .. }
                 | Self::PortOutOfRange { .. }
                 | Self::UnknownScheme(_)
+                | Self::TooLong { .. }
+                | Self::TooMany
                 | Self::TcpHook
                 | Self::Actions(_)
                 | Self::NoOriginal { .. }

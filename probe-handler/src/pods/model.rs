@@ -75,8 +75,8 @@ pub enum Action {
         port: u16,
         /// Request target as the kubelet sends it: path and query, beginning with `/`.
         target: String,
-        /// `httpHeaders`, in order.
-        headers: Vec<(String, String)>,
+        /// The User-Agent among `httpHeaders`. The others come with the kubelet's request.
+        user_agent: Option<String>,
     },
     /// `tcpSocket`.
     Tcp {
@@ -97,6 +97,17 @@ impl Action {
     pub const fn port(&self) -> u16 {
         match self {
             Self::Http { port, .. } | Self::Tcp { port } | Self::Grpc { port, .. } => *port,
+        }
+    }
+
+    /// Bytes of the texts that a Pod's author chose.
+    pub fn text_len(&self) -> usize {
+        match self {
+            Self::Http {
+                target, user_agent, ..
+            } => target.len() + user_agent.as_ref().map_or(0, String::len),
+            Self::Tcp { .. } => 0,
+            Self::Grpc { service, .. } => service.len(),
         }
     }
 

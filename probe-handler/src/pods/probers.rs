@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, Pod, TCPS
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::left_alone::{LeftAlone, Why};
+use super::left_alone::{LeftAlone, Why, clipped};
 use super::mesh::{annotation, containers};
 use super::model::{Action, Probe, ProbeKind, Rewritten, Scheme, Way};
 use super::probes::{grpc_action, http_action, tcp_action, timeout};
@@ -100,7 +100,7 @@ fn parse_entry(
     ips: &[IpAddr],
 ) -> Result<Probe, Why> {
     let entry: Entry = serde_path_to_error::deserialize(entry)
-        .map_err(|error| Why::MalformedOriginal(error.to_string()))?;
+        .map_err(|error| Why::MalformedOriginal(clipped(&error.to_string())))?;
     // Ports have been resolved already: there is no container to look a name up in.
     let nameless = Container::default();
     let action = match (entry.http_get, entry.tcp_socket, entry.grpc) {
@@ -203,11 +203,16 @@ fn sort(way: Way, port: u16, mut originals: Originals, declared: Vec<Probe>) -> 
             None => Why::RewritePort(port),
             Some(path) => {
                 if let Some(original) = originals.usable.get(path) {
-                    let served = live
-                        .entry(path.to_owned())
-                        .or_insert_with(|| original.clone());
+                    // By what the spec says, which the API server has checked, not by what the path calls it.
+                    let is_hook = probe.kind.is_hook();
+                    let served = live.entry(path.to_owned()).or_insert_with(|| Probe {
+                        container: probe.container.clone(),
+                        kind: probe.kind,
+                        action: original.action.clone(),
+                        timeout: original.timeout.filter(|_| !is_hook),
+                    });
                     // Unset in the JSON: as the kubelet has it. Several may probe the same path.
-                    if original.timeout.is_none() && !original.kind.is_hook() {
+                    if original.timeout.is_none() && !is_hook {
                         served.timeout = served.timeout.max(probe.timeout);
                     }
                     continue;
@@ -217,7 +222,7 @@ fn sort(way: Way, port: u16, mut originals: Originals, declared: Vec<Probe>) -> 
                     .get(path)
                     .cloned()
                     .unwrap_or_else(|| Why::NoOriginal {
-                        path: path.to_owned(),
+                        path: clipped(path),
                         port,
                     })
             }

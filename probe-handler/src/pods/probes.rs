@@ -9,13 +9,24 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::left_alone::{LeftAlone, Why};
+use super::left_alone::{LeftAlone, Why, clipped};
 use super::mesh;
 use super::model::{Action, Probe, ProbeKind, Scheme};
 use super::target::request_target;
+use crate::check::HEAD_LIMIT;
+use crate::check::request::HEADERS_LIMIT;
 
 /// `timeoutSeconds` when it is not set.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What of a request's head is the kubelet's own at most: request line, Host, User-Agent, Accept, Connection. Bytes.
+const KUBELETS_BYTES: usize = 1024;
+/// As many headers at most.
+const KUBELETS_HEADERS: usize = 4;
+/// What a line of a head has beside a header's name and value: colon, space, CR, LF.
+const LINE_BYTES: usize = 4;
+/// What a Pod may add to a request that the handler is to read, or to a gRPC call. Bytes.
+const REQUEST_LIMIT: usize = HEAD_LIMIT - KUBELETS_BYTES;
 
 /// One probe or hook as a container declares it, not yet understood.
 #[derive(Clone, Copy, Debug)]
@@ -208,19 +219,26 @@ pub fn http_action(
     let scheme = match http.scheme.as_deref() {
         None | Some("" | "HTTP") => Scheme::Http,
         Some("HTTPS") => Scheme::Https,
-        Some(other) => return Err(Why::UnknownScheme(other.to_owned())),
+        Some(other) => return Err(Why::UnknownScheme(clipped(other))),
     };
     let path = http.path.as_deref().unwrap_or_default();
+    let target = request_target(path).ok_or_else(|| Why::OddPath(clipped(path)))?;
+    let headers = || http.http_headers.iter().flatten();
+    let lines = headers().map(|header| header.name.len() + header.value.len() + LINE_BYTES);
+    let bytes = target.len() + lines.sum::<usize>();
+    if bytes > REQUEST_LIMIT || headers().count() > HEADERS_LIMIT - KUBELETS_HEADERS {
+        return Err(Why::TooLong {
+            field: "httpGet",
+            bytes,
+        });
+    }
     Ok(Action::Http {
         scheme,
         port: resolve_port("httpGet.port", &http.port, container)?,
-        target: request_target(path).ok_or_else(|| Why::OddPath(path.to_owned()))?,
-        headers: http
-            .http_headers
-            .iter()
-            .flatten()
-            .map(|header| (header.name.clone(), header.value.clone()))
-            .collect(),
+        target,
+        user_agent: headers()
+            .find(|header| header.name.eq_ignore_ascii_case("user-agent"))
+            .map(|header| header.value.trim().to_owned()),
     })
 }
 
@@ -242,11 +260,18 @@ pub fn tcp_action(
 /// What a `grpc` probe does.
 ///
 /// # Errors
-/// [`Why::PortOutOfRange`].
+/// [`Why::PortOutOfRange`], [`Why::TooLong`].
 pub fn grpc_action(grpc: &GRPCAction) -> Result<Action, Why> {
+    let service = grpc.service.as_deref().unwrap_or_default();
+    if service.len() > REQUEST_LIMIT {
+        return Err(Why::TooLong {
+            field: "grpc.service",
+            bytes: service.len(),
+        });
+    }
     Ok(Action::Grpc {
         port: checked_port("grpc.port", grpc.port.into())?,
-        service: grpc.service.clone().unwrap_or_default(),
+        service: service.to_owned(),
     })
 }
 
@@ -258,7 +283,7 @@ fn check_host(field: &'static str, host: Option<&str>, ips: &[IpAddr]) -> Result
         Ok(ip) if ips.contains(&ip.to_canonical()) => Ok(()),
         _ => Err(Why::ForeignHost {
             field,
-            host: host.to_owned(),
+            host: clipped(host),
         }),
     }
 }
@@ -285,7 +310,7 @@ fn resolve_port(
         None => {
             let port = name.parse::<i64>().map_err(|_| Why::UnresolvedPort {
                 field,
-                name: name.clone(),
+                name: clipped(name),
             })?;
             checked_port(field, port)
         }

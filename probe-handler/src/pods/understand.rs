@@ -6,9 +6,9 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 
-use super::left_alone::LeftAlone;
+use super::left_alone::{LeftAlone, PROBES_LIMIT, TEXT_LIMIT, Why};
 use super::mesh::{annotation, consul_proxy_uid, mesh_of};
-use super::model::{self, Mesh, PodId, Way};
+use super::model::{self, Mesh, PodId, Probe, Way};
 use super::probers::{Recovered, recover};
 use super::probes::probes;
 use super::scope::{EXEMPT, KUBEVIRT, Selection, VIRT_LAUNCHER, exempt, is_virtual_machine};
@@ -106,13 +106,15 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
     let mesh = mesh_of(pod);
     let (declared, left_alone) = probes(pod, &ips);
     understood.left_alone = left_alone;
+    let mut recovered = recover(pod, declared, &ips);
+    understood.left_alone.append(&mut recovered.left_alone);
+    understood.left_alone.append(&mut bound(&mut recovered));
     let Recovered {
         mut native,
         rewritten,
-        mut left_alone,
         mut warnings,
-    } = recover(pod, declared, &ips);
-    understood.left_alone.append(&mut left_alone);
+        ..
+    } = recovered;
     understood.warnings.append(&mut warnings);
 
     let exempt = exempt(pod).unwrap_or_else(|value| {
@@ -163,6 +165,33 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
         netns: None,
     }));
     understood
+}
+
+/// Takes out what is more than is kept of one pod: no pod is to use up the memory, or the room in the kernel, that is
+/// for all.
+fn bound(recovered: &mut Recovered) -> Vec<LeftAlone> {
+    let (mut probes, mut text) = (0, 0);
+    let mut left_alone = Vec::new();
+    let mut fits = |path: &str, probe: &Probe| {
+        probes += 1;
+        text += path.len() + probe.action.text_len();
+        let fits = probes <= PROBES_LIMIT && text <= TEXT_LIMIT;
+        if !fits {
+            left_alone.push(LeftAlone {
+                container: probe.container.clone(),
+                kind: probe.kind,
+                why: Why::TooMany,
+            });
+        }
+        fits
+    };
+    if let Some(rewritten) = &mut recovered.rewritten {
+        rewritten
+            .originals
+            .retain(|(path, probe)| fits(path, probe));
+    }
+    recovered.native.retain(|probe| fits("", probe));
+    left_alone
 }
 
 fn pod_id(pod: &Pod, warnings: &mut Vec<String>) -> PodId {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Action, Dialer, Probe, ProbeResult, grpc, http, raw};
+use super::{Action, Dialer, Outcome, Probe, ProbeResult, grpc, http, raw};
 
 /// kubernetes pkg/kubelet/prober/prober.go, maxProbeRetries.
 const ATTEMPTS: u32 = 3;
@@ -23,7 +23,12 @@ pub(crate) async fn execute(probe: &Probe, dialer: Dialer) -> ProbeResult {
         attempts += 1;
         match attempt(probe, dialer).await {
             Attempt::Done(result) => break result,
-            Attempt::Error(result) if attempts == ATTEMPTS => break result,
+            Attempt::Error(result) if attempts == ATTEMPTS => {
+                break ProbeResult {
+                    outcome: Outcome::Discarded,
+                    ..result
+                };
+            }
             Attempt::Error(_) => {}
         }
     };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::{Instant, timeout_at};
 use url::{Position, Url};
 
 use super::execute::Attempt;
@@ -42,8 +43,17 @@ pub(super) async fn probe(
     path: &str,
     headers: &[(String, String)],
 ) -> Attempt {
-    let get = get(probe, dialer, Client::Probe, scheme, path, headers);
-    let answer = match within(probe.timeout, get).await {
+    let deadline = Deadline::of(probe);
+    let get = get(
+        probe,
+        dialer,
+        Client::Probe,
+        deadline,
+        scheme,
+        path,
+        headers,
+    );
+    let answer = match deadline.bound(get).await {
         Ok(answer) => answer,
         Err(error) => return Attempt::Done(ProbeResult::failure(format!("{error:#}"))),
     };
@@ -81,17 +91,14 @@ pub(super) async fn hook(
     path: &str,
     headers: &[(String, String)],
 ) -> ProbeResult {
-    let first = within(
-        probe.timeout,
-        get(probe, dialer, Client::Hook, scheme, path, headers),
-    )
-    .await;
-    let answer = match first {
+    let ask = async |scheme| {
+        let deadline = Deadline::of(probe);
+        let get = get(probe, dialer, Client::Hook, deadline, scheme, path, headers);
+        deadline.bound(get).await
+    };
+    let answer = match ask(scheme).await {
         // "server gave HTTP response to HTTPS client": tried again in plaintext.
-        Err(error) if scheme == Scheme::Https && is_plaintext(&error) => {
-            let plain = get(probe, dialer, Client::Hook, Scheme::Http, path, headers);
-            within(probe.timeout, plain).await
-        }
+        Err(error) if scheme == Scheme::Https && is_plaintext(&error) => ask(Scheme::Http).await,
         other => other,
     };
     match answer {
@@ -115,13 +122,24 @@ fn is_plaintext(error: &anyhow::Error) -> bool {
         .any(|cause| matches!(cause, rustls::Error::InvalidMessage(_)))
 }
 
-async fn within<T>(timeout: Option<Duration>, work: impl Future<Output = Result<T>>) -> Result<T> {
-    match timeout {
-        Some(limit) => match tokio::time::timeout(limit, work).await {
-            Ok(done) => done,
-            Err(_) => bail!("context deadline exceeded (Client.Timeout exceeded)"),
-        },
-        None => work.await,
+/// When Go's client gives up: on the head, and on the body once there is one.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    fn of(probe: &Probe) -> Self {
+        Self(probe.timeout.map(|timeout| Instant::now() + timeout))
+    }
+
+    /// What `work` gives in time.
+    pub(super) async fn bound<T>(self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match self.0 {
+            Some(deadline) => match timeout_at(deadline, work).await {
+                Ok(done) => done,
+                Err(_) => bail!("context deadline exceeded (Client.Timeout exceeded)"),
+            },
+            None => work.await,
+        }
     }
 }
 
@@ -130,6 +148,7 @@ async fn get(
     probe: &Probe,
     dialer: Dialer,
     client: Client,
+    deadline: Deadline,
     scheme: Scheme,
     path: &str,
     headers: &[(String, String)],
@@ -141,7 +160,7 @@ async fn get(
     for via in 1.. {
         let authority = url[Position::BeforeHost..Position::AfterPort].to_owned();
         let host_header = host.clone().unwrap_or_else(|| authority.clone());
-        let answer = once(probe, dialer, client, &url, &host_header, &sent).await?;
+        let answer = once(probe, dialer, client, deadline, &url, &host_header, &sent).await?;
         let follow = matches!(answer.status, 301 | 302 | 303 | 307 | 308);
         let Some(location) = answer.location.as_deref().filter(|_| follow) else {
             return Ok(answer); // also a redirect without Location
@@ -176,6 +195,7 @@ async fn once(
     probe: &Probe,
     dialer: Dialer,
     client: Client,
+    deadline: Deadline,
     url: &Url,
     host: &str,
     headers: &[(String, String)],
@@ -201,7 +221,7 @@ async fn once(
         .with_context(|| format!("dial tcp {}:{port}", target.ip))?;
     let peer = stream.peer_addr().ok();
     if !https {
-        return over_http1(stream, client, url, host, headers, peer).await;
+        return over_http1(stream, client, deadline, url, host, headers, peer).await;
     }
     let alpn: &[&[u8]] = match client {
         Client::Probe => &[b"h2", b"http/1.1"],
@@ -209,9 +229,9 @@ async fn once(
     };
     let stream = tls::connect(stream, target.ip, alpn).await.context("TLS")?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-        return over_http1(stream, client, url, host, headers, peer).await;
+        return over_http1(stream, client, deadline, url, host, headers, peer).await;
     }
-    let (parts, head, body) = http2::get(stream, url, host, headers, BODY_LIMIT).await?;
+    let (parts, head, body) = http2::get(stream, deadline, url, host, headers, BODY_LIMIT).await?;
     let location = parts.headers.get(http::header::LOCATION);
     Ok(Answer {
         status: parts.status.as_u16(),
@@ -225,6 +245,7 @@ async fn once(
 async fn over_http1<S>(
     mut stream: S,
     client: Client,
+    deadline: Deadline,
     url: &Url,
     host: &str,
     headers: &[(String, String)],
@@ -253,7 +274,9 @@ where
     let response = http1::exchange(&mut stream, &request).await?;
     let (status, head) = (response.status, response.head.clone());
     let location = response.header("location").map(ToOwned::to_owned);
-    let body = http1::body(&mut stream, response, BODY_LIMIT).await;
+    let body = deadline
+        .bound(http1::body(&mut stream, response, BODY_LIMIT))
+        .await;
     if client == Client::Hook {
         tokio::spawn(idle(stream));
     }

@@ -4,9 +4,12 @@ use anyhow::{Context, Result};
 use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::http::Deadline;
+
 /// Sends a GET and gives status, headers as text, and `limit` bytes of body at most.
 pub(super) async fn get<S>(
     stream: S,
+    deadline: Deadline,
     url: &url::Url,
     host: &str,
     headers: &[(String, String)],
@@ -17,13 +20,14 @@ where
 {
     let (sender, connection) = h2::client::handshake(stream).await?;
     let driver = tokio::spawn(connection);
-    let answer = exchange(sender, url, host, headers, limit).await;
+    let answer = exchange(sender, deadline, url, host, headers, limit).await;
     driver.abort();
     answer
 }
 
 async fn exchange(
     sender: h2::client::SendRequest<bytes::Bytes>,
+    deadline: Deadline,
     url: &url::Url,
     host: &str,
     headers: &[(String, String)],
@@ -44,7 +48,7 @@ async fn exchange(
     for (name, value) in &parts.headers {
         head += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
     }
-    let body = async {
+    let body = deadline.bound(async {
         let mut body = Vec::new();
         while body.len() < limit
             && let Some(data) = stream.data().await
@@ -55,7 +59,7 @@ async fn exchange(
         }
         body.truncate(limit);
         Ok(body)
-    };
+    });
     let body = body.await;
     Ok((parts, head, body))
 }

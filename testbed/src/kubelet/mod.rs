@@ -240,6 +240,9 @@ pub enum Outcome {
     Warning,
     /// It failed.
     Failure,
+    /// The prober met an error of its own each time it tried: the kubelet makes an event of it and throws the result
+    /// away (pkg/kubelet/prober/worker.go, `doProbe`).
+    Discarded,
 }
 
 /// What came of a probe.

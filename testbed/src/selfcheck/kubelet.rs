@@ -66,6 +66,7 @@ fn words(result: &ProbeResult) -> String {
         Outcome::Success => "success",
         Outcome::Warning => "warning",
         Outcome::Failure => "failure",
+        Outcome::Discarded => "discarded",
     };
     let status = result
         .status
@@ -105,7 +106,11 @@ fn outcomes(report: &mut Report, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
             http("/slow-headers").timeout(short),
             "failure",
         ),
-        ("/slow-body", http("/slow-body").timeout(short), "failure"),
+        (
+            "/slow-body",
+            http("/slow-body").timeout(short),
+            "discarded 200, 3 attempts",
+        ),
         (
             "/endless-headers",
             http("/endless-headers").timeout(short),
@@ -120,7 +125,7 @@ fn outcomes(report: &mut Report, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
         ("/large-body", http("/large-body?kb=1024"), "success 200"),
         ("/early-close", http("/early-close"), "failure"),
         ("/reset", http("/reset"), "failure"),
-        ("/cut-body", http("/cut-body"), "failure 200, 3 attempts"),
+        ("/cut-body", http("/cut-body"), "discarded 200, 3 attempts"),
         ("/chunked", http("/chunked"), "success 200"),
         ("/http10", http("/http10"), "success 200"),
         ("/continue", http("/continue"), "success 200"),

@@ -155,6 +155,7 @@ const fn name(outcome: Outcome) -> &'static str {
         Outcome::Success => "success",
         Outcome::Warning => "warning",
         Outcome::Failure => "failure",
+        Outcome::Discarded => "discarded",
     }
 }
 

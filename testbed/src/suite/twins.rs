@@ -211,7 +211,8 @@ impl ProbeResult {
     /// The message without the body, which the daemon keeps from the kubelet.
     fn message_kind(&self) -> &str {
         match self.outcome {
-            Outcome::Success => "",
+            // Of an error the kubelet has the prober's own words.
+            Outcome::Success | Outcome::Discarded => "",
             Outcome::Warning => self.message.split(", ").next().unwrap_or_default(),
             Outcome::Failure => &self.message,
         }

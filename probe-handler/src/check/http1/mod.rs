@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use thiserror::Error;
 
 use self::chunked::Chunked;
+use super::redirect::is_redirect;
 use super::{BODY_LIMIT, HEAD_LIMIT};
 
 mod chunked;
@@ -25,6 +26,13 @@ pub struct ResponseHead {
     pub status: u16,
     /// The first `Location`, if there is one and it is not empty.
     pub location: Option<Vec<u8>>,
+}
+
+impl ResponseHead {
+    /// Whether it is a redirect that Go's client would consider. The body of one is no matter to it.
+    pub fn leads_on(&self) -> bool {
+        is_redirect(self.status) && self.location.is_some()
+    }
 }
 
 /// Why there is no whole response.

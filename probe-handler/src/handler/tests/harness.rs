@@ -289,7 +289,7 @@ pub(super) fn http(port: u16, target: &str) -> Action {
         scheme: Scheme::Http,
         port,
         target: target.to_owned(),
-        headers: Vec::new(),
+        user_agent: None,
     }
 }
 

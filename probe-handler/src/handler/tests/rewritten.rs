@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
 use super::harness::*;
 use super::servers::{Grpc, Key, TlsApp};
-use crate::check::verdict::Reason;
+use crate::check::verdict::{Outcome, Reason};
 use crate::handler::table::Routes;
 use crate::pods::model::{Action, ProbeKind, Scheme};
 
@@ -53,7 +56,7 @@ fn https(address: SocketAddr, target: &str) -> Action {
         scheme: Scheme::Https,
         port: address.port(),
         target: target.to_owned(),
-        headers: Vec::new(),
+        user_agent: None,
     }
 }
 
@@ -62,13 +65,16 @@ async fn the_app_gets_the_original_request() {
     let app = App::saying(OK).await;
     let agent = nobody();
     let action = http(app.address.port(), "/healthz?full=1");
-    let headers = format!("Host: {agent}\r\nX-B: 1\r\nx-a: 2\r\nTE: x\r\n");
+    let headers = format!(
+        "Host: {agent}\r\nX-B: 1\r\nx-a: 2\r\nProxy-Authorization: Basic eDp5\r\nTE: x\r\n"
+    );
     assert_eq!(
         probe_with(action, agent, &headers).await,
         (200, Reason::Healthy)
     );
     let expect = format!(
-        "GET /healthz?full=1 HTTP/1.1\r\nHost: {}\r\nX-B: 1\r\nx-a: 2\r\nConnection: close\r\n\r\n",
+        "GET /healthz?full=1 HTTP/1.1\r\nHost: {}\r\nX-B: 1\r\nx-a: 2\r\nProxy-Authorization: Basic eDp5\r\n\
+         TE: x\r\nConnection: close\r\n\r\n",
         app.address
     );
     assert_eq!(app.seen(), [(IN_POD, expect)]);
@@ -256,4 +262,56 @@ async fn a_check_over_http2_that_ran_out_of_time_leaves_nothing_behind() {
     while app.open.load(Ordering::SeqCst) > 0 {
         tokio::task::yield_now().await;
     }
+}
+
+/// An app without TLS, as Go's server is one: it tells whoever speaks TLS to it, in plaintext. What it was asked.
+async fn plaintext_app() -> (SocketAddr, tokio::task::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+    let address = listener.local_addr().expect("address");
+    let asked = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut bytes = vec![0; 4096];
+            let length = stream.read(&mut bytes).await.expect("bytes");
+            let head = String::from_utf8_lossy(&bytes[..length]).into_owned();
+            let plain = head.starts_with("GET ");
+            let status = if plain {
+                "404 Not Found"
+            } else {
+                "400 Bad Request"
+            };
+            let answer = format!("HTTP/1.0 {status}\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.expect("written");
+            if plain {
+                return head;
+            }
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn an_https_hook_that_is_answered_in_plaintext_is_tried_again_without_tls() {
+    let (app, asked) = plaintext_app().await;
+    let agent = nobody();
+    let hook = route(ProbeKind::PostStart, https(app, "/start"), LONG);
+    let paths = HashMap::from([(PATH.to_owned(), Arc::clone(&hook))]);
+    let world = World::new([endpoint(agent, Routes::Rewritten(paths))]).await;
+    let request = format!(
+        "GET {PATH} HTTP/1.1\r\nHost: {agent}\r\nAuthorization: Basic eDp5\r\nX-A: 1\r\n\r\n"
+    );
+    assert_eq!(world.status(agent, &request).await, 404);
+    let verdict = verdict(&hook).await;
+    assert_eq!(verdict.outcome(true), Outcome::Success, "{verdict:?}");
+    assert_eq!(
+        asked.await.expect("asked"),
+        format!("GET /start HTTP/1.1\r\nHost: {app}\r\nX-A: 1\r\nConnection: close\r\n\r\n")
+    );
+}
+
+#[tokio::test]
+async fn an_https_probe_that_is_answered_in_plaintext_fails() {
+    let (app, asked) = plaintext_app().await;
+    assert_eq!(probe(https(app, "/")).await, (500, Reason::Tls));
+    asked.abort();
 }

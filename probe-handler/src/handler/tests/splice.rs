@@ -25,7 +25,7 @@ fn routes(port: u16, timeout: Duration) -> (Arc<Route>, Arc<Route>, NativeRoutes
         scheme: Scheme::Https,
         port,
         target: "/".to_owned(),
-        headers: Vec::new(),
+        user_agent: None,
     };
     let grpc = Action::Grpc {
         port,

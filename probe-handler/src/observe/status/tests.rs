@@ -23,7 +23,7 @@ fn http(target: &str) -> Action {
         scheme: Scheme::Http,
         port: 8080,
         target: target.to_owned(),
-        headers: Vec::new(),
+        user_agent: None,
     }
 }
 

@@ -38,7 +38,7 @@ fn http(port: u16, target: &str) -> Action {
         scheme: Scheme::Http,
         port,
         target: target.to_owned(),
-        headers: Vec::new(),
+        user_agent: None,
     }
 }
 
@@ -111,7 +111,7 @@ fn protocols_on_one_port_are_kept_apart() {
         scheme: Scheme::Https,
         port: 80,
         target: "/s".to_owned(),
-        headers: Vec::new(),
+        user_agent: None,
     };
     let grpc = Action::Grpc {
         port: 80,
@@ -262,7 +262,7 @@ fn any_probe() -> impl Strategy<Value = Probe> {
                 scheme: if n == 2 { Scheme::Http } else { Scheme::Https },
                 port,
                 target,
-                headers: Vec::new(),
+                user_agent: None,
             },
         }
     });

@@ -328,3 +328,18 @@ fn a_pod_that_was_not_rewritten_is_all_native() {
     assert_eq!(recovered.rewritten, None);
     assert_eq!(recovered.native.len(), 1);
 }
+
+#[test]
+fn container_and_kind_are_what_the_spec_declares_whatever_the_path_calls_them() {
+    let path = format!("/app-lifecycle/{}/prestopz", "x".repeat(10_000));
+    let probers = json!({&path: {"httpGet": {"port": 80}}}).to_string();
+    let hello = json!({"readinessProbe": rewritten_get(&path, 15020)});
+    let recovered = recover_from(&istio(hello, &probers, json!({})));
+    let originals = recovered.rewritten.expect("rewritten").originals;
+    let [(_, probe)] = &originals[..] else {
+        panic!("{originals:?}");
+    };
+    assert_eq!(probe.container, "hello");
+    assert_eq!(probe.kind, ProbeKind::Readiness);
+    assert_eq!(probe.timeout, Some(Duration::from_secs(3)), "as declared");
+}

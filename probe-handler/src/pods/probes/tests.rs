@@ -44,7 +44,7 @@ fn http(scheme: Scheme, port: u16, target: &str) -> Action {
         scheme,
         port,
         target: target.to_owned(),
-        headers: Vec::new(),
+        user_agent: None,
     }
 }
 
@@ -121,21 +121,62 @@ fn http_get_becomes_what_the_kubelet_sends() {
 }
 
 #[test]
-fn headers_are_kept_in_order_host_included() {
+fn a_declared_user_agent_is_kept() {
     let action = only_action(
         json!({"readinessProbe": {"httpGet": {"port": 80, "httpHeaders": [
-        {"name": "Host", "value": "app.example"}, {"name": "X-A", "value": "1"}]}}}),
+        {"name": "Host", "value": "app.example"}, {"name": "user-agent", "value": " ours "}]}}}),
     );
-    let Action::Http { headers, .. } = action else {
+    let Action::Http { user_agent, .. } = action else {
         panic!("{action:?}");
     };
-    assert_eq!(
-        headers,
-        [
-            ("Host".to_owned(), "app.example".to_owned()),
-            ("X-A".to_owned(), "1".to_owned())
-        ]
-    );
+    assert_eq!(user_agent.as_deref(), Some("ours"));
+}
+
+#[test]
+fn a_request_that_would_not_be_read_is_left_alone() {
+    let spec =
+        |probe: Value| json!({"spec": {"containers": [{"name": "web", "livenessProbe": probe}]}});
+    let header = |bytes: usize| json!({"name": "X", "value": "x".repeat(bytes)});
+    for (get, fits) in [
+        (
+            json!({"port": 80, "path": format!("/{}", "p".repeat(15_000))}),
+            true,
+        ),
+        (
+            json!({"port": 80, "path": format!("/{}", "p".repeat(16_000))}),
+            false,
+        ),
+        // Each takes three bytes on the wire.
+        (
+            json!({"port": 80, "path": format!("/{}", " ".repeat(6_000))}),
+            false,
+        ),
+        (
+            json!({"port": 80, "httpHeaders": [header(7_000), header(7_000)]}),
+            true,
+        ),
+        (
+            json!({"port": 80, "httpHeaders": [header(9_000), header(9_000)]}),
+            false,
+        ),
+        (
+            json!({"port": 80, "httpHeaders": vec![header(1); 250]}),
+            true,
+        ),
+        (
+            json!({"port": 80, "httpHeaders": vec![header(1); 260]}),
+            false,
+        ),
+    ] {
+        let pod = pod(spec(json!({"httpGet": get})));
+        let (probes, left_alone) = probes(&pod, &[]);
+        assert_eq!(probes.len(), usize::from(fits));
+        for one in &left_alone {
+            assert!(matches!(one.why, Why::TooLong { .. }), "{one}");
+        }
+    }
+    let grpc = json!({"grpc": {"port": 1, "service": "s".repeat(16_000)}});
+    assert!(probes(&pod(spec(grpc)), &[]).0.is_empty());
 }
 
 #[test]

@@ -233,3 +233,42 @@ fn what_is_left_alone_is_told_beside_what_is_served() {
     assert!(understood.pod.is_some());
     assert_eq!(understood.left_alone[0].why, Why::Exec);
 }
+
+/// A pod with `count` containers, each with one probe of `path`.
+fn crowded(count: usize, path: &str) -> Understood {
+    let container = |n: usize| json!({"name": format!("c{n}"), "livenessProbe": {"httpGet": {"port": n + 1, "path": path}}});
+    let mut containers: Vec<_> = (0..count).map(container).collect();
+    containers.push(json!({"name": "istio-proxy"}));
+    make(with("/spec/containers", json!(containers)))
+}
+
+#[test]
+fn no_pod_has_more_served_than_is_kept_of_one() {
+    for (count, path, served) in [
+        (1_000, "/healthz", 1_000),
+        (1_100, "/healthz", 1_000),
+        (5, &format!("/{}", "p".repeat(14_999))[..], 4),
+    ] {
+        let understood = crowded(count, path);
+        let pod = understood.pod.expect("served");
+        assert_eq!(pod.probes.len(), served);
+        assert_eq!(understood.left_alone.len(), count - served);
+        assert!(
+            understood
+                .left_alone
+                .iter()
+                .all(|one| one.why == Why::TooMany)
+        );
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_pods_texts_is_bounded() {
+    let odd = format!("/%zz{}", "x".repeat(1 << 20));
+    let understood = make(with(
+        "/spec/containers/0/livenessProbe",
+        json!({"httpGet": {"port": 80, "path": odd}}),
+    ));
+    let told = understood.left_alone[0].to_string();
+    assert!(told.len() < 1_000, "{} bytes", told.len());
+}
