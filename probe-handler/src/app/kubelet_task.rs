@@ -15,12 +15,15 @@ use crate::observe::metrics::Metrics;
 use crate::observe::readiness::{BlockReady, Readiness};
 
 /// How often to look. A restarted kubelet must be attached to within 100 ms; a look at one that is still
-/// there is two small reads.
+/// there is three small reads.
 const PERIOD: Duration = Duration::from_millis(40);
 /// What readiness waits for while the programs are not attached.
 pub const AWAITED: &str = "kubelet";
 /// How long to wait before a kubelet that could not be attached to is tried again: that takes some work.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// No process has this id (`PID_MAX_LIMIT` of include/linux/threads.h).
+const NO_PROCESS: u32 = u32::MAX;
 
 /// The programs and where they are attached.
 pub struct Attachment {
@@ -48,6 +51,17 @@ impl Attachment {
             trouble: None,
             draining: false,
             part_of_more,
+        }
+    }
+
+    /// Forgets the kubelet, which is gone: the programs may stay where they are, but its process id may be another
+    /// process's before long.
+    fn detach_from_process(&mut self, config: &ConfigMap) {
+        let filter = self.kubelet.take().and_then(|kubelet| kubelet.filter);
+        if filter.is_some()
+            && let Err(error) = config.update(|config| config.kubelet_pid = NO_PROCESS)
+        {
+            tracing::warn!(%error, "cannot tell the programs that the kubelet is gone");
         }
     }
 
@@ -149,7 +163,7 @@ pub async fn run(
             Err(error) => error.to_string(),
         };
         // Wherever the programs still are, the kubelet that is to be served is not there.
-        attachment.kubelet = None;
+        attachment.detach_from_process(&config);
         if waiting.is_none() {
             waiting = Some(readiness.block(AWAITED));
         }

@@ -24,8 +24,8 @@ const SEARCH_PERIOD: Duration = Duration::from_millis(50);
 /// How often to see whether the namespace at the path is still the same.
 const IDENTITY_PERIOD: Duration = Duration::from_millis(250);
 
-/// At how many addresses a pod is served at most: those who may configure its interfaces can make any number.
-const ADDRESSES: usize = 32;
+/// How many addresses of a pod are looked at: those who may configure its interfaces can make any number.
+const ADDRESSES: usize = 1024;
 /// How many changes of a pod's addresses are followed at once in a second.
 const CHANGES: u32 = 16;
 

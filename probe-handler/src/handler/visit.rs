@@ -23,7 +23,7 @@ use crate::check::http::HttpCheck;
 use crate::check::request::Request;
 use crate::check::verdict::Reason;
 use crate::check::{Finding, grpc, tcp};
-use crate::pods::model::Action;
+use crate::pods::model::{Action, Way};
 
 /// How long the kubelet has for its first bytes where no probe of the endpoint has a longer timeout.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -33,6 +33,9 @@ const SPLICE_BYTES: usize = 64 * 1024;
 
 /// How long an app may go on with a spliced probe after the kubelet has hung up.
 const SPLICE_GRACE: Duration = Duration::from_secs(1);
+
+/// What there is to say of a pod whose sockets may be elsewhere.
+const ELSEWHERE: &str = "nothing listens in the pod's network namespace, pilot-agent neither: the app is in a guest, or not up yet";
 
 /// One connection.
 pub(super) struct Visit<'a> {
@@ -58,8 +61,7 @@ impl Visit<'_> {
         match decision {
             Decision::More | Decision::Relay => {
                 debug!(address = %self.endpoint.address, "no declared probe: relayed");
-                self.handler.metrics.relayed("undeclared");
-                Box::pin(relay(self.kubelet, self.endpoint.address, &self.bytes)).await;
+                self.relay("undeclared").await;
             }
             Decision::Splice(route) => {
                 let spliced = match pod.admit() {
@@ -85,6 +87,9 @@ impl Visit<'_> {
                 };
                 if finding.reason == Reason::Dial {
                     self.stand_aside(&route, finding).await;
+                } else if finding.reason == Reason::Refused && self.is_elsewhere(&route).await {
+                    self.conclude(&route, Finding::without_answer(Reason::Dial, ELSEWHERE));
+                    self.relay("elsewhere").await;
                 } else {
                     self.answer(&route, finding, spent).await;
                 }
@@ -164,7 +169,24 @@ impl Visit<'_> {
             "the pod cannot be dialled from inside: relayed as if we did not exist"
         );
         self.conclude(route, finding);
-        self.handler.metrics.relayed("not_dialled");
+        self.relay("not_dialled").await;
+    }
+
+    /// Whether the pod's sockets are elsewhere, in a guest as under Kata: where pilot-agent itself, whose probes these
+    /// are but for us, does not listen in the pod's network namespace either, the app's refusal says nothing.
+    async fn is_elsewhere(&self, route: &Route) -> bool {
+        let agent = dial(&*self.endpoint.pod.dialer, self.endpoint.address);
+        route.way == Way::Takeover
+            && tokio::select! {
+                biased;
+                agent = agent => agent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused),
+                () = expired(Some(self.since + PATIENCE)) => false,
+            }
+    }
+
+    /// Leaves it to where the kubelet wanted to go, counted as `why`.
+    async fn relay(self, why: &'static str) {
+        self.handler.metrics.relayed(why);
         Box::pin(relay(self.kubelet, self.endpoint.address, &self.bytes)).await;
     }
 

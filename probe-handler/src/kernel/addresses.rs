@@ -101,11 +101,12 @@ impl Routes {
     }
 }
 
-/// No route, or one of type `unreachable` or `prohibit` (Linux net/ipv4/fib_semantics.c `fib_props`).
+/// No route, or one of type `unreachable`, `prohibit` or `blackhole` (Linux net/ipv4/fib_semantics.c `fib_props`), as Calico
+/// has for a block of addresses until each of them has a route of its own.
 fn leads_nowhere(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES)
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL)
     )
 }
 

@@ -163,14 +163,16 @@ impl Finder {
         })
     }
 
-    /// Finds the kubelet as it is now. `last` is looked at first, and costs two small reads while it lives.
+    /// Finds the kubelet as it is now. `last` is looked at first, and costs three small reads while it lives.
     ///
     /// # Errors
     /// Everything in [`Error`].
     pub fn find(&mut self, last: Option<&Kubelet>) -> Result<Kubelet, Error> {
         let alive = last.and_then(|last| {
             let pid = last.pid?;
-            (start_time(pid) == Some(last.started)).then_some(pid)
+            // It may have become another program since: `k3s kubectl` was called k3s for a moment.
+            let named = comm(pid).is_some_and(|comm| self.is_kubelet(&comm));
+            (named && start_time(pid) == Some(last.started)).then_some(pid)
         });
         if alive.is_some() {
             // Their ids may be other processes' by the time the kubelet is looked for again.
@@ -187,7 +189,7 @@ impl Finder {
                         pid
                     }
                 };
-                (Some(pid), cgroup::of_process(pid, &self.mount_point)?)
+                (Some(pid), self.cgroup_of(pid)?)
             }
         };
         let cgroup_id = cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup {
@@ -234,14 +236,26 @@ impl Finder {
             return Ok(alive);
         }
         processes.retain(|pid| comm(*pid).is_some_and(|comm| self.is_kubelet(&comm)));
-        let oldest = processes.into_iter().min_by_key(|pid| start_time(*pid));
+        let oldest = oldest_first(processes).first().copied();
         self.named |= oldest.is_some();
         if oldest.is_none() && self.named {
-            return Err(Error::NotFound {
-                names: self.search.names.clone(),
-            });
+            return Err(self.not_found());
         }
         Ok(oldest)
+    }
+
+    fn not_found(&self) -> Error {
+        Error::NotFound {
+            names: self.search.names.clone(),
+        }
+    }
+
+    /// The cgroup of a kubelet, which may end while it is looked at.
+    fn cgroup_of(&self, kubelet: u32) -> Result<PathBuf, Error> {
+        cgroup::of_process(kubelet, &self.mount_point).map_err(|error| match start_time(kubelet) {
+            Some(_) => error.into(),
+            None => self.not_found(),
+        })
     }
 
     /// Names cgroups as the kubelet does, also from a container's own cgroup namespace.
@@ -289,6 +303,7 @@ impl Finder {
     /// pod's cgroup (but on a node that is itself a pod, where all are). When they are all in one cgroup, the
     /// oldest is it (others are its children, about to become something else).
     fn choose(&self, found: Vec<u32>) -> Result<u32, Error> {
+        let found = oldest_first(found);
         let ours = NetnsId::at(Path::new("/proc/self/ns/net")).ok();
         let theirs = |pid: u32| NetnsId::at(Path::new(&format!("/proc/{pid}/ns/net"))).ok();
         let mut here: Vec<u32> = found
@@ -300,14 +315,11 @@ impl Finder {
         if !is_in_pod(INIT) {
             here.retain(|pid| !is_in_pod(*pid));
         }
-        here.sort_unstable_by_key(|pid| start_time(*pid));
         match (here.as_slice(), found.first()) {
             ([], Some(pid)) if elsewhere => Err(Error::OtherNetwork { pid: *pid }),
-            ([], _) => Err(Error::NotFound {
-                names: self.search.names.clone(),
-            }),
+            ([], _) => Err(self.not_found()),
             ([first, rest @ ..], _) => {
-                let cgroup = cgroup::of_process(*first, &self.mount_point)?;
+                let cgroup = self.cgroup_of(*first)?;
                 let elsewhere = rest.iter().any(|pid| {
                     cgroup::of_process(*pid, &self.mount_point).is_ok_and(|other| other != cgroup)
                 });
@@ -319,6 +331,16 @@ impl Finder {
             }
         }
     }
+}
+
+/// Those of `processes` that live, the oldest first.
+fn oldest_first(processes: Vec<u32>) -> Vec<u32> {
+    let mut living: Vec<(u64, u32)> = processes
+        .into_iter()
+        .filter_map(|pid| Some((start_time(pid)?, pid)))
+        .collect();
+    living.sort_unstable();
+    living.into_iter().map(|(_, pid)| pid).collect()
 }
 
 /// Whether process ids here are those that the programs see: the initial pid namespace has a fixed inode
@@ -368,8 +390,10 @@ fn is_in_pod(pid: u32) -> bool {
         .is_ok_and(|cgroups| names_a_pod(&cgroups))
 }
 
-/// Field 22 of /proc/pid/stat; none for a process that is gone or a zombie.
+/// Field 22 of /proc/pid/stat; none for a process that is gone, a zombie, or killed and about to go: one of its threads may
+/// hang in the kernel (on a file server that is away) long after its successor was started.
 pub(super) fn start_time(pid: u32) -> Option<u64> {
+    const KILLED: u64 = 1 << (libc::SIGKILL - 1);
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, parentheses and spaces included.
     let mut fields = stat.get(stat.rfind(')')? + 2..)?.split(' ');
@@ -377,7 +401,10 @@ pub(super) fn start_time(pid: u32) -> Option<u64> {
     if matches!(state, "Z" | "X") {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    let started = fields.nth(18)?.parse().ok()?;
+    // Field 31: the signals that the thread has still to take.
+    let pending: u64 = fields.nth(8)?.parse().ok()?;
+    (pending & KILLED == 0).then_some(started)
 }
 
 #[cfg(test)]

@@ -20,6 +20,10 @@ const MIN_IN_FLIGHT: usize = 16;
 /// send the next while we have not yet noticed that it hung up on the last.
 const IN_FLIGHT_PER_ROUTE: usize = 4;
 
+/// At how many addresses a pod is served at most while its status names none: those who may configure its interfaces can
+/// make any number.
+const UNNAMED: usize = 32;
+
 /// Where a pod can be served.
 #[derive(Clone)]
 pub struct Placement {
@@ -77,12 +81,14 @@ impl Entry {
     /// To be called when pod or placement have changed.
     fn settle(&mut self) {
         let ips = self.named();
+        let most = if ips.is_empty() { UNNAMED } else { usize::MAX };
         self.addresses = self
             .placement
             .iter()
             .flat_map(|placement| &placement.addresses)
             .map(IpAddr::to_canonical)
             .filter(|address| ips.is_empty() || ips.contains(address))
+            .take(most)
             .collect();
         self.wanted = None;
     }

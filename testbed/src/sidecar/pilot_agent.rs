@@ -26,14 +26,19 @@ impl PilotAgent {
         Self { pod_ip, probers }
     }
 
-    /// Answers one request.
-    pub(super) async fn serve(self: Arc<Self>, mut stream: TcpStream) -> Result<()> {
+    /// Answers one request, of which `asked` is told.
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        mut stream: TcpStream,
+        asked: impl FnOnce(),
+    ) -> Result<()> {
         let mut head = Vec::new();
         while !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
             if head.len() > HEAD_LIMIT || stream.read_buf(&mut head).await? == 0 {
                 bail!("no request");
             }
         }
+        asked();
         let head = String::from_utf8_lossy(&head);
         let target = head.split(' ').nth(1).unwrap_or_default();
         let path = target.split('?').next().unwrap_or_default();

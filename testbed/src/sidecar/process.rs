@@ -147,8 +147,8 @@ pub fn main(args: &Args) -> Result<()> {
                 let agent = Arc::new(PilotAgent::new(spec.pod_ip, spec.probers));
                 let counters = Arc::clone(&counters);
                 serve(listeners, move |stream| {
-                    count(&counters.pilot_agent);
-                    Arc::clone(&agent).serve(stream)
+                    let counters = Arc::clone(&counters);
+                    Arc::clone(&agent).serve(stream, move || count(&counters.pilot_agent))
                 })?;
             }
             rpc::serve(&"ready", move |()| {

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use probe_handler::kernel::addresses::Routes;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
@@ -35,11 +36,39 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("namespace-gone-and-back", || gone_and_back(&env));
     cases.case("address-moved", || moved(&env));
     cases.case("address-claimed-twice", || claimed_twice(&env));
+    cases.case("address-before-its-route", || before_its_route(&env));
     let full = Env::start(cases, &["--endpoints-capacity", "2"])?;
     cases.case("map-full", || map_full(&full));
     drop(full);
     cases.case("full-accept-queue", || full_accept_queue(&env));
     cases.case("churn", || churn(&env));
+    Ok(())
+}
+
+/// Where a block of addresses leads nowhere until each has a route of its own (Calico), one of them is not the node's for
+/// that, nor is it unknown whose it is.
+fn before_its_route(env: &Env) -> Result<()> {
+    let node = NetNs::new(&env.run, "blocks")?;
+    for kind in ["blackhole", "unreachable", "prohibit"] {
+        let routes = ["192.0.2.0/26", "2001:db8::/122"];
+        node.ip(&routes
+            .map(|block| format!("route add {kind} {block}\n"))
+            .concat())?;
+        node.run(|| {
+            let routes = Routes::new()?;
+            for address in ["192.0.2.1", "2001:db8::1"] {
+                let is_local = routes.is_local(address.parse()?);
+                ensure!(
+                    matches!(is_local, Ok(false)),
+                    "{kind} {address}: {is_local:?}"
+                );
+            }
+            Ok(())
+        })?;
+        node.ip(&routes
+            .map(|block| format!("route del {kind} {block}\n"))
+            .concat())?;
+    }
     Ok(())
 }
 

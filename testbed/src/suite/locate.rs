@@ -128,6 +128,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("sandbox-replaced", || replaced(&node()?));
     cases.case("app-outlives-its-sandbox", || outlived(&node()?));
     cases.case("host-network", || host_network(&node()?));
+    cases.case("a-users-own-cgroups-are-no-pods", || delegated(&node()?));
     cases.case("monitor-in-the-nodes-network", || monitor(&node()?));
     cases.case("namespace-inside-a-container", || nested(&node()?));
     cases.case("many-at-once", || many_at_once(&node()?));
@@ -349,6 +350,28 @@ fn host_network(node: &Node) -> Result<()> {
         "the node's namespace is no pod's"
     );
     followed.quiet()
+}
+
+/// systemd gives a user cgroups in which to make others. What is named there as a starting pod's is not looked at.
+fn delegated(node: &Node) -> Result<()> {
+    const USER: u32 = 65534;
+    for above in ["user.slice/user@1000.service", "a.slice"] {
+        let mut pod = node.hierarchies.pod(&format!("{above}/kubepods/pod{UID}"));
+        for root in node.hierarchies.roots() {
+            let given = root.join(above);
+            fs::create_dir_all(&given)?;
+            std::os::unix::fs::chown(&given, Some(USER), None)?;
+        }
+        pod.make()?;
+        let followed = node.follow(UID);
+        let _impostor = pod.container(Network::New)?;
+        ensure!(
+            matches!(followed.next()?, (_, Err(Absence::NoCgroup))),
+            "the pod has no cgroup yet"
+        );
+        followed.quiet()?;
+    }
+    Ok(())
 }
 
 /// CRI-O may keep its monitor, which is in the node's network, in the pod's cgroup.

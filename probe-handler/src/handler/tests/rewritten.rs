@@ -13,7 +13,7 @@ use super::harness::*;
 use super::servers::{Grpc, Key, TlsApp};
 use crate::check::verdict::{Outcome, Reason};
 use crate::handler::table::Routes;
-use crate::pods::model::{Action, ProbeKind, Scheme};
+use crate::pods::model::{Action, ProbeKind, Scheme, Way};
 
 /// The timeout of probes that are to run out of time.
 const SECOND: Duration = Duration::from_secs(1);
@@ -111,6 +111,28 @@ async fn paths_that_are_not_the_tables_are_relayed_to_the_agent() {
         assert_ne!(agent.seen().pop().expect("the agent was reached").0, IN_POD);
     }
     assert_eq!(app.seen(), []);
+}
+
+/// What a taken-over probe of a closed port gets while pilot-agent is at `agent`, and why.
+async fn refused_app(agent: SocketAddr) -> (std::io::Result<String>, Reason) {
+    let mut route = route(ProbeKind::Liveness, http(nobody().port(), "/"), LONG);
+    Arc::get_mut(&mut route).expect("ours alone").way = Way::Takeover;
+    let paths = HashMap::from([(PATH.to_owned(), Arc::clone(&route))]);
+    let world = World::new([endpoint(agent, Routes::Rewritten(paths))]).await;
+    let answer = world.ask(agent, &get(agent, PATH)).await;
+    (answer, verdict(&route).await.reason)
+}
+
+#[tokio::test]
+async fn where_pilot_agent_does_not_listen_inside_either_a_refusal_says_nothing() {
+    let agent = App::saying("HTTP/1.1 200 Agent\r\n\r\n").await;
+    let (answer, reason) = refused_app(agent.address).await;
+    assert!(answer.expect("an answer").starts_with("HTTP/1.1 500 "));
+    assert_eq!(reason, Reason::Refused);
+    assert!(agent.seen().is_empty(), "no request");
+    let (answer, reason) = refused_app(nobody()).await;
+    assert!(answer.is_err() || answer.is_ok_and(|answer| answer.is_empty()));
+    assert_eq!(reason, Reason::Dial, "relayed, to nobody here");
 }
 
 #[tokio::test]

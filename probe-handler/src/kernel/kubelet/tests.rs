@@ -193,3 +193,50 @@ fn our_own_cgroup_is_not_the_kubelets() {
     let mut finder = finder("no-such-process", Some(&own));
     assert!(matches!(finder.find(None), Err(Error::Own { .. })));
 }
+
+#[test]
+fn what_a_kubelets_process_becomes_is_not_the_kubelet() {
+    let directory = tempfile::tempdir().expect("directory");
+    let program = directory.path().join(name("execs"));
+    std::os::unix::fs::symlink("/bin/sh", &program).expect("link");
+    let mut process = Command::new(program)
+        .args(["-c", "read go && exec /bin/cat"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("sh");
+    let pid = process.id();
+    let mut finder = finder(&name("execs"), None);
+    let found = finder.find(None).expect("a kubelet");
+    assert_eq!(found.pid, Some(pid));
+    let stdin = process.stdin.as_mut().expect("a pipe");
+    stdin.write_all(b"\n").expect("told");
+    while comm(pid).is_none_or(|comm| comm != "cat") {
+        std::thread::yield_now();
+    }
+    let gone = finder.find(Some(&found)).expect_err("it is cat now");
+    assert!(matches!(gone, Error::NotFound { .. }), "{gone}");
+    process.kill().expect("killed");
+    let _ = process.wait();
+}
+
+#[test]
+fn a_dead_kubelet_that_nobody_has_reaped_is_none() {
+    let name = name("zombie");
+    let mut dead = Late::new(&name);
+    dead.go(&name);
+    let started = start_time(dead.process.id());
+    assert!(started.is_some());
+    dead.process.kill().expect("killed");
+    while start_time(dead.process.id()).is_some() {
+        std::thread::yield_now();
+    }
+    assert_eq!(comm(dead.process.id()), Some(name.clone()), "still there");
+    let by_name = finder(&name, None).find(None).expect_err("it is dead");
+    assert!(matches!(by_name, Error::NotFound { .. }), "{by_name}");
+
+    let mut living = Late::new(&name);
+    living.go(&name);
+    let cgroup = cgroup_of(&[dead.process.id(), living.process.id()]);
+    let found = finder(&name, Some(cgroup.path())).find(None);
+    assert_eq!(found.expect("a kubelet").pid, Some(living.process.id()));
+}

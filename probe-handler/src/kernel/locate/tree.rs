@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -272,6 +273,10 @@ impl Tree {
     }
 
     fn add_child(&mut self, events: &Events, path: &Path, name: &OsStr, root: usize, place: Place) {
+        // Users may have cgroups in which they make others (systemd's `Delegate=`): what is called a pod there is none.
+        if !is_ours(path) {
+            return;
+        }
         match (child(name, place), place) {
             (Kind::Pods, _) => self.add_dir(events, path, root, Place::Pods),
             (Kind::Pod(uid), _) => {
@@ -350,6 +355,12 @@ impl Tree {
             wanted.changes.send_replace(());
         }
     }
+}
+
+/// Whether the directory belongs to the user that we act for, as the kubelet's and the runtime's do. Where a user
+/// namespace is given cgroups of its own, these are below a pod's.
+fn is_ours(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|dir| dir.uid() == nix::unistd::geteuid().as_raw())
 }
 
 fn child(name: &OsStr, place: Place) -> Kind {

@@ -82,3 +82,19 @@ fn a_pod_that_changes_its_address_where_it_is_is_held_to_its_status() {
     bench.place(1, 1, &["10.0.0.2"]);
     bench.serves(&[]);
 }
+
+/// A container with CAP_NET_ADMIN may give its pod any number of addresses.
+#[test]
+fn the_address_that_the_status_names_is_served_among_however_many() {
+    let others: Vec<String> = (1..=100).map(|n| format!("10.0.0.{n}")).collect();
+    let mut all: Vec<&str> = others.iter().map(String::as_str).collect();
+    all.push("10.0.1.1");
+    let mut bench = Bench::with(&[(1, &all)]);
+    let mut unnamed = named(80, "10.0.1.1");
+    unnamed[0].ips.clear();
+    let _ = bench.replace(unnamed);
+    let first: Vec<String> = (1..=32).map(|n| format!("10.0.0.{n}:80")).collect();
+    bench.serves(&first.iter().map(|at| (at.as_str(), 1)).collect::<Vec<_>>());
+    let _ = bench.replace(named(80, "10.0.1.1"));
+    bench.serves(&[("10.0.1.1:80", 1)]);
+}
