@@ -5,11 +5,13 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{HeaderValue, Uri, header::USER_AGENT};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
-use tokio::time::Instant;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
 use tonic::Code;
 use tonic::body::Body;
 use tonic_health::pb::HealthCheckRequest;
@@ -20,6 +22,11 @@ use tower::Service;
 use super::dial::{Dial, dial};
 use super::verdict::Reason;
 use super::{Finding, http2};
+
+/// How long after a failed dial the next one follows.
+const BACKOFF: Duration = Duration::from_secs(1);
+/// How much longer it is each time.
+const BACKOFF_GROWTH: f64 = 1.6;
 
 /// Asks the app at `address` for the health of `service`, under the kubelet's `user_agent`, telling it
 /// `deadline`. Has no timeout of its own.
@@ -42,9 +49,7 @@ async fn call(
     user_agent: Option<&[u8]>,
     deadline: Option<Instant>,
 ) -> Result<Finding, Finding> {
-    let stream = dial(dialer, address)
-        .await
-        .map_err(|error| Finding::dial(&error))?;
+    let stream = dial_again(dialer, address, deadline).await?;
     let (sender, _connection) = http2::connect(stream).await.map_err(http2::failed)?;
     let origin = Uri::builder()
         .scheme("http")
@@ -71,6 +76,29 @@ async fn call(
         ServingStatus::Serving => Finding::healthy(""),
         other => Finding::without_answer(Reason::NotServing, other.as_str_name()),
     })
+}
+
+/// Dials as long as there is time for it: grpc-go tries again where an app does not listen yet, or no more (its
+/// doc/connection-backoff.md: after a second, then 1.6 times as long each time).
+async fn dial_again(
+    dialer: &dyn Dial,
+    address: SocketAddr,
+    deadline: Option<Instant>,
+) -> Result<TcpStream, Finding> {
+    let mut wait = BACKOFF;
+    loop {
+        let error = match dial(dialer, address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => Finding::dial(&error),
+        };
+        let again = Instant::now() + wait;
+        let is_apps = matches!(error.reason, Reason::Refused | Reason::ConnectionClosed);
+        if !is_apps || deadline.is_none_or(|deadline| again >= deadline) {
+            return Err(error);
+        }
+        sleep_until(again).await;
+        wait = wait.mul_f64(BACKOFF_GROWTH);
+    }
 }
 
 /// What a failed call means.
@@ -105,5 +133,57 @@ impl Service<http::Request<Body>> for Transport {
             let _ = request.headers_mut().insert(USER_AGENT, agent.clone());
         }
         Box::pin(self.sender.send_request(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use socket2::{Domain, Socket, Type};
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    struct Plain;
+
+    impl Dial for Plain {
+        fn socket(&self, _to: SocketAddr) -> io::Result<Socket> {
+            Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)
+        }
+    }
+
+    /// An address on which nobody listens before somebody calls `listen`.
+    fn reserved() -> (TcpSocket, SocketAddr) {
+        let socket = TcpSocket::new_v4().expect("socket");
+        socket
+            .bind("127.0.0.1:0".parse().expect("address"))
+            .expect("bound");
+        let address = socket.local_addr().expect("address");
+        (socket, address)
+    }
+
+    #[tokio::test]
+    async fn an_app_that_listens_a_moment_later_is_dialled_again() {
+        let (socket, address) = reserved();
+        let begun = Instant::now();
+        let deadline = Some(begun + Duration::from_secs(60));
+        let listening = async {
+            sleep_until(begun + BACKOFF / 2).await;
+            socket.listen(1).expect("listens")
+        };
+        let (dialled, _listener) = tokio::join!(dial_again(&Plain, address, deadline), listening);
+        assert!(dialled.is_ok());
+        assert!(begun.elapsed() >= BACKOFF);
+    }
+
+    #[tokio::test]
+    async fn it_is_not_where_there_is_no_time_for_it() {
+        let (_socket, address) = reserved();
+        let begun = Instant::now();
+        let deadline = Some(begun + BACKOFF);
+        let refused = dial_again(&Plain, address, deadline).await;
+        assert_eq!(refused.expect_err("nobody listens").reason, Reason::Refused);
+        assert!(begun.elapsed() < BACKOFF, "at once");
     }
 }

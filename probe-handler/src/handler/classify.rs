@@ -131,6 +131,7 @@ mod tests {
             members: vec![(name.to_owned(), kind)],
             action: Action::Tcp { port: 1 },
             timeout: Some(Duration::from_secs(1)),
+            shorter: Vec::new(),
             way: Way::Transparent,
             agents: Vec::new(),
             stats: RouteStats::default(),

@@ -21,29 +21,32 @@ pub(super) fn deadline(route: &Route, since: Instant) -> Option<Instant> {
     Some(since + timeout.saturating_sub(margin))
 }
 
-/// What `check` of a connection that was accepted at `since` finds, unless `deadline` comes or the kubelet hangs up
-/// before.
+/// What `check` of `route`, for a connection that was accepted at `since`, finds, unless its time is over or the
+/// kubelet hangs up before.
 pub(super) async fn bounded(
     check: impl Future<Output = Finding>,
     kubelet: &TcpStream,
+    route: &Route,
     since: Instant,
-    deadline: Option<Instant>,
 ) -> Finding {
     tokio::select! {
         biased;
         finding = check => finding,
-        () = expired(deadline) => {
+        () = expired(deadline(route, since)) => {
             Finding::without_answer(Reason::TimedOut, "no whole answer within the probe's timeout")
         }
-        () = hung_up(kubelet) => given_up(since, deadline),
+        () = hung_up(kubelet) => given_up(route, since),
     }
 }
 
-/// What there is to say of a check for which the kubelet no longer waits. Its clock began when it dialled, which on
-/// a busy node is a while before we accepted: where it hangs up towards the end, its time was over.
-pub(super) fn given_up(since: Instant, deadline: Option<Instant>) -> Finding {
-    let is_late = |deadline: Instant| since.elapsed() >= deadline.duration_since(since) * 9 / 10;
-    match deadline.is_some_and(is_late) {
+/// What there is to say of a check of `route` for which the kubelet no longer waits. Its clock began when it dialled,
+/// which on a busy node is a while before we accepted: where it hangs up towards the end, its time was over. Where
+/// several probes share the route, it may have been one with a shorter timeout.
+pub(super) fn given_up(route: &Route, since: Instant) -> Finding {
+    let elapsed = since.elapsed();
+    let is_late = |deadline: Instant| elapsed >= deadline.duration_since(since) * 9 / 10;
+    let ends = |timeout: &Duration| (*timeout * 9 / 10..*timeout * 11 / 10).contains(&elapsed);
+    match deadline(route, since).is_some_and(is_late) || route.shorter.iter().any(ends) {
         true => Finding::without_answer(
             Reason::TimedOut,
             "no whole answer before the kubelet gave up, at the end of the probe's timeout",
@@ -84,8 +87,21 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::pods::model::{Action, Way};
 
     const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn route(timeout: Option<Duration>) -> Route {
+        Route {
+            members: Vec::new(),
+            action: Action::Tcp { port: 80 },
+            agents: Vec::new(),
+            timeout,
+            shorter: Vec::new(),
+            way: Way::Transparent,
+            stats: Default::default(),
+        }
+    }
 
     /// A kubelet's connection on which it has hung up, and we know it.
     async fn abandoned() -> TcpStream {
@@ -103,7 +119,7 @@ mod tests {
         let ours = abandoned().await;
         tokio::time::pause();
         let since = Instant::now();
-        let deadline = Some(since + TIMEOUT);
+        let mut route = route(Some(TIMEOUT));
         for (elapsed, reason) in [
             (Duration::from_secs(0), Reason::Cancelled),
             (Duration::from_millis(8_900), Reason::Cancelled),
@@ -112,10 +128,33 @@ mod tests {
             (Duration::from_secs(11), Reason::TimedOut),
         ] {
             advance(elapsed.saturating_sub(since.elapsed())).await;
-            let found = bounded(std::future::pending(), &ours, since, deadline).await;
+            let found = bounded(std::future::pending(), &ours, &route, since).await;
             assert_eq!(found.reason, reason, "after {elapsed:?}");
         }
-        let hook = bounded(std::future::pending(), &ours, since, None).await;
+        route.timeout = None;
+        let hook = bounded(std::future::pending(), &ours, &route, since).await;
         assert_eq!(hook.reason, Reason::Cancelled, "it has no timeout");
+    }
+
+    #[tokio::test]
+    async fn so_it_did_when_the_time_of_a_probe_is_over_that_shares_the_route() {
+        let ours = abandoned().await;
+        tokio::time::pause();
+        let since = Instant::now();
+        let mut route = route(Some(TIMEOUT));
+        route.shorter = vec![Duration::from_secs(1), Duration::from_secs(3)];
+        for (millis, reason) in [
+            (800, Reason::Cancelled),
+            (950, Reason::TimedOut),
+            (1_050, Reason::TimedOut),
+            (2_000, Reason::Cancelled),
+            (3_010, Reason::TimedOut),
+            (5_000, Reason::Cancelled),
+            (9_950, Reason::TimedOut),
+        ] {
+            advance(Duration::from_millis(millis).saturating_sub(since.elapsed())).await;
+            let found = bounded(std::future::pending(), &ours, &route, since).await;
+            assert_eq!(found.reason, reason, "after {millis} ms");
+        }
     }
 }

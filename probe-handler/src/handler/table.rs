@@ -62,6 +62,8 @@ pub struct Route {
     pub agents: Vec<String>,
     /// The longest of the members' timeouts; none for lifecycle hooks.
     pub timeout: Option<Duration>,
+    /// The timeouts of other members, which are shorter.
+    pub shorter: Vec<Duration>,
     /// The way by which it is served.
     pub way: Way,
     /// What happened so far.

@@ -157,7 +157,7 @@ impl Visit<'_> {
                 }
             }
         };
-        bounded(check, &self.kubelet, self.since, deadline).await
+        bounded(check, &self.kubelet, route, self.since).await
     }
 
     /// Behaves as if we did not exist: the pod could not be dialled for a reason on the node (its namespace
@@ -227,7 +227,7 @@ impl Visit<'_> {
                 }
                 read = self.kubelet.read_buf(&mut self.bytes), if wants_more => {
                     if !matches!(read, Ok(1..)) {
-                        return Err(given_up(self.since, deadline));
+                        return Err(given_up(route, self.since));
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! From a pod to the endpoints that the handler serves: probes that can't be told apart on the wire
 //! share a route, and all addresses of a pod share their routes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,8 +9,13 @@ use std::time::Duration;
 
 use probe_handler_common::endpoint::{GATE, REDIRECT};
 
+use super::left_alone::PROBES_LIMIT;
 use super::model::{Action, Pod, Probe, Rewritten, Scheme, Way};
 use crate::handler::table::{Endpoint, HttpRoute, NativeRoutes, Route, Routes, ServedPod};
+
+/// At how many endpoints one pod is served at most: two addresses, and each probe on a port of its own. Who may give a
+/// pod addresses is not to fill the kernel's map, which is for all.
+const ENDPOINTS: usize = 2 * PROBES_LIMIT;
 
 /// An endpoint as wanted, before it is bound to a pod that is served.
 #[derive(Clone)]
@@ -99,7 +104,8 @@ impl PodRoutes {
                     routes: routes.clone(),
                 })
         };
-        addresses.into_iter().flat_map(at).collect()
+        let endpoints = addresses.into_iter().flat_map(at);
+        endpoints.take(ENDPOINTS).collect()
     }
 
     /// Every route, each once, in no order.
@@ -225,6 +231,7 @@ impl Group {
                 .map(|probe| (probe.container.clone(), probe.kind))
                 .collect(),
             timeout: longest(all().map(|probe| probe.timeout)),
+            shorter: shorter(all().map(|probe| probe.timeout)),
             agents: all().filter_map(|probe| agent(&probe.action)).collect(),
             action: self.first.action,
             way,
@@ -246,6 +253,16 @@ fn longest(timeouts: impl Iterator<Item = Option<Duration>>) -> Option<Duration>
     timeouts.reduce(|a, b| Some(a?.max(b?))).unwrap_or_default()
 }
 
+/// All but the longest, each once.
+fn shorter(timeouts: impl Iterator<Item = Option<Duration>> + Clone) -> Vec<Duration> {
+    let longest = longest(timeouts.clone());
+    let shorter: BTreeSet<_> = timeouts
+        .filter(|timeout| *timeout != longest)
+        .flatten()
+        .collect();
+    shorter.into_iter().collect()
+}
+
 fn carry_over_native(new: &mut NativeRoutes, old: &NativeRoutes) {
     carry_over_route(new.tcp.as_mut(), old.tcp.as_ref());
     carry_over_route(new.https.as_mut(), old.https.as_ref());
@@ -263,6 +280,7 @@ fn carry_over_route(new: Option<&mut Arc<Route>>, old: Option<&Arc<Route>>) {
         && new.members == old.members
         && new.action == old.action
         && new.timeout == old.timeout
+        && new.shorter == old.shorter
         && new.way == old.way
     {
         *new = Arc::clone(old);

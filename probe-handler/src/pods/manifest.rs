@@ -293,6 +293,15 @@ mod tests {
         assert_eq!(manifest.problems.len(), 1);
     }
 
+    #[test]
+    fn so_is_one_of_a_few_long_texts() {
+        let aliases = vec!["*a"; 10_000].join(",");
+        let bomb = format!("a: &a \"{}\"\nb: [{aliases}]\n", "x".repeat(100_000));
+        let manifest = parse(&bomb, Syntax::Yaml);
+        assert_eq!(manifest.pods, []);
+        assert_eq!(manifest.problems.len(), 1);
+    }
+
     proptest::proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "([a-z:{}\\[\\]&*!|>#%,'\" -]|\n|---\n){0,60}") {

@@ -7,8 +7,10 @@ use serde_json::{Map, Value};
 use super::scalar::resolve;
 use super::tree::{DEPTH, Document, Id, Kind, Malformed};
 
-/// Most values that a document may have once its aliases are followed.
+/// Most values that a document may have once its aliases are followed; a long text counts for several.
 const LIMIT: usize = 1_000_000;
+/// Bytes of text that count for a value.
+const TEXT: usize = 64;
 
 impl Document {
     /// The document as JSON: aliases and merge keys followed, keys made strings. `number` is its own, from
@@ -44,8 +46,15 @@ impl Reader<'_> {
         }
     }
 
+    fn text_len(&self, id: Id) -> usize {
+        match &self.document.nodes[id].kind {
+            Kind::Scalar { text, .. } => text.len(),
+            _ => 0,
+        }
+    }
+
     fn value(&mut self, id: Id, depth: usize) -> Result<Value, Malformed> {
-        self.values += 1;
+        self.values += 1 + self.text_len(id) / TEXT;
         if self.values > LIMIT {
             return Err(self.malformed(id, format!("aliases make this more than {LIMIT} values")));
         }

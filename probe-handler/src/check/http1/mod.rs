@@ -164,7 +164,8 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, R
     let parsed = httparse::ParserConfig::default()
         .allow_multiple_spaces_in_response_status_delimiters(true)
         .allow_obsolete_multiline_headers_in_responses(true)
-        .allow_spaces_after_header_name_in_responses(true)
+        // Lines whose name has a space in it: see `check_lines`.
+        .ignore_invalid_headers_in_responses(true)
         .parse_response_with_uninit_headers(&mut response, buffer, &mut headers);
     let length = match parsed {
         Ok(httparse::Status::Complete(length)) => length,
@@ -174,6 +175,7 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, R
         Err(httparse::Error::Version) => return Err(ResponseError::Malformed("version")),
         Err(_) => return Err(ResponseError::Malformed("header")),
     };
+    check_lines(&buffer[..length])?;
     let status = response.code.unwrap_or_default();
     if status < 100 {
         return Err(ResponseError::Malformed("status code"));
@@ -184,6 +186,46 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, R
         .map(<[u8]>::to_vec);
     let framing = framing(status, response.version.unwrap_or(1), response.headers)?;
     Ok(Some((length, ResponseHead { status, location }, framing)))
+}
+
+/// Whether Go takes the header lines of `head` (its net/textproto `readMIMEHeader`). A name may have spaces in it, and is
+/// no name that anybody looks for then.
+fn check_lines(head: &[u8]) -> Result<(), ResponseError> {
+    const BAD: ResponseError = ResponseError::Malformed("header");
+    let mut lines = head.split(|&byte| byte == b'\n').skip(1).peekable();
+    // The first one can't go on with the status line.
+    if matches!(lines.peek(), Some([b' ' | b'\t', ..])) {
+        return Err(BAD);
+    }
+    for line in lines {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let value = match line {
+            [] => continue,
+            [b' ' | b'\t', ..] => line,
+            _ => {
+                let colon = line.iter().position(|&byte| byte == b':').ok_or(BAD)?;
+                let (name, value) = line.split_at(colon);
+                let is_name = |&byte: &u8| byte == b' ' || is_token(byte);
+                if name.is_empty() || !name.iter().all(is_name) {
+                    return Err(BAD);
+                }
+                value
+            }
+        };
+        if value
+            .iter()
+            .any(|&byte| byte.is_ascii_control() && byte != b'\t')
+        {
+            return Err(BAD);
+        }
+    }
+    Ok(())
+}
+
+/// RFC 9110, 5.6.2.
+const fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
 }
 
 /// How long the body is (Go's `readTransfer`, `parseTransferEncoding` and `fixLength`).

@@ -96,13 +96,31 @@ fn status_lines_are_read_as_go_reads_them() {
 
 #[test]
 fn headers_are_read_as_go_reads_them() {
-    for header in ["X: y", "X:", "X : y", "X: a\r\n b", "X:\tz", "x: \u{fc}"] {
+    for header in [
+        "X: y",
+        "X:",
+        "X : y",
+        "Cache Control: no-cache",
+        "Content-Length : 7",
+        "X: a\r\n b",
+        "X:\tz",
+        "x: \u{fc}",
+    ] {
         check(
             &format!("HTTP/1.1 200 OK\r\n{header}\r\nContent-Length: 0\r\n\r\n"),
             Ok(200),
         );
     }
-    for header in ["no colon", "X\u{fc}: y", "X: \0"] {
+    for header in [
+        "no colon",
+        "X\u{fc}: y",
+        "X: \0",
+        ": y",
+        "X(1): y",
+        " X: y",
+        "X\ty: z",
+        "X: \u{7f}",
+    ] {
         malformed(&format!("HTTP/1.1 200 OK\r\n{header}\r\n\r\n"));
     }
 }

@@ -298,6 +298,7 @@ pub(super) fn route(kind: ProbeKind, action: Action, timeout: Duration) -> Arc<R
         members: vec![("app".to_owned(), kind)],
         action,
         timeout: (!kind.is_hook()).then_some(timeout),
+        shorter: Vec::new(),
         way: Way::Transparent,
         agents: Vec::new(),
         stats: RouteStats::default(),

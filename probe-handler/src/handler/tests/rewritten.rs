@@ -256,7 +256,7 @@ async fn grpc_against_something_else_fails() {
         port,
         service: String::new(),
     };
-    let refused = probe(action(nobody().port())).await;
+    let refused = probe_in_vain(action(nobody().port())).await;
     assert_eq!(refused, (500, Reason::Refused));
     let ssh = super::servers::greeting("SSH-2.0-OpenSSH_9.6\r\n").await;
     let (status, reason) = probe(action(ssh.port())).await;

@@ -27,6 +27,7 @@ fn route(kind: ProbeKind) -> Route {
         members: vec![("app".to_owned(), kind)],
         action: Action::Tcp { port: 80 },
         timeout: None,
+        shorter: Vec::new(),
         way: Way::Transparent,
         agents: Vec::new(),
         stats: Default::default(),

@@ -12,6 +12,7 @@ fn route(kind: ProbeKind, action: Action) -> Arc<Route> {
         members: vec![("app".to_owned(), kind)],
         action,
         timeout: (!kind.is_hook()).then_some(Duration::from_secs(1)),
+        shorter: Vec::new(),
         way: Way::Transparent,
         agents: Vec::new(),
         stats: RouteStats::default(),
