@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 
 use crate::kernel::kubelet::{Finder, Kubelet};
-use crate::kernel::maps::ConfigMap;
+use crate::kernel::maps::ProgramConfig;
 use crate::kernel::preflight::obstacle_remedy;
 use crate::kernel::programs::Programs;
 use crate::observe::metrics::Metrics;
@@ -56,7 +56,7 @@ impl Attachment {
 
     /// Forgets the kubelet, which is gone: the programs may stay where they are, but its process id may be another
     /// process's before long.
-    fn detach_from_process(&mut self, config: &ConfigMap) {
+    fn detach_from_process(&mut self, config: &ProgramConfig) {
         let filter = self.kubelet.take().and_then(|kubelet| kubelet.filter);
         if filter.is_some()
             && let Err(error) = config.update(|config| config.kubelet_pid = NO_PROCESS)
@@ -69,7 +69,7 @@ impl Attachment {
     ///
     /// # Errors
     /// What to tell the operator.
-    pub fn attach(&mut self, config: &ConfigMap, kubelet: Kubelet) -> Result<(), String> {
+    pub fn attach(&mut self, config: &ProgramConfig, kubelet: Kubelet) -> Result<(), String> {
         let part_of_more = kubelet.is_part_of_more();
         self.part_of_more.store(part_of_more, Ordering::Relaxed);
         config
@@ -115,7 +115,7 @@ impl Attachment {
 /// Looks for the kubelet for ever. Not ready while it is not attached to; `waiting`: it was not so far.
 pub async fn run(
     attachment: Arc<Mutex<Attachment>>,
-    config: ConfigMap,
+    config: ProgramConfig,
     mut finder: Finder,
     mut waiting: Option<BlockReady>,
     readiness: Readiness,

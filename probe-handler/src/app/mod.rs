@@ -29,7 +29,7 @@ use crate::handler::Handler;
 use crate::handler::table::EndpointTable;
 use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
 use crate::kernel::locate::Locator;
-use crate::kernel::maps::ConfigMap;
+use crate::kernel::maps::ProgramConfig;
 use crate::kernel::netns::Netns;
 use crate::kernel::programs::{LoadOptions, Programs};
 use crate::kernel::{capabilities, dial};
@@ -128,10 +128,10 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         part_of_more: Arc::clone(&part_of_more),
     });
     let handler = HandlerThread::start(handler, config.handler_port)?;
-    maps.config.update(|programs| {
-        programs.handler_port_v4 = handler.port_v4().into();
-        programs.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
-        programs.netns_cookie = own_netns.cookie().unwrap_or_default();
+    maps.config.update(|config| {
+        config.handler_port_v4 = handler.port_v4().into();
+        config.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
+        config.netns_cookie = own_netns.cookie().unwrap_or_default();
     })?;
 
     let shared = Arc::new(Mutex::new(Shared::new(Registry::new(
@@ -204,7 +204,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
     tracing::info!(
         handler = ?handler.addresses(),
-        admin = ?admin.tcp_address(),
+        admin = %admin.tcp_address().map_or_else(|| "none".to_owned(), |address| address.to_string()),
         admin_socket = %admin.socket_path().display(),
         netns = own_netns.id().inode,
         capabilities = capabilities::effective().join(" "),
@@ -346,7 +346,7 @@ fn check_privileges() -> anyhow::Result<()> {
 fn attach_now(
     config: &AgentConfig,
     attachment: &Mutex<Attachment>,
-    programs: &ConfigMap,
+    program_config: &ProgramConfig,
     ready: BlockReady,
 ) -> anyhow::Result<(Finder, Option<BlockReady>)> {
     let mut finder = Finder::new(search(&config.kubelet))?;
@@ -354,7 +354,7 @@ fn attach_now(
         Ok(kubelet) => {
             attachment
                 .lock()
-                .attach(programs, kubelet)
+                .attach(program_config, kubelet)
                 .map_err(|error| anyhow::anyhow!(error))?;
             Ok((finder, None))
         }
@@ -376,7 +376,7 @@ pub fn search(kubelet: &KubeletConfig) -> Search {
 }
 
 /// Has the programs log each decision through aya-log.
-fn log_from_kernel(programs: &mut Programs, config: &ConfigMap) -> anyhow::Result<()> {
+fn log_from_kernel(programs: &mut Programs, config: &ProgramConfig) -> anyhow::Result<()> {
     use tokio::io::unix::AsyncFd;
     config.update(|config| config.verbose = 1)?;
     let logger = programs.logger().context("cannot read the programs' log")?;

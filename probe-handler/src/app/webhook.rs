@@ -139,17 +139,21 @@ async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
                 registry: Arc::new(registry),
                 readiness: readiness.clone(),
             };
-            Server::observation(address, observation).context(
-                "if another program has that port, give --admin-addr another one (or none)",
-            )
+            Server::observation(address, observation).map_err(|error| {
+                anyhow::anyhow!(
+                    "{error:#}; if another program has that port, give --admin-addr another one (or none)"
+                )
+            })
         })
         .transpose()?;
-    let admin = observation.as_ref().map(Server::address);
+    let admin = observation
+        .as_ref()
+        .map_or_else(|| "none".to_owned(), |server| server.address().to_string());
     let _ = servers.spawn(admission.serve(phases.clone()));
     if let Some(observation) = observation {
         let _ = servers.spawn(observation.serve(phases));
     }
-    tracing::info!(%listening, ?admin, "serving admission");
+    tracing::info!(%listening, %admin, "serving admission");
     Ok(Webhook {
         readiness,
         phase,

@@ -11,7 +11,7 @@ pub fn run(args: AgentArgs, start: impl FnOnce(AgentConfig) -> anyhow::Result<()
         Ok(config) => config,
         Err(mistakes) => return refuse(&mistakes),
     };
-    let text = config.to_json().to_string();
+    let text = config.to_json();
     let (log_format, log) = (config.log_format, config.log.clone());
     service::run("probe-handler", &text, (log_format, &log), || start(config))
 }

@@ -19,9 +19,11 @@ pub use mistakes::{Mistake, Mistakes};
 pub use webhook::{CertificateSource, SettingsSource, WebhookArgs, WebhookConfig};
 
 use crate::pods::scope::Scope;
+use crate::webhook::rewrite::Rewriting;
 
 /// Where pods come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PodSource {
     /// A directory of Pod manifests.
     Dir(PathBuf),
@@ -90,20 +92,32 @@ pub struct AgentConfig {
     pub endpoints_capacity: u32,
 }
 
+/// How `inject` rewrites probes.
+///
+/// # Errors
+/// All that is wrong.
+pub fn rewriting(port: &str, prefix: &str) -> Result<Rewriting, Mistakes> {
+    let mut mistakes = Mistakes::default();
+    let port = mistakes.check("rewrite-port", port, parse::nonzero_port);
+    let prefix = mistakes.check("rewrite-prefix", prefix, parse::prefix);
+    match port.zip(prefix) {
+        Some((port, prefix)) => Ok(Rewriting {
+            enabled: true,
+            port,
+            prefix,
+        }),
+        None => Err(mistakes),
+    }
+}
+
 // === impl PodSource ===
 
 impl std::fmt::Display for PodSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Dir(path) => write!(f, "dir:{}", path.display()),
-            Self::Kubernetes { .. } => f.write_str("kube"),
+            Self::Kubernetes { node, .. } => write!(f, "kube, node {node}"),
         }
-    }
-}
-
-impl Serialize for PodSource {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 

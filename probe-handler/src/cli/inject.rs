@@ -2,16 +2,14 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use similar::TextDiff;
 
-use super::output;
+use super::{config, output, refuse};
 use crate::inject::manifest::{self, Outcome};
-use crate::webhook::prefix::Prefix;
 use crate::webhook::revert::revert;
 use crate::webhook::rewrite::{Rewriting, admit};
 
@@ -31,28 +29,33 @@ pub struct InjectArgs {
     diff: bool,
 
     /// Port to which rewritten probes point; a pod that was rewritten before keeps the one it has
-    #[arg(long, env = "PROBE_HANDLER_REWRITE_PORT", value_name = "PORT", default_value_t = default_port())]
-    rewrite_port: NonZeroU16,
+    #[arg(long, env = "PROBE_HANDLER_REWRITE_PORT", value_name = "PORT", default_value_t = Rewriting::default().port.to_string())]
+    rewrite_port: String,
 
     /// What stands before the paths of rewritten probes, which are Istio's:
     /// `/app-health/<container>/livez`
-    #[arg(long, env = "PROBE_HANDLER_REWRITE_PREFIX", value_name = "PATH", default_value_t = Prefix::default())]
-    rewrite_prefix: Prefix,
-}
-
-fn default_port() -> NonZeroU16 {
-    Rewriting::default().port
+    #[arg(
+        long,
+        env = "PROBE_HANDLER_REWRITE_PREFIX",
+        value_name = "PATH",
+        default_value = ""
+    )]
+    rewrite_prefix: String,
 }
 
 /// Prints the manifest with its pods rewritten, and warnings to standard error. Exit code 1 where it
 /// can't be read or is no YAML; nothing is printed then.
 pub fn run(args: &InjectArgs) -> ExitCode {
+    let rewriting = match config::rewriting(&args.rewrite_port, &args.rewrite_prefix) {
+        Ok(rewriting) => rewriting,
+        Err(mistakes) => return refuse(&mistakes),
+    };
     let (name, read) = read(&args.filename);
     let text = match read {
         Ok(text) => text,
         Err(error) => return output::fail(&format!("{name}: {error}")),
     };
-    match change(args, &text) {
+    match change(args.revert, &rewriting, &text) {
         Ok(outcome) => {
             for warning in &outcome.warnings {
                 // Nobody to tell when even this can't be printed.
@@ -86,16 +89,11 @@ fn read(path: &Path) -> (String, io::Result<String>) {
     }
 }
 
-fn change(args: &InjectArgs, text: &str) -> Result<Outcome, manifest::Error> {
-    if args.revert {
-        return manifest::change(text, revert);
+fn change(backwards: bool, rewriting: &Rewriting, text: &str) -> Result<Outcome, manifest::Error> {
+    match backwards {
+        true => manifest::change(text, revert),
+        false => manifest::change(text, |pod| admit(pod, rewriting)),
     }
-    let rewriting = Rewriting {
-        enabled: true,
-        port: args.rewrite_port,
-        prefix: args.rewrite_prefix.clone(),
-    };
-    manifest::change(text, |pod| admit(pod, &rewriting))
 }
 
 /// A unified diff that `patch -p0` takes; empty if nothing changes.

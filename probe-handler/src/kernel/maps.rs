@@ -69,9 +69,9 @@ impl Flows for FlowMap {
 
 /// `CONFIG`. Each change is written as a whole.
 #[derive(Clone)]
-pub struct ConfigMap(pub(super) Arc<Mutex<(Config, Array<MapData, Config>)>>);
+pub struct ProgramConfig(pub(super) Arc<Mutex<(Config, Array<MapData, Config>)>>);
 
-impl ConfigMap {
+impl ProgramConfig {
     /// Changes the configuration of the programs.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use crate::kernel::netns::Netns;
 use crate::kernel::nsid::Nsids;
 use crate::kernel::programs::{LoadOptions, Programs};
 use crate::kernel::{capabilities, cgroup, dial, legacy, locate};
-use crate::listen;
+use crate::listen::{self, Share};
 use crate::observe::finding::{Finding, State};
 
 /// What to try.
@@ -152,6 +152,12 @@ fn given_up() -> Finding {
     .join()
     .unwrap_or_else(|_| Err(io::Error::other("the attempt ended")));
     match tried {
+        Ok(kept) if kept.is_empty() => not_met(
+            State::Fail,
+            requirement,
+            "none",
+            "run as root in a privileged container, or with the capabilities above",
+        ),
         Ok(kept) => pass(requirement, format!("{}; no_new_privs", kept.join(" "))),
         Err(error) => not_met(
             State::Fail,
@@ -312,37 +318,37 @@ fn netns_ids() -> Finding {
 }
 
 fn ports(options: &PreflightOptions) -> Vec<Finding> {
-    let try_bind =
-        |requirement: &str, state: State, address: SocketAddr, remedy: &str| match listen::tcp(
-            address,
-            listen::Share::Alone,
-            1,
-        ) {
+    let try_bind = |requirement: &str, state: State, address: SocketAddr, share, remedy: &str| {
+        match listen::tcp(address, share, 1) {
             Ok(_) => pass(requirement, address.to_string()),
             Err(error) => not_met(state, requirement, format!("{address}: {error}"), remedy),
-        };
+        }
+    };
     let handler = options.handler_port;
     let mut findings = vec![
         try_bind(
             "handler port (IPv4)",
             State::Fail,
             SocketAddr::from(([127, 0, 0, 1], handler)),
+            Share::Alone,
             "choose another --handler-port, or 0 for any free one",
         ),
         try_bind(
             "handler port (IPv6)",
             State::Warn,
             SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], handler)),
+            Share::Alone,
             "without IPv6 loopback, probes of IPv6 pods are left alone",
         ),
     ];
     findings.extend(options.admin.map(|admin| {
         try_bind(
             "admin port",
-            State::Warn,
+            State::Fail,
             admin,
-            "taken: by a running agent, which is fine (SO_REUSEPORT), or by another program: choose \
-             another --admin-addr",
+            // As the agent does: one that runs already shares it.
+            Share::Upgrade,
+            "choose another --admin-addr, one of this machine that no other program has, or none",
         )
     }));
     findings

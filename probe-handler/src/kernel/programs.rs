@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use probe_handler_common::config::Config;
 use probe_handler_common::{globals, maps, programs};
 
-use crate::kernel::maps::{ConfigMap, CounterMap, EndpointMap, FlowMap, RefusalRing};
+use crate::kernel::maps::{CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
 static OBJECT: &[u8] =
@@ -117,7 +117,7 @@ pub struct Maps {
     /// For the handler.
     pub flows: Arc<FlowMap>,
     /// For whoever knows ports and the kubelet's process.
-    pub config: ConfigMap,
+    pub config: ProgramConfig,
     /// For metrics and `status`.
     pub counters: Arc<CounterMap>,
     /// For the verdicts that the kernel gave.
@@ -188,7 +188,7 @@ impl Programs {
         let maps = Maps {
             endpoints: EndpointMap(take_map(&mut ebpf, maps::ENDPOINTS)?),
             flows: Arc::new(FlowMap(Mutex::new(take_map(&mut ebpf, maps::FLOWS)?))),
-            config: ConfigMap(Arc::new(Mutex::new((
+            config: ProgramConfig(Arc::new(Mutex::new((
                 Config::default(),
                 take_map(&mut ebpf, maps::CONFIG)?,
             )))),
@@ -222,16 +222,7 @@ impl Programs {
         })?;
         let mut links = Vec::new();
         for program in programs::ATTACH_ORDER {
-            let link = self
-                .attach_program(program, &directory)
-                .map_err(|error| match error {
-                    Ok(source) => Error::Attach {
-                        program,
-                        path: cgroup.to_owned(),
-                        source: Box::new(source),
-                    },
-                    Err(error) => error,
-                })?;
+            let link = self.attach_program(program, cgroup, &directory)?;
             links.push(Attached {
                 program,
                 _link: link,
@@ -242,17 +233,19 @@ impl Programs {
         Ok(())
     }
 
+    /// Attaches program `name` to the cgroup at `path`, opened as `cgroup`.
     fn attach_program(
         &mut self,
         name: &'static str,
+        path: &Path,
         cgroup: &File,
-    ) -> Result<Link, Result<ProgramError, Error>> {
+    ) -> Result<Link, Error> {
         // A link to a cgroup always allows others beside it; the mode is for the legacy way.
         let mode = CgroupAttachMode::Single;
-        let program = self.ebpf.program_mut(name).ok_or(Err(Error::Missing {
+        let program = self.ebpf.program_mut(name).ok_or(Error::Missing {
             what: "program",
             name,
-        }))?;
+        })?;
         let mut attach = || -> Result<Link, ProgramError> {
             if name == programs::SOCK_OPS {
                 let program: &mut SockOps = program.try_into()?;
@@ -264,7 +257,11 @@ impl Programs {
                 Ok(Link::SockAddr(program.take_link(id)?))
             }
         };
-        attach().map_err(Ok)
+        attach().map_err(|source| Error::Attach {
+            program: name,
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
     }
 
     /// Takes the connect programs off: new connections go their own way from now on, while those

@@ -9,6 +9,9 @@ use serde_json::json;
 /// It shows a combination, which has to work.
 const DOCUMENTATION: &str = include_str!("../../../docs/kubernetes.md");
 
+/// The part of a name that says: with images from a registry.
+pub const REGISTRY: &str = "registry";
+
 /// Where that has `deploy/`, and so have all texts of combinations.
 const CHECKOUT: &str = "probe-handler/deploy";
 
@@ -41,7 +44,10 @@ fn combinations(components: &[&str]) -> Result<Vec<(String, String)>> {
         .copied()
         .filter(|name| !name.starts_with("webhook"))
         .collect();
-    let mut combinations = vec![documented(DOCUMENTATION)?];
+    let mut combinations = vec![
+        documented("documented", "\ncomponents:")?,
+        documented(REGISTRY, "\nimages:")?,
+    ];
     for (index, one) in daemons.iter().enumerate() {
         for other in &daemons[index + 1..] {
             combinations.push(combination(&["base"], &[*one, *other]));
@@ -70,23 +76,20 @@ fn combination(resources: &[&str], components: &[&str]) -> (String, String) {
     ([resources, components].concat().join("+"), text.to_string())
 }
 
-/// The example of a text, as it stands there.
-fn documented(text: &str) -> Result<(String, String)> {
-    let example = text
+/// The example in the documentation that has a line `sign`, as it stands there, called `name` and what it is made of.
+fn documented(name: &str, sign: &str) -> Result<(String, String)> {
+    let example = DOCUMENTATION
         .split("```yaml\n")
         .skip(1)
         .filter_map(|block| block.split("```").next())
-        .find(|block| block.contains("\ncomponents:"))
-        .context("docs/kubernetes.md shows no combination")?;
+        .find(|block| block.contains(sign))
+        .with_context(|| format!("docs/kubernetes.md shows no example with {sign:?}"))?;
     let parts: Vec<&str> = example
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- ")?.strip_prefix(CHECKOUT))
         .map(|path| path.rsplit_once('/').map_or("base", |(_, name)| name))
         .collect();
-    Ok((
-        format!("documented+{}", parts.join("+")),
-        example.to_owned(),
-    ))
+    Ok((format!("{name}+{}", parts.join("+")), example.to_owned()))
 }
 
 /// From one directory to another: kustomize takes no absolute paths.
@@ -108,10 +111,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documentation_shows_a_combination() {
-        let (name, _) = documented(DOCUMENTATION).expect("an example");
+    fn the_documentation_shows_a_combination_and_a_registry() {
+        let (name, _) = documented("documented", "\ncomponents:").expect("an example");
         assert!(name.starts_with("documented+base+"), "{name}");
-        assert!(documented("```yaml\nkind: Kustomization\n```\n").is_err());
+        let (name, _) = documented(REGISTRY, "\nimages:").expect("an example");
+        assert_eq!(name, "registry+base+webhook");
+        assert!(documented("none", "\nno such line").is_err());
     }
 
     #[test]
@@ -119,7 +124,7 @@ mod tests {
         let found = combinations(&["a", "b", "c", "webhook-d"]).expect("an example");
         let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(
-            names[1..],
+            names[2..],
             [
                 "base+a+b",
                 "base+a+c",

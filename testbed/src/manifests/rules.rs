@@ -13,6 +13,7 @@ use probe_handler::cli::config::{AgentConfig, PodSource};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::combined::REGISTRY;
 use super::has;
 
 /// A rule about what an overlay or a combination renders; it is told which.
@@ -35,10 +36,20 @@ pub const RULES: &[(&str, Rule)] = &[
 ];
 
 /// The image, as `cargo xtask image` names it.
-pub const IMAGE: &str = concat!(
-    "ghcr.io/probe-handler/probe-handler:",
+const IMAGE: &str = concat!("localhost/probe-handler:", env!("CARGO_PKG_VERSION"));
+/// The image in the documentation's example of a registry.
+const OWN_IMAGE: &str = concat!(
+    "registry.example.com/mesh/probe-handler:",
     env!("CARGO_PKG_VERSION")
 );
+
+/// The image that `rendering` is to run.
+pub fn image_of(rendering: &str) -> &'static str {
+    match has(rendering, REGISTRY) {
+        true => OWN_IMAGE,
+        false => IMAGE,
+    }
+}
 
 const MIB: u64 = 1 << 20;
 /// Resident memory of the daemon with 250 pods on a node, in bytes, as `cargo xtask bench` measures it.
@@ -79,7 +90,12 @@ fn agent(objects: &[Value]) -> Result<Container> {
 
 fn upgrade(_: &str, objects: &[Value]) -> Result<()> {
     let daemon_set: DaemonSet = one(objects, "DaemonSet")?;
-    let strategy = daemon_set.spec.and_then(|spec| spec.update_strategy);
+    let spec = daemon_set.spec.context("no spec")?;
+    ensure!(
+        spec.min_ready_seconds.is_some_and(|seconds| seconds > 0),
+        "minReadySeconds"
+    );
+    let strategy = spec.update_strategy;
     let rolling = strategy.and_then(|strategy| strategy.rolling_update);
     let rolling = rolling.context("no rolling update")?;
     ensure!(rolling.max_surge == Some(IntOrString::Int(1)), "maxSurge");
@@ -129,6 +145,11 @@ fn everywhere(_: &str, objects: &[Value]) -> Result<()> {
             .any(tolerates_all),
         "some taint is not tolerated"
     );
+    // Tolerating all taints, it would be given to these as well.
+    let affinity = serde_json::to_string(&pod.affinity)?;
+    for none in ["fargate", "virtual-kubelet"] {
+        ensure!(affinity.contains(none), "{none} runs no DaemonSet");
+    }
     ensure!(
         pod.priority_class_name.as_deref() == Some("system-node-critical"),
         "priorityClassName"
@@ -157,13 +178,15 @@ fn read_only(_: &str, objects: &[Value]) -> Result<()> {
     let security = agent(objects)?.security_context;
     let read_only = security.and_then(|security| security.read_only_root_filesystem);
     ensure!(read_only == Some(true), "readOnlyRootFilesystem");
+    let mounts = agent(objects)?.volume_mounts.unwrap_or_default();
     for volume in pod(objects)?.volumes.unwrap_or_default() {
-        // Each daemon its own socket; the cgroup file system is where programs are attached.
+        // Each daemon its own socket.
         let own = volume.empty_dir.is_some();
-        let cgroup = volume
-            .host_path
-            .is_some_and(|host| host.path == "/sys/fs/cgroup");
-        ensure!(own || cgroup, "volume {} can be written", volume.name);
+        let read_only = mounts
+            .iter()
+            .filter(|mount| mount.name == volume.name)
+            .all(|mount| mount.read_only == Some(true));
+        ensure!(own || read_only, "volume {} can be written", volume.name);
     }
     Ok(())
 }
@@ -178,6 +201,8 @@ fn privileges(overlay: &str, objects: &[Value]) -> Result<()> {
             security.allow_privilege_escalation == Some(false),
             "allowPrivilegeEscalation"
         );
+        let seccomp = security.seccomp_profile.context("no seccompProfile")?;
+        ensure!(seccomp.type_ == "RuntimeDefault", "{seccomp:?}");
         // Which are added is compared with the code where the code is.
         let dropped = security.capabilities.and_then(|set| set.drop);
         ensure!(dropped == Some(vec!["ALL".to_owned()]), "drop: {dropped:?}");
@@ -221,9 +246,10 @@ fn permissions(_: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-fn image(_: &str, objects: &[Value]) -> Result<()> {
+fn image(rendering: &str, objects: &[Value]) -> Result<()> {
     let image = agent(objects)?.image.context("no image")?;
-    ensure!(image == IMAGE, "{image}, not {IMAGE}");
+    let expected = image_of(rendering);
+    ensure!(image == expected, "{image}, not {expected}");
     Ok(())
 }
 

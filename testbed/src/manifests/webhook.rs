@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::Value;
 
-use super::rules::{IMAGE, Rule, one};
+use super::rules::{Rule, image_of, one};
 
 /// All rules.
 pub const RULES: &[(&str, Rule)] = &[
@@ -97,10 +97,11 @@ fn privileges(_: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-fn image(_: &str, objects: &[Value]) -> Result<()> {
+fn image(rendering: &str, objects: &[Value]) -> Result<()> {
+    let expected = image_of(rendering);
     for container in pod(objects)?.containers {
         let image = container.image.context("no image")?;
-        ensure!(image == IMAGE, "{image}, not {IMAGE}");
+        ensure!(image == expected, "{image}, not {expected}");
     }
     Ok(())
 }

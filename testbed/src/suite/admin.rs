@@ -170,11 +170,11 @@ fn debug(env: &Env) -> Result<()> {
 
 /// From the line of the log that says where everything listens.
 fn admin_port(daemon: &Daemon) -> Result<u16> {
-    const SAID: &str = "admin=Some(0.0.0.0:";
+    const SAID: &str = " admin=0.0.0.0:";
     let log = daemon.wait_logged(&[SAID])?;
     let (_, rest) = log
         .split_once(SAID)
         .context("no admin address in the log")?;
-    let (port, _) = rest.split_once(')').context("no admin port in the log")?;
+    let (port, _) = rest.split_once(' ').context("no admin port in the log")?;
     Ok(port.parse()?)
 }

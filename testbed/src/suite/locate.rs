@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::unistd::{Uid, setfsuid};
 use probe_handler::kernel::locate::{Absence, Locator, Placement, hierarchies};
 use probe_handler::kernel::netns::NetnsId;
 use tokio::runtime::Runtime;
@@ -362,16 +364,31 @@ fn delegated(node: &Node) -> Result<()> {
             fs::create_dir_all(&given)?;
             std::os::unix::fs::chown(&given, Some(USER), None)?;
         }
-        pod.make()?;
+        // What the user makes is the user's.
+        as_user(USER, || pod.make())?;
         let followed = node.follow(UID);
         let _impostor = pod.container(Network::New)?;
+        let (_, told) = followed.next()?;
         ensure!(
-            matches!(followed.next()?, (_, Err(Absence::NoCgroup))),
-            "the pod has no cgroup yet"
+            matches!(told, Err(Absence::NoCgroup)),
+            "told {told:?} of a pod that has no cgroup yet"
         );
         followed.quiet()?;
     }
     Ok(())
+}
+
+/// Does `work` on files as user `uid`.
+fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let user = || {
+        // Of this thread alone, which ends.
+        let _before = setfsuid(Uid::from_raw(uid));
+        work()
+    };
+    thread::scope(|scope| {
+        let done = scope.spawn(user).join();
+        done.map_err(|_| anyhow!("the user's work panicked"))?
+    })
 }
 
 /// CRI-O may keep its monitor, which is in the node's network, in the pod's cgroup.

@@ -101,7 +101,7 @@ impl Webhook {
             let _trusted = webhook.authorities().ok()?;
             Some(Ok((
                 address(&log, "listening=")?,
-                address(&log, "admin=Some(")?,
+                address(&log, " admin=")?,
             )))
         });
         match listening {
@@ -223,6 +223,6 @@ fn write_certificate(dir: &Path) -> Result<()> {
 /// The address that follows `field` in a log.
 fn address(log: &str, field: &str) -> Option<SocketAddr> {
     let (_, rest) = log.split_once(field)?;
-    let end = rest.find([' ', ')', '\n'])?;
+    let end = rest.find([' ', '\n'])?;
     rest[..end].parse().ok()
 }

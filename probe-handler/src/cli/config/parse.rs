@@ -1,6 +1,7 @@
 //! One function for each kind of value: from text to what it means, or what is wrong with it.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::mistakes::Wrong;
 use super::{PodSource, Scope};
 use crate::cli::logging::{self, LogFormat};
 use crate::kernel::locate::hierarchies;
+use crate::webhook::prefix::Prefix;
 
 pub(super) const PODS_REMEDY: &str = "give kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests";
 pub(super) const NODE_NAME_REMEDY: &str =
@@ -188,6 +190,22 @@ pub(super) fn new_file(text: &str) -> Result<PathBuf, Wrong> {
     Ok(path)
 }
 
+/// A port that a probe can be rewritten to.
+pub(super) fn nonzero_port(text: &str) -> Result<NonZeroU16, Wrong> {
+    text.parse()
+        .map_err(|_| Wrong::new("no port", "give 1 to 65535"))
+}
+
+/// What stands before the paths of rewritten probes.
+pub(super) fn prefix(text: &str) -> Result<Prefix, Wrong> {
+    text.parse().map_err(|_| {
+        Wrong::new(
+            "no path prefix",
+            "give nothing, or words of letters, digits, -, _ and . with a / before each",
+        )
+    })
+}
+
 pub(super) fn scope(text: &str) -> Result<Scope, Wrong> {
     text.parse()
         .map_err(|_| Wrong::new("no scope", "give meshed, annotated or all"))
@@ -205,6 +223,8 @@ fn number<T>(text: &str, range: RangeInclusive<T>, reason: &str) -> Result<T, Wr
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
 {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let reason = if is_number { "out of range" } else { reason };
     text.parse()
         .ok()
         .filter(|value| range.contains(value))

@@ -235,8 +235,13 @@ fn hostile_values_are_printed_escaped() {
 fn the_configuration_is_readable_json() {
     let config = parse(&["--pods=dir:/"]).expect("right");
     let value: serde_json::Value = serde_json::from_str(&config.to_json()).expect("JSON");
-    assert_eq!(value["pods"], "dir:/");
+    assert_eq!(value["pods"]["dir"], "/");
     assert_eq!(value["scope"], "meshed");
     assert_eq!(value["drain_timeout_seconds"], 20);
     assert_eq!(value["admin_addr"], "[::]:15026");
+    let flags = ["--pods=kube", "--node-name=a", "--last-known=/run/x.json"];
+    let config = parse(&flags).expect("right");
+    let value: serde_json::Value = serde_json::from_str(&config.to_json()).expect("JSON");
+    let expected = serde_json::json!({"kubernetes": {"node": "a", "last_known": "/run/x.json"}});
+    assert_eq!(value["pods"], expected);
 }

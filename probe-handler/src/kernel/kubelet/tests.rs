@@ -205,6 +205,10 @@ fn what_a_kubelets_process_becomes_is_not_the_kubelet() {
         .spawn()
         .expect("sh");
     let pid = process.id();
+    // It has its name a moment after it was started.
+    while comm(pid) != Some(name("execs")) {
+        std::thread::yield_now();
+    }
     let mut finder = finder(&name("execs"), None);
     let found = finder.find(None).expect("a kubelet");
     assert_eq!(found.pid, Some(pid));

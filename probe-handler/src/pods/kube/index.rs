@@ -102,6 +102,11 @@ impl Index {
             .collect()
     }
 
+    /// Whether there is any pod, readable or not.
+    pub fn has_pods(&self) -> bool {
+        self.pods.iter().next().is_some()
+    }
+
     /// Objects that can't be read or understood, each with its kind and name; a hundred at most, and
     /// how many more there are.
     pub fn problems(&self) -> Vec<String> {

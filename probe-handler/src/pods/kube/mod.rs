@@ -111,6 +111,7 @@ pub async fn run<L: Send>(
     }
     let feed = Feed {
         index: Index::default(),
+        node: options.node,
         health,
         tx,
         listed: Some(listed),
@@ -136,6 +137,8 @@ pub async fn run<L: Send>(
 /// Owns the index, and tells what becomes of it.
 struct Feed<L> {
     index: Index,
+    /// Whose pods they are.
+    node: String,
     health: Arc<Health>,
     tx: mpsc::Sender<SourceEvent>,
     /// Dropped when the first pods were told.
@@ -310,6 +313,12 @@ impl<L> Feed<L> {
                 "annotations of namespaces do not count"
             };
             problems.push(format!("{}; {meanwhile}", trouble.text));
+        }
+        if self.pods.listed.is_some() && !self.index.has_pods() {
+            problems.push(format!(
+                "the API server knows no pod of node {}: is that the name of this node? `kubectl get nodes` shows it",
+                self.node
+            ));
         }
         problems.append(&mut self.index.problems());
         problems

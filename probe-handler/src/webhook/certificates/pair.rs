@@ -19,13 +19,8 @@ pub struct Pair {
 #[derive(Debug, thiserror::Error)]
 pub enum PairError {
     /// No PEM, or none of the right kind.
-    #[error("{what}: {reason}")]
-    Pem {
-        /// `certificate` or `key`.
-        what: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error("{0}")]
+    Pem(String),
     /// They do not belong together, or the key is of an unknown kind.
     #[error("certificate and key can't be used together: {0}")]
     Unfit(#[from] rustls::Error),
@@ -43,20 +38,23 @@ impl Pair {
     /// # Errors
     /// It can't be used.
     pub fn from_pem(chain: &[u8], key: &[u8], now: SystemTime) -> Result<Self, PairError> {
-        let wrong = |what: &'static str| {
-            move |error: rustls::pki_types::pem::Error| PairError::Pem {
-                what,
-                reason: error.to_string(),
+        let chain = certificates(chain).and_then(|chain| match chain.is_empty() {
+            true => Err(rustls::pki_types::pem::Error::NoItemsFound),
+            false => Ok(chain),
+        });
+        let key = PrivateKeyDer::from_pem_slice(key);
+        let (chain, key) = match (chain, key) {
+            (Ok(chain), Ok(key)) => (chain, key),
+            (chain, key) => {
+                let wrong = [("certificate", chain.err()), ("key", key.err())];
+                let wrong: Vec<String> = wrong
+                    .into_iter()
+                    .filter_map(|(what, error)| Some(not_pem(what, &error?)))
+                    .collect();
+                return Err(PairError::Pem(wrong.join("; ")));
             }
         };
-        let chain = certificates(chain).map_err(wrong("certificate"))?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(wrong("key"))?;
-        let Some(leaf) = chain.first() else {
-            return Err(PairError::Pem {
-                what: "certificate",
-                reason: "there is none in it".to_owned(),
-            });
-        };
+        let leaf = &chain[0];
         let expiry = expiry(leaf).map_err(PairError::Unreadable)?;
         if expiry <= now {
             return Err(PairError::Expired);
@@ -98,6 +96,14 @@ pub fn certificates(
     pem: &[u8],
 ) -> Result<Vec<CertificateDer<'static>>, rustls::pki_types::pem::Error> {
     CertificateDer::pem_slice_iter(pem).collect()
+}
+
+/// What is wrong with the PEM of a certificate or key (`what`).
+fn not_pem(what: &str, error: &rustls::pki_types::pem::Error) -> String {
+    match error {
+        rustls::pki_types::pem::Error::NoItemsFound => format!("there is no {what} in PEM"),
+        error => format!("{what}: {error}"),
+    }
 }
 
 /// When a certificate expires.

@@ -21,6 +21,7 @@ fn feed() -> Fed {
     let (tx, events) = mpsc::channel(64);
     let feed = Feed {
         index: Index::default(),
+        node: "node-1".to_owned(),
         health: Arc::new(Health::default()),
         tx,
         listed: Some(()),
@@ -53,12 +54,22 @@ fn mark(name: &str, exempt: Option<&str>) -> crate::pods::kube::table::Item<Mark
     namespace_item(serde_json::from_value(namespace(name, exempt)).unwrap())
 }
 
+/// What is said of a node without any pod.
+const NO_POD: &str = "knows no pod of node node-1";
+
 impl Fed {
     /// The number of pods in the next message, and when it came.
     async fn next(&mut self) -> (usize, Instant) {
-        match self.events.recv().await.expect("it runs") {
-            SourceEvent::Replace(pods) => (pods.len(), Instant::now()),
-            SourceEvent::Problems(problems) => panic!("{problems:?}"),
+        loop {
+            match self.events.recv().await.expect("it runs") {
+                SourceEvent::Replace(pods) => return (pods.len(), Instant::now()),
+                SourceEvent::Problems(problems) => {
+                    assert!(
+                        problems.iter().all(|one| one.contains(NO_POD)),
+                        "{problems:?}"
+                    );
+                }
+            }
         }
     }
 }
@@ -150,4 +161,20 @@ fn every_resource_has_its_health() {
     health.of(Resource::Pods).up();
     assert!(health.of(Resource::Pods).is_up());
     assert!(!health.of(Resource::Namespaces).is_up());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_any_pod_may_be_a_wrong_name() {
+    let mut fed = feed();
+    for items in [Vec::new(), vec![record("a", 2)]] {
+        let empty = items.is_empty();
+        let reset = Change::Reset("1".to_owned(), items);
+        fed.pods.send(reset).await.expect("it runs");
+        let problems = loop {
+            if let SourceEvent::Problems(problems) = fed.events.recv().await.expect("it runs") {
+                break problems;
+            }
+        };
+        assert_eq!(problems.iter().any(|one| one.contains(NO_POD)), empty);
+    }
 }
