@@ -31,6 +31,8 @@ pub struct Attachment {
     pub programs: Programs,
     /// The kubelet to whose cgroup they are attached.
     pub kubelet: Option<Kubelet>,
+    /// The kubelet whose process the programs were told, and may serve still.
+    told: Option<Kubelet>,
     /// When they were.
     pub since: Option<Instant>,
     /// What keeps them from being attached; said once.
@@ -47,6 +49,7 @@ impl Attachment {
         Self {
             programs,
             kubelet: None,
+            told: None,
             since: None,
             trouble: None,
             draining: false,
@@ -54,14 +57,17 @@ impl Attachment {
         }
     }
 
-    /// Forgets the kubelet, which is gone: the programs may stay where they are, but its process id may be another
-    /// process's before long.
-    fn detach_from_process(&mut self, config: &ProgramConfig) {
-        let filter = self.kubelet.take().and_then(|kubelet| kubelet.filter);
-        if filter.is_some()
-            && let Err(error) = config.update(|config| config.kubelet_pid = NO_PROCESS)
-        {
-            tracing::warn!(%error, "cannot tell the programs that the kubelet is gone");
+    /// Has the programs forget a kubelet that is gone for sure: they may stay where they are, but its process id may be
+    /// another process's before long.
+    fn forget_if_gone(&mut self, config: &ProgramConfig, finder: &Finder) {
+        if !self.told.as_ref().is_some_and(|told| finder.is_gone(told)) {
+            return;
+        }
+        match config.update(|config| config.kubelet_pid = NO_PROCESS) {
+            Ok(()) => self.told = None,
+            Err(error) => {
+                tracing::debug!(%error, "cannot tell the programs that the kubelet is gone");
+            }
         }
     }
 
@@ -75,6 +81,7 @@ impl Attachment {
         config
             .update(|config| config.kubelet_pid = kubelet.filter.unwrap_or_default())
             .map_err(|error| format!("cannot tell the programs the kubelet's process: {error}"))?;
+        self.told = kubelet.filter.is_some().then(|| kubelet.clone());
         let moved = self
             .kubelet
             .as_ref()
@@ -163,7 +170,8 @@ pub async fn run(
             Err(error) => error.to_string(),
         };
         // Wherever the programs still are, the kubelet that is to be served is not there.
-        attachment.detach_from_process(&config);
+        attachment.kubelet = None;
+        attachment.forget_if_gone(&config, &finder);
         if waiting.is_none() {
             waiting = Some(readiness.block(AWAITED));
         }

@@ -29,7 +29,7 @@ use crate::handler::Handler;
 use crate::handler::table::EndpointTable;
 use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
 use crate::kernel::locate::Locator;
-use crate::kernel::maps::ProgramConfig;
+use crate::kernel::maps::{CounterMap, ProgramConfig};
 use crate::kernel::netns::Netns;
 use crate::kernel::programs::{LoadOptions, Programs};
 use crate::kernel::{capabilities, dial};
@@ -55,6 +55,9 @@ const CHANNEL: usize = 64;
 
 /// How long what is still being read has at the end.
 const LAST_READS: Duration = Duration::from_millis(500);
+
+/// The parts of the daemon that run for as long as it does.
+type Tasks = JoinSet<anyhow::Result<()>>;
 
 /// Builds the daemon and runs it until SIGTERM or SIGINT and the drain that follows.
 ///
@@ -87,7 +90,7 @@ struct Daemon {
     handler: HandlerThread,
     admin: BoundAdmin,
     drain_timeout: Duration,
-    tasks: JoinSet<anyhow::Result<()>>,
+    tasks: Tasks,
 }
 
 async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
@@ -109,15 +112,8 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         log_from_kernel(&mut programs, &maps.config)?;
     }
 
-    let mut metrics_registry = MetricsRegistry::with_prefix(PREFIX);
-    let metrics = Arc::new(Metrics::new(&mut metrics_registry));
-    let counters = Arc::clone(&maps.counters);
-    register_kernel_counters(&mut metrics_registry, Arc::new(move || counters.read()));
-    register_readiness(&mut metrics_registry, readiness.clone());
     let watch_health = Arc::new(Health::default());
-    if matches!(config.pods, PodSource::Kubernetes { .. }) {
-        register_watches(&mut metrics_registry, Arc::clone(&watch_health));
-    }
+    let (metrics_registry, metrics) = metrics(&config, &readiness, &watch_health, &maps.counters);
 
     let table = Arc::new(EndpointTable::default());
     let part_of_more = Arc::new(AtomicBool::new(false));
@@ -172,11 +168,8 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
     let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
-    let mut tasks = JoinSet::new();
-    let _ = tasks.spawn(async move {
-        refusals.follow().await;
-        Ok(())
-    });
+    let mut tasks = Tasks::new();
+    spawn(&mut tasks, async move { refusals.follow().await });
     let (source_events, from_source) = mpsc::channel(CHANNEL);
     start_source(&config, &readiness, watch_health, source_events, &mut tasks).await?;
     let registry = RegistryTask::new(
@@ -185,10 +178,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         locator,
         pods_ready,
     );
-    let _ = tasks.spawn(async move {
-        registry.run(from_source).await;
-        Ok(())
-    });
+    spawn(&mut tasks, registry.run(from_source));
     let following = kubelet_task::run(
         Arc::clone(&attachment),
         maps.config,
@@ -197,10 +187,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         readiness.clone(),
         Arc::clone(&metrics),
     );
-    let _ = tasks.spawn(async move {
-        following.await;
-        Ok(())
-    });
+    spawn(&mut tasks, following);
 
     tracing::info!(
         handler = ?handler.addresses(),
@@ -227,7 +214,7 @@ async fn start_source(
     readiness: &Readiness,
     health: Arc<Health>,
     events: mpsc::Sender<SourceEvent>,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
+    tasks: &mut Tasks,
 ) -> anyhow::Result<()> {
     match &config.pods {
         PodSource::Dir(path) => {
@@ -339,6 +326,32 @@ fn check_privileges() -> anyhow::Result<()> {
         troubles.join("; ")
     );
     Ok(())
+}
+
+/// What is counted, and where it is read.
+fn metrics(
+    config: &AgentConfig,
+    readiness: &Readiness,
+    watch_health: &Arc<Health>,
+    counters: &Arc<CounterMap>,
+) -> (MetricsRegistry, Arc<Metrics>) {
+    let mut registry = MetricsRegistry::with_prefix(PREFIX);
+    let metrics = Arc::new(Metrics::new(&mut registry));
+    let counters = Arc::clone(counters);
+    register_kernel_counters(&mut registry, Arc::new(move || counters.read()));
+    register_readiness(&mut registry, readiness.clone());
+    if matches!(config.pods, PodSource::Kubernetes { .. }) {
+        register_watches(&mut registry, Arc::clone(watch_health));
+    }
+    (registry, metrics)
+}
+
+/// Starts a part of the daemon that does not fail by itself.
+fn spawn(tasks: &mut Tasks, part: impl Future<Output = ()> + Send + 'static) {
+    let _ = tasks.spawn(async move {
+        part.await;
+        Ok(())
+    });
 }
 
 /// Attaches to the kubelet that runs now. A kubelet that does not run (yet) is waited for, and `ready` is

@@ -24,6 +24,9 @@ const SEARCH_PERIOD: Duration = Duration::from_millis(50);
 /// How often to see whether the namespace at the path is still the same.
 const IDENTITY_PERIOD: Duration = Duration::from_millis(250);
 
+/// When addresses are read again of which it is not known whose they are.
+const UNSURE_PERIOD: Duration = Duration::from_secs(1);
+
 /// How many addresses of a pod are looked at: those who may configure its interfaces can make any number.
 const ADDRESSES: usize = 1024;
 /// How many changes of a pod's addresses are followed at once in a second.
@@ -179,8 +182,8 @@ impl Follower {
         let dialer = PodDialer::new(Arc::clone(netns), self.pod.mesh, self.pod.proxy_uid);
         let mut attempt = 0;
         loop {
-            let addresses = match pod_addresses(netns) {
-                Ok(addresses) => addresses,
+            let (addresses, all) = match pod_addresses(netns) {
+                Ok(read) => read,
                 Err(error) => return Ok(format!("cannot read its addresses: {error}")),
             };
             let mut result = self.canary(netns, &dialer, &addresses).await;
@@ -194,6 +197,8 @@ impl Follower {
             self.tell(News::Placed(place)).await?;
 
             let mut next_canary = Instant::now() + until_next(&result, attempt);
+            let unsure = sleep_until(Instant::now() + UNSURE_PERIOD);
+            tokio::pin!(unsure);
             loop {
                 tokio::select! {
                     changed = watch.changed() => {
@@ -203,6 +208,7 @@ impl Follower {
                         pace.wait().await;
                         break;
                     }
+                    () = &mut unsure, if !all => break,
                     () = sleep_until(next_canary) => {
                         attempt += 1;
                         let again = self.canary(netns, &dialer, &addresses).await;
@@ -248,18 +254,21 @@ impl Follower {
 
 /// The addresses at which a pod may be served: its own, but never the node's, whatever a pod that may
 /// configure its interfaces gives itself.
-fn pod_addresses(netns: &Netns) -> io::Result<Vec<IpAddr>> {
+/// False where it is not known of one of them.
+fn pod_addresses(netns: &Netns) -> io::Result<(Vec<IpAddr>, bool)> {
     let mut addresses = addresses::of_interfaces(netns)?;
     addresses.truncate(ADDRESSES);
     let routes = Routes::new()?;
+    let mut all = true;
     addresses.retain(|address| match routes.is_local(*address) {
         Ok(is_local) => !is_local,
         Err(error) => {
             tracing::debug!(%address, %error, "whether this is the node's own address is not known: left alone");
+            all = false;
             false
         }
     });
-    Ok(addresses)
+    Ok((addresses, all))
 }
 
 /// Keeps a pod that changes its addresses all the time from keeping us busy: the first changes of a second

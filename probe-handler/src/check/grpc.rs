@@ -29,27 +29,37 @@ const BACKOFF: Duration = Duration::from_secs(1);
 const BACKOFF_GROWTH: f64 = 1.6;
 
 /// Asks the app at `address` for the health of `service`, under the kubelet's `user_agent`, telling it
-/// `deadline`. Has no timeout of its own.
+/// `deadline`. With `redial` an app that does not listen is dialled again while there is time. Has no timeout of its own.
 pub async fn check(
     dialer: &dyn Dial,
     address: SocketAddr,
     service: &str,
     user_agent: Option<&[u8]>,
     deadline: Option<Instant>,
+    redial: bool,
 ) -> Finding {
-    match call(dialer, address, service, user_agent, deadline).await {
+    let stream = match redial {
+        true => dial_again(dialer, address, deadline).await,
+        false => dial(dialer, address)
+            .await
+            .map_err(|error| Finding::dial(&error)),
+    };
+    let stream = match stream {
+        Ok(stream) => stream,
+        Err(finding) => return finding,
+    };
+    match call(stream, address, service, user_agent, deadline).await {
         Ok(finding) | Err(finding) => finding,
     }
 }
 
 async fn call(
-    dialer: &dyn Dial,
+    stream: TcpStream,
     address: SocketAddr,
     service: &str,
     user_agent: Option<&[u8]>,
     deadline: Option<Instant>,
 ) -> Result<Finding, Finding> {
-    let stream = dial_again(dialer, address, deadline).await?;
     let (sender, _connection) = http2::connect(stream).await.map_err(http2::failed)?;
     let origin = Uri::builder()
         .scheme("http")

@@ -13,7 +13,7 @@ use super::redirect::{Hop, REQUESTS_LIMIT, Step};
 use super::request::Request;
 use super::tls::{self, Failure};
 use super::verdict::Reason;
-use super::{BODY_LATE, Finding, by, http2};
+use super::{BODY_LATE, Finding, http2, in_time};
 use crate::pods::model::Scheme;
 
 /// One HTTP check.
@@ -26,7 +26,7 @@ pub struct HttpCheck<'a> {
     pub scheme: Scheme,
     /// The request head for the app, a GET, empty line included. Over HTTP/1 it is sent as it is.
     pub head: &'a [u8],
-    /// For a lifecycle hook the kubelet wants the response's head only; what the body does is no matter.
+    /// Of a lifecycle hook the kubelet reads the body, but it is no matter whether that breaks off.
     pub hook: bool,
     /// When a body that is not there yet has come too late; what happens before there is a status is the caller's.
     pub deadline: Option<Instant>,
@@ -48,9 +48,8 @@ impl HttpCheck<'_> {
                 Ok(request) => request.without_authorization(),
                 Err(_) => return finding,
             },
-            Ok(finding) | Err(Failure::Plaintext(finding) | Failure::Other(finding)) => {
-                return finding;
-            }
+            Ok(finding) => return finding,
+            Err(failure) => return failure.into_finding(),
         };
         let plain = HttpCheck {
             scheme: Scheme::Http,
@@ -58,9 +57,8 @@ impl HttpCheck<'_> {
             ..self
         };
         let connection = dial(self.dialer, self.address).await;
-        match Box::pin(plain.chain(connection, spent)).await {
-            Ok(finding) | Err(Failure::Plaintext(finding) | Failure::Other(finding)) => finding,
-        }
+        let found = Box::pin(plain.chain(connection, spent)).await;
+        found.unwrap_or_else(Failure::into_finding)
     }
 
     /// Goes from request to request for as long as there are redirects to follow.
@@ -159,7 +157,7 @@ impl HttpCheck<'_> {
             buffer.clear();
             let read = stream.read_buf(&mut buffer);
             let read = match reader.head() {
-                Some(head) => match by(self.deadline, read).await {
+                Some(head) => match in_time(self.deadline, read).await {
                     Some(read) => read,
                     None => return Err(Finding::body_incomplete(head.status, BODY_LATE)),
                 },

@@ -25,7 +25,7 @@ pub const BODY_LIMIT: usize = 10 * 1024;
 pub const HEAD_LIMIT: usize = 16 * 1024;
 
 /// What `work` gives, unless `deadline` comes before.
-async fn by<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+async fn in_time<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
     match deadline {
         Some(deadline) => timeout_at(deadline, work).await.ok(),
         None => Some(work.await),

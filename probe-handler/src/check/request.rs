@@ -77,7 +77,7 @@ impl<'a> Request<'a> {
             .filter(move |(name, _)| !named(name))
     }
 
-    /// The head without what may open a door, as Go's client leaves it out where TLS falls back to plaintext.
+    /// The head without Authorization, as the kubelet sends it where a hook's TLS falls back to plaintext.
     pub fn without_authorization(&self) -> Vec<u8> {
         let mut head = Head::get(self.target);
         for (name, value) in self.but(&["authorization"]) {

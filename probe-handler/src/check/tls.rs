@@ -30,6 +30,14 @@ pub(super) enum Failure {
     Other(Finding),
 }
 
+impl Failure {
+    pub(super) fn into_finding(self) -> Finding {
+        match self {
+            Self::Plaintext(finding) | Self::Other(finding) => finding,
+        }
+    }
+}
+
 impl From<Finding> for Failure {
     fn from(finding: Finding) -> Self {
         Self::Other(finding)

@@ -89,8 +89,8 @@ fn read(path: &Path) -> (String, io::Result<String>) {
     }
 }
 
-fn change(backwards: bool, rewriting: &Rewriting, text: &str) -> Result<Outcome, manifest::Error> {
-    match backwards {
+fn change(restore: bool, rewriting: &Rewriting, text: &str) -> Result<Outcome, manifest::Error> {
+    match restore {
         true => manifest::change(text, revert),
         false => manifest::change(text, |pod| admit(pod, rewriting)),
     }

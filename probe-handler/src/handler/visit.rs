@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::Handler;
@@ -153,7 +153,16 @@ impl Visit<'_> {
                 Action::Tcp { .. } => tcp::check(dialer, address).await,
                 Action::Grpc { service, .. } => {
                     let agent = request.header("user-agent");
-                    Box::pin(grpc::check(dialer, address, service, agent, deadline)).await
+                    let check =
+                        |redial| grpc::check(dialer, address, service, agent, deadline, redial);
+                    let found = Box::pin(check(false)).await;
+                    // Where nobody lives there is nobody to wait for.
+                    match found.reason {
+                        Reason::Refused if !self.is_elsewhere(route).await => {
+                            Box::pin(check(true)).await
+                        }
+                        _ => found,
+                    }
                 }
             }
         };
@@ -180,7 +189,7 @@ impl Visit<'_> {
             && tokio::select! {
                 biased;
                 agent = agent => agent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused),
-                () = expired(Some(self.since + PATIENCE)) => false,
+                () = sleep(PATIENCE) => false,
             }
     }
 

@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
 use crate::kernel::cgroup;
 use crate::kernel::locate::names_a_pod;
 use crate::kernel::netns::NetnsId;
@@ -223,6 +227,18 @@ impl Finder {
             cgroup_id,
             shared_with,
         })
+    }
+
+    /// Whether the process of `kubelet` has ended for sure, or is another one by now: not where it can't be looked at.
+    pub fn is_gone(&self, kubelet: &Kubelet) -> bool {
+        let Some(pid) = kubelet.pid else {
+            return false;
+        };
+        let ended =
+            i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH));
+        let later = start_time(pid).is_some_and(|started| started != kubelet.started);
+        let renamed = comm(pid).is_some_and(|comm| !self.is_kubelet(&comm));
+        ended || later || renamed
     }
 
     /// The kubelet in the cgroup given, if one is named so: `alive`, else the oldest (others are its

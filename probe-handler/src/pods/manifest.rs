@@ -296,10 +296,13 @@ mod tests {
     #[test]
     fn so_is_one_of_a_few_long_texts() {
         let aliases = vec!["*a"; 10_000].join(",");
-        let bomb = format!("a: &a \"{}\"\nb: [{aliases}]\n", "x".repeat(100_000));
-        let manifest = parse(&bomb, Syntax::Yaml);
-        assert_eq!(manifest.pods, []);
-        assert_eq!(manifest.problems.len(), 1);
+        let long = "x".repeat(100_000);
+        for text in [format!("\"{long}\""), format!("{{? \"{long}\" : 1}}")] {
+            let bomb = format!("a: &a {text}\nb: [{aliases}]\n");
+            let manifest = parse(&bomb, Syntax::Yaml);
+            assert_eq!(manifest.pods, []);
+            assert_eq!(manifest.problems.len(), 1);
+        }
     }
 
     proptest::proptest! {

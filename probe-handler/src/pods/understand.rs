@@ -173,10 +173,12 @@ fn bound(recovered: &mut Recovered) -> Vec<LeftAlone> {
     let (mut probes, mut text) = (0, 0);
     let mut left_alone = Vec::new();
     let mut fits = |path: &str, probe: &Probe| {
-        probes += 1;
-        text += path.len() + probe.action.text_len();
-        let fits = probes <= PROBES_LIMIT && text <= TEXT_LIMIT;
-        if !fits {
+        let more = path.len() + probe.action.text_len();
+        let fits = probes < PROBES_LIMIT && text + more <= TEXT_LIMIT;
+        if fits {
+            probes += 1;
+            text += more;
+        } else {
             left_alone.push(LeftAlone {
                 container: probe.container.clone(),
                 kind: probe.kind,

@@ -14,7 +14,7 @@ use super::originals;
 use super::patch;
 use super::prefix::{Prefix, is_word};
 use super::reading::{Before, Reading};
-use crate::pods::left_alone::Why;
+use crate::pods::left_alone::{PROBES_LIMIT, TEXT_LIMIT, Why};
 use crate::pods::probers::{self, DEFAULT_PORT, PROBES};
 use crate::pods::probes::Declared;
 
@@ -89,6 +89,10 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
     };
     let mut patch = Vec::new();
     let mut changed = 0;
+    let mut text: usize = originals
+        .iter()
+        .map(|(path, original)| path.len() + original.to_string().len())
+        .sum();
     let probed = reading.probed();
     for declared in reading.declared() {
         let taken = Taken {
@@ -97,6 +101,7 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
         };
         match change(reading, &declared, port, &rewriting.prefix, &taken) {
             Ok(change) => {
+                text += change.text;
                 originals.insert(change.path, change.original);
                 patch.extend(change.operations);
                 changed += 1;
@@ -117,6 +122,11 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
     }
     if originals.is_empty() {
         return;
+    }
+    // The daemon would serve no more, and nobody else answers what was rewritten.
+    if changed > 0 && (originals.len() > PROBES_LIMIT || text > TEXT_LIMIT) {
+        let warning = format!("the Pod is left as it is: {}", Why::TooMany);
+        return admission.warnings.push(warning);
     }
     let annotations = annotated(reading, originals, changed);
     let size = annotations::size(&annotations);
@@ -167,6 +177,8 @@ fn annotated(
 struct Change {
     path: String,
     original: Value,
+    /// Bytes that the daemon keeps of it.
+    text: usize,
     operations: Vec<PatchOperation>,
 }
 
@@ -236,6 +248,7 @@ fn change(
     let spec = place.resolve(reading.raw).map_err(|why| because(&why))?;
     let rewritten = originals::rewrite(spec, &probe, &path, port).map_err(|why| because(&why))?;
     Ok(Change {
+        text: path.len() + probe.action.text_len(),
         path,
         original: rewritten.original,
         operations: patch::within(&place, rewritten.operations),

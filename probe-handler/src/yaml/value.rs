@@ -101,6 +101,7 @@ impl Reader<'_> {
                 continue;
             }
             let name = self.key(key)?;
+            self.values += name.len() / TEXT;
             if !seen.insert(name.clone()) {
                 return Err(self.malformed(key, format!("key {name:?} is there twice")));
             }

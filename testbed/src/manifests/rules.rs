@@ -36,7 +36,7 @@ pub const RULES: &[(&str, Rule)] = &[
 ];
 
 /// The image, as `cargo xtask image` names it.
-const IMAGE: &str = concat!("localhost/probe-handler:", env!("CARGO_PKG_VERSION"));
+const IMAGE: &str = concat!("registry.invalid/probe-handler:", env!("CARGO_PKG_VERSION"));
 /// The image in the documentation's example of a registry.
 const OWN_IMAGE: &str = concat!(
     "registry.example.com/mesh/probe-handler:",

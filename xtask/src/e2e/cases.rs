@@ -86,6 +86,9 @@ impl Suite<'_> {
             let run = self.fails(failing);
             self.report.add(&format!("fails/{}", failing.pod.name), run);
         }
+        let discarded = table::body_breaks().name;
+        let run = self.event(&discarded, "Liveness probe errored");
+        self.report.add(&format!("discarded/{discarded}"), run);
         let settled = self.pods()?;
         pass(QUIET);
         self.unmoved("stays-ready", &healthy, &settled)?;

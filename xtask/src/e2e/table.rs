@@ -81,7 +81,20 @@ pub fn healthy() -> Vec<Pod> {
     pods.push(regular);
     pods.push(taken_over());
     pods.push(hooked());
+    pods.push(body_breaks());
     pods
+}
+
+/// A pod whose liveness probe gets a status, and a body that breaks off: the kubelet throws such a result away, and the
+/// container lives.
+pub fn body_breaks() -> Pod {
+    Pod::new(
+        "body-breaks",
+        json!({
+            "livenessProbe": strict(&http("/cut-body")),
+            "readinessProbe": strict(&http("/healthy")),
+        }),
+    )
 }
 
 /// A pod with lifecycle hooks. postStart is called once, as soon as its container runs, and so can't ask that

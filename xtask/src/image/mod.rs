@@ -22,7 +22,7 @@ use crate::shell::{root, target_dir};
 use crate::static_build::{self, Build};
 
 /// What `deploy/` calls the image, without the tag, which is the version.
-const REPOSITORY: &str = "localhost/probe-handler";
+const REPOSITORY: &str = "registry.invalid/probe-handler";
 
 /// The workspace's profile for what is shipped.
 const PROFILE: &str = "image";

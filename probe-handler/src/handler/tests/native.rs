@@ -112,20 +112,32 @@ async fn answers_that_the_kubelet_would_not_take() {
 #[tokio::test]
 async fn a_body_that_breaks_or_stalls_is_one_that_breaks_for_the_kubelet_too() {
     let head = |rest: &str| format!("HTTP/1.1 503 Some\r\n{rest}");
-    for answer in [
-        say(head("Content-Length: 5\r\n\r\ncut")),
-        say(head("Transfer-Encoding: chunked\r\n\r\n5\r\ncut")),
-        say(head("Transfer-Encoding: chunked\r\n\r\nno chunk\r\n")),
-        vec![
-            Act::Say(head("\r\nuntil the connection ends")),
-            Act::Pause(SHORT / 4),
-            Act::Reset,
-        ],
+    for (answer, time) in [
+        (say(head("Content-Length: 5\r\n\r\ncut")), LONG),
+        (
+            say(head("Transfer-Encoding: chunked\r\n\r\n5\r\ncut")),
+            LONG,
+        ),
+        (
+            say(head("Transfer-Encoding: chunked\r\n\r\nno chunk\r\n")),
+            LONG,
+        ),
+        (
+            vec![
+                Act::Say(head("\r\nuntil the connection ends")),
+                Act::Pause(SHORT / 4),
+                Act::Reset,
+            ],
+            LONG,
+        ),
         // An endless stream of events, say.
-        vec![Act::Say(head("Content-Length: 5\r\n\r\nslow")), Act::Hang],
+        (
+            vec![Act::Say(head("Content-Length: 5\r\n\r\nslow")), Act::Hang],
+            SHORT,
+        ),
     ] {
         let app = App::new(move |_, _| answer.clone()).await;
-        let (route, endpoint) = http_endpoint(app.address, "/", SHORT);
+        let (route, endpoint) = http_endpoint(app.address, "/", time);
         let world = World::new([endpoint]).await;
         let answer = world.ask(app.address, &get(app.address, "/")).await;
         // Go's client finds the end of the stream where the body should be: io.ErrUnexpectedEOF.

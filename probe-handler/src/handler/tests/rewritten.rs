@@ -113,9 +113,9 @@ async fn paths_that_are_not_the_tables_are_relayed_to_the_agent() {
     assert_eq!(app.seen(), []);
 }
 
-/// What a taken-over probe of a closed port gets while pilot-agent is at `agent`, and why.
-async fn refused_app(agent: SocketAddr) -> (std::io::Result<String>, Reason) {
-    let mut route = route(ProbeKind::Liveness, http(nobody().port(), "/"), LONG);
+/// What a taken-over probe, which finds its port closed, gets while pilot-agent is at `agent`, and why.
+async fn refused(action: Action, agent: SocketAddr) -> (std::io::Result<String>, Reason) {
+    let mut route = route(ProbeKind::Liveness, action, LONG);
     Arc::get_mut(&mut route).expect("ours alone").way = Way::Takeover;
     let paths = HashMap::from([(PATH.to_owned(), Arc::clone(&route))]);
     let world = World::new([endpoint(agent, Routes::Rewritten(paths))]).await;
@@ -126,13 +126,22 @@ async fn refused_app(agent: SocketAddr) -> (std::io::Result<String>, Reason) {
 #[tokio::test]
 async fn where_pilot_agent_does_not_listen_inside_either_a_refusal_says_nothing() {
     let agent = App::saying("HTTP/1.1 200 Agent\r\n\r\n").await;
-    let (answer, reason) = refused_app(agent.address).await;
+    let closed = http(nobody().port(), "/");
+    let (answer, reason) = refused(closed.clone(), agent.address).await;
     assert!(answer.expect("an answer").starts_with("HTTP/1.1 500 "));
     assert_eq!(reason, Reason::Refused);
     assert!(agent.seen().is_empty(), "no request");
-    let (answer, reason) = refused_app(nobody()).await;
-    assert!(answer.is_err() || answer.is_ok_and(|answer| answer.is_empty()));
-    assert_eq!(reason, Reason::Dial, "relayed, to nobody here");
+    let grpc = Action::Grpc {
+        port: nobody().port(),
+        service: String::new(),
+    };
+    for closed in [closed, grpc] {
+        let begun = tokio::time::Instant::now();
+        let (answer, reason) = refused(closed, nobody()).await;
+        assert!(answer.is_err() || answer.is_ok_and(|answer| answer.is_empty()));
+        assert_eq!(reason, Reason::Dial, "relayed, to nobody here");
+        assert!(begun.elapsed() < LONG / 2, "without waiting for anybody");
+    }
 }
 
 #[tokio::test]

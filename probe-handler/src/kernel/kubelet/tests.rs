@@ -142,7 +142,9 @@ fn nobody_takes_the_place_of_a_kubelet_that_is_being_restarted() {
     let mut finder = finder(&name("given"), Some(cgroup.path()));
     let found = finder.find(None).expect("a kubelet");
     assert_eq!((found.pid, found.shared_with), (Some(pid), 1));
+    assert!(!finder.is_gone(&found));
     kubelet.end();
+    assert!(finder.is_gone(&found));
     put(cgroup.path(), &[other]);
     for last in [Some(&found), None] {
         assert!(matches!(finder.find(last), Err(Error::NotFound { .. })));
@@ -219,6 +221,7 @@ fn what_a_kubelets_process_becomes_is_not_the_kubelet() {
     }
     let gone = finder.find(Some(&found)).expect_err("it is cat now");
     assert!(matches!(gone, Error::NotFound { .. }), "{gone}");
+    assert!(finder.is_gone(&found));
     process.kill().expect("killed");
     let _ = process.wait();
 }

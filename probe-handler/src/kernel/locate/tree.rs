@@ -357,8 +357,8 @@ impl Tree {
     }
 }
 
-/// Whether the directory belongs to the user that we act for, as the kubelet's and the runtime's do. Where a user
-/// namespace is given cgroups of its own, these are below a pod's.
+/// Whether the directory belongs to the user that we act for, as the kubelet's and the runtime's do. What
+/// a container's user namespace is given is below a pod's, where nobody asks.
 fn is_ours(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|dir| dir.uid() == nix::unistd::geteuid().as_raw())
 }

@@ -168,3 +168,21 @@ fn a_pod_that_the_api_server_would_refuse_for_its_annotations_stays() {
         "{warnings:?}"
     );
 }
+
+#[test]
+fn a_pod_of_which_the_daemon_would_serve_a_part_only_stays() {
+    let path = format!("/{}", "p".repeat(14_000));
+    let container = |n: usize| json!({"name": format!("c{n}"), "livenessProbe": {"httpGet": {"port": 80, "path": path}}});
+    for (count, stays) in [(4, false), (5, true)] {
+        let containers: Vec<_> = (0..count).map(container).collect();
+        let pod = json!({"metadata": {"name": "web"}, "spec": {"containers": containers}});
+        let admission = admit(&pod, &Rewriting::default());
+        assert_eq!(
+            admission.patch.is_empty(),
+            stays,
+            "{count}: {:?}",
+            admission.warnings
+        );
+        assert_eq!(admission.warnings.len(), usize::from(stays));
+    }
+}
