@@ -32,7 +32,7 @@ use crate::kernel::locate::Locator;
 use crate::kernel::maps::{CounterMap, ProgramConfig};
 use crate::kernel::netns::Netns;
 use crate::kernel::programs::{LoadOptions, Programs};
-use crate::kernel::{capabilities, dial};
+use crate::kernel::{capabilities, dial, scheduling};
 use crate::observe::admin::{Admin, BoundAdmin};
 use crate::observe::collectors::{register_kernel_counters, register_readiness, register_watches};
 use crate::observe::metrics::{Metrics, PREFIX};
@@ -64,6 +64,10 @@ type Tasks = JoinSet<anyhow::Result<()>>;
 /// # Errors
 /// A failed start, with what to do next; a part of the daemon that ended, after the drain.
 pub fn run(config: AgentConfig) -> anyhow::Result<()> {
+    // Before any thread is started that is to have them too.
+    if let Err(error) = scheduling::ask_for_short_slices() {
+        tracing::debug!(%error, "no short time slices");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_start(capabilities::give_up_others_or_abort)

@@ -17,4 +17,5 @@ pub mod netns;
 pub mod nsid;
 pub mod preflight;
 pub mod programs;
+pub mod scheduling;
 pub mod sockdiag;
