@@ -38,13 +38,7 @@ pub async fn check(
     deadline: Option<Instant>,
     redial: bool,
 ) -> Finding {
-    let stream = match redial {
-        true => dial_again(dialer, address, deadline).await,
-        false => dial(dialer, address)
-            .await
-            .map_err(|error| Finding::dial(&error)),
-    };
-    let stream = match stream {
+    let stream = match dial_until(dialer, address, deadline.filter(|_| redial)).await {
         Ok(stream) => stream,
         Err(finding) => return finding,
     };
@@ -88,9 +82,9 @@ async fn call(
     })
 }
 
-/// Dials as long as there is time for it: grpc-go tries again where an app does not listen yet, or no more (its
+/// Dials as long as there is time for it, once where there is no deadline: grpc-go tries again where an app does not listen yet, or no more (its
 /// doc/connection-backoff.md: after a second, then 1.6 times as long each time).
-async fn dial_again(
+async fn dial_until(
     dialer: &dyn Dial,
     address: SocketAddr,
     deadline: Option<Instant>,
@@ -182,7 +176,7 @@ mod tests {
             sleep_until(begun + BACKOFF / 2).await;
             socket.listen(1).expect("listens")
         };
-        let (dialled, _listener) = tokio::join!(dial_again(&Plain, address, deadline), listening);
+        let (dialled, _listener) = tokio::join!(dial_until(&Plain, address, deadline), listening);
         assert!(dialled.is_ok());
         assert!(begun.elapsed() >= BACKOFF);
     }
@@ -192,7 +186,7 @@ mod tests {
         let (_socket, address) = reserved();
         let begun = Instant::now();
         let deadline = Some(begun + BACKOFF);
-        let refused = dial_again(&Plain, address, deadline).await;
+        let refused = dial_until(&Plain, address, deadline).await;
         assert_eq!(refused.expect_err("nobody listens").reason, Reason::Refused);
         assert!(begun.elapsed() < BACKOFF, "at once");
     }

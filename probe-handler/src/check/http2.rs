@@ -175,8 +175,11 @@ pub(super) fn failed(error: hyper::Error) -> Finding {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::pin::pin;
+    use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -204,52 +207,40 @@ mod tests {
         assert!(!finding.detail.contains("4111"), "{finding:?}");
     }
 
-    #[tokio::test]
+    /// The body of an app's answer to its first request, whose head has been sent.
+    async fn answering(apps: DuplexStream) -> h2::SendStream<Bytes> {
+        let mut connection = h2::server::handshake(apps).await.expect("a handshake");
+        let (_, mut respond) = connection
+            .accept()
+            .await
+            .expect("a request")
+            .expect("valid");
+        drop(tokio::spawn(async move {
+            while connection.accept().await.is_some() {}
+        }));
+        let head = http::Response::new(());
+        respond.send_response(head, false).expect("a head")
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_hook_ends_with_the_body_and_not_before() {
         let (ours, apps) = duplex(64 * 1024);
-        let (told, ended) = tokio::sync::oneshot::channel();
-        let app = tokio::spawn(async move {
-            let mut connection = h2::server::handshake(apps).await.expect("a handshake");
-            let (_, mut respond) = connection
-                .accept()
-                .await
-                .expect("a request")
-                .expect("valid");
-            drop(tokio::spawn(async move {
-                while connection.accept().await.is_some() {}
-            }));
-            let head = http::Response::new(());
-            let mut body = respond.send_response(head, false).expect("a head");
-            // Drained, so to say.
-            tokio::task::yield_now().await;
-            told.send(()).expect("somebody waits");
-            body.send_data(Bytes::new(), true).expect("the end");
-        });
+        let app = tokio::spawn(answering(apps));
         let request = Request::parse(REQUEST).expect("valid").expect("whole");
-        let head = get(ours, &request, "app", true, None)
-            .await
-            .expect("an answer");
-        assert_eq!(head.status, 200);
-        let mut ended = ended;
-        assert!(ended.try_recv().is_ok(), "it was waited for");
-        app.await.expect("it ended");
+        let mut answer = pin!(get(ours, &request, "app", true, None));
+        // Time passes once nobody has anything left to do.
+        let early = timeout(Duration::from_secs(1), answer.as_mut()).await;
+        assert!(early.is_err(), "it waits for the body");
+        let mut body = app.await.expect("it answers");
+        body.send_data(Bytes::new(), true).expect("the end");
+        assert_eq!(answer.await.expect("an answer").status, 200);
     }
 
     #[tokio::test]
     async fn a_body_without_end_is_read_as_far_as_the_kubelet_reads() {
         let (ours, apps) = duplex(64 * 1024);
         let app = tokio::spawn(async move {
-            let mut connection = h2::server::handshake(apps).await.expect("a handshake");
-            let (_, mut respond) = connection
-                .accept()
-                .await
-                .expect("a request")
-                .expect("valid");
-            drop(tokio::spawn(async move {
-                while connection.accept().await.is_some() {}
-            }));
-            let head = http::Response::new(());
-            let mut body = respond.send_response(head, false).expect("a head");
+            let mut body = answering(apps).await;
             loop {
                 body.reserve_capacity(1024);
                 let Some(Ok(room)) = poll_fn(|cx| body.poll_capacity(cx)).await else {

@@ -1,5 +1,6 @@
 //! Probes that we do not serve, and why: the kubelet meets what it would meet without us.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
@@ -15,9 +16,15 @@ const CLIPPED: usize = 256;
 
 /// As much of `text`, which a Pod's author chose, as is kept to be shown.
 pub fn clipped(text: &str) -> String {
-    match text.len() > CLIPPED {
-        true => format!("{}...", &text[..text.floor_char_boundary(CLIPPED)]),
-        false => text.to_owned(),
+    clipped_to(CLIPPED, text)
+}
+
+/// The same, of at most so many bytes.
+pub fn clipped_to<'a>(most: usize, text: impl Into<Cow<'a, str>>) -> String {
+    let text = text.into();
+    match text.len() > most {
+        true => format!("{}...", &text[..text.floor_char_boundary(most)]),
+        false => text.into_owned(),
     }
 }
 

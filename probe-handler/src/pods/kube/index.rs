@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::object::{ExemptAnnotation, Name, Object, Resource};
 use super::table::{Item, Table};
+use crate::pods::left_alone::clipped_to;
 use crate::pods::scope::{EXEMPT, Scope, Selection};
 use crate::pods::understand::{NotServed, Understood, understand};
 
@@ -283,11 +284,6 @@ pub fn namespace_item(object: Object<ExemptAnnotation>) -> Item<Mark> {
 }
 
 /// `text`, of which an object's author may have chosen any part, cut to a bounded length.
-fn bounded(mut text: String) -> String {
-    if text.len() > MAX_TEXT {
-        text.truncate(text.floor_char_boundary(MAX_TEXT));
-        text.push_str("...");
-        text.shrink_to_fit();
-    }
-    text
+fn bounded(text: String) -> String {
+    clipped_to(MAX_TEXT, text)
 }
