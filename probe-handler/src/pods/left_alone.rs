@@ -11,6 +11,25 @@ use super::model::ProbeKind;
 pub const PROBES_LIMIT: usize = 1000;
 /// Most bytes of paths, services and User-Agents that are kept of one pod.
 pub const TEXT_LIMIT: usize = 64 * 1024;
+/// What is kept of one pod.
+#[derive(Default)]
+pub struct Kept {
+    probes: usize,
+    text: usize,
+}
+
+impl Kept {
+    /// Whether one probe more, with so many bytes of text, is kept too.
+    pub fn one_more(&mut self, text: usize) -> bool {
+        let fits = self.probes < PROBES_LIMIT && self.text + text <= TEXT_LIMIT;
+        if fits {
+            self.probes += 1;
+            self.text += text;
+        }
+        fits
+    }
+}
+
 /// Longest text kept where a Pod's author chose it. Bytes.
 const CLIPPED: usize = 256;
 

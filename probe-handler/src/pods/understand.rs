@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 
-use super::left_alone::{LeftAlone, PROBES_LIMIT, TEXT_LIMIT, Why};
+use super::left_alone::{Kept, LeftAlone, Why};
 use super::mesh::{annotation, consul_proxy_uid, mesh_of};
 use super::model::{self, Mesh, PodId, Probe, Way};
 use super::probers::{Recovered, recover};
@@ -170,15 +170,11 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
 /// Takes out what is more than is kept of one pod: no pod is to use up the memory, or the room in the kernel, that is
 /// for all.
 fn bound(recovered: &mut Recovered) -> Vec<LeftAlone> {
-    let (mut probes, mut text) = (0, 0);
+    let mut kept = Kept::default();
     let mut left_alone = Vec::new();
     let mut fits = |path: &str, probe: &Probe| {
-        let more = path.len() + probe.action.text_len();
-        let fits = probes < PROBES_LIMIT && text + more <= TEXT_LIMIT;
-        if fits {
-            probes += 1;
-            text += more;
-        } else {
+        let fits = kept.one_more(path.len() + probe.action.text_len());
+        if !fits {
             left_alone.push(LeftAlone {
                 container: probe.container.clone(),
                 kind: probe.kind,

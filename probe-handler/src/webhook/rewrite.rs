@@ -14,7 +14,7 @@ use super::originals;
 use super::patch;
 use super::prefix::{Prefix, is_word};
 use super::reading::{Before, Reading};
-use crate::pods::left_alone::{PROBES_LIMIT, TEXT_LIMIT, Why};
+use crate::pods::left_alone::{Kept, Why};
 use crate::pods::probers::{self, DEFAULT_PORT, PROBES};
 use crate::pods::probes::Declared;
 
@@ -89,10 +89,7 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
     };
     let mut patch = Vec::new();
     let mut changed = 0;
-    let mut text: usize = originals
-        .iter()
-        .map(|(path, original)| path.len() + original.to_string().len())
-        .sum();
+    let mut texts = Vec::new();
     let probed = reading.probed();
     for declared in reading.declared() {
         let taken = Taken {
@@ -101,7 +98,7 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
         };
         match change(reading, &declared, port, &rewriting.prefix, &taken) {
             Ok(change) => {
-                text += change.text;
+                texts.push(change.text);
                 originals.insert(change.path, change.original);
                 patch.extend(change.operations);
                 changed += 1;
@@ -124,7 +121,7 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
         return;
     }
     // The daemon would serve no more, and nobody else answers what was rewritten.
-    if changed > 0 && (originals.len() > PROBES_LIMIT || text > TEXT_LIMIT) {
+    if changed > 0 && !are_kept(&reading.before, texts) {
         let warning = format!("the Pod is left as it is: {}", Why::TooMany);
         return admission.warnings.push(warning);
     }
@@ -140,6 +137,21 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
     patch.extend(annotations::replace(reading.raw, &annotations));
     admission.patch = patch;
     admission.changed = changed;
+}
+
+/// Whether the daemon keeps all originals: those from before, and new ones with so many bytes of text.
+fn are_kept(before: &Before, new: Vec<usize>) -> bool {
+    let mut kept = Kept::default();
+    let from_before = match before {
+        Before::Ours { originals, .. } => Some(originals),
+        _ => None,
+    };
+    from_before
+        .into_iter()
+        .flatten()
+        .map(|(path, original)| path.len() + original.to_string().len())
+        .chain(new)
+        .all(|text| kept.one_more(text))
 }
 
 /// What the Pod itself says about rewriting. On a Pod that we have rewritten before, `"false"` is our
