@@ -54,6 +54,7 @@ async fn attempt(probe: &Probe, dialer: Dialer) -> Attempt {
         Action::Raw { send, finish } => {
             Attempt::Done(raw::exchange(probe, dialer, send, *finish).await)
         }
+        Action::Datagram { send } => Attempt::Done(raw::datagram(probe, send).await),
     }
 }
 

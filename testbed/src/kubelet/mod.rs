@@ -81,6 +81,12 @@ pub enum Action {
         /// Whether to end this side once it is sent.
         finish: bool,
     },
+    /// No probe either: a UDP socket of the kubelet's process is connected and sends this.
+    Datagram {
+        /// What to send.
+        #[serde(with = "latin1")]
+        send: Vec<u8>,
+    },
 }
 
 /// One probe to make.
@@ -187,6 +193,12 @@ impl Probe {
     pub fn raw_to_the_end(ip: impl Into<IpAddr>, port: u16, send: &[u8]) -> Self {
         let (send, finish) = (send.to_vec(), true);
         Self::new(ip, port, Action::Raw { send, finish })
+    }
+
+    /// A datagram by hand, from the kubelet's process.
+    pub fn datagram(ip: impl Into<IpAddr>, port: u16, send: &[u8]) -> Self {
+        let send = send.to_vec();
+        Self::new(ip, port, Action::Datagram { send })
     }
 
     /// Adds one of `httpHeaders`; no effect on what has none.

@@ -1,9 +1,11 @@
 //! Bytes by hand.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Dialer, Ended, Outcome, Probe, ProbeResult};
@@ -64,4 +66,26 @@ pub(super) async fn exchange(
     });
     result.body = String::from_utf8_lossy(&received).into_owned();
     result
+}
+
+/// Connects a UDP socket and sends one datagram.
+pub(super) async fn datagram(probe: &Probe, send: &[u8]) -> ProbeResult {
+    let sent = async {
+        let any: IpAddr = match probe.ip {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = UdpSocket::bind((any, 0)).await?;
+        socket.connect((probe.ip, probe.port)).await?;
+        let _length = socket.send(send).await?;
+        io::Result::Ok(socket.peer_addr()?)
+    };
+    match sent.await {
+        Ok(peer) => {
+            let mut result = ProbeResult::new(Outcome::Success, "");
+            result.peer = Some(peer);
+            result
+        }
+        Err(error) => ProbeResult::failure(error.to_string()),
+    }
 }

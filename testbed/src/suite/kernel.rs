@@ -1,8 +1,9 @@
 //! The programs by themselves, without the daemon: what cannot be seen through it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use probe_handler::check::dial::Dial;
@@ -20,6 +21,7 @@ use super::cases::Cases;
 use crate::app::AppSpec;
 use crate::cgroup::Cgroup;
 use crate::kubelet::{Kubelet, Probe};
+use crate::pace;
 use crate::pod::{Pod, PodSpec};
 use crate::run::Run;
 
@@ -36,6 +38,18 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("nothing-attached-nothing-seen", || {
         detached(&cgroup, &kubelet, &pod)
     });
+    cases.case("datagrams-are-none-of-ours", || {
+        datagrams(&cgroup, &kubelet, &pod)
+    });
+    match Netns::current()?.cookie() {
+        Some(own) => cases.case("another-namespace-is-not-the-kubelets", || {
+            another_namespace(&run, &cgroup, &pod, own)
+        }),
+        None => cases.skip(
+            "another-namespace-is-not-the-kubelets",
+            "namespaces have no cookies before Linux 5.14",
+        ),
+    }
     cases.case("a-dial-needs-the-pods-address", || needs_its_address(&pod));
     Ok(())
 }
@@ -118,6 +132,48 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
         ensure!(http.passed(), "the probe did not go its own way: {http:?}");
         ensure!(
             count(&maps, Counter::Fallback) == gone && count(&maps, Counter::Redirected) == 1,
+            "{:?}",
+            maps.counters.read()
+        );
+    }
+    Ok(())
+}
+
+/// The kubelet's process asks for names, too: a UDP socket that is connected to an endpoint's address and port keeps
+/// its peer.
+fn datagrams(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
+    let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
+    let (_programs, maps) = attach(cgroup, pod, handler.local_addr()?.port())?;
+    for ip in pod.ns.ips() {
+        let endpoint = SocketAddr::new(ip, HTTP);
+        let app = pod.ns.run(|| Ok(UdpSocket::bind(endpoint)?))?;
+        app.set_read_timeout(Some(pace::stretch(Duration::from_secs(5))))?;
+        let sent = kubelet.probe(&Probe::datagram(ip, HTTP, b"hello"))?;
+        ensure!(sent.peer == Some(endpoint), "{sent:?}");
+        let mut received = [0; 16];
+        let length = app.recv(&mut received).context("nothing came")?;
+        ensure!(received[..length] == *b"hello", "{received:?}");
+    }
+    ensure!(
+        count(&maps, Counter::Seen) == 0 && count(&maps, Counter::OtherProcess) == 0,
+        "{:?}",
+        maps.counters.read()
+    );
+    Ok(())
+}
+
+/// A process in the kubelet's cgroup whose sockets are in another network namespace than the kubelet's (`own`) has
+/// another idea of where the handler is.
+fn another_namespace(run: &Run, cgroup: &Cgroup, pod: &Pod, own: u64) -> Result<()> {
+    let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
+    let (_programs, maps) = attach(cgroup, pod, handler.local_addr()?.port())?;
+    maps.config.update(|config| config.netns_cookie = own)?;
+    let stranger = pod.ns.run(|| Kubelet::start(run, cgroup, "kubelet"))?;
+    for (others, ip) in (1..).zip(pod.ns.ips()) {
+        let http = stranger.probe(&Probe::http(ip, HTTP, "/healthy"))?;
+        ensure!(http.passed(), "not left alone: {http:?}");
+        ensure!(
+            count(&maps, Counter::OtherProcess) == others && count(&maps, Counter::Seen) == 0,
             "{:?}",
             maps.counters.read()
         );

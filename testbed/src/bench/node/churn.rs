@@ -104,11 +104,11 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
             halfway = Some(process::memory(daemon.pid())?.anonymous);
         }
         interrupt::check()?;
+        let mut new = bench.light.bind(RuleSet::IstioNft)?;
+        new.start_sandbox()?;
         let (id, old) = standing.pop_front().context("no pod is left")?;
         schedule.leave(id);
         old.end()?;
-        let mut new = bench.light.bind(RuleSet::IstioNft)?;
-        new.pod.start_sandbox(crate::node::Order::NetworkFirst)?;
         bench.light.start_app(&mut new)?;
         standing.push_back(join(new, NEW_PERIOD, Duration::ZERO)?);
         if let Some((_, new)) = standing.back_mut() {

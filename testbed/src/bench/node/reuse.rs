@@ -9,7 +9,6 @@ use serde_json::json;
 use super::light::{LightPod, probe};
 use super::{Bench, GRACE, ms};
 use crate::interrupt;
-use crate::node::Order;
 use crate::rules::RuleSet;
 use crate::suite::node::reuse::{Held, Judged, STATUSES, right};
 use crate::suite::usual::Probing;
@@ -114,7 +113,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
 fn next(bench: &Bench, round: usize) -> Result<LightPod> {
     let mut pod = bench.light.bind(RuleSet::IstioNft)?;
     pod.status = STATUSES[round % 2];
-    pod.pod.start_sandbox(Order::NetworkFirst)?;
+    pod.start_sandbox()?;
     bench.light.start_app(&mut pod)?;
     Ok(pod)
 }
