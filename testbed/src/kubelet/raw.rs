@@ -1,6 +1,6 @@
 //! Bytes by hand.
 
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ pub(super) async fn datagram(probe: &Probe, send: &[u8]) -> ProbeResult {
         let socket = UdpSocket::bind((any, 0)).await?;
         socket.connect((probe.ip, probe.port)).await?;
         let _length = socket.send(send).await?;
-        io::Result::Ok(socket.peer_addr()?)
+        socket.peer_addr()
     };
     match sent.await {
         Ok(peer) => {
