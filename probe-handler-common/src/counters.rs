@@ -17,7 +17,7 @@ pub enum Counter {
     /// Left alone because another process of the kubelet's cgroup connected, or one in a network
     /// namespace of its own.
     OtherProcess = 5,
-    /// Left alone because a map was full or a helper failed.
+    /// A map was full or a helper failed: left alone, or sent to the handler, which then does not know it.
     Error = 6,
 }
 

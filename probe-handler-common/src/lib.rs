@@ -35,8 +35,8 @@ pub mod maps {
     pub const REFUSALS_BYTES: u32 = 64 * 1024;
     /// Default capacity of `ENDPOINTS`; settable at load.
     pub const ENDPOINTS_CAPACITY: u32 = 16_384;
-    /// Capacity of `SOCKETS`: connections of the kubelet's to endpoints at one time. An evicted entry only
-    /// costs `getpeername` its answer.
+    /// Capacity of `SOCKETS`: connections of the kubelet's to endpoints at one time. An entry evicted between
+    /// `connect` and the SYN costs the connection (no flow: reset), a later one only `getpeername` its answer.
     pub const SOCKETS_CAPACITY: u32 = 16_384;
     /// Capacity of `FLOWS`. Entries live from connect to accept.
     pub const FLOWS_CAPACITY: u32 = 16_384;

@@ -6,7 +6,6 @@ use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
 };
 use aya_ebpf::programs::SockAddrContext;
-use aya_log_ebpf::info;
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
@@ -15,6 +14,7 @@ use probe_handler_common::gate::{Decision, Why, decide};
 use probe_handler_common::refusal::Refusal;
 
 use crate::listener::{KUBELET_NETNS, listens};
+use crate::log::tell;
 use crate::maps::{CONFIG, ENDPOINTS, REFUSALS, SOCKETS, count, has_set_retval};
 use crate::verdict::Verdict;
 
@@ -148,29 +148,28 @@ fn connect(
         },
         || handler.is_some_and(|handler| listens(ctx, &handler, KUBELET_NETNS)),
     );
-    if config.verbose != 0 {
-        let step = match decision {
-            Decision::Redirect => "to the handler",
-            Decision::Refuse => "refused",
-            Decision::Leave(_) => "left alone",
-        };
-        info!(ctx, "connection to port {} {}", destination.port, step);
-    }
-    match (decision, handler) {
+    let (verdict, what) = match (decision, handler) {
         (Decision::Redirect, Some(handler)) => {
             redirect(ctx, destination, || set_destination(&handler))
         }
-        (Decision::Refuse, _) => refuse(destination),
+        (Decision::Refuse, _) => (
+            refuse(destination),
+            "is refused: the mesh listens, the app does not",
+        ),
         (Decision::Leave(Why::NoListener), _) => {
             count(Counter::NoListener);
-            Verdict::ALLOW
+            let what = "is left alone: neither app nor mesh listens";
+            (Verdict::ALLOW, what)
         }
         (Decision::Leave(Why::Fallback) | Decision::Redirect, _) => {
             count(Counter::Fallback);
-            Verdict::ALLOW
+            let what = "is left alone: the handler does not listen";
+            (Verdict::ALLOW, what)
         }
-        (Decision::Leave(Why::Passed), _) => Verdict::ALLOW,
-    }
+        (Decision::Leave(Why::Passed), _) => (Verdict::ALLOW, "is left alone: the app listens"),
+    };
+    tell(ctx, destination, what);
+    verdict
 }
 
 /// Whether it is the kubelet that connects, not another process of its cgroup or one that has gone to another
@@ -185,13 +184,14 @@ fn is_by_kubelet(ctx: &SockAddrContext, config: &Config) -> bool {
     config.netns_cookie == 0 || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == config.netns_cookie
 }
 
-/// Sends the connection to the handler by `set_destination`, and notes where it wanted to go.
+/// Sends the connection to the handler by `set_destination`, and notes where it wanted to go. Gives what there is to
+/// tell, too.
 #[inline(always)]
 fn redirect(
     ctx: &SockAddrContext,
     destination: &SockAddr,
     set_destination: impl FnOnce(),
-) -> Verdict {
+) -> (Verdict, &'static str) {
     // SAFETY: the context, which holds a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let original = Original {
@@ -200,11 +200,11 @@ fn redirect(
     if SOCKETS.insert(cookie, original, 0).is_err() {
         // Without the record the handler would take it for a stranger's.
         count(Counter::Error);
-        return Verdict::ALLOW;
+        return (Verdict::ALLOW, "is left alone: SOCKETS takes no entry");
     }
     set_destination();
     count(Counter::Redirected);
-    Verdict::ALLOW
+    (Verdict::ALLOW, "goes to the handler")
 }
 
 /// Refuses the connection as a closed port would.

@@ -8,6 +8,7 @@
 
 mod connect;
 mod listener;
+mod log;
 mod maps;
 mod sockets;
 mod verdict;

@@ -11,6 +11,7 @@ use probe_handler_common::counters::Counter;
 use probe_handler_common::flow::{Flow, Original};
 
 use crate::connect::{handler, set_user_address4, set_user_address6, user_address4, user_address6};
+use crate::log::tell;
 use crate::maps::{CONFIG, FLOWS, SOCKETS, count};
 
 /// `AF_INET`.
@@ -54,6 +55,11 @@ fn on_connect(ctx: &SockOpsContext) {
     let watched = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
     if noted.is_err() || watched.is_err() {
         count(Counter::Error);
+        let what = match noted {
+            Ok(()) => "goes to the handler, but its end will not be seen",
+            Err(_) => "goes to the handler, which will not know it: FLOWS takes no entry",
+        };
+        tell(ctx, &original.destination, what);
     }
 }
 

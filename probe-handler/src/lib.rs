@@ -1,8 +1,8 @@
 //! probe-handler: answers the kubelet's health probes for pods behind a service mesh, once per node.
 //!
 //! `ARCHITECTURE.md` at the root of the repository has the map. Arrows go one way:
-//! `cli -> app -> {handler, observe} -> check -> kernel`; `pods` reaches the kernel only through
-//! the registry's map writer; `webhook` knows nothing of the kernel.
+//! `app` puts the parts together and nobody uses it; `cli` knows configuration and output; `handler` uses `check`;
+//! `kernel` implements what `check`, `handler` and `pods` ask of it as traits; `webhook` knows nothing of the kernel.
 
 pub mod app;
 pub mod check;

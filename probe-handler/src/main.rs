@@ -26,6 +26,7 @@ fn main() -> ExitCode {
                 cgroup_root: config.cgroup_root.clone(),
                 admin: config.admin_addr,
                 handler_port: config.handler_port,
+                admin_socket: config.admin_socket.clone(),
             })
         }),
         Command::Webhook(args) => cli::webhook::run(*args, app::webhook::run),

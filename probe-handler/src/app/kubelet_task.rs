@@ -9,13 +9,12 @@ use tokio::time::MissedTickBehavior;
 
 use crate::kernel::kubelet::{Finder, Kubelet};
 use crate::kernel::maps::ProgramConfig;
-use crate::kernel::preflight::obstacle_remedy;
 use crate::kernel::programs::Programs;
 use crate::observe::metrics::Metrics;
 use crate::observe::readiness::{BlockReady, Readiness};
 
 /// How often to look. A restarted kubelet must be attached to within 100 ms; a look at one that is still
-/// there is three small reads.
+/// there is a few small reads of /proc.
 const PERIOD: Duration = Duration::from_millis(40);
 /// What readiness waits for while the programs are not attached.
 pub const AWAITED: &str = "kubelet";
@@ -88,11 +87,12 @@ impl Attachment {
             .is_none_or(|old| old.cgroup_id != kubelet.cgroup_id);
         if moved {
             self.programs.attach(&kubelet.cgroup).map_err(|error| {
-                format!(
-                    "{:#}; {}",
-                    anyhow::Error::from(error),
-                    obstacle_remedy(&kubelet.cgroup)
-                )
+                let remedy = error.remedy();
+                let error = anyhow::Error::from(error);
+                match remedy {
+                    Some(remedy) => format!("{error:#}; {remedy}"),
+                    None => format!("{error:#}"),
+                }
             })?;
         }
         tracing::info!(

@@ -253,8 +253,7 @@ impl Follower {
 }
 
 /// The addresses at which a pod may be served: its own, but never the node's, whatever a pod that may
-/// configure its interfaces gives itself.
-/// False where it is not known of one of them.
+/// configure its interfaces gives itself; and whether that could be told of all of them.
 fn pod_addresses(netns: &Netns) -> io::Result<(Vec<IpAddr>, bool)> {
     let mut addresses = addresses::of_interfaces(netns)?;
     addresses.truncate(ADDRESSES);

@@ -24,7 +24,7 @@ pub enum Reason {
     BodyIncomplete,
     /// The app's answer is no valid response of the probe's protocol, or is larger than allowed.
     BadResponse,
-    /// More than ten redirects.
+    /// More requests than the kubelet makes for one probe: ten, redirects included.
     TooManyRedirects,
     /// TLS could not be agreed upon.
     Tls,

@@ -171,9 +171,7 @@ impl TryFrom<SharedArgs> for PreflightConfig {
 impl AgentConfig {
     /// For the log and for `/debug/config`.
     pub fn to_json(&self) -> String {
-        // Plain data under text keys: there is nothing in it that can't be JSON, but for a path that
-        // is no UTF-8, and ours come from text.
-        serde_json::to_string(self).unwrap_or_else(|error| format!(r#"{{"error":"{error}"}}"#))
+        to_json(self)
     }
 
     fn check(args: &AgentArgs, mistakes: &mut Mistakes) -> Option<Self> {
@@ -241,6 +239,12 @@ impl TryFrom<AgentArgs> for AgentConfig {
         let mut mistakes = Mistakes::default();
         Self::check(&args, &mut mistakes).ok_or(mistakes)
     }
+}
+
+fn to_json(config: &impl Serialize) -> String {
+    // Plain data under text keys: there is nothing in it that can't be JSON, but for a path that
+    // is no UTF-8, and ours come from text.
+    serde_json::to_string(config).unwrap_or_else(|error| format!(r#"{{"error":"{error}"}}"#))
 }
 
 fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use crate::kernel::capabilities;
 
@@ -17,11 +19,20 @@ use crate::kernel::capabilities;
 const CAPACITY: usize = 4096;
 
 /// Takes lines without ever waiting; a thread of its own writes them. Clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct LogQueue(Arc<Shared>);
 
-#[derive(Default)]
+/// How the queue's own lines look.
+#[derive(Clone, Copy, Debug)]
+pub enum Words {
+    /// As those for people.
+    Text,
+    /// As those for collectors.
+    Json,
+}
+
 struct Shared {
+    words: Words,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -34,12 +45,16 @@ struct State {
 }
 
 impl LogQueue {
-    /// A queue that is written to `out`.
+    /// A queue that is written to `out`, and has `words` of its own.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn new(mut out: impl Write + Send + 'static) -> io::Result<Self> {
-        let queue = Self::default();
+    pub fn new(mut out: impl Write + Send + 'static, words: Words) -> io::Result<Self> {
+        let queue = Self(Arc::new(Shared {
+            words,
+            state: Mutex::default(),
+            changed: Condvar::default(),
+        }));
         let shared = Arc::clone(&queue.0);
         let _ = std::thread::Builder::new()
             .name("log".to_owned())
@@ -66,6 +81,21 @@ impl LogQueue {
     }
 }
 
+impl Words {
+    /// What says that so many lines were lost.
+    fn lost(self, lines: u64) -> String {
+        let mut now = String::new();
+        // Writing to a String does not fail.
+        let _ = SystemTime.format_time(&mut Writer::new(&mut now));
+        match self {
+            Self::Text => format!("{now}  WARN {lines} log lines were lost\n"),
+            Self::Json => format!(
+                "{{\"timestamp\":\"{now}\",\"level\":\"WARN\",\"message\":\"{lines} log lines were lost\"}}\n"
+            ),
+        }
+    }
+}
+
 impl Shared {
     /// The next line to write; the one before is written.
     fn next(&self) -> Vec<u8> {
@@ -80,10 +110,7 @@ impl Shared {
             if state.lost > 0 {
                 let lost = std::mem::take(&mut state.lost);
                 state.writing = true;
-                return format!(
-                    "{{\"level\":\"WARN\",\"message\":\"{lost} log lines were lost\"}}\n"
-                )
-                .into();
+                return self.words.lost(lost).into();
             }
             self.changed.wait(&mut state);
         }
@@ -125,7 +152,7 @@ mod tests {
     #[test]
     fn lines_come_out_in_order() {
         let (out, read) = UnixStream::pair().expect("pair");
-        let mut queue = LogQueue::new(out).expect("queue");
+        let mut queue = LogQueue::new(out, Words::Text).expect("queue");
         for line in ["one\n", "two\n"] {
             queue.write_all(line.as_bytes()).expect("taken");
         }
@@ -141,7 +168,7 @@ mod tests {
     #[test]
     fn a_reader_that_stalls_stops_nobody_and_hears_what_it_missed() {
         let (out, read) = UnixStream::pair().expect("pair");
-        let mut queue = LogQueue::new(out).expect("queue");
+        let mut queue = LogQueue::new(out, Words::Text).expect("queue");
         // More than socket and queue hold together.
         let line = [b"x".repeat(1024), b"\n".to_vec()].concat();
         for _ in 0..3 * CAPACITY {
@@ -153,5 +180,15 @@ mod tests {
             .map(Result::unwrap)
             .find(|line| !line.starts_with('x'));
         assert!(last.is_some_and(|line| line.contains("log lines were lost")));
+    }
+
+    #[test]
+    fn what_was_lost_is_told_as_other_lines_are() {
+        let json: serde_json::Value =
+            serde_json::from_str(&Words::Json.lost(7)).expect("JSON");
+        assert_eq!(json["message"], "7 log lines were lost");
+        assert!(json["timestamp"].as_str().is_some_and(|at| at.ends_with('Z')));
+        let text = Words::Text.lost(7);
+        assert!(text.ends_with("Z  WARN 7 log lines were lost\n"), "{text}");
     }
 }

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::util::TryInitError;
 
-use super::log_queue::LogQueue;
+use super::log_queue::{LogQueue, Words};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -53,11 +53,13 @@ pub fn init(format: LogFormat, filter: &str) -> Result<LogQueue, Error> {
         filter: filter.to_owned(),
         source,
     })?;
-    let queue = LogQueue::new(io::stderr()).map_err(Error::Thread)?;
+    let json = is_json(format, terminal);
+    let words = if json { Words::Json } else { Words::Text };
+    let queue = LogQueue::new(io::stderr(), words).map_err(Error::Thread)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(env_filter)
         .with_writer(queue.clone());
-    if is_json(format, terminal) {
+    if json {
         builder.json().flatten_event(true).finish().try_init()?;
     } else {
         builder.with_ansi(terminal).finish().try_init()?;

@@ -11,7 +11,7 @@ pub fn run(args: WebhookArgs, start: impl FnOnce(WebhookConfig) -> anyhow::Resul
         Ok(config) => config,
         Err(mistakes) => return refuse(&mistakes),
     };
-    let text = format!("{config:?}");
+    let text = config.to_json();
     let (log_format, log) = (config.log_format, config.log.clone());
     service::run("probe-handler webhook", &text, (log_format, &log), || {
         start(config)

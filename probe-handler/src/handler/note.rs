@@ -27,6 +27,10 @@ pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
     match route.stats.news(outcome, &verdict) {
         News::Fails => tell!(info, "probe fails"),
         News::PassesAgain => tell!(info, "probe passes again"),
+        News::StandsAside => tell!(
+            info,
+            "the pod cannot be dialled from inside: its probe is relayed as if we did not exist"
+        ),
         News::None => tell!(debug, "probed"),
     }
     metrics.verdict(pod, route, verdict);

@@ -109,6 +109,8 @@ pub enum News {
     Fails,
     /// It passes, and did not before.
     PassesAgain,
+    /// It is left to plain networking, and was not before.
+    StandsAside,
 }
 
 /// What happened on a route.
@@ -126,15 +128,17 @@ impl RouteStats {
     /// What `verdict`, whose outcome this is, has to tell that those before did not.
     pub fn news(&self, outcome: Outcome, verdict: &Verdict) -> News {
         let mut failing = self.failing.lock();
+        let mut unless_known = |news| {
+            let now = Some((verdict.reason, verdict.status));
+            match std::mem::replace(&mut *failing, now) == now {
+                true => News::None,
+                false => news,
+            }
+        };
         match (outcome, verdict.reason) {
             // The kubelet makes an event of this one too.
-            (Outcome::Failure, _) | (_, Reason::BodyIncomplete) => {
-                let now = Some((verdict.reason, verdict.status));
-                match std::mem::replace(&mut *failing, now) == now {
-                    true => News::None,
-                    false => News::Fails,
-                }
-            }
+            (Outcome::Failure, _) | (_, Reason::BodyIncomplete) => unless_known(News::Fails),
+            (_, Reason::Dial) => unless_known(News::StandsAside),
             (Outcome::Success, _) => match failing.take() {
                 Some(_) => News::PassesAgain,
                 None => News::None,
@@ -311,6 +315,9 @@ mod tests {
             // HTTPS or gRPC, of which we never hear that it passes.
             (Reason::Spliced, 200, News::None),
             (Reason::Refused, 500, News::Fails),
+            (Reason::Dial, 500, News::StandsAside),
+            (Reason::Dial, 500, News::None),
+            (Reason::Healthy, 200, News::PassesAgain),
         ] {
             let verdict = Verdict {
                 reason,

@@ -172,11 +172,6 @@ impl Visit<'_> {
     /// Behaves as if we did not exist: the pod could not be dialled for a reason on the node (its namespace
     /// has lost the address, no descriptors are left, ...), which says nothing about the app.
     async fn stand_aside(self, route: &Route, finding: Finding) {
-        tracing::warn!(
-            pod = %self.endpoint.pod.id,
-            detail = finding.detail,
-            "the pod cannot be dialled from inside: relayed as if we did not exist"
-        );
         self.conclude(route, finding);
         self.relay("not_dialled").await;
     }

@@ -167,7 +167,7 @@ impl Finder {
         })
     }
 
-    /// Finds the kubelet as it is now. `last` is looked at first, and costs three small reads while it lives.
+    /// Finds the kubelet as it is now. `last` is looked at first, and costs a few small reads of /proc while it lives.
     ///
     /// # Errors
     /// Everything in [`Error`].

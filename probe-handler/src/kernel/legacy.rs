@@ -6,6 +6,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use crate::kernel::cgroup;
+
 /// `BPF_PROG_QUERY` of enum bpf_cmd.
 const BPF_PROG_QUERY: libc::c_long = 16;
 /// `BPF_F_ALLOW_MULTI`.
@@ -41,8 +43,29 @@ pub struct Obstacle {
     pub hook: &'static str,
 }
 
+/// What to do about a kernel that forbids attaching to `cgroup` (EPERM): which program of whom stands in the way.
+pub fn remedy(cgroup: &Path) -> String {
+    let obstacles = cgroup::mount_point()
+        .map(|mount_point| obstacles(cgroup, &mount_point))
+        .unwrap_or_default();
+    if obstacles.is_empty() {
+        return "add CAP_NET_ADMIN; if it is there, see with `bpftool cgroup tree` which program is attached to a \
+                parent cgroup without BPF_F_ALLOW_MULTI, which forbids programs below it"
+            .to_owned();
+    }
+    let list: Vec<String> = obstacles
+        .iter()
+        .map(|obstacle| format!("{} at {}", obstacle.hook, obstacle.cgroup.display()))
+        .collect();
+    format!(
+        "programs attached without BPF_F_ALLOW_MULTI stand in the way ({}): their owner (`bpftool cgroup \
+         show DIR`; Cilium up to 1.13 does so) has to attach with BPF_F_ALLOW_MULTI or by link",
+        list.join(", ")
+    )
+}
+
 /// The cgroups above `cgroup`, up to `mount_point`, whose legacy programs stand in our way. What can't be
-/// queried (no CAP_BPF) is no obstacle that we know of.
+/// queried (no CAP_NET_ADMIN) is no obstacle that we know of.
 pub fn obstacles(cgroup: &Path, mount_point: &Path) -> Vec<Obstacle> {
     cgroup
         .ancestors()

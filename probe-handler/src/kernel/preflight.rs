@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use crate::kernel::kubelet::{Finder, Kubelet, Search};
 use crate::kernel::netns::Netns;
 use crate::kernel::nsid::Nsids;
-use crate::kernel::programs::{LoadOptions, Programs};
-use crate::kernel::{capabilities, cgroup, dial, legacy, locate};
+use crate::kernel::programs::{LoadOptions, Programs, loading_remedy};
+use crate::kernel::{capabilities, cgroup, dial, locate};
 use crate::listen::{self, Share};
+use crate::observe::admin_socket::{self, Found};
 use crate::observe::finding::{Finding, State};
 
 /// What to try.
@@ -23,6 +24,8 @@ pub struct PreflightOptions {
     pub admin: Option<SocketAddr>,
     /// The handler's port; 0: any.
     pub handler_port: u16,
+    /// The Unix socket that the agent would make.
+    pub admin_socket: PathBuf,
 }
 
 /// Tries every requirement. Programs are attached to the kubelet's cgroup for a moment, without any
@@ -41,6 +44,7 @@ pub fn run(options: &PreflightOptions) -> Vec<Finding> {
     findings.push(pods_cgroups(options.cgroup_root.as_deref()));
     findings.push(netns_ids());
     findings.extend(ports(options));
+    findings.push(admin_socket(&options.admin_socket));
     findings
 }
 
@@ -248,7 +252,7 @@ fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
                 State::Fail,
                 loading,
                 chain(&error),
-                "a kernel with BPF (CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF) and the capabilities above",
+                loading_remedy(),
             )];
         }
     };
@@ -272,35 +276,13 @@ fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
         ),
         Some(kubelet) => match programs.attach(&kubelet.cgroup) {
             Ok(()) => pass(attaching, kubelet.cgroup.display().to_string()),
-            Err(error) => not_met(
-                State::Fail,
-                attaching,
-                chain(&error),
-                obstacle_remedy(&kubelet.cgroup),
-            ),
+            Err(error) => {
+                let remedy = error.remedy().unwrap_or_default();
+                not_met(State::Fail, attaching, chain(&error), remedy)
+            }
         },
     });
     findings
-}
-
-/// Which program of whom stands in the way of attaching to `cgroup`.
-pub fn obstacle_remedy(cgroup: &Path) -> String {
-    let Ok(mount_point) = cgroup::mount_point() else {
-        return "mount cgroup2".to_owned();
-    };
-    let obstacles = legacy::obstacles(cgroup, &mount_point);
-    if obstacles.is_empty() {
-        return "add CAP_NET_ADMIN, or see `bpftool cgroup tree`".to_owned();
-    }
-    let list: Vec<String> = obstacles
-        .iter()
-        .map(|obstacle| format!("{} at {}", obstacle.hook, obstacle.cgroup.display()))
-        .collect();
-    format!(
-        "programs attached without BPF_F_ALLOW_MULTI stand in the way ({}): their owner (`bpftool cgroup \
-         show DIR`; Cilium up to 1.13 does so) has to attach with BPF_F_ALLOW_MULTI or by link",
-        list.join(", ")
-    )
 }
 
 fn netns_ids() -> Finding {
@@ -352,6 +334,30 @@ fn ports(options: &PreflightOptions) -> Vec<Finding> {
         )
     }));
     findings
+}
+
+fn admin_socket(path: &Path) -> Finding {
+    let requirement = "admin socket";
+    let shown = path.display();
+    match admin_socket::look_ahead(path) {
+        Ok(Found::Nothing) => pass(requirement, shown.to_string()),
+        Ok(Found::Stale) => pass(
+            requirement,
+            format!("{shown}, in place of one that nobody answers on"),
+        ),
+        Ok(Found::Answered) => not_met(
+            State::Warn,
+            requirement,
+            format!("a daemon answers on {shown}"),
+            "it runs already; a second one needs another --admin-socket",
+        ),
+        Err(error) => not_met(
+            State::Fail,
+            requirement,
+            format!("{error:#}"),
+            "give --admin-socket a path that can be written",
+        ),
+    }
 }
 
 #[cfg(test)]

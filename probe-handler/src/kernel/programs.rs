@@ -9,10 +9,12 @@ use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use probe_handler_common::config::Config;
 use probe_handler_common::{globals, maps, programs};
 
+use crate::kernel::{capabilities, legacy};
 use crate::kernel::maps::{CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
@@ -28,9 +30,7 @@ pub enum Error {
     )]
     NoObject,
     /// The object could not be read, or its maps not be made.
-    #[error(
-        "cannot load the eBPF object (`probe-handler preflight` tells which capability is missing; docs/security.md says what each is for)"
-    )]
+    #[error("cannot load the eBPF object: {}", loading_remedy())]
     Load(#[source] Box<EbpfError>),
     /// The object lacks something that the daemon expects of it.
     #[error(
@@ -52,7 +52,7 @@ pub enum Error {
         source: aya::maps::MapError,
     },
     /// The kernel's verifier does not take a program.
-    #[error("the kernel refuses program {program}; `probe-handler preflight` tells what it lacks")]
+    #[error("the kernel refuses program {program}: {}", loading_remedy())]
     Verify {
         /// The program.
         program: &'static str,
@@ -70,7 +70,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel does not attach a program there.
-    #[error("cannot attach {program} to {}{}", path.display(), hint(source))]
+    #[error("cannot attach {program} to {}", path.display())]
     Attach {
         /// The program.
         program: &'static str,
@@ -82,16 +82,31 @@ pub enum Error {
     },
 }
 
-fn hint(error: &ProgramError) -> &'static str {
-    match error {
-        ProgramError::SyscallError(syscall)
-            if syscall.io_error.raw_os_error() == Some(libc::EPERM) =>
-        {
-            ": either CAP_NET_ADMIN is missing, or a program was attached to a parent cgroup by the \
-             legacy way without BPF_F_ALLOW_MULTI, which forbids programs below it; `bpftool cgroup \
-             tree` shows it, and its owner has to attach with BPF_F_ALLOW_MULTI"
+impl Error {
+    /// What to do about it, where that takes a look at the machine.
+    pub fn remedy(&self) -> Option<String> {
+        let Self::Attach { path, source, .. } = self else {
+            return None;
+        };
+        let forbidden = matches!(&**source, ProgramError::SyscallError(syscall)
+            if syscall.io_error.raw_os_error() == Some(libc::EPERM));
+        forbidden.then(|| legacy::remedy(path))
+    }
+}
+
+/// What to do about a kernel that does not take our maps or programs.
+pub fn loading_remedy() -> String {
+    match getrlimit(Resource::RLIMIT_MEMLOCK) {
+        Ok((limit, _)) if limit != RLIM_INFINITY => {
+            let [need] = &capabilities::AT_START;
+            format!(
+                "RLIMIT_MEMLOCK is {limit} bytes, to which Linux before 5.11 charges maps: raise it, or add {}",
+                need.capability
+            )
         }
-        _ => "",
+        _ => "it takes a kernel with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and the capabilities of which \
+              `probe-handler preflight` tells"
+            .to_owned(),
     }
 }
 
@@ -163,12 +178,9 @@ impl Programs {
         if !built_in() {
             return Err(Error::NoObject);
         }
-        // Before Linux 5.11 maps are charged to this limit.
-        let _ = nix::sys::resource::setrlimit(
-            nix::sys::resource::Resource::RLIMIT_MEMLOCK,
-            nix::sys::resource::RLIM_INFINITY,
-            nix::sys::resource::RLIM_INFINITY,
-        );
+        // Before Linux 5.11 maps are charged to this limit. Where it can't be raised and that matters, loading fails
+        // and says so.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         // Found by trying, not by version: distributions carry features back.
         match Self::load_with(options, true) {
             Err(Error::Verify { .. }) => Self::load_with(options, false),

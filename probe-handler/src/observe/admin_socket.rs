@@ -22,6 +22,17 @@ pub struct SocketFile {
     identity: (u64, u64),
 }
 
+/// What is at a socket's path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// A socket that nobody answers on.
+    Stale,
+    /// Another daemon's.
+    Answered,
+}
+
 /// Listens on a Unix socket at `path`, in place of one that nobody answers on.
 ///
 /// # Errors
@@ -48,9 +59,33 @@ fn clear_the_way(path: &Path) -> anyhow::Result<()> {
                 format!("cannot make the directory of the admin socket {shown}; give --admin-socket another path")
             })?;
     }
+    match look(path)? {
+        Found::Nothing => Ok(()),
+        Found::Stale => {
+            fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {shown}"))
+        }
+        Found::Answered => bail!("another daemon answers on {shown}: give this one --admin-socket"),
+    }
+}
+
+/// Whether a daemon could listen at `path`, and what it would find there; touches nothing.
+///
+/// # Errors
+/// `path` is no socket, or nothing can be made there.
+pub fn look_ahead(path: &Path) -> anyhow::Result<Found> {
+    let there = path.ancestors().skip(1).find(|ancestor| ancestor.exists());
+    if let Some(directory) = there {
+        nix::unistd::access(directory, nix::unistd::AccessFlags::W_OK)
+            .with_context(|| format!("cannot write to {}", directory.display()))?;
+    }
+    look(path)
+}
+
+fn look(path: &Path) -> anyhow::Result<Found> {
+    let shown = path.display();
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => {
             return Err(error).with_context(|| format!("cannot look at the admin socket {shown}"));
         }
@@ -59,15 +94,11 @@ fn clear_the_way(path: &Path) -> anyhow::Result<()> {
         bail!("{shown} exists and is no socket: give --admin-socket another path");
     }
     match try_connect(path) {
+        Ok(()) => Ok(Found::Answered),
         // A full backlog is somebody's too.
-        Ok(()) => bail!("another daemon answers on {shown}: give this one --admin-socket"),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            bail!("another daemon answers on {shown}: give this one --admin-socket")
-        }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {shown}"))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Found::Answered),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Found::Stale),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
         Err(error) => Err(error).with_context(|| {
             format!("cannot tell whether another daemon answers on {shown}; give --admin-socket another path")
         }),

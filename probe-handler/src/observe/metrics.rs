@@ -69,8 +69,8 @@ impl VerdictLabels {
 /// Why a connection was relayed to the pod as if we did not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RelayLabels {
-    /// `undeclared` (no probe of the pod looks like this), `endpoint_gone`, or `not_dialled` (the pod
-    /// cannot be dialled from inside, for a reason on the node).
+    /// `undeclared` (no probe of the pod looks like this), `endpoint_gone`, `not_dialled` (the pod
+    /// cannot be dialled from inside, for a reason on the node), or `elsewhere` (its sockets are in a guest).
     pub reason: &'static str,
 }
 
@@ -191,7 +191,7 @@ impl Metrics {
         );
         registry.register(
             "relayed",
-            "Connections of the kubelet that were no declared probe, relayed through the mesh",
+            "Connections of the kubelet relayed as if we did not exist, by reason",
             metrics.relayed.clone(),
         );
         registry.register(

@@ -1,7 +1,7 @@
 //! Metrics, the admin server, and what `status` shows.
 
 pub mod admin;
-mod admin_socket;
+pub mod admin_socket;
 pub mod build;
 pub mod collectors;
 pub mod finding;

@@ -58,7 +58,7 @@ pub struct KubeletStatus {
     pub attached: bool,
     /// Milliseconds since they were last attached.
     pub attached_age_ms: Option<u64>,
-    /// Process id to which the programs confine themselves, where the cgroup is shared.
+    /// Process id to which the programs confine themselves; none where the process is not known.
     pub process_filter: Option<u32>,
     /// Other processes in the kubelet's cgroup.
     pub shared_with: u32,

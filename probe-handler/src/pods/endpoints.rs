@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use probe_handler_common::endpoint::{GATE, REDIRECT};
 
-use super::left_alone::PROBES_LIMIT;
+use super::bounds::PROBES_LIMIT;
 use super::model::{Action, Pod, Probe, Rewritten, Scheme, Way};
 use crate::handler::table::{Endpoint, HttpRoute, NativeRoutes, Route, Routes, ServedPod};
 

@@ -1,51 +1,11 @@
 //! Probes that we do not serve, and why: the kubelet meets what it would meet without us.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use super::bounds::{PROBES_LIMIT, REQUEST_HEADERS_LIMIT, REQUEST_LIMIT, TEXT_LIMIT};
 use super::model::ProbeKind;
-
-/// Most probes and hooks that are served of one pod: five for each of 200 containers.
-pub const PROBES_LIMIT: usize = 1000;
-/// Most bytes of paths, services and User-Agents that are kept of one pod.
-pub const TEXT_LIMIT: usize = 64 * 1024;
-/// What is kept of one pod.
-#[derive(Default)]
-pub struct Kept {
-    probes: usize,
-    text: usize,
-}
-
-impl Kept {
-    /// Whether one probe more, with so many bytes of text, is kept too.
-    pub fn one_more(&mut self, text: usize) -> bool {
-        let fits = self.probes < PROBES_LIMIT && self.text + text <= TEXT_LIMIT;
-        if fits {
-            self.probes += 1;
-            self.text += text;
-        }
-        fits
-    }
-}
-
-/// Longest text kept where a Pod's author chose it. Bytes.
-const CLIPPED: usize = 256;
-
-/// As much of `text`, which a Pod's author chose, as is kept to be shown.
-pub fn clipped(text: &str) -> String {
-    clipped_to(CLIPPED, text)
-}
-
-/// The same, of at most so many bytes.
-pub fn clipped_to<'a>(most: usize, text: impl Into<Cow<'a, str>>) -> String {
-    let text = text.into();
-    match text.len() > most {
-        true => format!("{}...", &text[..text.floor_char_boundary(most)]),
-        false => text.into_owned(),
-    }
-}
 
 /// A probe or lifecycle hook that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -108,15 +68,16 @@ pub enum Why {
     #[error("httpGet.path {0:?} is no plain path")]
     OddPath(String),
     /// A request of that length would not be read.
-    #[error(
-        "{field} makes a request of {bytes} bytes or too many headers, must be less than 15 KiB and 250 headers"
-    )]
+    #[error("{field} makes a request of {bytes} bytes, more than {REQUEST_LIMIT}")]
     TooLong {
         /// `httpGet` or `grpc.service`.
         field: &'static str,
         /// What the Pod has of it.
         bytes: usize,
     },
+    /// A request with so many headers would not be read.
+    #[error("httpGet.httpHeaders are {0}, more than {REQUEST_HEADERS_LIMIT}")]
+    TooManyHeaders(usize),
     /// The pod has more probes, or longer ones, than is kept of one pod.
     #[error(
         "the pod's probes are more than {PROBES_LIMIT}, or have more than {TEXT_LIMIT} bytes of paths: no more are served"
@@ -153,6 +114,7 @@ impl Why {
                 | Self::PortOutOfRange { .. }
                 | Self::UnknownScheme(_)
                 | Self::TooLong { .. }
+                | Self::TooManyHeaders(_)
                 | Self::TooMany
                 | Self::TcpHook
                 | Self::Actions(_)

@@ -12,7 +12,8 @@ use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, Pod, TCPS
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::left_alone::{LeftAlone, Why, clipped};
+use super::bounds::clipped;
+use super::left_alone::{LeftAlone, Why};
 use super::mesh::{annotation, containers};
 use super::model::{Action, Probe, ProbeKind, Rewritten, Scheme, Way};
 use super::probes::{grpc_action, http_action, tcp_action, timeout};
@@ -20,7 +21,7 @@ use super::probes::{grpc_action, http_action, tcp_action, timeout};
 /// Annotation with the originals of the probes that our webhook has rewritten.
 pub const PROBES: &str = "probe-handler.io/probes";
 /// Variable of container `istio-proxy` by which pilot-agent probes localhost instead of the pod's address.
-const ISTIO_PROBES_LOCALHOST: &str = "REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION";
+pub const ISTIO_PROBES_LOCALHOST: &str = "REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION";
 /// Variable of container `istio-proxy` with the originals that Istio's injector has rewritten.
 pub const ISTIO_PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";
 /// Annotation with Istio's status port; `"0"` turns pilot-agent's probing off.
@@ -266,12 +267,17 @@ fn istio_probers(pod: &Pod) -> Option<&str> {
             .find(|env| env.name == name)
             .and_then(|env| env.value.as_deref())
     };
-    // As Go's strconv.ParseBool has it, by which pilot-agent reads it.
-    let localhost = matches!(
-        env(ISTIO_PROBES_LOCALHOST),
-        Some("1" | "t" | "T" | "true" | "TRUE" | "True")
-    );
+    let localhost = env(ISTIO_PROBES_LOCALHOST).and_then(parse_bool) == Some(true);
     env(ISTIO_PROBERS).filter(|_| !localhost)
+}
+
+/// What Go's `strconv.ParseBool` takes for a boolean, and nothing else: by it Istio reads annotations and variables.
+pub fn parse_bool(value: &str) -> Option<bool> {
+    match value {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 /// The path of a probe that looks rewritten.

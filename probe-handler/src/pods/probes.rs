@@ -9,24 +9,17 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::left_alone::{LeftAlone, Why, clipped};
+use super::bounds::{REQUEST_HEADERS_LIMIT, REQUEST_LIMIT, clipped};
+use super::left_alone::{LeftAlone, Why};
 use super::mesh;
 use super::model::{Action, Probe, ProbeKind, Scheme};
 use super::target::request_target;
-use crate::check::HEAD_LIMIT;
-use crate::check::request::HEADERS_LIMIT;
 
 /// `timeoutSeconds` when it is not set.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What of a request's head is the kubelet's own at most: request line, Host, User-Agent, Accept, Connection. Bytes.
-const KUBELETS_BYTES: usize = 1024;
-/// As many headers at most.
-const KUBELETS_HEADERS: usize = 4;
 /// What a line of a head has beside a header's name and value: colon, space, CR, LF.
 const LINE_BYTES: usize = 4;
-/// What a Pod may add to a request that the handler is to read, or to a gRPC call. Bytes.
-const REQUEST_LIMIT: usize = HEAD_LIMIT - KUBELETS_BYTES;
 
 /// One probe or hook as a container declares it, not yet understood.
 #[derive(Clone, Copy, Debug)]
@@ -226,11 +219,15 @@ pub fn http_action(
     let headers = || http.http_headers.iter().flatten();
     let lines = headers().map(|header| header.name.len() + header.value.len() + LINE_BYTES);
     let bytes = target.len() + lines.sum::<usize>();
-    if bytes > REQUEST_LIMIT || headers().count() > HEADERS_LIMIT - KUBELETS_HEADERS {
+    if bytes > REQUEST_LIMIT {
         return Err(Why::TooLong {
             field: "httpGet",
             bytes,
         });
+    }
+    let count = headers().count();
+    if count > REQUEST_HEADERS_LIMIT {
+        return Err(Why::TooManyHeaders(count));
     }
     Ok(Action::Http {
         scheme,

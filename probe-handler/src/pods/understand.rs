@@ -6,7 +6,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 
-use super::left_alone::{Kept, LeftAlone, Why};
+use super::bounds::{Kept, LEFT_ALONE_LIMIT};
+use super::left_alone::{LeftAlone, Why};
 use super::mesh::{annotation, consul_proxy_uid, mesh_of};
 use super::model::{self, Mesh, PodId, Probe, Way};
 use super::probers::{Recovered, recover};
@@ -74,6 +75,19 @@ impl Understood {
         }
     }
 
+    /// Keeps no more of what is left alone than anyone would read.
+    fn forget_some(&mut self) {
+        let all = self.left_alone.len();
+        if all > LEFT_ALONE_LIMIT {
+            self.left_alone.truncate(LEFT_ALONE_LIMIT);
+            self.left_alone.shrink_to_fit();
+            self.warnings.push(format!(
+                "{} more of its probes are left alone",
+                all - LEFT_ALONE_LIMIT
+            ));
+        }
+    }
+
     fn not_served(mut self, why: NotServed) -> Self {
         self.not_served = Some(why);
         self
@@ -109,6 +123,7 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
     let mut recovered = recover(pod, declared, &ips);
     understood.left_alone.append(&mut recovered.left_alone);
     understood.left_alone.append(&mut bound(&mut recovered));
+    understood.forget_some();
     let Recovered {
         mut native,
         rewritten,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::annotations::REWRITE;
 use super::reading::{Before, Reading};
-use crate::pods::probers::{ISTIO_PROBERS, PROBES};
+use crate::pods::probers::{ISTIO_PROBERS, ISTIO_PROBES_LOCALHOST, PROBES};
 
 fn port() -> impl Strategy<Value = Value> {
     prop_oneof![
@@ -129,6 +129,8 @@ fn environment() -> BoxedStrategy<Value> {
         6 => text().prop_map(|value| json!({"name": "A", "value": value})),
         2 => Just(json!({"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})),
         1 => probers.prop_map(|value| json!({"name": ISTIO_PROBERS, "value": value})),
+        1 => prop_oneof![Just("true"), Just("no")]
+            .prop_map(|value| json!({"name": ISTIO_PROBES_LOCALHOST, "value": value})),
     ];
     proptest::collection::vec(variable, 0..3)
         .prop_map(|variables| json!(variables))

@@ -1,5 +1,6 @@
 //! Whether a pod's probes are rewritten: its own annotation, else the global setting.
 
+use crate::pods::probers::parse_bool;
 use super::annotations::REWRITE;
 
 /// Whether to rewrite the probes of a pod whose annotation `sidecar.istio.io/rewriteAppHTTPProbers`
@@ -19,15 +20,6 @@ pub fn decide(value: Option<&str>, global: bool) -> (bool, Option<String>) {
             );
             (global, Some(warning))
         }
-    }
-}
-
-/// What Go's `strconv.ParseBool` takes for a boolean, and nothing else.
-pub fn parse_bool(value: &str) -> Option<bool> {
-    match value {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
-        _ => None,
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use crate::pods::probers::ISTIO_PROBERS;
+use crate::pods::probers::{ISTIO_PROBERS, ISTIO_PROBES_LOCALHOST};
 
 /// More values than the relevant part of any Pod has: a value takes up to 640 bytes of memory, so that 8 MiB of
 /// text could become a gigabyte.
@@ -42,8 +42,8 @@ enum Keep {
     Members(&'static [(&'static str, Keep)]),
     /// Of each element of an array, that much. All elements stay.
     Each(&'static Keep),
-    /// Of an array of environment variables, the one with this name.
-    Variable(&'static str),
+    /// Of an array of environment variables, those with these names.
+    Variables(&'static [&'static str]),
 }
 
 const POD: Keep = Keep::Members(&[
@@ -68,7 +68,7 @@ const POD: Keep = Keep::Members(&[
 const CONTAINER: Keep = Keep::Members(&[
     ("name", Keep::All),
     ("ports", Keep::All),
-    ("env", Keep::Variable(ISTIO_PROBERS)),
+    ("env", Keep::Variables(&[ISTIO_PROBERS, ISTIO_PROBES_LOCALHOST])),
     ("restartPolicy", Keep::All),
     ("livenessProbe", Keep::All),
     ("readinessProbe", Keep::All),
@@ -181,10 +181,13 @@ impl<'de> Visitor<'de> for Part<'_> {
                     array.push(element);
                 }
             }
-            Keep::Variable(name) => {
+            Keep::Variables(names) => {
+                let mut kept = Vec::new();
                 while let Some(variable) = sequence.next_element::<Variable<'de>>()? {
-                    // The first one counts.
-                    if variable.name == *name && array.is_empty() {
+                    let name = variable.name.as_ref();
+                    // The first one of a name counts.
+                    if names.contains(&name) && !kept.iter().any(|kept: &String| kept == name) {
+                        kept.push(name.to_owned());
                         let value = variable.value.map_or("null", RawValue::get);
                         let value: Option<String> =
                             serde_json::from_str(value).map_err(A::Error::custom)?;

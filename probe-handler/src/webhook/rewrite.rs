@@ -9,13 +9,14 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::annotations::{self, REWRITE, REWRITE_BEFORE};
-use super::decide::{decide, parse_bool};
+use super::decide::decide;
 use super::originals;
 use super::patch;
 use super::prefix::{Prefix, is_word};
 use super::reading::{Before, Reading};
-use crate::pods::left_alone::{Kept, Why};
-use crate::pods::probers::{self, DEFAULT_PORT, PROBES};
+use crate::pods::bounds::Kept;
+use crate::pods::left_alone::Why;
+use crate::pods::probers::{self, DEFAULT_PORT, PROBES, parse_bool};
 use crate::pods::probes::Declared;
 
 /// How to rewrite.

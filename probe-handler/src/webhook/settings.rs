@@ -12,8 +12,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::Rewriting;
-use super::decide::parse_bool;
 use super::metrics::Metrics;
+use crate::pods::probers::parse_bool;
 
 /// Whether probes are rewritten where the pod does not say: the name that Istio gives it
 /// (`sidecarInjectorWebhook.rewriteAppHTTPProbe`).

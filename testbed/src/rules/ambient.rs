@@ -1,5 +1,5 @@
-//! Istio ambient: the rules of istio-cni in an enrolled pod (istio cni/pkg/iptables/iptables.go).
-//! ztunnel's own connections carry mark 0x539.
+//! Istio ambient: the rules of istio-cni in an enrolled pod (istio 86c9f01,
+//! cni/pkg/iptables/iptables.go). ztunnel's own connections carry mark 0x539.
 
 use super::{Family, Step, restore};
 

@@ -1,5 +1,5 @@
-//! Istio's sidecar, REDIRECT mode, by nftables' own rules (istio tools/istio-nftables/pkg/capture
-//! and its golden files): one table for both families.
+//! Istio's sidecar, REDIRECT mode, by nftables' own rules (istio 86c9f01,
+//! tools/istio-nftables/pkg/capture and its golden files): one table for both families.
 
 use super::Step;
 

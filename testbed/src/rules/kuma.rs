@@ -1,4 +1,4 @@
-//! Kuma (kuma pkg/transparentproxy/iptables/builder/builder_table_nat.go), proxy user 5678.
+//! Kuma (kuma 348b652, pkg/transparentproxy/iptables/builder/builder_table_nat.go), proxy user 5678.
 
 use super::{Family, Step, restore};
 

@@ -1,7 +1,8 @@
 //! The redirect rules that each mesh puts into a pod, and what else a pod of that mesh has.
 //!
-//! One file per mesh. The rules follow what the mesh's own tools make for a pod with no special
-//! annotations, with both address families; each file names its source.
+//! One file per mesh. The rules are written out by hand, and follow what the mesh's own tools make
+//! for a pod with no special annotations, with both address families; each file names its source
+//! and the commit that was read.
 
 mod ambient;
 mod consul;

@@ -35,6 +35,9 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case_in("drain-timeout", |cases| {
         drain_timeout(&mut with_pod(cases, &["--drain-timeout", "1"])?)
     });
+    cases.case_in("kernel-log", |cases| {
+        kernel_log(&with_pod(cases, &["--kernel-log"])?)
+    });
     cases.case_in("same-admin-socket", |cases| {
         let with = with_pod(cases, &[])?;
         same_socket(cases, &with)
@@ -62,6 +65,20 @@ fn with_pod(cases: &mut Cases, args: &[&str]) -> Result<WithPod> {
     let pod =
         env.pod(usual::pod("daemons").container(usual::container("slow", slow(700), slow(8000))))?;
     Ok(WithPod { pod, env })
+}
+
+/// `--kernel-log` tells of each connection to an endpoint what became of it, by address.
+fn kernel_log(with: &WithPod) -> Result<()> {
+    for ip in with.pod.ns.ips() {
+        let shown = match ip {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        with.env.passes(&Probe::http(ip, HTTP, "/slow?ms=700").timeout(SLOW))?;
+        let line = format!("[{shown}]:{HTTP} goes to the handler");
+        let _line = with.env.daemon.wait_logged(&[&line])?;
+    }
+    Ok(())
 }
 
 /// What a daemon leaves behind is nothing: no program, no map, no link, no file.

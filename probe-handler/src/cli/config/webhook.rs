@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::mistakes::Mistakes;
-use super::{as_seconds, parse};
+use super::{as_seconds, parse, to_json};
 use crate::cli::logging::LogFormat;
 
 /// Flags of `webhook`. Text still: [`WebhookConfig`] is what they mean.
@@ -170,6 +170,11 @@ pub struct WebhookConfig {
 }
 
 impl WebhookConfig {
+    /// For the log.
+    pub fn to_json(&self) -> String {
+        to_json(self)
+    }
+
     fn check(args: &WebhookArgs, mistakes: &mut Mistakes) -> Option<Self> {
         let listen = mistakes.check("listen", &args.listen, parse::address);
         let admin_addr = mistakes.check("admin-addr", &args.admin_addr, parse::admin_addr);

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::object::{ExemptAnnotation, Name, Object, Resource};
 use super::table::{Item, Table};
-use crate::pods::left_alone::clipped_to;
+use crate::pods::bounds::clipped_to;
 use crate::pods::scope::{EXEMPT, Scope, Selection};
 use crate::pods::understand::{NotServed, Understood, understand};
 

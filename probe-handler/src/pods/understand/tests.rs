@@ -263,6 +263,22 @@ fn no_pod_has_more_served_than_is_kept_of_one() {
 }
 
 #[test]
+fn of_probes_left_alone_no_more_is_kept_than_anyone_would_read() {
+    let container = |n: usize| json!({"name": format!("c{n}"), "livenessProbe": {"exec": {"command": ["true"]}}});
+    let understood = make(with(
+        "/spec/containers",
+        (0..5_000).map(container).collect(),
+    ));
+    assert_eq!(understood.left_alone.len(), 256);
+    let told = "4744 more of its probes are left alone";
+    assert!(
+        understood.warnings.iter().any(|warning| warning == told),
+        "{:?}",
+        understood.warnings
+    );
+}
+
+#[test]
 fn what_is_kept_of_a_pods_texts_is_bounded() {
     let odd = format!("/%zz{}", "x".repeat(1 << 20));
     let understood = make(with(

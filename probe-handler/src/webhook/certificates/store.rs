@@ -176,7 +176,10 @@ impl Store {
         let patch: Patch<()> = Patch::Json(JsonPatch(patch));
         let params = PatchParams::default();
         let patched = self.configurations.patch(name, &params, &patch);
-        ask(verb, patched).await.map(|_| true)
+        // A test that fails makes the patch one that can't be processed.
+        ask_unless(&[CONFLICT, UNPROCESSABLE], verb, patched)
+            .await
+            .map(|_| true)
     }
 }
 
@@ -210,7 +213,21 @@ fn is(has: Option<&ByteString>, bundle: &str) -> bool {
     has.is_some_and(|has| has.0 == bundle.as_bytes())
 }
 
+/// HTTP's 409: of an update or a creation, another one came first.
+const CONFLICT: u16 = 409;
+/// HTTP's 422.
+const UNPROCESSABLE: u16 = 422;
+
 async fn ask<T>(
+    verb: String,
+    asked: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, StoreError> {
+    ask_unless(&[CONFLICT], verb, asked).await
+}
+
+/// What the API server answers to `asked`; with one of the statuses `conflicts` the object was not as it had been read.
+async fn ask_unless<T>(
+    conflicts: &[u16],
     verb: String,
     asked: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, StoreError> {
@@ -224,9 +241,7 @@ async fn ask<T>(
     };
     Err(match &error {
         kube::Error::Api(status) => match status.code {
-            // Of an update, of a creation, and of a patch whose test failed.
-            409 => StoreError::Conflict,
-            422 if verb.starts_with("patch") => StoreError::Conflict,
+            code if conflicts.contains(&code) => StoreError::Conflict,
             403 => StoreError::Forbidden {
                 verb,
                 message: status.message.clone(),
