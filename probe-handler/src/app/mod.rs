@@ -173,6 +173,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
     let mut tasks = Tasks::new();
+    spawn(&mut tasks, locator.keep());
     spawn(&mut tasks, async move { refusals.follow().await });
     let (source_events, from_source) = mpsc::channel(CHANNEL);
     start_source(&config, &readiness, watch_health, source_events, &mut tasks).await?;

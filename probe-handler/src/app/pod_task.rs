@@ -231,7 +231,7 @@ impl Follower {
         ];
         let mut result = Canary::Unproven("it has no address yet".to_owned());
         for address in families.into_iter().flatten() {
-            let one = canary(netns, dialer, *address, self.pod.mesh.inbound_port()).await;
+            let one = canary(netns, dialer, *address, self.pod.inbound.port(*address)).await;
             match one {
                 Canary::Captured { .. } => return one,
                 Canary::Passed => result = one,

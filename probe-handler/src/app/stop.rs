@@ -4,14 +4,15 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM and SIGINT, caught from now on.
+/// SIGTERM, SIGINT and SIGHUP (a terminal that is closed), caught from now on.
 pub struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Stop {
-    /// Catches both.
+    /// Catches them.
     ///
     /// # Errors
     /// Those of `sigaction`.
@@ -19,6 +20,7 @@ impl Stop {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
@@ -27,6 +29,7 @@ impl Stop {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hang_up.recv() => "SIGHUP",
         }
     }
 }

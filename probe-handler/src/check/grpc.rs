@@ -7,13 +7,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{HeaderValue, Uri, header::USER_AGENT};
-use hyper::body::Incoming;
+use http::header::{CONTENT_TYPE, USER_AGENT};
+use http::{HeaderValue, Uri};
+use http_body_util::BodyExt;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::SendRequest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
-use tonic::Code;
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -124,7 +126,7 @@ struct Transport {
 }
 
 impl Service<http::Request<Body>> for Transport {
-    type Response = http::Response<Incoming>;
+    type Response = http::Response<Body>;
     type Error = hyper::Error;
     type Future = Pin<Box<dyn Future<Output = hyper::Result<Self::Response>> + Send>>;
 
@@ -136,8 +138,47 @@ impl Service<http::Request<Body>> for Transport {
         if let Some(agent) = &self.user_agent {
             let _ = request.headers_mut().insert(USER_AGENT, agent.clone());
         }
-        Box::pin(self.sender.send_request(request))
+        let answer = self.sender.send_request(request);
+        Box::pin(async move { answer.await.map(as_by_grpc_go) })
     }
+}
+
+/// Status details, base64 in a header or trailer: nobody reads them here, and tonic panics over those that are none.
+const DETAILS: &str = "grpc-status-details-bin";
+/// How a message is compressed, if its own flag says that it is.
+const ENCODING: &str = "grpc-encoding";
+/// `UNKNOWN` of google.golang.org/grpc/codes.
+const UNKNOWN: HeaderValue = HeaderValue::from_static("2");
+
+/// The answer as grpc-go, which is in the kubelet, takes it and tonic does not: an answer that is not gRPC's own type
+/// is none (grpc-go internal/transport/http2_client.go, `operateHeaders`), a status counts where the stream ends, and
+/// an encoding concerns compressed messages only.
+fn as_by_grpc_go(response: http::Response<Incoming>) -> http::Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    let headers = &mut parts.headers;
+    let _ = headers.remove(DETAILS);
+    let _ = headers.remove(ENCODING);
+    if !hyper::body::Body::is_end_stream(&body) {
+        let _ = headers.remove(Status::GRPC_STATUS);
+    }
+    if !headers.get(CONTENT_TYPE).is_some_and(is_grpc) {
+        let _ = headers.insert(Status::GRPC_STATUS, UNKNOWN);
+    }
+    let body = body.map_frame(|frame| match frame.into_trailers() {
+        Ok(mut trailers) => {
+            let _ = trailers.remove(DETAILS);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
+    });
+    http::Response::from_parts(parts, Body::new(body))
+}
+
+/// Whether `content_type` is application/grpc, with a subtype or parameters or without
+/// (grpc-go internal/grpcutil/method.go, `ContentSubtype`).
+fn is_grpc(content_type: &HeaderValue) -> bool {
+    let rest = content_type.as_bytes().strip_prefix(b"application/grpc");
+    matches!(rest, Some([] | [b'+' | b';', ..]))
 }
 
 #[cfg(test)]
@@ -165,6 +206,88 @@ mod tests {
             .expect("bound");
         let address = socket.local_addr().expect("address");
         (socket, address)
+    }
+
+    /// What comes of an app that answers with these headers, SERVING, and these trailers.
+    async fn answered(
+        headers: &'static [(&'static str, &'static str)],
+        trailers: &'static [(&'static str, &'static str)],
+    ) -> Finding {
+        let (socket, address) = reserved();
+        let listener = socket.listen(1).expect("listens");
+        let app = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let mut connection = h2::server::handshake(stream).await.expect("a handshake");
+            let (_, mut respond) = connection
+                .accept()
+                .await
+                .expect("a request")
+                .expect("valid");
+            let mut head = http::Response::new(());
+            let mut end = http::HeaderMap::new();
+            for (map, pairs) in [(head.headers_mut(), headers), (&mut end, trailers)] {
+                for (name, value) in pairs {
+                    let _ = map.append(*name, HeaderValue::from_static(value));
+                }
+            }
+            let mut body = respond.send_response(head, false).expect("a head");
+            // A message that is not compressed, of two bytes: status (1) SERVING (1).
+            let message = [0, 0, 0, 0, 2, 8, 1];
+            body.send_data(message.to_vec().into(), false)
+                .expect("a message");
+            body.send_trailers(end).expect("trailers");
+            while connection.accept().await.is_some() {}
+        });
+        let finding = check(&Plain, address, "", None, None, false).await;
+        app.abort();
+        finding
+    }
+
+    const OK: &[(&str, &str)] = &[("grpc-status", "0")];
+
+    #[tokio::test]
+    async fn an_answer_of_another_type_is_none() {
+        for (content_type, healthy) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;v=1", true),
+            ("application/grpc-web", false),
+            ("Application/GRPC", false),
+            ("text/plain", false),
+        ] {
+            let headers: Box<[_]> = Box::new([("content-type", content_type)]);
+            let finding = answered(Box::leak(headers), OK).await;
+            let reason = if healthy {
+                Reason::Healthy
+            } else {
+                Reason::GrpcStatus
+            };
+            assert_eq!(finding.reason, reason, "{content_type}");
+        }
+        assert_eq!(answered(&[], OK).await.reason, Reason::GrpcStatus);
+    }
+
+    #[tokio::test]
+    async fn a_status_counts_at_the_end_and_an_encoding_where_it_is_used() {
+        const TYPE: (&str, &str) = ("content-type", "application/grpc");
+        let encoded = answered(&[TYPE, ("grpc-encoding", "gzip")], OK).await;
+        assert_eq!(encoded.reason, Reason::Healthy, "{encoded:?}");
+        let early = answered(&[TYPE, ("grpc-status", "0")], &[("x", "y")]).await;
+        assert_eq!(early.reason, Reason::GrpcStatus, "{early:?}");
+        let overruled = answered(&[TYPE, ("grpc-status", "5")], OK).await;
+        assert_eq!(overruled.reason, Reason::Healthy, "{overruled:?}");
+    }
+
+    #[tokio::test]
+    async fn status_details_that_are_none_are_nobodys_trouble() {
+        const TYPE: (&str, &str) = ("content-type", "application/grpc");
+        let bad = ("grpc-status-details-bin", "!!!");
+        let trailers: Box<[_]> = Box::new([("grpc-status", "0"), bad]);
+        let in_trailers = answered(&[TYPE], Box::leak(trailers)).await;
+        assert_eq!(in_trailers.reason, Reason::Healthy);
+        let headers: Box<[_]> = Box::new([TYPE, bad]);
+        let in_headers = answered(Box::leak(headers), OK).await;
+        assert_eq!(in_headers.reason, Reason::Healthy);
     }
 
     #[tokio::test]

@@ -16,9 +16,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::http1::ResponseHead;
+use super::limited::Limited;
 use super::request::Request;
 use super::verdict::Reason;
-use super::{BODY_LATE, BODY_LIMIT, Finding, HEAD_LIMIT, in_time};
+use super::{BODY_LATE, BODY_LIMIT, Finding, HEAD_LIMIT, WIRE_LIMIT, in_time};
 
 /// Flow control window (RFC 9113, 6.9.2). Bytes.
 const WINDOW: u32 = 65_535;
@@ -66,7 +67,7 @@ where
         // What an app may send unasked, in this process's memory: no more than the protocol's minimum.
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Limited::new(stream, WIRE_LIMIT)))
         .await?;
     tasks.execute(connection);
     Ok((sender, guard))
@@ -205,6 +206,33 @@ mod tests {
         let finding = answer.expect_err("no answer");
         assert_eq!(finding.reason, Reason::ConnectionClosed, "{finding:?}");
         assert!(!finding.detail.contains("4111"), "{finding:?}");
+    }
+
+    #[tokio::test]
+    async fn frames_without_end_are_not_read_without_end() {
+        let (ours, mut apps) = duplex(64 * 1024);
+        let app = async move {
+            let mut sent = 0;
+            // SETTINGS, then PING's answers that nobody asked for (RFC 9113, 6.7).
+            let mut frames = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
+            while apps.write_all(&frames).await.is_ok() {
+                sent += frames.len();
+                frames = [[0, 0, 8, 6, 1, 0, 0, 0, 0].as_slice(), &[0; 8]].concat();
+            }
+            sent
+        };
+        let request = Request::parse(REQUEST).expect("valid").expect("whole");
+        let (answer, sent) = tokio::join!(get(ours, &request, "app", false, None), app);
+        let finding = answer.expect_err("no answer");
+        assert!(
+            matches!(
+                finding.reason,
+                Reason::ConnectionClosed | Reason::BadResponse
+            ),
+            "{finding:?}"
+        );
+        assert!(finding.detail.contains("without end"), "{finding:?}");
+        assert!(sent < WIRE_LIMIT + 256 * 1024, "{sent} bytes");
     }
 
     /// The body of an app's answer to its first request, whose head has been sent.

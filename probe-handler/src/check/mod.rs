@@ -11,6 +11,7 @@ pub mod grpc;
 pub mod http;
 pub mod http1;
 mod http2;
+mod limited;
 pub mod redirect;
 pub mod request;
 pub mod tcp;
@@ -23,6 +24,10 @@ pub const BODY_LIMIT: usize = 10 * 1024;
 
 /// The most that a head (status or request line, and headers) may take. Bytes.
 pub const HEAD_LIMIT: usize = 16 * 1024;
+
+/// The most that is read of an app's TLS connection, certificates and all, and of its HTTP/2 connection: window updates,
+/// settings, session tickets may come without end. Bytes.
+const WIRE_LIMIT: usize = 192 * 1024;
 
 /// What `work` gives, unless `deadline` comes before.
 async fn in_time<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {

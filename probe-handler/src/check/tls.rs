@@ -12,12 +12,13 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::Finding;
+use super::limited::Limited;
 use super::verdict::Reason;
+use super::{Finding, WIRE_LIMIT};
 
 /// A connection with TLS.
 pub(super) struct Secured {
-    pub(super) stream: TlsStream<TcpStream>,
+    pub(super) stream: TlsStream<Limited<TcpStream>>,
     /// The app chose HTTP/2.
     pub(super) http2: bool,
 }
@@ -50,7 +51,10 @@ pub(super) async fn secure(stream: TcpStream, ip: IpAddr) -> Result<Secured, Fai
     let config =
         config().map_err(|error| Finding::without_answer(Reason::Tls, error.to_string()))?;
     let stream = TlsConnector::from(config)
-        .connect(ServerName::IpAddress(ip.into()), stream)
+        .connect(
+            ServerName::IpAddress(ip.into()),
+            Limited::new(stream, WIRE_LIMIT),
+        )
         .await
         .map_err(|error| failed(&error))?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");

@@ -184,10 +184,13 @@ mod tests {
 
     #[test]
     fn what_was_lost_is_told_as_other_lines_are() {
-        let json: serde_json::Value =
-            serde_json::from_str(&Words::Json.lost(7)).expect("JSON");
+        let json: serde_json::Value = serde_json::from_str(&Words::Json.lost(7)).expect("JSON");
         assert_eq!(json["message"], "7 log lines were lost");
-        assert!(json["timestamp"].as_str().is_some_and(|at| at.ends_with('Z')));
+        assert!(
+            json["timestamp"]
+                .as_str()
+                .is_some_and(|at| at.ends_with('Z'))
+        );
         let text = Words::Text.lost(7);
         assert!(text.ends_with("Z  WARN 7 log lines were lost\n"), "{text}");
     }

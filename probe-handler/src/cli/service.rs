@@ -29,6 +29,15 @@ pub(super) fn run(
         %config,
         "{name} starts"
     );
+    std::panic::set_hook(Box::new(|panic| {
+        // By the log, which waits for nobody: the usual hook writes to standard error by itself, which may be a pipe
+        // that is full, and with it the thread would stand still.
+        let thread = std::thread::current();
+        tracing::error!(
+            thread = thread.name(),
+            "a fault of probe-handler's, report it: {panic}"
+        );
+    }));
     let code = match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

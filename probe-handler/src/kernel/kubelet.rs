@@ -144,6 +144,8 @@ pub struct Finder {
     searches: u32,
     /// Whether a kubelet was found in the cgroup given.
     named: bool,
+    /// The cgroup of the first kubelet found by its name: a restarted one comes back there.
+    home: Option<PathBuf>,
 }
 
 /// A process may become the kubelet long after it was started: a script that prepares the kubelet's
@@ -164,6 +166,7 @@ impl Finder {
             seen: BTreeMap::new(),
             searches: 0,
             named: false,
+            home: None,
         })
     }
 
@@ -185,15 +188,31 @@ impl Finder {
         let (pid, cgroup) = match self.search.cgroup.clone() {
             Some(cgroup) => (self.named_in(&cgroup, alive)?, cgroup),
             None => {
+                let away = last.is_some_and(|last| self.home.as_ref() != Some(&last.cgroup));
                 let pid = match alive {
-                    Some(pid) => pid,
-                    None => {
-                        let pid = self.find_process()?;
-                        self.share_names_with(pid)?;
-                        pid
-                    }
+                    Some(pid) if !away => pid,
+                    // While it is restarted, another process of its name may be the only one.
+                    alive => match self.at_home().or(alive) {
+                        Some(pid) => pid,
+                        None => {
+                            let pid = self.find_process()?;
+                            self.share_names_with(pid)?;
+                            pid
+                        }
+                    },
                 };
-                (Some(pid), self.cgroup_of(pid)?)
+                let cgroup = self.cgroup_of(pid)?;
+                let home = self.home.get_or_insert_with(|| cgroup.clone());
+                if alive != Some(pid) && *home != cgroup {
+                    tracing::warn!(
+                        pid,
+                        cgroup = %cgroup.display(),
+                        before = %home.display(),
+                        "a process of the kubelet's name is in another cgroup than the kubelet was: it is taken for \
+                         the kubelet until there is one in that cgroup again"
+                    );
+                }
+                (Some(pid), cgroup)
             }
         };
         let cgroup_id = cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup {
@@ -258,6 +277,15 @@ impl Finder {
             return Err(self.not_found());
         }
         Ok(oldest)
+    }
+
+    /// The kubelet in the cgroup in which the first one was.
+    fn at_home(&self) -> Option<u32> {
+        let mut processes = cgroup::processes(self.home.as_ref()?).ok()?;
+        processes.retain(|pid| {
+            comm(*pid).is_some_and(|comm| self.is_kubelet(&comm)) && is_our_users(*pid)
+        });
+        oldest_first(processes).first().copied()
     }
 
     fn not_found(&self) -> Error {

@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use probe_handler_common::config::Config;
 use probe_handler_common::{globals, maps, programs};
 
-use crate::kernel::{capabilities, legacy};
 use crate::kernel::maps::{CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
+use crate::kernel::{capabilities, legacy};
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
 static OBJECT: &[u8] =

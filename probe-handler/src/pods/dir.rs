@@ -28,6 +28,8 @@ pub(crate) const DEBOUNCE: Duration = Duration::from_millis(20);
 /// How often to look without having been told: finds what inotify can't see, such as a change behind
 /// a symlink that leads out of the directory, or another directory in place of this one.
 pub(crate) const POLL: Duration = Duration::from_secs(1);
+/// How soon to look again at a file that may be half written.
+const POLL_UNFINISHED: Duration = Duration::from_millis(40);
 /// How often to look for a directory that has vanished.
 const POLL_MISSING: Duration = Duration::from_millis(100);
 
@@ -57,7 +59,8 @@ pub enum DirError {
 
 /// Watches the manifests in `path` (`*.yaml`, `*.yml`, `*.json`, not those whose name begins with a
 /// dot) and tells `tx` all pods and all problems, each whenever they change. Ends when nobody listens
-/// any more. Should the directory vanish, what was last known stays, and a problem says so.
+/// any more. Should the directory vanish, what was last known stays, and a problem says so; likewise the pods of a file
+/// that is written in place, or can't be understood any more.
 ///
 /// # Errors
 /// The directory can't be read or watched at the start.
@@ -84,7 +87,11 @@ pub async fn run(
     }
     let mut teller = Teller::new(tx);
     loop {
-        let pause = if result.is_ok() { POLL } else { POLL_MISSING };
+        let pause = match &result {
+            Ok(Some(scan)) if scan.unfinished => POLL_UNFINISHED,
+            Ok(_) => POLL,
+            Err(_) => POLL_MISSING,
+        };
         if teller.tell(result).await.is_err() {
             return Ok(());
         }
@@ -200,6 +207,7 @@ impl Teller {
                 pods,
                 problems,
                 read,
+                unfinished: _,
             })) => {
                 tracing::debug!(read, pods = pods.len(), "read Pod manifests");
                 if self.pods.as_ref() != Some(&pods) {

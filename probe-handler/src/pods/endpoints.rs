@@ -10,6 +10,7 @@ use std::time::Duration;
 use probe_handler_common::endpoint::{GATE, REDIRECT};
 
 use super::bounds::PROBES_LIMIT;
+use super::inbound::Inbound;
 use super::model::{Action, Pod, Probe, Rewritten, Scheme, Way};
 use crate::handler::table::{Endpoint, HttpRoute, NativeRoutes, Route, Routes, ServedPod};
 
@@ -45,7 +46,7 @@ impl WantedEndpoint {
 /// network namespace is.
 #[derive(Clone, Default)]
 pub struct PodRoutes {
-    mesh_port: Option<u16>,
+    inbound: Option<Inbound>,
     ports: BTreeMap<u16, Routes>,
 }
 
@@ -65,7 +66,7 @@ impl PodRoutes {
             let _shadowed = ports.insert(rewritten.port, rewritten_routes(rewritten));
         }
         Self {
-            mesh_port: pod.mesh.inbound_port(),
+            inbound: Some(pod.inbound.clone()),
             ports,
         }
     }
@@ -91,18 +92,22 @@ impl PodRoutes {
         addresses.sort_unstable();
         addresses.dedup();
         let at = |address: IpAddr| {
-            self.ports
-                .iter()
-                .map(move |(&port, routes)| WantedEndpoint {
-                    address: SocketAddr::new(address, port),
+            self.ports.iter().map(move |(&port, routes)| {
+                let address = SocketAddr::new(address, port);
+                WantedEndpoint {
+                    address,
                     flags: match routes {
                         Routes::Native(_) => GATE | REDIRECT,
                         // The app does not listen there: nothing to gate on.
                         Routes::Rewritten(_) => REDIRECT,
                     },
-                    mesh_port: self.mesh_port,
+                    mesh_port: self
+                        .inbound
+                        .as_ref()
+                        .and_then(|mesh| mesh.accepts_at(address)),
                     routes: routes.clone(),
-                })
+                }
+            })
         };
         let endpoints = addresses.into_iter().flat_map(at);
         endpoints.take(ENDPOINTS).collect()

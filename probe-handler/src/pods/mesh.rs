@@ -90,13 +90,7 @@ fn has_osm_mark(pod: &Pod) -> bool {
 /// The second value says what could not be understood.
 pub fn consul_proxy_uid(pod: &Pod) -> (u32, Option<String>) {
     let mut warning = None;
-    let configured = annotation(pod, CONSUL_TRAFFIC_ANNOTATION).or_else(|| {
-        containers(pod)
-            .flat_map(|container| container.env.iter().flatten())
-            .find(|env| env.name == CONSUL_TRAFFIC_ENV)
-            .and_then(|env| env.value.as_deref())
-    });
-    if let Some(config) = configured {
+    if let Some(config) = consul_traffic(pod) {
         match redirect_uid(config) {
             Some(uid) => return (uid, None),
             None => {
@@ -106,11 +100,32 @@ pub fn consul_proxy_uid(pod: &Pod) -> (u32, Option<String>) {
             }
         }
     }
+    // Consul's init container, which goes by a proxy's prefix, may be root's.
     let run_as = containers(pod)
-        .filter(|container| is_proxy(pod, &container.name))
+        .filter(|container| is_proxy(pod, &container.name) && !ends(pod, container))
         .find_map(|container| container.security_context.as_ref()?.run_as_user)
         .and_then(|uid| u32::try_from(uid).ok());
     (run_as.unwrap_or(CONSUL_PROXY_UID), warning)
+}
+
+/// Consul's own redirect configuration of `pod`, JSON of consul sdk/iptables `Config`.
+pub fn consul_traffic(pod: &Pod) -> Option<&str> {
+    annotation(pod, CONSUL_TRAFFIC_ANNOTATION).or_else(|| {
+        containers(pod)
+            .flat_map(|container| container.env.iter().flatten())
+            .find(|env| env.name == CONSUL_TRAFFIC_ENV)
+            .and_then(|env| env.value.as_deref())
+    })
+}
+
+/// Whether `container` is an init container of `pod` that ends before the others begin.
+fn ends(pod: &Pod, container: &Container) -> bool {
+    let inits = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten());
+    container.restart_policy.as_deref() != Some("Always")
+        && inits.into_iter().any(|init| std::ptr::eq(init, container))
 }
 
 fn redirect_uid(config: &str) -> Option<u32> {
@@ -258,5 +273,12 @@ mod tests {
         assert_eq!(consul_proxy_uid(&by_user), (1_000_650_000, None));
         let plain = pod(json!({"spec": {"containers": [{"name": "consul-dataplane"}]}}));
         assert_eq!(consul_proxy_uid(&plain), (CONSUL_PROXY_UID, None));
+        // Of consul-k8s up to 0.49: the init container sets up the redirection, as root.
+        let older = pod(
+            json!({"metadata": {"annotations": {CONSUL_STATUS: "injected"}}, "spec": {
+            "initContainers": [{"name": "consul-connect-inject-init", "securityContext": {"runAsUser": 0}}],
+            "containers": [{"name": "envoy-sidecar", "securityContext": {"runAsUser": 5995}}]}}),
+        );
+        assert_eq!(consul_proxy_uid(&older), (5995, None));
     }
 }

@@ -4,6 +4,7 @@
 pub mod bounds;
 pub mod dir;
 pub mod endpoints;
+pub mod inbound;
 pub mod kube;
 pub mod left_alone;
 pub mod manifest;

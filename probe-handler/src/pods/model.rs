@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::inbound::Inbound;
+
 /// Which of a container's probes or lifecycle hooks this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -185,7 +187,8 @@ pub enum Mesh {
 }
 
 impl Mesh {
-    /// The port to which the mesh redirects inbound connections; none where no mesh is known.
+    /// The port to which the mesh redirects inbound connections unless it is configured otherwise; none where no
+    /// mesh is known.
     pub const fn inbound_port(self) -> Option<u16> {
         match self {
             Self::Istio | Self::IstioAmbient | Self::Kuma => Some(15006),
@@ -246,8 +249,13 @@ pub struct Pod {
     pub id: PodId,
     /// `status.podIPs`; may be empty until the status is written.
     pub ips: Vec<IpAddr>,
+    /// Whether `ips` is what a daemon before this one knew: the pod's sandbox may have been made anew since.
+    #[serde(skip)]
+    pub ips_are_old: bool,
     /// The mesh it is in.
     pub mesh: Mesh,
+    /// What of its inbound connections the mesh takes.
+    pub inbound: Inbound,
     /// Consul only: the uid of the proxy, as which the in-pod dial's socket must be created.
     pub proxy_uid: Option<u32>,
     /// Probes that the kubelet sends to the app's own ports.

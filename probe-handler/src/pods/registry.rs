@@ -66,7 +66,8 @@ pub struct Entry {
     wanted: Option<Vec<(SocketAddr, Installed)>>,
     /// The sandbox in which it was found last, and may be no longer.
     sandbox: Option<u64>,
-    /// The addresses that its status named when it was found in another sandbox than before: the old one's.
+    /// The addresses that its status named when it was found in another sandbox than before, or before this daemon
+    /// began: those of the old one, maybe.
     outdated: Option<Vec<IpAddr>>,
 }
 
@@ -278,7 +279,7 @@ impl<W: EndpointWriter> Registry<W> {
                         addresses: Vec::new(),
                         wanted: None,
                         sandbox: None,
-                        outdated: None,
+                        outdated: pod.ips_are_old.then(|| pod.ips.clone()),
                         pod,
                     }
                 }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 
 use super::bounds::{Kept, LEFT_ALONE_LIMIT};
+use super::inbound::Inbound;
 use super::left_alone::{LeftAlone, Why};
 use super::mesh::{annotation, consul_proxy_uid, mesh_of};
 use super::model::{self, Mesh, PodId, Probe, Way};
@@ -173,7 +174,9 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
     understood.pod = Some(Arc::new(model::Pod {
         id: understood.id.clone(),
         ips,
+        ips_are_old: false,
         mesh,
+        inbound: Inbound::of(pod, mesh),
         proxy_uid,
         probes: native,
         rewritten,

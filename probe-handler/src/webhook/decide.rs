@@ -1,7 +1,7 @@
 //! Whether a pod's probes are rewritten: its own annotation, else the global setting.
 
-use crate::pods::probers::parse_bool;
 use super::annotations::REWRITE;
+use crate::pods::probers::parse_bool;
 
 /// Whether to rewrite the probes of a pod whose annotation `sidecar.istio.io/rewriteAppHTTPProbers`
 /// has `value`, and a warning if that is none. `global` is the setting for all pods.

@@ -68,7 +68,10 @@ const POD: Keep = Keep::Members(&[
 const CONTAINER: Keep = Keep::Members(&[
     ("name", Keep::All),
     ("ports", Keep::All),
-    ("env", Keep::Variables(&[ISTIO_PROBERS, ISTIO_PROBES_LOCALHOST])),
+    (
+        "env",
+        Keep::Variables(&[ISTIO_PROBERS, ISTIO_PROBES_LOCALHOST]),
+    ),
     ("restartPolicy", Keep::All),
     ("livenessProbe", Keep::All),
     ("readinessProbe", Keep::All),

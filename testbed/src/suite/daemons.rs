@@ -74,7 +74,8 @@ fn kernel_log(with: &WithPod) -> Result<()> {
             IpAddr::V4(ip) => ip.to_ipv6_mapped(),
             IpAddr::V6(ip) => ip,
         };
-        with.env.passes(&Probe::http(ip, HTTP, "/slow?ms=700").timeout(SLOW))?;
+        with.env
+            .passes(&Probe::http(ip, HTTP, "/slow?ms=700").timeout(SLOW))?;
         let line = format!("[{shown}]:{HTTP} goes to the handler");
         let _line = with.env.daemon.wait_logged(&[&line])?;
     }

@@ -32,6 +32,9 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("found-from-a-container", || {
         from_a_container(&run, program.as_deref())
     });
+    cases.case("another-process-of-its-name-while-it-is-away", || {
+        decoy(&run, program.as_deref())
+    });
     cases.case("part-of-k3s", || part_of_more(&run, program.as_deref()));
     by_path(cases, &run)
 }
@@ -80,6 +83,31 @@ fn from_a_container(run: &Run, program: Option<&Path>) -> Result<()> {
     let mut pod = usual::pod("contained").start(run)?;
     daemon.serve(&mut pod)?;
     usual::truth(&kubelet, pod.ns.ipv4().into())
+}
+
+/// While the kubelet is restarted, somebody else's process of its name may be the only one.
+fn decoy(run: &Run, program: Option<&Path>) -> Result<()> {
+    let name = format!("kd{}", run.id());
+    let home = Cgroup::new(run, "home")?;
+    let mut kubelet = Kubelet::start(run, &home, &name)?;
+    let daemon = DaemonSpec::new("decoy")
+        .program(program)
+        .arg("--kubelet-name")
+        .arg(&name)
+        .start(run)?;
+    let mut pod = usual::pod("decoy").start(run)?;
+    daemon.serve(&mut pod)?;
+    let elsewhere = Cgroup::new(run, "elsewhere")?;
+    let _decoy = Kubelet::start(run, &elsewhere, &name)?;
+    kubelet.kill()?;
+    let _line = daemon.wait_logged(&["is in another cgroup than the kubelet was"])?;
+    kubelet = Kubelet::start(run, &home, &name)?;
+    let _took = comes_back(&daemon, &kubelet, &pod, &home)?;
+    ensure!(
+        bpf::attached(elsewhere.path())? == 0,
+        "programs are left on the other process's cgroup"
+    );
+    Ok(())
 }
 
 /// A daemon that finds its kubelet by the process's name.

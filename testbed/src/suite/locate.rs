@@ -158,7 +158,9 @@ impl Node {
             .build()?;
         let locator = {
             let _inside = runtime.enter();
-            Locator::at(hierarchies.roots().to_vec())?
+            let locator = Locator::at(hierarchies.roots().to_vec())?;
+            let _keeper = tokio::spawn(locator.keep());
+            locator
         };
         Ok(Self {
             locator,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 
 use super::cases::Cases;
 use super::env::Env;
@@ -12,17 +13,26 @@ use super::usual::{self, CLOSED, GRPC, HTTP, OPEN};
 use crate::app::{App, AppSpec};
 use crate::kubelet::Probe;
 use crate::netns::NetNs;
-use crate::pod::Pod;
+use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::{command, wait};
 
+/// ztunnel's port for plaintext.
+const ZTUNNEL: u16 = 15006;
 const SOON: Duration = Duration::from_secs(5);
 /// Within which a pod whose rules are put right is served again.
 const PUT_RIGHT: Duration = Duration::from_secs(5);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    cases.case("sockets-elsewhere", || sockets_elsewhere(&env));
+    cases.case("sockets-elsewhere", || {
+        let spec = usual::pod("sandboxed").annotation("sidecar.istio.io/status", "{}");
+        sockets_elsewhere(&env, spec)
+    });
+    cases.case("sockets-elsewhere-behind-ztunnel", || {
+        let spec = usual::pod("guest").annotation("ambient.istio.io/redirection", "enabled");
+        sockets_elsewhere(&env, spec)
+    });
     cases.case("sidecar-dies", || sidecar_dies(&env));
     cases.case("sidecar-not-started-yet", || no_sidecar_yet(&env));
     cases.case("captured", || captured(&env));
@@ -31,6 +41,10 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 
 fn served(env: &Env, pod: &mut Pod) -> Result<()> {
     pod.publish(env.daemon.pods())?;
+    known(env, pod)
+}
+
+fn known(env: &Env, pod: &Pod) -> Result<()> {
     wait::until("the pod's endpoints", SOON, || {
         let status = env.daemon.pod_status(pod.name()).ok()??;
         let known = status["netns"]["known"].is_object();
@@ -40,14 +54,18 @@ fn served(env: &Env, pod: &mut Pod) -> Result<()> {
 }
 
 /// As under gVisor or Kata: the pod's namespace holds the address, but what comes for it goes on to
-/// another network stack, where the app and the rest of the pod live.
-fn sockets_elsewhere(env: &Env) -> Result<()> {
-    let spec = usual::pod("sandboxed")
-        .rules(RuleSet::None)
-        .app(AppSpec::new())
-        .annotation("sidecar.istio.io/status", "{}");
+/// another network stack, where the app and the rest of the pod live; but for ztunnel, which listens in the pod's
+/// namespace.
+fn sockets_elsewhere(env: &Env, spec: PodSpec) -> Result<()> {
+    let spec = spec.rules(RuleSet::None).app(AppSpec::new());
     let mut pod = spec.start(&env.run)?;
-    let sandbox = NetNs::new(&env.run, "sandbox")?;
+    let mut manifest = pod.manifest();
+    manifest["spec"]["runtimeClassName"] = json!("kata");
+    let _ztunnel = match manifest["metadata"]["annotations"]["ambient.istio.io/redirection"] {
+        Value::Null => None,
+        _ => Some(App::start(&pod.ns, &AppSpec::new().tcp(ZTUNNEL))?),
+    };
+    let sandbox = NetNs::new(&env.run, &format!("{}-sandbox", pod.name()))?;
     let (ip4, ip6) = (pod.ns.ipv4(), pod.ns.ipv6());
     // The tap, so to say.
     pod.ns.ip(&format!(
@@ -86,7 +104,8 @@ fn sockets_elsewhere(env: &Env) -> Result<()> {
          route add ::/0 via fe80::77 dev tap0 onlink\n"
     ))?;
     let app = App::start(&sandbox, &AppSpec::new().http(HTTP).grpc(GRPC).tcp(OPEN))?;
-    served(env, &mut pod)?;
+    pod.publish_as(env.daemon.pods(), &manifest)?;
+    known(env, &pod)?;
     for ip in pod.ns.ips() {
         let before = (
             env.daemon.counter("no_listener")?,

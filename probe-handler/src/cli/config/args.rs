@@ -57,6 +57,7 @@ pub struct AgentArgs {
         long,
         value_name = "SECONDS",
         env = "PROBE_HANDLER_DRAIN_TIMEOUT",
+        allow_hyphen_values = true,
         default_value = "20"
     )]
     pub(super) drain_timeout: String,

@@ -94,6 +94,7 @@ pub struct WebhookArgs {
         long,
         value_name = "SECONDS",
         env = "PROBE_HANDLER_DRAIN_TIMEOUT",
+        allow_hyphen_values = true,
         default_value = "20"
     )]
     drain_timeout: String,

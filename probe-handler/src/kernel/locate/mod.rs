@@ -20,7 +20,6 @@ use parking_lot::Mutex;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Semaphore;
-use tokio::task::AbortHandle;
 
 pub use following::{Following, Placement};
 pub use hierarchies::{Error as HierarchyError, find as hierarchies};
@@ -65,7 +64,6 @@ pub enum Error {
 /// Finds pods' network namespaces.
 pub struct Locator {
     shared: Arc<Shared>,
-    keeper: AbortHandle,
 }
 
 struct Shared {
@@ -77,7 +75,7 @@ struct Shared {
 }
 
 impl Locator {
-    /// Takes stock of the node's cgroups and watches them until dropped. `cgroup_root` is a directory of
+    /// Takes stock of the node's cgroups and watches them. `cgroup_root` is a directory of
     /// a cgroup file system, or one below which they are mounted; none: wherever they are mounted. The
     /// calling thread's network namespace is taken for the node's. Needs tokio's runtime.
     ///
@@ -107,11 +105,15 @@ impl Locator {
             node,
             looks: Arc::new(Semaphore::new(LOOKS)),
         });
-        let keeper = tokio::spawn(keep(Arc::clone(&shared))).abort_handle();
-        Ok(Arc::new(Self { shared, keeper }))
+        Ok(Arc::new(Self { shared }))
     }
 
-    /// Follows the pod that the kubelet knows as `uid`. It learns of changes as long as the locator lives.
+    /// Keeps what is known as the node is, for as long as it is polled. Does not end by itself.
+    pub fn keep(&self) -> impl Future<Output = ()> + Send + use<> {
+        keep(Arc::clone(&self.shared))
+    }
+
+    /// Follows the pod that the kubelet knows as `uid`. It learns of changes while [`Locator::keep`] runs.
     pub fn follow(&self, uid: &str) -> Following {
         Following::new(Arc::clone(&self.shared), Uid::new(uid))
     }
@@ -119,12 +121,6 @@ impl Locator {
     /// How many watches there are, and of how many pods a cgroup is known.
     pub fn size(&self) -> (usize, usize) {
         self.shared.tree.lock().size()
-    }
-}
-
-impl Drop for Locator {
-    fn drop(&mut self) {
-        self.keeper.abort();
     }
 }
 

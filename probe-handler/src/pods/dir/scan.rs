@@ -23,6 +23,10 @@ pub const MAX_FILE_LEN: u64 = 4 << 20;
 /// A file written that recently may change again without its time stamp moving on: the kernel's
 /// clock for files ticks every 1 to 10 ms.
 const RACY: Duration = Duration::from_millis(100);
+/// A file written that recently may be half of what it is to be: who writes it in place, as `cp` does, empties it first.
+const BEING_WRITTEN: Duration = Duration::from_millis(80);
+/// What is said of a file that says less than it did, and may not mean it.
+const AS_LAST_KNOWN: &str = "the pods that it had are served as last known";
 
 /// Tells one file or directory from another that took its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +80,8 @@ pub struct Scan {
     pub problems: Vec<String>,
     /// How many files had to be read.
     pub read: usize,
+    /// Whether a file may be half written: to be looked at again soon.
+    pub unfinished: bool,
 }
 
 /// Scans a directory again and again.
@@ -95,6 +101,39 @@ struct Parsed {
     /// Each with its place in the file.
     pods: Vec<(String, Arc<Understood>)>,
     problems: Vec<String>,
+    /// What can't be understood may be any of the pods that were there.
+    garbled: bool,
+    /// Written a moment ago.
+    fresh: bool,
+}
+
+impl Parsed {
+    /// Adds those of the `old` pods that are missing, if it can't be told whether they are meant to be gone; whether it
+    /// may be told soon.
+    fn keep(&mut self, old: &Self) -> bool {
+        if !(self.garbled || self.fresh) {
+            return false;
+        }
+        let missing = |old: &&(String, Arc<Understood>)| {
+            let same = |new: &(String, Arc<Understood>)| {
+                (&new.1.id.namespace, &new.1.id.name) == (&old.1.id.namespace, &old.1.id.name)
+            };
+            old.1.pod.is_some() && !self.pods.iter().any(same)
+        };
+        let missing: Vec<_> = old.pods.iter().filter(missing).cloned().collect();
+        if missing.is_empty() {
+            return false;
+        }
+        self.pods.extend(missing);
+        // What is half written is no mistake yet.
+        if self.fresh {
+            self.problems.clone_from(&old.problems);
+            self.stamp = None;
+            return true;
+        }
+        self.problems.push(AS_LAST_KNOWN.to_owned());
+        false
+    }
 }
 
 impl Scanner {
@@ -116,6 +155,7 @@ impl Scanner {
     pub fn scan(&mut self) -> io::Result<Option<Scan>> {
         let was_settled = std::mem::replace(&mut self.settled, false);
         let mut files = BTreeMap::new();
+        let mut unfinished = false;
         let mut read = 0;
         for entry in fs::read_dir(&self.path)? {
             let name = entry?.file_name();
@@ -135,7 +175,10 @@ impl Scanner {
                 _ => {}
             }
             read += 1;
-            let parsed = self.parse(&path, syntax);
+            let mut parsed = self.parse(&path, syntax);
+            if let Some(old) = self.files.get(&name) {
+                unfinished |= parsed.keep(old);
+            }
             let _ = files.insert(name, Some(parsed));
         }
         self.settled = true;
@@ -150,21 +193,29 @@ impl Scanner {
                 Some((name, parsed))
             })
             .collect();
-        Ok(Some(self.put_together(read)))
+        Ok(Some(Scan {
+            unfinished,
+            ..self.put_together(read)
+        }))
     }
 
     fn parse(&self, path: &Path, syntax: Syntax) -> Parsed {
         let mut parsed = Parsed::default();
         match read(path) {
-            Ok((text, stamp)) => {
+            Ok((text, stamp, age)) => {
                 let manifest = manifest::parse(&text, syntax);
                 parsed.stamp = stamp;
+                parsed.garbled = !manifest.problems.is_empty() || text.trim().is_empty();
+                parsed.fresh = age.is_some_and(|age| age <= BEING_WRITTEN);
                 parsed.problems = manifest.problems;
                 for (place, pod) in manifest.pods {
                     self.add(place, &pod, &mut parsed);
                 }
             }
-            Err(problem) => parsed.problems.push(problem),
+            Err(problem) => {
+                parsed.garbled = true;
+                parsed.problems.push(problem);
+            }
         }
         parsed
     }
@@ -247,8 +298,8 @@ fn syntax_of(name: &Path) -> Option<Syntax> {
     }
 }
 
-/// The text of a file and its stamp, if that can be relied upon; else what is wrong with it.
-fn read(path: &Path) -> Result<(String, Option<Stamp>), String> {
+/// The text of a file, its stamp if that can be relied upon, and how long ago it was written; else what is wrong with it.
+fn read(path: &Path) -> Result<(String, Option<Stamp>, Option<Duration>), String> {
     let unreadable = |error: io::Error| format!("can't be read: {error}");
     let check = |metadata: &Metadata| {
         if !metadata.is_file() {
@@ -277,12 +328,11 @@ fn read(path: &Path) -> Result<(String, Option<Stamp>), String> {
         return Err(too_large());
     }
     let text = String::from_utf8(bytes).map_err(|error| format!("is no UTF-8 text: {error}"))?;
-    let settled = metadata.modified().is_ok_and(|modified| {
-        SystemTime::now()
-            .duration_since(modified)
-            .is_ok_and(|age| age > RACY)
-    });
-    Ok((text, settled.then(|| Stamp::from(&metadata))))
+    // None: a time to come, or none.
+    let written = metadata.modified().ok();
+    let age = written.and_then(|at| SystemTime::now().duration_since(at).ok());
+    let settled = age.is_some_and(|age| age > RACY);
+    Ok((text, settled.then(|| Stamp::from(&metadata)), age))
 }
 
 fn too_large() -> String {

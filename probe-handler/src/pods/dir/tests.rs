@@ -358,3 +358,58 @@ async fn the_source_ends_when_nobody_listens() {
     let ended = timeout(PATIENCE, running.task).await.unwrap().unwrap();
     assert!(ended.is_ok());
 }
+
+/// Writes the file in place, as long ago as makes it a finished one.
+fn write_long_ago(dir: &Path, name: &str, text: &str) {
+    write(dir, name, text);
+    let file = File::options().write(true).open(dir.join(name)).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(10))
+        .unwrap();
+}
+
+#[test]
+fn a_file_that_is_being_written_is_not_believed_to_have_lost_its_pods() {
+    let dir = TempDir::new().unwrap();
+    let both = format!("{}---\n{}", pod("a", 1), pod("b", 2));
+    write_long_ago(dir.path(), "x.yaml", &both);
+    let mut scanner = Scanner::new(dir.path().to_owned(), ALL);
+    let _first = scanner.scan().unwrap();
+    for half in ["", &both[..20], &pod("a", 1), &pod("a", 3)] {
+        write(dir.path(), "x.yaml", half);
+        let scan = scanner.scan().unwrap().unwrap();
+        assert!(scan.unfinished, "{half:?}");
+        assert_eq!(scan.problems, Vec::<String>::new(), "{half:?}");
+        let port = if half.contains("port: 3") { 3 } else { 1 };
+        assert_eq!(served(&scan.pods), [format!("a:{port}"), "b:2".to_owned()]);
+    }
+    // What it is once it is finished counts.
+    write_long_ago(dir.path(), "x.yaml", &pod("a", 1));
+    let scan = scanner.scan().unwrap().unwrap();
+    assert_eq!(
+        (served(&scan.pods), scan.unfinished),
+        (vec!["a:1".to_owned()], false)
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_understood_any_more_leaves_its_pods_as_last_known() {
+    for garbled in ["", "kind: [", "kind: Pod\nmetadata: 7\n"] {
+        let dir = TempDir::new().unwrap();
+        write_long_ago(dir.path(), "x.yaml", &pod("a", 1));
+        write_long_ago(dir.path(), "y.yaml", garbled);
+        let mut scanner = Scanner::new(dir.path().to_owned(), ALL);
+        let _first = scanner.scan().unwrap();
+        write_long_ago(dir.path(), "x.yaml", garbled);
+        let scan = scanner.scan().unwrap().unwrap();
+        assert_eq!(served(&scan.pods), ["a:1"], "{garbled:?}");
+        let told = "x.yaml: the pods that it had are served as last known";
+        assert!(
+            scan.problems.iter().any(|problem| problem == told),
+            "{:?}",
+            scan.problems
+        );
+        // Gone is gone.
+        fs::remove_file(dir.path().join("x.yaml")).unwrap();
+        assert!(served(&scanner.scan().unwrap().unwrap().pods).is_empty());
+    }
+}

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::check::verdict::{Outcome, Reason, Verdict};
+use crate::pods::inbound::Inbound;
 use crate::pods::model::{Mesh, PodId, ProbeKind};
 
 fn pod(probes: Vec<Probe>, rewritten: Option<Rewritten>) -> Pod {
@@ -16,7 +17,9 @@ fn pod(probes: Vec<Probe>, rewritten: Option<Rewritten>) -> Pod {
             uid: "1".to_owned(),
         },
         ips: Vec::new(),
+        ips_are_old: false,
         mesh: Mesh::Istio,
+        inbound: Inbound::by_default(Mesh::Istio),
         proxy_uid: None,
         probes,
         rewritten,

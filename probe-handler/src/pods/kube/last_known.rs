@@ -82,7 +82,11 @@ impl LastKnown {
             Arc::new(Understood {
                 id: pod.id.clone(),
                 // A path is for the other source alone.
-                pod: Some(Arc::new(Pod { netns: None, ..pod })),
+                pod: Some(Arc::new(Pod {
+                    netns: None,
+                    ips_are_old: true,
+                    ..pod
+                })),
                 not_served: None,
                 left_alone: Vec::new(),
                 warnings: Vec::new(),

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::check::verdict::{Outcome, Reason, Verdict};
 use crate::handler::table::Routes;
+use crate::pods::inbound::Inbound;
 use crate::pods::model::{Action, Mesh, Probe, ProbeKind};
 
 /// What a registry asked of the kernel: an endpoint of a namespace, or none.
@@ -213,7 +214,9 @@ fn pod(uid: u8, port: u16) -> Pod {
             uid: uid.to_string(),
         },
         ips: Vec::new(),
+        ips_are_old: false,
         mesh: Mesh::Istio,
+        inbound: Inbound::by_default(Mesh::Istio),
         proxy_uid: None,
         probes: vec![Probe {
             container: "app".to_owned(),
@@ -284,6 +287,29 @@ fn an_address_that_moves_to_another_pod_is_taken_away_first() {
     assert_eq!(bench.calls(), [Call::Take(at), Call::Put(at, 1)]);
     let endpoint = bench.table.get(at).expect("an endpoint");
     assert_eq!(endpoint.pod.id.uid, "2");
+}
+
+#[test]
+fn addresses_from_before_a_restart_count_only_where_the_pod_still_has_them() {
+    let known = |ips_are_old| Pod {
+        ips: vec![ip("10.0.0.1")],
+        ips_are_old,
+        ..pod(1, 80)
+    };
+    let served_with_another = |pod: Pod| {
+        let mut bench = Bench::new();
+        let _ = bench.replace(vec![pod]);
+        bench.place(1, 1, &["10.0.0.9"]);
+        bench
+    };
+    served_with_another(known(false)).serves(&[]);
+    // The sandbox was made anew while no API server answered: what is there counts, until its status says more.
+    let mut bench = served_with_another(known(true));
+    bench.serves(&[("10.0.0.9:80", 1)]);
+    let _ = bench.replace(vec![known(false)]);
+    bench.serves(&[("10.0.0.9:80", 1)]);
+    bench.place(1, 1, &["10.0.0.1", "10.0.0.9"]);
+    bench.serves(&[("10.0.0.1:80", 1)]);
 }
 
 #[test]
