@@ -11,6 +11,8 @@ use tokio::time::timeout;
 
 /// How long the kubelet has to hang up once it has our answer.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long an app has to close once it has answered, before we do.
+const CLOSING: Duration = Duration::from_millis(100);
 /// How many bytes it may still send meanwhile.
 const LINGER_BYTES: usize = 16 * 1024;
 
@@ -44,6 +46,30 @@ pub(super) async fn part(mut kubelet: TcpStream) {
         }
     };
     let _ = timeout(LINGER, drained).await;
+}
+
+/// Closes a connection that an app has answered on. An app that closes first, as it was asked to (`Connection: close`),
+/// would leave its end in TIME_WAIT for a minute, in the pod: it hears nothing any more, so it is reset.
+pub(super) async fn let_go(app: Option<TcpStream>) {
+    let Some(app) = app else {
+        return;
+    };
+    let closed = async {
+        let mut scratch = [0; 512];
+        loop {
+            app.readable().await?;
+            match app.try_read(&mut scratch) {
+                Ok(0) => return Ok(()),
+                // It has more to say than the kubelet reads: it is told that nobody listens.
+                Ok(_) => return Err(io::ErrorKind::Other.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    if let Ok(Ok(())) = timeout(CLOSING, closed).await {
+        reset_on_drop(&app);
+    }
 }
 
 /// All that is sent.

@@ -6,16 +6,22 @@ use std::pin::pin;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncWriteExt, Interest, copy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, copy};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::answer::reset;
 
 /// A peer that has gone without a word is noticed after this long without traffic, twice.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// What an app may send to a spliced probe as fast as it can: a hundred times what the kubelet reads of a body. Bytes.
+const AT_ONCE: u64 = 1 << 20;
+/// And then, so that no app keeps this thread busy,
+const SLOWLY: u64 = 64 * 1024;
+/// each so often.
+const PACE: Duration = Duration::from_millis(50);
 /// How long a relay's connection may take to stand: nobody waits for as long as TCP itself would.
 const CONNECT: Duration = Duration::from_secs(30);
 
@@ -39,9 +45,14 @@ pub(super) async fn pump(
     }
     let (mut kubelet_read, mut kubelet_write) = kubelet.split();
     let (mut app_read, mut app_write) = app.split();
-    let mut down = pin!(one_way(&mut app_read, &mut kubelet_write));
+    // Of a probe's answer the kubelet reads a little.
+    let at_once = match grace {
+        Some(_) => AT_ONCE,
+        None => u64::MAX,
+    };
+    let mut down = pin!(one_way(&mut app_read, &mut kubelet_write, at_once));
     {
-        let mut up = pin!(one_way(&mut kubelet_read, &mut app_write));
+        let mut up = pin!(one_way(&mut kubelet_read, &mut app_write, u64::MAX));
         tokio::select! {
             done = &mut down => {
                 done?;
@@ -93,7 +104,65 @@ pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[
     }
 }
 
-async fn one_way(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>) -> io::Result<()> {
-    let _ = copy(from, to).await?;
+/// Copies to the end: `at_once` bytes as fast as it goes, whatever is more at [`SLOWLY`] every [`PACE`].
+async fn one_way(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>, at_once: u64) -> io::Result<()> {
+    let mut copied = copy(&mut from.take(at_once), to).await?;
+    let mut part = at_once;
+    while copied == part {
+        sleep(PACE).await;
+        part = SLOWLY;
+        copied = copy(&mut from.take(part), to).await?;
+    }
     to.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let address = listener.local_addr().expect("address");
+        let (one, two) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (one.expect("connected"), two.expect("accepted").0)
+    }
+
+    /// An app that sends `length` bytes to a kubelet that reads them all: what comes, and how long it takes.
+    async fn pumped(length: u64, grace: Option<Duration>) -> (u64, Duration) {
+        let (mut kubelet, mut kubelets_end) = pair().await;
+        let (mut app, mut apps_end) = pair().await;
+        let begun = Instant::now();
+        let sending = async move {
+            let bytes = vec![b'x'; usize::try_from(length).expect("length")];
+            apps_end.write_all(&bytes).await.expect("sent");
+        };
+        let reading = async move {
+            let read = tokio::io::copy(&mut kubelets_end, &mut tokio::io::sink()).await;
+            let read = read.expect("read");
+            // All it says is that it is done.
+            kubelets_end.shutdown().await.expect("ended");
+            read
+        };
+        let (pumped, (), read) =
+            tokio::join!(pump(&mut kubelet, &mut app, grace), sending, reading);
+        pumped.expect("pumped");
+        (read, begun.elapsed())
+    }
+
+    #[tokio::test]
+    async fn what_an_app_sends_without_end_is_slowed_down_and_not_lost() {
+        let grace = Some(Duration::from_secs(5));
+        let (read, took) = pumped(AT_ONCE + 2 * SLOWLY, grace).await;
+        assert_eq!(read, AT_ONCE + 2 * SLOWLY);
+        assert!(took >= 2 * PACE, "{took:?}");
+        let (read, _) = pumped(AT_ONCE, grace).await;
+        assert_eq!(read, AT_ONCE);
+        // A relay is for anything.
+        let (read, took) = pumped(AT_ONCE + 64 * SLOWLY, None).await;
+        assert_eq!(read, AT_ONCE + 64 * SLOWLY);
+        assert!(took < 64 * PACE, "{took:?}");
+    }
 }

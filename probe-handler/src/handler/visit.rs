@@ -194,7 +194,7 @@ impl Visit<'_> {
         Box::pin(relay(self.kubelet, self.endpoint.address, &self.bytes)).await;
     }
 
-    /// Notes what was found and tells the kubelet, if it still listens; then closes `spent`.
+    /// Notes what was found and tells the kubelet, if it still listens; then lets go of `spent`.
     async fn answer(mut self, route: &Route, finding: Finding, spent: Option<TcpStream>) {
         let Finding { reason, status, .. } = finding;
         self.conclude(route, finding);
@@ -207,10 +207,12 @@ impl Visit<'_> {
         } else {
             let sent =
                 answer::send(&mut self.kubelet, status, reason != Reason::BodyIncomplete).await;
-            drop(spent);
-            if sent.is_ok() {
-                answer::part(self.kubelet).await;
-            }
+            let part = async {
+                if sent.is_ok() {
+                    answer::part(self.kubelet).await;
+                }
+            };
+            let _ended = tokio::join!(part, answer::let_go(spent));
         }
     }
 

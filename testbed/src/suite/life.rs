@@ -37,12 +37,41 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("address-moved", || moved(&env));
     cases.case("address-claimed-twice", || claimed_twice(&env));
     cases.case("address-before-its-route", || before_its_route(&env));
+    cases.case("no-time-wait-in-the-pod", || no_time_wait(&env));
     let full = Env::start(cases, &["--endpoints-capacity", "2"])?;
     cases.case("map-full", || map_full(&full));
     drop(full);
     cases.case("full-accept-queue", || full_accept_queue(&env));
     cases.case("churn", || churn(&env));
     Ok(())
+}
+
+/// An app that closes a connection first keeps its end for a minute, and with it one of the pod's ports: not that of a
+/// probe.
+fn no_time_wait(env: &Env) -> Result<()> {
+    let pod = env.pod(usual::pod("waiting"))?;
+    let waiting = || {
+        let mut count = 0;
+        for table in ["tcp", "tcp6"] {
+            let table = fs::read_to_string(format!("/proc/thread-self/net/{table}"))?;
+            // Column "st": TCP_TIME_WAIT of include/net/tcp_states.h.
+            count += table
+                .lines()
+                .filter(|line| line.split_ascii_whitespace().nth(3) == Some("06"))
+                .count();
+        }
+        Ok(count)
+    };
+    let before = pod.ns.run(waiting)?;
+    for ip in pod.ns.ips() {
+        for _ in 0..10 {
+            let _passed = env.passes(&Probe::http(ip, HTTP, "/healthy"))?;
+        }
+    }
+    // The last one is let go of after it was answered.
+    wait::until("the pod to be as before", SOON, || {
+        (pod.ns.run(waiting).ok()? == before).then_some(())
+    })
 }
 
 /// Where a block of addresses leads nowhere until each has a route of its own (Calico), one of them is not the node's for
