@@ -98,3 +98,26 @@ fn the_address_that_the_status_names_is_served_among_however_many() {
     let _ = bench.replace(named(80, "10.0.1.1"));
     bench.serves(&[("10.0.1.1:80", 1)]);
 }
+
+#[test]
+fn addresses_from_before_a_restart_count_only_where_the_pod_still_has_them() {
+    let known = |ips_are_old| Pod {
+        ips: vec![ip("10.0.0.1")],
+        ips_are_old,
+        ..pod(1, 80)
+    };
+    let served_with_another = |pod: Pod| {
+        let mut bench = Bench::new();
+        let _ = bench.replace(vec![pod]);
+        bench.place(1, 1, &["10.0.0.9"]);
+        bench
+    };
+    served_with_another(known(false)).serves(&[]);
+    // The sandbox was made anew while no API server answered: what is there counts, until its status says more.
+    let mut bench = served_with_another(known(true));
+    bench.serves(&[("10.0.0.9:80", 1)]);
+    let _ = bench.replace(vec![known(false)]);
+    bench.serves(&[("10.0.0.9:80", 1)]);
+    bench.place(1, 1, &["10.0.0.1", "10.0.0.9"]);
+    bench.serves(&[("10.0.0.1:80", 1)]);
+}
