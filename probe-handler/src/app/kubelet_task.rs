@@ -86,14 +86,9 @@ impl Attachment {
             .as_ref()
             .is_none_or(|old| old.cgroup_id != kubelet.cgroup_id);
         if moved {
-            self.programs.attach(&kubelet.cgroup).map_err(|error| {
-                let remedy = error.remedy();
-                let error = anyhow::Error::from(error);
-                match remedy {
-                    Some(remedy) => format!("{error:#}; {remedy}"),
-                    None => format!("{error:#}"),
-                }
-            })?;
+            self.programs
+                .attach(&kubelet.cgroup)
+                .map_err(|error| error.told())?;
         }
         tracing::info!(
             pid = kubelet.pid,

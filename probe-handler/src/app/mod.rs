@@ -111,7 +111,8 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
     let (mut programs, maps) = Programs::load(&LoadOptions {
         endpoints_capacity: config.endpoints_capacity,
-    })?;
+    })
+    .map_err(|error| anyhow::anyhow!(error.told()))?;
     if config.kernel_log {
         log_from_kernel(&mut programs, &maps.config)?;
     }

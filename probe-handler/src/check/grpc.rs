@@ -7,8 +7,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::header::{CONTENT_TYPE, USER_AGENT};
-use http::{HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::SendRequest;
@@ -143,35 +146,54 @@ impl Service<http::Request<Body>> for Transport {
     }
 }
 
-/// Status details, base64 in a header or trailer: nobody reads them here, and tonic panics over those that are none.
+/// Status details, base64 in a header or trailer: nobody reads them, but they must be that. tonic panics where not.
 const DETAILS: &str = "grpc-status-details-bin";
 /// How a message is compressed, if its own flag says that it is.
 const ENCODING: &str = "grpc-encoding";
 /// `UNKNOWN` of google.golang.org/grpc/codes.
 const UNKNOWN: HeaderValue = HeaderValue::from_static("2");
 
-/// The answer as grpc-go, which is in the kubelet, takes it and tonic does not: an answer that is not gRPC's own type
-/// is none (grpc-go internal/transport/http2_client.go, `operateHeaders`), a status counts where the stream ends, and
-/// an encoding concerns compressed messages only.
+/// `INTERNAL` of the same.
+const INTERNAL: HeaderValue = HeaderValue::from_static("13");
+
+/// The answer as grpc-go, which is in the kubelet, takes it and tonic does not: an answer that is not gRPC's own type,
+/// or whose HTTP status is not 200, is none, nor is one whose status details are malformed (grpc-go
+/// internal/transport/http2_client.go, `operateHeaders`); a status counts where the stream ends, and an encoding
+/// concerns compressed messages only.
 fn as_by_grpc_go(response: http::Response<Incoming>) -> http::Response<Body> {
     let (mut parts, body) = response.into_parts();
     let headers = &mut parts.headers;
-    let _ = headers.remove(DETAILS);
     let _ = headers.remove(ENCODING);
     if !hyper::body::Body::is_end_stream(&body) {
         let _ = headers.remove(Status::GRPC_STATUS);
     }
-    if !headers.get(CONTENT_TYPE).is_some_and(is_grpc) {
+    without_details(headers);
+    if parts.status != StatusCode::OK || !headers.get(CONTENT_TYPE).is_some_and(is_grpc) {
         let _ = headers.insert(Status::GRPC_STATUS, UNKNOWN);
     }
     let body = body.map_frame(|frame| match frame.into_trailers() {
         Ok(mut trailers) => {
-            let _ = trailers.remove(DETAILS);
+            without_details(&mut trailers);
             Frame::trailers(trailers)
         }
         Err(frame) => frame,
     });
     http::Response::from_parts(parts, Body::new(body))
+}
+
+/// Takes status details out of `headers`; those that are malformed make the answer one of status INTERNAL.
+fn without_details(headers: &mut HeaderMap) {
+    let details = headers.remove(DETAILS);
+    if details.is_some_and(|details| lenient().decode(details).is_err()) {
+        let _ = headers.insert(Status::GRPC_STATUS, INTERNAL);
+    }
+}
+
+/// Base64 with padding or without, as grpc-go reads it.
+fn lenient() -> GeneralPurpose {
+    let config =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    GeneralPurpose::new(&alphabet::STANDARD, config)
 }
 
 /// Whether `content_type` is application/grpc, with a subtype or parameters or without
@@ -279,15 +301,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn status_details_that_are_none_are_nobodys_trouble() {
+    async fn status_details_must_be_base64() {
         const TYPE: (&str, &str) = ("content-type", "application/grpc");
-        let bad = ("grpc-status-details-bin", "!!!");
-        let trailers: Box<[_]> = Box::new([("grpc-status", "0"), bad]);
-        let in_trailers = answered(&[TYPE], Box::leak(trailers)).await;
-        assert_eq!(in_trailers.reason, Reason::Healthy);
-        let headers: Box<[_]> = Box::new([TYPE, bad]);
-        let in_headers = answered(Box::leak(headers), OK).await;
-        assert_eq!(in_headers.reason, Reason::Healthy);
+        for (details, reason) in [
+            ("!!!", Reason::GrpcStatus),
+            ("CAA", Reason::Healthy),
+            ("CAA=", Reason::Healthy),
+        ] {
+            let details = ("grpc-status-details-bin", details);
+            let trailers: Box<[_]> = Box::new([("grpc-status", "0"), details]);
+            let in_trailers = answered(&[TYPE], Box::leak(trailers)).await;
+            assert_eq!(in_trailers.reason, reason, "{details:?}");
+            let headers: Box<[_]> = Box::new([TYPE, details]);
+            let in_headers = answered(Box::leak(headers), OK).await;
+            assert_eq!(in_headers.reason, reason, "{details:?}");
+        }
     }
 
     #[tokio::test]

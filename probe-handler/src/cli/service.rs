@@ -1,5 +1,6 @@
 //! A verb that runs until it is asked to end, with a log of its own.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use super::logging::LogFormat;
 use super::{EXIT_FAILURE, logging, output};
 use crate::observe::build::{COMMIT, VERSION};
 
+/// The exit code of Rust's own way out of a panic.
+const PANICKED: u8 = 101;
 /// How long the log may take to be written at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -35,15 +38,18 @@ pub(super) fn run(
         let thread = std::thread::current();
         tracing::error!(
             thread = thread.name(),
-            "a fault of probe-handler's, report it: {panic}"
+            "a fault of probe-handler's, report it: {panic}; {}",
+            std::backtrace::Backtrace::capture()
         );
     }));
-    let code = match start() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    // The log is flushed in any case.
+    let code = match catch_unwind(AssertUnwindSafe(start)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
             tracing::error!("{name} stops: {error:#}");
             EXIT_FAILURE.into()
         }
+        Err(_) => PANICKED.into(),
     };
     log.flush(LAST_WORDS);
     code

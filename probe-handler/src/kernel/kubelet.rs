@@ -146,6 +146,7 @@ pub struct Finder {
     named: bool,
     /// The cgroup of the first kubelet found by its name: a restarted one comes back there.
     home: Option<PathBuf>,
+    looks: u32,
 }
 
 /// A process may become the kubelet long after it was started: a script that prepares the kubelet's
@@ -167,6 +168,7 @@ impl Finder {
             searches: 0,
             named: false,
             home: None,
+            looks: 0,
         })
     }
 
@@ -189,8 +191,9 @@ impl Finder {
             Some(cgroup) => (self.named_in(&cgroup, alive)?, cgroup),
             None => {
                 let away = last.is_some_and(|last| self.home.as_ref() != Some(&last.cgroup));
+                self.looks = self.looks.wrapping_add(1);
                 let pid = match alive {
-                    Some(pid) if !away => pid,
+                    Some(pid) if !away || !self.looks.is_multiple_of(SELDOM) => pid,
                     // While it is restarted, another process of its name may be the only one.
                     alive => match self.at_home().or(alive) {
                         Some(pid) => pid,
@@ -202,8 +205,10 @@ impl Finder {
                     },
                 };
                 let cgroup = self.cgroup_of(pid)?;
-                let home = self.home.get_or_insert_with(|| cgroup.clone());
-                if alive != Some(pid) && *home != cgroup {
+                if let Some(home) = &self.home
+                    && alive != Some(pid)
+                    && *home != cgroup
+                {
                     tracing::warn!(
                         pid,
                         cgroup = %cgroup.display(),
@@ -237,6 +242,9 @@ impl Finder {
         let known = last.is_some_and(|last| (last.pid, last.started) == (pid, started));
         if let (Some(pid), None, 1.., false) = (pid, filter, shared_with, known) {
             return Err(Error::Indistinct { pid, path: cgroup });
+        }
+        if self.search.cgroup.is_none() && self.home.is_none() {
+            self.home = Some(cgroup.clone());
         }
         Ok(Kubelet {
             pid,
@@ -285,7 +293,7 @@ impl Finder {
         processes.retain(|pid| {
             comm(*pid).is_some_and(|comm| self.is_kubelet(&comm)) && is_our_users(*pid)
         });
-        oldest_first(processes).first().copied()
+        self.choose(processes).ok()
     }
 
     fn not_found(&self) -> Error {

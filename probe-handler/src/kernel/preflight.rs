@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::kernel::kubelet::{Finder, Kubelet, Search};
 use crate::kernel::netns::Netns;
 use crate::kernel::nsid::Nsids;
-use crate::kernel::programs::{LoadOptions, Programs, loading_remedy};
+use crate::kernel::programs::{LoadOptions, Programs};
 use crate::kernel::{capabilities, cgroup, dial, locate};
 use crate::listen::{self, Share};
 use crate::observe::admin_socket::{self, Found};
@@ -252,7 +252,7 @@ fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
                 State::Fail,
                 loading,
                 chain(&error),
-                loading_remedy(),
+                error.remedy().unwrap_or_default(),
             )];
         }
     };

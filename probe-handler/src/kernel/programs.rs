@@ -30,7 +30,7 @@ pub enum Error {
     )]
     NoObject,
     /// The object could not be read, or its maps not be made.
-    #[error("cannot load the eBPF object: {}", loading_remedy())]
+    #[error("cannot load the eBPF object")]
     Load(#[source] Box<EbpfError>),
     /// The object lacks something that the daemon expects of it.
     #[error(
@@ -52,7 +52,7 @@ pub enum Error {
         source: aya::maps::MapError,
     },
     /// The kernel's verifier does not take a program.
-    #[error("the kernel refuses program {program}: {}", loading_remedy())]
+    #[error("the kernel refuses program {program}")]
     Verify {
         /// The program.
         program: &'static str,
@@ -85,28 +85,41 @@ pub enum Error {
 impl Error {
     /// What to do about it, where that takes a look at the machine.
     pub fn remedy(&self) -> Option<String> {
-        let Self::Attach { path, source, .. } = self else {
-            return None;
-        };
-        let forbidden = matches!(&**source, ProgramError::SyscallError(syscall)
-            if syscall.io_error.raw_os_error() == Some(libc::EPERM));
-        forbidden.then(|| legacy::remedy(path))
+        match self {
+            Self::Load(_) | Self::Verify { .. } => Some(loading_remedy()),
+            Self::Attach { path, source, .. } => {
+                let forbidden = matches!(&**source, ProgramError::SyscallError(syscall)
+                    if syscall.io_error.raw_os_error() == Some(libc::EPERM));
+                forbidden.then(|| legacy::remedy(path))
+            }
+            _ => None,
+        }
+    }
+
+    /// All there is to tell an operator: the error with its causes, and what to do.
+    pub fn told(self) -> String {
+        let remedy = self.remedy();
+        let error = anyhow::Error::from(self);
+        match remedy {
+            Some(remedy) => format!("{error:#}; {remedy}"),
+            None => format!("{error:#}"),
+        }
     }
 }
 
 /// What to do about a kernel that does not take our maps or programs.
-pub fn loading_remedy() -> String {
+fn loading_remedy() -> String {
+    let needs = "it takes a kernel with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and the capabilities of which \
+                 `probe-handler preflight` tells";
     match getrlimit(Resource::RLIMIT_MEMLOCK) {
         Ok((limit, _)) if limit != RLIM_INFINITY => {
             let [need] = &capabilities::AT_START;
             format!(
-                "RLIMIT_MEMLOCK is {limit} bytes, to which Linux before 5.11 charges maps: raise it, or add {}",
+                "{needs}; before Linux 5.11 also a higher RLIMIT_MEMLOCK than {limit} bytes, or {} to raise it",
                 need.capability
             )
         }
-        _ => "it takes a kernel with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and the capabilities of which \
-              `probe-handler preflight` tells"
-            .to_owned(),
+        _ => needs.to_owned(),
     }
 }
 

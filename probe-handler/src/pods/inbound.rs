@@ -51,9 +51,6 @@ impl Inbound {
     pub fn of(pod: &Pod, mesh: Mesh) -> Self {
         let default = mesh.inbound_port();
         let (v4, v6) = match mesh {
-            // ztunnel listens in the pod's network namespace also where the app is in a guest (Kata), or its sockets
-            // are a sandbox's own (gVisor): that the app does not listen there says nothing then.
-            Mesh::IstioAmbient if is_sandboxed(pod) => (None, None),
             Mesh::Kuma => {
                 let port = |key| annotation(pod, key).and_then(|text| text.parse::<u16>().ok());
                 let v4 = port(KUMA_PORT).or(default);
@@ -127,6 +124,9 @@ fn taken(pod: &Pod, mesh: Mesh) -> Ports {
         Mesh::Kuma => "traffic.kuma.io/exclude-inbound-ports",
         Mesh::Consul => "consul.hashicorp.com/transparent-proxy-exclude-inbound-ports",
         Mesh::Osm => "openservicemesh.io/inbound-port-exclusion-list",
+        // ztunnel listens in the pod's network namespace also where the app is in a guest (Kata), or its sockets are
+        // a sandbox's own (gVisor): that the app does not listen there says nothing then.
+        Mesh::IstioAmbient if is_sandboxed(pod) => return Ports::Only(Vec::new()),
         Mesh::IstioAmbient | Mesh::Unknown => return Ports::AllBut(Vec::new()),
     };
     match annotation(pod, ISTIO_INCLUDE).map(str::trim) {
@@ -275,6 +275,8 @@ mod tests {
         let spec = |class: &str| json!({"containers": [], "runtimeClassName": class});
         let ambient = |class| inbound(Mesh::IstioAmbient, json!({}), spec(class));
         assert_eq!(accepts(&ambient("kata"), "10.0.0.1:80"), None);
+        let address = "10.0.0.1".parse().expect("IP");
+        assert_eq!(ambient("kata").port(address), Some(15006), "it listens");
         assert_eq!(accepts(&ambient(""), "10.0.0.1:80"), Some(15006));
         // A sidecar is in the guest too.
         let sidecar = inbound(Mesh::Istio, json!({}), spec("kata"));

@@ -14,6 +14,16 @@ pub struct Manifest {
     pub pods: Vec<(String, Pod)>,
     /// What could not be read, each beginning with its place in the file.
     pub problems: Vec<String>,
+    /// Whether some of that may be a pod.
+    pub garbled: bool,
+}
+
+impl Manifest {
+    /// Notes what may be a pod and can't be read.
+    fn garble(&mut self, problem: String) {
+        self.problems.push(problem);
+        self.garbled = true;
+    }
 }
 
 /// The syntax of a manifest file.
@@ -43,9 +53,7 @@ fn parse_yaml(text: &str, manifest: &mut Manifest) {
             Ok(value) => add(place, value, manifest),
             Err(Malformed { line, what, .. }) => {
                 let line = line + first_line;
-                manifest
-                    .problems
-                    .push(format!("{place}: line {line}: {what}"));
+                manifest.garble(format!("{place}: line {line}: {what}"));
             }
         }
     }
@@ -90,7 +98,7 @@ fn parse_json(text: &str, manifest: &mut Manifest) {
         match document {
             Ok(value) => add(place, value, manifest),
             // The stream ends here: there is no telling where the next document begins.
-            Err(error) => manifest.problems.push(format!("{place}: {error}")),
+            Err(error) => manifest.garble(format!("{place}: {error}")),
         }
     }
 }
@@ -100,9 +108,7 @@ fn add(place: String, value: Value, manifest: &mut Manifest) {
     match field("kind") {
         "Pod" => add_pod(place, value, manifest),
         "List" | "PodList" => add_list(&place, value, manifest),
-        "" => manifest
-            .problems
-            .push(format!("{place}: kind is missing, must be Pod or List")),
+        "" => manifest.garble(format!("{place}: kind is missing, must be Pod or List")),
         kind => manifest
             .problems
             .push(format!("{place}: kind is {kind:?}, must be Pod or List")),
@@ -115,8 +121,7 @@ fn add_list(place: &str, mut list: Value, manifest: &mut Manifest) {
         Some(Value::Array(items)) => items,
         None | Some(Value::Null) => Vec::new(),
         Some(_) => {
-            let problem = format!("{place}: items is no list");
-            manifest.problems.push(problem);
+            manifest.garble(format!("{place}: items is no list"));
             return;
         }
     };
@@ -140,8 +145,7 @@ fn add_pod(place: String, value: Value, manifest: &mut Manifest) {
         Some(Value::String(version)) if version == "v1" => {}
         Some(version) => {
             let version = version.as_str().unwrap_or("no string");
-            let problem = format!("{place}: apiVersion is {version:?}, must be v1");
-            manifest.problems.push(problem);
+            manifest.garble(format!("{place}: apiVersion is {version:?}, must be v1"));
             return;
         }
     }
@@ -154,7 +158,7 @@ fn add_pod(place: String, value: Value, manifest: &mut Manifest) {
             // The value's own error may name the path too.
             let text = error.to_string();
             let text = text.strip_prefix(&format!("{path}: ")).unwrap_or(&text);
-            manifest.problems.push(match path.as_str() {
+            manifest.garble(match path.as_str() {
                 "." => format!("{place}: {text}"),
                 path => format!("{place}: {path}: {text}"),
             });

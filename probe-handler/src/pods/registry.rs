@@ -320,6 +320,14 @@ impl<W: EndpointWriter> Registry<W> {
             }
         }
         entry.placement = placement;
+        // It is this sandbox's after all, and holds the pod to it from now on.
+        if entry
+            .outdated
+            .as_ref()
+            .is_some_and(|outdated| entry.has_one_of(outdated))
+        {
+            entry.outdated = None;
+        }
         entry.obstacle = obstacle;
         entry.settle();
         self.reconcile();

@@ -91,6 +91,8 @@ pub struct Scanner {
     files: BTreeMap<OsString, Parsed>,
     /// Whether the last scan went well: if nothing has changed since, there is nothing to tell.
     settled: bool,
+    /// [`BEING_WRITTEN`].
+    pub(super) being_written: Duration,
 }
 
 /// A file as last read.
@@ -98,41 +100,36 @@ pub struct Scanner {
 struct Parsed {
     /// None: read it again next time.
     stamp: Option<Stamp>,
+    identity: Option<Identity>,
     /// Each with its place in the file.
     pods: Vec<(String, Arc<Understood>)>,
+    /// Those that were there before, where what can't be understood now may be any of them.
+    kept: Vec<Arc<Understood>>,
     problems: Vec<String>,
-    /// What can't be understood may be any of the pods that were there.
+    /// Whether what can't be understood may be a pod.
     garbled: bool,
     /// Written a moment ago.
     fresh: bool,
 }
 
 impl Parsed {
-    /// Adds those of the `old` pods that are missing, if it can't be told whether they are meant to be gone; whether it
-    /// may be told soon.
-    fn keep(&mut self, old: &Self) -> bool {
-        if !(self.garbled || self.fresh) {
-            return false;
-        }
-        let missing = |old: &&(String, Arc<Understood>)| {
-            let same = |new: &(String, Arc<Understood>)| {
-                (&new.1.id.namespace, &new.1.id.name) == (&old.1.id.namespace, &old.1.id.name)
+    /// What the file is taken for that was `old` before.
+    fn after(mut self, old: Self) -> Self {
+        let had = old.pods.len() + old.kept.len();
+        // Whatever can be read of it may be half of what is to come. A file put in the place of another is whole.
+        if self.fresh && had > 0 && self.identity == old.identity {
+            return Self {
+                stamp: None,
+                fresh: true,
+                ..old
             };
-            old.1.pod.is_some() && !self.pods.iter().any(same)
-        };
-        let missing: Vec<_> = old.pods.iter().filter(missing).cloned().collect();
-        if missing.is_empty() {
-            return false;
         }
-        self.pods.extend(missing);
-        // What is half written is no mistake yet.
-        if self.fresh {
-            self.problems.clone_from(&old.problems);
-            self.stamp = None;
-            return true;
+        if self.garbled && had > 0 {
+            let before = old.pods.into_iter().map(|(_, pod)| pod).chain(old.kept);
+            self.kept = before.filter(|pod| pod.pod.is_some()).collect();
+            self.problems.push(AS_LAST_KNOWN.to_owned());
         }
-        self.problems.push(AS_LAST_KNOWN.to_owned());
-        false
+        self
     }
 }
 
@@ -144,6 +141,7 @@ impl Scanner {
             selection,
             files: BTreeMap::new(),
             settled: false,
+            being_written: BEING_WRITTEN,
         }
     }
 
@@ -155,7 +153,6 @@ impl Scanner {
     pub fn scan(&mut self) -> io::Result<Option<Scan>> {
         let was_settled = std::mem::replace(&mut self.settled, false);
         let mut files = BTreeMap::new();
-        let mut unfinished = false;
         let mut read = 0;
         for entry in fs::read_dir(&self.path)? {
             let name = entry?.file_name();
@@ -175,10 +172,7 @@ impl Scanner {
                 _ => {}
             }
             read += 1;
-            let mut parsed = self.parse(&path, syntax);
-            if let Some(old) = self.files.get(&name) {
-                unfinished |= parsed.keep(old);
-            }
+            let parsed = self.parse(&path, syntax);
             let _ = files.insert(name, Some(parsed));
         }
         self.settled = true;
@@ -189,24 +183,30 @@ impl Scanner {
         self.files = files
             .into_iter()
             .filter_map(|(name, parsed)| {
-                let parsed = parsed.or_else(|| self.files.remove(&name))?;
+                let parsed = match (parsed, self.files.remove(&name)) {
+                    (Some(new), Some(old)) => new.after(old),
+                    (new, old) => new.or(old)?,
+                };
                 Some((name, parsed))
             })
             .collect();
-        Ok(Some(Scan {
-            unfinished,
-            ..self.put_together(read)
-        }))
+        Ok(Some(self.put_together(read)))
     }
 
     fn parse(&self, path: &Path, syntax: Syntax) -> Parsed {
         let mut parsed = Parsed::default();
         match read(path) {
-            Ok((text, stamp, age)) => {
+            Ok(Contents {
+                text,
+                stamp,
+                identity,
+                age,
+            }) => {
+                parsed.identity = Some(identity);
+                parsed.fresh = age.is_some_and(|age| age <= self.being_written);
                 let manifest = manifest::parse(&text, syntax);
                 parsed.stamp = stamp;
-                parsed.garbled = !manifest.problems.is_empty() || text.trim().is_empty();
-                parsed.fresh = age.is_some_and(|age| age <= BEING_WRITTEN);
+                parsed.garbled = manifest.garbled || text.trim().is_empty();
                 parsed.problems = manifest.problems;
                 for (place, pod) in manifest.pods {
                     self.add(place, &pod, &mut parsed);
@@ -254,6 +254,10 @@ impl Scanner {
     fn put_together(&self, read: usize) -> Scan {
         let mut scan = Scan {
             read,
+            unfinished: self
+                .files
+                .values()
+                .any(|file| file.fresh && file.stamp.is_none()),
             ..Scan::default()
         };
         let mut names = HashMap::new();
@@ -281,6 +285,15 @@ impl Scanner {
                 scan.pods.push(understood.clone());
             }
         }
+        // Only then those of which nobody else says anything.
+        for understood in self.files.values().flat_map(|file| &file.kept) {
+            let id = &understood.id;
+            let taken =
+                names.contains_key(&(&id.namespace, &id.name)) || uids.contains_key(&id.uid);
+            if !taken {
+                scan.pods.push(understood.clone());
+            }
+        }
         scan
     }
 }
@@ -298,8 +311,18 @@ fn syntax_of(name: &Path) -> Option<Syntax> {
     }
 }
 
-/// The text of a file, its stamp if that can be relied upon, and how long ago it was written; else what is wrong with it.
-fn read(path: &Path) -> Result<(String, Option<Stamp>, Option<Duration>), String> {
+/// What a file holds.
+struct Contents {
+    text: String,
+    /// None where it can't be relied upon.
+    stamp: Option<Stamp>,
+    identity: Identity,
+    /// How long ago it was written; none where its time stamp lies in the future.
+    age: Option<Duration>,
+}
+
+/// The file at `path`, or what is wrong with it.
+fn read(path: &Path) -> Result<Contents, String> {
     let unreadable = |error: io::Error| format!("can't be read: {error}");
     let check = |metadata: &Metadata| {
         if !metadata.is_file() {
@@ -328,11 +351,15 @@ fn read(path: &Path) -> Result<(String, Option<Stamp>, Option<Duration>), String
         return Err(too_large());
     }
     let text = String::from_utf8(bytes).map_err(|error| format!("is no UTF-8 text: {error}"))?;
-    // None: a time to come, or none.
     let written = metadata.modified().ok();
     let age = written.and_then(|at| SystemTime::now().duration_since(at).ok());
     let settled = age.is_some_and(|age| age > RACY);
-    Ok((text, settled.then(|| Stamp::from(&metadata)), age))
+    Ok(Contents {
+        text,
+        stamp: settled.then(|| Stamp::from(&metadata)),
+        identity: (&metadata).into(),
+        age,
+    })
 }
 
 fn too_large() -> String {

@@ -368,35 +368,43 @@ fn write_long_ago(dir: &Path, name: &str, text: &str) {
 }
 
 #[test]
-fn a_file_that_is_being_written_is_not_believed_to_have_lost_its_pods() {
+fn a_file_that_is_being_written_counts_once_it_is_finished() {
     let dir = TempDir::new().unwrap();
     let both = format!("{}---\n{}", pod("a", 1), pod("b", 2));
     write_long_ago(dir.path(), "x.yaml", &both);
     let mut scanner = Scanner::new(dir.path().to_owned(), ALL);
+    // However slow this machine is.
+    scanner.being_written = Duration::from_secs(3600);
     let _first = scanner.scan().unwrap();
-    for half in ["", &both[..20], &pod("a", 1), &pod("a", 3)] {
+    for half in ["", &both[..20], &both[..60], &pod("a", 1), &pod("a", 3)] {
         write(dir.path(), "x.yaml", half);
         let scan = scanner.scan().unwrap().unwrap();
         assert!(scan.unfinished, "{half:?}");
         assert_eq!(scan.problems, Vec::<String>::new(), "{half:?}");
-        let port = if half.contains("port: 3") { 3 } else { 1 };
-        assert_eq!(served(&scan.pods), [format!("a:{port}"), "b:2".to_owned()]);
+        assert_eq!(served(&scan.pods), ["a:1", "b:2"], "{half:?}");
     }
-    // What it is once it is finished counts.
-    write_long_ago(dir.path(), "x.yaml", &pod("a", 1));
+    scanner.being_written = Duration::ZERO;
     let scan = scanner.scan().unwrap().unwrap();
     assert_eq!(
         (served(&scan.pods), scan.unfinished),
-        (vec!["a:1".to_owned()], false)
+        (vec!["a:3".to_owned()], false)
     );
+    // One that is put in its place is whole.
+    scanner.being_written = Duration::from_secs(3600);
+    replace(dir.path(), "x.yaml", &pod("c", 4));
+    assert_eq!(served(&scanner.scan().unwrap().unwrap().pods), ["c:4"]);
 }
 
 #[test]
 fn a_file_that_cannot_be_understood_any_more_leaves_its_pods_as_last_known() {
-    for garbled in ["", "kind: [", "kind: Pod\nmetadata: 7\n"] {
+    for garbled in [
+        "",
+        "kind: [",
+        "kind: Pod\nmetadata: 7\n",
+        "metadata: {name: a}\n",
+    ] {
         let dir = TempDir::new().unwrap();
         write_long_ago(dir.path(), "x.yaml", &pod("a", 1));
-        write_long_ago(dir.path(), "y.yaml", garbled);
         let mut scanner = Scanner::new(dir.path().to_owned(), ALL);
         let _first = scanner.scan().unwrap();
         write_long_ago(dir.path(), "x.yaml", garbled);
@@ -408,8 +416,25 @@ fn a_file_that_cannot_be_understood_any_more_leaves_its_pods_as_last_known() {
             "{:?}",
             scan.problems
         );
+        // What another file says of such a pod is newer.
+        write_long_ago(dir.path(), "y.yaml", &pod("a", 2));
+        assert_eq!(served(&scanner.scan().unwrap().unwrap().pods), ["a:2"]);
+        fs::remove_file(dir.path().join("y.yaml")).unwrap();
+        assert_eq!(served(&scanner.scan().unwrap().unwrap().pods), ["a:1"]);
         // Gone is gone.
         fs::remove_file(dir.path().join("x.yaml")).unwrap();
         assert!(served(&scanner.scan().unwrap().unwrap().pods).is_empty());
     }
+}
+
+#[test]
+fn what_is_no_pod_keeps_none() {
+    let dir = TempDir::new().unwrap();
+    let service = "kind: Service\nmetadata: {name: s}\n";
+    let both = format!("{service}---\n{}", pod("a", 1));
+    write_long_ago(dir.path(), "x.yaml", &both);
+    let mut scanner = Scanner::new(dir.path().to_owned(), ALL);
+    assert_eq!(served(&scanner.scan().unwrap().unwrap().pods), ["a:1"]);
+    write_long_ago(dir.path(), "x.yaml", service);
+    assert!(served(&scanner.scan().unwrap().unwrap().pods).is_empty());
 }

@@ -119,8 +119,9 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
         wait::pass(next.saturating_sub(begun.elapsed()))?;
     }
     let rate = f64::from(replaced) / begun.elapsed().as_secs_f64();
-    let after = Holdings::settled(&daemon, &map)?;
+    // A thousand probes a second would be counted, too.
     let tally = schedule.stop()?;
+    let after = Holdings::settled(&daemon, &map)?;
     let what = format!(
         "{count} pods, {rate:.1} replaced a second for {} s",
         time.as_secs()

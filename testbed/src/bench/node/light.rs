@@ -28,10 +28,10 @@ pub(super) const PORT: u16 = 8080;
 pub(super) const PATH: &str = "/live";
 /// Istio's, at which a STRICT sidecar resets what is not mutual TLS.
 const SIDECAR: u16 = 15006;
-/// Half of what passes at least between a sandbox's first process and the app's: containerd 2.1 with runc took 103 to
+/// Two fifths of what passes at least between a sandbox's first process and the app's: containerd 2.1 with runc took 103 to
 /// 122 ms on an idle machine like this (perf, `sched:sched_process_exec`), in which it starts the sandbox, answers the
 /// kubelet, and runs runc twice more. On a busy one it takes longer.
-const CONTAINER_IS_MADE: Duration = Duration::from_millis(50);
+const CONTAINER_IS_MADE: Duration = Duration::from_millis(40);
 /// By how many statuses pods can be told apart: 200 to 289, all of them success to the kubelet.
 const STATUSES: usize = 90;
 

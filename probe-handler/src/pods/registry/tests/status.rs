@@ -120,4 +120,7 @@ fn addresses_from_before_a_restart_count_only_where_the_pod_still_has_them() {
     bench.serves(&[("10.0.0.9:80", 1)]);
     bench.place(1, 1, &["10.0.0.1", "10.0.0.9"]);
     bench.serves(&[("10.0.0.1:80", 1)]);
+    // That proves that they are of this sandbox: whoever gives it another address draws nothing.
+    bench.place(1, 1, &["10.0.0.9"]);
+    bench.serves(&[]);
 }
