@@ -1,5 +1,6 @@
 //! A verb that runs until it is asked to end, with a log of its own.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -38,9 +39,12 @@ pub(super) fn run(
         let thread = std::thread::current();
         tracing::error!(
             thread = thread.name(),
-            "a fault of probe-handler's, report it: {panic}; {}",
-            std::backtrace::Backtrace::capture()
+            "a fault of probe-handler's, report it: {panic}"
         );
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            tracing::error!("{trace}");
+        }
     }));
     // The log is flushed in any case.
     let code = match catch_unwind(AssertUnwindSafe(start)) {
