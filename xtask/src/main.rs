@@ -3,6 +3,7 @@
 //! One file per subcommand. The commands that run something (`demo`, `test`, `bench`) call `setup`
 //! and `build-ebpf` themselves, so that on a fresh machine nothing else has to be typed.
 
+mod apt;
 mod counts;
 mod demo;
 mod digest;

@@ -12,8 +12,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use crate::apt;
 use crate::kubectl;
-use crate::shell::{cargo, exec, find, is_root, output};
+use crate::shell::{cargo, exec, find, output};
 use crate::toolchain::{Origin, Toolchain, choose, discover, find_toolchain};
 use crate::versions::{
     BPF_LINKER, BUILD_TOOLS, DEBIAN_CLIPPY, DEBIAN_COMPILER, DEBIAN_RUST, LLVM, MACHINE_TOOLS,
@@ -68,7 +69,15 @@ pub fn all(args: &Args) -> Result<()> {
 /// # Errors
 /// When something is missing and can't be installed.
 pub fn virtual_machines() -> Result<()> {
-    tools(&MACHINE_TOOLS)
+    let lacking = lacking(&MACHINE_TOOLS)?;
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    apt::install(&lacking).or_else(|error| {
+        // What is here of qemu may be newer than the machine's own suites, which then have nothing that goes with it.
+        println!("setup: {error:#}");
+        apt::install_from_backports(&lacking)
+    })
 }
 
 /// What building the programs and the daemon needs, and no more.
@@ -110,7 +119,7 @@ fn compiler(args: &Args) -> Result<()> {
         (None, _) => With::Rustup,
     };
     match with {
-        With::Apt => apt_install(&debian_packages(args.lint))?,
+        With::Apt => apt::install(&debian_packages(args.lint))?,
         With::Rustup => rustup_install(args.lint)?,
     }
     // What was installed must be what build-ebpf finds.
@@ -161,7 +170,7 @@ fn linker() -> Result<()> {
                  development files and set LLVM_PREFIX, or put a released bpf-linker in PATH"
             );
         }
-        apt_install(&[format!("llvm-{LLVM}-dev")])?;
+        apt::install(&[format!("llvm-{LLVM}-dev")])?;
     }
     println!("setup: installing bpf-linker {BPF_LINKER} (compiles for a minute or two)");
     let mut command = cargo();
@@ -215,71 +224,30 @@ fn llvm_prefix() -> Option<PathBuf> {
 
 /// Commands, each with the Debian package that has it.
 fn tools(wanted: &[(&'static str, &'static str)]) -> Result<()> {
+    let lacking = lacking(wanted)?;
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    apt::install(&lacking)
+}
+
+/// The packages of those commands that are not there.
+///
+/// # Errors
+/// When there are some and no apt-get.
+fn lacking(wanted: &[(&'static str, &'static str)]) -> Result<Vec<String>> {
     // A login without /usr/sbin in PATH still has them there.
     let have = |tool: &str| find(tool).is_some() || Path::new("/usr/sbin").join(tool).is_file();
     let (have, lack): (Vec<_>, Vec<_>) = wanted.iter().partition(|(tool, _)| have(tool));
     for (tool, _) in have {
         println!("setup: have {tool}");
     }
-    if lack.is_empty() {
-        return Ok(());
-    }
     let packages: BTreeSet<&str> = lack.iter().map(|(_, package)| *package).collect();
     let packages: Vec<String> = packages.into_iter().map(Into::into).collect();
-    if find("apt-get").is_none() {
+    if !packages.is_empty() && find("apt-get").is_none() {
         bail!("install {} with your package manager", packages.join(", "));
     }
-    apt_install(&packages)
-}
-
-/// Installs Debian packages. The package lists are fetched only if it does not work without, and
-/// nothing that is there is removed.
-fn apt_install(packages: &[String]) -> Result<()> {
-    const ATTEMPTS: u32 = 3;
-    let list = packages.join(" ");
-    let mut install = apt_get();
-    install.args(["install", "--yes", "--no-install-recommends", "--no-remove"]);
-    install.args(packages);
-    if !is_root() {
-        bail!(
-            "these Debian packages are missing and only root can install them:\n  apt-get update && apt-get install --no-install-recommends {list}"
-        );
-    }
-    println!("setup: installing {list}");
-    // Without fresh lists it may well fail: what it says then would only confuse.
-    let quiet = install.output().is_ok_and(|output| output.status.success());
-    if quiet {
-        return Ok(());
-    }
-    for attempt in 1..=ATTEMPTS {
-        println!("setup: updating apt's package lists");
-        let result = exec(apt_get().arg("update")).and_then(|()| exec(&mut install));
-        match result {
-            Ok(()) => return Ok(()),
-            Err(error) if attempt < ATTEMPTS => {
-                println!("setup: {error:#}; attempt {} of {ATTEMPTS}", attempt + 1);
-            }
-            Err(error) => {
-                return Err(error.context(format!(
-                    "cannot install {list}; if this Debian has none of that version, \
-                     `cargo xtask setup --with rustup` is the other way for the compiler"
-                )));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// apt-get as scripts want it: no questions, patient with network and lock.
-fn apt_get() -> Command {
-    let mut command = Command::new("apt-get");
-    command.env("DEBIAN_FRONTEND", "noninteractive").args([
-        "--quiet",
-        "--option=Acquire::Retries=3",
-        "--option=DPkg::Lock::Timeout=300",
-        "--option=Dpkg::Use-Pty=0",
-    ]);
-    command
+    Ok(packages)
 }
 
 /// The numbers of a version, to compare it.

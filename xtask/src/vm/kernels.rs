@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::apt::Suite;
 use super::image::COMPANIONS;
+use crate::apt::Suite;
 
 /// The suites that have kernels, oldest first.
 const SUITES: [&str; 9] = [

@@ -3,7 +3,6 @@
 //! A guest has no distribution: Debian's cloud kernel, and an initramfs with our binaries, the commands that
 //! they call, and the modules that the suite needs. Neither root nor kvm is needed here.
 
-mod apt;
 mod console;
 mod contents;
 mod image;

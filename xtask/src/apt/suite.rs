@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::shell::{display, output};
 
 /// Signs all of Debian's suites (package debian-archive-keyring).
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// One suite, with its package lists below our own directory.
 #[derive(Debug)]
@@ -124,7 +124,7 @@ fn quietly(command: &mut Command) -> Result<()> {
 
 /// The archive that this machine's own apt sources name for Debian's suites, or for its security
 /// updates.
-fn mirror(security: bool) -> Result<String> {
+pub(super) fn mirror(security: bool) -> Result<String> {
     let mut command = Command::new("apt-get");
     command.args([
         "indextargets",

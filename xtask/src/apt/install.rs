@@ -1,0 +1,150 @@
+//! Installing Debian packages.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::suite::{KEYRING, mirror};
+use crate::shell::{exec, is_root, target_dir};
+
+/// No questions, no more than what was asked for, and nothing lost.
+const INSTALL: [&str; 4] = ["install", "--yes", "--no-install-recommends", "--no-remove"];
+
+/// Installs Debian packages. The package lists are fetched only if it does not work without, and
+/// nothing that is there is removed.
+///
+/// # Errors
+/// When that takes root and we are not, and when apt-get fails for good.
+pub fn install(packages: &[String]) -> Result<()> {
+    const ATTEMPTS: u32 = 3;
+    let list = packages.join(" ");
+    let mut install = apt_get();
+    install.args(INSTALL).args(packages);
+    if !is_root() {
+        bail!(
+            "these Debian packages are missing and only root can install them:\n  apt-get update && apt-get install --no-install-recommends {list}"
+        );
+    }
+    println!("setup: installing {list}");
+    // Without fresh lists it may well fail: what it says then would only confuse.
+    let quiet = install.output().is_ok_and(|output| output.status.success());
+    if quiet {
+        return Ok(());
+    }
+    for attempt in 1..=ATTEMPTS {
+        println!("setup: updating apt's package lists");
+        let result = exec(apt_get().arg("update")).and_then(|()| exec(&mut install));
+        match result {
+            Ok(()) => return Ok(()),
+            Err(error) if attempt < ATTEMPTS => {
+                println!("setup: {error:#}; attempt {} of {ATTEMPTS}", attempt + 1);
+            }
+            Err(error) => {
+                return Err(error.context(format!(
+                    "cannot install {list}; if this Debian has none of that version, \
+                     `cargo xtask setup --with rustup` is the other way for the compiler"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// apt-get as scripts want it: no questions, patient with network and lock.
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args([
+        "--quiet",
+        "--option=Acquire::Retries=3",
+        "--option=DPkg::Lock::Timeout=300",
+        "--option=Dpkg::Use-Pty=0",
+    ]);
+    command
+}
+
+/// Installs Debian packages, of which the machine's own suites have none that goes with what is there, from this
+/// Debian's backports. Nothing that is there is removed, and what apt follows stays as it is.
+///
+/// # Errors
+/// As [`install`], and where it is no Debian that has backports.
+pub fn install_from_backports(packages: &[String]) -> Result<()> {
+    let release = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
+    let suite = format!(
+        "{}-backports",
+        codename(&release).context("a Debian without a codename has no backports")?
+    );
+    println!("setup: installing {} from {suite}", packages.join(" "));
+    let ours = target_dir().join("apt").join(&suite);
+    let sources = ours.join("sources");
+    fs::create_dir_all(ours.join("lists/partial"))?;
+    // What the machine follows has the dependencies.
+    if sources.exists() {
+        fs::remove_dir_all(&sources)?;
+    }
+    fs::create_dir_all(&sources)?;
+    copy_sources(Path::new("/etc/apt"), &sources)?;
+    fs::write(
+        sources.join("backports.sources"),
+        format!(
+            "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\nSigned-By: {KEYRING}\n",
+            mirror(false)?
+        ),
+    )?;
+    let apt_get = || {
+        let mut command = apt_get();
+        command.args([
+            format!("--option=Dir::State::Lists={}/lists", ours.display()),
+            format!("--option=Dir::Etc::SourceParts={}", sources.display()),
+            "--option=Dir::Etc::SourceList=/dev/null".into(),
+        ]);
+        command
+    };
+    exec(apt_get().arg("update"))?;
+    exec(
+        apt_get()
+            .args(INSTALL)
+            .args(["--target-release", &suite])
+            .args(packages),
+    )
+}
+
+/// The machine's sources, from `etc` into one directory.
+fn copy_sources(etc: &Path, into: &Path) -> Result<()> {
+    let list = etc.join("sources.list");
+    if list.exists() {
+        fs::copy(list, into.join("machine.list"))?;
+    }
+    for entry in fs::read_dir(etc.join("sources.list.d"))
+        .into_iter()
+        .flatten()
+    {
+        let entry = entry?;
+        fs::copy(entry.path(), into.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+/// The codename in an os-release, as bookworm.
+fn codename(release: &str) -> Option<&str> {
+    release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .map(|name| name.trim_matches('"'))
+        .filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_has_a_codename() {
+        let bookworm = "ID=debian\nVERSION_CODENAME=bookworm\n";
+        assert_eq!(codename(bookworm), Some("bookworm"));
+        assert_eq!(codename("VERSION_CODENAME=\"noble\"\n"), Some("noble"));
+        assert_eq!(codename("ID=debian\nVERSION_CODENAME=\n"), None);
+        assert_eq!(codename("ID=alpine\n"), None);
+    }
+}
