@@ -12,7 +12,7 @@ use crate::app::tls::Certificate;
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
-use crate::kubelet::{Kubelet, Probe, ProbeResult};
+use crate::kubelet::{Door, Kubelet, Probe, ProbeResult};
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::run::Run;
@@ -82,7 +82,7 @@ pub fn main(args: &Args) -> Result<()> {
     println!("\nAnother process on the node still meets the mesh:\n");
     wrong += show_bystander(&cells)?;
     if args.keep {
-        keep(&run, &cgroup, &daemon, &pods)?;
+        keep(&run, &kubelet, &daemon, &pods)?;
     }
     let status = daemon.stop(GRACE)?;
     if !status.success() {
@@ -274,19 +274,20 @@ fn words(result: &ProbeResult) -> String {
 }
 
 /// Says how to play, and waits for ctrl-C.
-fn keep(run: &Run, cgroup: &Cgroup, daemon: &Daemon, pods: &[Pod]) -> Result<()> {
+fn keep(run: &Run, kubelet: &Kubelet, daemon: &Daemon, pods: &[Pod]) -> Result<()> {
     let testbed = worker::testbed_program()?;
-    let (testbed, cgroup) = (testbed.display(), cgroup.path().display());
+    let door = Door::open(run.dir().join("kubelet.sock"))?;
+    let (testbed, socket) = (testbed.display(), door.path().display());
     println!("\nAll of it stays up until ctrl-C. Some things to try:");
     println!("\n  as the kubelet, and as anyone else:");
     for pod in pods {
         let ip = pod.ns.ipv4();
-        println!("    {testbed} probe --cgroup {cgroup} http://{ip}:{HTTP}/healthy");
+        println!("    {testbed} probe --kubelet {socket} http://{ip}:{HTTP}/healthy");
         println!("    {testbed} probe http://{ip}:{HTTP}/healthy");
     }
     println!("  the kernel's refusal of a closed port:");
     println!(
-        "    {testbed} probe --cgroup {cgroup} tcp://[{}]:{CLOSED}",
+        "    {testbed} probe --kubelet {socket} tcp://[{}]:{CLOSED}",
         pods[0].ns.ipv6()
     );
     println!("  inside a pod:");
@@ -296,7 +297,8 @@ fn keep(run: &Run, cgroup: &Cgroup, daemon: &Daemon, pods: &[Pod]) -> Result<()>
     );
     println!("  the daemon:");
     println!(
-        "    probe-handler status -o wide --admin-socket {}",
+        "    {} status -o wide --admin-socket {}",
+        daemon.program().display(),
         daemon.socket().display()
     );
     println!(
@@ -305,7 +307,12 @@ fn keep(run: &Run, cgroup: &Cgroup, daemon: &Daemon, pods: &[Pod]) -> Result<()>
     );
     println!("  everything else of this run: {}", run.dir().display());
     let forever = Duration::from_secs(u32::MAX.into());
-    let _interrupted = wait::until("ctrl-C", forever, || None::<()>);
+    let _interrupted = wait::until("ctrl-C", forever, || {
+        if let Err(error) = door.answer(kubelet) {
+            eprintln!("testbed: {error:#}");
+        }
+        None::<()>
+    });
     println!();
     interrupt::check()
 }

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use url::{Host, Url};
 
-use crate::cgroup;
-use crate::kubelet::{Dialer, Probe, execute};
+use crate::kubelet::{Dialer, Probe, execute, knock};
 
 /// Options of `testbed probe`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Cgroup to probe from [default: this shell's, as any process of the node]
-    #[arg(long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
+    /// Socket of a stand-in kubelet, as `testbed demo --keep` names it, which is to make the probe [default: this
+    /// program makes it, as any process of the node]
+    #[arg(long, value_name = "SOCKET")]
+    kubelet: Option<PathBuf>,
     /// Probe a lifecycle hook instead: another user agent, any status passes
     #[arg(long)]
     hook: bool,
@@ -25,7 +25,7 @@ pub struct Args {
 /// Makes the probe and prints its result as JSON.
 ///
 /// # Errors
-/// When the URL is none of these, the cgroup cannot be joined, or the probe fails.
+/// When the URL is none of these, no kubelet answers at the socket, or the probe fails.
 pub fn main(args: &Args) -> Result<()> {
     let url = Url::parse(&args.url).with_context(|| args.url.clone())?;
     let ip: IpAddr = match url.host() {
@@ -49,13 +49,13 @@ pub fn main(args: &Args) -> Result<()> {
         "grpc" => Probe::grpc(ip, port, path.trim_start_matches('/')),
         other => bail!("scheme {other}: give http, https, tcp or grpc"),
     };
-    if let Some(path) = &args.cgroup {
-        cgroup::join(path, 0)?;
-    }
-    let result = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(execute(&probe, Dialer::default()));
+    let result = match &args.kubelet {
+        Some(path) => knock(path, &probe)?,
+        None => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(execute(&probe, Dialer::default())),
+    };
     println!("{}", serde_json::to_string_pretty(&result)?);
     if !result.passed() {
         bail!("the probe fails");

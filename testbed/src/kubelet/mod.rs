@@ -4,6 +4,7 @@
 //! The calls here block; any number can be under way at once.
 
 mod dial;
+mod door;
 mod execute;
 mod grpc;
 mod http;
@@ -13,6 +14,7 @@ pub mod process;
 mod raw;
 mod tls;
 
+pub use self::door::{Door, knock};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::symlink;

@@ -8,6 +8,7 @@ mod admin;
 pub mod cases;
 mod command_line;
 mod daemons;
+mod demo;
 pub mod env;
 mod families;
 mod hooks;
@@ -76,6 +77,7 @@ const GROUPS: &[Group] = &[
     ("source", source::run),
     ("command-line", command_line::run),
     ("admin", admin::run),
+    ("demo", demo::run),
     ("locate", locate::run),
     ("node", node::run),
     ("webhook", webhook::run),
