@@ -11,7 +11,7 @@ pub mod prober;
 mod process;
 mod webhook;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ const OPEN: u16 = 5432;
 const CLOSED: u16 = 5433;
 const PILOT_AGENT: u16 = 15020;
 const HEALTHY: &str = "/healthy";
+/// The source that Istio's rules let pass to the app.
+const PASSTHROUGH: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 const REWRITTEN: &str = "/app-health/web/livez";
 const GRACE: Duration = Duration::from_secs(10);
 /// Samples thrown away before each measurement.
@@ -156,6 +158,8 @@ fn pod(run: &Run, name: &str, rules: RuleSet) -> Result<Pod> {
 
 type Row = [String; 6];
 
+/// HTTP by each way; and what a probe through any handler on the node consists of, one connection on a loopback and one
+/// within the pod past its mesh's rules, without a handler in between and one after the other.
 fn http(
     prober: &Prober,
     plain: &Pod,
@@ -172,9 +176,12 @@ fn http(
         target(plain, HTTP, HEALTHY),
         target(ours, HTTP, HEALTHY),
         target(istio, PILOT_AGENT, REWRITTEN),
+        inside(plain, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST),
+        inside(ours, PASSTHROUGH, ours.ns.ipv4()),
     ];
     let _warm = prober.measure(targets.clone(), WARM_UP)?;
-    let [mut direct, mut ours, mut istio] = prober.measure(targets, rounds)?;
+    let [mut direct, mut ours, mut istio, loopback, in_pod] = prober.measure(targets, rounds)?;
+    let mut both: Vec<u64> = loopback.iter().zip(&in_pod).map(|(a, b)| a + b).collect();
     rows.push(row("HTTP", &mut direct, &mut ours, "at most 1.4"));
     rows.push(row(
         "HTTP, Istio's rewriting",
@@ -182,7 +189,23 @@ fn http(
         &mut istio,
         "(to compare)",
     ));
+    rows.push(row(
+        "HTTP, two connections alone",
+        &mut direct,
+        &mut both,
+        "(to compare)",
+    ));
     Ok(())
+}
+
+/// The app of `pod`, probed from `source` in its own network namespace.
+fn inside(pod: &Pod, source: Ipv4Addr, address: Ipv4Addr) -> Target {
+    Target::HttpInside {
+        netns: pod.ns.path(),
+        source: source.into(),
+        address: (address, HTTP).into(),
+        path: HEALTHY.to_owned(),
+    }
 }
 
 fn tcp(prober: &Prober, plain: &Pod, ours: &Pod, rounds: usize, rows: &mut Vec<Row>) -> Result<()> {
