@@ -115,7 +115,7 @@ pub fn lint() -> Result<()> {
     } else {
         println!(
             "lint-ebpf: no clippy beside {}, so only the compiler's own warnings are denied \
-             (`cargo xtask setup --lint` installs Debian's)",
+             (`cargo xtask setup --lint` installs the one that goes with it)",
             toolchain.rustc.display()
         );
         cargo = command(&toolchain, &toolchain.cargo, "check");

@@ -85,8 +85,16 @@ pub fn build_tools() -> Result<()> {
     building(&Args::default())
 }
 
+/// What compiling for this machine needs beside Rust and a C compiler.
+///
+/// # Errors
+/// When something is missing and can't be installed.
+pub fn compile_tools() -> Result<()> {
+    tools(&BUILD_TOOLS)
+}
+
 fn building(args: &Args) -> Result<()> {
-    tools(&BUILD_TOOLS)?;
+    compile_tools()?;
     compiler(args)?;
     linker()
 }

@@ -15,7 +15,7 @@ use crate::counts::{Counts, of_cargo_test, of_suite};
 use crate::kubectl;
 use crate::release::Binaries;
 use crate::shell::{cargo, display, is_root};
-use crate::{tidy, vm};
+use crate::{setup, tidy, vm};
 
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
@@ -59,6 +59,7 @@ pub fn run(args: &Args) -> Result<bool> {
         bail!("kernels go with `vm`: cargo xtask test vm 6.1");
     }
     outlive_interrupt()?;
+    setup::compile_tools()?;
     let mut outcomes = Vec::new();
     let mut level = |run: &dyn Fn() -> Outcome| {
         if !interrupted() {

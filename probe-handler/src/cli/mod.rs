@@ -34,8 +34,8 @@ pub const EXIT_FAILURE: u8 = 1;
     version = VERSION,
     disable_help_subcommand = true,
     max_term_width = 100,
-    after_help = "Exit codes: 0 well; 1 a failed start, a preflight that found something wrong, a status to which no \
-                  daemon answers (or one that is not as asked by --alive or --ready), or a manifest that can't be \
+    after_help = "Exit codes: 0 well; 1 a failed start, a part of the daemon that has ended, a preflight that found \
+                  something wrong, a status to which no daemon answers (or one that is not as asked by --alive or --ready), or a manifest that can't be \
                   read; 64 bad configuration or usage."
 )]
 struct Cli {

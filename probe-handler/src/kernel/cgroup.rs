@@ -10,9 +10,9 @@ use crate::kernel::mountinfo::{self, Mount};
 pub enum Error {
     /// No mount of type cgroup2.
     #[error(
-        "no cgroup2 file system is mounted: mount one (`mount -t cgroup2 none /sys/fs/cgroup/unified`) \
-         or boot with systemd.unified_cgroup_hierarchy=1; in a container, mount the node's \
-         /sys/fs/cgroup as a hostPath"
+        "no cgroup2 file system is mounted: in a container, mount the node's /sys/fs/cgroup as a hostPath; on the \
+         node, boot with systemd.unified_cgroup_hierarchy=1, or mount one (`mkdir -p /run/cgroup2 && mount -t \
+         cgroup2 none /run/cgroup2`) and give the kubelet a cgroup in it"
     )]
     NotMounted,
     /// A file of /proc can't be read.

@@ -59,7 +59,7 @@ pub fn remedy(cgroup: &Path) -> String {
         .collect();
     format!(
         "programs attached without BPF_F_ALLOW_MULTI stand in the way ({}): their owner (`bpftool cgroup \
-         show DIR`; Cilium up to 1.13 does so) has to attach with BPF_F_ALLOW_MULTI or by link",
+         show DIR`, on the node; Cilium up to 1.13 does so) has to attach with BPF_F_ALLOW_MULTI or by link",
         list.join(", ")
     )
 }

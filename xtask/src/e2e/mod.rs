@@ -90,14 +90,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             args,
         )
     });
-    let cleaned = match args.keep {
-        true => Ok(()),
-        false => clean(&kubectl, &overlay),
-    };
     if let Err(error) = outcome {
         report.add("all-of-it", Err(error));
     }
-    report.add("everything-removed", cleaned);
+    if !args.keep {
+        report.add("everything-removed", clean(&kubectl, &overlay));
+    }
     println!("e2e: {} s\n{}", start.elapsed().as_secs(), report.counts());
     Ok(match report.counts().failed {
         0 => ExitCode::SUCCESS,

@@ -81,7 +81,7 @@ pub struct AgentArgs {
     )]
     pub(super) log: String,
 
-    /// Log every decision of the eBPF programs (costs time on each connection)
+    /// Log what the eBPF programs decide on each connection of the kubelet's to an endpoint (costs time)
     #[arg(
         long,
         value_name = "true|false",

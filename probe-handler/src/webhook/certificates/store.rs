@@ -40,7 +40,7 @@ pub enum StoreError {
     Conflict,
     /// The API server does not let us.
     #[error(
-        "the API server does not let us {verb}: bind the Role and ClusterRole of deploy/webhook to the ServiceAccount. It says: {message}"
+        "the API server does not let us {verb}: apply deploy/webhook again, with its Secret, its Role and ClusterRole and their bindings to the ServiceAccount. It says: {message}"
     )]
     Forbidden {
         /// What we wanted.
@@ -111,7 +111,9 @@ impl Store {
         });
         trust.write(object.data.get_or_insert_default());
         let written = if is_new {
-            let verb = format!("create Secret {namespace}/{secret} (deploy/webhook has it, empty)");
+            let verb = format!(
+                "create Secret {namespace}/{secret} (`kubectl apply -k deploy/webhook` has it, empty)"
+            );
             ask(verb, self.secrets.create(&params, &object)).await
         } else {
             let verb = format!("update Secret {namespace}/{secret}");
