@@ -272,6 +272,8 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
             held.left().ok()?.is_empty().then_some(())
         })?;
         probing.more(10)?;
+        // A guest that says nothing for minutes hangs, and all of these may take so long on a machine that stands still.
+        println!("     daemon {} of {times} is replaced", time + 1);
     }
     let made = probing.stop()?;
     let wrong: Vec<_> = made

@@ -32,8 +32,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // No case takes half of it on an emulated processor.
-            silence: Duration::from_secs(180),
+            // No case takes half of it on an emulated processor, unless this machine itself stands still.
+            silence: Duration::from_secs(300),
             longest: Duration::from_secs(40 * 60),
             last_words: Duration::from_secs(3),
             look: Duration::from_secs(1),
