@@ -252,6 +252,8 @@ fn words(result: &ProbeResult) -> String {
     let reasons = [
         ("reset", "reset"),
         ("refused", "refused"),
+        // Before Linux 6.1.
+        ("not permitted", "refused"),
         ("NOT_SERVING", "not serving"),
         ("failed to connect", "no connection"),
         ("exceeded", "timeout"),

@@ -13,6 +13,7 @@ mod qemu;
 mod room;
 mod table;
 mod watch;
+mod worth;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -32,6 +33,7 @@ use image::Kernel;
 use initramfs::Initramfs;
 use qemu::{Accelerator, Machine};
 use watch::{Boot, Logs};
+use worth::Worth;
 
 /// Guests that run at the same time where there is memory for them, and processors of each. The suite does one thing
 /// after the other and waits for much of it: a second processor would mostly idle, and three guests keep two busy.
@@ -259,9 +261,9 @@ impl House {
             machine.accelerator.name(),
             machine.logs.guest.display()
         );
+        let mut worth = Worth::default();
         let boot = machine.boot(|line| {
-            // Hundreds pass: what does not is what one wants to see.
-            if line.starts_with("FAIL ") || line.starts_with("skip ") {
+            if worth.telling(line) {
                 println!("vm {name}: {line}");
             }
         })?;
