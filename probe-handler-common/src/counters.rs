@@ -19,11 +19,13 @@ pub enum Counter {
     OtherProcess = 5,
     /// A map was full or a helper failed: left alone, or sent to the handler, which then does not know it.
     Error = 6,
+    /// Left alone because the handler gave no sign of life for too long, or wants no connections.
+    NoHeartbeat = 7,
 }
 
 impl Counter {
     /// How many there are.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
     /// All of them, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::Seen,
@@ -33,6 +35,7 @@ impl Counter {
         Self::NoListener,
         Self::OtherProcess,
         Self::Error,
+        Self::NoHeartbeat,
     ];
 
     /// Name in metrics and `status`.
@@ -45,6 +48,7 @@ impl Counter {
             Self::NoListener => "no_listener",
             Self::OtherProcess => "other_process",
             Self::Error => "error",
+            Self::NoHeartbeat => "no_heartbeat",
         }
     }
 }

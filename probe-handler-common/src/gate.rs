@@ -21,6 +21,8 @@ pub enum Why {
     /// Neither app nor mesh listens in the namespace: plain networking tells the truth, and the
     /// sockets of a sandboxed runtime (gVisor, Kata) are not ours to see.
     NoListener,
+    /// The daemon gives no sign of life: what its maps say may be untrue by now.
+    NoHeartbeat,
     /// The handler does not listen.
     Fallback,
     /// The endpoint asks for nothing more.
@@ -31,10 +33,14 @@ pub enum Why {
 #[inline(always)]
 pub fn decide(
     flags: u32,
+    is_alive: bool,
     app_listens: impl FnOnce() -> bool,
     mesh_listens: impl FnOnce() -> bool,
     handler_listens: impl FnOnce() -> bool,
 ) -> Decision {
+    if !is_alive {
+        return Decision::Leave(Why::NoHeartbeat);
+    }
     if flags & GATE != 0 && !app_listens() {
         return if mesh_listens() {
             Decision::Refuse
@@ -58,7 +64,7 @@ mod tests {
 
     #[track_caller]
     fn check(flags: u32, app: bool, mesh: bool, handler: bool, expect: Decision) {
-        assert_eq!(decide(flags, || app, || mesh, || handler), expect);
+        assert_eq!(decide(flags, true, || app, || mesh, || handler), expect);
     }
 
     #[test]
@@ -85,6 +91,17 @@ mod tests {
             Decision::Leave(Why::Fallback),
         );
         check(REDIRECT, false, true, true, Decision::Redirect);
+    }
+
+    #[test]
+    fn nothing_is_decided_for_a_daemon_that_is_hung() {
+        for flags in [GATE, REDIRECT, GATE | REDIRECT] {
+            let unseen = || -> bool { panic!("looked at") };
+            assert_eq!(
+                decide(flags, false, unseen, unseen, unseen),
+                Decision::Leave(Why::NoHeartbeat)
+            );
+        }
     }
 
     #[test]

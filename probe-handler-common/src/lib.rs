@@ -12,7 +12,9 @@ pub mod counters;
 pub mod endpoint;
 pub mod flow;
 pub mod gate;
+pub mod heartbeat;
 pub mod refusal;
+pub mod spread;
 
 /// Names of the maps in the eBPF object.
 pub mod maps {
@@ -20,10 +22,13 @@ pub mod maps {
     pub const ENDPOINTS: &str = "ENDPOINTS";
     /// Socket cookie (`u64`) to the [`crate::flow::Original`] destination of a redirected socket.
     pub const SOCKETS: &str = "SOCKETS";
-    /// Client (address, port) of a redirected connection to its [`crate::flow::Flow`].
+    /// [`crate::flow::FlowKey`] of a redirected connection to its [`crate::flow::Flow`].
     pub const FLOWS: &str = "FLOWS";
     /// One [`crate::config::Config`] at index 0.
     pub const CONFIG: &str = "CONFIG";
+    /// `u64` at index 0: when the handler was last alive, nanoseconds of the kernel's monotonic clock;
+    /// [`crate::heartbeat::STOPPED`] while it wants no connections.
+    pub const HEARTBEAT: &str = "HEARTBEAT";
     /// Per-CPU `u64` counters, indexed by [`crate::counters::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
 
@@ -35,11 +40,15 @@ pub mod maps {
     pub const REFUSALS_BYTES: u32 = 64 * 1024;
     /// Default capacity of `ENDPOINTS`; settable at load.
     pub const ENDPOINTS_CAPACITY: u32 = 16_384;
-    /// Capacity of `SOCKETS`: connections of the kubelet's to endpoints at one time. An entry evicted between
-    /// `connect` and the SYN costs the connection (no flow: reset), a later one only `getpeername` its answer.
+    /// Least capacity of `SOCKETS`: connections of the kubelet's to endpoints at one time. An entry evicted before
+    /// the handshake is over costs the connection (no flow: reset), a later one only `getpeername` its answer.
     pub const SOCKETS_CAPACITY: u32 = 16_384;
-    /// Capacity of `FLOWS`. Entries live from connect to accept.
+    /// Least capacity of `FLOWS`. Entries live from the handshake to accept.
     pub const FLOWS_CAPACITY: u32 = 16_384;
+    /// Least capacity of an LRU map for each possible CPU. Before Linux 6.12 each CPU keeps up to 128 free places to
+    /// itself, and a map with fewer than 170 places per CPU evicts live entries while it is nearly empty (seen on 5.10
+    /// and 6.1 with 192 CPUs).
+    pub const LRU_CAPACITY_PER_CPU: u32 = 256;
 }
 
 /// Names of the programs in the eBPF object.
@@ -54,7 +63,9 @@ pub mod programs {
     pub const GETPEERNAME4: &str = "getpeername4";
     /// `cgroup/getpeername6`.
     pub const GETPEERNAME6: &str = "getpeername6";
-    /// All of them, in the order in which they are attached: what identifies a redirected
+    /// `socket`: stamps the handler's heartbeat. It is attached to a socket of the daemon's, not to the cgroup.
+    pub const HEARTBEAT: &str = "heartbeat";
+    /// Those of the kubelet's cgroup, in the order in which they are attached: what identifies a redirected
     /// connection stands before the first one is redirected.
     pub const ATTACH_ORDER: [&str; 5] = [SOCK_OPS, GETPEERNAME4, GETPEERNAME6, CONNECT4, CONNECT6];
 }

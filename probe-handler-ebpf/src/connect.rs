@@ -1,9 +1,9 @@
 //! The connect hooks: leave alone, refuse, or send to the handler.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use aya_ebpf::bindings::{BPF_RB_NO_WAKEUP, sockaddr};
 use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
+    bpf_bind, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
 };
 use aya_ebpf::programs::SockAddrContext;
 use probe_handler_common::address::SockAddr;
@@ -12,7 +12,9 @@ use probe_handler_common::counters::Counter;
 use probe_handler_common::flow::Original;
 use probe_handler_common::gate::{Decision, Why, decide};
 use probe_handler_common::refusal::Refusal;
+use probe_handler_common::spread::{port_index, source_v4};
 
+use crate::heartbeat::is_alive;
 use crate::listener::{KUBELET_NETNS, listens};
 use crate::log::tell;
 use crate::maps::{CONFIG, ENDPOINTS, REFUSALS, SOCKETS, count, has_set_retval};
@@ -32,17 +34,20 @@ const LOOPBACK6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
 /// the handler does not serve that family.
 #[inline(always)]
 pub fn handler(destination: &SockAddr, config: &Config) -> Option<SockAddr> {
-    let (address, port) = match destination.as_v4() {
+    let (address, first_port) = match destination.as_v4() {
         Some(_) => (
             SockAddr::v4(LOOPBACK4, config.handler_port_v4 as u16),
             config.handler_port_v4,
         ),
         None => (
-            SockAddr::v6(LOOPBACK6, config.handler_port_v6 as u16),
+            SockAddr::v6(
+                LOOPBACK6,
+                (config.handler_port_v6 + port_index(destination)) as u16,
+            ),
             config.handler_port_v6,
         ),
     };
-    (port != 0).then_some(address)
+    (first_port != 0).then_some(address)
 }
 
 /// The destination in an IPv4 context.
@@ -96,7 +101,10 @@ pub fn set_user_address6(ctx: &SockAddrContext, address: &SockAddr) {
 #[inline(always)]
 pub fn connect4(ctx: &SockAddrContext) -> Verdict {
     let destination = user_address4(ctx);
-    connect(ctx, &destination, |handler| set_user_address4(ctx, handler))
+    connect(ctx, &destination, |handler| {
+        spread(ctx, &destination);
+        set_user_address4(ctx, handler);
+    })
 }
 
 /// `cgroup/connect6`.
@@ -134,6 +142,7 @@ fn connect(
     let handler = handler(destination, &config);
     let decision = decide(
         endpoint.flags,
+        is_alive(&config),
         || listens(ctx, destination, netns),
         || {
             endpoint.mesh_port != 0
@@ -159,6 +168,11 @@ fn connect(
         (Decision::Leave(Why::NoListener), _) => {
             count(Counter::NoListener);
             let what = "is left alone: neither app nor mesh listens";
+            (Verdict::ALLOW, what)
+        }
+        (Decision::Leave(Why::NoHeartbeat), _) => {
+            count(Counter::NoHeartbeat);
+            let what = "is left alone: the handler gives no sign of life";
             (Verdict::ALLOW, what)
         }
         (Decision::Leave(Why::Fallback) | Decision::Redirect, _) => {
@@ -196,6 +210,7 @@ fn redirect(
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let original = Original {
         destination: *destination,
+        isn: 0,
     };
     if SOCKETS.insert(cookie, original, 0).is_err() {
         // Without the record the handler would take it for a stranger's.
@@ -206,6 +221,39 @@ fn redirect(
     count(Counter::Redirected);
     (Verdict::ALLOW, "goes to the handler")
 }
+
+/// Gives the socket a loopback source address by its endpoint, so that it finds a free source port wherever it would have
+/// found one without us. A socket that can't have it (it is bound already; 127.0.0.0/8 is not the node's) goes on
+/// without: that costs source ports, not the probe.
+#[inline(always)]
+fn spread(ctx: &SockAddrContext, destination: &SockAddr) {
+    let mut source = SockAddrIn {
+        family: AF_INET,
+        port: 0,
+        address: source_v4(destination),
+        zero: [0; 8],
+    };
+    // SAFETY: the context, and an address of the size given; port 0 keeps the port for connect() to choose.
+    let _ = unsafe {
+        bpf_bind(
+            ctx.sock_addr,
+            (&raw mut source).cast::<sockaddr>(),
+            size_of::<SockAddrIn>() as i32,
+        )
+    };
+}
+
+/// `struct sockaddr_in`.
+#[repr(C)]
+struct SockAddrIn {
+    family: u16,
+    port: u16,
+    address: u32,
+    zero: [u8; 8],
+}
+
+/// `AF_INET`.
+const AF_INET: u16 = 2;
 
 /// Refuses the connection as a closed port would.
 #[inline(always)]

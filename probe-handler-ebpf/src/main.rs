@@ -1,20 +1,21 @@
-//! probe-handler's eBPF programs, attached to the kubelet's own cgroup: entry points only.
+//! probe-handler's eBPF programs: entry points only. All but one are attached to the kubelet's own cgroup.
 //!
 //! `connect4`/`connect6` decide about each TCP connection the kubelet makes, `sock_ops` ties a
 //! redirected connection to its original destination, `getpeername4`/`getpeername6` keep telling the
-//! kubelet that its peer is the pod.
+//! kubelet that its peer is the pod. `heartbeat`, attached to a socket of the daemon's, notes that its handler is alive.
 #![no_std]
 #![no_main]
 
 mod connect;
+mod heartbeat;
 mod listener;
 mod log;
 mod maps;
 mod sockets;
 mod verdict;
 
-use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_sock_addr, sock_ops, socket_filter};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
 
 /// The kubelet connects an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
@@ -47,6 +48,13 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     sockets::peer_name6(&ctx);
     verdict::Verdict::ALLOW.into()
+}
+
+/// The handler sends itself a datagram, which is dropped.
+#[socket_filter]
+pub fn heartbeat(_ctx: SkBuffContext) -> i64 {
+    heartbeat::stamp();
+    0
 }
 
 /// The kernel offers these programs' helpers to GPL-compatible programs only.

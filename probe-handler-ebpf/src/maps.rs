@@ -6,7 +6,7 @@ use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
-use probe_handler_common::flow::{Flow, Original};
+use probe_handler_common::flow::{Flow, FlowKey, Original};
 use probe_handler_common::maps::{
     ENDPOINTS_CAPACITY, FLOWS_CAPACITY, REFUSALS_BYTES, SOCKETS_CAPACITY,
 };
@@ -20,14 +20,18 @@ pub static ENDPOINTS: HashMap<SockAddr, EndpointValue> =
 #[map]
 pub static SOCKETS: LruHashMap<u64, Original> = LruHashMap::with_max_entries(SOCKETS_CAPACITY, 0);
 
-/// The kubelet's end of a redirected connection to its original destination; lives from connect to
-/// accept.
+/// A redirected connection to its original destination; lives from the handshake to accept.
 #[map]
-pub static FLOWS: LruHashMap<SockAddr, Flow> = LruHashMap::with_max_entries(FLOWS_CAPACITY, 0);
+pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(FLOWS_CAPACITY, 0);
 
 /// One entry, written by the daemon.
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// When the handler was last alive, by the clock of `bpf_ktime_get_ns`; one entry, stamped by `heartbeat`, set to
+/// `heartbeat::STOPPED` by the daemon.
+#[map]
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Read by the daemon.
 #[map]

@@ -2,13 +2,14 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB,
 };
-use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::counters::Counter;
-use probe_handler_common::flow::{Flow, Original};
+use probe_handler_common::flow::{Flow, FlowKey, Original};
 
 use crate::connect::{handler, set_user_address4, set_user_address6, user_address4, user_address6};
 use crate::log::tell;
@@ -24,12 +25,13 @@ const TCP_CLOSE: u32 = 7;
 pub fn on_event(ctx: &SockOpsContext) {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => on_connect(ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => on_established(ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == TCP_CLOSE => on_close(ctx),
         _ => {}
     }
 }
 
-/// Runs before the SYN leaves, so the flow stands before the handler can accept.
+/// Runs before the SYN leaves.
 #[inline(always)]
 fn on_connect(ctx: &SockOpsContext) {
     // SAFETY: the context, which holds a socket.
@@ -43,41 +45,72 @@ fn on_connect(ctx: &SockOpsContext) {
         let _ = SOCKETS.remove(cookie);
         return;
     }
-    let flow = Flow {
-        original: original.destination,
-        closed: 0,
-        cookie,
-        // SAFETY: reads a clock.
-        created_ns: unsafe { bpf_ktime_get_ns() },
-    };
-    let noted = FLOWS.insert(local(ctx), flow, 0);
-    // Without the state callback the end would go unseen: the entry would only age.
-    let watched = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
-    if noted.is_err() || watched.is_err() {
+    // Without the state callback the end would go unseen: the entries would only age.
+    let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
+    if ctx.set_cb_flags(flags as i32).is_err() {
         count(Counter::Error);
-        let what = match noted {
-            Ok(()) => "goes to the handler, but its end will not be seen",
-            Err(_) => "goes to the handler, which will not know it: FLOWS takes no entry",
-        };
-        tell(ctx, &original.destination, what);
+        tell(
+            ctx,
+            &original.destination,
+            "goes to the handler, but its end will not be seen",
+        );
     }
 }
 
-/// The kubelet's socket is gone: its port may be another process's from now on, so a flow that the
-/// handler has not taken yet is good for nothing more than a TCP probe's verdict.
+/// Runs when the handler's side has answered the SYN, and before the last step of the handshake leaves: the handler can't
+/// have accepted the connection yet, because its socket is made of that step. So the flow is there before the handler
+/// asks for it.
+#[inline(always)]
+fn on_established(ctx: &SockOpsContext) {
+    // SAFETY: the context, which holds a socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let Some(original) = SOCKETS.get_ptr_mut(cookie) else {
+        return;
+    };
+    // The SYN, and nothing but the SYN, is acknowledged.
+    // SAFETY: a field of the context.
+    let isn = unsafe { (*ctx.ops).snd_una }.wrapping_sub(1);
+    let flow = Flow {
+        // SAFETY: a live map value; entries are keyed by our own socket, which nobody else writes.
+        original: unsafe {
+            (*original).isn = isn;
+            (*original).destination
+        },
+        closed: 0,
+        cookie,
+    };
+    let key = FlowKey {
+        client: local(ctx),
+        isn,
+    };
+    if FLOWS.insert(key, flow, 0).is_err() {
+        count(Counter::Error);
+        tell(
+            ctx,
+            &flow.original,
+            "goes to the handler, which will not know it: FLOWS takes no entry",
+        );
+    }
+}
+
+/// The kubelet's socket is gone: a flow that the handler has not taken yet is good for nothing more than a TCP probe's
+/// verdict, because nobody waits for another answer.
 #[inline(always)]
 fn on_close(ctx: &SockOpsContext) {
     // SAFETY: the context, which holds a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // It may have been evicted, and the flow be there all the same.
+    // SAFETY: keyed by our own socket, which is closing: nobody else removes it now.
+    let Some(original) = (unsafe { SOCKETS.get(cookie) }).copied() else {
+        return;
+    };
     let _ = SOCKETS.remove(cookie);
-    if let Some(flow) = FLOWS.get_ptr_mut(local(ctx)) {
+    let key = FlowKey {
+        client: local(ctx),
+        isn: original.isn,
+    };
+    if let Some(flow) = FLOWS.get_ptr_mut(key) {
         // SAFETY: a live map value; the daemon only reads and removes.
-        unsafe {
-            if (*flow).cookie == cookie {
-                (*flow).closed = 1;
-            }
-        }
+        unsafe { (*flow).closed = 1 };
     }
 }
 

@@ -33,6 +33,34 @@ pub fn tcp(address: SocketAddr, share: Share, backlog: i32) -> io::Result<TcpLis
     }
 }
 
+/// `count` non-blocking listeners at `address` and at the ports that follow its own; at port 0 any free ones.
+///
+/// # Errors
+/// Those of `socket`, `bind` and `listen`; with port 0, of the last of several tries.
+pub fn ports(address: SocketAddr, count: u32, backlog: i32) -> io::Result<Vec<TcpListener>> {
+    /// The kernel gives one free port; whether those behind it are free shows when they are asked for.
+    const TRIES: u32 = 64;
+    let at = |port: u16| tcp(SocketAddr::new(address.ip(), port), Share::Alone, backlog);
+    let following = |first: TcpListener| -> io::Result<Vec<TcpListener>> {
+        let port = u32::from(first.local_addr()?.port());
+        let mut all = vec![first];
+        for port in (port..port + count).skip(1) {
+            let port = u16::try_from(port)
+                .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no port above 65535"))?;
+            all.push(at(port)?);
+        }
+        Ok(all)
+    };
+    let mut found = at(address.port()).and_then(following);
+    for _ in 1..TRIES {
+        if found.is_ok() || address.port() != 0 {
+            break;
+        }
+        found = at(0).and_then(following);
+    }
+    found
+}
+
 fn listen_on(address: SocketAddr, share: Share, backlog: i32) -> io::Result<TcpListener> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
@@ -66,6 +94,22 @@ mod tests {
             let has_v6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
             assert_eq!(v6.is_ok(), has_v6, "{v6:?}");
         }
+    }
+
+    #[test]
+    fn several_ports_follow_one_another() {
+        let listeners = ports((Ipv4Addr::LOCALHOST, 0).into(), 4, 8).expect("listeners");
+        let at: Vec<u16> = listeners
+            .iter()
+            .map(|one| one.local_addr().expect("address").port())
+            .collect();
+        assert_eq!(at, [at[0], at[0] + 1, at[0] + 2, at[0] + 3]);
+        let taken = SocketAddr::from((Ipv4Addr::LOCALHOST, at[0]));
+        let error = ports(taken, 2, 8).expect_err("taken");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let error =
+            ports((Ipv4Addr::new(127, 0, 0, 9), 65_535).into(), 2, 8).expect_err("too high");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

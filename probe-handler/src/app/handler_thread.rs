@@ -1,88 +1,134 @@
-//! The thread that answers probes.
+//! The threads that answer probes, and the one that watches them.
+//!
+//! | thread | serves |
+//! |---|---|
+//! | `handler` | connections; it accepts them, unless it is held up |
+//! | `standby` | the same, while `handler` is held up |
+//! | `slow-lane` | pods whose checks cost much processor time, at a lower priority |
+//! | `watchdog` | nothing: it gives the turn to accept to a thread that is not held up, and ends a process whose handler stands still |
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
-use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::net::TcpListener;
+use probe_handler_common::spread::HANDLER_PORTS_V6;
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
-use crate::handler::Handler;
-use crate::kernel::capabilities;
+use crate::handler::slow_lane::SlowConnections;
+use crate::handler::worker::{BEAT, Worker, next_turn};
+use crate::handler::{Handler, saved_syn};
+use crate::kernel::{capabilities, scheduling};
 use crate::listen::{self, Share};
 
 /// Connections that may wait to be accepted: every probe of a full node at once.
 const BACKLOG: i32 = 4096;
+/// Threads that accept, the one that does so as a rule first.
+const NAMES: [&str; 2] = ["handler", "standby"];
+/// How often the watchdog looks.
+const LOOK: Duration = Duration::from_millis(50);
+/// How many looks a thread may stand still before the process ends: 10 s. Looks are counted, and not time: a process that was
+/// stopped as a whole goes on where it was.
+const PATIENCE: u32 = 200;
+/// The process's exit code then: EX_SOFTWARE of sysexits.h.
+const STOOD_STILL: i32 = 70;
 
-/// The handler, serving on its own thread.
+/// The handler, serving on its own threads.
 pub struct HandlerThread {
     v4: SocketAddr,
-    v6: Option<SocketAddr>,
+    v6: Vec<SocketAddr>,
+    workers: Vec<Arc<Worker>>,
     drain: watch::Sender<bool>,
-    ended: watch::Receiver<bool>,
-    _thread: JoinHandle<()>,
+    ended: watch::Receiver<usize>,
+    /// Ends the watchdog when it is dropped.
+    _watched: mpsc::Sender<()>,
+}
+
+/// Whether the threads that accept are alive.
+#[derive(Clone)]
+pub struct Alive {
+    workers: Vec<Arc<Worker>>,
+    timeout: Duration,
 }
 
 impl HandlerThread {
-    /// Listens on loopback at `port` (0: any free one) and starts to serve.
+    /// Listens on loopback at `port` (0: any free one) and starts to serve; on IPv6 also at the ports that follow.
     ///
     /// # Errors
     /// The port is taken; no thread can be started.
-    pub fn start(handler: Arc<Handler>, port: u16) -> anyhow::Result<Self> {
+    pub fn start(handler: Arc<Handler>, slow: SlowConnections, port: u16) -> anyhow::Result<Self> {
         let v4 = listen::tcp((Ipv4Addr::LOCALHOST, port).into(), Share::Alone, BACKLOG).with_context(|| {
             format!(
                 "cannot listen on 127.0.0.1:{port} for the handler: choose another --handler-port, or 0 \
                  for any free one"
             )
         })?;
-        let v6 = match listen::tcp((Ipv6Addr::LOCALHOST, port).into(), Share::Alone, BACKLOG) {
-            Ok(listener) => Some(listener),
+        let at_v6 = (Ipv6Addr::LOCALHOST, port).into();
+        let v6 = match listen::ports(at_v6, HANDLER_PORTS_V6, BACKLOG) {
+            Ok(listeners) => listeners,
             Err(error) => {
-                tracing::warn!(%error, "no listener on ::1: probes of IPv6 pods are left alone");
-                None
+                tracing::warn!(%error, "no listeners on ::1: probes of IPv6 pods are left alone");
+                Vec::new()
             }
         };
         let v4_address = v4.local_addr()?;
-        let v6_address = v6.as_ref().map(StdListener::local_addr).transpose()?;
+        let v6_addresses = v6
+            .iter()
+            .map(StdListener::local_addr)
+            .collect::<Result<_, _>>()?;
+        let listeners: Vec<StdListener> = std::iter::once(v4).chain(v6).collect();
+        for listener in &listeners {
+            saved_syn::keep(listener)
+                .context("cannot have the kernel keep the SYN of connections")?;
+        }
 
+        let (turns, turn) = watch::channel(0);
         let (drain, draining) = watch::channel(false);
-        let (end, ended) = watch::channel(false);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .on_thread_start(capabilities::give_up_others_or_abort)
-            .build()
-            .context("cannot start the handler's runtime")?;
-        let thread = std::thread::Builder::new()
-            .name("handler".to_owned())
-            .spawn(move || {
-                capabilities::give_up_others_or_abort();
-                let served = runtime.block_on(async {
-                    // As tasks: whatever wakes the runtime's root future costs an event of its own.
-                    let mut serving = JoinSet::new();
-                    for listener in [Some(v4), v6].into_iter().flatten() {
-                        let listener = TcpListener::from_std(listener)?;
-                        let handler = Arc::clone(&handler);
-                        let _ = serving.spawn(handler.serve(listener, draining.clone()));
-                    }
-                    while let Some(served) = serving.join_next().await {
-                        served?;
-                    }
-                    anyhow::Ok(())
-                });
-                if let Err(error) = served {
+        let (end, ended) = watch::channel(0);
+        let mut workers = Vec::new();
+        for (index, name) in NAMES.into_iter().enumerate() {
+            let worker = Arc::new(Worker::new(name, index, turn.clone()));
+            workers.push(Arc::clone(&worker));
+            let listeners = listeners
+                .iter()
+                .map(StdListener::try_clone)
+                .collect::<Result<Vec<_>, _>>()?;
+            let work = serve(Arc::clone(&handler), worker, listeners, draining.clone());
+            let end = end.clone();
+            let _thread = spawn(name, move |runtime| {
+                if let Err(error) = runtime.block_on(work) {
                     tracing::error!(%error, "the handler ended");
                 }
-                let _ = end.send(true);
-            })
-            .context("cannot start the handler's thread")?;
+                end.send_modify(|ended| *ended += 1);
+            })?;
+        }
+        let lane = Arc::new(Worker::new("slow-lane", NAMES.len(), turn));
+        let weak: Weak<Handler> = Arc::downgrade(&handler);
+        let _thread = spawn(lane.name(), move |runtime| {
+            if let Err(error) = scheduling::give_way() {
+                tracing::debug!(%error, "the slow lane has the usual priority");
+            }
+            runtime.block_on(slow.run(weak, lane));
+        })?;
+        // The programs may be attached from now on.
+        handler.reserve.beat();
+        let (watched, stop) = mpsc::channel();
+        let watching = workers.clone();
+        let _thread = spawn("watchdog", move |_runtime| {
+            watch_over(&watching, &turns, &stop)
+        })?;
         Ok(Self {
             v4: v4_address,
-            v6: v6_address,
+            v6: v6_addresses,
+            workers,
             drain,
             ended,
-            _thread: thread,
+            _watched: watched,
         })
     }
 
@@ -91,28 +137,146 @@ impl HandlerThread {
         self.v4.port()
     }
 
-    /// Port on ::1, where there is IPv6.
+    /// The first of the ports on ::1, where there is IPv6.
     pub fn port_v6(&self) -> Option<u16> {
-        self.v6.map(|address| address.port())
+        self.v6.first().map(SocketAddr::port)
     }
 
     /// Where it listens.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        std::iter::once(self.v4).chain(self.v6).collect()
+        std::iter::once(self.v4).chain(self.v6.clone()).collect()
+    }
+
+    /// Whether its threads are alive: none has said nothing for `timeout`.
+    pub fn alive(&self, timeout: Duration) -> Alive {
+        Alive {
+            workers: self.workers.clone(),
+            timeout,
+        }
     }
 
     /// Stops accepting once the backlog is served; resolves when the last check has ended.
     pub fn drain(&self) -> impl Future<Output = ()> + use<> {
         let _ = self.drain.send(true);
-        self.ended()
+        self.ended_with(NAMES.len())
     }
 
-    /// Resolves when the thread has ended, for whatever reason.
+    /// Resolves when one of the threads has ended, for whatever reason.
     pub fn ended(&self) -> impl Future<Output = ()> + use<> {
+        self.ended_with(1)
+    }
+
+    fn ended_with(&self, threads: usize) -> impl Future<Output = ()> + use<> {
         let mut ended = self.ended.clone();
         async move {
-            // An error says that the thread is gone without a word.
-            let _ = ended.wait_for(|ended| *ended).await;
+            // An error says that the threads are gone without a word.
+            let _ = ended.wait_for(|ended| *ended >= threads).await;
+        }
+    }
+}
+
+impl Alive {
+    /// Which threads stand still, and for how long.
+    ///
+    /// # Errors
+    /// There are such threads; a text for people.
+    pub fn check(&self) -> Result<(), String> {
+        let now = Instant::now();
+        let silent = self.workers.iter().filter_map(|worker| {
+            let silent = worker.silent_for(now);
+            (silent > self.timeout)
+                .then(|| format!("thread {} stands still for {silent:.1?}", worker.name()))
+        });
+        match silent.collect::<Vec<_>>() {
+            silent if silent.is_empty() => Ok(()),
+            silent => Err(silent.join(", ")),
+        }
+    }
+}
+
+/// Starts a thread with a runtime and the capabilities of the others.
+fn spawn(
+    name: &'static str,
+    work: impl FnOnce(Runtime) + Send + 'static,
+) -> anyhow::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .on_thread_start(capabilities::give_up_others_or_abort)
+        .build()
+        .with_context(|| format!("cannot start the runtime of thread {name}"))?;
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            capabilities::give_up_others_or_abort();
+            work(runtime);
+        })
+        .with_context(|| format!("cannot start thread {name}"))
+}
+
+/// Serves `listeners` on the thread of `worker`, and says all the while that it is alive.
+async fn serve(
+    handler: Arc<Handler>,
+    worker: Arc<Worker>,
+    listeners: Vec<StdListener>,
+    draining: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    // As tasks: whatever wakes the runtime's root future costs an event of its own.
+    let mut serving = JoinSet::new();
+    for listener in listeners {
+        let serve = Arc::clone(&handler).serve(Arc::clone(&worker), listener, draining.clone());
+        let _ = serving.spawn(serve);
+    }
+    let beating = tokio::spawn(beat(handler, worker));
+    while let Some(served) = serving.join_next().await {
+        served?;
+    }
+    beating.abort();
+    Ok(())
+}
+
+/// Says that the thread is alive; and that the handler is, if the thread is the one that accepts.
+async fn beat(handler: Arc<Handler>, worker: Arc<Worker>) {
+    let mut ticks = tokio::time::interval(BEAT);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let _ = ticks.tick().await;
+        worker.beat();
+        if worker.has_turn() {
+            handler.reserve.beat();
+        }
+    }
+}
+
+/// Gives the turn to a worker that is not held up, and ends the process when a worker stands still.
+fn watch_over(workers: &[Arc<Worker>], turns: &watch::Sender<usize>, stop: &mpsc::Receiver<()>) {
+    let mut looks: Vec<(u64, u32)> = vec![(0, 0); workers.len()];
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOOK) {
+        let now = Instant::now();
+        let held_up: Vec<bool> = workers.iter().map(|one| one.is_held_up(now)).collect();
+        let turn = *turns.borrow();
+        let next = next_turn(turn, &held_up);
+        if next != turn {
+            tracing::debug!(
+                from = workers[turn].name(),
+                to = workers[next].name(),
+                "held up"
+            );
+            let _ = turns.send_replace(next);
+        }
+        for (worker, (beats, still)) in workers.iter().zip(&mut looks) {
+            match worker.beats() {
+                now if now == *beats => *still += 1,
+                now => (*beats, *still) = (now, 0),
+            }
+            if *still >= PATIENCE {
+                tracing::error!(
+                    thread = worker.name(),
+                    "stands still for {:?}: this process ends, to be started anew",
+                    LOOK * PATIENCE
+                );
+                // The main thread may stand still too: nothing is waited for but the log.
+                std::process::exit(STOOD_STILL);
+            }
         }
     }
 }

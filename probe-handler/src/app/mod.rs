@@ -26,6 +26,9 @@ use tokio::task::JoinSet;
 
 use crate::cli::config::{AgentConfig, KubeletConfig, PodSource};
 use crate::handler::Handler;
+use crate::handler::pulse::Pulse;
+use crate::handler::reserve::Reserve;
+use crate::handler::slow_lane::SlowLane;
 use crate::handler::table::EndpointTable;
 use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
 use crate::kernel::locate::Locator;
@@ -122,17 +125,26 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 
     let table = Arc::new(EndpointTable::default());
     let part_of_more = Arc::new(AtomicBool::new(false));
+    let (slow, slow_connections) = SlowLane::new();
+    let (excluded, too_costly) = mpsc::unbounded_channel();
     let handler = Arc::new(Handler {
         flows: maps.flows,
         table: Arc::clone(&table),
         metrics: Arc::clone(&metrics),
         part_of_more: Arc::clone(&part_of_more),
+        reserve: Reserve::new(maps.heartbeat as Arc<dyn Pulse>),
+        slow,
+        exclude: Box::new(move |pod| {
+            let _ = excluded.send(pod.clone());
+        }),
     });
-    let handler = HandlerThread::start(handler, config.handler_port)?;
+    let handler = HandlerThread::start(handler, slow_connections, config.handler_port)?;
+    let heartbeat_timeout_ns = u64::try_from(config.heartbeat_timeout.as_nanos())?;
     maps.config.update(|config| {
         config.handler_port_v4 = handler.port_v4().into();
         config.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
         config.netns_cookie = own_netns.cookie().unwrap_or_default();
+        config.heartbeat_timeout_ns = heartbeat_timeout_ns;
     })?;
 
     let shared = Arc::new(Mutex::new(Shared::new(Registry::new(
@@ -159,6 +171,10 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let admin = Admin {
         registry: Arc::new(metrics_registry),
         readiness: readiness.clone(),
+        alive: Box::new({
+            let alive = handler.alive(config.heartbeat_timeout);
+            move || alive.check()
+        }),
         status: Arc::new(move || {
             noting.note();
             status.report()
@@ -183,6 +199,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         Arc::clone(&metrics),
         locator,
         pods_ready,
+        too_costly,
     );
     spawn(&mut tasks, registry.run(from_source));
     let following = kubelet_task::run(

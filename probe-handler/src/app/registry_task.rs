@@ -12,13 +12,15 @@ use tokio::time::sleep_until;
 use super::CHANNEL;
 use super::pod_task::{self, Event, News, Place};
 use super::unserved::Unserved;
+use crate::check::dial::Dial;
+use crate::handler::cost::{EXCLUDED_FOR, PodCost};
 use crate::kernel::canary::Canary;
 use crate::kernel::dial::PodDialer;
 use crate::kernel::locate::Locator;
 use crate::kernel::maps::EndpointMap;
 use crate::observe::metrics::{Metrics, PodState};
 use crate::observe::readiness::BlockReady;
-use crate::pods::model::Pod;
+use crate::pods::model::{Pod, PodId};
 use crate::pods::registry::{Entry, Obstacle, Placement, Registry};
 use crate::pods::source::SourceEvent;
 use crate::pods::understand::Understood;
@@ -59,6 +61,7 @@ pub struct RegistryTask {
     pods_ready: Option<BlockReady>,
     first_look: Option<BTreeSet<String>>,
     unserved: Unserved,
+    too_costly: mpsc::UnboundedReceiver<PodId>,
 }
 
 /// The task that follows one pod's namespace.
@@ -74,6 +77,7 @@ impl RegistryTask {
         metrics: Arc<Metrics>,
         locator: Arc<Locator>,
         pods_ready: BlockReady,
+        too_costly: mpsc::UnboundedReceiver<PodId>,
     ) -> Self {
         Self {
             shared,
@@ -85,6 +89,7 @@ impl RegistryTask {
             pods_ready: Some(pods_ready),
             first_look: None,
             unserved: Unserved::default(),
+            too_costly,
         }
     }
 
@@ -109,6 +114,7 @@ impl RegistryTask {
                     }
                     self.shared.lock().registry.release();
                 }
+                Some(pod) = self.too_costly.recv() => self.exclude(&pod),
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
                     self.say_unserved();
                     continue;
@@ -264,6 +270,11 @@ impl RegistryTask {
         self.looked_at(Some(&uid));
     }
 
+    /// Leaves a pod alone whose checks cost too much.
+    fn exclude(&self, pod: &PodId) {
+        tracing::warn!(%pod, "left alone for {EXCLUDED_FOR:?}: its checks cost too much processor time");
+    }
+
     /// Says which pods are still not served, and why.
     fn say_unserved(&mut self) {
         let shared = self.shared.lock();
@@ -365,13 +376,16 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
         .get(&pod.id.uid)
         .and_then(|entry| entry.placement.as_ref())
         .filter(|placement| placement.netns == place.netns.id());
-    let dialer = match before {
-        Some(placement) => Arc::clone(&placement.dialer),
-        None => Arc::new(PodDialer::new(
-            Arc::clone(&place.netns),
-            pod.mesh,
-            pod.proxy_uid,
-        )),
+    let (dialer, cost) = match before {
+        Some(placement) => (Arc::clone(&placement.dialer), Arc::clone(&placement.cost)),
+        None => (
+            Arc::new(PodDialer::new(
+                Arc::clone(&place.netns),
+                pod.mesh,
+                pod.proxy_uid,
+            )) as Arc<dyn Dial>,
+            Arc::new(PodCost::new(Instant::now())),
+        ),
     };
     Placement {
         netns: place.netns.id(),
@@ -379,6 +393,7 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
         netns_id: place.nsid,
         addresses: place.addresses,
         dialer,
+        cost,
     }
 }
 

@@ -82,6 +82,9 @@ pub struct AgentConfig {
     /// How long a drain may take.
     #[serde(rename = "drain_timeout_seconds", serialize_with = "as_seconds")]
     pub drain_timeout: Duration,
+    /// How old the handler's last sign of life may be before the programs leave connections alone.
+    #[serde(rename = "heartbeat_timeout_ms", serialize_with = "as_millis")]
+    pub heartbeat_timeout: Duration,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged.
@@ -200,6 +203,11 @@ impl AgentConfig {
         let shared = PreflightConfig::check(&args.shared, mistakes);
         let scope = mistakes.check("scope", &args.scope, parse::scope);
         let drain_timeout = mistakes.check("drain-timeout", &args.drain_timeout, parse::seconds);
+        let heartbeat_timeout = mistakes.check(
+            "heartbeat-timeout",
+            &args.heartbeat_timeout,
+            parse::heartbeat_timeout,
+        );
         let log_format = mistakes.check("log-format", &args.log_format, parse::log_format);
         let log = mistakes.check("log", &args.log, parse::log_filter);
         let kernel_log = mistakes.check("kernel-log", &args.kernel_log, parse::flag);
@@ -224,6 +232,7 @@ impl AgentConfig {
             admin_addr,
             admin_socket,
             drain_timeout: drain_timeout?,
+            heartbeat_timeout: heartbeat_timeout?,
             log_format: log_format?,
             log: log?,
             kernel_log: kernel_log?,
@@ -249,6 +258,10 @@ fn to_json(config: &impl Serialize) -> String {
 
 fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(duration.as_secs())
+}
+
+fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

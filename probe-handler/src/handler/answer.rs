@@ -1,6 +1,7 @@
 //! How a connection with the kubelet ends.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -85,6 +86,25 @@ pub(super) fn reset(stream: TcpStream) {
 pub(super) fn reset_on_drop(stream: &TcpStream) {
     // Where this fails the socket is gone already.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Whether the connection was reset, or both ends have closed it: what was read from it before is nobody's wish any more.
+pub(super) fn is_gone(kubelet: &TcpStream) -> bool {
+    // `tcpi_state` is the first byte of struct tcp_info; of the states only that which it has then matters.
+    const TCP_CLOSE: u8 = 7;
+    let mut state = 0_u8;
+    let mut length = 1;
+    // SAFETY: an open socket; the kernel writes as many bytes as the length says, which is one.
+    let result = unsafe {
+        libc::getsockopt(
+            kubelet.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut length,
+        )
+    };
+    result != 0 || state == TCP_CLOSE
 }
 
 /// Returns when the kubelet has hung up. Whatever else it sends while it waits for an answer is dropped.

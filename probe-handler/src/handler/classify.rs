@@ -63,8 +63,8 @@ fn splice(route: Option<&Arc<Route>>) -> Decision {
 fn kind(bytes: &[u8]) -> Option<Kind> {
     /// Record type handshake, and the major version of all TLS versions (RFC 8446, 5.1).
     const TLS: &[u8] = &[0x16, 0x03];
-    /// RFC 9113, 3.4, up to the end of its first line.
-    const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n";
+    /// The whole connection preface (RFC 9113, 3.4): less than that is no HTTP/2 yet, and nothing of it goes to the app.
+    const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const GET: &[u8] = b"GET ";
     let whole = |pattern: &[u8]| bytes.starts_with(pattern);
     match bytes {
@@ -198,7 +198,11 @@ mod tests {
             ("P", "more"),
             ("PR", "more"),
             ("PRI * HTTP/2.0\r", "more"),
-            ("PRI * HTTP/2.0\r\n", "splice grpc"),
+            ("PRI * HTTP/2.0\r\n", "more"),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r", "more"),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "splice grpc"),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", "splice grpc"),
+            ("PRI * HTTP/2.0\r\nHost: a\r\n", "relay"),
             ("PRI * HTTP/1.1\r\n", "relay"),
             ("PROPFIND", "relay"),
             ("PO", "relay"),
@@ -228,7 +232,7 @@ mod tests {
         };
         let https = only(|native| native.https = probe("https"));
         let grpc = only(|native| native.grpc = probe("grpc"));
-        let (tls, http2) = (client_hello("10.0.0.7"), "PRI * HTTP/2.0\r\n\r\n");
+        let (tls, http2) = (client_hello("10.0.0.7"), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         check(&https, &tls, "splice https");
         check(&https, client_hello("cart.shop.svc"), "relay");
         check(&https, http2, "relay");

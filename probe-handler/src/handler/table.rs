@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::cost::PodCost;
 use crate::check::dial::Dial;
 use crate::check::verdict::{Outcome, Reason, Verdict};
 use crate::pods::model::{Action, Mesh, PodId, ProbeKind, Way};
@@ -20,6 +21,8 @@ pub struct ServedPod {
     pub mesh: Mesh,
     /// How to dial it.
     pub dialer: Arc<dyn Dial>,
+    /// What its checks have cost lately.
+    pub cost: Arc<PodCost>,
     /// Most checks that may be in flight at once.
     pub max_in_flight: usize,
     /// Checks in flight.

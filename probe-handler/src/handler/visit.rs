@@ -172,6 +172,7 @@ impl Visit<'_> {
     /// Behaves as if we did not exist: the pod could not be dialled for a reason on the node (its namespace
     /// has lost the address, no descriptors are left, ...), which says nothing about the app.
     async fn stand_aside(self, route: &Route, finding: Finding) {
+        self.handler.reserve.use_if_needed();
         self.conclude(route, finding);
         self.relay("not_dialled").await;
     }
@@ -239,6 +240,10 @@ impl Visit<'_> {
             }
         };
         let mut app = dialled.map_err(|error| Finding::dial(&error))?;
+        if answer::is_gone(&self.kubelet) {
+            reset(app);
+            return Err(given_up(route, self.since));
+        }
         let spliced = match app.write_all(&self.bytes).await {
             Ok(()) => pump(&mut self.kubelet, &mut app, Some(SPLICE_GRACE)).await,
             Err(error) => Err(error),

@@ -11,10 +11,10 @@ use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
-use probe_handler_common::flow::Flow;
+use probe_handler_common::flow::{Flow, FlowKey};
 use probe_handler_common::refusal::Refusal;
 
-use crate::handler::flows::{AcceptedFlow, FlowState, Flows};
+use crate::handler::flows::{AcceptedFlow, ConnectionId, Flows};
 
 /// Where the registry puts endpoints.
 pub trait EndpointWriter: Send {
@@ -45,24 +45,23 @@ impl EndpointWriter for EndpointMap {
 }
 
 /// `FLOWS`.
-pub struct FlowMap(pub(super) Mutex<HashMap<MapData, SockAddr, Flow>>);
+pub struct FlowMap(pub(super) Mutex<HashMap<MapData, FlowKey, Flow>>);
 
 impl Flows for FlowMap {
-    fn take(&self, peer: SocketAddr) -> Option<AcceptedFlow> {
-        let key = SockAddr::from(peer);
+    fn take(&self, connection: ConnectionId) -> Option<AcceptedFlow> {
+        let key = FlowKey {
+            client: SockAddr::from(connection.peer),
+            isn: connection.isn,
+        };
         let mut map = self.0.lock();
         let flow = map.get(&key, 0).ok()?;
-        // Consumed on use: whoever gets this port next has to have a flow of their own. A flow that
-        // can't be consumed could serve twice, so it serves nobody.
+        // Consumed on use. A flow that can't be consumed could serve twice, so it serves nobody.
         if !remove(&mut *map, &key).unwrap_or(false) {
             return None;
         }
         Some(AcceptedFlow {
             original: flow.original.into(),
-            state: match monotonic_ns() {
-                Some(now) => flow.state(now),
-                None => FlowState::Stale,
-            },
+            closed: flow.closed != 0,
         })
     }
 }
@@ -136,10 +135,4 @@ fn remove<K: aya::Pod, V: aya::Pod>(
 
 fn is_not_found(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOENT)
-}
-
-/// The clock of `bpf_ktime_get_ns`.
-fn monotonic_ns() -> Option<u64> {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).ok()?;
-    Some(u64::try_from(now.tv_sec()).ok()? * 1_000_000_000 + u64::try_from(now.tv_nsec()).ok()?)
 }

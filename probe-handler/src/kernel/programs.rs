@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::sock_ops::SockOpsLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps, SocketFilter};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use probe_handler_common::config::Config;
 use probe_handler_common::{globals, maps, programs};
 
+use crate::kernel::heartbeat::Heartbeat;
 use crate::kernel::maps::{CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
 use crate::kernel::{capabilities, legacy};
 
@@ -60,6 +61,9 @@ pub enum Error {
         #[source]
         source: Box<ProgramError>,
     },
+    /// The heartbeat's program can't be put to work.
+    #[error("cannot attach program heartbeat to a socket of this process")]
+    Heartbeat(#[source] Box<ProgramError>),
     /// The cgroup directory can't be opened.
     #[error("cannot open the kubelet's cgroup {}", path.display())]
     Cgroup {
@@ -144,6 +148,8 @@ pub struct Maps {
     pub endpoints: EndpointMap,
     /// For the handler.
     pub flows: Arc<FlowMap>,
+    /// For the handler.
+    pub heartbeat: Arc<Heartbeat>,
     /// For whoever knows ports and the kubelet's process.
     pub config: ProgramConfig,
     /// For metrics and `status`.
@@ -202,7 +208,10 @@ impl Programs {
     }
 
     fn load_with(options: &LoadOptions, set_retval: bool) -> Result<(Self, Maps), Error> {
+        let per_cpu = lru_capacity_per_all_cpus();
         let mut ebpf = EbpfLoader::new()
+            .map_max_entries(maps::SOCKETS, maps::SOCKETS_CAPACITY.max(per_cpu))
+            .map_max_entries(maps::FLOWS, maps::FLOWS_CAPACITY.max(per_cpu))
             .override_global(globals::HAS_SET_RETVAL, &u8::from(set_retval), true)
             .map_max_entries(maps::ENDPOINTS, options.endpoints_capacity)
             .load(OBJECT)
@@ -210,7 +219,9 @@ impl Programs {
         for program in programs::ATTACH_ORDER {
             load_program(&mut ebpf, program)?;
         }
+        let heartbeat = heartbeat(&mut ebpf)?;
         let maps = Maps {
+            heartbeat: Arc::new(heartbeat),
             endpoints: EndpointMap(take_map(&mut ebpf, maps::ENDPOINTS)?),
             flows: Arc::new(FlowMap(Mutex::new(take_map(&mut ebpf, maps::FLOWS)?))),
             config: ProgramConfig(Arc::new(Mutex::new((
@@ -326,6 +337,33 @@ impl Programs {
     pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
         aya_log::EbpfLogger::init(&mut self.ebpf)
     }
+}
+
+/// The least capacity of LRU maps on this machine, see [`maps::LRU_CAPACITY_PER_CPU`]. Where the number of CPUs can't be
+/// read the maps keep their usual size.
+fn lru_capacity_per_all_cpus() -> u32 {
+    let cpus = aya::util::nr_cpus().unwrap_or_default();
+    u32::try_from(cpus)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(maps::LRU_CAPACITY_PER_CPU)
+}
+
+/// Loads the heartbeat's program and attaches it to a socket of its own.
+fn heartbeat(ebpf: &mut Ebpf) -> Result<Heartbeat, Error> {
+    let name = programs::HEARTBEAT;
+    let map = take_map(ebpf, maps::HEARTBEAT)?;
+    let program = ebpf.program_mut(name).ok_or(Error::Missing {
+        what: "program",
+        name,
+    })?;
+    let verify = |source: ProgramError| Error::Verify {
+        program: name,
+        source: Box::new(source),
+    };
+    let program: &mut SocketFilter = program.try_into().map_err(verify)?;
+    program.load().map_err(verify)?;
+    Heartbeat::new(map, |socket| program.attach(socket))
+        .map_err(|source| Error::Heartbeat(Box::new(source)))
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {

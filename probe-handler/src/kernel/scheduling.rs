@@ -23,6 +23,17 @@ pub fn ask_for_short_slices() -> io::Result<()> {
     done(result)
 }
 
+/// Gives the calling thread a lower priority than the process's other threads.
+///
+/// # Errors
+/// Those of setpriority(2).
+pub fn give_way() -> io::Result<()> {
+    const NICE: libc::c_int = 10;
+    // SAFETY: no pointers. On Linux `0` is the calling thread, whatever POSIX says of processes.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    done(result.into())
+}
+
 /// The calling thread's.
 fn attributes() -> io::Result<libc::sched_attr> {
     const SIZE: u32 = size_of::<libc::sched_attr>() as u32;

@@ -54,6 +54,8 @@ pub struct Admin {
     pub registry: Arc<Registry>,
     /// Served at `/readyz`.
     pub readiness: Readiness,
+    /// Served at `/healthz`: whether the handler is alive, or why it is not.
+    pub alive: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Served at `/status` and `/debug/status`; asked for on each request.
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
     /// Served at `/debug/config`.
@@ -140,7 +142,7 @@ impl Admin {
 
     fn respond(&self, method: &Method, path: &str, peer: Peer) -> Response<Full<Bytes>> {
         let answer: fn(&Self) -> Response<Full<Bytes>> = match (path, peer) {
-            ("/healthz", _) => |_| reply(StatusCode::OK, TEXT, "ok\n"),
+            ("/healthz", _) => Self::healthz,
             ("/readyz", _) => Self::readyz,
             ("/metrics", _) => Self::metrics,
             ("/status" | "/debug/status", Peer::Local) => Self::status,
@@ -166,8 +168,16 @@ impl Admin {
         refusal
     }
 
+    fn healthz(&self) -> Response<Full<Bytes>> {
+        match (self.alive)() {
+            Ok(()) => reply(StatusCode::OK, TEXT, "ok\n"),
+            Err(why) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+        }
+    }
+
     fn readyz(&self) -> Response<Full<Bytes>> {
-        let pending = self.readiness.pending();
+        let mut pending = self.readiness.pending();
+        pending.extend((self.alive)().err());
         if pending.is_empty() {
             return reply(StatusCode::OK, TEXT, "ready\n");
         }

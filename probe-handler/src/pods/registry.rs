@@ -10,6 +10,7 @@ use probe_handler_common::endpoint::EndpointValue;
 use super::endpoints::PodRoutes;
 use super::model::{Pod, PodId};
 use crate::check::dial::Dial;
+use crate::handler::cost::PodCost;
 use crate::handler::table::{Endpoint, EndpointTable, ServedPod};
 use crate::kernel::maps::EndpointWriter;
 use crate::kernel::netns::NetnsId;
@@ -38,6 +39,8 @@ pub struct Placement {
     pub addresses: Vec<IpAddr>,
     /// Dials from inside it.
     pub dialer: Arc<dyn Dial>,
+    /// What its checks have cost lately.
+    pub cost: Arc<PodCost>,
 }
 
 /// What keeps a pod from being served.
@@ -137,6 +140,7 @@ impl Entry {
                 id: self.pod.id.clone(),
                 mesh: self.pod.mesh,
                 dialer: Arc::clone(&placement.dialer),
+                cost: Arc::clone(&placement.cost),
                 max_in_flight: (routes * IN_FLIGHT_PER_ROUTE).max(MIN_IN_FLIGHT),
                 in_flight: AtomicUsize::new(0),
             })

@@ -99,14 +99,26 @@ fn address(text: &str) -> Result<SocketAddr> {
     Ok(SocketAddr::new(ip, u16::from_str_radix(port, 16)?))
 }
 
-/// The handler on `loopback`: among the listeners that everybody can see.
-fn handler(env: &Env, loopback: IpAddr) -> Result<SocketAddr> {
+/// Where the handler listens on `loopback`: among the listeners that everybody can see.
+fn handlers(env: &Env, loopback: IpAddr) -> Result<Vec<SocketAddr>> {
     let own = env.daemon.handler()?;
-    sockets(loopback)?
+    let listening: Vec<SocketAddr> = sockets(loopback)?
         .into_iter()
-        .find(|(local, _, state)| local.ip() == loopback && state == LISTEN && own.contains(local))
+        .filter(|(local, _, state)| {
+            local.ip() == loopback && state == LISTEN && own.contains(local)
+        })
         .map(|(local, _, _)| local)
-        .with_context(|| format!("none of the handler's {own:?} listens on {loopback}"))
+        .collect();
+    ensure!(
+        !listening.is_empty(),
+        "none of the handler's {own:?} listens on {loopback}"
+    );
+    Ok(listening)
+}
+
+/// The first of [`handlers`].
+fn handler(env: &Env, loopback: IpAddr) -> Result<SocketAddr> {
+    handlers(env, loopback)?.first().copied().context("none")
 }
 
 fn unknown_peers(env: &Env) -> Result<f64> {
@@ -137,19 +149,19 @@ fn by_hand(env: &Env, who: &Kubelet, loopback: IpAddr) -> Result<()> {
 
 /// An address and port from which the kubelet was just answered is good for nothing once it is free.
 fn used_again(env: &Env, pod: &Pod, loopback: IpAddr) -> Result<()> {
-    let handler = handler(env, loopback)?;
+    let handlers = handlers(env, loopback)?;
     let ip: IpAddr = match loopback {
         IpAddr::V4(_) => pod.ns.ipv4().into(),
         IpAddr::V6(_) => pod.ns.ipv6().into(),
     };
-    let before = peers(handler)?;
+    let before = peers(&handlers)?;
     // An HTTP probe: the handler closes first, so that the kubelet's port is free at once.
     let (source, mut stream, unknown) = wait::until("a port to use again", SOON, || {
         let _passed = env.passes(&Probe::http(ip, HTTP, "/healthy")).ok()?;
-        let mut used = peers(handler).ok()?;
+        let mut used = peers(&handlers).ok()?;
         used.retain(|peer| !before.contains(peer));
         let unknown = unknown_peers(env).ok()?;
-        used.into_iter().find_map(|source| {
+        used.into_iter().find_map(|(handler, source)| {
             match connect_from(source, handler).map_err(|error| error.kind()) {
                 Ok(stream) => Some((source, Some(stream), unknown)),
                 // It may come so soon that it is connect() that reports it.
@@ -184,12 +196,13 @@ fn used_again(env: &Env, pod: &Pod, loopback: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// Whoever was connected to the handler, as far as the handler's end of the connection shows.
-fn peers(handler: SocketAddr) -> Result<Vec<SocketAddr>> {
-    let sockets = sockets(handler.ip())?.into_iter();
+/// Whoever was connected to one of the `handlers`, and to which, as far as its end of the connection shows.
+fn peers(handlers: &[SocketAddr]) -> Result<Vec<(SocketAddr, SocketAddr)>> {
+    let family = handlers.first().context("no handler")?.ip();
+    let sockets = sockets(family)?.into_iter();
     Ok(sockets
-        .filter(|(local, _, state)| *local == handler && state == TIME_WAIT)
-        .map(|(_, peer, _)| peer)
+        .filter(|(local, _, state)| handlers.contains(local) && state == TIME_WAIT)
+        .map(|(local, peer, _)| (local, peer))
         .collect())
 }
 

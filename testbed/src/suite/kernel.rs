@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use probe_handler::check::dial::Dial;
-use probe_handler::handler::flows::{FlowState, Flows};
+use probe_handler::handler::flows::{ConnectionId, Flows};
+use probe_handler::handler::pulse::Pulse;
+use probe_handler::handler::saved_syn;
 use probe_handler::kernel::dial::PodDialer;
 use probe_handler::kernel::maps::{EndpointWriter, FlowMap};
 use probe_handler::kernel::netns::Netns;
@@ -82,7 +84,9 @@ fn attach(cgroup: &Cgroup, pod: &Pod, port: u16) -> Result<(Programs, Maps)> {
     maps.config.update(|config| {
         config.handler_port_v4 = port.into();
         config.handler_port_v6 = port.into();
+        config.heartbeat_timeout_ns = 60_000_000_000;
     })?;
+    maps.heartbeat.beat();
     let netns_id = Nsids::new()?.assign(&Netns::open(&pod.ns.path())?)?;
     for ip in pod.ns.ips() {
         maps.endpoints.put(
@@ -106,6 +110,7 @@ fn count(maps: &Maps, counter: Counter) -> u64 {
 fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
     let port = handler.local_addr()?.port();
+    saved_syn::keep(&handler)?;
     let (_programs, maps) = attach(cgroup, pod, port)?;
 
     let tcp = kubelet.probe(&Probe::tcp(pod.ns.ipv4(), HTTP))?;
@@ -115,16 +120,26 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     );
     let (stranger, peer) = handler.accept()?;
     let flows: &FlowMap = &maps.flows;
+    let isn = saved_syn::take_isn(&stranger).context("no SYN was kept")?;
+    let connection = ConnectionId { peer, isn };
+    let other = ConnectionId {
+        isn: isn.wrapping_add(1),
+        ..connection
+    };
+    ensure!(
+        flows.take(other).is_none(),
+        "another connection from its port got its flow"
+    );
     let flow = flows
-        .take(peer)
+        .take(connection)
         .context("a redirected connection has a flow")?;
     ensure!(
         flow.original == SocketAddr::new(pod.ns.ipv4().into(), HTTP),
         "{flow:?}"
     );
     // The probe has hung up: its port may be another's by now.
-    ensure!(flow.state == FlowState::Closed, "{flow:?}");
-    ensure!(flows.take(peer).is_none(), "a flow was taken twice");
+    ensure!(flow.closed, "{flow:?}");
+    ensure!(flows.take(connection).is_none(), "a flow was taken twice");
     drop((stranger, handler));
 
     for (gone, ip) in (1..).zip(pod.ns.ips()) {

@@ -62,6 +62,17 @@ pub struct AgentArgs {
     )]
     pub(super) drain_timeout: String,
 
+    /// How old the handler's last sign of life may be before the eBPF programs leave all connections alone, as if the
+    /// daemon did not run (500ms to 60s; it gives one every 100 ms)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "PROBE_HANDLER_HEARTBEAT_TIMEOUT",
+        allow_hyphen_values = true,
+        default_value = "1s"
+    )]
+    pub(super) heartbeat_timeout: String,
+
     /// How log lines look; auto is text on a terminal, else JSON
     #[arg(
         long,

@@ -24,6 +24,7 @@ const NODE_NAME_MAX: usize = 253;
 pub(super) const CERTIFICATE_REMEDY: &str =
     "give the directory of a certificate, or --self-signed to have one made";
 const DRAIN_SECONDS: RangeInclusive<u64> = 0..=3600;
+const HEARTBEAT_MILLIS: RangeInclusive<u64> = 500..=60_000;
 const CAPACITY: RangeInclusive<u32> = 1..=1_048_576;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -97,6 +98,26 @@ pub(super) fn cgroup_root(text: &str) -> Result<PathBuf, Wrong> {
             "give the node's /sys/fs/cgroup or a directory in it, or leave it out",
         )),
     }
+}
+
+/// `1s`, `1500ms`, or a number of seconds.
+pub(super) fn heartbeat_timeout(text: &str) -> Result<Duration, Wrong> {
+    let (number, unit) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(millis), _) => (millis, 1),
+        (None, Some(seconds)) => (seconds, 1000),
+        (None, None) => (text, 1000),
+    };
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let millis = is_number
+        .then(|| number.parse::<u64>().ok()?.checked_mul(unit))
+        .flatten()
+        .filter(|millis| HEARTBEAT_MILLIS.contains(millis));
+    millis.map(Duration::from_millis).ok_or_else(|| {
+        Wrong::new(
+            "no time from 500 ms to 60 s",
+            "give it in seconds (2s) or milliseconds (1500ms)",
+        )
+    })
 }
 
 pub(super) fn existing_directory(text: &str) -> Result<PathBuf, Wrong> {

@@ -45,6 +45,7 @@ fn the_source_of_pods_is_all_that_must_be_given() {
             admin_addr: "[::]:15026".parse().ok(),
             admin_socket: DEFAULT_ADMIN_SOCKET.into(),
             drain_timeout: Duration::from_secs(20),
+            heartbeat_timeout: Duration::from_secs(1),
             log_format: LogFormat::Auto,
             log: "info".to_owned(),
             kernel_log: false,

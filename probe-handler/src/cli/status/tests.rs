@@ -51,6 +51,7 @@ async fn with_daemon<T: Send + 'static>(
     let admin = Admin {
         registry: Arc::new(Registry::default()),
         readiness,
+        alive: Box::new(|| Ok(())),
         status: Arc::new(status),
         config_json: "{}".to_owned(),
     };

@@ -22,10 +22,16 @@ use tokio::time::timeout;
 use crate::check::dial::Dial;
 use crate::check::verdict::{Reason, Verdict};
 use crate::handler::Handler;
-use crate::handler::flows::{AcceptedFlow, FlowState, Flows};
+use crate::handler::cost::PodCost;
+use crate::handler::flows::{AcceptedFlow, ConnectionId, Flows};
+use crate::handler::pulse::Pulse;
+use crate::handler::reserve::Reserve;
+use crate::handler::saved_syn;
+use crate::handler::slow_lane::SlowLane;
 use crate::handler::table::{
     Endpoint, EndpointTable, HttpRoute, NativeRoutes, Route, RouteStats, Routes, ServedPod,
 };
+use crate::handler::worker::Worker;
 use crate::observe::metrics::Metrics;
 use crate::pods::model::{Action, Mesh, PodId, ProbeKind, Scheme, Way};
 
@@ -35,7 +41,7 @@ pub(super) const IN_POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
 /// Nothing in these tests takes longer than this unless it hangs.
 pub(super) const LONG: Duration = Duration::from_secs(20);
 
-struct InPod;
+pub(super) struct InPod;
 
 impl Dial for InPod {
     fn socket(&self, _to: SocketAddr) -> io::Result<Socket> {
@@ -51,9 +57,17 @@ impl Dial for InPod {
 struct FakeFlows(Mutex<HashMap<SocketAddr, AcceptedFlow>>);
 
 impl Flows for FakeFlows {
-    fn take(&self, peer: SocketAddr) -> Option<AcceptedFlow> {
-        self.0.lock().remove(&peer)
+    fn take(&self, connection: ConnectionId) -> Option<AcceptedFlow> {
+        self.0.lock().remove(&connection.peer)
     }
+}
+
+struct NoPulse;
+
+impl Pulse for NoPulse {
+    fn beat(&self) {}
+
+    fn stop(&self) {}
 }
 
 /// A handler at work.
@@ -63,11 +77,16 @@ pub(super) struct World {
     pub(super) drain: watch::Sender<bool>,
     pub(super) serving: JoinHandle<()>,
     flows: Arc<FakeFlows>,
+    pub(super) worker: Arc<Worker>,
+    pub(super) excluded: Arc<Mutex<Vec<PodId>>>,
+    _turns: watch::Sender<usize>,
 }
 
 impl World {
     pub(super) async fn new(endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
         let flows = Arc::new(FakeFlows::default());
+        let excluded: Arc<Mutex<Vec<PodId>>> = Arc::default();
+        let (slow, slow_connections) = SlowLane::new();
         let table = Arc::new(EndpointTable::default());
         for endpoint in endpoints {
             table.insert(Arc::new(endpoint));
@@ -77,32 +96,49 @@ impl World {
             table,
             metrics: Arc::new(Metrics::new(&mut Registry::default())),
             part_of_more: Arc::default(),
+            reserve: Reserve::new(Arc::new(NoPulse)),
+            slow,
+            exclude: Box::new({
+                let excluded = Arc::clone(&excluded);
+                move |pod| excluded.lock().push(pod.clone())
+            }),
         });
+        let (turns, turn) = watch::channel(0);
+        let worker = Arc::new(Worker::new("handler", 0, turn));
+        // On one thread with the rest: a test has no other.
+        let lane = slow_connections.run(Arc::downgrade(&handler), Arc::clone(&worker));
+        let _lane = tokio::spawn(lane);
         let (listener, address) = listening().await;
+        saved_syn::keep(&listener).expect("kept");
+        let listener = listener.into_std().expect("a listener");
         let (drain, drained) = watch::channel(false);
-        let serving = tokio::spawn(Arc::clone(&handler).serve(listener, drained));
+        let serving =
+            tokio::spawn(Arc::clone(&handler).serve(Arc::clone(&worker), listener, drained));
         Self {
             handler,
             address,
             drain,
             serving,
             flows,
+            worker,
+            excluded,
+            _turns: turns,
         }
     }
 
     /// A connection of the kubelet's to `original`.
     pub(super) async fn connect(&self, original: SocketAddr) -> TcpStream {
-        self.connect_as(Some((original, FlowState::Fresh))).await
+        self.connect_as(Some((original, false))).await
     }
 
-    /// A connection to the handler, with the flow given.
-    pub(super) async fn connect_as(&self, flow: Option<(SocketAddr, FlowState)>) -> TcpStream {
+    /// A connection to the handler, with the flow given: its original destination, and whether it is closed.
+    pub(super) async fn connect_as(&self, flow: Option<(SocketAddr, bool)>) -> TcpStream {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         socket.bind(&any.into()).expect("bind");
-        if let Some((original, state)) = flow {
+        if let Some((original, closed)) = flow {
             let peer = socket.local_addr().expect("address").as_socket();
-            let flow = AcceptedFlow { original, state };
+            let flow = AcceptedFlow { original, closed };
             let _ = self.flows.0.lock().insert(peer.expect("address"), flow);
         }
         // Blocking, which on loopback ends without the handler: awaited, it would run into its reset.
@@ -334,6 +370,7 @@ pub(super) fn endpoint_dialled(
             },
             mesh: Mesh::Istio,
             dialer,
+            cost: Arc::new(PodCost::new(std::time::Instant::now())),
             max_in_flight: 4,
             in_flight: AtomicUsize::new(0),
         }),

@@ -2,6 +2,7 @@
 
 mod harness;
 mod hooks;
+mod lanes;
 mod native;
 mod relay;
 mod rewritten;

@@ -9,7 +9,6 @@ use tokio::time::timeout;
 
 use super::harness::*;
 use crate::check::verdict::{Outcome, Reason};
-use crate::handler::flows::FlowState;
 use crate::handler::table::{HttpRoute, NativeRoutes, Routes};
 use crate::pods::model::{Action, ProbeKind};
 
@@ -20,17 +19,15 @@ async fn whoever_is_not_the_kubelet_is_reset() {
     let app = App::saying(OK).await;
     let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
-    for flow in [None, Some((app.address, FlowState::Stale))] {
-        let mut stranger = world.connect_as(flow).await;
-        // Whichever comes first after the reset meets it.
-        let written = stranger.write_all(get(app.address, "/").as_bytes()).await;
-        let error = match written {
-            Ok(()) => read_all(&mut stranger).await.expect_err("a reset"),
-            Err(error) => error,
-        };
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    }
-    assert_eq!(world.handler.metrics.unknown_peers.get(), 2);
+    let mut stranger = world.connect_as(None).await;
+    // Whichever comes first after the reset meets it.
+    let written = stranger.write_all(get(app.address, "/").as_bytes()).await;
+    let error = match written {
+        Ok(()) => read_all(&mut stranger).await.expect_err("a reset"),
+        Err(error) => error,
+    };
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(world.handler.metrics.unknown_peers.get(), 1);
     assert_eq!(route.stats.counts(), (0, 0, 0));
     assert_eq!(app.seen(), []);
 }
@@ -52,16 +49,11 @@ fn tcp_routes(port: u16, with_http: bool) -> (Arc<crate::handler::table::Route>,
 
 #[tokio::test]
 async fn a_tcp_probe_is_a_connection_without_a_word_and_does_not_touch_the_app() {
-    for (with_http, state) in [
-        (false, FlowState::Fresh),
-        (true, FlowState::Fresh),
-        (false, FlowState::Closed),
-        (true, FlowState::Closed),
-    ] {
+    for (with_http, closed) in [(false, false), (true, false), (false, true), (true, true)] {
         let app = App::saying(OK).await;
         let (tcp, native) = tcp_routes(app.address.port(), with_http);
         let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
-        drop(world.connect_as(Some((app.address, state))).await);
+        drop(world.connect_as(Some((app.address, closed))).await);
         let verdict = verdict(&tcp).await;
         assert_eq!(
             (verdict.reason, verdict.outcome(false)),
@@ -103,7 +95,7 @@ async fn a_closed_connection_counts_for_nothing_but_tcp() {
     let app = App::saying(OK).await;
     let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
-    let flow = Some((app.address, FlowState::Closed));
+    let flow = Some((app.address, true));
     let mut kubelet = world.connect_as(flow).await;
     let _ = kubelet.write_all(get(app.address, "/").as_bytes()).await;
     let answer = read_all(&mut kubelet).await.unwrap_or_default();
@@ -240,7 +232,7 @@ async fn failing_accepts_are_counted_and_do_not_spin() {
         let no_descriptors = Err(io::Error::from_raw_os_error(libc::EMFILE));
         failing = world
             .handler
-            .accepted(no_descriptors, &mut connections, failing)
+            .accepted(no_descriptors, &world.worker, &mut connections, failing)
             .await;
     }
     assert!(failing && connections.is_empty());
@@ -254,9 +246,10 @@ async fn a_connection_takes_little_memory_before_it_is_known_what_for() {
     let world = World::new([]).await;
     let stream = world.connect_as(None).await;
     let peer = stream.local_addr().expect("address");
-    let serving = world
-        .handler
-        .connection(stream, peer, tokio::time::Instant::now());
+    let serving =
+        world
+            .handler
+            .connection(stream, peer, tokio::time::Instant::now(), &world.worker);
     // It is copied when its task is made.
     let size = size_of_val(&serving);
     assert!(size <= 6 * 1024, "{size} bytes");

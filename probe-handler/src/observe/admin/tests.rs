@@ -47,6 +47,7 @@ fn admin(readiness: Readiness) -> Admin {
     Admin {
         registry: Arc::new(registry),
         readiness,
+        alive: Box::new(|| Ok(())),
         status: Arc::new(status),
         config_json: r#"{"scope":"meshed"}"#.to_owned(),
     }

@@ -239,6 +239,7 @@ fn placement(netns: u8, addresses: &[&str]) -> Placement {
         netns_id: netns.into(),
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         dialer: Arc::new(DialIn(netns.into())),
+        cost: Arc::new(PodCost::new(std::time::Instant::now())),
     }
 }
 

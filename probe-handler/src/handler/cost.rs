@@ -1,0 +1,262 @@
+//! What one pod's checks cost in processor time, and how they are served because of it.
+//!
+//! A pod decides how much work its probes make: by redirects, by TLS, by frames, and, where it may configure its
+//! network, by netfilter rules that cost the thread that dials a tenth of a second for each packet. Its neighbours
+//! must not wait for that.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Usage, UsageWho, getrusage};
+use parking_lot::Mutex;
+
+use super::worker::Worker;
+
+/// What a pod's checks may cost on the handler's own thread. A probe costs about 0.15 ms.
+const PROMPT: Rate = Rate {
+    per_second: Duration::from_millis(50),
+    burst: Duration::from_millis(100),
+};
+/// What they may cost at all.
+const AT_ALL: Rate = Rate {
+    per_second: Duration::from_millis(250),
+    burst: Duration::from_millis(2_500),
+};
+/// How long a pod whose checks cost more is left alone.
+pub const EXCLUDED_FOR: Duration = Duration::from_secs(60);
+/// A shorter time is taken as it is; for a longer one it matters whether the thread ran at all.
+const SHORT: Duration = Duration::from_micros(200);
+
+/// How a pod's checks are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// On the handler's own thread.
+    Prompt,
+    /// On a thread of lower priority, with others of its kind.
+    Slow,
+    /// Not at all, for a while.
+    Excluded,
+}
+
+/// Processor time that one pod's checks have cost lately.
+#[derive(Debug)]
+pub struct PodCost(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    prompt: Bucket,
+    at_all: Bucket,
+    excluded_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Rate {
+    per_second: Duration,
+    burst: Duration,
+}
+
+/// A leaky bucket of processor time.
+#[derive(Debug)]
+struct Bucket {
+    rate: Rate,
+    level: Duration,
+    at: Instant,
+}
+
+/// A time that is being measured.
+struct Meter {
+    begun: Instant,
+    before: Option<Usage>,
+}
+
+// === impl PodCost ===
+
+impl PodCost {
+    /// Nothing spent yet.
+    pub fn new(now: Instant) -> Self {
+        let bucket = |rate| Bucket {
+            rate,
+            level: Duration::ZERO,
+            at: now,
+        };
+        Self(Mutex::new(State {
+            prompt: bucket(PROMPT),
+            at_all: bucket(AT_ALL),
+            excluded_until: None,
+        }))
+    }
+
+    /// How to serve the pod's next check.
+    pub fn lane(&self, now: Instant) -> Lane {
+        let mut state = self.0.lock();
+        if state.excluded_until.is_some_and(|until| now < until) {
+            return Lane::Excluded;
+        }
+        match state.prompt.overflows(now) {
+            true => Lane::Slow,
+            false => Lane::Prompt,
+        }
+    }
+
+    /// Notes `cost` of processor time; true when the pod is to be left alone from now on.
+    pub(super) fn spend(&self, cost: Duration, now: Instant) -> bool {
+        let mut state = self.0.lock();
+        state.prompt.add(cost, now);
+        state.at_all.add(cost, now);
+        let was_excluded = state.excluded_until.is_some_and(|until| now < until);
+        if was_excluded || !state.at_all.overflows(now) {
+            return false;
+        }
+        state.at_all.level = Duration::ZERO;
+        state.excluded_until = Some(now + EXCLUDED_FOR);
+        true
+    }
+}
+
+// === impl Bucket ===
+
+impl Bucket {
+    fn leak(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.level = self
+            .level
+            .saturating_sub(self.rate.per_second.mul_f64(elapsed));
+        self.at = now;
+    }
+
+    fn add(&mut self, cost: Duration, now: Instant) {
+        self.leak(now);
+        self.level += cost;
+    }
+
+    fn overflows(&mut self, now: Instant) -> bool {
+        self.leak(now);
+        self.level > self.rate.burst
+    }
+}
+
+// === impl Meter ===
+
+impl Meter {
+    fn start(begun: Instant) -> Self {
+        Self {
+            begun,
+            before: getrusage(UsageWho::RUSAGE_THREAD).ok(),
+        }
+    }
+
+    /// What it cost. Time in which the kernel handled packets for the thread counts, although some kernels
+    /// (CONFIG_IRQ_TIME_ACCOUNTING) do not count it as the thread's: so it is the time that passed, unless the thread
+    /// had to wait for a processor meanwhile.
+    fn stop(self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.begun);
+        let usage = (passed > SHORT)
+            .then(|| self.before.zip(getrusage(UsageWho::RUSAGE_THREAD).ok()))
+            .flatten();
+        let Some((before, after)) = usage else {
+            return passed;
+        };
+        if before.involuntary_context_switches() == after.involuntary_context_switches() {
+            return passed;
+        }
+        processor_time(&after).saturating_sub(processor_time(&before))
+    }
+}
+
+fn processor_time(usage: &Usage) -> Duration {
+    [usage.user_time(), usage.system_time()]
+        .into_iter()
+        .map(|time| {
+            let micros = time.tv_sec() * 1_000_000 + time.tv_usec();
+            Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+        })
+        .sum()
+}
+
+/// Runs `work` for a pod on the thread of `worker`: what it costs is noted in `cost`, and while it runs the worker
+/// counts as busy. `excluded` is called when the pod has spent too much.
+pub(super) async fn metered<T>(
+    mut work: Pin<&mut impl Future<Output = T>>,
+    cost: &PodCost,
+    worker: &Worker,
+    excluded: impl Fn(),
+) -> T {
+    poll_fn(|context| {
+        let begun = Instant::now();
+        let meter = Meter::start(begun);
+        worker.busy(begun);
+        let polled = work.as_mut().poll(context);
+        worker.idle();
+        if cost.spend(meter.stop(Instant::now()), begun) {
+            excluded();
+        }
+        polled
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn usual_probes_are_served_promptly_for_ever() {
+        let begun = Instant::now();
+        let cost = PodCost::new(begun);
+        // A hundred probes a second.
+        for n in 0..10_000_u32 {
+            let now = begun + n * 10 * MS;
+            assert_eq!(cost.lane(now), Lane::Prompt);
+            assert!(!cost.spend(MS * 3 / 10, now));
+        }
+    }
+
+    #[test]
+    fn a_costly_check_makes_the_next_ones_slow_until_it_is_paid_for() {
+        let begun = Instant::now();
+        let cost = PodCost::new(begun);
+        assert!(!cost.spend(300 * MS, begun));
+        assert_eq!(cost.lane(begun), Lane::Slow);
+        assert_eq!(cost.lane(begun + 3_900 * MS), Lane::Slow);
+        assert_eq!(cost.lane(begun + 4_100 * MS), Lane::Prompt);
+    }
+
+    #[test]
+    fn a_pod_that_goes_on_costing_much_is_left_alone_for_a_while() {
+        let begun = Instant::now();
+        let cost = PodCost::new(begun);
+        let mut excluded = None;
+        for n in 0..60 {
+            let now = begun + n * 100 * MS;
+            if cost.spend(80 * MS, now) {
+                excluded = Some(now);
+                break;
+            }
+        }
+        let excluded = excluded.expect("80 % of a processor is too much");
+        assert!(
+            excluded - begun > 2_000 * MS,
+            "after {:?}",
+            excluded - begun
+        );
+        assert_eq!(cost.lane(excluded), Lane::Excluded);
+        assert!(!cost.spend(80 * MS, excluded + MS), "it is said once");
+        assert_ne!(cost.lane(excluded + EXCLUDED_FOR), Lane::Excluded);
+    }
+
+    #[test]
+    fn work_is_measured_and_waiting_is_not() {
+        let meter = Meter::start(Instant::now());
+        let mut sum = 0_u64;
+        let begun = Instant::now();
+        while begun.elapsed() < 5 * MS {
+            sum = std::hint::black_box(sum + 1);
+        }
+        assert!(meter.stop(Instant::now()) > MS);
+        let meter = Meter::start(Instant::now());
+        assert!(meter.stop(Instant::now()) < MS);
+    }
+}

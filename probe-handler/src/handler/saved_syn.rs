@@ -1,0 +1,119 @@
+//! The SYN with which an accepted connection began: it holds what tells this connection from others that came from
+//! the same address and port (TCP_SAVE_SYN and TCP_SAVED_SYN, Linux 4.2).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Room for an IPv6 header and the longest TCP header, with some extension headers between them.
+const SYN_BYTES: usize = 256;
+/// Bytes of an IPv6 header (RFC 8200, 3).
+const IPV6_HEADER: usize = 40;
+/// Protocol number of TCP.
+const TCP: u8 = 6;
+
+/// Has the kernel keep the SYN of each connection that `listener` accepts from now on.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn keep(listener: &impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: an open socket; the value is an int that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_SAVE_SYN,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The initial sequence number of the peer of `stream`, which [`keep`]'s listener accepted; a second call finds nothing. None
+/// where the kernel kept no SYN: with SYN cookies it does not.
+pub fn take_isn(stream: &impl AsFd) -> Option<u32> {
+    let mut syn = [0_u8; SYN_BYTES];
+    let mut length = SYN_BYTES as libc::socklen_t;
+    // SAFETY: an open socket, and a buffer of the length given, of which the kernel writes at most that.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_SAVED_SYN,
+            syn.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0)
+        .then(|| syn.get(..length as usize))
+        .flatten()
+        .and_then(isn)
+}
+
+/// The sequence number (RFC 9293, 3.1) in a packet that begins with its IP header.
+fn isn(packet: &[u8]) -> Option<u32> {
+    const SEQUENCE: usize = 4;
+    let tcp = match packet.first()? >> 4 {
+        4 => usize::from(packet.first()? & 0xf) * 4,
+        // On loopback nobody adds extension headers; whoever does is not understood.
+        6 if packet.get(6) == Some(&TCP) => IPV6_HEADER,
+        _ => return None,
+    };
+    let bytes = packet.get(tcp + SEQUENCE..tcp + SEQUENCE + 4)?;
+    bytes.try_into().ok().map(u32::from_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn the_number_is_read_behind_either_header() {
+        let tcp = [0x1f, 0x90, 0, 80, 0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 0];
+        let v4 = [&[0x45][..], &[0; 19], &tcp].concat();
+        assert_eq!(isn(&v4), Some(0xdead_beef));
+        let with_options = [&[0x46][..], &[0; 23], &tcp].concat();
+        assert_eq!(isn(&with_options), Some(0xdead_beef));
+        let mut v6 = [&[0x60][..], &[0; 39], &tcp].concat();
+        v6[6] = TCP;
+        assert_eq!(isn(&v6), Some(0xdead_beef));
+        v6[6] = 0;
+        assert_eq!(isn(&v6), None, "an extension header");
+        assert_eq!(isn(&v4[..27]), None, "cut off");
+        assert_eq!(isn(&[]), None);
+    }
+
+    #[test]
+    fn two_connections_from_one_port_differ() {
+        // On an address of its own: no other test takes the port.
+        let listener = TcpListener::bind("127.0.0.7:0").expect("listener");
+        keep(&listener).expect("kept");
+        let to = listener.local_addr().expect("address");
+        let mut seen = Vec::new();
+        let mut from = None;
+        for _ in 0..2 {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+                .expect("socket");
+            if let Some(from) = from {
+                socket.bind(&from).expect("the same port");
+            }
+            socket.connect(&to.into()).expect("connected");
+            from = Some(socket.local_addr().expect("address"));
+            // The port is free at once.
+            socket
+                .set_linger(Some(std::time::Duration::ZERO))
+                .expect("linger");
+            drop(TcpStream::from(socket));
+            let (accepted, _) = listener.accept().expect("accepted");
+            seen.push(take_isn(&accepted).expect("a number"));
+            assert_eq!(take_isn(&accepted), None, "a second call");
+        }
+        assert_ne!(seen[0], seen[1]);
+    }
+}
