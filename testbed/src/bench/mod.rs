@@ -71,6 +71,8 @@ enum Part {
     Memory,
     /// Pods that start, change and go on a node; a daemon that is replaced.
     Node,
+    /// A daemon that is killed and started again on a node full of pods.
+    Restart,
     /// The admission server.
     Webhook,
 }
@@ -96,6 +98,9 @@ pub fn main(args: &Args) -> Result<()> {
     }
     if wanted(Part::Node) {
         node::run(args.daemon.as_deref(), args.quick)?;
+    }
+    if wanted(Part::Restart) {
+        node::run_restart(args.daemon.as_deref(), args.quick)?;
     }
     if wanted(Part::Webhook) {
         webhook::webhook(&Run::new()?, args.daemon.as_deref(), args.quick)?;

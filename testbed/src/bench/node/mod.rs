@@ -6,6 +6,7 @@
 
 mod churn;
 mod light;
+mod restart;
 mod reuse;
 mod schedule;
 mod starts;
@@ -43,31 +44,46 @@ struct Bench {
 
 /// Measures and prints.
 pub(super) fn run(program: Option<&Path>, quick: bool) -> Result<()> {
-    let run = Arc::new(Run::new()?);
-    let cgroup = Cgroup::new(&run, "kubelet")?;
-    let mut bench = Bench {
-        kubelet: Arc::new(Kubelet::start(&run, &cgroup, "kubelet")?),
-        light: Light::new(Node::start(&run, "bench")?)?,
-        cgroup,
-        run,
-        program: program.map(Path::to_path_buf),
-        quick,
-        rows: Vec::new(),
-        wrong: Vec::new(),
-    };
+    let mut bench = Bench::new(program, quick)?;
     starts::run(&mut bench)?;
     reuse::run(&mut bench)?;
     let (pods, daemon) = upgrade::run(&mut bench)?;
     churn::run(&mut bench, pods, daemon)?;
-    println!("\nA node:\n");
-    print!("{}", render(["what", "measured", "aim"], &bench.rows));
-    if !bench.wrong.is_empty() {
-        bail!("wrong verdicts:\n{}", bench.wrong.join("\n"));
-    }
-    Ok(())
+    bench.print()
+}
+
+/// Measures a daemon that is killed and started again, and prints.
+pub(super) fn run_restart(program: Option<&Path>, quick: bool) -> Result<()> {
+    let mut bench = Bench::new(program, quick)?;
+    restart::run(&mut bench)?;
+    bench.print()
 }
 
 impl Bench {
+    fn new(program: Option<&Path>, quick: bool) -> Result<Self> {
+        let run = Arc::new(Run::new()?);
+        let cgroup = Cgroup::new(&run, "kubelet")?;
+        Ok(Self {
+            kubelet: Arc::new(Kubelet::start(&run, &cgroup, "kubelet")?),
+            light: Light::new(Node::start(&run, "bench")?)?,
+            cgroup,
+            run,
+            program: program.map(Path::to_path_buf),
+            quick,
+            rows: Vec::new(),
+            wrong: Vec::new(),
+        })
+    }
+
+    fn print(&self) -> Result<()> {
+        println!("\nA node:\n");
+        print!("{}", render(["what", "measured", "aim"], &self.rows));
+        if !self.wrong.is_empty() {
+            bail!("wrong verdicts:\n{}", self.wrong.join("\n"));
+        }
+        Ok(())
+    }
+
     fn spec(&self, name: &str) -> DaemonSpec {
         let spec = DaemonSpec::new(name)
             .program(self.program.as_deref())

@@ -1,0 +1,115 @@
+//! A daemon that is killed and started again at once on a node full of pods: how long their probes meet the
+//! mesh.
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::light::LightPod;
+use super::{Bench, endpoints, ms};
+use crate::rules::RuleSet;
+use crate::{interrupt, wait};
+
+/// How often it is killed.
+const TIMES: usize = 7;
+const SERVED: Duration = Duration::from_secs(60);
+/// How often the kernel is asked which endpoints stand.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Times after the kill, each a median over all kills.
+#[derive(Default)]
+struct Times {
+    loaded: Vec<Duration>,
+    first: Vec<Duration>,
+    median: Vec<Duration>,
+    last: Vec<Duration>,
+}
+
+pub(super) fn run(bench: &mut Bench) -> Result<()> {
+    let count = if bench.quick { 50 } else { 250 };
+    let mut pods = Vec::with_capacity(count);
+    for _ in 0..count {
+        interrupt::check()?;
+        pods.push(bench.light.run(RuleSet::IstioNft)?);
+    }
+    let addresses: Vec<_> = pods.iter().map(LightPod::address).collect::<Result<_>>()?;
+    let mut daemon = bench.spec("restarted").start(&bench.run)?;
+    let mut times = Times::default();
+    for _ in 0..TIMES {
+        interrupt::check()?;
+        // One that has come to rest, as one that is killed in life.
+        wait::pass(Duration::from_secs(1))?;
+        let killed = Instant::now();
+        let _status = daemon.kill()?;
+        daemon = bench.spec("restarted").spawn(&bench.run)?;
+        let map = wait::until("the maps to be made", SERVED, || endpoints(&daemon).ok())?;
+        times.loaded.push(killed.elapsed());
+        let stood = stand(&addresses, killed, |address| map.has(address))?;
+        times.first.push(stood[0]);
+        times.median.push(stood[stood.len() / 2]);
+        times.last.push(stood[stood.len() - 1]);
+        for pod in [&pods[0], &pods[count / 2], &pods[count - 1]] {
+            let result = bench.kubelet.probe(&pod.probe()?)?;
+            ensure!(
+                result.status == Some(pod.status),
+                "an endpoint stands, and its probe is wrong: {result:?}"
+            );
+        }
+    }
+    let what = format!("kill -9 and a new daemon, {count} pods, after the kill");
+    bench.row(&format!("{what}: maps made"), spread(times.loaded), "");
+    bench.row(
+        &format!("{what}: first pod served"),
+        spread(times.first),
+        "",
+    );
+    bench.row(
+        &format!("{what}: median pod served"),
+        spread(times.median),
+        "within 300 ms",
+    );
+    bench.row(&format!("{what}: last pod served"), spread(times.last), "");
+    Ok(())
+}
+
+/// When each of `addresses` stood after `since`, sorted.
+fn stand(
+    addresses: &[SocketAddr],
+    since: Instant,
+    has: impl Fn(SocketAddr) -> Result<bool>,
+) -> Result<Vec<Duration>> {
+    let mut missing = addresses.to_vec();
+    let mut stood = Vec::with_capacity(missing.len());
+    while !missing.is_empty() {
+        interrupt::check()?;
+        let mut still = Vec::new();
+        for address in missing {
+            match has(address)? {
+                true => stood.push(since.elapsed()),
+                false => still.push(address),
+            }
+        }
+        missing = still;
+        ensure!(
+            since.elapsed() < SERVED,
+            "{} pods are not served",
+            missing.len()
+        );
+        thread::park_timeout(LOOK);
+    }
+    stood.sort_unstable();
+    Ok(stood)
+}
+
+/// The median, and from where to where they go.
+fn spread(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    match (times.first(), times.get(times.len() / 2), times.last()) {
+        (Some(least), Some(median), Some(most)) => {
+            format!("{} ({} to {})", ms(*median), ms(*least), ms(*most))
+        }
+        _ => "nothing".to_owned(),
+    }
+}
