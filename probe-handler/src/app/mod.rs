@@ -4,9 +4,11 @@
 //! namespaces and the kubelet and serves the admin socket; the handler's thread does nothing but answer
 //! probes, so that parsing a thousand manifests delays none.
 
+mod costs;
 mod handler_thread;
 mod kubelet_task;
 mod pod_task;
+mod pod_work;
 mod refusal_task;
 mod registry_task;
 mod status;

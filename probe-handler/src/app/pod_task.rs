@@ -1,20 +1,23 @@
-//! Follows one pod's network namespace: finds it, learns its addresses, proves the dial by canary, and
-//! notices when any of that changes.
+//! Follows one pod's network namespace: finds it, learns its addresses and whether its `lo` is up, proves the dial by
+//! canary, and notices when any of that changes. What is done inside the namespace is done by [`super::pod_work`].
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
+use super::costs::Costs;
+use super::pod_work::{Permit, PodPool, PodWork, Turn};
 use crate::kernel::address_watch::AddressWatch;
 use crate::kernel::addresses::{self, Routes};
-use crate::kernel::canary::{Canary, canary};
+use crate::kernel::canary::{self, Begun, Canary, Outcome, Plan, plans};
 use crate::kernel::dial::PodDialer;
 use crate::kernel::locate::{Locator, Placement};
+use crate::kernel::loopback;
 use crate::kernel::netns::{Netns, NetnsId};
 use crate::kernel::nsid::Nsids;
 use crate::pods::model::Pod;
@@ -31,6 +34,13 @@ const UNSURE_PERIOD: Duration = Duration::from_secs(1);
 const ADDRESSES: usize = 1024;
 /// How many changes of a pod's addresses are followed at once in a second.
 const CHANGES: u32 = 16;
+
+/// How long a pod waits for a thread that dials before it is served without a canary: so long the dials of others, which
+/// may have rules that cost seconds, keep it waiting.
+const QUEUED: Duration = Duration::from_millis(100);
+
+/// Why nothing is dialled.
+pub const LO_DOWN: &str = "its loopback interface (lo) is down";
 
 /// What a pod's task has to say.
 #[derive(Debug)]
@@ -51,7 +61,33 @@ pub enum News {
     /// It cannot; why.
     Lost(String),
     /// The canary dial was repeated.
-    Canary(Canary),
+    Canary(Trial),
+}
+
+/// A canary dial, or why there was none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trial {
+    /// What it showed.
+    pub canary: Canary,
+    /// The processor time that it cost, the dearer family's; none: nothing was dialled.
+    pub cost: Option<Duration>,
+    /// What a dial costs, if that is too much: see [`Costs`].
+    pub too_much: Option<Duration>,
+}
+
+impl Trial {
+    fn unproven(why: &str) -> Self {
+        Self {
+            canary: Canary::Unproven(why.to_owned()),
+            cost: None,
+            too_much: None,
+        }
+    }
+
+    /// Whether it says nothing new after `other`: no two dials cost the same.
+    fn is_as(&self, other: &Self) -> bool {
+        self.canary == other.canary && self.too_much.is_some() == other.too_much.is_some()
+    }
 }
 
 /// Where a pod lives.
@@ -65,8 +101,10 @@ pub struct Place {
     pub nsid: i32,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// What the canary dial showed.
-    pub canary: Canary,
+    /// Whether its loopback interface is up, over which all dials inside it go.
+    pub lo_up: bool,
+    /// The canary dial.
+    pub trial: Trial,
 }
 
 /// Follows `pod`, telling `events`, until aborted or nobody listens.
@@ -74,11 +112,13 @@ pub async fn run(
     pod: Arc<Pod>,
     generation: u64,
     locator: Arc<Locator>,
+    pool: Arc<PodPool>,
     events: mpsc::Sender<Event>,
 ) {
     let follower = Follower {
         pod,
         generation,
+        work: PodWork::new(pool),
         events,
     };
     // Ends only when the registry is gone.
@@ -91,6 +131,7 @@ pub async fn run(
 struct Follower {
     pod: Arc<Pod>,
     generation: u64,
+    work: PodWork,
     events: mpsc::Sender<Event>,
 }
 
@@ -154,13 +195,38 @@ impl Follower {
     /// Serves the pod from `netns` for ever, through whatever trouble there is.
     async fn serve(&self, netns: Arc<Netns>, sandbox: u64) -> Result<(), Closed> {
         let mut last_trouble = String::new();
+        let mut costs = Costs::default();
         loop {
-            let trouble = match subscribe(&netns) {
-                Ok((nsid, watch)) => {
+            let pod = Arc::clone(&self.pod);
+            let inside = Arc::clone(&netns);
+            let turn = self.work.turn().await;
+            let permit = self.work.pool().look().await;
+            let (first, turn) = turn
+                .work(permit, move || {
+                    let (nsid, watch) = subscribe(&inside)?;
+                    Ok::<_, io::Error>((nsid, watch, look(&inside, &pod)))
+                })
+                .await;
+            let trouble = match first {
+                Ok((nsid, watch, seen)) => {
                     last_trouble.clear();
-                    self.stay(&netns, sandbox, nsid, &watch).await?
+                    let stay = Stay {
+                        follower: self,
+                        dialer: Arc::new(PodDialer::new(
+                            Arc::clone(&netns),
+                            self.pod.mesh,
+                            self.pod.proxy_uid,
+                        )),
+                        netns: &netns,
+                        sandbox,
+                        nsid,
+                    };
+                    stay.serve(&watch, &mut costs, seen, turn).await?
                 }
-                Err(error) => format!("its network namespace cannot be used: {error}"),
+                Err(error) => {
+                    drop(turn);
+                    format!("its network namespace cannot be used: {error}")
+                }
             };
             if trouble != last_trouble {
                 self.tell(News::Lost(trouble.clone())).await?;
@@ -168,78 +234,6 @@ impl Follower {
             }
             sleep_until(Instant::now() + SEARCH_PERIOD).await;
         }
-    }
-
-    /// Serves the pod from `netns` for as long as that can be done; returns why it no longer can.
-    async fn stay(
-        &self,
-        netns: &Arc<Netns>,
-        sandbox: u64,
-        nsid: i32,
-        watch: &AddressWatch,
-    ) -> Result<String, Closed> {
-        let mut pace = Pace::new();
-        let dialer = PodDialer::new(Arc::clone(netns), self.pod.mesh, self.pod.proxy_uid);
-        let mut attempt = 0;
-        loop {
-            let (addresses, all) = match pod_addresses(netns) {
-                Ok(read) => read,
-                Err(error) => return Ok(format!("cannot read its addresses: {error}")),
-            };
-            let mut result = self.canary(netns, &dialer, &addresses).await;
-            let place = Place {
-                netns: Arc::clone(netns),
-                sandbox,
-                nsid,
-                addresses: addresses.clone(),
-                canary: result.clone(),
-            };
-            self.tell(News::Placed(place)).await?;
-
-            let mut next_canary = Instant::now() + until_next(&result, attempt);
-            let unsure = sleep_until(Instant::now() + UNSURE_PERIOD);
-            tokio::pin!(unsure);
-            loop {
-                tokio::select! {
-                    changed = watch.changed() => {
-                        if let Err(error) = changed {
-                            return Ok(format!("cannot watch its addresses: {error}"));
-                        }
-                        pace.wait().await;
-                        break;
-                    }
-                    () = &mut unsure, if !all => break,
-                    () = sleep_until(next_canary) => {
-                        attempt += 1;
-                        let again = self.canary(netns, &dialer, &addresses).await;
-                        if again != result {
-                            self.tell(News::Canary(again.clone())).await?;
-                            result = again;
-                        }
-                        next_canary = Instant::now() + until_next(&result, attempt);
-                    }
-                }
-            }
-        }
-    }
-
-    /// One canary dial for each family that the pod has: rules differ by family. Captured in one is captured.
-    async fn canary(&self, netns: &Netns, dialer: &PodDialer, addresses: &[IpAddr]) -> Canary {
-        let families = [
-            addresses.iter().find(|ip| ip.is_ipv4()),
-            addresses.iter().find(|ip| ip.is_ipv6()),
-        ];
-        let mut result = Canary::Unproven("it has no address yet".to_owned());
-        for address in families.into_iter().flatten() {
-            let one = canary(netns, dialer, *address, self.pod.inbound.port(*address)).await;
-            match one {
-                Canary::Captured { .. } => return one,
-                Canary::Passed => result = one,
-                Canary::Unproven(_) if result != Canary::Passed => result = one,
-                Canary::Unproven(_) => {}
-            }
-        }
-        result
     }
 
     async fn tell(&self, news: News) -> Result<(), Closed> {
@@ -252,11 +246,225 @@ impl Follower {
     }
 }
 
+/// A pod in one namespace, to which there is a subscription.
+struct Stay<'a> {
+    follower: &'a Follower,
+    netns: &'a Arc<Netns>,
+    dialer: Arc<PodDialer>,
+    sandbox: u64,
+    nsid: i32,
+}
+
+impl Stay<'_> {
+    /// Serves the pod for as long as that can be done, from what was `seen` in `turn` on; returns why it no longer can.
+    async fn serve(
+        &self,
+        watch: &AddressWatch,
+        costs: &mut Costs,
+        mut seen: io::Result<Seen>,
+        mut turn: Turn,
+    ) -> Result<String, Closed> {
+        let mut pace = Pace::new();
+        let mut attempt = 0;
+        loop {
+            let Seen {
+                addresses,
+                all,
+                lo_up,
+                plans,
+            } = match seen {
+                Ok(seen) => seen,
+                Err(error) => return Ok(format!("cannot read its addresses: {error}")),
+            };
+            let queued = plans.iter().any(|plan| matches!(plan, Plan::Dial(_)));
+            let permit = match queued {
+                true => timeout(QUEUED, self.follower.work.pool().dial()).await.ok(),
+                false => None,
+            };
+            let left_waiting = queued && permit.is_none();
+            let mut last = match left_waiting {
+                true => Trial {
+                    too_much: costs.too_much(),
+                    ..Trial::unproven("no dial yet: those inside other pods take long")
+                },
+                false => self.dial(plans, permit, turn, costs).await,
+            };
+            let place = Place {
+                netns: Arc::clone(self.netns),
+                sandbox: self.sandbox,
+                nsid: self.nsid,
+                addresses,
+                lo_up,
+                trial: last.clone(),
+            };
+            self.follower.tell(News::Placed(place)).await?;
+
+            let mut next_canary = Instant::now();
+            if !left_waiting {
+                next_canary += until_next(&last, attempt);
+            }
+            let unsure = sleep_until(Instant::now() + UNSURE_PERIOD);
+            tokio::pin!(unsure);
+            loop {
+                tokio::select! {
+                    changed = watch.changed() => {
+                        if let Err(error) = changed {
+                            return Ok(format!("cannot watch its addresses: {error}"));
+                        }
+                        pace.wait().await;
+                        break;
+                    }
+                    () = &mut unsure, if !all => break,
+                    again = self.try_again(next_canary, costs), if lo_up => {
+                        attempt += 1;
+                        if !again.is_as(&last) {
+                            self.follower.tell(News::Canary(again.clone())).await?;
+                        }
+                        next_canary = Instant::now() + until_next(&again, attempt);
+                        last = again;
+                    }
+                }
+            }
+            (seen, turn) = self.look().await;
+        }
+    }
+
+    async fn look(&self) -> (io::Result<Seen>, Turn) {
+        let (inside, pod) = (Arc::clone(self.netns), Arc::clone(&self.follower.pod));
+        let turn = self.follower.work.turn().await;
+        let permit = self.follower.work.pool().look().await;
+        turn.work(permit, move || look(&inside, &pod)).await
+    }
+
+    /// Another canary dial, at `when` at the earliest.
+    async fn try_again(&self, when: Instant, costs: &mut Costs) -> Trial {
+        sleep_until(when).await;
+        match self.look().await {
+            (Ok(seen), turn) => self.dial(seen.plans, None, turn, costs).await,
+            (Err(error), _) => Trial {
+                too_much: costs.too_much(),
+                ..Trial::unproven(&format!("cannot look into its network namespace: {error}"))
+            },
+        }
+    }
+
+    /// One canary dial for each family that the pod has: rules differ by family. Captured in one is captured.
+    async fn dial(
+        &self,
+        plans: Vec<Plan>,
+        mut permit: Option<Permit>,
+        mut turn: Turn,
+        costs: &mut Costs,
+    ) -> Trial {
+        let mut result = Canary::Unproven("it has no address yet".to_owned());
+        let mut dearest = None;
+        for plan in plans {
+            let mut one = match &plan {
+                Plan::Unproven(why) => Canary::Unproven(why.clone()),
+                Plan::Dial(_) => Canary::Unproven(String::new()),
+            };
+            let ports = match plan {
+                Plan::Dial(ports) => ports,
+                Plan::Unproven(_) => Vec::new(),
+            };
+            for to in ports {
+                let cost;
+                (one, cost, turn) = self.dial_one(to, permit.take(), turn).await;
+                dearest = dearest.max(Some(cost));
+                if !matches!(one, Canary::Captured { .. }) {
+                    break;
+                }
+            }
+            result = both(result, one);
+            if matches!(result, Canary::Captured { .. }) {
+                break;
+            }
+        }
+        if let Some(cost) = dearest {
+            costs.note(cost);
+        }
+        Trial {
+            canary: result,
+            cost: dearest,
+            too_much: costs.too_much(),
+        }
+    }
+
+    async fn dial_one(
+        &self,
+        to: SocketAddr,
+        permit: Option<Permit>,
+        turn: Turn,
+    ) -> (Canary, Duration, Turn) {
+        let pool = self.follower.work.pool();
+        let permit = match permit {
+            Some(permit) => permit,
+            None => pool.dial().await,
+        };
+        let dialer = Arc::clone(&self.dialer);
+        let (Begun { outcome, cost }, turn) =
+            turn.work(permit, move || canary::begin(&*dialer, to)).await;
+        let socket = match outcome {
+            Outcome::Is(canary) => return (canary, cost, turn),
+            Outcome::Accepted(socket) => socket,
+            // No thread waits for an answer that never comes.
+            Outcome::Waits(socket) => match canary::answer(socket, to).await {
+                Ok(socket) => socket,
+                Err(canary) => return (canary, cost, turn),
+            },
+        };
+        // To close it sends packets through the pod's rules.
+        let permit = pool.dial().await;
+        let (canary, turn) = turn
+            .work(permit, move || canary::accepted(&socket, to))
+            .await;
+        (canary, cost, turn)
+    }
+}
+
+/// What both families' canaries show together.
+fn both(result: Canary, one: Canary) -> Canary {
+    match (&result, &one) {
+        (Canary::Captured { .. }, _) | (Canary::Passed, Canary::Unproven(_)) => result,
+        _ => one,
+    }
+}
+
+/// What is seen in a pod's network namespace.
+struct Seen {
+    addresses: Vec<IpAddr>,
+    /// Whether it could be told of all of them whose they are.
+    all: bool,
+    lo_up: bool,
+    /// How to try a dial in each family.
+    plans: Vec<Plan>,
+}
+
+/// Looks into a pod's network namespace. Takes a while where the pod has much in it.
+fn look(netns: &Netns, pod: &Pod) -> io::Result<Seen> {
+    let (addresses, all) = pod_addresses(netns)?;
+    let lo_up = loopback::is_up(netns)?;
+    let families = [
+        addresses.iter().find(|ip| ip.is_ipv4()),
+        addresses.iter().find(|ip| ip.is_ipv6()),
+    ];
+    let families: Vec<IpAddr> = families.into_iter().flatten().copied().collect();
+    let plans = match lo_up {
+        true => plans(netns, &families, |address| pod.inbound.port(address)),
+        false => vec![Plan::Unproven(LO_DOWN.to_owned())],
+    };
+    Ok(Seen {
+        addresses,
+        all,
+        lo_up,
+        plans,
+    })
+}
+
 /// The addresses at which a pod may be served: its own, but never the node's, whatever a pod that may
 /// configure its interfaces gives itself; and whether that could be told of all of them.
 fn pod_addresses(netns: &Netns) -> io::Result<(Vec<IpAddr>, bool)> {
-    let mut addresses = addresses::of_interfaces(netns)?;
-    addresses.truncate(ADDRESSES);
+    let mut addresses = addresses::of_interfaces(netns, ADDRESSES)?;
     let routes = Routes::new()?;
     let mut all = true;
     addresses.retain(|address| match routes.is_local(*address) {
@@ -327,11 +535,11 @@ async fn replaced(path: &Path, id: NetnsId) -> String {
 
 /// When to try the canary again: soon while the mesh is still starting, now and then for ever, for rules
 /// may change under a running pod.
-fn until_next(last: &Canary, attempt: u32) -> Duration {
-    match last {
-        Canary::Unproven(_) => Duration::from_millis(100 << attempt.min(6)),
-        Canary::Captured { .. } => Duration::from_secs(2),
-        Canary::Passed => Duration::from_secs(30),
+fn until_next(last: &Trial, attempt: u32) -> Duration {
+    match (last.too_much, &last.canary) {
+        (Some(_), _) | (_, Canary::Captured { .. }) => Duration::from_secs(2),
+        (_, Canary::Unproven(_)) => Duration::from_millis(100 << attempt.min(6)),
+        (_, Canary::Passed) => Duration::from_secs(30),
     }
 }
 
@@ -363,12 +571,30 @@ mod tests {
 
     #[test]
     fn an_unproven_canary_is_tried_again_soon_and_then_less_often() {
-        let unproven = Canary::Unproven(String::new());
+        let unproven = Trial::unproven("");
         assert_eq!(until_next(&unproven, 0), Duration::from_millis(100));
         assert_eq!(until_next(&unproven, 100), Duration::from_millis(6_400));
-        assert_eq!(
-            until_next(&Canary::Captured { port: 1 }, 9),
-            Duration::from_secs(2)
-        );
+        let captured = Trial {
+            canary: Canary::Captured { port: 1 },
+            ..unproven.clone()
+        };
+        assert_eq!(until_next(&captured, 9), Duration::from_secs(2));
+        let dear = Trial {
+            too_much: Some(Duration::from_millis(100)),
+            canary: Canary::Passed,
+            ..unproven
+        };
+        assert_eq!(until_next(&dear, 9), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn captured_in_one_family_is_captured_and_one_that_passes_will_do() {
+        let unproven = || Canary::Unproven("no listener".to_owned());
+        let captured = || Canary::Captured { port: 1 };
+        assert_eq!(both(Canary::Passed, unproven()), Canary::Passed);
+        assert_eq!(both(unproven(), Canary::Passed), Canary::Passed);
+        assert_eq!(both(Canary::Passed, captured()), captured());
+        assert_eq!(both(captured(), Canary::Passed), captured());
+        assert_eq!(both(unproven(), unproven()), unproven());
     }
 }

@@ -1,6 +1,7 @@
 //! Feeds the registry: from the source of pods, and from the tasks that follow each pod's namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +11,8 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
 use super::CHANNEL;
-use super::pod_task::{self, Event, News, Place};
+use super::pod_task::{self, Event, LO_DOWN, News, Place, Trial};
+use super::pod_work::PodPool;
 use super::unserved::Unserved;
 use crate::check::dial::Dial;
 use crate::handler::cost::{EXCLUDED_FOR, PodCost};
@@ -54,6 +56,7 @@ pub struct RegistryTask {
     shared: Arc<Mutex<Shared>>,
     metrics: Arc<Metrics>,
     locator: Arc<Locator>,
+    pool: Arc<PodPool>,
     followers: BTreeMap<String, Follower>,
     running: JoinSet<()>,
     generation: u64,
@@ -83,6 +86,7 @@ impl RegistryTask {
             shared,
             metrics,
             locator,
+            pool: PodPool::new(std::thread::available_parallelism().map_or(1, NonZero::get)),
             followers: BTreeMap::new(),
             running: JoinSet::new(),
             generation: 0,
@@ -183,6 +187,7 @@ impl RegistryTask {
                 pod,
                 self.generation,
                 Arc::clone(&self.locator),
+                Arc::clone(&self.pool),
                 events.clone(),
             ));
             let follower = Follower {
@@ -246,15 +251,18 @@ impl RegistryTask {
         };
         match news {
             News::Placed(place) => {
-                let obstacle = self.note_canary(&mut shared, &pod, place.canary.clone());
+                let lo_up = place.lo_up;
+                let obstacle = self.note_trial(&mut shared, &pod, lo_up, place.trial.clone());
                 let placement = placement(&shared, &pod, place);
                 shared.registry.place(&uid, Some(placement), obstacle);
-                if let Some(entry) = shared.registry.pods().get(&uid) {
+                if !lo_up {
+                    self.unserved.lost(&uid, LO_DOWN.to_owned(), Instant::now());
+                } else if let Some(entry) = shared.registry.pods().get(&uid) {
                     self.unserved.placed(entry, Instant::now());
                 }
             }
-            News::Canary(canary) => {
-                let obstacle = self.note_canary(&mut shared, &pod, canary);
+            News::Canary(trial) => {
+                let obstacle = self.note_trial(&mut shared, &pod, true, trial);
                 shared.registry.set_obstacle(&uid, obstacle);
             }
             News::Lost(why) => {
@@ -290,25 +298,38 @@ impl RegistryTask {
         }
     }
 
-    /// Keeps a canary's result; the obstacle that it is, if it is one.
-    fn note_canary(&self, shared: &mut Shared, pod: &Pod, canary: Canary) -> Option<Obstacle> {
+    /// Keeps a canary's result; what keeps the pod from being served, if anything does.
+    fn note_trial(
+        &self,
+        shared: &mut Shared,
+        pod: &Pod,
+        lo_up: bool,
+        trial: Trial,
+    ) -> Option<Obstacle> {
         let _ = shared
             .canaries
-            .insert(pod.id.uid.clone(), (canary.clone(), Instant::now()));
+            .insert(pod.id.uid.clone(), (trial.canary.clone(), Instant::now()));
         let before = shared
             .registry
             .pods()
             .get(&pod.id.uid)
             .and_then(|entry| entry.obstacle.clone());
-        let after = proven(before.as_ref(), canary);
+        let after = obstacle(before.as_ref(), lo_up, trial);
         match (&before, &after) {
-            (Some(Obstacle::Captured(_)), Some(_)) => {}
+            (Some(Obstacle::Captured(_)), Some(Obstacle::Captured(_)))
+            | (Some(Obstacle::Costly(_)), Some(Obstacle::Costly(_))) => {}
             (_, Some(Obstacle::Captured(why))) => {
                 let _ = self.metrics.canary_failures.inc();
                 tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "left alone: {why}");
             }
+            (_, Some(Obstacle::Costly(why))) => {
+                tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "left alone: {why}");
+            }
             (Some(Obstacle::Captured(_)), None) => {
                 tracing::info!(pod = %pod.id, "served again: the canary dial passes");
+            }
+            (Some(Obstacle::Costly(_)), None) => {
+                tracing::info!(pod = %pod.id, "served again: the canary dial costs little");
             }
             _ => {}
         }
@@ -347,9 +368,25 @@ impl RegistryTask {
 fn state(registry: &Registry<EndpointMap>, entry: &Entry) -> PodState {
     match (&entry.obstacle, &entry.placement) {
         (Some(Obstacle::Captured(_)), _) => PodState::Captured,
+        (Some(Obstacle::Costly(_)), _) => PodState::Costly,
+        (Some(Obstacle::LoDown(_)), _) => PodState::LoDown,
         (None, Some(_)) if !registry.contested(entry).is_empty() => PodState::Contested,
         (None, Some(_)) if !entry.addresses().is_empty() => PodState::Serving,
         _ => PodState::Pending,
+    }
+}
+
+/// What keeps a pod from being served after a look at it and a canary dial, given what did before.
+fn obstacle(before: Option<&Obstacle>, lo_up: bool, trial: Trial) -> Option<Obstacle> {
+    if !lo_up {
+        return Some(Obstacle::LoDown(LO_DOWN.to_owned()));
+    }
+    match trial.too_much {
+        Some(cost) => Some(Obstacle::Costly(format!(
+            "its own netfilter rules cost {} ms of processor time per connection",
+            cost.as_millis()
+        ))),
+        None => proven(before, trial.canary),
     }
 }
 
@@ -399,6 +436,8 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -411,6 +450,25 @@ mod tests {
         let twice = proven(once.as_ref(), unproven());
         assert_eq!(twice, captured);
         assert_eq!(proven(twice.as_ref(), Canary::Passed), None);
+    }
+
+    #[test]
+    fn a_pod_is_left_alone_while_a_dial_costs_too_much_or_lo_is_down() {
+        let trial = |too_much: Option<u64>| Trial {
+            canary: Canary::Passed,
+            cost: None,
+            too_much: too_much.map(Duration::from_millis),
+        };
+        let costly = obstacle(None, true, trial(Some(120)));
+        let Some(Obstacle::Costly(why)) = &costly else {
+            panic!("{costly:?}");
+        };
+        assert!(why.contains("120 ms"), "{why}");
+        let down = obstacle(costly.as_ref(), false, trial(Some(120)));
+        assert!(matches!(down, Some(Obstacle::LoDown(_))), "{down:?}");
+        for before in [costly, down] {
+            assert_eq!(obstacle(before.as_ref(), true, trial(None)), None);
+        }
     }
 
     #[test]

@@ -138,6 +138,10 @@ fn pods(shared: &Shared) -> Vec<PodStatus> {
                 addresses: entry.addresses().to_vec(),
                 contested: shared.registry.contested(entry),
                 netns: netns(entry),
+                obstacle: match &entry.obstacle {
+                    Some(Obstacle::Costly(why) | Obstacle::LoDown(why)) => Some(why.clone()),
+                    _ => None,
+                },
                 canary: canary(shared, &id.uid),
                 left_alone: understood
                     .get(id.uid.as_str())
@@ -156,9 +160,15 @@ fn netns(entry: &Entry) -> NetnsStatus {
             inode: placement.netns.inode,
             nsid: Some(placement.netns_id),
         },
-        (None, Some(Obstacle::NoNamespace(why) | Obstacle::Captured(why))) => {
-            NetnsStatus::Pending(why.clone())
-        }
+        (
+            None,
+            Some(
+                Obstacle::NoNamespace(why)
+                | Obstacle::Captured(why)
+                | Obstacle::Costly(why)
+                | Obstacle::LoDown(why),
+            ),
+        ) => NetnsStatus::Pending(why.clone()),
         (None, None) => NetnsStatus::Pending("not looked for yet".to_owned()),
     }
 }

@@ -1,4 +1,4 @@
-//! Learns of address changes in a pod's network namespace as they happen (rtnetlink(7)).
+//! Learns of changes of addresses and interfaces in a pod's network namespace as they happen (rtnetlink(7)).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,20 +11,20 @@ use tokio::io::unix::AsyncFd;
 
 use crate::kernel::netns::Netns;
 
-/// `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR` of include/uapi/linux/rtnetlink.h.
-const ADDRESS_GROUPS: u32 = 0x10 | 0x100;
+/// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR` of include/uapi/linux/rtnetlink.h.
+const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
 /// How many messages are read at once: whoever may configure the pod's network can send them faster than
 /// they are read, and the caller has more to do.
 const AT_ONCE: usize = 64;
 
-/// A subscription to one namespace's address changes. It keeps the namespace alive: drop it with the pod.
+/// A subscription to one namespace's changes of addresses and interfaces. It keeps the namespace alive: drop it with the pod.
 pub struct AddressWatch {
     socket: AsyncFd<OwnedFd>,
 }
 
 impl AddressWatch {
-    /// Subscribes. Changes from now on are seen, so read the addresses after this.
+    /// Subscribes. Changes from now on are seen, so read addresses and interfaces after this. Needs tokio's runtime.
     ///
     /// # Errors
     /// Those of `setns`, `socket` and `bind`.
@@ -37,7 +37,7 @@ impl AddressWatch {
                 SockProtocol::NetlinkRoute,
             )
         })??;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, ADDRESS_GROUPS))?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
         // SAFETY: an `OwnedFd` is always the same open descriptor until it is dropped.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
         Ok(Self { socket })
@@ -51,8 +51,8 @@ impl AddressWatch {
         loop {
             let mut ready = self.socket.readable().await?;
             let mut changed = false;
-            // What is told does not matter, nor that too much was told at once (ENOBUFS): the addresses
-            // are read anew.
+            // What is told does not matter, nor that too much was told at once (ENOBUFS): all is read
+            // anew.
             let mut scratch = [0_u8; 4096];
             for _ in 0..AT_ONCE {
                 match receive(ready.get_inner(), &mut scratch) {

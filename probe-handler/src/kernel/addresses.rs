@@ -3,6 +3,7 @@
 //! Never by a list of all interfaces, as getifaddrs(3) makes it: on a node with many pods that takes the
 //! kernel milliseconds, in which nobody else may change the network.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -19,22 +20,22 @@ use crate::kernel::netns::Netns;
 const ISTIOS: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 
 /// The addresses of the interfaces in `netns` that a probe could be sent to, sorted: neither loopback nor
-/// link-local.
+/// link-local. Of more than `most` the first ones, and no more of them are kept in memory.
 ///
 /// # Errors
 /// Those of `setns` and netlink.
-pub fn of_interfaces(netns: &Netns) -> io::Result<Vec<IpAddr>> {
-    let mut addresses = Vec::new();
+pub fn of_interfaces(netns: &Netns, most: usize) -> io::Result<Vec<IpAddr>> {
+    let mut addresses = BTreeSet::new();
     let all = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     Netlink::within(netns, NETLINK_ROUTE)?.dump(all, |message| {
         if let RouteNetlinkMessage::NewAddress(message) = message {
-            addresses.extend(own(&message));
+            addresses.extend(own(&message).filter(can_be_probed));
+            if addresses.len() > most {
+                let _last = addresses.pop_last();
+            }
         }
     })?;
-    addresses.retain(can_be_probed);
-    addresses.sort_unstable();
-    addresses.dedup();
-    Ok(addresses)
+    Ok(addresses.into_iter().collect())
 }
 
 /// The interface's own address: of a point-to-point interface the other one is its peer's.

@@ -1,14 +1,21 @@
-//! The canary dial: proof that our dials pass the mesh's rules in a pod.
+//! The canary dial: proof that our dials pass the mesh's rules in a pod, and what one costs.
 //!
 //! A dial to a port on which nothing in the pod listens must be refused. Accepted, it was captured by
 //! some rule, and so would be every check: it would tell the mesh's opinion, not the app's.
+//!
+//! The packets of a dial pass the pod's own netfilter rules within our system call. A pod may have so many of them that
+//! each dial takes the processor for as long as it likes.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::check::dial::{Dial, dial};
+use socket2::Socket;
+use tokio::net::TcpStream;
+
+use crate::check::dial::Dial;
+use crate::kernel::cputime::thread_cpu_time;
 use crate::kernel::netns::Netns;
 use crate::kernel::sockdiag::listening_ports;
 
@@ -32,49 +39,158 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// Above the default ephemeral range, so that a dial can't meet itself.
 const CANDIDATES: std::ops::RangeInclusive<u16> = 61_000..=65_535;
 
-/// Dials `address` from inside `netns` on a port without a listener. `mesh_port` is the port to which the
-/// mesh redirects inbound connections: as long as nothing listens there, a refusal proves nothing.
-pub async fn canary(
+/// The most processor time that a dial inside a pod may cost. The usual one, a mesh's rules included, takes 30 to 60 µs; a
+/// thousand iptables rules that do not match add about 50 µs.
+pub const BEARABLE: Duration = Duration::from_millis(20);
+
+/// What a canary dial takes, found without dialling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// To dial these, in order, until one is not accepted: an app may have begun to listen on the first since we looked,
+    /// two can't have.
+    Dial(Vec<SocketAddr>),
+    /// A dial would prove nothing; why.
+    Unproven(String),
+}
+
+/// Looks into `netns` for ports on which to dial `addresses`. `mesh_port` is the port to which the mesh redirects inbound
+/// connections to an address: as long as nothing listens there, a refusal proves nothing.
+pub fn plans(
     netns: &Netns,
-    dialer: &dyn Dial,
-    address: IpAddr,
-    mesh_port: Option<u16>,
-) -> Canary {
+    addresses: &[IpAddr],
+    mesh_port: impl Fn(IpAddr) -> Option<u16>,
+) -> Vec<Plan> {
+    if addresses.is_empty() {
+        return Vec::new();
+    }
     let listening = match listening_ports(netns) {
         Ok(listening) => listening,
-        Err(error) => return Canary::Unproven(format!("cannot list the pod's listeners: {error}")),
-    };
-    if let Some(port) = mesh_port.filter(|port| !listening.contains(port)) {
-        return Canary::Unproven(format!("the mesh does not listen on its port {port} yet"));
-    }
-    let mut result = Canary::Unproven("every candidate port has a listener".to_owned());
-    // An app may have begun to listen on the first port since we looked: two can't have.
-    for port in free_ports(&listening).take(2) {
-        result = dial_one(dialer, SocketAddr::new(address, port)).await;
-        if !matches!(result, Canary::Captured { .. }) {
-            return result;
+        Err(error) => {
+            let why = format!("cannot list the pod's listeners: {error}");
+            return vec![Plan::Unproven(why)];
         }
+    };
+    let plan = |address: &IpAddr| plan(*address, mesh_port(*address), &listening);
+    addresses.iter().map(plan).collect()
+}
+
+fn plan(address: IpAddr, mesh_port: Option<u16>, listening: &BTreeSet<u16>) -> Plan {
+    if let Some(port) = mesh_port.filter(|port| !listening.contains(port)) {
+        return Plan::Unproven(format!("the mesh does not listen on its port {port} yet"));
     }
-    result
+    let to = free_ports(listening).take(2);
+    let to: Vec<_> = to.map(|port| SocketAddr::new(address, port)).collect();
+    match to.is_empty() {
+        true => Plan::Unproven("every candidate port has a listener".to_owned()),
+        false => Plan::Dial(to),
+    }
 }
 
 fn free_ports(listening: &BTreeSet<u16>) -> impl Iterator<Item = u16> + '_ {
     CANDIDATES.rev().filter(|port| !listening.contains(port))
 }
 
-async fn dial_one(dialer: &dyn Dial, to: SocketAddr) -> Canary {
-    match tokio::time::timeout(TIMEOUT, dial(dialer, to)).await {
-        Ok(Ok(_)) => Canary::Captured { port: to.port() },
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Canary::Passed,
-        Ok(Err(error)) => Canary::Unproven(format!("dial to {to} inside the pod: {error}")),
-        Err(_) => Canary::Unproven(format!(
-            "dial to {to} inside the pod: no answer in {TIMEOUT:?}"
-        )),
+/// A dial that was begun, and has come to an end as a rule.
+pub struct Begun {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// The processor time that it cost.
+    pub cost: Duration,
+}
+
+/// What came of a dial's beginning.
+pub enum Outcome {
+    /// This is it.
+    Is(Canary),
+    /// Accepted, over this socket. To close it sends packets through the pod's rules.
+    Accepted(Socket),
+    /// There is no answer yet.
+    Waits(Socket),
+}
+
+/// Begins to dial `to`. The packets pass the pod's rules before this returns, and none of that can be interrupted.
+pub fn begin(dialer: &dyn Dial, to: SocketAddr) -> Begun {
+    let first = begin_once(dialer, to);
+    if first.cost <= BEARABLE {
+        return first;
+    }
+    // Packets of others may have come in meanwhile, and been counted for us: they seldom do so twice.
+    let second = begin_once(dialer, to);
+    Begun {
+        cost: first.cost.min(second.cost),
+        ..second
+    }
+}
+
+fn begin_once(dialer: &dyn Dial, to: SocketAddr) -> Begun {
+    let before = thread_cpu_time();
+    let outcome = connect(dialer, to).unwrap_or_else(|error| Outcome::Is(judge(to, &error)));
+    Begun {
+        outcome,
+        cost: thread_cpu_time().saturating_sub(before),
+    }
+}
+
+fn connect(dialer: &dyn Dial, to: SocketAddr) -> io::Result<Outcome> {
+    let socket = dialer.socket(to)?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    Ok(match socket.peer_addr() {
+        Ok(_) => Outcome::Accepted(socket),
+        Err(_) => Outcome::Waits(socket),
+    })
+}
+
+/// Waits for the answer to a dial that has none yet; gives the socket back, for closing it may cost.
+///
+/// # Errors
+/// What the dial proves, where it was not accepted.
+pub async fn answer(socket: Socket, to: SocketAddr) -> Result<Socket, Canary> {
+    let failed = |error: io::Error| judge(to, &error);
+    let stream = TcpStream::from_std(socket.into()).map_err(failed)?;
+    let answered = tokio::time::timeout(TIMEOUT, stream.writable());
+    answered
+        .await
+        .map_err(|_| {
+            Canary::Unproven(format!(
+                "dial to {to} inside the pod: no answer in {TIMEOUT:?}"
+            ))
+        })?
+        .map_err(failed)?;
+    match stream.take_error().map_err(failed)? {
+        Some(error) => Err(failed(error)),
+        None => Ok(stream.into_std().map_err(failed)?.into()),
+    }
+}
+
+/// What a dial to `to` proves that was accepted over `socket`.
+pub fn accepted(socket: &Socket, to: SocketAddr) -> Canary {
+    let own = socket.local_addr().ok();
+    // With nobody listening there, TCP connects a socket to itself if it was given that very port.
+    match own.and_then(|own| own.as_socket()) == Some(to) {
+        true => Canary::Passed,
+        false => Canary::Captured { port: to.port() },
+    }
+}
+
+fn judge(to: SocketAddr, error: &io::Error) -> Canary {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Canary::Passed,
+        _ => Canary::Unproven(format!("dial to {to} inside the pod: {error}")),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
+    use socket2::{Domain, Type};
+
     use super::*;
 
     #[test]
@@ -85,5 +201,45 @@ mod tests {
             [65_534, 65_532, 65_531]
         );
         assert_eq!(free_ports(&(0..=u16::MAX).collect()).count(), 0);
+    }
+
+    #[test]
+    fn a_dial_is_planned_once_the_mesh_listens() {
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let to = |port| SocketAddr::new(address, port);
+        let listening = BTreeSet::from([15_006, 65_535]);
+        let dial = Plan::Dial(vec![to(65_534), to(65_533)]);
+        assert_eq!(plan(address, Some(15_006), &listening), dial);
+        assert_eq!(plan(address, None, &listening), dial);
+        assert!(matches!(
+            plan(address, Some(4143), &listening),
+            Plan::Unproven(_)
+        ));
+        let all = (0..=u16::MAX).collect();
+        assert!(matches!(plan(address, None, &all), Plan::Unproven(_)));
+    }
+
+    /// Dials from wherever the kernel likes.
+    struct Plain;
+
+    impl Dial for Plain {
+        fn socket(&self, _to: SocketAddr) -> io::Result<Socket> {
+            Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)
+        }
+    }
+
+    #[test]
+    fn a_dial_within_one_machine_is_over_when_it_was_begun() {
+        // On an address of its own: no other test takes the port.
+        let listener = TcpListener::bind("127.0.0.3:0").expect("bind");
+        let to = listener.local_addr().expect("address");
+        let Outcome::Accepted(socket) = begin(&Plain, to).outcome else {
+            panic!("not accepted");
+        };
+        assert_eq!(accepted(&socket, to), Canary::Captured { port: to.port() });
+        drop((socket, listener));
+        let refused = begin(&Plain, to);
+        assert!(matches!(refused.outcome, Outcome::Is(Canary::Passed)));
+        assert!(refused.cost < BEARABLE, "{:?}", refused.cost);
     }
 }

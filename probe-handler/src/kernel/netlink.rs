@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroI32;
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
@@ -14,6 +15,9 @@ use crate::kernel::netns::Netns;
 
 /// The kernel's own port. Any other is a process's, as one in a pod that may configure its network.
 const KERNEL: u32 = 0;
+
+/// How long a dump may take: who makes more of what is dumped while it is can go on for ever.
+const DUMP: Duration = Duration::from_secs(1);
 
 /// A socket of one protocol in one network namespace.
 pub struct Netlink {
@@ -59,13 +63,17 @@ impl Netlink {
     /// Sends `request` for all there is, and hands each to `each`. One that can't be read is passed over.
     ///
     /// # Errors
-    /// Those of the kernel.
+    /// Those of the kernel; `TimedOut` for what has no end within a second.
     pub fn dump<M>(&self, request: M, mut each: impl FnMut(M)) -> io::Result<()>
     where
         M: NetlinkSerializable + NetlinkDeserializable,
     {
         self.send(request, NLM_F_DUMP)?;
+        let begun = Instant::now();
         loop {
+            if begun.elapsed() > DUMP {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             let datagram = self.receive()?;
             let mut rest = &datagram[..];
             while !rest.is_empty() {

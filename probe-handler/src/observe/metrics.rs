@@ -92,6 +92,10 @@ pub enum PodState {
     Serving,
     /// Its canary failed: left alone until one passes.
     Captured,
+    /// To dial inside it costs too much: left alone until it no longer does.
+    Costly,
+    /// Its loopback interface is down: left alone until it is up.
+    LoDown,
     /// Another pod has an address of it too: both are left alone there.
     Contested,
 }
@@ -103,6 +107,8 @@ impl PodState {
             Self::Pending => "pending",
             Self::Serving => "serving",
             Self::Captured => "captured",
+            Self::Costly => "costly",
+            Self::LoDown => "lo_down",
             Self::Contested => "contested",
         }
     }

@@ -122,6 +122,9 @@ pub struct PodStatus {
     pub contested: Vec<IpAddr>,
     /// Its network namespace.
     pub netns: NetnsStatus,
+    /// Why it is left alone, other than by its canary, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obstacle: Option<String>,
     /// Whether the in-pod dial was seen to pass the mesh's rules.
     pub canary: CanaryStatus,
     /// Probes that are none of our business.
@@ -243,6 +246,7 @@ impl PodStatus {
     pub fn trouble(&self) -> Option<String> {
         match (&self.netns, self.canary.state) {
             (NetnsStatus::Pending(why), _) => Some(format!("no network namespace yet: {why}")),
+            _ if self.obstacle.is_some() => self.obstacle.clone(),
             (_, CanaryState::Failed) => Some(format!("canary failed: {}", self.canary.detail)),
             _ if self.addresses.is_empty() => Some(
                 "no address: its network namespace has none, or none of those in its status"

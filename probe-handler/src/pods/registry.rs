@@ -50,6 +50,10 @@ pub enum Obstacle {
     NoNamespace(String),
     /// Its canary dial was captured by the mesh's rules; details.
     Captured(String),
+    /// To dial inside it costs too much; details.
+    Costly(String),
+    /// Its loopback interface, over which dials inside it go, is down; details.
+    LoDown(String),
 }
 
 /// A pod that should be served.

@@ -47,6 +47,7 @@ fn pod(name: &str) -> PodStatus {
             inode: 4026532001,
             nsid: Some(3),
         },
+        obstacle: None,
         canary: CanaryStatus {
             state: CanaryState::Passed,
             detail: String::new(),
