@@ -19,6 +19,7 @@ mod kernel;
 mod kubelet_restart;
 mod life;
 mod locate;
+mod neighbours;
 pub(crate) mod node;
 mod ports;
 mod privileges;
@@ -74,6 +75,7 @@ const GROUPS: &[Group] = &[
     ("privileges", privileges::run),
     ("sandbox", sandbox::run),
     ("hostile", hostile::run),
+    ("neighbours", neighbours::run),
     ("source", source::run),
     ("command-line", command_line::run),
     ("admin", admin::run),

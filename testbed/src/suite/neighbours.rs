@@ -1,0 +1,340 @@
+//! What one pod does in its own network namespace delays neither its neighbours nor the daemon.
+//!
+//! Each attack is bounded in number and ends with its case.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use probe_handler::kernel::cputime::thread_cpu_time;
+
+use super::cases::Cases;
+use super::env::Env;
+use super::usual::{self, HTTP, Probing};
+use crate::app::AppSpec;
+use crate::bpf::Map;
+use crate::kubelet::Probe;
+use crate::netns::NetNs;
+use crate::pod::{Pod, PodSpec};
+use crate::{command, pace, wait};
+
+const SOON: Duration = Duration::from_secs(10);
+/// How soon a new pod is served beside any of this. Without an attack it takes 25 ms; it took more than 600 when looks and dials were
+/// made by the daemon's main thread.
+const SERVED: Duration = Duration::from_millis(300);
+/// How many new pods there are, of which one in the middle is judged.
+const NEW: usize = 5;
+/// What a dial in the costly pod takes of the processor.
+const COST: Duration = Duration::from_millis(100);
+/// Rules in a chain, and how often a second chain goes through it.
+const RULES: usize = 500;
+const ROUNDS: usize = 100;
+/// The most that the second chain is gone through for each packet.
+const JUMPS: usize = 4_000;
+/// How many addresses and listeners the restless pod has; fewer where a process may have fewer descriptors.
+const ADDRESSES: usize = 1_000;
+const LISTENERS: usize = 18_000;
+const FIRST_LISTENER: u16 = 40_000;
+/// How often addresses come and go at most, and how many at a time.
+const FLAPS: usize = 2_000;
+const AT_ONCE: usize = 20;
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let env = Env::start(cases, &["--scope", "all"])?;
+    cases.case("lo-down", || lo_down(&env));
+    cases.case("rules-that-cost", || rules_that_cost(&env));
+    cases.case("addresses-and-listeners-that-flap", || flapping(&env));
+    Ok(())
+}
+
+/// A pod of no mesh, which answers 200 on `/healthy`.
+fn plain(name: &str) -> PodSpec {
+    PodSpec::new(name)
+        .app(AppSpec::new().http(HTTP))
+        .container(usual::container(
+            "web",
+            usual::http(HTTP, "/healthy"),
+            usual::http(HTTP, "/failing"),
+        ))
+}
+
+fn obstacle(env: &Env, pod: &Pod) -> Option<String> {
+    let status = env.daemon.pod_status(pod.name()).ok()??;
+    Some(status["obstacle"].as_str()?.to_owned())
+}
+
+fn pods_in_state(env: &Env, state: &str) -> Result<f64> {
+    let metrics = env.daemon.metrics()?;
+    Ok(metrics.sum("probe_handler_pods", &[("state", state)]))
+}
+
+/// A dial inside the pod goes over lo, the kubelet's connection does not: what passes without us passes with us.
+fn lo_down(env: &Env) -> Result<()> {
+    let pod = env.pod(plain("no-loopback"))?;
+    let probe = |path: &str| Probe::http(pod.ns.ipv4(), HTTP, path).timeout(Duration::from_secs(2));
+    let served = |path: &str| -> Result<bool> {
+        let before = env.daemon.counter("redirected")?;
+        let result = env.kubelet.probe(&probe(path))?;
+        let expected = if path == "/healthy" { 200 } else { 503 };
+        ensure!(result.status == Some(expected), "{path}: {result:?}");
+        Ok(env.daemon.counter("redirected")? > before)
+    };
+    ensure!(served("/healthy")?, "the pod is not served to begin with");
+    pod.ns.ip("link set lo down\n")?;
+    let why = wait::until("the pod to be left alone", SOON, || obstacle(env, &pod))?;
+    ensure!(why.contains("lo"), "it does not say why: {why}");
+    for path in ["/healthy", "/failing"] {
+        ensure!(!served(path)?, "{path} went through the handler");
+    }
+    ensure!(
+        pods_in_state(env, "lo_down")? > 0.5,
+        "metrics do not say so"
+    );
+    let table = env.daemon.status_command(&[])?;
+    ensure!(
+        table.contains("no-loopback is not served: its loopback interface"),
+        "status does not say so:\n{table}"
+    );
+    pod.ns.ip("link set lo up\n")?;
+    wait::until("the pod to be served again", SOON, || {
+        obstacle(env, &pod).is_none().then_some(())
+    })?;
+    for path in ["/healthy", "/failing"] {
+        ensure!(served(path)?, "{path} did not go through the handler");
+    }
+
+    // One whose lo was never up.
+    let unfinished = plain("never-loopback").start(&env.run)?;
+    unfinished.ns.ip("link set lo down\n")?;
+    let mut unfinished = unfinished;
+    unfinished.publish(env.daemon.pods())?;
+    wait::until("the pod to be left alone", SOON, || {
+        obstacle(env, &unfinished)
+    })?;
+    let _passed = env.passes(&Probe::http(unfinished.ns.ipv4(), HTTP, "/healthy"))?;
+    Ok(())
+}
+
+/// Each dial inside the pod walks through millions of its rules, and its addresses change all the time so that it is
+/// dialled again and again.
+fn rules_that_cost(env: &Env) -> Result<()> {
+    let victim = env.pod(usual::pod("victim-of-rules"))?;
+    let mut pod = plain("costly").start(&env.run)?;
+    let cost = make_costly(&pod.ns)?;
+    println!("     a dial in the pod costs {cost:?} of processor time");
+    pod.publish(env.daemon.pods())?;
+    let flaps = Flaps::start(&pod.ns, 1);
+    let begun = Instant::now();
+    let beside = beside(env, &victim, "rules");
+    let why = wait::until("the costly pod to be left alone", SOON, || {
+        obstacle(env, &pod)
+    })?;
+    println!("     left alone after {:?} at most: {why}", begun.elapsed());
+    ensure!(
+        why.contains("netfilter rules cost") && pods_in_state(env, "costly")? > 0.5,
+        "it does not say why: {why}"
+    );
+    println!("     {} changes of its addresses meanwhile", flaps.stop()?);
+    beside?;
+    let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy").timeout(Duration::from_secs(5));
+    let redirected = env.daemon.counter("redirected")?;
+    let _passed = env.passes(&probe)?;
+    ensure!(
+        env.daemon.counter("redirected")? == redirected,
+        "its probe went through the handler"
+    );
+    let _log = env
+        .daemon
+        .wait_logged(&["costly", "left alone: its own netfilter rules cost"])?;
+
+    // Two dials in a row that cost little, and it is served again.
+    pod.ns
+        .run(|| command::run("nft", &["delete", "table", "inet", "costly"], "").map(drop))?;
+    let begun = Instant::now();
+    wait::until("the pod to be served again", 2 * SOON, || {
+        obstacle(env, &pod).is_none().then_some(())
+    })?;
+    println!("     served again {:?} later", begun.elapsed());
+    env.daemon.wait_served(&pod)
+}
+
+/// Gives the namespace rules that make each connection over lo cost [`COST`]; tells what it costs.
+fn make_costly(ns: &NetNs) -> Result<Duration> {
+    let mut jumps = 10;
+    loop {
+        load(ns, jumps)?;
+        let cost = dial(ns)?;
+        if cost >= COST {
+            return Ok(cost);
+        }
+        ensure!(jumps < JUMPS, "{jumps} jumps cost no more than {cost:?}");
+        let times = COST.as_nanos() / cost.as_nanos().max(1) + 2;
+        jumps = (jumps * usize::try_from(times)?).min(JUMPS);
+    }
+}
+
+fn load(ns: &NetNs, jumps: usize) -> Result<()> {
+    let leaf = "meta mark 0x5eed drop\n".repeat(RULES);
+    let twig = "jump leaf\n".repeat(ROUNDS);
+    let all = "oifname \"lo\" tcp flags & (syn | ack) == syn jump twig\n".repeat(jumps);
+    let rules = format!(
+        "table inet costly\ndelete table inet costly\ntable inet costly {{\nchain leaf {{\n{leaf}}}\nchain twig {{\n{twig}}}\n\
+         chain out {{\ntype filter hook output priority 0\n{all}}}\n}}\n"
+    );
+    ns.run(|| command::run("nft", &["-f", "-"], &rules).map(drop))
+}
+
+/// What a dial inside the namespace costs, the least of three.
+fn dial(ns: &NetNs) -> Result<Duration> {
+    let to = SocketAddr::new(ns.ipv4().into(), 65_000);
+    let mut costs = Vec::new();
+    for _ in 0..3 {
+        costs.push(ns.run(|| {
+            let before = thread_cpu_time();
+            let refused = TcpStream::connect(to).is_err();
+            ensure!(refused, "something listens on {to}");
+            Ok(thread_cpu_time() - before)
+        })?);
+    }
+    costs.into_iter().min().context("no dial")
+}
+
+/// A thousand addresses, some of which come and go, and thousands of listeners.
+fn flapping(env: &Env) -> Result<()> {
+    let victim = env.pod(usual::pod("victim-of-flaps"))?;
+    let mut pod = plain("restless").start(&env.run)?;
+    let add = |index: usize| format!("address add {}/32 dev eth0\n", address(index));
+    pod.ns.ip(&(0..ADDRESSES).map(add).collect::<String>())?;
+    let listeners = listen(&pod.ns)?;
+    println!("     {ADDRESSES} addresses, {} listeners", listeners.len());
+    pod.publish(env.daemon.pods())?;
+    let flaps = Flaps::start(&pod.ns, AT_ONCE);
+    let beside = beside(env, &victim, "flaps");
+    println!("     {} changes of its addresses meanwhile", flaps.stop()?);
+    drop(listeners);
+    beside
+}
+
+fn address(index: usize) -> IpAddr {
+    // The block for benchmarks (RFC 2544).
+    let base = u32::from(Ipv4Addr::new(198, 18, 0, 1));
+    Ipv4Addr::from(base + u32::try_from(index).unwrap_or(u32::MAX - base)).into()
+}
+
+fn listen(ns: &NetNs) -> Result<Vec<TcpListener>> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let count = LISTENERS.min(usize::try_from(most)?.saturating_sub(1_000));
+    ns.run(|| {
+        let ports = FIRST_LISTENER..=u16::MAX;
+        let listeners = ports
+            .take(count)
+            .map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
+        Ok(listeners.collect::<Result<_, _>>()?)
+    })
+}
+
+/// New pods are served soon, and the probes of one that is there are all right.
+fn beside(env: &Env, victim: &Pod, name: &str) -> Result<()> {
+    let probes = usual::all(victim.ns.ipv4().into());
+    let probing = Probing::start(
+        &env.kubelet,
+        probes.iter().map(|case| case.probe.clone()).collect(),
+    );
+    let map = Map::held_by(env.daemon.pid(), "ENDPOINTS")?;
+    let mut times = Vec::new();
+    for index in 0..NEW {
+        let mut pod = usual::pod(&format!("new{index}-{name}")).start(&env.run)?;
+        let begun = Instant::now();
+        pod.publish(env.daemon.pods())?;
+        let address = SocketAddr::new(pod.ns.ipv4().into(), HTTP);
+        wait::until("a new pod to be served", 3 * SOON, || {
+            map.has(address).ok()?.then_some(())
+        })?;
+        times.push(begun.elapsed());
+        let result = env.passes(&Probe::http(pod.ns.ipv4(), HTTP, "/healthy"))?;
+        ensure!(result.status == Some(200), "{result:?}");
+    }
+    let made = probing.stop()?;
+    times.sort_unstable();
+    println!(
+        "     new pods were served after {times:?}; {} probes of a neighbour, p50 {:?}, p99 {:?}",
+        made.len(),
+        usual::percentile(&made, 50),
+        usual::percentile(&made, 99)
+    );
+    for made in &made {
+        let case = probes.iter().find(|case| case.probe == made.probe);
+        ensure!(
+            case.is_some_and(|case| case.is_true(&made.result)),
+            "a neighbour's probe is wrong: {made:?}"
+        );
+    }
+    let middle = times[times.len() / 2];
+    ensure!(
+        middle < pace::stretch(SERVED),
+        "new pods were served after {times:?}"
+    );
+    Ok(())
+}
+
+/// Addresses of a pod that come and go until this is dropped.
+struct Flaps {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<usize>>>,
+}
+
+impl Flaps {
+    fn start(ns: &NetNs, at_once: usize) -> Self {
+        let lines = |what: &str| -> String {
+            let line = |index| {
+                format!(
+                    "address {what} {}/32 dev eth0\n",
+                    address(ADDRESSES + index)
+                )
+            };
+            (0..at_once).map(line).collect()
+        };
+        let lines = [lines("add"), lines("del")];
+        let name = ns.name().to_owned();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut flaps = 0;
+            while flaps < FLAPS && !stopped.load(Ordering::Relaxed) {
+                let lines = &lines[flaps % 2];
+                let _done = command::run("ip", &["-netns", &name, "-batch", "-"], lines)?;
+                flaps += 1;
+            }
+            Ok(flaps)
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Ends them; tells how many there were.
+    fn stop(mut self) -> Result<usize> {
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.take() {
+            Some(thread) => thread
+                .join()
+                .map_err(|_| anyhow!("the attacker panicked"))?,
+            None => bail!("ended before"),
+        }
+    }
+}
+
+impl Drop for Flaps {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
