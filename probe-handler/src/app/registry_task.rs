@@ -15,7 +15,7 @@ use super::pod_task::{self, Event, LO_DOWN, News, Place, Trial};
 use super::pod_work::PodPool;
 use super::unserved::Unserved;
 use crate::check::dial::Dial;
-use crate::handler::cost::{EXCLUDED_FOR, PodCost};
+use crate::handler::cost::{EXCLUDED_FOR, Lane, PodCost};
 use crate::kernel::canary::Canary;
 use crate::kernel::dial::PodDialer;
 use crate::kernel::locate::Locator;
@@ -26,6 +26,9 @@ use crate::pods::model::{Pod, PodId};
 use crate::pods::registry::{Entry, Obstacle, Placement, Registry};
 use crate::pods::source::SourceEvent;
 use crate::pods::understand::Understood;
+
+/// Why a pod is left alone whose checks take more than their share.
+const CHECKS_COST_TOO_MUCH: &str = "its checks cost more than 250 ms of processor time a second";
 
 /// What `status` needs to see of pods.
 pub struct Shared {
@@ -278,9 +281,16 @@ impl RegistryTask {
         self.looked_at(Some(&uid));
     }
 
-    /// Leaves a pod alone whose checks cost too much.
+    /// Leaves a pod alone whose checks cost too much: until a canary dial after [`EXCLUDED_FOR`].
     fn exclude(&self, pod: &PodId) {
-        tracing::warn!(%pod, "left alone for {EXCLUDED_FOR:?}: its checks cost too much processor time");
+        let why = CHECKS_COST_TOO_MUCH.to_owned();
+        tracing::warn!(%pod, "left alone for {EXCLUDED_FOR:?}: {why}");
+        let mut shared = self.shared.lock();
+        let known = shared.registry.pods().get(&pod.uid);
+        if known.is_some_and(|entry| entry.obstacle.is_none()) {
+            let obstacle = Some(Obstacle::Costly(why));
+            shared.registry.set_obstacle(&pod.uid, obstacle);
+        }
     }
 
     /// Says which pods are still not served, and why.
@@ -309,12 +319,15 @@ impl RegistryTask {
         let _ = shared
             .canaries
             .insert(pod.id.uid.clone(), (trial.canary.clone(), Instant::now()));
-        let before = shared
-            .registry
-            .pods()
-            .get(&pod.id.uid)
-            .and_then(|entry| entry.obstacle.clone());
-        let after = obstacle(before.as_ref(), lo_up, trial);
+        let entry = shared.registry.pods().get(&pod.id.uid);
+        let before = entry.and_then(|entry| entry.obstacle.clone());
+        let excluded = entry
+            .and_then(|entry| entry.placement.as_ref())
+            .is_some_and(|placement| placement.cost.lane(Instant::now()) == Lane::Excluded);
+        let after = match obstacle(before.as_ref(), lo_up, trial) {
+            None if excluded => Some(Obstacle::Costly(CHECKS_COST_TOO_MUCH.to_owned())),
+            after => after,
+        };
         match (&before, &after) {
             (Some(Obstacle::Captured(_)), Some(Obstacle::Captured(_)))
             | (Some(Obstacle::Costly(_)), Some(Obstacle::Costly(_))) => {}
@@ -329,7 +342,7 @@ impl RegistryTask {
                 tracing::info!(pod = %pod.id, "served again: the canary dial passes");
             }
             (Some(Obstacle::Costly(_)), None) => {
-                tracing::info!(pod = %pod.id, "served again: the canary dial costs little");
+                tracing::info!(pod = %pod.id, "served again: its dials and checks cost little");
             }
             _ => {}
         }
