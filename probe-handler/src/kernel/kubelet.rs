@@ -1,5 +1,7 @@
 //! Finding the kubelet and its cgroup, and noticing when either changes.
 
+mod candidate;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,7 @@ use nix::unistd::Pid;
 use crate::kernel::cgroup;
 use crate::kernel::locate::names_a_pod;
 use crate::kernel::netns::NetnsId;
+use candidate::{Candidate, Executable, likeliest};
 
 /// The kubelet can't be found, or must not be attached to where it is.
 #[derive(Debug, thiserror::Error)]
@@ -27,15 +30,6 @@ pub enum Error {
     NotFound {
         /// The names looked for.
         names: Vec<String>,
-    },
-    /// Several processes of that name, in different cgroups.
-    #[error(
-        "several kubelets run here (processes {}): choose one with --kubelet-cgroup",
-        pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-    )]
-    Ambiguous {
-        /// The processes found.
-        pids: Vec<u32>,
     },
     /// The cgroup given on the command line is not there.
     #[error("the cgroup {} does not exist (yet)", path.display())]
@@ -146,6 +140,10 @@ pub struct Finder {
     named: bool,
     /// The cgroup of the first kubelet found by its name: a restarted one comes back there.
     home: Option<PathBuf>,
+    /// Whether a process that is clearly likelier the kubelet may turn up.
+    in_doubt: bool,
+    /// The process last said to be chosen from several.
+    said: Option<u32>,
     looks: u32,
 }
 
@@ -154,6 +152,9 @@ pub struct Finder {
 const YOUNG: u32 = 500;
 /// and after that, for its name is a file to be read, in one of this many.
 const SELDOM: u32 = 25;
+/// In one of how many looks all processes are looked at while another one may be likelier the kubelet: it costs
+/// milliseconds on a node with a thousand.
+const IN_DOUBT: u32 = 50;
 
 impl Finder {
     /// Prepares the search.
@@ -168,6 +169,8 @@ impl Finder {
             searches: 0,
             named: false,
             home: None,
+            in_doubt: false,
+            said: None,
             looks: 0,
         })
     }
@@ -190,20 +193,7 @@ impl Finder {
         let (pid, cgroup) = match self.search.cgroup.clone() {
             Some(cgroup) => (self.named_in(&cgroup, alive)?, cgroup),
             None => {
-                let away = last.is_some_and(|last| self.home.as_ref() != Some(&last.cgroup));
-                self.looks = self.looks.wrapping_add(1);
-                let pid = match alive {
-                    Some(pid) if !away || !self.looks.is_multiple_of(SELDOM) => pid,
-                    // While it is restarted, another process of its name may be the only one.
-                    alive => match self.at_home().or(alive) {
-                        Some(pid) => pid,
-                        None => {
-                            let pid = self.find_process()?;
-                            self.share_names_with(pid)?;
-                            pid
-                        }
-                    },
-                };
+                let pid = self.by_name(last, alive)?;
                 let cgroup = self.cgroup_of(pid)?;
                 if let Some(home) = &self.home
                     && alive != Some(pid)
@@ -287,13 +277,64 @@ impl Finder {
         Ok(oldest)
     }
 
+    /// The kubelet by its process's name: `alive`, unless there is a better one.
+    fn by_name(&mut self, last: Option<&Kubelet>, alive: Option<u32>) -> Result<u32, Error> {
+        self.looks = self.looks.wrapping_add(1);
+        let Some(alive) = alive else {
+            // While it is restarted, another process of its name may be the only one.
+            return match self.at_home() {
+                Some(pid) => Ok(pid),
+                None => self.find_process(),
+            };
+        };
+        let away = last.is_some_and(|last| self.home.as_ref() != Some(&last.cgroup));
+        if away
+            && self.looks.is_multiple_of(SELDOM)
+            && let Some(pid) = self.at_home()
+        {
+            return Ok(pid);
+        }
+        if self.in_doubt && self.looks.is_multiple_of(IN_DOUBT) {
+            return Ok(self.likelier_than(alive)?.unwrap_or(alive));
+        }
+        Ok(alive)
+    }
+
     /// The kubelet in the cgroup in which the first one was.
-    fn at_home(&self) -> Option<u32> {
+    fn at_home(&mut self) -> Option<u32> {
         let mut processes = cgroup::processes(self.home.as_ref()?).ok()?;
         processes.retain(|pid| {
             comm(*pid).is_some_and(|comm| self.is_kubelet(&comm)) && is_our_users(*pid)
         });
         self.choose(processes).ok()
+    }
+
+    /// Another process that is clearly likelier the kubelet than `taken`; its cgroup is where the kubelet is looked
+    /// for from now on.
+    fn likelier_than(&mut self, taken: u32) -> Result<Option<u32>, Error> {
+        let found = self.all_named();
+        let candidates = self.candidates(found)?;
+        let Some(taken) = candidates.iter().find(|candidate| candidate.pid == taken) else {
+            return Ok(None);
+        };
+        let Some((best, _)) = likeliest(&candidates) else {
+            return Ok(None);
+        };
+        if !best.is_clearly_likelier_than(taken) {
+            return Ok(None);
+        }
+        tracing::warn!(
+            pid = best.pid,
+            cgroup = %best.cgroup.display(),
+            before = taken.pid,
+            "another process is likelier the kubelet than the one taken for it so far: it is taken now; \
+             --kubelet-cgroup decides"
+        );
+        self.in_doubt = !best.is_beyond_doubt();
+        let best = best.pid;
+        self.share_names_with(best)?;
+        self.home = Some(self.cgroup_of(best)?);
+        Ok(Some(best))
     }
 
     fn not_found(&self) -> Error {
@@ -340,7 +381,7 @@ impl Finder {
         for pid in processes() {
             let times = self.seen.get(&pid).copied().unwrap_or_default();
             let look = thorough || times < YOUNG;
-            // A name is anyone's to take, root is not.
+            // A name is anyone's to take, root's user ids are not.
             if look && comm(pid).is_some_and(|comm| self.is_kubelet(&comm)) && is_our_users(pid) {
                 found.push(pid);
             } else {
@@ -348,40 +389,93 @@ impl Finder {
             }
         }
         self.seen = seen;
-        self.choose(found)
+        let pid = self.choose(found)?;
+        self.share_names_with(pid)?;
+        Ok(pid)
     }
 
-    /// Of several processes of a kubelet's name, those in our own network namespace count, and none in a
-    /// pod's cgroup (but on a node that is itself a pod, where all are). When they are all in one cgroup, the
-    /// oldest is it (others are its children, about to become something else).
-    fn choose(&self, found: Vec<u32>) -> Result<u32, Error> {
-        let found = oldest_first(found);
+    /// All processes that pass for the kubelet by name and user.
+    fn all_named(&self) -> Vec<u32> {
+        let named = |pid: &u32| comm(*pid).is_some_and(|comm| self.is_kubelet(&comm));
+        processes()
+            .filter(|pid| named(pid) && is_our_users(*pid))
+            .collect()
+    }
+
+    /// The likeliest of several processes of a kubelet's name. Where they are in different cgroups, the log says so
+    /// once.
+    fn choose(&mut self, found: Vec<u32>) -> Result<u32, Error> {
+        let candidates = self.candidates(found)?;
+        let (best, reason) = likeliest(&candidates).ok_or_else(|| self.not_found())?;
+        if let Some(reason) = reason
+            && self.said != Some(best.pid)
+        {
+            let pids: Vec<u32> = candidates.iter().map(|candidate| candidate.pid).collect();
+            tracing::warn!(
+                ?pids,
+                chosen = best.pid,
+                cgroup = %best.cgroup.display(),
+                why = reason.text(),
+                "several processes pass for the kubelet, in different cgroups: one is taken for it; \
+                 --kubelet-cgroup decides"
+            );
+            self.said = Some(best.pid);
+        }
+        self.in_doubt = !best.is_beyond_doubt();
+        Ok(best.pid)
+    }
+
+    /// Of processes of a kubelet's name, those in our own network namespace count, and none in a pod's cgroup (but on
+    /// a node that is itself a pod, where all are).
+    fn candidates(&mut self, found: Vec<u32>) -> Result<Vec<Candidate>, Error> {
+        let mut found = oldest_first(found);
+        if !is_in_pod(INIT) {
+            found.retain(|pid| !is_in_pod(*pid));
+        }
         let ours = NetnsId::at(Path::new("/proc/self/ns/net")).ok();
         let theirs = |pid: u32| NetnsId::at(Path::new(&format!("/proc/{pid}/ns/net"))).ok();
-        let mut here: Vec<u32> = found
-            .iter()
-            .copied()
-            .filter(|pid| theirs(*pid) == ours)
-            .collect();
-        let elsewhere = here.is_empty();
-        if !is_in_pod(INIT) {
-            here.retain(|pid| !is_in_pod(*pid));
+        let elsewhere = found.first().copied();
+        found.retain(|pid| theirs(*pid) == ours);
+        match (found.as_slice(), elsewhere) {
+            ([], Some(pid)) => return Err(Error::OtherNetwork { pid }),
+            ([], None) => return Err(self.not_found()),
+            ([_], _) => {}
+            // Their cgroups are compared.
+            ([first, ..], _) => self.share_names_with(*first)?,
         }
-        match (here.as_slice(), found.first()) {
-            ([], Some(pid)) if elsewhere => Err(Error::OtherNetwork { pid: *pid }),
-            ([], _) => Err(self.not_found()),
-            ([first, rest @ ..], _) => {
-                let cgroup = self.cgroup_of(*first)?;
-                let elsewhere = rest.iter().any(|pid| {
-                    cgroup::of_process(*pid, &self.mount_point).is_ok_and(|other| other != cgroup)
-                });
-                if elsewhere {
-                    Err(Error::Ambiguous { pids: here })
-                } else {
-                    Ok(*first)
-                }
+        let mut candidates = Vec::new();
+        let mut trouble = None;
+        for pid in found {
+            match self.candidate(pid) {
+                Ok(candidate) => candidates.extend(candidate),
+                Err(error) => trouble = Some(error),
             }
         }
+        match trouble {
+            Some(error) if candidates.is_empty() => Err(error),
+            _ => Ok(candidates),
+        }
+    }
+
+    /// What is known of process `pid`; none where it can't be the kubelet.
+    fn candidate(&self, pid: u32) -> Result<Option<Candidate>, Error> {
+        let executable = Executable::of(pid, &self.search.names);
+        // Where every process of the cgroup counts as the kubelet, a user's own must not become it by a set-uid
+        // program.
+        if executable == Executable::SetId && !initial_pid_namespace() {
+            return Ok(None);
+        }
+        let cgroup = self.cgroup_of(pid)?;
+        let started = start_time(pid).ok_or_else(|| self.not_found())?;
+        let processes = cgroup::processes(&cgroup).unwrap_or_default();
+        Ok(Some(Candidate {
+            pid,
+            started,
+            in_root: cgroup::identity(&cgroup).is_ok_and(|id| id == cgroup::ROOT),
+            beside: processes.iter().filter(|other| **other != pid).count(),
+            cgroup,
+            executable,
+        }))
     }
 }
 
@@ -423,15 +517,21 @@ fn comm(pid: u32) -> Option<String> {
     Some(comm.trim_end_matches('\n').to_owned())
 }
 
-/// Whether the process acts for the user that we act for. The owner of /proc/PID says less: it is root
-/// where a process lets nobody trace it.
+/// Whether the process is wholly of the user that we act for. The owner of /proc/PID says less: it is root where a
+/// process lets nobody trace it.
 fn is_our_users(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Uid:"))
-        .and_then(|ids| ids.split_whitespace().nth(1));
-    effective.and_then(|uid| uid.parse().ok()) == Some(nix::unistd::geteuid().as_raw())
+    all_uids_are(nix::unistd::geteuid().as_raw(), &status)
+}
+
+/// Whether the real, effective, saved and file system uid in the text of a status file all are `uid`. Who executes a
+/// set-uid program of root's gets all of root's but the real uid, which remains the caller's: to change it takes
+/// CAP_SETUID, which only root and the program itself have. So a user without rights can't make a process that
+/// passes, but by a program of root's that gives itself the real uid too: see [`Executable::SetId`].
+fn all_uids_are(uid: u32, status: &str) -> bool {
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let ids: Vec<&str> = ids.unwrap_or_default().split_whitespace().collect();
+    ids.len() == 4 && ids.iter().all(|id| id.parse() == Ok(uid))
 }
 
 /// The first process of the node.

@@ -133,6 +133,24 @@ fn a_process_of_another_user_is_not_ours() {
 }
 
 #[test]
+fn a_set_uid_program_is_its_callers() {
+    let status = |ids: &str| format!("Name:\tkubelet\nUid:\t{ids}\nGid:\t0\t0\t0\t0\n");
+    assert!(all_uids_are(0, &status("0\t0\t0\t0")));
+    // Real, effective, saved, file system: what execve(2) makes of a set-uid file.
+    assert!(!all_uids_are(0, &status("1000\t0\t0\t0")));
+    for ids in [
+        "0\t1000\t0\t0",
+        "0\t0\t1000\t0",
+        "0\t0\t0\t1000",
+        "0\t0\t0",
+        "",
+    ] {
+        assert!(!all_uids_are(0, &status(ids)), "{ids:?}");
+    }
+    assert!(!all_uids_are(0, ""));
+}
+
+#[test]
 fn nobody_takes_the_place_of_a_kubelet_that_is_being_restarted() {
     let mut kubelet = Late::new(&name("given"));
     kubelet.go(&name("given"));
