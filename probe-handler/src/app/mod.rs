@@ -41,6 +41,7 @@ use crate::kernel::{capabilities, dial, scheduling};
 use crate::observe::admin::{Admin, BoundAdmin};
 use crate::observe::collectors::{register_kernel_counters, register_readiness, register_watches};
 use crate::observe::metrics::{Metrics, PREFIX};
+use crate::observe::missing::Missing;
 use crate::observe::readiness::{BlockReady, Readiness};
 use crate::pods::kube::health::Health;
 use crate::pods::kube::last_known::LastKnown;
@@ -64,11 +65,12 @@ const LAST_READS: Duration = Duration::from_millis(500);
 /// The parts of the daemon that run for as long as it does.
 type Tasks = JoinSet<anyhow::Result<()>>;
 
-/// Builds the daemon and runs it until SIGTERM or SIGINT and the drain that follows.
+/// Builds the daemon and runs it until SIGTERM or SIGINT and the drain that follows. What it serves without is noted
+/// in `missing`.
 ///
 /// # Errors
 /// A failed start, with what to do next; a part of the daemon that ended, after the drain.
-pub fn run(config: AgentConfig) -> anyhow::Result<()> {
+pub fn run(config: AgentConfig, missing: Missing) -> anyhow::Result<()> {
     // Before any thread is started that is to have them too.
     if let Err(error) = scheduling::ask_for_short_slices() {
         tracing::debug!(%error, "no short time slices");
@@ -81,7 +83,7 @@ pub fn run(config: AgentConfig) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         let mut stop = Stop::new()?;
         let daemon = tokio::select! {
-            daemon = build(config) => daemon?,
+            daemon = build(config, missing) => daemon?,
             _ = stop.asked() => return Ok(()),
         };
         daemon.serve(&mut stop).await
@@ -102,7 +104,7 @@ struct Daemon {
     tasks: Tasks,
 }
 
-async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
+async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> {
     let started = Instant::now();
     check_privileges()?;
     raise_descriptor_limit();
@@ -159,6 +161,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         started,
         config: config.clone(),
         readiness: readiness.clone(),
+        missing: missing.clone(),
         attachment: Arc::clone(&attachment),
         shared: Arc::clone(&shared),
         handler: handler.addresses(),
@@ -183,7 +186,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         }),
         config_json: config.to_json(),
     }
-    .bind(config.admin_addr, &config.admin_socket)?;
+    .bind(config.admin_addr, &config.admin_socket, missing.clone());
 
     // Before the first attachment: what is kept has to do for those that come later too. The log's and the
     // handler's thread and those for blocking work do it for themselves.
@@ -192,10 +195,11 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
     let mut tasks = Tasks::new();
-    spawn(&mut tasks, locator.keep());
+    spawn(&mut tasks, locator.keep(missing.clone()));
     spawn(&mut tasks, async move { refusals.follow().await });
     let (source_events, from_source) = mpsc::channel(CHANNEL);
-    start_source(&config, &readiness, watch_health, source_events, &mut tasks).await?;
+    let parts = (watch_health, missing);
+    start_source(&config, &readiness, parts, source_events, &mut tasks).await?;
     let registry = RegistryTask::new(
         Arc::clone(&shared),
         Arc::clone(&metrics),
@@ -237,7 +241,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
 async fn start_source(
     config: &AgentConfig,
     readiness: &Readiness,
-    health: Arc<Health>,
+    (health, missing): (Arc<Health>, Missing),
     events: mpsc::Sender<SourceEvent>,
     tasks: &mut Tasks,
 ) -> anyhow::Result<()> {
@@ -249,7 +253,7 @@ async fn start_source(
                 namespace_exempt: None,
             };
             let _ = tasks.spawn(async move {
-                dir::run(path, selection, events)
+                dir::run(path, selection, events, missing)
                     .await
                     .context("the source of pods ended")
             });
@@ -262,7 +266,7 @@ async fn start_source(
                 patience: kube::Patience::default(),
                 last_known: last_known
                     .clone()
-                    .map(|path| LastKnown::new(path, node.clone())),
+                    .map(|path| LastKnown::new(path, node.clone(), missing)),
             };
             let listed = readiness.block("pods listed from the API server");
             let _ = tasks.spawn(async move {
@@ -380,7 +384,8 @@ fn spawn(tasks: &mut Tasks, part: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// Attaches to the kubelet that runs now. A kubelet that does not run (yet) is waited for, and `ready` is
-/// given back; one that can't be attached to is a failed start.
+/// given back; one that can't be attached to is a failed start. Who has its name in another network namespace may be a
+/// container's process, while the kubelet is restarted.
 fn attach_now(
     config: &AgentConfig,
     attachment: &Mutex<Attachment>,
@@ -396,7 +401,11 @@ fn attach_now(
                 .map_err(|error| anyhow::anyhow!(error))?;
             Ok((finder, None))
         }
-        Err(error @ (KubeletError::NotFound { .. } | KubeletError::NoCgroup { .. })) => {
+        Err(
+            error @ (KubeletError::NotFound { .. }
+            | KubeletError::NoCgroup { .. }
+            | KubeletError::OtherNetwork { .. }),
+        ) => {
             tracing::warn!("waiting for the kubelet: {error}");
             Ok((finder, Some(ready)))
         }

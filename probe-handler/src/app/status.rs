@@ -14,6 +14,7 @@ use crate::cli::config::AgentConfig;
 use crate::kernel::canary::Canary;
 use crate::kernel::maps::CounterMap;
 use crate::observe::build::VERSION;
+use crate::observe::missing::Missing;
 use crate::observe::readiness::Readiness;
 use crate::observe::status::{
     CanaryState, CanaryStatus, HookStatus, KubeletStatus, LeftAlone, NetnsStatus, PodStatus,
@@ -30,6 +31,8 @@ pub struct Reporter {
     pub config: AgentConfig,
     /// What it waits for.
     pub readiness: Readiness,
+    /// What it serves without.
+    pub missing: Missing,
     /// Programs and kubelet.
     pub attachment: Arc<Mutex<Attachment>>,
     /// Pods.
@@ -71,6 +74,7 @@ impl Reporter {
             uptime_seconds: self.started.elapsed().as_secs(),
             state: self.readiness.state(),
             pending: self.readiness.pending(),
+            missing: self.missing.parts(),
             kubelet,
             hooks,
             refusal,

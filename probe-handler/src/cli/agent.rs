@@ -4,14 +4,20 @@ use std::process::ExitCode;
 
 use super::config::{AgentArgs, AgentConfig};
 use super::{refuse, service};
+use crate::observe::missing::Missing;
 
 /// Checks the configuration and runs it by `start`: see `service::run`.
-pub fn run(args: AgentArgs, start: impl FnOnce(AgentConfig) -> anyhow::Result<()>) -> ExitCode {
+pub fn run(
+    args: AgentArgs,
+    start: impl FnOnce(AgentConfig, Missing) -> anyhow::Result<()>,
+) -> ExitCode {
     let config = match AgentConfig::try_from(args) {
         Ok(config) => config,
         Err(mistakes) => return refuse(&mistakes),
     };
     let text = config.to_json();
     let (log_format, log) = (config.log_format, config.log.clone());
-    service::run("probe-handler", &text, (log_format, &log), || start(config))
+    let missing = Missing::default();
+    let log = (log_format, log.as_str(), missing.clone());
+    service::run("probe-handler", &text, log, || start(config, missing))
 }

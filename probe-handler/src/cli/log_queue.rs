@@ -14,6 +14,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use crate::kernel::capabilities;
+use crate::observe::missing::{Missing, Part};
 
 /// Lines that may wait; more are lost, and counted.
 const CAPACITY: usize = 4096;
@@ -33,6 +34,7 @@ pub enum Words {
 
 struct Shared {
     words: Words,
+    missing: Missing,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -45,13 +47,19 @@ struct State {
 }
 
 impl LogQueue {
-    /// A queue that is written to `out`, and has `words` of its own.
+    /// A queue that is written to `out`, and has `words` of its own. While lines are lost, that is noted in
+    /// `missing`.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn new(mut out: impl Write + Send + 'static, words: Words) -> io::Result<Self> {
+    pub fn new(
+        mut out: impl Write + Send + 'static,
+        words: Words,
+        missing: Missing,
+    ) -> io::Result<Self> {
         let queue = Self(Arc::new(Shared {
             words,
+            missing,
             state: Mutex::default(),
             changed: Condvar::default(),
         }));
@@ -62,8 +70,14 @@ impl LogQueue {
                 capabilities::give_up_others_or_abort();
                 loop {
                     let line = shared.next();
-                    // There is nobody left to tell.
-                    let _ = out.write_all(&line).and_then(|()| out.flush());
+                    match out.write_all(&line).and_then(|()| out.flush()) {
+                        Ok(()) if shared.is_drained() => {
+                            let _ = shared.missing.clear_silently(Part::Log);
+                        }
+                        Ok(()) => {}
+                        // By the log there is nobody left to tell.
+                        Err(error) => shared.lost(&error.to_string()),
+                    }
                 }
             })?;
         Ok(queue)
@@ -97,6 +111,21 @@ impl Words {
 }
 
 impl Shared {
+    /// Whether nothing waits to be written or told.
+    fn is_drained(&self) -> bool {
+        let state = self.state.lock();
+        state.lines.is_empty() && state.lost == 0
+    }
+
+    /// A line is lost because of `why`.
+    fn lost(&self, why: &str) {
+        let why = format!(
+            "lines are lost ({why}): see to it that what reads standard error does not stall, and that its disk is not \
+             full"
+        );
+        let _ = self.missing.note_silently(Part::Log, &why);
+    }
+
     /// The next line to write; the one before is written.
     fn next(&self) -> Vec<u8> {
         let mut state = self.state.lock();
@@ -125,6 +154,7 @@ impl Write for LogQueue {
             let _ = self.0.changed.notify_all();
         } else {
             state.lost += 1;
+            self.0.lost("whoever reads them stalls");
         }
         Ok(line.len())
     }
@@ -152,7 +182,7 @@ mod tests {
     #[test]
     fn lines_come_out_in_order() {
         let (out, read) = UnixStream::pair().expect("pair");
-        let mut queue = LogQueue::new(out, Words::Text).expect("queue");
+        let mut queue = LogQueue::new(out, Words::Text, Missing::default()).expect("queue");
         for line in ["one\n", "two\n"] {
             queue.write_all(line.as_bytes()).expect("taken");
         }
@@ -168,18 +198,35 @@ mod tests {
     #[test]
     fn a_reader_that_stalls_stops_nobody_and_hears_what_it_missed() {
         let (out, read) = UnixStream::pair().expect("pair");
-        let mut queue = LogQueue::new(out, Words::Text).expect("queue");
+        let missing = Missing::default();
+        let mut queue = LogQueue::new(out, Words::Text, missing.clone()).expect("queue");
         // More than socket and queue hold together.
         let line = [b"x".repeat(1024), b"\n".to_vec()].concat();
         for _ in 0..3 * CAPACITY {
             queue.write_all(&line).expect("taken");
         }
         queue.flush(Duration::from_millis(1));
+        assert_eq!(missing.parts()[0].part, "log");
         let last = BufReader::new(read)
             .lines()
             .map(Result::unwrap)
             .find(|line| !line.starts_with('x'));
         assert!(last.is_some_and(|line| line.contains("log lines were lost")));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_noted() {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let missing = Missing::default();
+        let out = full.expect("/dev/full");
+        let mut queue = LogQueue::new(out, Words::Text, missing.clone()).expect("queue");
+        queue.write_all(b"one\n").expect("taken");
+        queue.flush(Duration::from_secs(10));
+        let parts = missing.parts();
+        assert!(
+            parts[0].why.contains("No space left on device"),
+            "{parts:?}"
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::util::TryInitError;
 
 use super::log_queue::{LogQueue, Words};
+use crate::observe::missing::Missing;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -41,11 +42,11 @@ pub enum Error {
 }
 
 /// Sends the process' logs to standard error, as far as `filter` lets them through. Once per process. What is
-/// returned has to be flushed before the process ends.
+/// returned has to be flushed before the process ends. While lines can't be written, that is noted in `missing`.
 ///
 /// # Errors
 /// `filter` is none, no thread can be started, or logging is set up already.
-pub fn init(format: LogFormat, filter: &str) -> Result<LogQueue, Error> {
+pub fn init(format: LogFormat, filter: &str, missing: Missing) -> Result<LogQueue, Error> {
     use tracing_subscriber::util::SubscriberInitExt;
 
     let terminal = io::stderr().is_terminal();
@@ -55,7 +56,7 @@ pub fn init(format: LogFormat, filter: &str) -> Result<LogQueue, Error> {
     })?;
     let json = is_json(format, terminal);
     let words = if json { Words::Json } else { Words::Text };
-    let queue = LogQueue::new(io::stderr(), words).map_err(Error::Thread)?;
+    let queue = LogQueue::new(io::stderr(), words, missing).map_err(Error::Thread)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(env_filter)
         .with_writer(queue.clone());

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::logging::LogFormat;
 use super::{EXIT_FAILURE, logging, output};
 use crate::observe::build::{COMMIT, VERSION};
+use crate::observe::missing::Missing;
 
 /// The exit code of Rust's own way out of a panic.
 const PANICKED: u8 = 101;
@@ -15,14 +16,14 @@ const PANICKED: u8 = 101;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Sets up logging, says what runs (`name`, by `config`), and runs it by `start` until that returns: at the end of
-/// a drain, or when it can't start.
+/// a drain, or when it can't start. While the log can't be written, that is noted in `missing`.
 pub(super) fn run(
     name: &str,
     config: &str,
-    (log_format, log): (LogFormat, &str),
+    (log_format, log, missing): (LogFormat, &str, Missing),
     start: impl FnOnce() -> anyhow::Result<()>,
 ) -> ExitCode {
-    let log = match logging::init(log_format, log) {
+    let log = match logging::init(log_format, log, missing) {
         Ok(log) => log,
         Err(error) => return output::fail(&format!("{error:#}")),
     };

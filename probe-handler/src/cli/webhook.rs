@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::config::{WebhookArgs, WebhookConfig};
 use super::{refuse, service};
+use crate::observe::missing::Missing;
 
 /// Checks the configuration and runs it by `start`: see `service::run`.
 pub fn run(args: WebhookArgs, start: impl FnOnce(WebhookConfig) -> anyhow::Result<()>) -> ExitCode {
@@ -13,7 +14,6 @@ pub fn run(args: WebhookArgs, start: impl FnOnce(WebhookConfig) -> anyhow::Resul
     };
     let text = config.to_json();
     let (log_format, log) = (config.log_format, config.log.clone());
-    service::run("probe-handler webhook", &text, (log_format, &log), || {
-        start(config)
-    })
+    let log = (log_format, log.as_str(), Missing::default());
+    service::run("probe-handler webhook", &text, log, || start(config))
 }

@@ -203,10 +203,11 @@ fn pods_cgroups(root: Option<&Path>) -> Finding {
     match locate::can_watch() {
         Ok(()) => pass(requirement, paths.join(", ")),
         Err(error) => not_met(
-            State::Fail,
+            State::Warn,
             requirement,
-            format!("inotify: {error}"),
-            "raise fs.inotify.max_user_instances",
+            format!("{}; inotify: {error}", paths.join(", ")),
+            "pods are found later without it; raise fs.inotify.max_user_instances, or find out which program of the \
+             same user uses them up",
         ),
     }
 }
@@ -326,11 +327,12 @@ fn ports(options: &PreflightOptions) -> Vec<Finding> {
     findings.extend(options.admin.map(|admin| {
         try_bind(
             "admin port",
-            State::Fail,
+            State::Warn,
             admin,
             // As the agent does: one that runs already shares it.
             Share::Upgrade,
-            "choose another --admin-addr, one of this machine that no other program has, or none",
+            "probes are served without it, and it is tried again every few seconds; choose another --admin-addr, one of \
+             this machine that no other program has, or none",
         )
     }));
     findings
@@ -352,10 +354,11 @@ fn admin_socket(path: &Path) -> Finding {
             "it runs already; a second one needs another --admin-socket",
         ),
         Err(error) => not_met(
-            State::Fail,
+            State::Warn,
             requirement,
             format!("{error:#}"),
-            "give --admin-socket a path that can be written",
+            "probes are served without it, and it is tried again every few seconds; give --admin-socket a path that \
+             can be written",
         ),
     }
 }

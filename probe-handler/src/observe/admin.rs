@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::admin_socket::{self, SocketFile};
+use super::missing::{Missing, Part};
 use super::readiness::Readiness;
 use super::status::Status;
 use crate::listen;
@@ -42,6 +43,8 @@ const MAX_CONNECTIONS: usize = 64;
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 /// Between attempts to accept while the process has no descriptor left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Between attempts to listen where that failed.
+const BIND_RETRY: Duration = Duration::from_secs(2);
 const BACKLOG: i32 = 128;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -62,13 +65,16 @@ pub struct Admin {
     pub config_json: String,
 }
 
-/// An admin server that listens.
+/// An admin server that listens wherever it can, and goes on trying where it can't.
 pub struct BoundAdmin {
     admin: Arc<Admin>,
+    /// Where to listen over TCP.
+    address: Option<SocketAddr>,
     tcp: Option<(TcpListener, SocketAddr)>,
-    unix: UnixListener,
-    /// Removes the socket's file when dropped.
-    file: SocketFile,
+    path: PathBuf,
+    /// The socket's file is removed when dropped.
+    unix: Option<(UnixListener, SocketFile)>,
+    missing: Missing,
 }
 
 /// Where a request came from.
@@ -124,20 +130,19 @@ impl From<IpAddr> for Peer {
 impl Admin {
     /// Listens on `tcp` (None: not over TCP; port 0: any free one), with SO_REUSEPORT so that the
     /// daemon that takes over in an upgrade can listen too, and on the Unix socket at `socket`.
-    /// Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// The address or the socket is another process's, or may not be used; the message says what
-    /// to do.
-    pub fn bind(self, tcp: Option<SocketAddr>, socket: &Path) -> anyhow::Result<BoundAdmin> {
-        let tcp = tcp.map(bind_tcp).transpose()?;
-        let (unix, file) = admin_socket::bind(socket)?;
-        Ok(BoundAdmin {
+    /// Must be called within a tokio runtime. Where the address or the socket is another process's, or may not be
+    /// used, that is noted in `missing`, and tried again by [`BoundAdmin::serve`]: anybody may bind a port, and
+    /// probes need neither.
+    pub fn bind(self, tcp: Option<SocketAddr>, socket: &Path, missing: Missing) -> BoundAdmin {
+        let unix = noted(&missing, Part::AdminSocket, admin_socket::bind(socket));
+        BoundAdmin {
             admin: Arc::new(self),
-            tcp,
+            address: tcp,
+            tcp: tcp.and_then(|address| noted(&missing, Part::AdminPort, bind_tcp(address))),
+            path: socket.to_owned(),
             unix,
-            file,
-        })
+            missing,
+        }
     }
 
     fn respond(&self, method: &Method, path: &str, peer: Peer) -> Response<Full<Bytes>> {
@@ -211,7 +216,7 @@ impl BoundAdmin {
 
     /// The path of the Unix socket.
     pub fn socket_path(&self) -> &Path {
-        self.file.path()
+        &self.path
     }
 
     /// Serves until `shutdown` is done, then finishes the requests in progress and removes the Unix
@@ -219,24 +224,62 @@ impl BoundAdmin {
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Self {
             admin,
+            address,
             tcp,
+            path,
             unix,
-            file,
+            missing,
         } = self;
         let (stop, stopped) = watch::channel(());
         let over_tcp = async {
-            if let Some((listener, _)) = tcp {
+            let Some(address) = address else { return };
+            let again = || noted(&missing, Part::AdminPort, bind_tcp(address));
+            if let Some((listener, _)) = until_bound(tcp, again, stopped.clone()).await {
                 accept_loop(Arc::clone(&admin), listener, stopped.clone()).await;
             }
         };
-        let over_unix = accept_loop(Arc::clone(&admin), unix, stopped.clone());
+        let over_unix = async {
+            let again = || noted(&missing, Part::AdminSocket, admin_socket::bind(&path));
+            let (listener, file) = until_bound(unix, again, stopped.clone()).await?;
+            accept_loop(Arc::clone(&admin), listener, stopped.clone()).await;
+            Some(file)
+        };
         let stopping = async {
             shutdown.await;
             drop(stop);
         };
-        let ((), (), ()) = tokio::join!(over_tcp, over_unix, stopping);
+        let ((), file, ()) = tokio::join!(over_tcp, over_unix, stopping);
         drop(file);
     }
+}
+
+/// What was bound, noted in `missing` where it was not.
+fn noted<T>(missing: &Missing, part: Part, bound: anyhow::Result<T>) -> Option<T> {
+    match bound {
+        Ok(bound) => {
+            missing.clear(part);
+            Some(bound)
+        }
+        Err(error) => {
+            missing.note(part, &format!("{error:#}"));
+            None
+        }
+    }
+}
+
+/// `bound`, or what comes of trying `again` and again; none when `stopped`'s sender is dropped before.
+async fn until_bound<T>(
+    mut bound: Option<T>,
+    again: impl Fn() -> Option<T>,
+    mut stopped: watch::Receiver<()>,
+) -> Option<T> {
+    while bound.is_none() {
+        tokio::select! {
+            () = tokio::time::sleep(BIND_RETRY) => bound = again(),
+            _ = stopped.changed() => return None,
+        }
+    }
+    bound
 }
 
 /// Serves each connection in a task of its own until `stopped`'s sender is dropped.

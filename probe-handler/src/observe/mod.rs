@@ -6,5 +6,6 @@ pub mod build;
 pub mod collectors;
 pub mod finding;
 pub mod metrics;
+pub mod missing;
 pub mod readiness;
 pub mod status;

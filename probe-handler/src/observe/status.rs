@@ -12,6 +12,7 @@ use std::time::Instant;
 use probe_handler_common::counters::Counter;
 use serde::{Deserialize, Serialize};
 
+use super::missing::MissingPart;
 pub use super::readiness::State;
 use crate::handler::table::Route;
 use crate::pods::model::Action;
@@ -29,6 +30,9 @@ pub struct Status {
     pub state: State,
     /// What it waits for: names of readiness guards.
     pub pending: Vec<String>,
+    /// Parts that it serves without.
+    #[serde(default)]
+    pub missing: Vec<MissingPart>,
     /// The kubelet it serves.
     pub kubelet: KubeletStatus,
     /// Its programs.

@@ -12,11 +12,12 @@ use std::time::Duration;
 use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::scope::Selection;
 use super::source::SourceEvent;
 use super::understand::Understood;
+use crate::observe::missing::{Missing, Part};
 use scan::{Identity, Scan, Scanner};
 
 mod scan;
@@ -30,6 +31,10 @@ pub(crate) const DEBOUNCE: Duration = Duration::from_millis(20);
 pub(crate) const POLL: Duration = Duration::from_secs(1);
 /// How soon to look again at a file that may be half written.
 const POLL_UNFINISHED: Duration = Duration::from_millis(40);
+/// How often to look while the kernel does not tell of changes.
+const POLL_UNTOLD: Duration = Duration::from_millis(80);
+/// How often to ask the kernel again to do so.
+const AGAIN: Duration = Duration::from_secs(5);
 /// How often to look for a directory that has vanished.
 const POLL_MISSING: Duration = Duration::from_millis(100);
 
@@ -44,43 +49,30 @@ pub enum DirError {
         /// What the system says.
         source: io::Error,
     },
-    /// The directory can't be watched.
-    #[error(
-        "the directory of Pod manifests {path:?} can't be watched (are \
-         fs.inotify.max_user_instances and max_user_watches exhausted?)"
-    )]
-    Watch {
-        /// The directory.
-        path: PathBuf,
-        /// What the system says.
-        source: notify::Error,
-    },
 }
 
 /// Watches the manifests in `path` (`*.yaml`, `*.yml`, `*.json`, not those whose name begins with a
 /// dot) and tells `tx` all pods and all problems, each whenever they change. Ends when nobody listens
 /// any more. Should the directory vanish, what was last known stays, and a problem says so; likewise the pods of a file
-/// that is written in place, or can't be understood any more.
+/// that is written in place, or can't be understood any more. While the directory can't be watched, that is noted in
+/// `missing`, and it is looked at often instead.
 ///
 /// # Errors
-/// The directory can't be read or watched at the start.
+/// The directory can't be read at the start.
 pub async fn run(
     path: PathBuf,
     selection: Selection,
     tx: mpsc::Sender<SourceEvent>,
+    missing: Missing,
 ) -> Result<(), DirError> {
     let unreadable = |source| DirError::Read {
         path: path.clone(),
         source,
     };
     // Watched before it is scanned: a change in between is not lost.
-    let identity = Identity::of(&path).map_err(unreadable)?;
-    let mut watch = Some(
-        Watch::new(&path, identity).map_err(|source| DirError::Watch {
-            path: path.clone(),
-            source,
-        })?,
-    );
+    let _ = Identity::of(&path).map_err(unreadable)?;
+    let mut watched = Watched::new(path.clone(), missing);
+    watched.renew();
     let (mut scanner, mut result) = scan(Scanner::new(path.clone(), selection)).await;
     if let Err(source) = result {
         return Err(unreadable(source));
@@ -89,6 +81,7 @@ pub async fn run(
     loop {
         let pause = match &result {
             Ok(Some(scan)) if scan.unfinished => POLL_UNFINISHED,
+            Ok(_) if watched.watch.is_none() => POLL_UNTOLD,
             Ok(_) => POLL,
             Err(_) => POLL_MISSING,
         };
@@ -97,10 +90,10 @@ pub async fn run(
         }
         tokio::select! {
             () = teller.tx.closed() => return Ok(()),
-            () = changed(watch.as_ref()) => sleep(DEBOUNCE).await,
+            () = changed(watched.watch.as_ref()) => sleep(DEBOUNCE).await,
             () = sleep(pause) => {}
         }
-        watch = renew(watch, &path);
+        watched.renew();
         (scanner, result) = scan(scanner).await;
     }
 }
@@ -167,17 +160,69 @@ async fn changed(watch: Option<&Watch>) {
     }
 }
 
+/// The directory, watched where the kernel does so.
+struct Watched {
+    path: PathBuf,
+    watch: Option<Watch>,
+    /// When it refused to.
+    refused: Option<Instant>,
+    missing: Missing,
+}
+
+impl Watched {
+    fn new(path: PathBuf, missing: Missing) -> Self {
+        Self {
+            path,
+            watch: None,
+            refused: None,
+            missing,
+        }
+    }
+
+    /// Watches the directory that is at the path now.
+    fn renew(&mut self) {
+        if self.refused.is_some_and(|at| at.elapsed() < AGAIN) {
+            return;
+        }
+        self.refused = None;
+        match watch_anew(self.watch.take(), &self.path) {
+            Ok(watch) => {
+                self.watch = watch;
+                self.missing.clear(Part::ManifestWatch);
+            }
+            Err(error) => {
+                self.refused = Some(Instant::now());
+                let why = format!(
+                    "the kernel does not watch {:?} ({error}): it is looked at every {POLL_UNTOLD:?} instead; raise \
+                     fs.inotify.max_user_instances or max_user_watches, or find out which program of the same user \
+                     uses them up",
+                    self.path
+                );
+                self.missing.note(Part::ManifestWatch, &why);
+            }
+        }
+    }
+}
+
 /// The watch on the directory that is at `path` now; none if there is none or it can't be watched, in
 /// which case we look every second.
 pub(crate) fn renew(watch: Option<Watch>, path: &Path) -> Option<Watch> {
-    let identity = Identity::of(path).ok()?;
+    watch_anew(watch, path)
+        .inspect_err(|error| {
+            tracing::warn!(?path, %error, "can't watch this directory, looking every second");
+        })
+        .ok()
+        .flatten()
+}
+
+/// As [`renew`]; an error where the directory is there and can't be watched.
+fn watch_anew(watch: Option<Watch>, path: &Path) -> notify::Result<Option<Watch>> {
+    let Ok(identity) = Identity::of(path) else {
+        return Ok(None);
+    };
     match watch {
-        Some(watch) if watch.identity == identity => Some(watch),
-        _ => Watch::new(path, identity)
-            .inspect_err(|error| {
-                tracing::warn!(?path, %error, "can't watch this directory, looking every second");
-            })
-            .ok(),
+        Some(watch) if watch.identity == identity => Ok(Some(watch)),
+        _ => Watch::new(path, identity).map(Some),
     }
 }
 

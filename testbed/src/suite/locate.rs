@@ -16,6 +16,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::unistd::{Uid, setfsuid};
 use probe_handler::kernel::locate::{Absence, Locator, Placement, hierarchies};
 use probe_handler::kernel::netns::NetnsId;
+use probe_handler::observe::missing::Missing;
 use tokio::runtime::Runtime;
 use tokio::task::AbortHandle;
 
@@ -159,7 +160,7 @@ impl Node {
         let locator = {
             let _inside = runtime.enter();
             let locator = Locator::at(hierarchies.roots().to_vec())?;
-            let _keeper = tokio::spawn(locator.keep());
+            let _keeper = tokio::spawn(locator.keep(Missing::default()));
             locator
         };
         Ok(Self {

@@ -76,6 +76,10 @@ fn header(status: &Status) -> String {
         "state",
         &format!("{state}; version {version}, pid {pid}, up {up}"),
     );
+    for missing in &status.missing {
+        let (part, why) = (&missing.part, &missing.why);
+        line(&mut text, "missing", &format!("{part}: {why}"));
+    }
     line(&mut text, "kubelet", &kubelet(&status.kubelet));
     let hooks: Vec<_> = status
         .hooks

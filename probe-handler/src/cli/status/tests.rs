@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::cli::EXIT_FAILURE;
 use crate::observe::admin::Admin;
+use crate::observe::missing::Missing;
 use crate::observe::readiness::Readiness;
 use crate::observe::status::{KubeletStatus, Refusal, SourceStatus, State};
 
@@ -19,6 +20,7 @@ fn status() -> Status {
         uptime_seconds: 0,
         state: State::Serving,
         pending: Vec::new(),
+        missing: Vec::new(),
         kubelet: KubeletStatus::default(),
         hooks: Vec::new(),
         refusal: Refusal::Eperm,
@@ -55,7 +57,7 @@ async fn with_daemon<T: Send + 'static>(
         status: Arc::new(status),
         config_json: "{}".to_owned(),
     };
-    let bound = admin.bind(None, &socket).expect("bind");
+    let bound = admin.bind(None, &socket, Missing::default());
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(bound.serve(async {
         let _ = stopped.await;

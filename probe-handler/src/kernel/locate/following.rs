@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::Shared;
 use super::events::watch_pod;
 use super::name::Uid;
 use super::process::{Absence, Found, Member, Process, look};
+use super::{RESCAN, Shared};
 use crate::kernel::netns::{Netns, NetnsId};
 
 /// How soon to look again after something happened in a pod's cgroups. Cgroup v1 does not tell when a
@@ -68,6 +68,8 @@ struct Search {
     since: Option<Instant>,
     /// Its processes that were in the node's namespace when looked at last.
     passed: Vec<Member>,
+    /// [`Absence::rank`] of what was found last.
+    found: Option<u8>,
 }
 
 impl Search {
@@ -78,16 +80,24 @@ impl Search {
             uid: uid.clone(),
             since,
             passed: Vec::new(),
+            found: None,
         }
     }
 
     /// Waits until it is worth while to look again.
     async fn again(&mut self, absence: &Absence) {
+        let blind = self.shared.tree.lock().blind().is_some();
+        let before = self.found.replace(absence.rank());
+        if blind && before != Some(absence.rank()) {
+            // What was not told is seen by this.
+            self.since = Some(Instant::now());
+        }
         if matches!(absence, Absence::NoCgroup | Absence::NoContainer) {
+            let latest = if blind { RESCAN } else { LATEST };
             // The creation of either is told, where both kubelet and runtime use the hierarchy.
             tokio::select! {
                 _ = self.changes.changed() => self.since = Some(Instant::now()),
-                () = sleep(LATEST), if *absence == Absence::NoContainer => {}
+                () = sleep(latest), if *absence == Absence::NoContainer => {}
             }
             return;
         }
@@ -127,7 +137,7 @@ impl Drop for Search {
         self.shared
             .tree
             .lock()
-            .release(self.shared.events.get_ref(), &self.uid);
+            .release(&self.shared.events, &self.uid);
     }
 }
 
@@ -278,7 +288,7 @@ impl Shared {
         let dirs = first.iter().map(|dir| (dir.clone(), true));
         for (dir, is_first) in dirs.chain(others.map(|dir| (dir, false))) {
             if is_first && self.tree.lock().is_to_watch(uid, &dir) {
-                let events = self.events.get_ref();
+                let events = &self.events;
                 let watches = watch_pod(events, &dir);
                 self.tree.lock().watched(events, uid, &dir, watches);
             }

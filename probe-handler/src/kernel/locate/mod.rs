@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::inotify::InotifyEvent;
 use parking_lot::Mutex;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 pub use following::{Following, Placement};
 pub use hierarchies::{Error as HierarchyError, find as hierarchies};
@@ -27,6 +28,7 @@ pub(super) use name::names_a_pod;
 pub use process::Absence;
 
 use crate::kernel::netns::{Netns, NetnsId};
+use crate::observe::missing::{Missing, Part};
 use events::Events;
 use name::Uid;
 use tree::Tree;
@@ -36,11 +38,15 @@ use tree::Tree;
 /// # Errors
 /// Those of `inotify_init1`: EMFILE when the user has fs.inotify.max_user_instances of them.
 pub fn can_watch() -> io::Result<()> {
-    Events::new().map(drop)
+    events::instance().map(drop)
 }
 
-/// How often to take stock of the node's cgroups when the kernel grants no more watches.
-const RESCAN: Duration = Duration::from_secs(1);
+/// How often to take stock of the node's cgroups while the kernel does not tell of changes in all of them.
+const RESCAN: Duration = Duration::from_millis(80);
+/// A share of the time at most is spent on that: one in so many.
+const RESCAN_SHARE: u32 = 20;
+/// How often to ask for an inotify instance, or for more watches, again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// How many pods are looked for at the same moment.
 const LOOKS: usize = 16;
@@ -51,11 +57,6 @@ pub enum Error {
     /// No hierarchy.
     #[error(transparent)]
     Hierarchy(#[from] HierarchyError),
-    /// inotify is refused.
-    #[error(
-        "cannot watch the node's cgroups: if too many files are open, raise fs.inotify.max_user_instances"
-    )]
-    Inotify(#[source] io::Error),
     /// Our own network namespace can't be opened.
     #[error("cannot open the node's network namespace")]
     Netns(#[source] io::Error),
@@ -67,7 +68,7 @@ pub struct Locator {
 }
 
 struct Shared {
-    events: AsyncFd<Events>,
+    events: Events,
     tree: Mutex<Tree>,
     node: NetnsId,
     /// Bounds the threads that look at once.
@@ -88,15 +89,14 @@ impl Locator {
     /// As [`Locator::new`], with one directory for each hierarchy.
     ///
     /// # Errors
-    /// [`Error::Inotify`], [`Error::Netns`].
+    /// [`Error::Netns`].
     pub fn at(roots: Vec<PathBuf>) -> Result<Arc<Self>, Error> {
         let node = Netns::current().map_err(Error::Netns)?.id();
-        let events = Events::new().map_err(Error::Inotify)?;
-        // SAFETY: `Events` owns one descriptor, the same for as long as it lives.
-        let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
-            .map_err(|error| Error::Inotify(error.into()))?;
+        let events = Events::default();
+        // Where it is refused, `keep` says so and tries again.
+        let _ = events.open();
         let mut tree = Tree::new(roots);
-        tree.scan(events.get_ref());
+        tree.scan(&events);
         let (watches, pods) = tree.size();
         tracing::debug!(watches, pods, "took stock of the node's cgroups");
         let shared = Arc::new(Shared {
@@ -108,9 +108,10 @@ impl Locator {
         Ok(Arc::new(Self { shared }))
     }
 
-    /// Keeps what is known as the node is, for as long as it is polled. Does not end by itself.
-    pub fn keep(&self) -> impl Future<Output = ()> + Send + use<> {
-        keep(Arc::clone(&self.shared))
+    /// Keeps what is known as the node is, for as long as it is polled. Does not end by itself. Where the kernel does
+    /// not tell of changes, that is noted in `missing`, and looked for.
+    pub fn keep(&self, missing: Missing) -> impl Future<Output = ()> + Send + use<> {
+        keep(Arc::clone(&self.shared), missing)
     }
 
     /// Follows the pod that the kubelet knows as `uid`. It learns of changes while [`Locator::keep`] runs.
@@ -125,41 +126,53 @@ impl Locator {
 }
 
 /// Keeps the tree as the node is.
-async fn keep(shared: Arc<Shared>) {
-    let mut was_blind = false;
+async fn keep(shared: Arc<Shared>, missing: Missing) {
+    let mut asked = Instant::now();
+    let mut next = Instant::now() + RESCAN;
     loop {
         let blind = shared.tree.lock().blind();
-        if let Some(errno) = blind.filter(|_| !was_blind) {
-            tracing::warn!(
-                %errno,
-                "the kernel refuses to watch some cgroups: pods are found up to {RESCAN:?} late; raise \
-                 fs.inotify.max_user_watches"
-            );
+        match blind {
+            None => missing.clear(Part::CgroupWatch),
+            Some(errno) => missing.note(Part::CgroupWatch, &why_blind(&shared.events, errno)),
         }
-        was_blind = blind.is_some();
         tokio::select! {
-            ready = shared.events.readable() => {
-                let Ok(mut ready) = ready else { return }; // the runtime ends
-                shared.apply();
-                ready.clear_ready();
+            told = shared.events.next(|batch| shared.apply(batch)) => {
+                if told.is_err() {
+                    return; // the runtime ends
+                }
             }
-            () = tokio::time::sleep(RESCAN), if was_blind => {
-                shared.tree.lock().scan(shared.events.get_ref());
+            () = tokio::time::sleep_until(next), if blind.is_some() => {
+                if asked.elapsed() >= AGAIN {
+                    asked = Instant::now();
+                    // Where it is still refused, the scan finds out.
+                    let _ = shared.events.open();
+                }
+                let begun = Instant::now();
+                shared.tree.lock().scan(&shared.events);
+                next = Instant::now() + RESCAN.max(begun.elapsed() * RESCAN_SHARE);
             }
         }
     }
 }
 
+/// Why the kernel does not tell of all changes, and what to do.
+fn why_blind(events: &Events, errno: Errno) -> String {
+    let limit = match events.are_told() {
+        true => "max_user_watches",
+        false => "max_user_instances",
+    };
+    format!(
+        "the kernel does not watch all of the node's cgroups ({errno}): they are looked at every {RESCAN:?} instead, \
+         and pods are found that much later; raise fs.inotify.{limit}, or find out which program of the same user \
+         uses them up"
+    )
+}
+
 impl Shared {
-    fn apply(&self) {
-        let events = self.events.get_ref();
-        // It does not block: `WouldBlock` ends it, and nothing else can go wrong with a buffer that holds
-        // the longest event.
-        while let Ok(batch) = events.read() {
-            let mut tree = self.tree.lock();
-            for event in &batch {
-                tree.apply(events, event);
-            }
+    fn apply(&self, batch: &[InotifyEvent]) {
+        let mut tree = self.tree.lock();
+        for event in batch {
+            tree.apply(&self.events, event);
         }
     }
 }

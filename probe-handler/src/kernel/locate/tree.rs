@@ -90,13 +90,22 @@ impl Tree {
         }
     }
 
-    /// Takes stock of all hierarchies, and watches them from then on.
+    /// Takes stock of all hierarchies, and watches them from then on. Those who look for a pod are told when its
+    /// cgroups are others than before.
     pub fn scan(&mut self, events: &Events) {
         self.blind = None;
-        for dirs in self.pods.values_mut() {
+        let mut changed = Vec::new();
+        self.pods.retain(|uid, dirs| {
+            let before = dirs.len();
             dirs.retain(|(_, dir)| dir.exists());
+            if dirs.len() < before {
+                changed.push(uid.clone());
+            }
+            !dirs.is_empty()
+        });
+        for uid in changed {
+            self.tell(&uid);
         }
-        self.pods.retain(|_, dirs| !dirs.is_empty());
         let gone: Vec<PathBuf> = self
             .by_path
             .keys()
@@ -109,10 +118,6 @@ impl Tree {
         for root in 0..self.roots.len() {
             let path = self.roots[root].path.clone();
             self.add_dir(events, &path, root, Place::Above(0));
-        }
-        let wanted: Vec<Uid> = self.wanted.keys().cloned().collect();
-        for uid in wanted {
-            self.tell(&uid);
         }
     }
 
@@ -214,6 +219,10 @@ impl Tree {
     pub fn apply(&mut self, events: &Events, event: &InotifyEvent) {
         if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
             self.scan(events);
+            // Of what happened in their cgroups nobody was told.
+            for wanted in self.wanted.values() {
+                wanted.changes.send_replace(());
+            }
             return;
         }
         if event.mask.contains(AddWatchFlags::IN_IGNORED) {
@@ -250,20 +259,12 @@ impl Tree {
 
     fn add_dir(&mut self, events: &Events, path: &Path, root: usize, place: Place) {
         let mask = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR;
-        let Some(wd) = self.watch(events, path, mask) else {
-            return;
-        };
-        if let Some(old) = self.by_path.insert(path.to_owned(), wd)
-            && old != wd
-        {
-            self.unwatch(events, old);
+        match events.add_watch(path, mask) {
+            Ok(wd) => self.dir_watched(events, path, root, place, wd),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return,
+            // What is in it now is known all the same.
+            Err(errno) => self.blind = Some(errno),
         }
-        let watch = Watch::Dir {
-            path: path.to_owned(),
-            root,
-            place,
-        };
-        let _ = self.watches.insert(wd, watch);
         // What was there before the watch; what came since is told as well, which does no harm.
         for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -322,20 +323,21 @@ impl Tree {
         }
     }
 
-    fn watch(
+    fn dir_watched(
         &mut self,
         events: &Events,
         path: &Path,
-        mask: AddWatchFlags,
-    ) -> Option<WatchDescriptor> {
-        match events.add_watch(path, mask) {
-            Ok(wd) => Some(wd),
-            Err(Errno::ENOENT | Errno::ENOTDIR) => None,
-            Err(errno) => {
-                self.blind = Some(errno);
-                None
-            }
+        root: usize,
+        place: Place,
+        wd: WatchDescriptor,
+    ) {
+        if let Some(old) = self.by_path.insert(path.to_owned(), wd)
+            && old != wd
+        {
+            self.unwatch(events, old);
         }
+        let path = path.to_owned();
+        let _ = self.watches.insert(wd, Watch::Dir { path, root, place });
     }
 
     fn unwatch_dir(&mut self, events: &Events, path: &Path) {
@@ -366,4 +368,54 @@ fn is_ours(path: &Path) -> bool {
 fn child(name: &OsStr, place: Place) -> Kind {
     name.to_str()
         .map_or(Kind::Other, |name| kind(name, place == Place::Pods))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const UID: &str = "3f2e1d0c-1111-2222-3333-444455556666";
+
+    fn pod(root: &Path, uid: &str) -> PathBuf {
+        let dir = root.join("kubelet/kubepods").join(format!("pod{uid}"));
+        fs::create_dir_all(&dir).expect("made");
+        dir
+    }
+
+    #[tokio::test]
+    async fn without_inotify_a_scan_finds_what_came_and_went() {
+        let root = tempfile::tempdir().expect("directory");
+        let dir = pod(root.path(), UID);
+        let uid = Uid::new(UID);
+        let events = Events::default();
+        let mut tree = Tree::new(vec![root.path().to_owned()]);
+        tree.scan(&events);
+        assert_eq!(tree.blind(), Some(Errno::EMFILE));
+        assert_eq!(tree.of_pod(&uid), std::slice::from_ref(&dir));
+
+        let mut changes = tree.want(&uid);
+        tree.scan(&events);
+        assert!(!changes.has_changed().expect("wanted"), "nothing happened");
+        fs::remove_dir(&dir).expect("removed");
+        tree.scan(&events);
+        assert!(changes.has_changed().expect("wanted"));
+        assert!(tree.of_pod(&uid).is_empty());
+        changes.mark_unchanged();
+        let _ = pod(root.path(), UID);
+        tree.scan(&events);
+        assert!(changes.has_changed().expect("wanted"));
+        assert_eq!(tree.of_pod(&uid), [dir]);
+
+        // Once there is an instance, the next scan has the kernel tell.
+        events.open().expect("an inotify instance");
+        tree.scan(&events);
+        assert_eq!(tree.blind(), None);
+        let other = "3f2e1d0c-1111-2222-3333-444455556667";
+        let new = pod(root.path(), other);
+        let told = events.next(|batch| batch.iter().for_each(|event| tree.apply(&events, event)));
+        told.await.expect("the runtime lives");
+        assert_eq!(tree.of_pod(&Uid::new(other)), [new]);
+    }
 }

@@ -28,6 +28,7 @@ fn status() -> Status {
         uptime_seconds: 1,
         state: State::Serving,
         pending: Vec::new(),
+        missing: Vec::new(),
         kubelet: KubeletStatus::default(),
         hooks: Vec::new(),
         refusal: Refusal::Econnrefused,
@@ -61,9 +62,11 @@ fn start_on(ip: Ipv4Addr) -> Running {
     let dir = tempfile::tempdir().expect("tempdir");
     let readiness = Readiness::default();
     let any = SocketAddr::from((ip, 0));
-    let bound = admin(readiness.clone())
-        .bind(Some(any), &dir.path().join("admin.sock"))
-        .expect("bind");
+    let bound = admin(readiness.clone()).bind(
+        Some(any),
+        &dir.path().join("admin.sock"),
+        Missing::default(),
+    );
     let mut tcp = bound.tcp_address().expect("TCP");
     if tcp.ip().is_unspecified() {
         tcp.set_ip(Ipv4Addr::LOCALHOST.into());
@@ -268,19 +271,73 @@ async fn two_daemons_share_the_port_but_nobody_elses() {
     let running = start();
     let dir = tempfile::tempdir().expect("tempdir");
     let shared = SocketAddr::from((Ipv4Addr::UNSPECIFIED, running.tcp.port()));
-    let second = admin(Readiness::default()).bind(Some(shared), &dir.path().join("second.sock"));
-    assert_eq!(second.expect("shared").tcp_address(), Some(shared));
+    let missing = Missing::default();
+    let socket = dir.path().join("second.sock");
+    let second = admin(Readiness::default()).bind(Some(shared), &socket, missing.clone());
+    assert_eq!(second.tcp_address(), Some(shared));
+    assert!(missing.parts().is_empty());
 
     let other = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let taken = other.local_addr().expect("address");
-    let error = admin(Readiness::default())
-        .bind(Some(taken), &dir.path().join("third.sock"))
-        .err()
-        .expect("taken");
-    let text = format!("{error:#}");
-    assert!(text.contains(&taken.to_string()), "{text}");
-    assert!(text.contains("--admin-addr"), "{text}");
-    assert!(!dir.path().join("third.sock").exists());
+    let socket = dir.path().join("third.sock");
+    let third = admin(Readiness::default()).bind(Some(taken), &socket, missing.clone());
+    assert_eq!(third.tcp_address(), None);
+    let [part] = &missing.parts()[..] else {
+        panic!("{missing:?}");
+    };
+    assert_eq!(part.part, "admin port");
+    assert!(part.why.contains(&taken.to_string()), "{part:?}");
+    assert!(part.why.contains("--admin-addr"), "{part:?}");
+}
+
+/// Asks over the Unix socket until it answers.
+async fn ask_at_last(socket: &std::path::Path) -> String {
+    loop {
+        if let Ok(mut stream) = UnixStream::connect(socket).await {
+            let request = get("/healthz");
+            stream.write_all(request.as_bytes()).await.expect("asked");
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer).await.expect("answered");
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_taken_is_listened_on_once_it_is_free() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    // A directory that can't be made.
+    let below = dir.path().join("file");
+    std::fs::write(&below, "").expect("written");
+    let socket = below.join("admin.sock");
+    let other = std::net::TcpListener::bind("127.0.0.4:0").expect("bind");
+    let taken = other.local_addr().expect("address");
+    let missing = Missing::default();
+    let bound = admin(Readiness::default()).bind(Some(taken), &socket, missing.clone());
+    let parts: Vec<String> = missing.parts().into_iter().map(|part| part.part).collect();
+    assert_eq!(parts, ["admin port", "admin socket"]);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(bound.serve(async {
+        let _ = stopped.await;
+    }));
+    drop(other);
+    std::fs::remove_file(&below).expect("removed");
+    let answer = ask_at_last(&socket).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let _connected = TcpStream::connect(taken).await.expect("it listens");
+    assert!(missing.parts().is_empty(), "{missing:?}");
+    stop.send(()).expect("running");
+    server.await.expect("no panic");
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn it_ends_while_it_can_listen_nowhere() {
+    let missing = Missing::default();
+    let nowhere = std::path::Path::new("/proc/none/admin.sock");
+    let bound = admin(Readiness::default()).bind(None, nowhere, missing);
+    bound.serve(async {}).await;
 }
 
 #[tokio::test]

@@ -206,7 +206,7 @@ impl Running {
         let (tx, rx) = mpsc::channel(8);
         Self {
             rx,
-            task: tokio::spawn(run(path.to_owned(), ALL, tx)),
+            task: tokio::spawn(run(path.to_owned(), ALL, tx, Missing::default())),
             pods: Vec::new(),
             problems: Vec::new(),
         }
@@ -331,7 +331,9 @@ async fn another_directory_in_its_place_is_noticed() {
 async fn a_missing_directory_is_an_error_at_the_start() {
     let dir = TempDir::new().unwrap();
     let (tx, _rx) = mpsc::channel(1);
-    let error = run(dir.path().join("none"), ALL, tx).await.unwrap_err();
+    let error = run(dir.path().join("none"), ALL, tx, Missing::default())
+        .await
+        .unwrap_err();
     let text = format!("{:#}", anyhow::Error::from(error));
     assert!(
         text.contains("none") && text.matches("No such file").count() == 1,
@@ -344,7 +346,9 @@ async fn a_file_in_place_of_the_directory_is_an_error_at_the_start() {
     let dir = TempDir::new().unwrap();
     write(dir.path(), "file", "");
     let (tx, _rx) = mpsc::channel(1);
-    let error = run(dir.path().join("file"), ALL, tx).await.unwrap_err();
+    let error = run(dir.path().join("file"), ALL, tx, Missing::default())
+        .await
+        .unwrap_err();
     let text = format!("{:#}", anyhow::Error::from(error));
     assert_eq!(text.matches("Not a directory").count(), 1, "{text}");
 }

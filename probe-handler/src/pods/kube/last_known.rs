@@ -16,11 +16,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::observe::build::{COMMIT, VERSION};
+use crate::observe::missing::{Missing, Part};
 use crate::pods::model::Pod;
 use crate::pods::understand::Understood;
 
 /// How long changes are gathered before the file is written.
 const PACE: Duration = Duration::from_secs(2);
+/// How long to wait before what could not be written is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
 /// The most that is written, in bytes: a thousand pods need a fifth of it.
 const LIMIT: usize = 4 << 20;
 
@@ -32,6 +35,7 @@ pub type Told = Arc<Vec<Arc<Understood>>>;
 pub struct LastKnown {
     path: PathBuf,
     node: String,
+    missing: Missing,
 }
 
 /// What is in it.
@@ -44,9 +48,13 @@ struct Contents<P> {
 }
 
 impl LastKnown {
-    /// The file at `path`, with the pods of `node`.
-    pub fn new(path: PathBuf, node: String) -> Self {
-        Self { path, node }
+    /// The file at `path`, with the pods of `node`. While it can't be written, that is noted in `missing`.
+    pub fn new(path: PathBuf, node: String, missing: Missing) -> Self {
+        Self {
+            path,
+            node,
+            missing,
+        }
     }
 
     /// The pods in it; none if it is not there, or is not of a daemon like this one for this node.
@@ -97,25 +105,28 @@ impl LastKnown {
 
     /// Keeps what is `told` in the file, until nobody tells any more.
     pub async fn keep(self, mut told: watch::Receiver<Told>) {
-        let mut trouble = String::new();
         while told.changed().await.is_ok() {
             tokio::time::sleep(PACE).await;
-            let pods = Arc::clone(&told.borrow_and_update());
-            let file = self.clone();
-            let written = tokio::task::spawn_blocking(move || file.write(&pods)).await;
-            let now = match written {
-                Ok(Ok(())) => String::new(),
-                Ok(Err(error)) => error.to_string(),
-                Err(error) => error.to_string(),
-            };
-            if now != trouble && !now.is_empty() {
-                tracing::warn!(
-                    path = %self.path.display(), error = now,
-                    "the pods as last known can't be written: a daemon that is started anew while the API server \
-                     is away will know none"
+            loop {
+                let pods = Arc::clone(&told.borrow_and_update());
+                let file = self.clone();
+                let written = tokio::task::spawn_blocking(move || file.write(&pods)).await;
+                let error = match written {
+                    Ok(Ok(())) => break self.missing.clear(Part::LastKnown),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(error) => error.to_string(),
+                };
+                let why = format!(
+                    "{} can't be written ({error}): a daemon that is started anew while the API server is away will \
+                     know no pods; give --last-known a path that can be written",
+                    self.path.display()
                 );
+                self.missing.note(Part::LastKnown, &why);
+                tokio::select! {
+                    () = tokio::time::sleep(AGAIN) => {}
+                    changed = told.changed() => if changed.is_err() { return },
+                }
             }
-            trouble = now;
         }
     }
 

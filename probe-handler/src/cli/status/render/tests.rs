@@ -97,6 +97,7 @@ fn status() -> Status {
         uptime_seconds: 3720,
         state: State::Serving,
         pending: Vec::new(),
+        missing: Vec::new(),
         kubelet: KubeletStatus {
             names: vec!["kubelet".to_owned()],
             pid: Some(1234),

@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use super::*;
+use crate::observe::missing::Missing;
 use crate::pods::kube::last_known::LastKnown;
 
 struct Kept {
@@ -22,7 +23,7 @@ impl Kept {
     }
 
     fn by(&self, node: &str) -> LastKnown {
-        LastKnown::new(self.file.clone(), node.to_owned())
+        LastKnown::new(self.file.clone(), node.to_owned(), Missing::default())
     }
 
     fn source(&self, server: http::Uri) -> Source {
