@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,8 @@ pub struct DaemonSpec {
     pods: Option<PathBuf>,
     admin_socket: Option<PathBuf>,
     admin_addr: String,
+    /// Where to ask it over TCP, instead of on the admin socket.
+    asked_at: Option<SocketAddr>,
     /// A command that runs the program, with the program's own words appended.
     wrapper: Vec<String>,
     args: Vec<String>,
@@ -59,6 +61,7 @@ impl DaemonSpec {
             pods: None,
             admin_socket: None,
             admin_addr: "none".to_owned(),
+            asked_at: None,
             wrapper: Vec::new(),
             args: Vec::new(),
             node: None,
@@ -139,6 +142,31 @@ impl DaemonSpec {
         self
     }
 
+    /// Serves health, metrics and state at this address of loopback, and is asked there instead of on its admin socket.
+    #[must_use]
+    pub fn asked_at(mut self, address: SocketAddr) -> Self {
+        self.asked_at = Some(address);
+        self.admin_addr(&address.to_string())
+    }
+
+    /// Runs it by this command, with the program and its own words appended.
+    #[must_use]
+    pub fn wrapped(mut self, command: &[&str]) -> Self {
+        self.wrapper = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// The daemon's program.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn the_program(&self) -> Result<PathBuf> {
+        match &self.program {
+            Some(path) => Ok(path.clone()),
+            None => sibling("probe-handler"),
+        }
+    }
+
     /// Drops a capability, named as setpriv(1) does: `net_admin`.
     #[must_use]
     pub fn without_capability(mut self, name: &str) -> Self {
@@ -196,10 +224,7 @@ impl DaemonSpec {
     /// # Errors
     /// When the program is not there or cannot be started.
     pub fn spawn(self, run: &Run) -> Result<Daemon> {
-        let program = match self.program {
-            Some(path) => path,
-            None => sibling("probe-handler")?,
-        };
+        let program = self.the_program()?;
         let dir = run.dir().join(&self.name);
         let pods = self.pods.unwrap_or_else(|| dir.join("pods"));
         fs::create_dir_all(&pods).with_context(|| format!("making {}", pods.display()))?;
@@ -242,6 +267,7 @@ impl DaemonSpec {
             program,
             child,
             socket,
+            asked_at: self.asked_at,
             log,
             pods,
         })
@@ -265,6 +291,7 @@ pub struct Daemon {
     program: PathBuf,
     child: Child,
     socket: PathBuf,
+    asked_at: Option<SocketAddr>,
     log: PathBuf,
     pods: PathBuf,
 }
@@ -318,35 +345,25 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Asks its admin server over the Unix socket: status and body.
+    /// Asks its admin server over the Unix socket, or where [`DaemonSpec::asked_at`] says: status and body.
     ///
     /// # Errors
     /// When it does not answer.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
-        let mut stream = UnixStream::connect(&self.socket)
-            .with_context(|| format!("connecting to {}", self.socket.display()))?;
-        stream.set_read_timeout(Some(pace::stretch(ANSWER)))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = Vec::new();
-        stream
-            .read_to_end(&mut answer)
-            .context("reading the admin server's answer")?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer
-            .split_once("\r\n\r\n")
-            .context("an answer without end")?;
-        let status = head.split(' ').nth(1).context("an answer without status")?;
-        let body = match head
-            .to_ascii_lowercase()
-            .contains("transfer-encoding: chunked")
-        {
-            true => unchunk(body),
-            false => body.to_owned(),
-        };
-        Ok((status.parse()?, body))
+        match self.asked_at {
+            Some(address) => {
+                let stream = TcpStream::connect(address)
+                    .with_context(|| format!("connecting to {address}"))?;
+                stream.set_read_timeout(Some(pace::stretch(ANSWER)))?;
+                ask(stream, path)
+            }
+            None => {
+                let stream = UnixStream::connect(&self.socket)
+                    .with_context(|| format!("connecting to {}", self.socket.display()))?;
+                stream.set_read_timeout(Some(pace::stretch(ANSWER)))?;
+                ask(stream, path)
+            }
+        }
     }
 
     /// What `/metrics` shows.
@@ -549,6 +566,31 @@ impl Drop for Daemon {
             eprintln!("testbed: ending the daemon: {error:#}");
         }
     }
+}
+
+/// Status and body of the answer on `stream`.
+fn ask(mut stream: impl Read + Write, path: &str) -> Result<(u16, String)> {
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    stream
+        .read_to_end(&mut answer)
+        .context("reading the admin server's answer")?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("an answer without end")?;
+    let status = head.split(' ').nth(1).context("an answer without status")?;
+    let body = match head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked")
+    {
+        true => unchunk(body),
+        false => body.to_owned(),
+    };
+    Ok((status.parse()?, body))
 }
 
 fn unchunk(mut body: &str) -> String {

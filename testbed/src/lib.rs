@@ -36,4 +36,5 @@ pub mod table;
 pub mod verifier;
 pub mod wait;
 pub mod webhook;
+pub mod without_inotify;
 pub mod worker;

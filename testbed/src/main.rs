@@ -34,6 +34,9 @@ enum Command {
     Manifests(testbed::manifests::Args),
     /// Measure probes against the same probes without a mesh
     Bench(testbed::bench::Args),
+    /// Run a program to which the kernel gives no inotify instance (started by the suite)
+    #[command(hide = true)]
+    WithoutInotify(testbed::without_inotify::Args),
     /// Make one probe as the kubelet does, and print what came of it
     Probe(testbed::probe::Args),
     /// Put a mesh's redirect rules into the namespace this runs in (a pod of a test cluster)
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => testbed::demo::main(&args),
         Command::Suite(args) => testbed::suite::main(&args),
         Command::Manifests(args) => testbed::manifests::main(&args),
+        Command::WithoutInotify(args) => testbed::without_inotify::main(&args),
         Command::Probe(args) => testbed::probe::main(&args),
         Command::Rules(args) => testbed::in_pod::main(&args),
         Command::Selfcheck => testbed::selfcheck::main(),

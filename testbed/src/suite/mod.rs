@@ -25,6 +25,7 @@ mod ports;
 mod privileges;
 mod relays;
 mod rewritten;
+mod robust;
 mod rules;
 mod sandbox;
 mod source;
@@ -72,6 +73,7 @@ const GROUPS: &[Group] = &[
     ("life", life::run),
     ("kubelet-restart", kubelet_restart::run),
     ("daemons", daemons::run),
+    ("robust", robust::run),
     ("privileges", privileges::run),
     ("sandbox", sandbox::run),
     ("hostile", hostile::run),
