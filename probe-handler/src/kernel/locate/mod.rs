@@ -129,11 +129,20 @@ impl Locator {
 async fn keep(shared: Arc<Shared>, missing: Missing) {
     let mut asked = Instant::now();
     let mut next = Instant::now() + RESCAN;
+    // When a watch was last refused: the one of a pod that is looked for is asked for at each look, not at each scan.
+    let mut refused: Option<Instant> = None;
     loop {
         let blind = shared.tree.lock().blind();
         match blind {
-            None => missing.clear(Part::CgroupWatch),
-            Some(errno) => missing.note(Part::CgroupWatch, &why_blind(&shared.events, errno)),
+            Some(errno) => {
+                refused = Some(Instant::now());
+                missing.note(Part::CgroupWatch, &why_blind(&shared.events, errno));
+            }
+            None if refused.is_some_and(|at| at.elapsed() < AGAIN) => {}
+            None => {
+                refused = None;
+                missing.clear(Part::CgroupWatch);
+            }
         }
         tokio::select! {
             told = shared.events.next(|batch| shared.apply(batch)) => {
@@ -141,7 +150,7 @@ async fn keep(shared: Arc<Shared>, missing: Missing) {
                     return; // the runtime ends
                 }
             }
-            () = tokio::time::sleep_until(next), if blind.is_some() => {
+            () = tokio::time::sleep_until(next), if refused.is_some() => {
                 if asked.elapsed() >= AGAIN {
                     asked = Instant::now();
                     // Where it is still refused, the scan finds out.
