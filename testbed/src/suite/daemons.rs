@@ -223,25 +223,29 @@ fn drain_timeout(with: &mut WithPod) -> Result<()> {
     Ok(())
 }
 
+/// The second of two daemons with one admin socket serves as well, and has the socket when the first has ended.
 fn same_socket(cases: &Cases, WithPod { pod, env }: &WithPod) -> Result<()> {
     // The same name: the same directory, the same socket.
     let socket = env.daemon.socket().display().to_string();
-    let mut second = DaemonSpec::new("second")
+    let second = DaemonSpec::new("second")
         .program(cases.daemon())
         .kubelet_cgroup(&env.cgroup)
         .pods(env.daemon.pods())
         .admin_socket(env.daemon.socket())
         .spawn(&env.run)?;
-    let status = second.wait_end(SOON)?;
-    ensure!(status.code() == Some(1), "it ended with {status}");
-    let log = second.log()?;
-    ensure!(
-        log.contains(&socket) && log.contains("--admin-socket"),
-        "it does not say which socket, or what to do:\n{log}"
-    );
+    let _log = second.wait_logged(&["another daemon answers on", &socket, "--admin-socket"])?;
     usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
     ensure!(env.daemon.get("/readyz")?.0 == 200, "the first one suffers");
-    Ok(())
+    let answers = |daemon: &Daemon| {
+        wait::until("the daemon to answer", SOON, || {
+            (daemon.status().ok()?["pid"] == daemon.pid()).then_some(())
+        })
+    };
+    answers(&env.daemon)?;
+    env.daemon.signal(Signal::SIGTERM)?;
+    answers(&second)?;
+    second.wait_served(pod)?;
+    usual::truth(&env.kubelet, pod.ns.ipv4().into())
 }
 
 /// A new daemon is started beside the old one, which then ends, under constant probing.
