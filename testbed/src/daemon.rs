@@ -1,8 +1,10 @@
 //! The real daemon: `probe-handler agent`, with a directory of manifests, a kubelet's cgroup and a
 //! Unix socket of its own.
 
+mod answer;
+
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -355,13 +357,13 @@ impl Daemon {
                 let stream = TcpStream::connect(address)
                     .with_context(|| format!("connecting to {address}"))?;
                 stream.set_read_timeout(Some(pace::stretch(ANSWER)))?;
-                ask(stream, path)
+                answer::ask(stream, path)
             }
             None => {
                 let stream = UnixStream::connect(&self.socket)
                     .with_context(|| format!("connecting to {}", self.socket.display()))?;
                 stream.set_read_timeout(Some(pace::stretch(ANSWER)))?;
-                ask(stream, path)
+                answer::ask(stream, path)
             }
         }
     }
@@ -566,45 +568,4 @@ impl Drop for Daemon {
             eprintln!("testbed: ending the daemon: {error:#}");
         }
     }
-}
-
-/// Status and body of the answer on `stream`.
-fn ask(mut stream: impl Read + Write, path: &str) -> Result<(u16, String)> {
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = Vec::new();
-    stream
-        .read_to_end(&mut answer)
-        .context("reading the admin server's answer")?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .context("an answer without end")?;
-    let status = head.split(' ').nth(1).context("an answer without status")?;
-    let body = match head
-        .to_ascii_lowercase()
-        .contains("transfer-encoding: chunked")
-    {
-        true => unchunk(body),
-        false => body.to_owned(),
-    };
-    Ok((status.parse()?, body))
-}
-
-fn unchunk(mut body: &str) -> String {
-    let mut text = String::new();
-    while let Some((size, rest)) = body.split_once("\r\n") {
-        let size = usize::from_str_radix(size.trim(), 16).unwrap_or_default();
-        let Some(piece) = rest.get(..size).filter(|_| size > 0) else {
-            break;
-        };
-        text += piece;
-        body = rest
-            .get(size..)
-            .unwrap_or_default()
-            .trim_start_matches("\r\n");
-    }
-    text
 }

@@ -1,0 +1,49 @@
+//! A request to the daemon's admin server, and its answer.
+
+use std::io::{Read, Write};
+
+use anyhow::{Context, Result};
+
+/// Asks for `path` on `stream`: status and body.
+///
+/// # Errors
+/// When no whole answer comes.
+pub fn ask(mut stream: impl Read + Write, path: &str) -> Result<(u16, String)> {
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    stream
+        .read_to_end(&mut answer)
+        .context("reading the admin server's answer")?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("an answer without end")?;
+    let status = head.split(' ').nth(1).context("an answer without status")?;
+    let body = match head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked")
+    {
+        true => unchunk(body),
+        false => body.to_owned(),
+    };
+    Ok((status.parse()?, body))
+}
+
+fn unchunk(mut body: &str) -> String {
+    let mut text = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap_or_default();
+        let Some(piece) = rest.get(..size).filter(|_| size > 0) else {
+            break;
+        };
+        text += piece;
+        body = rest
+            .get(size..)
+            .unwrap_or_default()
+            .trim_start_matches("\r\n");
+    }
+    text
+}
