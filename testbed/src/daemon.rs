@@ -197,6 +197,16 @@ impl DaemonSpec {
         self
     }
 
+    /// Runs it in a time namespace of its own, whose monotonic clock is `seconds` ahead of the kernel's.
+    #[must_use]
+    pub fn monotonic_clock_ahead(mut self, seconds: i64) -> Self {
+        let offset = format!("--monotonic={seconds}");
+        self.wrapper = ["unshare", "--time", &offset, "--fork", "--kill-child"]
+            .map(str::to_owned)
+            .to_vec();
+        self
+    }
+
     /// Runs it in `cgroup` as a container runtime would: with a cgroup namespace and mounts of its own, and
     /// the node's cgroups mounted at `host`.
     #[must_use]
@@ -499,6 +509,15 @@ impl Daemon {
         kill(pid, signal).context("signalling the daemon")
     }
 
+    /// Lets it stand still, all of its threads, until the value is dropped.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn stand_still(&self) -> Result<Stopped<'_>> {
+        self.signal(Signal::SIGSTOP)?;
+        Ok(Stopped(self))
+    }
+
     /// Stops it in order and waits for its end.
     ///
     /// # Errors
@@ -559,6 +578,18 @@ impl Daemon {
             Ok::<_, std::io::Error>(String::from_utf8_lossy(&text).into_owned())
         };
         tail().unwrap_or_else(|error| format!("(no log: {error})"))
+    }
+}
+
+/// A daemon that stands still.
+#[derive(Debug)]
+pub struct Stopped<'a>(&'a Daemon);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.signal(Signal::SIGCONT) {
+            eprintln!("testbed: letting the daemon go on: {error:#}");
+        }
     }
 }
 

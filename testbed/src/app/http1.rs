@@ -221,6 +221,15 @@ async fn redirect(stream: &mut impl Stream, path: &str, query: &str) -> Result<b
         "relative" => Some("../healthy?relative=yes#part".to_owned()),
         "absolute" => Some(format!("http://{to}/healthy")),
         "https" => Some(format!("https://{to}/healthy")),
+        "long" => {
+            let kib = number(query, "kb", 15);
+            let length = usize::try_from(kib)? * 1024;
+            let way = format!("/redirect/long?kb={kib}&pad=");
+            Some(format!(
+                "{way}{}",
+                "%7e".repeat(length.saturating_sub(way.len()) / 3)
+            ))
+        }
         "bad" => Some("http://[bad/healthy".to_owned()),
         "ftp" => Some(format!("ftp://{to}/healthy")),
         _ => Some("/healthy".to_owned()),

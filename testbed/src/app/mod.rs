@@ -18,6 +18,7 @@
 //! | `/garbage` | bytes that are no HTTP |
 //! | `/redirect/same`, `/other`, `/loop`, `/none`, `/failing` | 302 (or `?status=`) to `/healthy`, to another host, to itself, without Location, to `/failing` |
 //! | `/redirect/relative`, `/absolute?port=`, `/https?port=` | the same to `../healthy`, `http://<own IP>:<port>/healthy`, the same with TLS |
+//! | `/redirect/long?kb=` | the same to itself, with a Location of that many KiB |
 //! | `/redirect/bad`, `/ftp` | the same with a Location that is no URL, or of another scheme |
 //! | `/hang` | none; once the client has hung up, that is recorded (`hung-up`) |
 //! | `/echo` | 200, the request's head as body |
@@ -79,7 +80,7 @@ pub enum Protocol {
     Tcp,
     /// Listens and never accepts.
     Deaf,
-    /// Sends back what it gets.
+    /// Sends back what it gets; what it got is recorded (`heard`) at the end of the connection.
     Echo,
 }
 
@@ -164,10 +165,10 @@ pub struct Recorded {
     pub port: u16,
     /// The other end, as the app's `accept` names it.
     pub peer: SocketAddr,
-    /// `tcp`, `http/1.1`, `h2`, `grpc`, `echo` or `hung-up`.
+    /// `tcp`, `http/1.1`, `h2`, `grpc`, `echo`, `heard` or `hung-up`.
     pub protocol: String,
     /// The request's head byte for byte for HTTP/1; a line `name: value` per header for HTTP/2,
-    /// pseudo headers first; else empty.
+    /// pseudo headers first; the first bytes of what was `heard`; else empty.
     pub head: String,
 }
 

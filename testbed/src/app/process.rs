@@ -19,6 +19,8 @@ use crate::{cgroup, netns, rpc};
 /// What is kept at most, so that a benchmark does not fill the memory.
 const KEPT: usize = 10_000;
 const BACKLOG: i32 = 1024;
+/// What is kept at most of what one connection to an echoing port said.
+const HEARD: usize = 4096;
 
 /// Arguments of `testbed app`.
 #[derive(Debug, clap::Args)]
@@ -240,9 +242,18 @@ impl Connection {
                     protocol,
                     head,
                 });
-                let (mut read, mut write) = stream.split();
-                let _bytes = tokio::io::copy(&mut read, &mut write).await?;
-                Ok(write.shutdown().await?)
+                let mut heard = Vec::new();
+                let echoed = echo(&mut stream, &mut heard).await;
+                let protocol = "heard".to_owned();
+                let head = String::from_utf8_lossy(&heard).into_owned();
+                state.record(Recorded {
+                    port,
+                    peer,
+                    protocol,
+                    head,
+                });
+                echoed?;
+                Ok(stream.shutdown().await?)
             }
             _ => {
                 let (protocol, head) = ("tcp".to_owned(), String::new());
@@ -257,6 +268,20 @@ impl Connection {
                 Ok(())
             }
         }
+    }
+}
+
+/// Sends back what it gets, and keeps the beginning of it in `heard`.
+async fn echo(stream: &mut TcpStream, heard: &mut Vec<u8>) -> Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let length = stream.read(&mut buffer).await?;
+        let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else {
+            return Ok(());
+        };
+        let room = HEARD.saturating_sub(heard.len()).min(length);
+        heard.extend_from_slice(&bytes[..room]);
+        stream.write_all(bytes).await?;
     }
 }
 

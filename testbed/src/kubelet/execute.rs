@@ -1,6 +1,6 @@
 //! From a probe to its result: the parts that all kinds share.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Action, Dialer, Outcome, Probe, ProbeResult, grpc, http, raw};
 
@@ -52,8 +52,12 @@ async fn attempt(probe: &Probe, dialer: Dialer) -> Attempt {
         Action::Tcp => Attempt::Done(tcp(probe, dialer).await),
         Action::Grpc { service } => Attempt::Done(grpc::probe(probe, dialer, service).await),
         Action::Raw { send, finish } => {
-            Attempt::Done(raw::exchange(probe, dialer, send, *finish).await)
+            Attempt::Done(raw::exchange(probe, dialer, &[send], Duration::ZERO, *finish).await)
         }
+        Action::Halves { first, rest, pause } => Attempt::Done(match rest {
+            Some(rest) => raw::exchange(probe, dialer, &[first, rest], *pause, true).await,
+            None => raw::reset(probe, dialer, first, *pause).await,
+        }),
         Action::Datagram { send } => Attempt::Done(raw::datagram(probe, send).await),
     }
 }

@@ -83,6 +83,17 @@ pub enum Action {
         /// Whether to end this side once it is sent.
         finish: bool,
     },
+    /// As [`Action::Raw`], in two parts: the first, a pause, then the rest and the end of this side, or a
+    /// reset instead.
+    Halves {
+        /// What to send first.
+        #[serde(with = "latin1")]
+        first: Vec<u8>,
+        /// What to send after the pause; none for a reset.
+        rest: Option<Vec<u8>>,
+        /// How long to wait between them.
+        pause: Duration,
+    },
     /// No probe either: a UDP socket of the kubelet's process is connected and sends this.
     Datagram {
         /// What to send.
@@ -195,6 +206,25 @@ impl Probe {
     pub fn raw_to_the_end(ip: impl Into<IpAddr>, port: u16, send: &[u8]) -> Self {
         let (send, finish) = (send.to_vec(), true);
         Self::new(ip, port, Action::Raw { send, finish })
+    }
+
+    /// As [`Probe::raw_to_the_end`], with a pause before all but the `first` bytes.
+    pub fn in_halves(
+        ip: impl Into<IpAddr>,
+        port: u16,
+        (first, rest): (&[u8], &[u8]),
+        pause: Duration,
+    ) -> Self {
+        let (first, rest) = (first.to_vec(), Some(rest.to_vec()));
+        let pause = pace::stretch(pause);
+        Self::new(ip, port, Action::Halves { first, rest, pause })
+    }
+
+    /// Sends bytes by hand, from the kubelet's process, and resets the connection after a pause.
+    pub fn raw_then_reset(ip: impl Into<IpAddr>, port: u16, send: &[u8], pause: Duration) -> Self {
+        let (first, rest) = (send.to_vec(), None);
+        let pause = pace::stretch(pause);
+        Self::new(ip, port, Action::Halves { first, rest, pause })
     }
 
     /// A datagram by hand, from the kubelet's process.

@@ -6,24 +6,22 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Dialer, Ended, Outcome, Probe, ProbeResult};
 use crate::pace;
 
 const LIMIT: usize = 16 << 20;
 
-/// Sends bytes and collects the answer until the connection ends or the timeout.
+/// Sends bytes, with a pause between the parts, and collects the answer until the connection ends or the timeout.
 pub(super) async fn exchange(
     probe: &Probe,
     dialer: Dialer,
-    send: &[u8],
+    parts: &[&Vec<u8>],
+    pause: Duration,
     finish: bool,
 ) -> ProbeResult {
-    let deadline = Instant::now()
-        + probe
-            .timeout
-            .unwrap_or(pace::stretch(Duration::from_secs(1)));
+    let deadline = deadline(probe);
     let mut stream = match timeout_at(deadline, dialer.connect(probe, probe.port)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -38,7 +36,12 @@ pub(super) async fn exchange(
     let mut received = Vec::new();
     let (mut read, mut write) = stream.split();
     let sent = async {
-        write.write_all(send).await?;
+        for (index, part) in parts.iter().enumerate() {
+            if index > 0 {
+                sleep(pause).await;
+            }
+            write.write_all(part).await?;
+        }
         match finish {
             true => write.shutdown().await,
             false => Ok(()),
@@ -66,6 +69,31 @@ pub(super) async fn exchange(
     });
     result.body = String::from_utf8_lossy(&received).into_owned();
     result
+}
+
+/// Sends bytes and resets the connection after a pause, whatever came back.
+pub(super) async fn reset(
+    probe: &Probe,
+    dialer: Dialer,
+    send: &[u8],
+    pause: Duration,
+) -> ProbeResult {
+    let sent = async {
+        let mut stream = dialer.connect(probe, probe.port).await?;
+        stream.write_all(send).await?;
+        sleep(pause).await;
+        stream.set_zero_linger()
+    };
+    match timeout_at(deadline(probe), sent).await {
+        Ok(Ok(())) => ProbeResult::new(Outcome::Success, ""),
+        Ok(Err(error)) => ProbeResult::failure(error.to_string()),
+        Err(_) => ProbeResult::failure("not sent within the timeout"),
+    }
+}
+
+fn deadline(probe: &Probe) -> Instant {
+    let usual = pace::stretch(Duration::from_secs(1));
+    Instant::now() + probe.timeout.unwrap_or(usual)
 }
 
 /// Connects a UDP socket and sends one datagram.

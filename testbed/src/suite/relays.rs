@@ -233,7 +233,7 @@ fn echoed(env: &Env, pod: &Pod, family: Family, bytes: &[u8]) -> Result<()> {
     let seen = pod.app.take_recorded()?;
     let relayed = seen.iter().filter(|one| {
         let ip = one.peer.ip().to_canonical();
-        ip == node4 || ip == node6
+        one.protocol == "echo" && (ip == node4 || ip == node6)
     });
     ensure!(
         relayed.count() == 1,

@@ -148,6 +148,12 @@ pub struct Made {
     pub result: ProbeResult,
 }
 
+/// Whether `made` is what one of `cases` expects.
+pub fn is_right(cases: &[Case], made: &Made) -> bool {
+    let mut cases = cases.iter();
+    cases.any(|case| case.probe == made.probe && case.is_true(&made.result))
+}
+
 /// Constant probing by several probers at once.
 #[derive(Debug)]
 pub struct Probing {
@@ -159,6 +165,12 @@ pub struct Probing {
 impl Probing {
     /// One prober for each probe, each probing again as soon as it has its result.
     pub fn start(kubelet: &Arc<Kubelet>, probes: Vec<Probe>) -> Self {
+        Self::every(kubelet, probes, Duration::ZERO)
+    }
+
+    /// One prober for each probe, each probing again `interval` after it began, or as soon after that as it has
+    /// its result.
+    pub fn every(kubelet: &Arc<Kubelet>, probes: Vec<Probe>, interval: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let made = Arc::new(Mutex::new(Vec::new()));
         let probers = probes
@@ -178,6 +190,7 @@ impl Probing {
                                 probe: probe.clone(),
                                 result,
                             });
+                        wait::pass(interval.saturating_sub(begun.elapsed()))?;
                     }
                     Ok(())
                 })
