@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod command;
 pub mod daemon;
 pub mod demo;
+pub mod freeze;
 pub mod guest;
 pub mod in_pod;
 pub mod interrupt;

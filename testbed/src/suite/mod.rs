@@ -14,6 +14,7 @@ mod families;
 mod hooks;
 mod hostile;
 mod http;
+mod hung;
 mod identity;
 mod kernel;
 mod kubelet_restart;
@@ -78,6 +79,7 @@ const GROUPS: &[Group] = &[
     ("sandbox", sandbox::run),
     ("hostile", hostile::run),
     ("neighbours", neighbours::run),
+    ("hung", hung::run),
     ("source", source::run),
     ("command-line", command_line::run),
     ("admin", admin::run),

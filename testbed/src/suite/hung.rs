@@ -1,0 +1,242 @@
+//! A daemon that stands still, or whose handler does: probes go where they would go without it.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use super::cases::Cases;
+use super::env::Env;
+use super::usual::{self, Case, HTTP, Made, Probing};
+use crate::daemon::{Daemon, DaemonSpec};
+use crate::freeze::Frozen;
+use crate::kubelet::Probe;
+use crate::pod::Pod;
+use crate::rules::RuleSet;
+use crate::{pace, wait};
+
+/// How long the daemon stands still.
+const STILL: Duration = Duration::from_secs(5);
+/// How soon probes must be right again: the heartbeat's default timeout. And how soon the handler must serve again.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long the handler's thread may stand still before the process ends itself, and how late it may be.
+const WATCHDOG: Duration = Duration::from_secs(10);
+const LATE: Duration = Duration::from_secs(5);
+/// Between two probes of one prober.
+const INTERVAL: Duration = Duration::from_millis(50);
+const PILOT_AGENT: u16 = 15020;
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    cases.case_in("stopped-without-a-mesh", |cases| {
+        let env = Env::start(cases, &["--scope", "all"])?;
+        let (_pod, expected) = plain(&env)?;
+        stopped(&env, &expected, &[&env.daemon], &env.daemon)
+    });
+    cases.case_in("stopped-with-pilot-agent", |cases| {
+        let env = Env::start(cases, &[])?;
+        let (_pod, expected) = taken_over(&env)?;
+        stopped(&env, &expected, &[&env.daemon], &env.daemon)
+    });
+    for which in ["first", "second"] {
+        cases.case_in(&format!("stopped-of-two/{which}"), |cases| {
+            stopped_of_two(cases, which == "first")
+        });
+    }
+    cases.case_in("stopped-for-long", stopped_for_long);
+    cases.case_in("handler-thread-frozen", handler_thread_frozen);
+    Ok(())
+}
+
+/// A pod without a mesh, and what is true of it.
+fn plain(env: &Env) -> Result<(Pod, Vec<Case>)> {
+    let pod = env.pod(usual::pod("plain").rules(RuleSet::None))?;
+    let expected = pod.ns.ips().into_iter().flat_map(usual::all).collect();
+    Ok((pod, expected))
+}
+
+/// A pod whose probes Istio's injector rewrote, with a pilot-agent that answers them.
+fn taken_over(env: &Env) -> Result<(Pod, Vec<Case>)> {
+    let (livez, readyz) = ("/app-health/web/livez", "/app-health/web/readyz");
+    let pod = env.pod(
+        usual::pod("taken-over")
+            .istio_prober(livez, usual::http(HTTP, "/healthy"))
+            .istio_prober(readyz, usual::http(HTTP, "/failing"))
+            .container(usual::container(
+                "web",
+                usual::http(PILOT_AGENT, livez),
+                usual::http(PILOT_AGENT, readyz),
+            )),
+    )?;
+    let case = |path, healthy| Case {
+        probe: Probe::http(pod.ns.ipv4(), PILOT_AGENT, path),
+        healthy,
+        mesh_alone: healthy,
+    };
+    let expected = vec![case(livez, true), case(readyz, false)];
+    Ok((pod, expected))
+}
+
+/// Constant probing of all that is expected.
+fn probing(env: &Env, expected: &[Case]) -> Result<Probing> {
+    let probes = expected.iter().map(|case| case.probe.clone()).collect();
+    let probing = Probing::every(&Arc::clone(&env.kubelet), probes, pace::stretch(INTERVAL));
+    probing.more(5)?;
+    Ok(probing)
+}
+
+/// Connections that went to a handler of any of them.
+fn redirected(daemons: &[&Daemon]) -> Result<u64> {
+    let counts = daemons.iter().map(|daemon| daemon.counter("redirected"));
+    counts.sum()
+}
+
+/// `daemon`, one of `daemons`, stands still for a while and goes on.
+fn stopped(env: &Env, expected: &[Case], daemons: &[&Daemon], daemon: &Daemon) -> Result<()> {
+    let grace = pace::stretch(GRACE);
+    let probing = probing(env, expected)?;
+    let from = Instant::now();
+    let still = daemon.stand_still()?;
+    wait::pass(pace::stretch(STILL))?;
+    let until = Instant::now();
+    drop(still);
+    let before = redirected(daemons)?;
+    let served = wait::until("a handler to serve again", GRACE, || {
+        (redirected(daemons).ok()? > before).then_some(())
+    });
+    wait::pass(grace)?;
+    probing.more(5)?;
+    let made = probing.stop()?;
+    let judged = Judged {
+        expected,
+        made: &made,
+    };
+    println!(
+        "     {} probes; wrong: {} begun in the first second, {} later, {} in the first second after, {} later",
+        made.len(),
+        judged.wrong(from, from + grace).len(),
+        judged.wrong(from + grace, until).len(),
+        judged.wrong(until, until + grace).len(),
+        judged.wrong(until + grace, Instant::now()).len(),
+    );
+    judged.right("while it stands still", from + grace, until)?;
+    judged.right("when it goes on", until + grace, Instant::now())?;
+    served
+}
+
+/// Probes that were made, and what was to be expected of them.
+struct Judged<'a> {
+    expected: &'a [Case],
+    made: &'a [Made],
+}
+
+impl Judged<'_> {
+    /// Those begun between the two that are wrong.
+    fn wrong(&self, from: Instant, until: Instant) -> Vec<&Made> {
+        let begun = |made: &&Made| (from..until).contains(&made.begun);
+        let made = self.made.iter().filter(begun);
+        made.filter(|made| !usual::is_right(self.expected, made))
+            .collect()
+    }
+
+    fn right(&self, when: &str, from: Instant, until: Instant) -> Result<()> {
+        let wrong = self.wrong(from, until);
+        match wrong.first() {
+            None => Ok(()),
+            Some(first) => bail!(
+                "{when}, {} wrong, the first begun {:?} later: {first:?}",
+                wrong.len(),
+                first.begun - from
+            ),
+        }
+    }
+}
+
+/// Two daemons serve one kubelet, as in an upgrade; one of them stands still.
+fn stopped_of_two(cases: &mut Cases, first: bool) -> Result<()> {
+    let env = Env::start(cases, &[])?;
+    let pod = env.pod(usual::pod("two"))?;
+    let second = DaemonSpec::new("second")
+        .program(cases.daemon())
+        .kubelet_cgroup(&env.cgroup)
+        .pods(env.daemon.pods())
+        .start(&env.run)?;
+    second.wait_served(&pod)?;
+    let expected: Vec<_> = pod.ns.ips().into_iter().flat_map(usual::all).collect();
+    let daemon = if first { &env.daemon } else { &second };
+    stopped(&env, &expected, &[&env.daemon, &second], daemon)
+}
+
+/// It is not the handler's thread alone that stood still: no reason to end.
+fn stopped_for_long(cases: &mut Cases) -> Result<()> {
+    let mut env = Env::start(cases, &[])?;
+    let pod = env.pod(usual::pod("long"))?;
+    let still = env.daemon.stand_still()?;
+    wait::pass(WATCHDOG + Duration::from_secs(2))?;
+    drop(still);
+    // As long again as it takes to see that nothing has happened.
+    if let Ok(status) = env.daemon.wait_end(Duration::from_secs(3)) {
+        bail!("it ended with {status}:\n{}", env.daemon.log_tail());
+    }
+    ensure!(env.daemon.get("/healthz")?.0 == 200, "it is not alive");
+    let before = env.daemon.counter("redirected")?;
+    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    ensure!(
+        env.daemon.counter("redirected")? > before,
+        "it does not serve"
+    );
+    Ok(())
+}
+
+/// The daemon as such is fine, but for the one thread that answers probes.
+fn handler_thread_frozen(cases: &mut Cases) -> Result<()> {
+    let mut env = Env::start(cases, &["--scope", "all"])?;
+    let (_plain, mut expected) = plain(&env)?;
+    let (_taken_over, more) = taken_over(&env)?;
+    expected.extend(more);
+    ensure!(is_alive(&env.daemon)?, "it is not alive at first");
+
+    let grace = pace::stretch(GRACE);
+    let probing = probing(&env, &expected)?;
+    let from = Instant::now();
+    let frozen = Frozen::thread(env.daemon.pid(), "handler")?;
+    let seen = wait::until("the daemon to say that it is not well", GRACE * 2, || {
+        let healthz = env.daemon.get("/healthz").ok()?.0;
+        (healthz != 200 && !is_alive(&env.daemon).ok()?).then_some(())
+    });
+    let ended = env.daemon.wait_end(WATCHDOG + LATE);
+    let took = from.elapsed();
+    wait::pass(grace)?;
+    let until = Instant::now();
+    drop(frozen);
+    let made = probing.stop()?;
+    let judged = Judged {
+        expected: &expected,
+        made: &made,
+    };
+    println!(
+        "     {} probes; wrong: {} begun in the first second, {} later; it ended after {took:?}: {ended:?}",
+        made.len(),
+        judged.wrong(from, from + grace).len(),
+        judged.wrong(from + grace, until).len(),
+    );
+    judged.right("while the handler stands still", from + grace, until)?;
+    seen?;
+    let status = ended?;
+    ensure!(!status.success(), "it ended with {status}");
+    ensure!(
+        took >= WATCHDOG.mul_f32(0.9),
+        "it ended after {took:?} already, with {status}"
+    );
+    Ok(())
+}
+
+/// What the DaemonSet's liveness probe asks.
+fn is_alive(daemon: &Daemon) -> Result<bool> {
+    let status = Command::new(daemon.program())
+        .args(["status", "--alive", "--admin-socket"])
+        .arg(daemon.socket())
+        .output()?
+        .status;
+    Ok(status.success())
+}
