@@ -32,6 +32,7 @@ pub mod run;
 pub mod sandbox;
 pub mod selfcheck;
 pub mod sidecar;
+pub mod stranger;
 pub mod suite;
 pub mod table;
 pub mod verifier;

@@ -23,6 +23,9 @@ enum Command {
     /// Probe as the kubelet does (started by the other commands)
     #[command(hide = true)]
     Kubelet(testbed::kubelet::process::Args),
+    /// Guess the kubelet's ports (started by the other commands)
+    #[command(hide = true)]
+    Stranger(testbed::stranger::Args),
     /// Probe over and over (started by `bench`)
     #[command(hide = true)]
     BenchProber(testbed::bench::prober::Args),
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::App(args) => testbed::app::process::main(&args),
         Command::Sidecar(args) => testbed::sidecar::process::main(&args),
         Command::Kubelet(args) => testbed::kubelet::process::main(&args),
+        Command::Stranger(args) => testbed::stranger::main(&args),
         Command::BenchProber(args) => testbed::bench::prober::main(&args),
         Command::Bench(args) => testbed::bench::main(&args),
         Command::Demo(args) => testbed::demo::main(&args),

@@ -5,6 +5,7 @@
 //! [`cases::Cases`].
 
 mod admin;
+mod attacks;
 pub mod cases;
 mod command_line;
 mod daemons;
@@ -79,6 +80,7 @@ const GROUPS: &[Group] = &[
     ("sandbox", sandbox::run),
     ("hostile", hostile::run),
     ("neighbours", neighbours::run),
+    ("attacks", attacks::run),
     ("hung", hung::run),
     ("source", source::run),
     ("command-line", command_line::run),

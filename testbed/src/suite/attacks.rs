@@ -1,0 +1,11 @@
+//! What a stranger without privileges, a pod, or want of something on the node does to the kubelet's probes: nothing.
+
+mod guessed_port;
+
+use anyhow::Result;
+
+use super::cases::Cases;
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    guessed_port::run(cases)
+}

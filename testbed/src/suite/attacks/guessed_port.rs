@@ -1,0 +1,119 @@
+//! A stranger connects to the handler from the port that the kubelet takes next. What is left of its connection waits
+//! before the kubelet's in the handler's queue.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::kubelet::Action;
+use crate::pod::Pod;
+use crate::stranger::{MARK, Stranger};
+use crate::suite::cases::Cases;
+use crate::suite::env::Env;
+use crate::suite::usual::{self, Probing};
+use crate::{pace, wait};
+
+/// How long a stranger guesses.
+const TIME: Duration = Duration::from_secs(5);
+/// How long the daemon stands still now and then, so that connections wait to be accepted: as on a node whose
+/// processors are busy.
+const BUSY: Duration = Duration::from_millis(20);
+/// How long it goes on in between.
+const FREE: Duration = Duration::from_millis(40);
+/// Probers for each probe.
+const PROBERS: usize = 2;
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    if !cases.wants("guessed-port/v4") && !cases.wants("guessed-port/v6") {
+        return Ok(());
+    }
+    let env = Env::start(cases, &[])?;
+    let pod = env.pod(usual::pod("guessed"))?;
+    let stranger = Stranger::start()?;
+    for (name, loopback, ip) in [
+        (
+            "v4",
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V4(pod.ns.ipv4()),
+        ),
+        (
+            "v6",
+            IpAddr::V6(Ipv6Addr::LOCALHOST),
+            IpAddr::V6(pod.ns.ipv6()),
+        ),
+    ] {
+        cases.case(&format!("guessed-port/{name}"), || {
+            guessed_port(&env, &pod, &stranger, loopback, ip)
+        });
+    }
+    Ok(())
+}
+
+fn guessed_port(
+    env: &Env,
+    pod: &Pod,
+    stranger: &Stranger,
+    loopback: IpAddr,
+    ip: IpAddr,
+) -> Result<()> {
+    let mut handler = env.daemon.handler()?.into_iter();
+    let handler = handler.find(|address| address.ip() == loopback);
+    let handler = handler.with_context(|| format!("no handler on {loopback}"))?;
+    let mut probed = usual::all(ip);
+    // What a TCP probe says never reaches an app.
+    probed.retain(|case| !matches!(case.probe.action, Action::Tcp));
+    let probes = probed.iter().map(|case| case.probe.clone());
+    let probes = std::iter::repeat_n(probes, PROBERS).flatten().collect();
+    let _earlier = pod.app.take_recorded()?;
+
+    let probing = Probing::start(&Arc::clone(&env.kubelet), probes);
+    let attack = stranger.attack(handler, pace::stretch(TIME))?;
+    let begun = Instant::now();
+    let mut got_in = Vec::new();
+    while begun.elapsed() < pace::stretch(TIME) {
+        let stopped = env.daemon.stand_still()?;
+        wait::pass(BUSY)?;
+        drop(stopped);
+        wait::pass(FREE)?;
+        // The app does not remember any number.
+        got_in.extend(strangers(pod)?);
+    }
+    let guesses = attack.wait()?;
+    let made = probing.stop()?;
+    got_in.extend(strangers(pod)?);
+    let wrong: Vec<_> = made
+        .iter()
+        .filter(|made| !usual::is_right(&probed, made))
+        .collect();
+    println!(
+        "     {guesses:?} beside {} probes: {} requests reached the app, {} probes are wrong",
+        made.len(),
+        got_in.len(),
+        wrong.len()
+    );
+    ensure!(
+        guesses.made > 100,
+        "too few guesses to be an attack: {guesses:?}"
+    );
+    ensure!(
+        got_in.is_empty() && wrong.is_empty(),
+        "{} of the stranger's requests reached the app, {} of {} probes are wrong: {:?} {:?}",
+        got_in.len(),
+        wrong.len(),
+        made.len(),
+        got_in.first(),
+        wrong.first(),
+    );
+    Ok(())
+}
+
+/// What reached the app of the stranger's: the heads.
+fn strangers(pod: &Pod) -> Result<Vec<String>> {
+    let recorded = pod.app.take_recorded()?.into_iter();
+    Ok(recorded
+        .map(|request| request.head)
+        .filter(|head| head.contains(MARK))
+        .collect())
+}
