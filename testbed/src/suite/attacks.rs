@@ -1,11 +1,13 @@
 //! What a stranger without privileges, a pod, or want of something on the node does to the kubelet's probes: nothing.
 
 mod guessed_port;
+mod half_preface;
 
 use anyhow::Result;
 
 use super::cases::Cases;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
-    guessed_port::run(cases)
+    guessed_port::run(cases)?;
+    half_preface::run(cases)
 }
