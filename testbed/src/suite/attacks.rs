@@ -1,5 +1,6 @@
 //! What a stranger without privileges, a pod, or want of something on the node does to the kubelet's probes: nothing.
 
+mod descriptors;
 mod guessed_port;
 mod half_preface;
 
@@ -9,5 +10,6 @@ use super::cases::Cases;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     guessed_port::run(cases)?;
-    half_preface::run(cases)
+    half_preface::run(cases)?;
+    descriptors::run(cases)
 }

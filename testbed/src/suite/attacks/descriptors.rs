@@ -1,0 +1,140 @@
+//! A daemon that has no descriptor left takes no probe of which it can't make anything.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::command;
+use crate::daemon::Daemon;
+use crate::rules::RuleSet;
+use crate::suite::cases::Cases;
+use crate::suite::env::Env;
+use crate::suite::usual::{self, Probing};
+use crate::{pace, wait};
+
+/// How long there are none.
+const WITHOUT: Duration = Duration::from_secs(4);
+/// How long it may take the daemon to see that there are some again.
+const GRACE: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(50);
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    // With one left a connection can be accepted, and then nothing be made of it.
+    for (name, left) in [("none", 0), ("one", 1)] {
+        cases.case_in(&format!("descriptors/{name}"), |cases| {
+            descriptors(cases, left)
+        });
+    }
+    Ok(())
+}
+
+/// The daemon can open no more than `left` descriptors for a while.
+fn descriptors(cases: &mut Cases, left: u64) -> Result<()> {
+    let env = Env::start(cases, &["--scope", "all"])?;
+    let pod = env.pod(usual::pod("descriptors").rules(RuleSet::None))?;
+    let mut all = usual::all(pod.ns.ipv4().into());
+    all.extend(usual::all(pod.ns.ipv6().into()));
+    let probes = all.iter().map(|case| case.probe.clone()).collect();
+    // With no connection open, so that none of the numbers is given back meanwhile.
+    let mut lowest = lowest_free(&env.daemon)?;
+    wait::until(
+        "the daemon's descriptors to come to rest",
+        GRACE * 5,
+        || {
+            wait::pass(Duration::from_millis(100)).ok()?;
+            let before = std::mem::replace(&mut lowest, lowest_free(&env.daemon).ok()?);
+            (before == lowest).then_some(())
+        },
+    )?;
+    let probing = Probing::every(&Arc::clone(&env.kubelet), probes, pace::stretch(INTERVAL));
+    probing.more(5)?;
+
+    let limit = Limit::lower(&env.daemon, lowest + left)?;
+    let (from, grace) = (Instant::now(), pace::stretch(GRACE));
+    wait::pass(pace::stretch(WITHOUT))?;
+    let until = Instant::now();
+    drop(limit);
+    let before = env.daemon.counter("redirected")?;
+    let served = wait::until("the handler to serve again", GRACE, || {
+        (env.daemon.counter("redirected").ok()? > before).then_some(())
+    });
+    wait::pass(grace)?;
+    probing.more(5)?;
+    let made = probing.stop()?;
+
+    let between = |from: Instant, until: Instant| {
+        made.iter()
+            .filter(|made| (from..until).contains(&made.begun))
+            .filter(|made| !usual::is_right(&all, made))
+            .collect::<Vec<_>>()
+    };
+    let (first, later) = (between(from, from + grace), between(from + grace, until));
+    let after = between(until + grace, Instant::now());
+    println!(
+        "     {} probes; wrong: {} in the first second without descriptors, {} later, {} once there were some again",
+        made.len(),
+        first.len(),
+        later.len(),
+        after.len()
+    );
+    let wrong: Vec<_> = first.into_iter().chain(later).collect();
+    ensure!(
+        wrong.is_empty(),
+        "{} wrong without descriptors: {:?}",
+        wrong.len(),
+        wrong[0]
+    );
+    ensure!(after.is_empty(), "{} wrong: {:?}", after.len(), after[0]);
+    served
+}
+
+/// The number that the next descriptor of the daemon would have.
+fn lowest_free(daemon: &Daemon) -> Result<u64> {
+    let open: BTreeSet<u64> = fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().parse()?))
+        .collect::<Result<_>>()?;
+    (0..)
+        .find(|number| !open.contains(number))
+        .context("all numbers are taken")
+}
+
+/// A limit of descriptors that is lower than it was.
+struct Limit {
+    pid: String,
+    before: String,
+}
+
+impl Limit {
+    fn lower(daemon: &Daemon, to: u64) -> Result<Self> {
+        let pid = daemon.pid().to_string();
+        let shown = [
+            "--pid",
+            &pid,
+            "--nofile",
+            "--raw",
+            "--noheadings",
+            "--output",
+            "SOFT",
+        ];
+        let output = command::run("prlimit", &shown, "")?;
+        let before = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        set(&pid, &to.to_string())?;
+        Ok(Self { pid, before })
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        if let Err(error) = set(&self.pid, &self.before) {
+            eprintln!("testbed: {error:#}");
+        }
+    }
+}
+
+fn set(pid: &str, soft: &str) -> Result<()> {
+    let limit = format!("--nofile={soft}:");
+    command::run("prlimit", &["--pid", pid, &limit], "").map(drop)
+}
