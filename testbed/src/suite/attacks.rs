@@ -3,6 +3,7 @@
 mod descriptors;
 mod guessed_port;
 mod half_preface;
+mod time_namespace;
 
 use anyhow::Result;
 
@@ -11,5 +12,6 @@ use super::cases::Cases;
 pub fn run(cases: &mut Cases) -> Result<()> {
     guessed_port::run(cases)?;
     half_preface::run(cases)?;
-    descriptors::run(cases)
+    descriptors::run(cases)?;
+    time_namespace::run(cases)
 }
