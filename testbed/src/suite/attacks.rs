@@ -3,6 +3,7 @@
 mod descriptors;
 mod guessed_port;
 mod half_preface;
+mod port_space;
 mod time_namespace;
 
 use anyhow::Result;
@@ -13,5 +14,6 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     guessed_port::run(cases)?;
     half_preface::run(cases)?;
     descriptors::run(cases)?;
-    time_namespace::run(cases)
+    time_namespace::run(cases)?;
+    port_space::run(cases)
 }
