@@ -4,6 +4,7 @@ mod descriptors;
 mod guessed_port;
 mod half_preface;
 mod port_space;
+mod redirects;
 mod time_namespace;
 
 use anyhow::Result;
@@ -15,5 +16,6 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     half_preface::run(cases)?;
     descriptors::run(cases)?;
     time_namespace::run(cases)?;
-    port_space::run(cases)
+    port_space::run(cases)?;
+    redirects::run(cases)
 }
