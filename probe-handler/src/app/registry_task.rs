@@ -316,6 +316,7 @@ impl RegistryTask {
         lo_up: bool,
         trial: Trial,
     ) -> Option<Obstacle> {
+        tracing::debug!(pod = %pod.id, cost = ?trial.cost, canary = ?trial.canary, "canary");
         let _ = shared
             .canaries
             .insert(pod.id.uid.clone(), (trial.canary.clone(), Instant::now()));
