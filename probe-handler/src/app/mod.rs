@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::cli::config::{AgentConfig, KubeletConfig, PodSource};
@@ -36,7 +36,7 @@ use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
 use crate::kernel::locate::Locator;
 use crate::kernel::maps::{CounterMap, ProgramConfig};
 use crate::kernel::netns::Netns;
-use crate::kernel::programs::{LoadOptions, Programs};
+use crate::kernel::programs::{Error as ProgramsError, LoadOptions, Maps, Programs};
 use crate::kernel::{capabilities, dial, scheduling};
 use crate::observe::admin::{Admin, BoundAdmin};
 use crate::observe::collectors::{register_kernel_counters, register_readiness, register_watches};
@@ -61,6 +61,9 @@ const CHANNEL: usize = 64;
 
 /// How long what is still being read has at the end.
 const LAST_READS: Duration = Duration::from_millis(500);
+
+/// The programs and their maps, if they could be loaded.
+type LoadResult = Result<(Programs, Maps), ProgramsError>;
 
 /// The parts of the daemon that run for as long as it does.
 type Tasks = JoinSet<anyhow::Result<()>>;
@@ -110,21 +113,35 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     raise_descriptor_limit();
     let own_netns = Netns::current().context("cannot open the node's network namespace")?;
 
+    // What takes the start its time is the kernel's verifier: the pods are asked for, and looked for, meanwhile.
+    let loading = load(LoadOptions {
+        endpoints_capacity: config.endpoints_capacity,
+    })?;
     let locator = Locator::new(config.cgroup_root.as_deref())?;
 
     let readiness = Readiness::default();
     let kubelet_ready = readiness.block(kubelet_task::AWAITED);
     let pods_ready = readiness.block("pods read");
 
-    let (mut programs, maps) = Programs::load(&LoadOptions {
-        endpoints_capacity: config.endpoints_capacity,
-    })
-    .map_err(|error| anyhow::anyhow!(error.told()))?;
+    let mut tasks = Tasks::new();
+    let watch_health = Arc::new(Health::default());
+    let (source_events, from_source) = mpsc::channel(CHANNEL);
+    let parts = (Arc::clone(&watch_health), missing.clone());
+    let mut source = Some((parts, source_events));
+    // The directory's watcher has a thread of the library's own, which comes when there is nothing left to give up.
+    if matches!(config.pods, PodSource::Kubernetes { .. })
+        && let Some((parts, events)) = source.take()
+    {
+        start_source(&config, &readiness, parts, events, &mut tasks).await?;
+    }
+    let (mut programs, maps) = loading
+        .await
+        .context("loading the programs panicked")?
+        .map_err(|error| anyhow::anyhow!(error.told()))?;
     if config.kernel_log {
         log_from_kernel(&mut programs, &maps.config)?;
     }
 
-    let watch_health = Arc::new(Health::default());
     let (metrics_registry, metrics) = metrics(&config, &readiness, &watch_health, &maps.counters);
 
     let table = Arc::new(EndpointTable::default());
@@ -194,12 +211,11 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
 
     let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
-    let mut tasks = Tasks::new();
     spawn(&mut tasks, locator.keep(missing.clone()));
     spawn(&mut tasks, async move { refusals.follow().await });
-    let (source_events, from_source) = mpsc::channel(CHANNEL);
-    let parts = (watch_health, missing);
-    start_source(&config, &readiness, parts, source_events, &mut tasks).await?;
+    if let Some((parts, events)) = source.take() {
+        start_source(&config, &readiness, parts, events, &mut tasks).await?;
+    }
     let registry = RegistryTask::new(
         Arc::clone(&shared),
         Arc::clone(&metrics),
@@ -235,6 +251,20 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         drain_timeout: config.drain_timeout,
         tasks,
     })
+}
+
+/// Loads the programs on a thread of its own, which ends with that. It has all capabilities that the start has, unlike
+/// those for blocking work.
+fn load(options: LoadOptions) -> anyhow::Result<oneshot::Receiver<LoadResult>> {
+    let (done, loaded) = oneshot::channel();
+    let _detached = std::thread::Builder::new()
+        .name("load".to_owned())
+        .spawn(move || {
+            // Nobody listens where the start has failed meanwhile.
+            let _ = done.send(Programs::load(&options));
+        })
+        .context("cannot start a thread")?;
+    Ok(loaded)
 }
 
 /// Starts the source of pods, which tells `events`.
