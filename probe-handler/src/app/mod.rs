@@ -43,6 +43,8 @@ use crate::observe::collectors::{register_kernel_counters, register_readiness, r
 use crate::observe::metrics::{Metrics, PREFIX};
 use crate::observe::missing::Missing;
 use crate::observe::readiness::{BlockReady, Readiness};
+use crate::observe::rendering::Rendering;
+use crate::observe::turns::Turns;
 use crate::pods::kube::health::Health;
 use crate::pods::kube::last_known::LastKnown;
 use crate::pods::registry::Registry;
@@ -191,7 +193,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     });
     let noting = Arc::clone(&refusals);
     let admin = Admin {
-        registry: Arc::new(metrics_registry),
+        metrics: Rendering::new(Arc::new(metrics_registry)),
         readiness: readiness.clone(),
         alive: Box::new({
             let alive = handler.alive(config.heartbeat_timeout);
@@ -202,6 +204,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
             status.report()
         }),
         config_json: config.to_json(),
+        turns: Turns::default(),
     }
     .bind(config.admin_addr, &config.admin_socket, missing.clone());
 

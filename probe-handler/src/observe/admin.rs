@@ -21,16 +21,18 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::registry::Registry;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep_until;
 
 use super::admin_socket::{self, SocketFile};
 use super::missing::{Missing, Part};
 use super::readiness::Readiness;
+use super::rendering::Rendering;
 use super::status::Status;
+use super::turns::Turns;
 use crate::listen;
 
 /// How long a client may take to send its request's head.
@@ -53,8 +55,8 @@ const JSON: &str = "application/json";
 
 /// What the admin server tells.
 pub struct Admin {
-    /// Served at `/metrics`.
-    pub registry: Arc<Registry>,
+    /// Served at `/metrics`: over TCP as of the last second, over the Unix socket as of the moment.
+    pub metrics: Rendering,
     /// Served at `/readyz`.
     pub readiness: Readiness,
     /// Served at `/healthz`: whether the handler is alive, or why it is not.
@@ -63,6 +65,8 @@ pub struct Admin {
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
     /// Served at `/debug/config`.
     pub config_json: String,
+    /// Of those who ask for metrics over TCP.
+    pub turns: Turns,
 }
 
 /// An admin server that listens wherever it can, and goes on trying where it can't.
@@ -80,10 +84,12 @@ pub struct BoundAdmin {
 /// Where a request came from.
 #[derive(Clone, Copy)]
 enum Peer {
-    /// Over the Unix socket, or over TCP from loopback.
-    Local,
+    /// Over the Unix socket: root on this node.
+    Root,
+    /// Over TCP from loopback: whoever is on this node.
+    Local(IpAddr),
     /// From elsewhere: learns no more of pods than metrics tell.
-    Remote,
+    Remote(IpAddr),
 }
 
 /// A listener, with what is known about its clients.
@@ -109,7 +115,7 @@ impl Accept for UnixListener {
 
     async fn accept_peer(&self) -> io::Result<(UnixStream, Peer)> {
         let (stream, _) = self.accept().await?;
-        Ok((stream, Peer::Local))
+        Ok((stream, Peer::Root))
     }
 }
 
@@ -117,10 +123,11 @@ impl Accept for UnixListener {
 
 impl From<IpAddr> for Peer {
     fn from(address: IpAddr) -> Self {
-        if address.to_canonical().is_loopback() {
-            Self::Local
+        let address = address.to_canonical();
+        if address.is_loopback() {
+            Self::Local(address)
         } else {
-            Self::Remote
+            Self::Remote(address)
         }
     }
 }
@@ -145,16 +152,26 @@ impl Admin {
         }
     }
 
-    fn respond(&self, method: &Method, path: &str, peer: Peer) -> Response<Full<Bytes>> {
+    async fn respond(&self, method: &Method, path: &str, peer: Peer) -> Response<Full<Bytes>> {
+        if let ("/metrics", &Method::GET, Peer::Local(address) | Peer::Remote(address)) =
+            (path, method, peer)
+        {
+            // Sending costs as much as making, in the end.
+            let Some(turn) = self.turns.take(address) else {
+                return reply(StatusCode::TOO_MANY_REQUESTS, TEXT, "too often\n");
+            };
+            sleep_until(turn).await;
+            return metrics(self.metrics.recent());
+        }
         let answer: fn(&Self) -> Response<Full<Bytes>> = match (path, peer) {
             ("/healthz", _) => Self::healthz,
             ("/readyz", _) => Self::readyz,
-            ("/metrics", _) => Self::metrics,
-            ("/status" | "/debug/status", Peer::Local) => Self::status,
-            ("/debug/config", Peer::Local) => {
+            ("/metrics", _) => |admin| metrics(admin.metrics.now()),
+            ("/status" | "/debug/status", Peer::Root | Peer::Local(_)) => Self::status,
+            ("/debug/config", Peer::Root | Peer::Local(_)) => {
                 |admin| reply(StatusCode::OK, JSON, admin.config_json.clone())
             }
-            ("/status" | "/debug/status" | "/debug/config", Peer::Remote) => |_| {
+            ("/status" | "/debug/status" | "/debug/config", Peer::Remote(_)) => |_| {
                 reply(
                     StatusCode::FORBIDDEN,
                     TEXT,
@@ -188,14 +205,6 @@ impl Admin {
         }
         let text = format!("not ready, waiting for:\n{}\n", pending.join("\n"));
         reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
-    }
-
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        let mut text = String::new();
-        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
-            Ok(()) => reply(StatusCode::OK, OPEN_METRICS, text),
-            Err(error) => internal(&error),
-        }
     }
 
     fn status(&self) -> Response<Full<Bytes>> {
@@ -319,8 +328,11 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = admin.respond(request.method(), request.uri().path(), peer);
-        async { Ok::<_, Infallible>(response) }
+        let admin = Arc::clone(&admin);
+        async move {
+            let response = admin.respond(request.method(), request.uri().path(), peer);
+            Ok::<_, Infallible>(response.await)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -360,6 +372,13 @@ fn reply(
         .headers_mut()
         .insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
     response
+}
+
+fn metrics(text: Result<Bytes, std::fmt::Error>) -> Response<Full<Bytes>> {
+    match text {
+        Ok(text) => reply(StatusCode::OK, OPEN_METRICS, text),
+        Err(error) => internal(&error),
+    }
 }
 
 fn internal(error: &dyn std::fmt::Display) -> Response<Full<Bytes>> {

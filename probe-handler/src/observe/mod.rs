@@ -8,4 +8,6 @@ pub mod finding;
 pub mod metrics;
 pub mod missing;
 pub mod readiness;
+pub mod rendering;
 pub mod status;
+pub mod turns;

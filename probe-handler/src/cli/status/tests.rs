@@ -11,7 +11,9 @@ use crate::cli::EXIT_FAILURE;
 use crate::observe::admin::Admin;
 use crate::observe::missing::Missing;
 use crate::observe::readiness::Readiness;
+use crate::observe::rendering::Rendering;
 use crate::observe::status::{KubeletStatus, Refusal, SourceStatus, State};
+use crate::observe::turns::Turns;
 
 fn status() -> Status {
     Status {
@@ -51,11 +53,12 @@ async fn with_daemon<T: Send + 'static>(
     let dir = tempfile::tempdir().expect("tempdir");
     let socket = dir.path().join("admin.sock");
     let admin = Admin {
-        registry: Arc::new(Registry::default()),
+        metrics: Rendering::new(Arc::new(Registry::default())),
         readiness,
         alive: Box::new(|| Ok(())),
         status: Arc::new(status),
         config_json: "{}".to_owned(),
+        turns: Turns::default(),
     };
     let bound = admin.bind(None, &socket, Missing::default());
     let (stop, stopped) = oneshot::channel::<()>();

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use http_body_util::BodyExt;
+use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -11,6 +13,9 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::observe::metrics::{Metrics, PREFIX};
 use crate::observe::status::{KubeletStatus, Refusal, SourceStatus, State};
+
+const LOCAL: Peer = Peer::Local(IpAddr::V4(Ipv4Addr::LOCALHOST));
+const REMOTE: Peer = Peer::Remote(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
 
 struct Running {
     readiness: Readiness,
@@ -43,15 +48,21 @@ fn status() -> Status {
 }
 
 fn admin(readiness: Readiness) -> Admin {
+    admin_and_metrics(readiness).0
+}
+
+fn admin_and_metrics(readiness: Readiness) -> (Admin, Metrics) {
     let mut registry = Registry::with_prefix(PREFIX);
-    let _ = Metrics::new(&mut registry);
-    Admin {
-        registry: Arc::new(registry),
+    let metrics = Metrics::new(&mut registry);
+    let admin = Admin {
+        metrics: Rendering::new(Arc::new(registry)),
         readiness,
         alive: Box::new(|| Ok(())),
         status: Arc::new(status),
         config_json: r#"{"scope":"meshed"}"#.to_owned(),
-    }
+        turns: Turns::default(),
+    };
+    (admin, metrics)
 }
 
 fn start() -> Running {
@@ -171,17 +182,55 @@ async fn state_and_configuration_are_for_local_clients() {
     }
 }
 
-#[test]
-fn remote_clients_learn_nothing_about_pods() {
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_metrics_without_end_is_told_so_and_others_are_served() {
+    let admin = admin(Readiness::default());
+    let ask = async |peer| admin.respond(&Method::GET, "/metrics", peer).await.status();
+    let flood = std::iter::repeat_with(|| ask(REMOTE)).take(100);
+    let answers = futures_util::future::join_all(flood).await;
+    let refused = answers
+        .iter()
+        .filter(|status| **status == StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused.count() > 50, "{answers:?}");
+    assert_eq!(answers[0], StatusCode::OK);
+    let begun = tokio::time::Instant::now();
+    for peer in [LOCAL, Peer::Root] {
+        assert_eq!(ask(peer).await, StatusCode::OK);
+    }
+    assert!(begun.elapsed().is_zero(), "they waited");
+}
+
+#[tokio::test]
+async fn remote_clients_learn_nothing_about_pods() {
     let admin = admin(Readiness::default());
     for path in ["/status", "/debug/status", "/debug/config"] {
-        let response = admin.respond(&Method::GET, path, Peer::Remote);
+        let response = admin.respond(&Method::GET, path, REMOTE).await;
         assert_eq!(response.status(), StatusCode::FORBIDDEN, "{path}");
     }
     for path in ["/healthz", "/readyz", "/metrics"] {
-        let response = admin.respond(&Method::GET, path, Peer::Remote);
+        let response = admin.respond(&Method::GET, path, REMOTE).await;
         assert_eq!(response.status(), StatusCode::OK, "{path}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn root_sees_the_metrics_of_the_moment_and_others_those_of_the_last_second() {
+    let (admin, metrics) = admin_and_metrics(Readiness::default());
+    let shown = async |peer| {
+        let response = admin.respond(&Method::GET, "/metrics", peer).await;
+        let body = response.into_body().collect().await.expect("a body");
+        let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+        text.contains("probe_handler_accepted_total 1\n")
+    };
+    assert!(!shown(REMOTE).await);
+    let _ = metrics.accepted.inc();
+    assert!(!shown(REMOTE).await && !shown(LOCAL).await);
+    assert!(shown(Peer::Root).await);
+    assert!(shown(REMOTE).await, "the text that root was given is newer");
+    let _ = metrics.accepted.inc();
+    assert!(shown(LOCAL).await);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(!shown(LOCAL).await);
 }
 
 #[test]
@@ -197,7 +246,7 @@ fn a_mapped_loopback_address_is_loopback_and_others_are_not() {
     ] {
         let address: IpAddr = address.parse().expect("address");
         assert_eq!(
-            matches!(Peer::from(address), Peer::Local),
+            matches!(Peer::from(address), Peer::Local(_)),
             expected,
             "{address}"
         );
@@ -240,7 +289,7 @@ async fn any_number_of_silent_clients_leaves_room_for_one_that_asks() {
 async fn a_client_that_never_finishes_its_head_is_cut_off() {
     let (client, server) = tokio::io::duplex(1024);
     let admin = Arc::new(admin(Readiness::default()));
-    let serving = tokio::spawn(serve_connection(admin, server, Peer::Local));
+    let serving = tokio::spawn(serve_connection(admin, server, LOCAL));
     let (mut reader, mut writer) = tokio::io::split(client);
     writer.write_all(b"GET /healthz HTT").await.expect("write");
     let started = tokio::time::Instant::now();
@@ -256,7 +305,7 @@ async fn a_client_that_never_reads_its_answer_is_cut_off() {
     // A pipe of one byte: the answer does not fit.
     let (mut client, server) = tokio::io::duplex(1);
     let admin = Arc::new(admin(Readiness::default()));
-    let serving = tokio::spawn(serve_connection(admin, server, Peer::Local));
+    let serving = tokio::spawn(serve_connection(admin, server, LOCAL));
     client
         .write_all(get("/healthz").as_bytes())
         .await
