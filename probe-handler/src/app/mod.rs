@@ -125,9 +125,26 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let kubelet_ready = readiness.block(kubelet_task::AWAITED);
     let pods_ready = readiness.block("pods read");
 
+    let mut metrics_registry = MetricsRegistry::with_prefix(PREFIX);
+    let metrics = Arc::new(Metrics::new(&mut metrics_registry));
+    let table = Arc::new(EndpointTable::default());
+    let shared = Arc::new(Mutex::new(Shared::new(Registry::waiting(Arc::clone(
+        &table,
+    )))));
+
     let mut tasks = Tasks::new();
+    spawn(&mut tasks, locator.keep(missing.clone()));
     let watch_health = Arc::new(Health::default());
     let (source_events, from_source) = mpsc::channel(CHANNEL);
+    let (excluded, too_costly) = mpsc::unbounded_channel();
+    let registry = RegistryTask::new(
+        Arc::clone(&shared),
+        Arc::clone(&metrics),
+        locator,
+        pods_ready,
+        too_costly,
+    );
+    spawn(&mut tasks, registry.run(from_source));
     let parts = (Arc::clone(&watch_health), missing.clone());
     let mut source = Some((parts, source_events));
     // The directory's watcher has a thread of the library's own, which comes when there is nothing left to give up.
@@ -144,12 +161,18 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         log_from_kernel(&mut programs, &maps.config)?;
     }
 
-    let (metrics_registry, metrics) = metrics(&config, &readiness, &watch_health, &maps.counters);
+    register(
+        &mut metrics_registry,
+        &config,
+        &readiness,
+        &watch_health,
+        &maps.counters,
+    );
+    // Nothing comes of it before the programs are attached.
+    shared.lock().registry.begin(maps.endpoints);
 
-    let table = Arc::new(EndpointTable::default());
     let part_of_more = Arc::new(AtomicBool::new(false));
     let (slow, slow_connections) = SlowLane::new();
-    let (excluded, too_costly) = mpsc::unbounded_channel();
     let handler = Arc::new(Handler {
         flows: maps.flows,
         table: Arc::clone(&table),
@@ -170,10 +193,6 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         config.heartbeat_timeout_ns = heartbeat_timeout_ns;
     })?;
 
-    let shared = Arc::new(Mutex::new(Shared::new(Registry::new(
-        maps.endpoints,
-        Arc::clone(&table),
-    ))));
     let attachment = Arc::new(Mutex::new(Attachment::new(programs, part_of_more)));
 
     let status = status::Reporter {
@@ -214,19 +233,10 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
 
     let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
-    spawn(&mut tasks, locator.keep(missing.clone()));
     spawn(&mut tasks, async move { refusals.follow().await });
     if let Some((parts, events)) = source.take() {
         start_source(&config, &readiness, parts, events, &mut tasks).await?;
     }
-    let registry = RegistryTask::new(
-        Arc::clone(&shared),
-        Arc::clone(&metrics),
-        locator,
-        pods_ready,
-        too_costly,
-    );
-    spawn(&mut tasks, registry.run(from_source));
     let following = kubelet_task::run(
         Arc::clone(&attachment),
         maps.config,
@@ -390,22 +400,20 @@ fn check_privileges() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is counted, and where it is read.
-fn metrics(
+/// What is counted elsewhere, and read when it is asked for.
+fn register(
+    registry: &mut MetricsRegistry,
     config: &AgentConfig,
     readiness: &Readiness,
     watch_health: &Arc<Health>,
     counters: &Arc<CounterMap>,
-) -> (MetricsRegistry, Arc<Metrics>) {
-    let mut registry = MetricsRegistry::with_prefix(PREFIX);
-    let metrics = Arc::new(Metrics::new(&mut registry));
+) {
     let counters = Arc::clone(counters);
-    register_kernel_counters(&mut registry, Arc::new(move || counters.read()));
-    register_readiness(&mut registry, readiness.clone());
+    register_kernel_counters(registry, Arc::new(move || counters.read()));
+    register_readiness(registry, readiness.clone());
     if matches!(config.pods, PodSource::Kubernetes { .. }) {
-        register_watches(&mut registry, Arc::clone(watch_health));
+        register_watches(registry, Arc::clone(watch_health));
     }
-    (registry, metrics)
 }
 
 /// Starts a part of the daemon that does not fail by itself.

@@ -208,7 +208,8 @@ impl Installed {
 
 /// Turns pods into endpoints.
 pub struct Registry<W> {
-    writer: W,
+    /// None until the kernel side is there: what should stand is only noted.
+    writer: Option<W>,
     table: Arc<EndpointTable>,
     pods: BTreeMap<String, Entry>,
     installed: HashMap<SocketAddr, Installed>,
@@ -227,7 +228,15 @@ impl<W: EndpointWriter> Registry<W> {
     /// An empty registry that writes to the kernel by `writer` and to the handler by `table`.
     pub fn new(writer: W, table: Arc<EndpointTable>) -> Self {
         Self {
-            writer,
+            writer: Some(writer),
+            ..Self::waiting(table)
+        }
+    }
+
+    /// An empty registry that notes what should stand, until [`Registry::begin`].
+    pub fn waiting(table: Arc<EndpointTable>) -> Self {
+        Self {
+            writer: None,
             table,
             pods: BTreeMap::new(),
             installed: HashMap::new(),
@@ -236,6 +245,12 @@ impl<W: EndpointWriter> Registry<W> {
             stuck: BTreeSet::new(),
             held: false,
         }
+    }
+
+    /// The kernel side is there: carries out by `writer` what was noted.
+    pub fn begin(&mut self, writer: W) {
+        self.writer = Some(writer);
+        self.reconcile();
     }
 
     /// All pods, by UID.
@@ -363,7 +378,7 @@ impl<W: EndpointWriter> Registry<W> {
     /// Makes kernel and table what the pods want. An endpoint stands in the table before the kernel sends
     /// connections its way, and leaves the kernel before it leaves the table.
     fn reconcile(&mut self) {
-        if self.held {
+        if self.held || self.writer.is_none() {
             return;
         }
         let wanted = self.wanted();
@@ -392,7 +407,8 @@ impl<W: EndpointWriter> Registry<W> {
             }
             let stood = before.is_some();
             self.table.insert(Arc::clone(&new.endpoint));
-            match self.writer.put(address, new.value) {
+            let writer = self.writer.as_mut();
+            match writer.map_or(Ok(()), |writer| writer.put(address, new.value)) {
                 Ok(()) => {
                     let _ = self.stuck.remove(&address);
                     let _ = self.installed.insert(address, new);
@@ -427,7 +443,8 @@ impl<W: EndpointWriter> Registry<W> {
     /// Takes an endpoint out of the kernel. Where that fails the handler, which finds it in no table, only
     /// relays what is sent its way.
     fn take(&mut self, address: SocketAddr) {
-        match self.writer.take(address) {
+        let writer = self.writer.as_mut();
+        match writer.map_or(Ok(()), |writer| writer.take(address)) {
             Ok(()) => {
                 let _ = self.stuck.remove(&address);
             }

@@ -386,6 +386,27 @@ fn a_pod_whose_mesh_or_namespace_changed_is_looked_for_anew() {
 }
 
 #[test]
+fn what_is_placed_before_the_kernel_side_is_there_stands_once_it_is() {
+    let table = Arc::new(EndpointTable::default());
+    let mut registry = Registry::waiting(Arc::clone(&table));
+    let _ = registry.replace(vec![Arc::new(pod(1, 80)), Arc::new(pod(2, 80))]);
+    registry.hold();
+    registry.place("1", Some(placement(1, &["10.0.0.1"])), None);
+    registry.release();
+    registry.place("2", Some(placement(2, &["10.0.0.2"])), captured());
+    assert_eq!(registry.installed(), 0);
+    assert!(table.get(address("10.0.0.1:80")).is_none());
+
+    registry.begin(Writer {
+        kernel: Arc::default(),
+        table: Arc::clone(&table),
+        late: BTreeSet::new(),
+    });
+    assert_eq!(registry.installed(), 1);
+    assert!(table.get(address("10.0.0.1:80")).is_some());
+}
+
+#[test]
 fn a_removed_pod_releases_everything() {
     let mut bench = Bench::new();
     let _ = bench.replace(vec![pod(1, 80)]);
