@@ -25,11 +25,14 @@ use crate::handler::worker::{BEAT, Worker, next_turn};
 use crate::handler::{Handler, saved_syn};
 use crate::kernel::{capabilities, scheduling};
 use crate::listen::{self, Share};
+use crate::observe::missing::{Missing, Part};
 
 /// Connections that may wait to be accepted: every probe of a full node at once.
 const BACKLOG: i32 = 4096;
 /// Threads that accept, the one that does so as a rule first.
 const NAMES: [&str; 2] = ["handler", "standby"];
+/// How often the node's settings are read again.
+const SETTINGS: Duration = Duration::from_secs(5);
 /// How often the watchdog looks.
 const LOOK: Duration = Duration::from_millis(50);
 /// How many looks a thread may stand still before the process ends: 10 s. Looks are counted, and not time: a process that was
@@ -61,7 +64,12 @@ impl HandlerThread {
     ///
     /// # Errors
     /// The port is taken; no thread can be started.
-    pub fn start(handler: Arc<Handler>, slow: SlowConnections, port: u16) -> anyhow::Result<Self> {
+    pub fn start(
+        handler: Arc<Handler>,
+        slow: SlowConnections,
+        port: u16,
+        missing: &Missing,
+    ) -> anyhow::Result<Self> {
         let v4 = listen::tcp((Ipv4Addr::LOCALHOST, port).into(), Share::Alone, BACKLOG).with_context(|| {
             format!(
                 "cannot listen on 127.0.0.1:{port} for the handler: choose another --handler-port, or 0 \
@@ -98,7 +106,14 @@ impl HandlerThread {
                 .iter()
                 .map(StdListener::try_clone)
                 .collect::<Result<Vec<_>, _>>()?;
-            let work = serve(Arc::clone(&handler), worker, listeners, draining.clone());
+            let beating = beat(Arc::clone(&handler), Arc::clone(&worker), missing.clone());
+            let work = serve(
+                Arc::clone(&handler),
+                worker,
+                listeners,
+                draining.clone(),
+                beating,
+            );
             let end = end.clone();
             let _thread = spawn(name, move |runtime| {
                 if let Err(error) = runtime.block_on(work) {
@@ -116,7 +131,9 @@ impl HandlerThread {
             runtime.block_on(slow.run(weak, lane));
         })?;
         // The programs may be attached from now on.
-        handler.reserve.beat();
+        if usable(missing) {
+            handler.reserve.beat();
+        }
         let (watched, stop) = mpsc::channel();
         let watching = workers.clone();
         let _thread = spawn("watchdog", move |_runtime| {
@@ -219,6 +236,7 @@ async fn serve(
     worker: Arc<Worker>,
     listeners: Vec<StdListener>,
     draining: watch::Receiver<bool>,
+    beating: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     // As tasks: whatever wakes the runtime's root future costs an event of its own.
     let mut serving = JoinSet::new();
@@ -226,7 +244,7 @@ async fn serve(
         let serve = Arc::clone(&handler).serve(Arc::clone(&worker), listener, draining.clone());
         let _ = serving.spawn(serve);
     }
-    let beating = tokio::spawn(beat(handler, worker));
+    let beating = tokio::spawn(beating);
     while let Some(served) = serving.join_next().await {
         served?;
     }
@@ -235,16 +253,34 @@ async fn serve(
 }
 
 /// Says that the thread is alive; and that the handler is, if the thread is the one that accepts.
-async fn beat(handler: Arc<Handler>, worker: Arc<Worker>) {
+async fn beat(handler: Arc<Handler>, worker: Arc<Worker>, missing: Missing) {
+    let mut looked = Instant::now();
+    let mut is_usable = usable(&missing);
     let mut ticks = tokio::time::interval(BEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let _ = ticks.tick().await;
         worker.beat();
-        if worker.has_turn() {
-            handler.reserve.beat();
+        if looked.elapsed() >= SETTINGS {
+            looked = Instant::now();
+            is_usable = usable(&missing);
+        }
+        match (worker.has_turn(), is_usable) {
+            (true, true) => handler.reserve.beat(),
+            (true, false) => handler.reserve.stop(),
+            (false, _) => {}
         }
     }
+}
+
+/// Whether the node's settings let the handler know whose connections it accepts; where not, it is noted as missing.
+fn usable(missing: &Missing) -> bool {
+    let obstacle = saved_syn::obstacle();
+    match obstacle {
+        Some(why) => missing.note(Part::Handler, why),
+        None => missing.clear(Part::Handler),
+    }
+    obstacle.is_none()
 }
 
 /// Gives the turn to a worker that is not held up, and ends the process when a worker stands still.

@@ -184,7 +184,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
             let _ = excluded.send(pod.clone());
         }),
     });
-    let handler = HandlerThread::start(handler, slow_connections, config.handler_port)?;
+    let handler = HandlerThread::start(handler, slow_connections, config.handler_port, &missing)?;
     let heartbeat_timeout_ns = u64::try_from(config.heartbeat_timeout.as_nanos())?;
     maps.config.update(|config| {
         config.handler_port_v4 = handler.port_v4().into();

@@ -53,6 +53,11 @@ impl Reserve {
         self.pulse.beat();
     }
 
+    /// Says that the handler takes no connections, until the next [`Reserve::beat`].
+    pub fn stop(&self) {
+        self.pulse.stop();
+    }
+
     /// Gives the reserve up if `error` says that there are no descriptors left; whether it does.
     pub fn use_for(&self, error: &io::Error) -> bool {
         let none_left = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));

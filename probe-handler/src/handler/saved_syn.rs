@@ -33,6 +33,17 @@ pub fn keep(listener: &impl AsFd) -> io::Result<()> {
     }
 }
 
+/// Why no SYN is kept of any connection, if so: the kernel makes no use of what it could keep.
+pub fn obstacle() -> Option<&'static str> {
+    // Of the calling thread's network namespace, as the listeners are.
+    let always = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies")
+        .is_ok_and(|value| value.trim() == "2");
+    always.then_some(
+        "net.ipv4.tcp_syncookies is 2, so that the kernel keeps no SYN, and the kubelet's connections can't be told from \
+         others: set it to 1, with which the kernel sends SYN cookies when it has to",
+    )
+}
+
 /// The initial sequence number of the peer of `stream`, which [`keep`]'s listener accepted; a second call finds nothing. None
 /// where the kernel kept no SYN: with SYN cookies it does not.
 pub fn take_isn(stream: &impl AsFd) -> Option<u32> {

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 /// A part that the daemon can do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
+    /// The handler: probes go their own way.
+    Handler,
     /// The admin server over TCP.
     AdminPort,
     /// The admin server's Unix socket.
@@ -43,6 +45,7 @@ impl Part {
     /// Name in `status` and in the log.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Handler => "handler",
             Self::AdminPort => "admin port",
             Self::AdminSocket => "admin socket",
             Self::Log => "log",

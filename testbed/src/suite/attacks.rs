@@ -5,6 +5,7 @@ mod guessed_port;
 mod half_preface;
 mod port_space;
 mod redirects;
+mod syn_cookies;
 mod time_namespace;
 
 use anyhow::Result;
@@ -17,5 +18,6 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     descriptors::run(cases)?;
     time_namespace::run(cases)?;
     port_space::run(cases)?;
+    syn_cookies::run(cases)?;
     redirects::run(cases)
 }

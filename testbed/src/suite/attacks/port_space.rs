@@ -40,7 +40,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 
 /// In a network namespace that stands for the node's: all that the testbed makes meanwhile belongs to it. The sysctls of
 /// the machine's own stay as they are.
-fn on_a_node_of_its_own(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+pub(super) fn on_a_node_of_its_own(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     thread::scope(|scope| {
         let on_node = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
