@@ -1,17 +1,10 @@
 //! probe-handler: answers the kubelet's health probes for pods behind a service mesh, once per node.
 //!
-//! `ARCHITECTURE.md` at the root of the repository has the map. Arrows go one way:
-//! `app` puts the parts together and nobody uses it; `cli` knows configuration and output; `handler` uses `check`;
-//! `kernel` implements what `check`, `handler` and `pods` ask of it as traits; `webhook` knows nothing of the kernel.
+//! This crate is the command line, the wiring and what operators see; the work is done by the crates it puts together
+//! (`ARCHITECTURE.md` at the root of the repository has the map). `app` puts the parts together and nobody uses it; `cli`
+//! knows configuration and output.
 
 pub mod app;
-pub mod check;
 pub mod cli;
-pub mod handler;
-pub mod inject;
-pub mod kernel;
-pub mod listen;
 pub mod observe;
-pub mod pods;
-pub mod webhook;
-pub mod yaml;
+pub mod preflight;

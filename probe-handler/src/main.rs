@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use probe_handler::app;
 use probe_handler::cli::{self, Command};
-use probe_handler::kernel::preflight::{self, PreflightOptions};
+use probe_handler::preflight::{self, PreflightOptions};
 
 fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os()) {

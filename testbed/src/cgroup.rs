@@ -111,7 +111,7 @@ pub fn remove_tree(path: &Path) {
 
 /// Removes what a run left in every hierarchy, its processes with it; errors are printed.
 pub(crate) fn remove_all(run_id: &str) {
-    for mount in probe_handler::kernel::locate::hierarchies(None).unwrap_or_default() {
+    for mount in kernel::locate::hierarchies(None).unwrap_or_default() {
         let top = top(&mount, run_id);
         if !top.is_dir() {
             continue;

@@ -2,6 +2,7 @@
 //! Unix socket of its own.
 
 mod answer;
+mod stopped;
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -24,6 +25,7 @@ use crate::pod::Pod;
 use crate::run::Run;
 use crate::wait;
 use crate::worker::sibling;
+pub use stopped::Stopped;
 
 const READY: Duration = Duration::from_secs(20);
 const SERVED: Duration = Duration::from_secs(10);
@@ -515,7 +517,7 @@ impl Daemon {
     /// When the process is gone.
     pub fn stand_still(&self) -> Result<Stopped<'_>> {
         self.signal(Signal::SIGSTOP)?;
-        Ok(Stopped(self))
+        Ok(Stopped::new(self))
     }
 
     /// Stops it in order and waits for its end.
@@ -578,18 +580,6 @@ impl Daemon {
             Ok::<_, std::io::Error>(String::from_utf8_lossy(&text).into_owned())
         };
         tail().unwrap_or_else(|error| format!("(no log: {error})"))
-    }
-}
-
-/// A daemon that stands still.
-#[derive(Debug)]
-pub struct Stopped<'a>(&'a Daemon);
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.signal(Signal::SIGCONT) {
-            eprintln!("testbed: letting the daemon go on: {error:#}");
-        }
     }
 }
 

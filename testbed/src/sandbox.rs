@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use probe_handler::kernel::netns::NetnsId;
+use model::netns::NetnsId;
 
 use crate::cgroup;
 use crate::run::Run;

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use aya_obj::{Map, Object};
-use probe_handler::kernel::programs::{self, LoadOptions, Programs};
+use kernel::programs::{self, LoadOptions, Programs};
 use probe_handler_common::globals;
 use probe_handler_common::programs::ATTACH_ORDER;
 

@@ -3,7 +3,6 @@
 //! A rule is a function from all files to findings, so it can be tested on files that are not
 //! there.
 
-mod arrows;
 mod docs;
 mod manifests;
 mod sources;
@@ -37,7 +36,7 @@ impl File {
 /// A rule gives one line for each breach.
 type Rule = fn(&[File]) -> Vec<String>;
 
-const RULES: [(&str, Rule); 10] = [
+const RULES: [(&str, Rule); 9] = [
     (
         "every source file opens with a module doc",
         sources::module_docs,
@@ -49,7 +48,6 @@ const RULES: [(&str, Rule); 10] = [
         "types shared with the kernel are plain integers",
         sources::shared_types,
     ),
-    ("modules use each other one way", arrows::arrows),
     ("every crate has the workspace's lints", manifests::lints),
     (
         "versions stand in the workspace's manifest only",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::kernel::canary::BEARABLE;
+use kernel::canary::BEARABLE;
 
 /// How many dials in a row must be cheap before a pod counts as cheap again.
 const CHEAP: u32 = 2;

@@ -20,12 +20,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::handler::slow_lane::SlowConnections;
-use crate::handler::worker::{BEAT, Worker, next_turn};
-use crate::handler::{Handler, saved_syn};
-use crate::kernel::{capabilities, scheduling};
-use crate::listen::{self, Share};
-use crate::observe::missing::{Missing, Part};
+use kernel::{capabilities, scheduling};
+use serve::slow_lane::SlowConnections;
+use serve::worker::{BEAT, Worker, next_turn};
+use serve::{Handler, saved_syn};
+use support::listen::{self, Share};
+use support::missing::{Missing, Part};
 
 /// Connections that may wait to be accepted: every probe of a full node at once.
 const BACKLOG: i32 = 4096;

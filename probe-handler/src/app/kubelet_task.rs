@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 
-use crate::kernel::kubelet::{Finder, Kubelet};
-use crate::kernel::maps::ProgramConfig;
-use crate::kernel::programs::Programs;
-use crate::observe::metrics::Metrics;
-use crate::observe::readiness::{BlockReady, Readiness};
+use kernel::kubelet::{Finder, Kubelet};
+use kernel::maps::ProgramConfig;
+use kernel::programs::Programs;
+use serve::metrics::Metrics;
+use support::readiness::{BlockReady, Readiness};
 
 /// How often to look. A restarted kubelet must be attached to within 100 ms; a look at one that is still
 /// there is a few small reads of /proc.

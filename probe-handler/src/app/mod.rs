@@ -7,6 +7,7 @@
 mod costs;
 mod handler_thread;
 mod kubelet_task;
+mod pace;
 mod pod_task;
 mod pod_work;
 mod refusal_task;
@@ -27,35 +28,35 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::cli::config::{AgentConfig, KubeletConfig, PodSource};
-use crate::handler::Handler;
-use crate::handler::pulse::Pulse;
-use crate::handler::reserve::Reserve;
-use crate::handler::slow_lane::SlowLane;
-use crate::handler::table::EndpointTable;
-use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
-use crate::kernel::locate::Locator;
-use crate::kernel::maps::{CounterMap, ProgramConfig};
-use crate::kernel::netns::Netns;
-use crate::kernel::programs::{Error as ProgramsError, LoadOptions, Maps, Programs};
-use crate::kernel::{capabilities, dial, scheduling};
 use crate::observe::admin::{Admin, BoundAdmin};
 use crate::observe::collectors::{register_kernel_counters, register_readiness, register_watches};
-use crate::observe::metrics::{Metrics, PREFIX};
-use crate::observe::missing::Missing;
-use crate::observe::readiness::{BlockReady, Readiness};
 use crate::observe::rendering::Rendering;
 use crate::observe::turns::Turns;
-use crate::pods::kube::health::Health;
-use crate::pods::kube::last_known::LastKnown;
-use crate::pods::registry::Registry;
-use crate::pods::scope::Selection;
-use crate::pods::source::SourceEvent;
-use crate::pods::{dir, kube};
 use handler_thread::HandlerThread;
+use kernel::kubelet::{Error as KubeletError, Finder, Search};
+use kernel::locate::Locator;
+use kernel::maps::{CounterMap, ProgramConfig};
+use kernel::netns::Netns;
+use kernel::programs::{Error as ProgramsError, LoadOptions, Maps, Programs};
+use kernel::{capabilities, dial, scheduling};
 use kubelet_task::Attachment;
+use pods::scope::Selection;
+use reconcile::registry::Registry;
 use refusal_task::Refusals;
 use registry_task::{RegistryTask, Shared};
+use serve::Handler;
+use serve::metrics::{Metrics, PREFIX};
+use serve::pulse::Pulse;
+use serve::reserve::Reserve;
+use serve::slow_lane::SlowLane;
+use serve::table::EndpointTable;
+use sources::kube::health::Health;
+use sources::kube::last_known::LastKnown;
+use sources::source::SourceEvent;
+use sources::{dir, kube};
 use stop::Stop;
+use support::missing::Missing;
+use support::readiness::{BlockReady, Readiness};
 
 /// Room for messages between tasks: enough that a source or a pod never waits for long, few enough that
 /// what is not yet applied stays bounded.
@@ -306,7 +307,7 @@ async fn start_source(
             let options = kube::Options {
                 node: node.clone(),
                 scope: config.scope,
-                patience: kube::Patience::default(),
+                patience: support::backoff::Patience::default(),
                 last_known: last_known
                     .clone()
                     .map(|path| LastKnown::new(path, node.clone(), missing)),

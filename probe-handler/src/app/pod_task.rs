@@ -11,16 +11,18 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::costs::Costs;
+use super::pace::Pace;
 use super::pod_work::{Permit, PodPool, PodWork, Turn};
-use crate::kernel::address_watch::AddressWatch;
-use crate::kernel::addresses::{self, Routes};
-use crate::kernel::canary::{self, Begun, Canary, Outcome, Plan, plans};
-use crate::kernel::dial::PodDialer;
-use crate::kernel::locate::{Locator, Placement};
-use crate::kernel::loopback;
-use crate::kernel::netns::{Netns, NetnsId};
-use crate::kernel::nsid::Nsids;
-use crate::pods::model::Pod;
+use kernel::address_watch::AddressWatch;
+use kernel::addresses::{self, Routes};
+use kernel::canary::{self, Begun, Canary, Outcome, Plan, plans};
+use kernel::dial::PodDialer;
+use kernel::locate::{Locator, Placement};
+use kernel::loopback;
+use kernel::netns::Netns;
+use kernel::nsid::Nsids;
+use model::Pod;
+use model::netns::NetnsId;
 
 /// How often to look for a namespace that is not there yet.
 const SEARCH_PERIOD: Duration = Duration::from_millis(50);
@@ -32,8 +34,6 @@ const UNSURE_PERIOD: Duration = Duration::from_secs(1);
 
 /// How many addresses of a pod are looked at: those who may configure its interfaces can make any number.
 const ADDRESSES: usize = 1024;
-/// How many changes of a pod's addresses are followed at once in a second.
-const CHANGES: u32 = 16;
 
 /// How long a pod waits for a thread that dials before it is served without a canary: so long the dials of others, which
 /// may have rules that cost seconds, keep it waiting.
@@ -95,7 +95,7 @@ impl Trial {
 pub struct Place {
     /// Its network namespace.
     pub netns: Arc<Netns>,
-    /// See [`crate::pods::registry::Placement`].
+    /// See [`reconcile::registry::Placement`].
     pub sandbox: u64,
     /// The namespace's id as seen from the kubelet's.
     pub nsid: i32,
@@ -478,32 +478,6 @@ fn pod_addresses(netns: &Netns) -> io::Result<(Vec<IpAddr>, bool)> {
     Ok((addresses, all))
 }
 
-/// Keeps a pod that changes its addresses all the time from keeping us busy: the first changes of a second
-/// are followed at once, more of them when it is over.
-struct Pace {
-    since: Instant,
-    changes: u32,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self {
-            since: Instant::now(),
-            changes: 0,
-        }
-    }
-
-    async fn wait(&mut self) {
-        if self.changes >= CHANGES {
-            sleep_until(self.since + Duration::from_secs(1)).await;
-        }
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            *self = Self::new();
-        }
-        self.changes += 1;
-    }
-}
-
 /// Refuses the node's own namespace.
 fn not_the_nodes(netns: Netns) -> io::Result<Netns> {
     if netns.id() == Netns::current()?.id() {
@@ -546,28 +520,6 @@ fn until_next(last: &Trial, attempt: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pod_that_changes_its_addresses_all_the_time_is_followed_at_a_pace() {
-        let (mut pace, begun) = (Pace::new(), Instant::now());
-        for _ in 0..CHANGES {
-            pace.wait().await;
-        }
-        assert_eq!(
-            begun.elapsed(),
-            Duration::ZERO,
-            "the first are followed at once"
-        );
-        for _ in 0..10 * CHANGES {
-            pace.wait().await;
-        }
-        assert_eq!(begun.elapsed(), Duration::from_secs(10));
-        // One that has calmed down is followed at once again.
-        tokio::time::advance(Duration::from_secs(5)).await;
-        let calm = Instant::now();
-        pace.wait().await;
-        assert_eq!(calm.elapsed(), Duration::ZERO);
-    }
 
     #[test]
     fn an_unproven_canary_is_tried_again_soon_and_then_less_often() {

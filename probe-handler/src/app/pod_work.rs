@@ -4,7 +4,7 @@
 //! Who may configure a pod's network decides what it costs to look into it or to dial inside it, and the kernel can't be
 //! interrupted in either. So one pod takes one thread at most, for one twentieth of the time in the long run. Looks and
 //! dials have threads of their own: what new pods wait for takes no dial, and looks have an end
-//! ([`crate::kernel::netlink`]), while packets take as long as the pod's rules are many.
+//! ([`kernel::netlink`]), while packets take as long as the pod's rules are many.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
-use crate::kernel::cputime::thread_cpu_time;
+use kernel::cputime::thread_cpu_time;
 
 /// Looks at the same moment. A look at a usual pod takes less than a millisecond of the processor; to take all of these
 /// threads all of the time needs more than [`REST`] times as many pods that do their worst.

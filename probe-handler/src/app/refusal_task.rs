@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::check::verdict::{Reason, Verdict};
-use crate::handler::note::note;
-use crate::handler::table::EndpointTable;
-use crate::kernel::maps::RefusalRing;
-use crate::observe::metrics::Metrics;
+use kernel::maps::RefusalRing;
+use probe::verdict::{Reason, Verdict};
+use serve::metrics::Metrics;
+use serve::note::note;
+use serve::table::EndpointTable;
 
 /// How often to look; whoever asks for the status looks too. The ring buffer has room for thousands.
 const PERIOD: Duration = Duration::from_millis(50);

@@ -11,17 +11,17 @@ use probe_handler_common::programs;
 use super::kubelet_task::Attachment;
 use super::registry_task::Shared;
 use crate::cli::config::AgentConfig;
-use crate::kernel::canary::Canary;
-use crate::kernel::maps::CounterMap;
-use crate::observe::build::VERSION;
-use crate::observe::missing::Missing;
-use crate::observe::readiness::Readiness;
 use crate::observe::status::{
     CanaryState, CanaryStatus, HookStatus, KubeletStatus, LeftAlone, NetnsStatus, PodStatus,
     Refusal, SourceStatus, Status, counters, route_rows,
 };
-use crate::pods::registry::{Entry, Obstacle};
-use crate::pods::understand::Understood;
+use kernel::canary::Canary;
+use kernel::maps::CounterMap;
+use pods::understand::Understood;
+use reconcile::registry::{Entry, Obstacle};
+use support::build::VERSION;
+use support::missing::Missing;
+use support::readiness::Readiness;
 
 /// Everything that `status` looks at.
 pub struct Reporter {

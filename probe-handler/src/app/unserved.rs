@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::pods::registry::Entry;
+use reconcile::registry::Entry;
 
 /// For how long a pod may not be served before the log says why.
 pub const GRACE: Duration = Duration::from_secs(10);

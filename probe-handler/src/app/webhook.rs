@@ -14,18 +14,18 @@ use super::raise_descriptor_limit;
 use super::stop::Stop;
 use crate::cli::config::{CertificateSource, SettingsSource, WebhookConfig};
 use crate::observe::collectors::register_readiness;
-use crate::observe::metrics::PREFIX;
-use crate::observe::readiness::Readiness;
-use crate::pods::kube::client;
-use crate::webhook::Rewriting;
-use crate::webhook::certificates::authority::Lifetimes;
-use crate::webhook::certificates::keeper::Keeper;
-use crate::webhook::certificates::store::{Names, Store};
-use crate::webhook::certificates::trust::Needs;
-use crate::webhook::certificates::{self, Serving};
-use crate::webhook::metrics::Metrics;
-use crate::webhook::server::{Admission, Limits, Observation, Phase, Server};
-use crate::webhook::settings::{Holder, config_map, files};
+use serve::metrics::PREFIX;
+use sources::kube::client;
+use support::readiness::Readiness;
+use webhook::Rewriting;
+use webhook::certificates::authority::Lifetimes;
+use webhook::certificates::keeper::Keeper;
+use webhook::certificates::store::{Names, Store};
+use webhook::certificates::trust::Needs;
+use webhook::certificates::{self, Serving};
+use webhook::metrics::Metrics;
+use webhook::server::{Admission, Limits, Observation, Phase, Server};
+use webhook::settings::{Holder, config_map, files};
 
 /// How long new connections are still served after SIGTERM: it takes the cluster about that long to send them
 /// to other replicas.

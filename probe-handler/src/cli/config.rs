@@ -18,8 +18,8 @@ pub use args::{AgentArgs, DEFAULT_ADMIN_SOCKET, SharedArgs};
 pub use mistakes::{Mistake, Mistakes};
 pub use webhook::{CertificateSource, SettingsSource, WebhookArgs, WebhookConfig};
 
-use crate::pods::scope::Scope;
-use crate::webhook::rewrite::Rewriting;
+use ::webhook::rewrite::Rewriting;
+use pods::scope::Scope;
 
 /// Where pods come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

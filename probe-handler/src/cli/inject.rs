@@ -9,9 +9,9 @@ use clap::Args;
 use similar::TextDiff;
 
 use super::{config, output, refuse};
-use crate::inject::manifest::{self, Outcome};
-use crate::webhook::revert::revert;
-use crate::webhook::rewrite::{Rewriting, admit};
+use inject::manifest::{self, Outcome};
+use webhook::revert::revert;
+use webhook::rewrite::{Rewriting, admit};
 
 /// Flags of `inject`.
 #[derive(Debug, Args)]

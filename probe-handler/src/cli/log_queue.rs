@@ -13,8 +13,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-use crate::kernel::capabilities;
-use crate::observe::missing::{Missing, Part};
+use kernel::capabilities;
+use support::missing::{Missing, Part};
 
 /// Lines that may wait; more are lost, and counted.
 const CAPACITY: usize = 4096;

@@ -8,7 +8,7 @@ use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::util::TryInitError;
 
 use super::log_queue::{LogQueue, Words};
-use crate::observe::missing::Missing;
+use support::missing::Missing;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 
 use config::Mistakes;
 
-use crate::observe::build::VERSION;
+use support::build::VERSION;
 
 /// Bad configuration or usage (EX_USAGE of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;

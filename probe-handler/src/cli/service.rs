@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::logging::LogFormat;
 use super::{EXIT_FAILURE, logging, output};
-use crate::observe::build::{COMMIT, VERSION};
-use crate::observe::missing::Missing;
+use support::build::{COMMIT, VERSION};
+use support::missing::Missing;
 
 /// The exit code of Rust's own way out of a panic.
 const PANICKED: u8 = 101;

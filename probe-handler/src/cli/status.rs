@@ -11,8 +11,8 @@ use http::StatusCode;
 
 use super::config::DEFAULT_ADMIN_SOCKET;
 use super::output;
-use crate::observe::build::VERSION;
 use crate::observe::status::Status;
+use support::build::VERSION;
 
 /// Flags of `status`.
 #[derive(Debug, Args)]

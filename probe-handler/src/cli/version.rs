@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::output;
-use crate::observe::build::{COMMIT, VERSION};
+use support::build::{COMMIT, VERSION};
 
 /// Prints version and commit.
 pub fn run() -> ExitCode {

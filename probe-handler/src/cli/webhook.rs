@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::config::{WebhookArgs, WebhookConfig};
 use super::{refuse, service};
-use crate::observe::missing::Missing;
+use support::missing::Missing;
 
 /// Checks the configuration and runs it by `start`: see `service::run`.
 pub fn run(args: WebhookArgs, start: impl FnOnce(WebhookConfig) -> anyhow::Result<()>) -> ExitCode {

@@ -28,12 +28,12 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep_until;
 
 use super::admin_socket::{self, SocketFile};
-use super::missing::{Missing, Part};
-use super::readiness::Readiness;
 use super::rendering::Rendering;
 use super::status::Status;
 use super::turns::Turns;
-use crate::listen;
+use support::listen;
+use support::missing::{Missing, Part};
+use support::readiness::Readiness;
 
 /// How long a client may take to send its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -11,9 +11,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::readiness::Readiness;
-use crate::pods::kube::health::{Health, WatchHealth};
-use crate::pods::kube::object::Resource;
+use sources::kube::health::{Health, WatchHealth};
+use sources::kube::object::Resource;
+use support::readiness::Readiness;
 
 /// Reads the kernel side's counters, summed over CPUs, by [`Counter`]'s index.
 pub type ReadCounters = Arc<dyn Fn() -> [u64; Counter::COUNT as usize] + Send + Sync>;
@@ -155,3 +155,6 @@ impl Collector for Watches {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,10 +12,10 @@ use std::time::Instant;
 use probe_handler_common::counters::Counter;
 use serde::{Deserialize, Serialize};
 
-use super::missing::MissingPart;
-pub use super::readiness::State;
-use crate::handler::table::Route;
-use crate::pods::model::Action;
+use model::Action;
+use serve::table::Route;
+use support::missing::MissingPart;
+pub use support::readiness::State;
 
 /// The whole state of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +117,7 @@ pub struct PodStatus {
     pub name: String,
     /// UID under which the kubelet knows it.
     pub uid: String,
-    /// [`crate::pods::model::Mesh::name`].
+    /// [`model::Mesh::name`].
     pub mesh: String,
     /// Addresses at which it is served.
     pub addresses: Vec<IpAddr>,
@@ -191,7 +191,7 @@ pub struct CanaryStatus {
 pub struct LeftAlone {
     /// Container that declares it.
     pub container: String,
-    /// [`crate::pods::model::ProbeKind::name`].
+    /// [`model::ProbeKind::name`].
     pub probe: String,
     /// Why.
     pub why: String,
@@ -204,7 +204,7 @@ pub struct ProbeStatus {
     pub container: String,
     /// Likewise.
     pub probe: String,
-    /// [`crate::pods::model::Way::name`].
+    /// [`model::Way::name`].
     pub way: String,
     /// `http`, `https`, `tcp`, `grpc`.
     pub protocol: String,
@@ -229,11 +229,11 @@ pub struct ProbeStatus {
 /// The last verdict on a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastVerdict {
-    /// [`crate::check::verdict::Outcome::name`].
+    /// [`probe::verdict::Outcome::name`].
     pub outcome: String,
     /// The status code the kubelet got.
     pub status: u16,
-    /// [`crate::check::verdict::Reason::name`].
+    /// [`probe::verdict::Reason::name`].
     pub reason: String,
     /// For people.
     pub detail: String,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
-use probe_handler::kernel::locate::hierarchies;
+use kernel::locate::hierarchies;
 use serde_json::{Value, json};
 
 use crate::cgroup;

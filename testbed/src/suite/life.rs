@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use probe_handler::kernel::addresses::Routes;
+use kernel::addresses::Routes;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 

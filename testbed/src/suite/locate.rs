@@ -13,10 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use kernel::locate::{Absence, Locator, Placement, hierarchies};
+use model::netns::NetnsId;
 use nix::unistd::{Uid, setfsuid};
-use probe_handler::kernel::locate::{Absence, Locator, Placement, hierarchies};
-use probe_handler::kernel::netns::NetnsId;
-use probe_handler::observe::missing::Missing;
+use support::missing::Missing;
 use tokio::runtime::Runtime;
 use tokio::task::AbortHandle;
 

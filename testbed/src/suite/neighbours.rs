@@ -9,8 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use kernel::cputime::thread_cpu_time;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use probe_handler::kernel::cputime::thread_cpu_time;
 
 use super::cases::Cases;
 use super::env::Env;

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use probe_handler::kernel::capabilities::{KEPT, Need};
+use kernel::capabilities::{KEPT, Need};
 
 use super::cases::Cases;
 use super::usual;

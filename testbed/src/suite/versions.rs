@@ -6,9 +6,9 @@
 use std::io::ErrorKind;
 
 use anyhow::{Context, Result, ensure};
+use kernel::netns::Netns;
+use kernel::programs::{LoadOptions, Programs};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use probe_handler::kernel::netns::Netns;
-use probe_handler::kernel::programs::{LoadOptions, Programs};
 
 use super::cases::Cases;
 use super::env::Env;

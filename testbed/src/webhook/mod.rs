@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use probe_handler::webhook::certificates::authority::{Lifetimes, make};
+use webhook::certificates::authority::{Lifetimes, make};
 
 use crate::run::Run;
 use crate::wait;

@@ -11,8 +11,8 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use super::mistakes::Wrong;
 use super::{PodSource, Scope};
 use crate::cli::logging::{self, LogFormat};
-use crate::kernel::locate::hierarchies;
-use crate::webhook::prefix::Prefix;
+use kernel::locate::hierarchies;
+use webhook::prefix::Prefix;
 
 pub(super) const PODS_REMEDY: &str = "give kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests";
 pub(super) const NODE_NAME_REMEDY: &str =

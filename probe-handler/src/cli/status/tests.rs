@@ -9,11 +9,11 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::cli::EXIT_FAILURE;
 use crate::observe::admin::Admin;
-use crate::observe::missing::Missing;
-use crate::observe::readiness::Readiness;
 use crate::observe::rendering::Rendering;
 use crate::observe::status::{KubeletStatus, Refusal, SourceStatus, State};
 use crate::observe::turns::Turns;
+use support::missing::Missing;
+use support::readiness::Readiness;
 
 fn status() -> Status {
     Status {

@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::observe::metrics::{Metrics, PREFIX};
 use crate::observe::status::{KubeletStatus, Refusal, SourceStatus, State};
+use serve::metrics::{Metrics, PREFIX};
 
 const LOCAL: Peer = Peer::Local(IpAddr::V4(Ipv4Addr::LOCALHOST));
 const REMOTE: Peer = Peer::Remote(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::*;
-use crate::check::verdict::{Outcome, Reason, Verdict};
-use crate::handler::table::RouteStats;
-use crate::pods::model::{ProbeKind, Scheme, Way};
+use model::{ProbeKind, Scheme, Way};
+use probe::verdict::{Outcome, Reason, Verdict};
+use serve::table::RouteStats;
 
 fn route(kind: ProbeKind, action: Action) -> Arc<Route> {
     Arc::new(Route {

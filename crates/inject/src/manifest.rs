@@ -1,0 +1,162 @@
+//! A whole manifest: every pod in it changed, everything else as it was.
+
+use json_patch::PatchOperation;
+use serde_json::Value;
+
+use super::edit::{self, Edit};
+use super::emit::emit;
+use super::workloads;
+use webhook::patch::within;
+use webhook::rewrite::Admission;
+use yaml::tree::{self, Document, Malformed};
+
+/// What became of a manifest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The text.
+    pub text: String,
+    /// What its author should know, each with the place it is about.
+    pub warnings: Vec<String>,
+    /// How many probes and hooks were changed.
+    pub changed: usize,
+}
+
+/// Why a manifest was not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It is no YAML.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// What would be written does not say what it should.
+    #[error(
+        "document {0}: it can't be changed without changing more than its probes; write it without tags, anchors and merge keys"
+    )]
+    Unfaithful(usize),
+}
+
+/// Changes every pod of a manifest (`admit` or `revert` of the webhook as `change`).
+///
+/// # Errors
+/// It is no YAML, or can't be changed without changing more than that.
+pub fn change(text: &str, change: impl Fn(&Value) -> Admission) -> Result<Outcome, Error> {
+    let mut outcome = Outcome::default();
+    let mut plans = Vec::new();
+    let documents = tree::parse(text)?;
+    for (index, document) in documents.iter().enumerate() {
+        let object = document.to_json(index + 1)?;
+        let mut patch = Vec::new();
+        for place in workloads::pods(&object) {
+            let Ok(pod) = place.resolve(&object) else {
+                continue;
+            };
+            let admission = change(pod);
+            outcome.changed += admission.changed;
+            let name = describe(&object, index + 1);
+            let warnings = admission.warnings.iter();
+            outcome
+                .warnings
+                .extend(warnings.map(|warning| format!("{name}: {warning}")));
+            patch.extend(within(&place, admission.patch));
+        }
+        let wanted = patched(object, &patch).ok_or(Error::Unfaithful(index + 1))?;
+        plans.push(Plan {
+            document,
+            wanted,
+            patch,
+        });
+    }
+    outcome.text = write(text, &plans)?;
+    Ok(outcome)
+}
+
+fn patched(mut object: Value, patch: &[PatchOperation]) -> Option<Value> {
+    json_patch::patch(&mut object, patch).ok()?;
+    Some(object)
+}
+
+/// Names an object of the manifest for its author.
+fn describe(object: &Value, number: usize) -> String {
+    let text = |pointer| object.pointer(pointer).and_then(Value::as_str);
+    let kind = text("/kind").unwrap_or("object");
+    match text("/metadata/name").or_else(|| text("/metadata/generateName")) {
+        Some(name) => format!("document {number}, {kind} {name}"),
+        None => format!("document {number}, {kind}"),
+    }
+}
+
+/// A document and what it should say.
+struct Plan<'a> {
+    document: &'a Document,
+    wanted: Value,
+    patch: Vec<PatchOperation>,
+}
+
+impl Plan<'_> {
+    /// The edits that change the text where it says what is to be changed.
+    fn in_place(&self, text: &str, newline: &str) -> Vec<Edit> {
+        if self.patch.is_empty() {
+            return Vec::new();
+        }
+        edit::edits(self.document, text, &self.patch, newline).unwrap_or_else(|| self.anew(newline))
+    }
+
+    /// The document, written anew.
+    fn anew(&self, newline: &str) -> Vec<Edit> {
+        let Some(root) = self.document.nodes.first() else {
+            return Vec::new();
+        };
+        let mut with = emit(self.document, &self.wanted, newline);
+        if root.column != 0 {
+            with.insert_str(0, newline); // on the line of its `---`
+        }
+        vec![Edit {
+            at: root.span.clone(),
+            with,
+        }]
+    }
+}
+
+/// The changed text, of which it is certain that it says what it should and nothing else.
+fn write(text: &str, plans: &[Plan<'_>]) -> Result<String, Error> {
+    let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let mut edits: Vec<_> = plans
+        .iter()
+        .map(|plan| plan.in_place(text, newline))
+        .collect();
+    let suspects = match edited(text, &edits, plans) {
+        Ok(changed) => return Ok(changed),
+        Err(suspects) => suspects,
+    };
+    for &number in &suspects {
+        if !plans[number].patch.is_empty() {
+            edits[number] = plans[number].anew(newline);
+        }
+    }
+    edited(text, &edits, plans).map_err(|suspects| {
+        let number = suspects.first().map_or(0, |number| number + 1);
+        Error::Unfaithful(number)
+    })
+}
+
+/// The edited text; or, if it does not say what it should, the documents that may be the cause, by number
+/// from 0. Where it can't be read, that is every document.
+fn edited(text: &str, edits: &[Vec<Edit>], plans: &[Plan<'_>]) -> Result<String, Vec<usize>> {
+    let all = || (0..plans.len()).collect();
+    let changed = edit::apply(text, edits.concat()).ok_or_else(all)?;
+    let documents = tree::parse(&changed).map_err(|_| all())?;
+    if documents.len() != plans.len() {
+        return Err(all());
+    }
+    let says = |number: usize| documents[number].to_json(number + 1);
+    let wrong: Vec<_> = (0..plans.len())
+        .filter(|&number| says(number).as_ref() != Ok(&plans[number].wanted))
+        .collect();
+    if wrong.is_empty() {
+        Ok(changed)
+    } else {
+        Err(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests;

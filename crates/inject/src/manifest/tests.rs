@@ -1,0 +1,355 @@
+//! Whole manifests: what changes, and above all what does not.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use webhook::arbitrary::{is_original, pod};
+use webhook::revert::revert;
+use webhook::rewrite::{Rewriting, admit};
+
+fn injected(text: &str) -> Outcome {
+    change(text, |pod| admit(pod, &Rewriting::default())).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+fn reverted(text: &str) -> String {
+    change(text, revert)
+        .unwrap_or_else(|e| panic!("{e}\n{text}"))
+        .text
+}
+
+fn values(text: &str) -> Vec<Value> {
+    let documents = tree::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let number = |(index, document): (usize, &Document)| document.to_json(index + 1).unwrap();
+    documents.iter().enumerate().map(number).collect()
+}
+
+/// What [`injected`] must come to, made by way of JSON.
+fn wanted(text: &str) -> Vec<Value> {
+    let mut values = values(text);
+    for object in &mut values {
+        for place in workloads::pods(object) {
+            let pod = place.resolve_mut(object).unwrap();
+            let patch = admit(pod, &Rewriting::default()).patch;
+            json_patch::patch(pod, &patch).unwrap();
+        }
+    }
+    values
+}
+
+const DEPLOYMENT: &str = "\
+# Who: the shop team
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: web   # also the Service's
+spec:
+  replicas: 2
+  template:
+    metadata:
+      labels: {app: web}
+    spec:
+      containers:
+      # the app
+      - name: web
+        ports: [{name: http, containerPort: 8080}]
+        livenessProbe:
+          # is it alive?
+          httpGet:
+            path: /live   # the cheap one
+            port: http
+          periodSeconds: 3
+        readinessProbe:
+          tcpSocket:
+            port: 5432
+          # the database is slow
+          timeoutSeconds: 2
+";
+
+#[test]
+fn only_the_probes_and_the_annotations_change() {
+    let outcome = injected(DEPLOYMENT);
+    assert_eq!((outcome.changed, outcome.warnings.len()), (2, 0));
+    assert_eq!(
+        outcome.text,
+        "\
+# Who: the shop team
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: web   # also the Service's
+spec:
+  replicas: 2
+  template:
+    metadata:
+      annotations:
+        probe-handler.io/probes: '{\"/app-health/web/livez\":{\"declaredPort\":\"http\",\"httpGet\":{\"path\":\"/live\",\"port\":8080}},\"/app-health/web/readyz\":{\"tcpSocket\":{\"port\":5432},\"timeoutSeconds\":2}}'
+        sidecar.istio.io/rewriteAppHTTPProbers: \"false\"
+      labels: {app: web}
+    spec:
+      containers:
+      # the app
+      - name: web
+        ports: [{name: http, containerPort: 8080}]
+        livenessProbe:
+          # is it alive?
+          httpGet:
+            path: /app-health/web/livez   # the cheap one
+            port: 15020
+          periodSeconds: 3
+        readinessProbe:
+          httpGet:
+            path: /app-health/web/readyz
+            port: 15020
+          # the database is slow
+          timeoutSeconds: 2
+"
+    );
+    assert_eq!(reverted(&outcome.text), DEPLOYMENT);
+    assert_eq!(injected(&outcome.text).text, outcome.text);
+}
+
+#[test]
+fn the_annotation_on_the_deployment_does_not_count_the_one_on_the_pod_does() {
+    let annotations = "annotations: {sidecar.istio.io/rewriteAppHTTPProbers: \"false\"}\n";
+    let on_deployment =
+        DEPLOYMENT.replacen("metadata:\n", &format!("metadata:\n  {annotations}"), 1);
+    assert_eq!(injected(&on_deployment).changed, 2);
+    let on_pod = DEPLOYMENT.replace(
+        "    metadata:\n",
+        &format!("    metadata:\n      {annotations}"),
+    );
+    assert_eq!(injected(&on_pod).text, on_pod);
+}
+
+#[test]
+fn documents_without_pods_stay_byte_for_byte() {
+    let others = "%YAML 1.2\n---   # first\nkind:   Service\nspec: { a: yes,b: 0o7 }\n...\n---\n---\n\n# nothing\n--- |\n text\n---\n- 1\n-   {\"a\":   1e3}\n";
+    assert_eq!(injected(others).text, others);
+    let mixed = format!("{others}---\n{DEPLOYMENT}---\nkind:  Last # \u{1f600}");
+    let text = injected(&mixed).text;
+    assert!(text.starts_with(others));
+    assert!(text.ends_with("---\nkind:  Last # \u{1f600}"));
+    assert_eq!(
+        text,
+        format!(
+            "{others}---\n{}---\nkind:  Last # \u{1f600}",
+            injected(DEPLOYMENT).text
+        )
+    );
+    assert_eq!(reverted(&text), mixed);
+    for nothing in ["", "\n", "# only a comment\n", "---\n", "\u{feff}kind: Pod"] {
+        assert_eq!(injected(nothing).text, nothing);
+    }
+}
+
+#[test]
+fn what_readers_of_yaml_disagree_about_is_not_written_anew() {
+    let odd = "        env:
+        - {name: A, value: \"yes\"}
+        - {name: B, value: 'off'}
+        - {name: C, value: \"0644\"}
+        - {name: D, value: \"1_000\"}
+        - {name: E, value: 2001-12-14}
+        - {name: F, value: !!str 12}
+        - name: G
+          value: |+
+            kept
+
+        tty: yes
+        stdin: No
+        resources: {limits: {cpu: 1e-1, memory: 9223372036854775807}}
+        tomorrow: [0x1F, 0o17, 017, 1:30, 18446744073709551615, 1.10, .5, +7, ~, Null, y]
+";
+    let volumes = "      volumes:
+      - name: s
+        secret: {secretName: x, defaultMode: 0400}
+";
+    let text = format!("{}{odd}{volumes}", DEPLOYMENT);
+    let outcome = injected(&text);
+    assert_eq!(outcome.warnings, [""; 0], "kubectl's YAML is understood");
+    assert!(outcome.text.ends_with(&format!("{odd}{volumes}")));
+    assert_eq!(reverted(&outcome.text), text);
+}
+
+#[test]
+fn json_stays_json() {
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": {"containers": [
+        {"name": "web", "livenessProbe": {"tcpSocket": {"port": 1}}}]}});
+    for text in [
+        pod.to_string(),
+        serde_json::to_string_pretty(&pod).unwrap(),
+        json!({"apiVersion": "v1", "kind": "List", "items": [pod, {"kind": "Service"}]})
+            .to_string(),
+    ] {
+        let injected = injected(&text).text;
+        let value: Value = serde_json::from_str(&injected).expect("JSON");
+        assert_eq!(vec![value], wanted(&text));
+        let back: Value = serde_json::from_str(&reverted(&injected)).expect("JSON");
+        assert_eq!(
+            back.pointer("/spec/containers"),
+            pod.pointer("/spec/containers").filter(|_| text
+                .starts_with("{\"apiVersion\":\"v1\",\"kind\":\"Pod\"")
+                || text.starts_with("{\n"))
+        );
+    }
+}
+
+#[test]
+fn aliases_and_merge_keys_say_what_they_should() {
+    let head = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\n";
+    for spec in [
+        // One probe for both, which are no longer the same.
+        "spec:\n  containers:\n  - name: web\n    livenessProbe: &p {tcpSocket: {port: 1}}\n    readinessProbe: *p\n",
+        "spec:\n  containers:\n  - name: web\n    livenessProbe: &p\n      tcpSocket: {port: 1}\n    readinessProbe: *p\n",
+        // The anchor is in what is rewritten, the alias is not.
+        "spec:\n  containers:\n  - name: web\n    livenessProbe: {httpGet: &get {port: 80, path: /}}\n    tomorrow: *get\n",
+        // Merged, in one case with the other kind of probe.
+        "x: &base {periodSeconds: 0o7, httpGet: {port: 80}}\nspec:\n  containers:\n  - name: web\n    livenessProbe:\n      <<: *base\n    readinessProbe: {<<: [*base], failureThreshold: 2}\n",
+        "x: &base {tcpSocket: {port: 80}}\nspec:\n  containers:\n  - name: web\n    livenessProbe:\n      <<: *base\n      periodSeconds: 2\n",
+        // Whole containers.
+        "x: &c\n  name: web\n  livenessProbe:\n    grpc: {port: 9}\nspec:\n  containers: [*c]\n",
+        // Anchors that nobody uses, tags, explicit keys.
+        "spec: &spec\n  containers: &c\n  - &first name: web\n    livenessProbe: !!map\n      tcpSocket:\n        port: !!int \"80\"\n",
+        "spec:\n  containers:\n  - name: web\n    livenessProbe:\n      ? tcpSocket\n      : {port: 80}\n",
+        "spec:\n  containers:\n  -   livenessProbe:   {\n       tcpSocket:  {port: 80}}\n      name: web\n",
+        "spec: {containers: [{name: web, livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}}]}\n",
+        "spec:\n  containers:\n  - name: web\n    livenessProbe:\n      httpGet:\n        path:\n        port: 80\n",
+        "spec:\n  containers:\n  - name: web\n    livenessProbe:\n      httpGet:\n        path: >-\n          /live\n        port: 80\n        scheme: \"HTTPS\" # tls\n    image: x\n",
+        "spec:\n  containers:\n  - name: web\n    livenessProbe: {\"httpGet\": {'port': 80}}\n",
+    ] {
+        let text = format!("{head}{spec}");
+        let outcome = injected(&text);
+        assert!(outcome.changed > 0, "{text}");
+        assert_eq!(values(&outcome.text), wanted(&text), "{}", outcome.text);
+        assert_eq!(
+            values(&reverted(&outcome.text))[0]["spec"],
+            values(&text)[0]["spec"],
+            "{}",
+            outcome.text
+        );
+    }
+}
+
+#[test]
+fn a_document_that_is_written_anew_keeps_its_scalars() {
+    let text = "apiVersion: v1\nkind: Pod\nx: &base {tcpSocket: {port: 0x50}}\nyes: 0644\nspec:\n  containers:\n  - name: web\n    tty: yes\n    tomorrow: [\"on\", '1', on, !!str 1, \"a\\nb\", {}]\n    livenessProbe: {<<: *base}\n";
+    assert_eq!(
+        injected(text).text,
+        "apiVersion: v1\nkind: Pod\nx:\n  tcpSocket:\n    port: 0x50\nyes: 0644\nspec:\n  containers:\n  - name: web\n    tty: yes\n    tomorrow:\n    - \"on\"\n    - \"1\"\n    - on\n    - \"1\"\n    - \"a\\nb\"\n    - {}\n    livenessProbe:\n      httpGet:\n        path: /app-health/web/livez\n        port: 15020\nmetadata:\n  annotations:\n    probe-handler.io/probes: '{\"/app-health/web/livez\":{\"tcpSocket\":{\"port\":80}}}'\n    sidecar.istio.io/rewriteAppHTTPProbers: \"false\"\n"
+    );
+}
+
+#[test]
+fn lines_end_as_they_did_and_a_byte_order_mark_stays() {
+    let text = format!("\u{feff}{}", DEPLOYMENT.replace('\n', "\r\n"));
+    let outcome = injected(&text);
+    assert_eq!(
+        outcome.text,
+        format!(
+            "\u{feff}{}",
+            injected(DEPLOYMENT).text.replace('\n', "\r\n")
+        )
+    );
+    assert_eq!(reverted(&outcome.text), text);
+}
+
+#[test]
+fn what_is_no_yaml_is_told_with_its_place() {
+    for (text, error) in [
+        ("a: 1\n---\nb: [\n", "document 2, line 4: "),
+        (
+            "a: 1\nb: 1\na: 2\n",
+            "document 1, line 3: key \"a\" is there twice",
+        ),
+        (
+            "a: 1\n---\n? [1]\n: 2\n",
+            "document 2, line 3: a key must be a scalar",
+        ),
+        ("a: *b\n", "document 1, line 1: "),
+        (
+            "a: &a [*a]\n",
+            "document 1, line 1: nested deeper than 128, or in itself",
+        ),
+        (
+            "a: {<<: 7}\n",
+            "document 1, line 1: only mappings can be merged (`<<`)",
+        ),
+        ("{{ .Values.x }}: 1\n{{ end }}\n", "document 1, line "),
+        ("a:\n\tb: 1\n", "document 1, line 2: "),
+    ] {
+        let told = change(text, revert).expect_err(text).to_string();
+        assert!(told.starts_with(error), "{told}");
+    }
+    let deep = format!("{}1", "- ".repeat(200));
+    assert!(change(&deep, revert).is_err());
+    let mut bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for (this, last) in ('b'..='i').zip('a'..) {
+        bomb += &format!(
+            "{this}: &{this} [{}]\n",
+            vec![format!("*{last}"); 9].join(",")
+        );
+    }
+    let told = change(&bomb, revert).expect_err("too large").to_string();
+    assert!(told.contains("aliases make this more than"), "{told}");
+}
+
+#[test]
+fn warnings_say_which_object_they_are_about() {
+    let text = "---\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: a, livenessProbe: {tcpSocket: {port: x}}}]}\n";
+    assert_eq!(
+        injected(text).warnings,
+        [
+            "document 2, Pod web: container \"a\", livenessProbe: tcpSocket.port \"x\" is no port name of this container, nor a number; left as it is"
+        ]
+    );
+    assert_eq!(injected(text).text, text);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_pod_is_changed_as_its_json_would_be(pods in proptest::collection::vec(pod(), 1..3), style in 0..3u8) {
+        let mut text = String::new();
+        for pod in &pods {
+            let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+                "spec": {"template": pod}});
+            text += "---\n";
+            let document = match style {
+                0 => serde_yaml_ng::to_string(&deployment).unwrap(),
+                1 => serde_json::to_string_pretty(&deployment).unwrap() + "\n",
+                _ => serde_yaml_ng::to_string(pod).unwrap(),
+            };
+            text += &document.replacen("\nkind: ", " # a comment\nkind: ", 1);
+        }
+        let outcome = injected(&text);
+        prop_assert_eq!(values(&outcome.text), wanted(&text));
+        prop_assert_eq!(&injected(&outcome.text).text, &outcome.text);
+        if pods.iter().all(is_original) && outcome.changed > 0 {
+            prop_assert_eq!(values(&reverted(&outcome.text)), values(&text));
+        }
+        // No document was written anew.
+        let comments = |text: &str| text.matches("# a comment").count();
+        prop_assert_eq!(comments(&outcome.text), comments(&text));
+    }
+
+    #[test]
+    fn whatever_is_done_to_a_manifest_it_is_changed_rightly_or_refused(
+        places in proptest::collection::vec((0..DEPLOYMENT.len(), 0..12usize), 0..4),
+        with in proptest::collection::vec("(&a |\\*a|!!str |\\? |- |: |\\{|\\}|\\[|\\]|, |#|'|\"|\\||>|<<: |\n|\n  |  |ü|~|---\n|tcpSocket|httpGet|port: 1){0,3}", 4),
+    ) {
+        let mut text = DEPLOYMENT.to_owned();
+        for ((at, length), with) in places.into_iter().zip(with) {
+            let boundary = |at: usize| (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap();
+            let range = boundary(at)..boundary(at + length);
+            text.replace_range(range, &with);
+        }
+        if let Ok(outcome) = change(&text, |pod| admit(pod, &Rewriting::default())) {
+            prop_assert_eq!(values(&outcome.text), wanted(&text));
+            if outcome.changed == 0 {
+                prop_assert_eq!(outcome.text, text);
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Addresses: those of a pod's interfaces, and whose an address is on the node (rtnetlink(7)).
+//!
+//! Never by a list of all interfaces, as getifaddrs(3) makes it: on a node with many pods that takes the
+//! kernel milliseconds, in which nobody else may change the network.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+
+use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use crate::netlink::Netlink;
+use crate::netns::Netns;
+
+/// What Istio puts on `lo` for its own use.
+const ISTIOS: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+
+/// The addresses of the interfaces in `netns` that a probe could be sent to, sorted: neither loopback nor
+/// link-local. Of more than `most` the first ones, and no more of them are kept in memory.
+///
+/// # Errors
+/// Those of `setns` and netlink.
+pub fn of_interfaces(netns: &Netns, most: usize) -> io::Result<Vec<IpAddr>> {
+    let mut addresses = BTreeSet::new();
+    let all = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    Netlink::within(netns, NETLINK_ROUTE)?.dump(all, |message| {
+        if let RouteNetlinkMessage::NewAddress(message) = message {
+            addresses.extend(own(&message).filter(can_be_probed));
+            if addresses.len() > most {
+                let _last = addresses.pop_last();
+            }
+        }
+    })?;
+    Ok(addresses.into_iter().collect())
+}
+
+/// The interface's own address: of a point-to-point interface the other one is its peer's.
+fn own(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|one| match one {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let own = local.or_else(|| {
+        message.attributes.iter().find_map(|one| match one {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    });
+    // An IPv4 address in the clothes of IPv6 is the IPv4 address to the kubelet.
+    own.map(|address| address.to_canonical())
+}
+
+fn can_be_probed(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && *v6 != ISTIOS,
+    }
+}
+
+/// Where connections go, by the routes of one namespace.
+pub struct Routes {
+    netlink: Netlink,
+}
+
+impl Routes {
+    /// Of the calling thread's namespace.
+    ///
+    /// # Errors
+    /// Those of `socket` and `connect`.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            netlink: Netlink::new(NETLINK_ROUTE)?,
+        })
+    }
+
+    /// Whether what is sent to `address` stays in the namespace: it is its own.
+    ///
+    /// # Errors
+    /// Those of netlink. That there is no route is none.
+    pub fn is_local(&self, address: IpAddr) -> io::Result<bool> {
+        let mut route = RouteMessage::default();
+        let (family, length, destination) = match address.to_canonical() {
+            IpAddr::V4(v4) => (AddressFamily::Inet, 32, RouteAddress::Inet(v4)),
+            IpAddr::V6(v6) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(v6)),
+        };
+        route.header.address_family = family;
+        route.header.destination_prefix_length = length;
+        route
+            .attributes
+            .push(RouteAttribute::Destination(destination));
+        let question = Query::Question(RouteNetlinkMessage::GetRoute(route));
+        match self.netlink.ask(question, 0) {
+            Ok(Some(Query::Answer(kind))) => Ok(kind == RouteType::Local),
+            Ok(_) => Err(io::Error::other("the kernel names no route")),
+            Err(error) if leads_nowhere(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// No route, or one of type `unreachable`, `prohibit` or `blackhole` (Linux net/ipv4/fib_semantics.c `fib_props`), as Calico
+/// has for a block of addresses until each of them has a route of its own.
+fn leads_nowhere(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL)
+    )
+}
+
+/// A question for a route, and of the answer its type alone: whatever else a route has (encapsulation, nexthops
+/// of a kind that is not known here) does not matter.
+enum Query {
+    Question(RouteNetlinkMessage),
+    Answer(RouteType),
+}
+
+impl NetlinkSerializable for Query {
+    fn message_type(&self) -> u16 {
+        match self {
+            Self::Question(question) => question.message_type(),
+            Self::Answer(_) => libc::RTM_NEWROUTE,
+        }
+    }
+
+    fn buffer_len(&self) -> usize {
+        match self {
+            Self::Question(question) => NetlinkSerializable::buffer_len(question),
+            Self::Answer(_) => 0,
+        }
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        if let Self::Question(question) = self {
+            NetlinkSerializable::serialize(question, buffer);
+        }
+    }
+}
+
+impl NetlinkDeserializable for Query {
+    type Error = io::Error;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> io::Result<Self> {
+        // `rtm_type` of struct rtmsg, include/uapi/linux/rtnetlink.h.
+        const TYPE: usize = 7;
+        match payload.get(TYPE) {
+            Some(kind) if header.message_type == libc::RTM_NEWROUTE => {
+                Ok(Self::Answer(RouteType::from(*kind)))
+            }
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_namespaces_own_addresses_are_local_and_others_are_not() {
+        let routes = Routes::new().unwrap();
+        let is_local = |text: &str| routes.is_local(text.parse().unwrap()).unwrap();
+        assert!(is_local("127.0.0.1") && is_local("::ffff:127.0.0.1"));
+        // Of blocks for documentation (RFC 5737, RFC 3849).
+        assert!(!is_local("192.0.2.1") && !is_local("2001:db8::1"));
+        for own in nix::ifaddrs::getifaddrs().unwrap() {
+            let Some(address) = own.address else { continue };
+            if let Some(v4) = address.as_sockaddr_in() {
+                assert!(is_local(&v4.ip().to_string()), "{own:?}");
+            }
+            if let Some(v6) = address.as_sockaddr_in6()
+                && !v6.ip().is_unicast_link_local()
+            {
+                assert!(is_local(&v6.ip().to_string()), "{own:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The in-pod dial: a socket made in the pod's network namespace, in the way that its mesh's rules let
+//! pass.
+//!
+//! | mesh | source | owner of the socket |
+//! |---|---|---|
+//! | Istio sidecar, Kuma, unknown | 127.0.0.6, or ::6 where lo has it, else the pod's own | root, gid not 1337 |
+//! | Istio ambient, Linkerd, OSM | the pod's own | root |
+//! | Consul | the pod's own | fsuid of the proxy, for the `socket()` call only |
+//!
+//! The mark is never set: Istio's TPROXY rules capture marked sockets. SO_LINGER is not set either: on
+//! Linux a positive linger only makes `close()` wait, and this thread serves every pod of the node.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use nix::unistd::{Gid, Uid, setfsuid};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::netns::Netns;
+use model::Mesh;
+use probe::dial::Dial;
+
+/// Istio's and Kuma's source address for inbound traffic that is past the proxy: their OUTPUT rules
+/// let it pass on lo.
+const PASSTHROUGH4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
+/// The same for IPv6; istio-init and istio-cni put it on lo.
+const PASSTHROUGH6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+/// Uid and gid of Istio's proxy: a socket of that owner would be captured.
+const ISTIO_GID: u32 = 1337;
+
+/// Where the dial's source address comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Passthrough,
+    Pod,
+}
+
+/// Dials one pod.
+#[derive(Debug)]
+pub struct PodDialer {
+    netns: Arc<Netns>,
+    source: Source,
+    owner: Option<u32>,
+}
+
+impl PodDialer {
+    /// For a pod in `netns`, meshed by `mesh`, with sockets of user `proxy_uid` where the mesh wants that.
+    pub fn new(netns: Arc<Netns>, mesh: Mesh, proxy_uid: Option<u32>) -> Self {
+        let source = match mesh {
+            Mesh::Istio | Mesh::Kuma | Mesh::Unknown => Source::Passthrough,
+            Mesh::IstioAmbient | Mesh::Linkerd | Mesh::Osm | Mesh::Consul => Source::Pod,
+        };
+        Self {
+            netns,
+            source,
+            owner: proxy_uid,
+        }
+    }
+
+    /// Binds the source. Binding to the pod's own address also proves that it still is: a namespace
+    /// that has lost its address would otherwise route the dial to whoever has it now. (A packet from
+    /// 127.0.0.6 can't leave the namespace at all.)
+    fn bind(&self, socket: &Socket, to: IpAddr) -> io::Result<()> {
+        let passthrough: IpAddr = match to {
+            IpAddr::V4(_) => PASSTHROUGH4.into(),
+            IpAddr::V6(_) => PASSTHROUGH6.into(),
+        };
+        leave_port_to_connect(socket);
+        if self.source == Source::Passthrough {
+            match socket.bind(&SocketAddr::new(passthrough, 0).into()) {
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
+                bound => return bound,
+            }
+        }
+        socket.bind(&SocketAddr::new(to, 0).into())
+    }
+}
+
+impl Dial for PodDialer {
+    fn socket(&self, to: SocketAddr) -> io::Result<Socket> {
+        let socket = self.netns.within(|| {
+            let _owner = self.owner.map(FsUid::set);
+            Socket::new(
+                Domain::for_address(to),
+                Type::STREAM.nonblocking().cloexec(),
+                Some(Protocol::TCP),
+            )
+        })??;
+        self.bind(&socket, to.ip())?;
+        Ok(socket)
+    }
+}
+
+/// IP_BIND_ADDRESS_NO_PORT: `bind` keeps no port to itself, `connect` chooses one when the whole 4-tuple
+/// is known. A kernel that would refuse it only spends ports more freely.
+fn leave_port_to_connect(socket: &Socket) {
+    let on: libc::c_int = 1;
+    // SAFETY: a socket that we own; the value is an int that outlives the call.
+    let _ = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+}
+
+/// The thread's file-system uid while it lives; the mesh's owner match looks at it (the credentials of
+/// the socket's file).
+struct FsUid;
+
+impl FsUid {
+    fn set(uid: u32) -> Self {
+        let _ = setfsuid(Uid::from_raw(uid));
+        Self
+    }
+}
+
+impl Drop for FsUid {
+    fn drop(&mut self) {
+        let _ = setfsuid(Uid::effective());
+    }
+}
+
+/// Why this process could not dial past Istio's rules, if so: its group is the proxy's.
+pub fn unsuitable_group() -> Option<String> {
+    (Gid::effective().as_raw() == ISTIO_GID).then(|| {
+        format!(
+            "runs with gid {ISTIO_GID}, which is that of Istio's proxy: its dials would be \
+             captured; run it with another group"
+        )
+    })
+}

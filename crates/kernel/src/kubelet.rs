@@ -1,0 +1,563 @@
+//! Finding the kubelet and its cgroup, and noticing when either changes.
+
+mod candidate;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use crate::cgroup;
+use crate::locate::names_a_pod;
+use candidate::{Candidate, Executable, likeliest};
+use model::netns::NetnsId;
+
+/// The kubelet can't be found, or must not be attached to where it is.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// cgroup v2 is not as needed.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    /// No process of that name.
+    #[error(
+        "no kubelet runs in this pid namespace (looked for processes of this user, outside of pods, named {}): \
+         start it, run this with hostPID: true, name it with --kubelet-name, or give its cgroup with \
+         --kubelet-cgroup",
+        names.join(", ")
+    )]
+    NotFound {
+        /// The names looked for.
+        names: Vec<String>,
+    },
+    /// The cgroup given on the command line is not there.
+    #[error("the cgroup {} does not exist (yet)", path.display())]
+    NoCgroup {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The kubelet lives in the root cgroup, where programs of others live too.
+    #[error(
+        "the kubelet's cgroup is the root cgroup {}, where other systems clean up what they do not know: \
+         move the kubelet into a cgroup of its own, or allow it with --allow-root-cgroup",
+        path.display()
+    )]
+    Root {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Every process of the cgroup counts as the kubelet, and we are one of them.
+    #[error(
+        "this process is itself in the cgroup {}, and would take its own connections for the kubelet's: give \
+         the kubelet's own cgroup with --kubelet-cgroup, or move this process out of it",
+        path.display()
+    )]
+    Own {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Other processes share the kubelet's cgroup, and the programs can't tell it from them.
+    #[error(
+        "the kubelet (process {pid}) shares its cgroup {} with other processes, and from a nested pid \
+         namespace it can't be told from them: give it a cgroup of its own, or run this in the initial pid \
+         namespace",
+        path.display()
+    )]
+    Indistinct {
+        /// The kubelet.
+        pid: u32,
+        /// Its cgroup.
+        path: PathBuf,
+    },
+    /// The kubelet's network namespace is not ours.
+    #[error(
+        "the kubelet (process {pid}) is in another network namespace than this process: run this with \
+         hostNetwork: true on the kubelet's node"
+    )]
+    OtherNetwork {
+        /// The kubelet.
+        pid: u32,
+    },
+}
+
+/// How to find the kubelet.
+#[derive(Clone, Debug)]
+pub struct Search {
+    /// Process names (`comm`) of kubelets: `kubelet`, `kubelite`, `k3s-server`, ...
+    pub names: Vec<String>,
+    /// The cgroup to use whatever process is in it.
+    pub cgroup: Option<PathBuf>,
+    /// Whether the root cgroup will do.
+    pub allow_root: bool,
+}
+
+/// A kubelet found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubelet {
+    /// Its process; none where the cgroup was given and no process of a kubelet's name is in it.
+    pub pid: Option<u32>,
+    /// The process to which the programs confine themselves; none: every process of the cgroup counts as
+    /// the kubelet. The programs see process ids of the initial pid namespace: in another one (a node that
+    /// is itself a container) `pid` would be anyone's.
+    pub filter: Option<u32>,
+    /// Start time of the process, in clock ticks since boot: tells a process from a later one with its id.
+    pub started: u64,
+    /// Its cgroup.
+    pub cgroup: PathBuf,
+    /// Tells the cgroup from a later one at the same path.
+    pub cgroup_id: u64,
+    /// Other processes in the same cgroup; they are left alone when `pid` is known.
+    pub shared_with: usize,
+}
+
+/// Processes in which the kubelet is one part among others, an API server for example.
+const PARTS_OF_MORE: [&str; 4] = ["kubelite", "k3s", "k3s-server", "k3s-agent"];
+
+impl Kubelet {
+    /// Whether its process makes other connections than a kubelet's: k3s and MicroK8s run the kubelet and the
+    /// API server, which calls webhooks and proxies to pods, in one.
+    pub fn is_part_of_more(&self) -> bool {
+        let name = self.pid.and_then(comm);
+        name.is_some_and(|name| PARTS_OF_MORE.contains(&name.as_str()))
+    }
+
+    /// Whether the programs would have to be told or attached anew to go from `self` to `other`.
+    pub fn same_place(&self, other: &Self) -> bool {
+        (self.pid, self.started, self.cgroup_id, &self.cgroup)
+            == (other.pid, other.started, other.cgroup_id, &other.cgroup)
+    }
+}
+
+/// Looks for the kubelet, and remembers what it need not look at again.
+pub struct Finder {
+    search: Search,
+    mount_point: PathBuf,
+    /// In how many searches each process had another name, since the kubelet was last seen.
+    seen: BTreeMap<u32, u32>,
+    searches: u32,
+    /// Whether a kubelet was found in the cgroup given.
+    named: bool,
+    /// The cgroup of the first kubelet found by its name: a restarted one comes back there.
+    home: Option<PathBuf>,
+    /// Whether a process that is clearly likelier the kubelet may turn up.
+    in_doubt: bool,
+    /// The process last said to be chosen from several.
+    said: Option<u32>,
+    looks: u32,
+}
+
+/// A process may become the kubelet long after it was started: a script that prepares the kubelet's
+/// arguments, k3s while it unpacks itself. It is looked at in each of this many searches,
+const YOUNG: u32 = 500;
+/// and after that, for its name is a file to be read, in one of this many.
+const SELDOM: u32 = 25;
+/// In one of how many looks all processes are looked at while another one may be likelier the kubelet: it costs
+/// milliseconds on a node with a thousand.
+const IN_DOUBT: u32 = 50;
+
+impl Finder {
+    /// Prepares the search.
+    ///
+    /// # Errors
+    /// [`Error::Cgroup`] when there is no cgroup v2.
+    pub fn new(search: Search) -> Result<Self, Error> {
+        Ok(Self {
+            search,
+            mount_point: cgroup::mount_point()?,
+            seen: BTreeMap::new(),
+            searches: 0,
+            named: false,
+            home: None,
+            in_doubt: false,
+            said: None,
+            looks: 0,
+        })
+    }
+
+    /// Finds the kubelet as it is now. `last` is looked at first, and costs a few small reads of /proc while it lives.
+    ///
+    /// # Errors
+    /// Everything in [`Error`].
+    pub fn find(&mut self, last: Option<&Kubelet>) -> Result<Kubelet, Error> {
+        let alive = last.and_then(|last| {
+            let pid = last.pid?;
+            // It may have become another program since: `k3s kubectl` was called k3s for a moment.
+            let named = comm(pid).is_some_and(|comm| self.is_kubelet(&comm));
+            (named && start_time(pid) == Some(last.started)).then_some(pid)
+        });
+        if alive.is_some() {
+            // Their ids may be other processes' by the time the kubelet is looked for again.
+            self.seen.clear();
+        }
+        let (pid, cgroup) = match self.search.cgroup.clone() {
+            Some(cgroup) => (self.named_in(&cgroup, alive)?, cgroup),
+            None => {
+                let pid = self.by_name(last, alive)?;
+                let cgroup = self.cgroup_of(pid)?;
+                if let Some(home) = &self.home
+                    && alive != Some(pid)
+                    && *home != cgroup
+                {
+                    tracing::warn!(
+                        pid,
+                        cgroup = %cgroup.display(),
+                        before = %home.display(),
+                        "a process of the kubelet's name is in another cgroup than the kubelet was: it is taken for \
+                         the kubelet until there is one in that cgroup again"
+                    );
+                }
+                (Some(pid), cgroup)
+            }
+        };
+        let cgroup_id = cgroup::identity(&cgroup).map_err(|_| Error::NoCgroup {
+            path: cgroup.clone(),
+        })?;
+        if cgroup_id == cgroup::ROOT && !self.search.allow_root {
+            return Err(Error::Root { path: cgroup });
+        }
+        let filter = pid.filter(|_| initial_pid_namespace());
+        if filter.is_none() && self.within(&cgroup) {
+            return Err(Error::Own { path: cgroup });
+        }
+        let started = pid.and_then(start_time).unwrap_or_default();
+        let shared_with = match (last, pid) {
+            // Counting is for people; a change of the kubelet is what matters.
+            (Some(last), _) if last.pid == pid && last.cgroup_id == cgroup_id => last.shared_with,
+            _ => cgroup::processes(&cgroup)
+                .map(|pids| pids.iter().filter(|other| Some(**other) != pid).count())
+                .unwrap_or_default(),
+        };
+        // Children of the kubelet come and go; what counts is who is there when we attach.
+        let known = last.is_some_and(|last| (last.pid, last.started) == (pid, started));
+        if let (Some(pid), None, 1.., false) = (pid, filter, shared_with, known) {
+            return Err(Error::Indistinct { pid, path: cgroup });
+        }
+        if self.search.cgroup.is_none() && self.home.is_none() {
+            self.home = Some(cgroup.clone());
+        }
+        Ok(Kubelet {
+            pid,
+            filter,
+            started,
+            cgroup,
+            cgroup_id,
+            shared_with,
+        })
+    }
+
+    /// Whether the process of `kubelet` has ended for sure, or is another one by now: not where it can't be looked at.
+    pub fn is_gone(&self, kubelet: &Kubelet) -> bool {
+        let Some(pid) = kubelet.pid else {
+            return false;
+        };
+        let ended =
+            i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH));
+        let later = start_time(pid).is_some_and(|started| started != kubelet.started);
+        let renamed = comm(pid).is_some_and(|comm| !self.is_kubelet(&comm));
+        ended || later || renamed
+    }
+
+    /// The kubelet in the cgroup given, if one is named so: `alive`, else the oldest (others are its
+    /// children, about to become something else). Once there was one, the cgroup without one is a kubelet
+    /// that is being restarted, and nobody else takes its place meanwhile.
+    fn named_in(&mut self, cgroup: &Path, alive: Option<u32>) -> Result<Option<u32>, Error> {
+        let mut processes = cgroup::processes(cgroup).map_err(|_| Error::NoCgroup {
+            path: cgroup.to_owned(),
+        })?;
+        if alive.is_some_and(|pid| processes.contains(&pid)) {
+            return Ok(alive);
+        }
+        processes.retain(|pid| comm(*pid).is_some_and(|comm| self.is_kubelet(&comm)));
+        let oldest = oldest_first(processes).first().copied();
+        self.named |= oldest.is_some();
+        if oldest.is_none() && self.named {
+            return Err(self.not_found());
+        }
+        Ok(oldest)
+    }
+
+    /// The kubelet by its process's name: `alive`, unless there is a better one.
+    fn by_name(&mut self, last: Option<&Kubelet>, alive: Option<u32>) -> Result<u32, Error> {
+        self.looks = self.looks.wrapping_add(1);
+        let Some(alive) = alive else {
+            // While it is restarted, another process of its name may be the only one.
+            return match self.at_home() {
+                Some(pid) => Ok(pid),
+                None => self.find_process(),
+            };
+        };
+        let away = last.is_some_and(|last| self.home.as_ref() != Some(&last.cgroup));
+        if away
+            && self.looks.is_multiple_of(SELDOM)
+            && let Some(pid) = self.at_home()
+        {
+            return Ok(pid);
+        }
+        if self.in_doubt && self.looks.is_multiple_of(IN_DOUBT) {
+            return Ok(self.likelier_than(alive)?.unwrap_or(alive));
+        }
+        Ok(alive)
+    }
+
+    /// The kubelet in the cgroup in which the first one was.
+    fn at_home(&mut self) -> Option<u32> {
+        let mut processes = cgroup::processes(self.home.as_ref()?).ok()?;
+        processes.retain(|pid| {
+            comm(*pid).is_some_and(|comm| self.is_kubelet(&comm)) && is_our_users(*pid)
+        });
+        self.choose(processes).ok()
+    }
+
+    /// Another process that is clearly likelier the kubelet than `taken`; its cgroup is where the kubelet is looked
+    /// for from now on.
+    fn likelier_than(&mut self, taken: u32) -> Result<Option<u32>, Error> {
+        let found = self.all_named();
+        let candidates = self.candidates(found)?;
+        let Some(taken) = candidates.iter().find(|candidate| candidate.pid == taken) else {
+            return Ok(None);
+        };
+        let Some((best, _)) = likeliest(&candidates) else {
+            return Ok(None);
+        };
+        if !best.is_clearly_likelier_than(taken) {
+            return Ok(None);
+        }
+        tracing::warn!(
+            pid = best.pid,
+            cgroup = %best.cgroup.display(),
+            before = taken.pid,
+            "another process is likelier the kubelet than the one taken for it so far: it is taken now; \
+             --kubelet-cgroup decides"
+        );
+        self.in_doubt = !best.is_beyond_doubt();
+        let best = best.pid;
+        self.share_names_with(best)?;
+        self.home = Some(self.cgroup_of(best)?);
+        Ok(Some(best))
+    }
+
+    fn not_found(&self) -> Error {
+        Error::NotFound {
+            names: self.search.names.clone(),
+        }
+    }
+
+    /// The cgroup of a kubelet, which may end while it is looked at.
+    fn cgroup_of(&self, kubelet: u32) -> Result<PathBuf, Error> {
+        cgroup::of_process(kubelet, &self.mount_point).map_err(|error| match start_time(kubelet) {
+            Some(_) => error.into(),
+            None => self.not_found(),
+        })
+    }
+
+    /// Names cgroups as the kubelet does, also from a container's own cgroup namespace.
+    fn share_names_with(&mut self, kubelet: u32) -> Result<(), Error> {
+        match cgroup::join_namespace_of(kubelet) {
+            Ok(false) => {}
+            Ok(true) => self.mount_point = cgroup::mount_point()?,
+            // Where it matters the kubelet's cgroup will not be found, and that is said.
+            Err(error) => tracing::debug!(%error, "cannot join the kubelet's cgroup namespace"),
+        }
+        Ok(())
+    }
+
+    /// Whether this process is in `cgroup` or below it.
+    fn within(&self, cgroup: &Path) -> bool {
+        let own = cgroup::of_process(std::process::id(), &self.mount_point);
+        let cgroup = std::fs::canonicalize(cgroup);
+        matches!((own, cgroup), (Ok(own), Ok(cgroup)) if own.starts_with(&cgroup))
+    }
+
+    fn is_kubelet(&self, comm: &str) -> bool {
+        self.search.names.iter().any(|name| truncated(name) == comm)
+    }
+
+    fn find_process(&mut self) -> Result<u32, Error> {
+        self.searches = self.searches.wrapping_add(1);
+        let thorough = self.searches.is_multiple_of(SELDOM);
+        let mut seen = BTreeMap::new();
+        let mut found = Vec::new();
+        for pid in processes() {
+            let times = self.seen.get(&pid).copied().unwrap_or_default();
+            let look = thorough || times < YOUNG;
+            // A name is anyone's to take, root's user ids are not.
+            if look && comm(pid).is_some_and(|comm| self.is_kubelet(&comm)) && is_our_users(pid) {
+                found.push(pid);
+            } else {
+                let _ = seen.insert(pid, times.saturating_add(1));
+            }
+        }
+        self.seen = seen;
+        let pid = self.choose(found)?;
+        self.share_names_with(pid)?;
+        Ok(pid)
+    }
+
+    /// All processes that pass for the kubelet by name and user.
+    fn all_named(&self) -> Vec<u32> {
+        let named = |pid: &u32| comm(*pid).is_some_and(|comm| self.is_kubelet(&comm));
+        processes()
+            .filter(|pid| named(pid) && is_our_users(*pid))
+            .collect()
+    }
+
+    /// The likeliest of several processes of a kubelet's name. Where they are in different cgroups, the log says so
+    /// once.
+    fn choose(&mut self, found: Vec<u32>) -> Result<u32, Error> {
+        let candidates = self.candidates(found)?;
+        let (best, reason) = likeliest(&candidates).ok_or_else(|| self.not_found())?;
+        if let Some(reason) = reason
+            && self.said != Some(best.pid)
+        {
+            let pids: Vec<u32> = candidates.iter().map(|candidate| candidate.pid).collect();
+            tracing::warn!(
+                ?pids,
+                chosen = best.pid,
+                cgroup = %best.cgroup.display(),
+                why = reason.text(),
+                "several processes pass for the kubelet, in different cgroups: one is taken for it; \
+                 --kubelet-cgroup decides"
+            );
+            self.said = Some(best.pid);
+        }
+        self.in_doubt = !best.is_beyond_doubt();
+        Ok(best.pid)
+    }
+
+    /// Of processes of a kubelet's name, those in our own network namespace count, and none in a pod's cgroup (but on
+    /// a node that is itself a pod, where all are).
+    fn candidates(&mut self, found: Vec<u32>) -> Result<Vec<Candidate>, Error> {
+        let mut found = oldest_first(found);
+        if !is_in_pod(INIT) {
+            found.retain(|pid| !is_in_pod(*pid));
+        }
+        let ours = NetnsId::at(Path::new("/proc/self/ns/net")).ok();
+        let theirs = |pid: u32| NetnsId::at(Path::new(&format!("/proc/{pid}/ns/net"))).ok();
+        let elsewhere = found.first().copied();
+        found.retain(|pid| theirs(*pid) == ours);
+        match (found.as_slice(), elsewhere) {
+            ([], Some(pid)) => return Err(Error::OtherNetwork { pid }),
+            ([], None) => return Err(self.not_found()),
+            ([_], _) => {}
+            // Their cgroups are compared.
+            ([first, ..], _) => self.share_names_with(*first)?,
+        }
+        let mut candidates = Vec::new();
+        let mut trouble = None;
+        for pid in found {
+            match self.candidate(pid) {
+                Ok(candidate) => candidates.extend(candidate),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        match trouble {
+            Some(error) if candidates.is_empty() => Err(error),
+            _ => Ok(candidates),
+        }
+    }
+
+    /// What is known of process `pid`; none where it can't be the kubelet.
+    fn candidate(&self, pid: u32) -> Result<Option<Candidate>, Error> {
+        let executable = Executable::of(pid, &self.search.names);
+        // Where every process of the cgroup counts as the kubelet, a user's own must not become it by a set-uid
+        // program.
+        if executable == Executable::SetId && !initial_pid_namespace() {
+            return Ok(None);
+        }
+        let cgroup = self.cgroup_of(pid)?;
+        let started = start_time(pid).ok_or_else(|| self.not_found())?;
+        let processes = cgroup::processes(&cgroup).unwrap_or_default();
+        Ok(Some(Candidate {
+            pid,
+            started,
+            in_root: cgroup::identity(&cgroup).is_ok_and(|id| id == cgroup::ROOT),
+            beside: processes.iter().filter(|other| **other != pid).count(),
+            cgroup,
+            executable,
+        }))
+    }
+}
+
+/// Those of `processes` that live, the oldest first.
+fn oldest_first(processes: Vec<u32>) -> Vec<u32> {
+    let mut living: Vec<(u64, u32)> = processes
+        .into_iter()
+        .filter_map(|pid| Some((start_time(pid)?, pid)))
+        .collect();
+    living.sort_unstable();
+    living.into_iter().map(|(_, pid)| pid).collect()
+}
+
+/// Whether process ids here are those that the programs see: the initial pid namespace has a fixed inode
+/// number (`PROC_PID_INIT_INO` of include/linux/proc_ns.h).
+fn initial_pid_namespace() -> bool {
+    const PROC_PID_INIT_INO: u64 = 0xefff_fffc;
+    NetnsId::at(Path::new("/proc/self/ns/pid")).is_ok_and(|id| id.inode == PROC_PID_INIT_INO)
+}
+
+/// The kernel keeps 15 bytes of a name (`TASK_COMM_LEN`).
+fn truncated(name: &str) -> &str {
+    let mut end = name.len().min(15);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+fn comm(pid: u32) -> Option<String> {
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(comm.trim_end_matches('\n').to_owned())
+}
+
+/// Whether the process is wholly of the user that we act for. The owner of /proc/PID says less: it is root where a
+/// process lets nobody trace it.
+fn is_our_users(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    all_uids_are(nix::unistd::geteuid().as_raw(), &status)
+}
+
+/// Whether the real, effective, saved and file system uid in the text of a status file all are `uid`. Who executes a
+/// set-uid program of root's gets all of root's but the real uid, which remains the caller's: to change it takes
+/// CAP_SETUID, which only root and the program itself have. So a user without rights can't make a process that
+/// passes, but by a program of root's that gives itself the real uid too: see [`Executable::SetId`].
+fn all_uids_are(uid: u32, status: &str) -> bool {
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let ids: Vec<&str> = ids.unwrap_or_default().split_whitespace().collect();
+    ids.len() == 4 && ids.iter().all(|id| id.parse() == Ok(uid))
+}
+
+/// The first process of the node.
+const INIT: u32 = 1;
+
+fn is_in_pod(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+        .is_ok_and(|cgroups| names_a_pod(&cgroups))
+}
+
+/// Field 22 of /proc/pid/stat; none for a process that is gone, a zombie, or killed and about to go: one of its threads may
+/// hang in the kernel (on a file server that is away) long after its successor was started.
+pub(super) fn start_time(pid: u32) -> Option<u64> {
+    const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, parentheses and spaces included.
+    let mut fields = stat.get(stat.rfind(')')? + 2..)?.split(' ');
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    let started = fields.nth(18)?.parse().ok()?;
+    // Field 31: the signals that the thread has still to take.
+    let pending: u64 = fields.nth(8)?.parse().ok()?;
+    (pending & KILLED == 0).then_some(started)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,23 @@
+//! All that touches the kernel: programs and maps, the kubelet's cgroup, network namespaces, the
+//! in-pod dial.
+
+pub mod address_watch;
+pub mod addresses;
+pub mod canary;
+pub mod capabilities;
+pub mod cgroup;
+pub mod cputime;
+pub mod dial;
+pub mod heartbeat;
+pub mod kubelet;
+pub mod legacy;
+pub mod locate;
+pub mod loopback;
+pub mod maps;
+mod mountinfo;
+pub mod netlink;
+pub mod netns;
+pub mod nsid;
+pub mod programs;
+pub mod scheduling;
+pub mod sockdiag;

@@ -1,0 +1,222 @@
+//! From a pod's cgroup to the process that holds its network namespace.
+
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::cgroup;
+use crate::kubelet::start_time;
+use crate::netns::Netns;
+use model::netns::NetnsId;
+
+/// How deep to look below a pod's cgroup. A container may make cgroups of its own; those that hold its
+/// first process are near the top.
+const MAX_DEPTH: usize = 4;
+
+/// Why no network namespace of a pod is found.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Absence {
+    /// The kubelet has made no cgroup for it.
+    #[error("no cgroup bears its UID (yet)")]
+    NoCgroup,
+    /// Nothing is in its cgroup.
+    #[error("no container is in its cgroup (yet)")]
+    NoContainer,
+    /// Its containers' cgroups have no process.
+    #[error("no process runs in its containers' cgroups (yet)")]
+    NoProcess,
+    /// The processes found share the node's namespace.
+    #[error(
+        "its processes are in the node's own network namespace: pods of the host network are left alone"
+    )]
+    Host,
+    /// We may not see the processes.
+    #[error(
+        "its processes are in another pid namespace than this process: run this with hostPID: true"
+    )]
+    OtherPids,
+    /// The kernel refuses.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Absence {
+    /// How far the pod has come.
+    pub fn rank(&self) -> u8 {
+        match self {
+            Self::NoCgroup => 0,
+            Self::NoContainer => 1,
+            Self::NoProcess => 2,
+            Self::Host | Self::OtherPids | Self::Refused(_) => 3,
+        }
+    }
+}
+
+/// A process in a pod's network namespace.
+pub struct Found {
+    /// The process.
+    pub process: Process,
+    /// The namespace.
+    pub netns: Netns,
+}
+
+/// A process, held by a descriptor (pidfd_open(2)) that no later process with its id can take over.
+pub struct Process {
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    /// Waits until the process has ended.
+    ///
+    /// # Errors
+    /// Those of the runtime's reactor.
+    pub async fn ended(&self) -> io::Result<()> {
+        // Readable from then on, for ever (pidfd_open(2)).
+        let _ready = self.pidfd.readable().await?;
+        Ok(())
+    }
+}
+
+fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: a system call on plain integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(nix::errno::Errno::result(fd)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
+}
+
+/// Looks for a process in another network namespace than `node`'s in the cgroup `dir` of a pod and below
+/// it. Of several the oldest is taken: the sandbox's own as a rule, and in any case the first of a
+/// container, which is older than the namespaces that a container may make within itself.
+///
+/// Processes in the node's namespace are passed over, and left in `passed`: a container's first process is
+/// there until it has joined the pod's, and some runtimes keep their monitor in the pod's cgroup.
+///
+/// # Errors
+/// Why there is none.
+pub fn look(dir: &Path, node: NetnsId, passed: &mut Vec<Member>) -> Result<Found, Absence> {
+    let mut members = Vec::new();
+    let mut absence = match collect(dir, MAX_DEPTH, &mut members) {
+        None => return Err(Absence::NoCgroup),
+        Some(0) if members.is_empty() => return Err(Absence::NoContainer),
+        Some(_) => Absence::NoProcess,
+    };
+    let mut elsewhere = Vec::new();
+    for member in members {
+        if member.pid == 0 {
+            absence = Absence::OtherPids; // cgroups(7): not visible in our pid namespace
+        } else if member.is_in(node) {
+            absence = Absence::Host;
+            passed.push(member);
+        } else {
+            elsewhere.push((start_time(member.pid).unwrap_or(u64::MAX), member));
+        }
+    }
+    elsewhere.sort_unstable_by_key(|(started, member)| (*started, member.pid));
+    for (_, member) in &elsewhere {
+        match member.open() {
+            Ok(Some(found)) if found.netns.id() != node => return Ok(found),
+            Ok(_) => {}
+            Err(other) => absence = other,
+        }
+    }
+    Err(absence)
+}
+
+/// A process listed in a cgroup.
+#[derive(Clone, Debug)]
+pub struct Member {
+    cgroup: PathBuf,
+    pid: u32,
+}
+
+/// Lists the processes of the cgroup `dir` and those below it. Returns how many cgroups are directly in
+/// it; none when it is not there.
+fn collect(dir: &Path, depth: usize, into: &mut Vec<Member>) -> Option<u64> {
+    // A directory of a cgroup file system has one link for each directory in it, and two of its own.
+    let children = std::fs::metadata(dir).ok()?.nlink().saturating_sub(2);
+    // A threaded cgroup does not tell (EOPNOTSUPP), one just removed neither.
+    for pid in cgroup::processes(dir).unwrap_or_default() {
+        into.push(Member {
+            cgroup: dir.to_owned(),
+            pid,
+        });
+    }
+    if depth > 0 && children > 0 {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let _ = collect(&entry.path(), depth - 1, into);
+            }
+        }
+    }
+    Some(children)
+}
+
+impl Member {
+    /// Whether it is there and its network namespace is `netns`, for now.
+    pub fn is_in(&self, netns: NetnsId) -> bool {
+        NetnsId::at(&self.netns_path()).is_ok_and(|id| id == netns)
+    }
+
+    fn netns_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.pid))
+    }
+
+    /// Opens the process and its network namespace; none if it ended or moved meanwhile.
+    ///
+    /// The id may go to another process at any time. So the process is held by a descriptor, seen again
+    /// in the cgroup after that, and seen alive after the namespace was opened: in between, the id was
+    /// its own.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn open(&self) -> Result<Option<Found>, Absence> {
+        let opened = || -> io::Result<Option<(OwnedFd, Netns)>> {
+            let pidfd = pidfd_open(self.pid)?;
+            let listed = cgroup::processes(&self.cgroup).unwrap_or_default();
+            if !listed.contains(&self.pid) {
+                return Ok(None);
+            }
+            let netns = Netns::open(&self.netns_path())?;
+            Ok((!has_ended(&pidfd)?).then_some((pidfd, netns)))
+        };
+        let (pidfd, netns) = match opened() {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Ok(None),
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(refused(&error)),
+        };
+        // SAFETY: an `OwnedFd` is always the same open descriptor until it is dropped.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
+            .map_err(|error| refused(&error.into()))?;
+        Ok(Some(Found {
+            process: Process { pidfd },
+            netns,
+        }))
+    }
+}
+
+fn refused(error: &io::Error) -> Absence {
+    // Without the process's id, which would make each try a new message.
+    Absence::Refused(format!(
+        "cannot open the network namespace of a process in its cgroup: {error}"
+    ))
+}
+
+/// `ENOENT` and `ESRCH`: no such process; `EINVAL`: the id of a thread that leads no process any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ESRCH | libc::EINVAL)
+    )
+}

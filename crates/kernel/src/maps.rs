@@ -1,0 +1,130 @@
+//! Our maps, from the daemon's side.
+
+use std::borrow::BorrowMut;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
+use parking_lot::Mutex;
+use probe_handler_common::address::SockAddr;
+use probe_handler_common::config::Config;
+use probe_handler_common::counters::Counter;
+use probe_handler_common::endpoint::EndpointValue;
+use probe_handler_common::flow::{Flow, FlowKey};
+use probe_handler_common::refusal::Refusal;
+use reconcile::{EndpointWriter, WriteError};
+
+use serve::flows::{AcceptedFlow, ConnectionId, Flows};
+
+/// `ENDPOINTS`.
+pub struct EndpointMap(pub(super) HashMap<MapData, SockAddr, EndpointValue>);
+
+impl EndpointWriter for EndpointMap {
+    fn put(&mut self, address: SocketAddr, value: EndpointValue) -> Result<(), WriteError> {
+        let put = self.0.insert(SockAddr::from(address), value, 0);
+        put.map_err(refused)
+    }
+
+    fn take(&mut self, address: SocketAddr) -> Result<(), WriteError> {
+        let taken = remove(&mut self.0, &SockAddr::from(address));
+        taken.map(|_| ()).map_err(refused)
+    }
+}
+
+/// `FLOWS`.
+pub struct FlowMap(pub(super) Mutex<HashMap<MapData, FlowKey, Flow>>);
+
+impl Flows for FlowMap {
+    fn take(&self, connection: ConnectionId) -> Option<AcceptedFlow> {
+        let key = FlowKey {
+            client: SockAddr::from(connection.peer),
+            isn: connection.isn,
+        };
+        let mut map = self.0.lock();
+        let flow = map.get(&key, 0).ok()?;
+        // Consumed on use. A flow that can't be consumed could serve twice, so it serves nobody.
+        if !remove(&mut *map, &key).unwrap_or(false) {
+            return None;
+        }
+        Some(AcceptedFlow {
+            original: flow.original.into(),
+            closed: flow.closed != 0,
+        })
+    }
+}
+
+/// `CONFIG`. Each change is written as a whole.
+#[derive(Clone)]
+pub struct ProgramConfig(pub(super) Arc<Mutex<(Config, Array<MapData, Config>)>>);
+
+impl ProgramConfig {
+    /// Changes the configuration of the programs.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn update(&self, change: impl FnOnce(&mut Config)) -> Result<(), MapError> {
+        let mut guard = self.0.lock();
+        let (config, map) = &mut *guard;
+        change(config);
+        map.set(0, *config, 0)
+    }
+}
+
+/// `COUNTERS`.
+pub struct CounterMap(pub(super) PerCpuArray<MapData, u64>);
+
+impl CounterMap {
+    /// Sums over all CPUs, by [`Counter`]; 0 for one that can't be read.
+    pub fn read(&self) -> [u64; Counter::COUNT as usize] {
+        Counter::ALL.map(|counter| {
+            self.0
+                .get(&(counter as u32), 0)
+                .map(|values| values.iter().sum())
+                .unwrap_or_default()
+        })
+    }
+}
+
+/// `REFUSALS`. The programs wake nobody for a refusal, so that the kubelet does not wait for that: look
+/// now and then.
+#[derive(Clone)]
+pub struct RefusalRing(Arc<Mutex<RingBuf<MapData>>>);
+
+impl RefusalRing {
+    pub(super) fn new(records: RingBuf<MapData>) -> Self {
+        Self(Arc::new(Mutex::new(records)))
+    }
+
+    /// The endpoints that were dialled and refused since the last look, oldest first.
+    pub fn take(&self) -> Vec<SocketAddr> {
+        let mut records = self.0.lock();
+        let mut refused = Vec::new();
+        while let Some(record) = records.next() {
+            let record = Refusal::read(&record);
+            refused.extend(record.map(|record| SocketAddr::from(record.destination)));
+        }
+        refused
+    }
+}
+
+fn refused(error: MapError) -> WriteError {
+    WriteError(Box::new(error))
+}
+
+/// Removes `key`; false when it was not there.
+fn remove<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<impl BorrowMut<MapData>, K, V>,
+    key: &K,
+) -> Result<bool, MapError> {
+    match map.remove(key) {
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(MapError::SyscallError(error)) if is_not_found(&error.io_error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_not_found(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOENT)
+}

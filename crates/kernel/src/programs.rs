@@ -1,0 +1,395 @@
+//! Our programs: loading them, tying them to the kubelet's cgroup, taking them off.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
+use aya::programs::sock_ops::SockOpsLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps, SocketFilter};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use parking_lot::Mutex;
+use probe_handler_common::config::Config;
+use probe_handler_common::{globals, maps, programs};
+
+use crate::heartbeat::Heartbeat;
+use crate::maps::{CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
+use crate::{capabilities, legacy};
+
+/// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-handler.bpf.o"));
+
+/// Loading or attaching did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A development build without eBPF programs.
+    #[error(
+        "this binary was built without its eBPF programs: run `cargo xtask build-ebpf`, then build again"
+    )]
+    NoObject,
+    /// The object could not be read, or its maps not be made.
+    #[error("cannot load the eBPF object")]
+    Load(#[source] Box<EbpfError>),
+    /// The object lacks something that the daemon expects of it.
+    #[error(
+        "the eBPF object has no {what} {name}: daemon and object are of different versions; run `cargo xtask build-ebpf` and build again"
+    )]
+    Missing {
+        /// "program" or "map".
+        what: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// A map is of another shape than the daemon's types.
+    #[error("map {name} is not of the expected type")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// What aya says.
+        #[source]
+        source: aya::maps::MapError,
+    },
+    /// The kernel's verifier does not take a program.
+    #[error("the kernel refuses program {program}")]
+    Verify {
+        /// The program.
+        program: &'static str,
+        /// The kernel's error and the verifier's log.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The heartbeat's program can't be put to work.
+    #[error("cannot attach program heartbeat to a socket of this process")]
+    Heartbeat(#[source] Box<ProgramError>),
+    /// The cgroup directory can't be opened.
+    #[error("cannot open the kubelet's cgroup {}", path.display())]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel does not attach a program there.
+    #[error("cannot attach {program} to {}", path.display())]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The cgroup.
+        path: PathBuf,
+        /// The kernel's error.
+        #[source]
+        source: Box<ProgramError>,
+    },
+}
+
+impl Error {
+    /// What to do about it, where that takes a look at the machine.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Load(_) | Self::Verify { .. } => Some(loading_remedy()),
+            Self::Attach { path, source, .. } => {
+                let forbidden = matches!(&**source, ProgramError::SyscallError(syscall)
+                    if syscall.io_error.raw_os_error() == Some(libc::EPERM));
+                forbidden.then(|| legacy::remedy(path))
+            }
+            _ => None,
+        }
+    }
+
+    /// All there is to tell an operator: the error with its causes, and what to do.
+    pub fn told(self) -> String {
+        let remedy = self.remedy();
+        let error = anyhow::Error::from(self);
+        match remedy {
+            Some(remedy) => format!("{error:#}; {remedy}"),
+            None => format!("{error:#}"),
+        }
+    }
+}
+
+/// What to do about a kernel that does not take our maps or programs.
+fn loading_remedy() -> String {
+    let needs = "it takes a kernel with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and the capabilities of which \
+                 `probe-handler preflight` tells";
+    match getrlimit(Resource::RLIMIT_MEMLOCK) {
+        Ok((limit, _)) if limit != RLIM_INFINITY => {
+            let [need] = &capabilities::AT_START;
+            format!(
+                "{needs}; before Linux 5.11 also a higher RLIMIT_MEMLOCK than {limit} bytes, or {} to raise it",
+                need.capability
+            )
+        }
+        _ => needs.to_owned(),
+    }
+}
+
+/// How to load.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Most endpoints.
+    pub endpoints_capacity: u32,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            endpoints_capacity: maps::ENDPOINTS_CAPACITY,
+        }
+    }
+}
+
+/// The maps, each for the part of the daemon that needs it.
+pub struct Maps {
+    /// For the registry.
+    pub endpoints: EndpointMap,
+    /// For the handler.
+    pub flows: Arc<FlowMap>,
+    /// For the handler.
+    pub heartbeat: Arc<Heartbeat>,
+    /// For whoever knows ports and the kubelet's process.
+    pub config: ProgramConfig,
+    /// For metrics and `status`.
+    pub counters: Arc<CounterMap>,
+    /// For the verdicts that the kernel gave.
+    pub refusals: RefusalRing,
+}
+
+/// The loaded programs and their attachments. Dropped: everything is gone from the kernel.
+pub struct Programs {
+    ebpf: Ebpf,
+    refuses_with_econnrefused: bool,
+    links: Vec<Attached>,
+    cgroup: Option<PathBuf>,
+}
+
+struct Attached {
+    program: &'static str,
+    _link: Link,
+}
+
+/// An attachment; dropped, it is gone from the kernel.
+#[expect(dead_code, reason = "held for its drop")]
+enum Link {
+    SockAddr(CgroupSockAddrLink),
+    SockOps(SockOpsLink),
+}
+
+/// The eBPF object that this build loads; empty in a development build without it.
+pub fn object() -> &'static [u8] {
+    OBJECT
+}
+
+/// Whether this build has its eBPF programs.
+fn built_in() -> bool {
+    !OBJECT.is_empty()
+}
+
+impl Programs {
+    /// Loads all programs and makes their maps. Attaches nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoObject`], [`Error::Load`], [`Error::Missing`], [`Error::Verify`].
+    pub fn load(options: &LoadOptions) -> Result<(Self, Maps), Error> {
+        if !built_in() {
+            return Err(Error::NoObject);
+        }
+        // Before Linux 5.11 maps are charged to this limit. Where it can't be raised and that matters, loading fails
+        // and says so.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        // Found by trying, not by version: distributions carry features back.
+        match Self::load_with(options, true) {
+            Err(Error::Verify { .. }) => Self::load_with(options, false),
+            loaded => loaded,
+        }
+    }
+
+    fn load_with(options: &LoadOptions, set_retval: bool) -> Result<(Self, Maps), Error> {
+        let per_cpu = lru_capacity_per_all_cpus();
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(maps::SOCKETS, maps::SOCKETS_CAPACITY.max(per_cpu))
+            .map_max_entries(maps::FLOWS, maps::FLOWS_CAPACITY.max(per_cpu))
+            .override_global(globals::HAS_SET_RETVAL, &u8::from(set_retval), true)
+            .map_max_entries(maps::ENDPOINTS, options.endpoints_capacity)
+            .load(OBJECT)
+            .map_err(|error| Error::Load(Box::new(error)))?;
+        for program in programs::ATTACH_ORDER {
+            load_program(&mut ebpf, program)?;
+        }
+        let heartbeat = heartbeat(&mut ebpf)?;
+        let maps = Maps {
+            heartbeat: Arc::new(heartbeat),
+            endpoints: EndpointMap(take_map(&mut ebpf, maps::ENDPOINTS)?),
+            flows: Arc::new(FlowMap(Mutex::new(take_map(&mut ebpf, maps::FLOWS)?))),
+            config: ProgramConfig(Arc::new(Mutex::new((
+                Config::default(),
+                take_map(&mut ebpf, maps::CONFIG)?,
+            )))),
+            counters: Arc::new(CounterMap(take_map(&mut ebpf, maps::COUNTERS)?)),
+            refusals: RefusalRing::new(take_map(&mut ebpf, maps::REFUSALS)?),
+        };
+        let programs = Self {
+            ebpf,
+            refuses_with_econnrefused: set_retval,
+            links: Vec::new(),
+            cgroup: None,
+        };
+        Ok((programs, maps))
+    }
+
+    /// Whether a refused connection sees ECONNREFUSED (else EPERM: this kernel has no
+    /// `bpf_set_retval` for connect programs).
+    pub fn refuses_with_econnrefused(&self) -> bool {
+        self.refuses_with_econnrefused
+    }
+
+    /// Attaches all programs to `cgroup`, in place of the cgroup they were attached to. The new
+    /// attachment stands before the old one goes.
+    ///
+    /// # Errors
+    /// [`Error::Cgroup`], [`Error::Attach`]; then the old attachment stands as it was.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
+        let directory = File::open(cgroup).map_err(|source| Error::Cgroup {
+            path: cgroup.to_owned(),
+            source,
+        })?;
+        let mut links = Vec::new();
+        for program in programs::ATTACH_ORDER {
+            let link = self.attach_program(program, cgroup, &directory)?;
+            links.push(Attached {
+                program,
+                _link: link,
+            });
+        }
+        self.links = links;
+        self.cgroup = Some(cgroup.to_owned());
+        Ok(())
+    }
+
+    /// Attaches program `name` to the cgroup at `path`, opened as `cgroup`.
+    fn attach_program(
+        &mut self,
+        name: &'static str,
+        path: &Path,
+        cgroup: &File,
+    ) -> Result<Link, Error> {
+        // A link to a cgroup always allows others beside it; the mode is for the legacy way.
+        let mode = CgroupAttachMode::Single;
+        let program = self.ebpf.program_mut(name).ok_or(Error::Missing {
+            what: "program",
+            name,
+        })?;
+        let mut attach = || -> Result<Link, ProgramError> {
+            if name == programs::SOCK_OPS {
+                let program: &mut SockOps = program.try_into()?;
+                let id = program.attach(cgroup, mode)?;
+                Ok(Link::SockOps(program.take_link(id)?))
+            } else {
+                let program: &mut CgroupSockAddr = program.try_into()?;
+                let id = program.attach(cgroup, mode)?;
+                Ok(Link::SockAddr(program.take_link(id)?))
+            }
+        };
+        attach().map_err(|source| Error::Attach {
+            program: name,
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Takes the connect programs off: new connections go their own way from now on, while those
+    /// already redirected keep what identifies them.
+    pub fn detach_connect(&mut self) {
+        self.links.retain(|attached| {
+            !matches!(attached.program, programs::CONNECT4 | programs::CONNECT6)
+        });
+    }
+
+    /// Takes all programs off.
+    pub fn detach(&mut self) {
+        self.links.clear();
+        self.cgroup = None;
+    }
+
+    /// The programs now attached, and where.
+    pub fn attached(&self) -> (Vec<&'static str>, Option<&Path>) {
+        (
+            self.links.iter().map(|link| link.program).collect(),
+            self.cgroup.as_deref(),
+        )
+    }
+
+    /// The kernel's id of each loaded program, for `bpftool prog show id`.
+    pub fn ids(&self) -> Vec<(&'static str, u32)> {
+        programs::ATTACH_ORDER
+            .into_iter()
+            .filter_map(|name| Some((name, self.ebpf.program(name)?.info().ok()?.id())))
+            .collect()
+    }
+
+    /// The kernel side's log: nothing unless `Config::verbose` is set.
+    ///
+    /// # Errors
+    /// Those of aya-log.
+    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
+        aya_log::EbpfLogger::init(&mut self.ebpf)
+    }
+}
+
+/// The least capacity of LRU maps on this machine, see [`maps::LRU_CAPACITY_PER_CPU`]. Where the number of CPUs can't be
+/// read the maps keep their usual size.
+fn lru_capacity_per_all_cpus() -> u32 {
+    let cpus = aya::util::nr_cpus().unwrap_or_default();
+    u32::try_from(cpus)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(maps::LRU_CAPACITY_PER_CPU)
+}
+
+/// Loads the heartbeat's program and attaches it to a socket of its own.
+fn heartbeat(ebpf: &mut Ebpf) -> Result<Heartbeat, Error> {
+    let name = programs::HEARTBEAT;
+    let map = take_map(ebpf, maps::HEARTBEAT)?;
+    let program = ebpf.program_mut(name).ok_or(Error::Missing {
+        what: "program",
+        name,
+    })?;
+    let verify = |source: ProgramError| Error::Verify {
+        program: name,
+        source: Box::new(source),
+    };
+    let program: &mut SocketFilter = program.try_into().map_err(verify)?;
+    program.load().map_err(verify)?;
+    Heartbeat::new(map, |socket| program.attach(socket))
+        .map_err(|source| Error::Heartbeat(Box::new(source)))
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
+    let program = ebpf.program_mut(name).ok_or(Error::Missing {
+        what: "program",
+        name,
+    })?;
+    let load = || -> Result<(), ProgramError> {
+        if name == programs::SOCK_OPS {
+            <&mut SockOps>::try_from(program)?.load()
+        } else {
+            <&mut CgroupSockAddr>::try_from(program)?.load()
+        }
+    };
+    load().map_err(|source| Error::Verify {
+        program: name,
+        source: Box::new(source),
+    })
+}
+
+fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error>
+where
+    M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    let map = ebpf
+        .take_map(name)
+        .ok_or(Error::Missing { what: "map", name })?;
+    M::try_from(map).map_err(|source| Error::Map { name, source })
+}

@@ -1,0 +1,96 @@
+//! Who listens in a network namespace (sock_diag(7)).
+//!
+//! By one question for each port, which the kernel answers by a look into its hash of listeners. A list of them all takes it
+//! a walk through those of the whole node, and as long as a pod that has thousands likes.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_LISTEN};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+
+use crate::netlink::Netlink;
+use crate::netns::Netns;
+
+/// `INET_DIAG_NOCOOKIE` of include/uapi/linux/inet_diag.h, twice: whichever socket it is.
+const NO_COOKIE: [u8; 8] = [0xff; 8];
+
+/// The TCP listeners of a network namespace.
+pub struct Listeners {
+    netlink: Netlink,
+}
+
+impl Listeners {
+    /// Of `netns`.
+    ///
+    /// # Errors
+    /// Those of `setns`, `socket` and `connect`.
+    pub fn of(netns: &Netns) -> io::Result<Self> {
+        Ok(Self {
+            netlink: Netlink::within(netns, NETLINK_SOCK_DIAG)?,
+        })
+    }
+
+    /// Whether anything listens where a connection to `to` would find it, on that very address or on all.
+    ///
+    /// # Errors
+    /// Those of netlink.
+    pub fn has(&self, to: SocketAddr) -> io::Result<bool> {
+        let (family, mut id) = match to.ip() {
+            IpAddr::V4(_) => (AF_INET, SocketId::new_v4()),
+            IpAddr::V6(_) => (AF_INET6, SocketId::new_v6()),
+        };
+        id.source_address = to.ip();
+        id.source_port = to.port();
+        id.cookie = NO_COOKIE;
+        let question = SockDiagMessage::InetRequest(InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::LISTEN,
+            socket_id: id,
+        });
+        match self.netlink.ask(question, 0) {
+            Ok(Some(SockDiagMessage::InetResponse(response))) => {
+                Ok(response.header.state == TCP_LISTEN)
+            }
+            Ok(_) => Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_is_found_by_address_and_port() {
+        // In the tests' own namespace, to enter which by setns needs CAP_SYS_ADMIN.
+        let listeners = Listeners {
+            netlink: Netlink::new(NETLINK_SOCK_DIAG).expect("a socket"),
+        };
+        // On an address of its own: no other test takes the port.
+        let listener = TcpListener::bind("127.0.0.4:0").expect("bind");
+        let to = listener.local_addr().expect("address");
+        assert!(listeners.has(to).expect("an answer"));
+        let another = SocketAddr::new([127, 0, 0, 5].into(), to.port());
+        assert!(!listeners.has(another).expect("an answer"));
+        drop(listener);
+        assert!(!listeners.has(to).expect("an answer"));
+        // One on all addresses of both families.
+        let Ok(listener) = TcpListener::bind("[::]:0") else {
+            return; // a machine without IPv6
+        };
+        let port = listener.local_addr().expect("address").port();
+        for address in ["127.0.0.5", "::1"] {
+            let to = SocketAddr::new(address.parse().expect("an address"), port);
+            assert!(listeners.has(to).expect("an answer"), "{to}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Probes and pods as the rest of the daemon knows them: plain data. It depends on no other layer.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::inbound::Inbound;
+
+pub mod bounds;
+pub mod inbound;
+pub mod netns;
+
+/// Which of a container's probes or lifecycle hooks this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeKind {
+    /// `livenessProbe`.
+    Liveness,
+    /// `readinessProbe`.
+    Readiness,
+    /// `startupProbe`.
+    Startup,
+    /// `lifecycle.postStart`.
+    PostStart,
+    /// `lifecycle.preStop`.
+    PreStop,
+}
+
+impl ProbeKind {
+    /// Whether this is a lifecycle hook: the kubelet takes any HTTP status of a hook as success and
+    /// only a transport error as failure (kubernetes pkg/kubelet/lifecycle/handlers.go).
+    pub const fn is_hook(self) -> bool {
+        matches!(self, Self::PostStart | Self::PreStop)
+    }
+
+    /// The field of a container that declares it.
+    pub const fn field(self) -> &'static str {
+        match self {
+            Self::Liveness => "livenessProbe",
+            Self::Readiness => "readinessProbe",
+            Self::Startup => "startupProbe",
+            Self::PostStart => "lifecycle.postStart",
+            Self::PreStop => "lifecycle.preStop",
+        }
+    }
+
+    /// Name in metrics and `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Liveness => "liveness",
+            Self::Readiness => "readiness",
+            Self::Startup => "startup",
+            Self::PostStart => "poststart",
+            Self::PreStop => "prestop",
+        }
+    }
+}
+
+/// `httpGet.scheme`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Plaintext; the default.
+    Http,
+    /// TLS, whose certificate the kubelet does not verify.
+    Https,
+}
+
+/// What a probe does. Ports are numbers: named ports have been resolved in their container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// `httpGet`.
+    Http {
+        /// TLS or not.
+        scheme: Scheme,
+        /// Port, never 0.
+        port: u16,
+        /// Request target as the kubelet sends it: path and query, beginning with `/`.
+        target: String,
+        /// The User-Agent among `httpHeaders`. The others come with the kubelet's request.
+        user_agent: Option<String>,
+    },
+    /// `tcpSocket`.
+    Tcp {
+        /// Port, never 0.
+        port: u16,
+    },
+    /// `grpc`.
+    Grpc {
+        /// Port, never 0.
+        port: u16,
+        /// `service` of the HealthCheckRequest, empty by default.
+        service: String,
+    },
+}
+
+impl Action {
+    /// The port of the app.
+    pub const fn port(&self) -> u16 {
+        match self {
+            Self::Http { port, .. } | Self::Tcp { port } | Self::Grpc { port, .. } => *port,
+        }
+    }
+
+    /// Bytes of the texts that a Pod's author chose.
+    pub fn text_len(&self) -> usize {
+        match self {
+            Self::Http {
+                target, user_agent, ..
+            } => target.len() + user_agent.as_ref().map_or(0, String::len),
+            Self::Tcp { .. } => 0,
+            Self::Grpc { service, .. } => service.len(),
+        }
+    }
+
+    /// `http`, `https`, `tcp` or `grpc`.
+    pub const fn protocol(&self) -> &'static str {
+        match self {
+            Self::Http {
+                scheme: Scheme::Http,
+                ..
+            } => "http",
+            Self::Http {
+                scheme: Scheme::Https,
+                ..
+            } => "https",
+            Self::Tcp { .. } => "tcp",
+            Self::Grpc { .. } => "grpc",
+        }
+    }
+}
+
+/// One probe or lifecycle hook of one container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Name of the container that declares it.
+    pub container: String,
+    /// Which one.
+    pub kind: ProbeKind,
+    /// What it does.
+    pub action: Action,
+    /// `timeoutSeconds`, 1 s by default; none for lifecycle hooks, whose client has no timeout.
+    pub timeout: Option<Duration>,
+}
+
+/// The way in which a pod's probes reach us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// The kubelet probes the app's own ports, as declared.
+    Transparent,
+    /// Istio's injector rewrote the probes to pilot-agent's status port.
+    Takeover,
+    /// Our webhook rewrote the probes to the rewrite port.
+    Rewrite,
+}
+
+impl Way {
+    /// Name in metrics and `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Transparent => "transparent",
+            Self::Takeover => "takeover",
+            Self::Rewrite => "rewrite",
+        }
+    }
+}
+
+/// A service mesh, as far as its rules in the pod matter to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mesh {
+    /// Istio with a sidecar (regular or native).
+    Istio,
+    /// Istio ambient mode: ztunnel listens in the pod's network namespace.
+    IstioAmbient,
+    /// Linkerd.
+    Linkerd,
+    /// Kuma or Kong Mesh.
+    Kuma,
+    /// Consul Connect with transparent proxy.
+    Consul,
+    /// Open Service Mesh.
+    Osm,
+    /// No mesh that we know.
+    Unknown,
+}
+
+impl Mesh {
+    /// The port to which the mesh redirects inbound connections unless it is configured otherwise; none where no
+    /// mesh is known.
+    pub const fn inbound_port(self) -> Option<u16> {
+        match self {
+            Self::Istio | Self::IstioAmbient | Self::Kuma => Some(15006),
+            Self::Linkerd => Some(4143),
+            Self::Consul => Some(20000),
+            Self::Osm => Some(15003),
+            Self::Unknown => None,
+        }
+    }
+
+    /// Name in metrics and `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Istio => "istio",
+            Self::IstioAmbient => "istio-ambient",
+            Self::Linkerd => "linkerd",
+            Self::Kuma => "kuma",
+            Self::Consul => "consul",
+            Self::Osm => "osm",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Names one pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PodId {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// UID under which the kubelet knows the pod: `metadata.uid`, or for a static (mirror) pod the
+    /// annotation `kubernetes.io/config.hash`.
+    pub uid: String,
+}
+
+impl fmt::Display for PodId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Probes that were rewritten to an agent's port before the kubelet saw the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewritten {
+    /// [`Way::Takeover`] or [`Way::Rewrite`].
+    pub way: Way,
+    /// The port the kubelet now probes: Istio's status port or our rewrite port.
+    pub port: u16,
+    /// Path of the rewritten probe (`/app-health/<container>/livez`) to the original probe.
+    pub originals: Vec<(String, Probe)>,
+}
+
+/// A pod whose probes we serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its name.
+    pub id: PodId,
+    /// `status.podIPs`; may be empty until the status is written.
+    pub ips: Vec<IpAddr>,
+    /// Whether `ips` is what a daemon before this one knew: the pod's sandbox may have been made anew since.
+    #[serde(skip)]
+    pub ips_are_old: bool,
+    /// The mesh it is in.
+    pub mesh: Mesh,
+    /// What of its inbound connections the mesh takes.
+    pub inbound: Inbound,
+    /// Consul only: the uid of the proxy, as which the in-pod dial's socket must be created.
+    pub proxy_uid: Option<u32>,
+    /// Probes that the kubelet sends to the app's own ports.
+    pub probes: Vec<Probe>,
+    /// Probes that the kubelet sends to an agent's port.
+    pub rewritten: Option<Rewritten>,
+    /// Where its network namespace is, if the source says so.
+    pub netns: Option<PathBuf>,
+}

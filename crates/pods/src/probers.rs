@@ -1,0 +1,331 @@
+//! Probes that were rewritten before the kubelet saw the pod, by Istio's injector or by our own
+//! webhook: finding the originals again.
+//!
+//! Both leave the same JSON: an object of rewritten path to
+//! `{"httpGet"|"tcpSocket"|"grpc": <Kubernetes action>, "timeoutSeconds": N}` with integer ports
+//! (istio pilot/cmd/pilot-agent/status/server.go, pkg/kube/inject/app_probe.go).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, Pod, TCPSocketAction};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::left_alone::{LeftAlone, Why};
+use crate::mesh::{annotation, containers};
+use crate::probes::{grpc_action, http_action, tcp_action, timeout};
+use model::bounds::clipped;
+use model::{Action, Probe, ProbeKind, Rewritten, Scheme, Way};
+
+/// Annotation with the originals of the probes that our webhook has rewritten.
+pub const PROBES: &str = "probe-handler.io/probes";
+/// Variable of container `istio-proxy` by which pilot-agent probes localhost instead of the pod's address.
+pub const ISTIO_PROBES_LOCALHOST: &str = "REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION";
+/// Variable of container `istio-proxy` with the originals that Istio's injector has rewritten.
+pub const ISTIO_PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";
+/// Annotation with Istio's status port; `"0"` turns pilot-agent's probing off.
+pub const ISTIO_STATUS_PORT: &str = "status.sidecar.istio.io/port";
+/// Istio's status port and our rewrite port unless configured.
+pub const DEFAULT_PORT: u16 = 15020;
+
+/// The originals of a pod's rewritten probes.
+#[derive(Debug, Default, PartialEq)]
+pub struct Originals {
+    /// Rewritten path to the original.
+    pub usable: BTreeMap<String, Probe>,
+    /// Rewritten path to why its original can't be served.
+    pub unusable: BTreeMap<String, Why>,
+    /// Keys that are no rewritten path at all.
+    pub unknown: Vec<String>,
+}
+
+/// The container and kind that a rewritten path names:
+/// `/(app-health|app-lifecycle)/<container>/(livez|readyz|startupz|prestopz|poststartz)`, with
+/// anything in front of it (our webhook may have been told a prefix; Istio has none).
+pub fn parse_path(path: &str) -> Option<(&str, ProbeKind)> {
+    let after = |directory: &str| {
+        path.rfind(directory)
+            .map(|at| &path[at + directory.len()..])
+    };
+    let rest = match (after("/app-health/"), after("/app-lifecycle/")) {
+        (Some(health), Some(lifecycle)) if lifecycle.len() < health.len() => lifecycle,
+        (Some(health), _) => health,
+        (None, lifecycle) => lifecycle?,
+    };
+    let (container, kind) = rest.split_once('/')?;
+    let kind = match kind {
+        "livez" => ProbeKind::Liveness,
+        "readyz" => ProbeKind::Readiness,
+        "startupz" => ProbeKind::Startup,
+        "prestopz" => ProbeKind::PreStop,
+        "poststartz" => ProbeKind::PostStart,
+        _ => return None,
+    };
+    (!container.is_empty()).then_some((container, kind))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    http_get: Option<HTTPGetAction>,
+    tcp_socket: Option<TCPSocketAction>,
+    grpc: Option<GRPCAction>,
+    timeout_seconds: Option<i32>,
+}
+
+/// Reads the JSON of originals. `ips` are the pod's addresses. A probe's timeout is none where the
+/// JSON does not set one.
+///
+/// # Errors
+/// The text is no JSON object. Single entries that are wrong are told in the result.
+pub fn parse(json: &str, ips: &[IpAddr]) -> Result<Originals, serde_json::Error> {
+    let mut originals = Originals::default();
+    for (path, entry) in serde_json::from_str::<BTreeMap<String, Value>>(json)? {
+        let Some((container, kind)) = parse_path(&path) else {
+            originals.unknown.push(path);
+            continue;
+        };
+        match parse_entry(container, kind, entry, ips) {
+            Ok(probe) => drop(originals.usable.insert(path, probe)),
+            Err(why) => drop(originals.unusable.insert(path, why)),
+        }
+    }
+    Ok(originals)
+}
+
+fn parse_entry(
+    container: &str,
+    kind: ProbeKind,
+    entry: Value,
+    ips: &[IpAddr],
+) -> Result<Probe, Why> {
+    let entry: Entry = serde_path_to_error::deserialize(entry)
+        .map_err(|error| Why::MalformedOriginal(clipped(&error.to_string())))?;
+    // Ports have been resolved already: there is no container to look a name up in.
+    let nameless = Container::default();
+    let action = match (entry.http_get, entry.tcp_socket, entry.grpc) {
+        (Some(http), None, None) => http_action(&http, &nameless, ips)?,
+        (None, Some(tcp), None) => tcp_action(&tcp, &nameless, ips)?,
+        (None, None, Some(grpc)) => grpc_action(&grpc)?,
+        (http, tcp, grpc) => {
+            return Err(Why::Actions(
+                usize::from(http.is_some())
+                    + usize::from(tcp.is_some())
+                    + usize::from(grpc.is_some()),
+            ));
+        }
+    };
+    let set = entry.timeout_seconds.filter(|&seconds| seconds > 0);
+    Ok(Probe {
+        container: container.to_owned(),
+        kind,
+        action,
+        timeout: set.and_then(|_| timeout(kind, set)),
+    })
+}
+
+/// A pod's probes, sorted into those sent to the app's own ports and those that were rewritten.
+#[derive(Debug, Default, PartialEq)]
+pub struct Recovered {
+    /// Probes sent to the app's own ports.
+    pub native: Vec<Probe>,
+    /// Rewritten probes with their originals.
+    pub rewritten: Option<Rewritten>,
+    /// Rewritten probes without a usable original, and probes of other kinds on the rewrite port.
+    pub left_alone: Vec<LeftAlone>,
+    /// What could not be understood.
+    pub warnings: Vec<String>,
+}
+
+/// Finds the originals of what among `declared`, the probes as the spec has them, was rewritten.
+/// Only a rewritten path that the spec really probes is served. `ips` are the pod's addresses.
+pub fn recover(pod: &Pod, declared: Vec<Probe>, ips: &[IpAddr]) -> Recovered {
+    let mut warnings = Vec::new();
+    let ours = annotation(pod, PROBES)
+        .and_then(|json| read(PROBES, json, ips, &mut warnings))
+        .and_then(|originals| {
+            Some((
+                Way::Rewrite,
+                rewrite_port(&declared, &originals)?,
+                originals,
+            ))
+        });
+    let istios = istio_probers(pod)
+        .and_then(|json| read(ISTIO_PROBERS, json, ips, &mut warnings))
+        .and_then(|originals| {
+            Some((
+                Way::Takeover,
+                status_port(pod, &declared, &mut warnings)?,
+                originals,
+            ))
+        })
+        .filter(|(_, port, _)| declared.iter().any(|probe| is_rewritten(probe, *port)))
+        .filter(|(_, port, _)| {
+            // On a port taken over every connection is accepted: this probe would always pass. Left
+            // native, pilot-agent answers all of them, reached past the mesh.
+            let tcp = declared
+                .iter()
+                .any(|p| p.action == Action::Tcp { port: *port });
+            if tcp {
+                warnings.push(format!(
+                    "a tcpSocket probe on Istio's status port {port}: nothing is taken over"
+                ));
+            }
+            !tcp
+        });
+    if ours.is_some() && istios.is_some() {
+        warnings.push(format!(
+            "both {PROBES} and {ISTIO_PROBERS} are there and in use, {PROBES} is followed"
+        ));
+    }
+    let Some((way, port, originals)) = ours.or(istios) else {
+        return Recovered {
+            native: declared,
+            warnings,
+            ..Recovered::default()
+        };
+    };
+    let mut recovered = sort(way, port, originals, declared);
+    warnings.append(&mut recovered.warnings);
+    recovered.warnings = warnings;
+    recovered
+}
+
+fn sort(way: Way, port: u16, mut originals: Originals, declared: Vec<Probe>) -> Recovered {
+    let mut recovered = Recovered::default();
+    let mut live = BTreeMap::<String, Probe>::new();
+    for probe in declared {
+        if probe.action.port() != port {
+            recovered.native.push(probe);
+            continue;
+        }
+        let why = match rewritten_path(&probe) {
+            None => Why::RewritePort(port),
+            Some(path) => {
+                if let Some(original) = originals.usable.get(path) {
+                    // By what the spec says, which the API server has checked, not by what the path calls it.
+                    let is_hook = probe.kind.is_hook();
+                    let served = live.entry(path.to_owned()).or_insert_with(|| Probe {
+                        container: probe.container.clone(),
+                        kind: probe.kind,
+                        action: original.action.clone(),
+                        timeout: original.timeout.filter(|_| !is_hook),
+                    });
+                    // Unset in the JSON: as the kubelet has it. Several may probe the same path.
+                    if original.timeout.is_none() && !is_hook {
+                        served.timeout = served.timeout.max(probe.timeout);
+                    }
+                    continue;
+                }
+                originals
+                    .unusable
+                    .get(path)
+                    .cloned()
+                    .unwrap_or_else(|| Why::NoOriginal {
+                        path: clipped(path),
+                        port,
+                    })
+            }
+        };
+        recovered.left_alone.push(LeftAlone {
+            container: probe.container,
+            kind: probe.kind,
+            why,
+        });
+    }
+    recovered.warnings.extend(
+        originals
+            .unknown
+            .drain(..)
+            .map(|key| format!("originals of rewritten probes: {key:?} is no rewritten path")),
+    );
+    if !live.is_empty() {
+        recovered.rewritten = Some(Rewritten {
+            way,
+            port,
+            originals: live.into_iter().collect(),
+        });
+    }
+    recovered
+}
+
+fn read(source: &str, json: &str, ips: &[IpAddr], warnings: &mut Vec<String>) -> Option<Originals> {
+    parse(json, ips)
+        .map_err(|error| warnings.push(format!("{source} is no JSON object of probes: {error}")))
+        .ok()
+}
+
+/// Istio's originals, unless pilot-agent asks the apps at localhost (as its template has it where
+/// `meshConfig.inboundTrafficPolicy.mode` is LOCALHOST): an app that listens there alone is healthy to it and
+/// not to us, who dial the pod's address. Its answers are passed on then, as those of any app.
+fn istio_probers(pod: &Pod) -> Option<&str> {
+    let env = |name: &str| {
+        containers(pod)
+            .filter(|container| container.name == "istio-proxy")
+            .flat_map(|container| container.env.iter().flatten())
+            .find(|env| env.name == name)
+            .and_then(|env| env.value.as_deref())
+    };
+    let localhost = env(ISTIO_PROBES_LOCALHOST).and_then(parse_bool) == Some(true);
+    env(ISTIO_PROBERS).filter(|_| !localhost)
+}
+
+/// What Go's `strconv.ParseBool` takes for a boolean, and nothing else: by it Istio reads annotations and variables.
+pub fn parse_bool(value: &str) -> Option<bool> {
+    match value {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// The path of a probe that looks rewritten.
+pub fn rewritten_path(probe: &Probe) -> Option<&str> {
+    match &probe.action {
+        Action::Http {
+            scheme: Scheme::Http,
+            target,
+            ..
+        } => parse_path(target).map(|_| target.as_str()),
+        _ => None,
+    }
+}
+
+fn is_rewritten(probe: &Probe, port: u16) -> bool {
+    probe.action.port() == port && rewritten_path(probe).is_some()
+}
+
+/// Where the probes of our originals point.
+fn rewrite_port(declared: &[Probe], originals: &Originals) -> Option<u16> {
+    declared
+        .iter()
+        .find(|probe| {
+            rewritten_path(probe).is_some_and(|path| {
+                originals.usable.contains_key(path) || originals.unusable.contains_key(path)
+            })
+        })
+        .map(|probe| probe.action.port())
+}
+
+/// Istio's status port in this pod: by annotation, else where the rewritten probes point. None where
+/// the annotation turns it off or is no port.
+fn status_port(pod: &Pod, declared: &[Probe], warnings: &mut Vec<String>) -> Option<u16> {
+    match annotation(pod, ISTIO_STATUS_PORT) {
+        Some("0") => None,
+        Some(port) => port
+            .parse()
+            .map_err(|_| warnings.push(format!("{ISTIO_STATUS_PORT} is {port:?}, no port")))
+            .ok()
+            .filter(|&port| port != 0),
+        None => Some(
+            declared
+                .iter()
+                .find(|probe| rewritten_path(probe).is_some())
+                .map_or(DEFAULT_PORT, |probe| probe.action.port()),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

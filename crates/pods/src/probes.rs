@@ -1,0 +1,325 @@
+//! From a Pod's spec to its probes: what the kubelet would do, and what of it is left alone.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{
+    Container, GRPCAction, HTTPGetAction, LifecycleHandler, Pod, Probe as ProbeSpec,
+    TCPSocketAction,
+};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use crate::left_alone::{LeftAlone, Why};
+use crate::mesh;
+use crate::target::request_target;
+use model::bounds::{REQUEST_HEADERS_LIMIT, REQUEST_LIMIT, clipped};
+use model::{Action, Probe, ProbeKind, Scheme};
+
+/// `timeoutSeconds` when it is not set.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a line of a head has beside a header's name and value: colon, space, CR, LF.
+const LINE_BYTES: usize = 4;
+
+/// One probe or hook as a container declares it, not yet understood.
+#[derive(Clone, Copy, Debug)]
+pub struct Declared<'a> {
+    /// The container, an init container that keeps running included.
+    pub container: &'a Container,
+    /// Which probe or hook.
+    pub kind: ProbeKind,
+    /// `exec`.
+    pub exec: bool,
+    /// `sleep` (hooks only).
+    pub sleep: bool,
+    /// `httpGet`.
+    pub http: Option<&'a HTTPGetAction>,
+    /// `tcpSocket`.
+    pub tcp: Option<&'a TCPSocketAction>,
+    /// `grpc` (probes only).
+    pub grpc: Option<&'a GRPCAction>,
+    /// `timeoutSeconds` (probes only).
+    pub timeout_seconds: Option<i32>,
+}
+
+/// Every probe and hook of `pod` that the kubelet would run, in the order of the containers. Init
+/// containers count if they keep running (`restartPolicy: Always`); the kubelet never probes others.
+pub fn declared(pod: &Pod) -> Vec<Declared<'_>> {
+    let Some(spec) = &pod.spec else {
+        return Vec::new();
+    };
+    spec.init_containers
+        .iter()
+        .flatten()
+        .filter(|init| init.restart_policy.as_deref() == Some("Always"))
+        .chain(&spec.containers)
+        .flat_map(of_container)
+        .collect()
+}
+
+fn of_container(container: &Container) -> impl Iterator<Item = Declared<'_>> {
+    let lifecycle = container.lifecycle.as_ref();
+    let probes = [
+        (ProbeKind::Liveness, &container.liveness_probe),
+        (ProbeKind::Readiness, &container.readiness_probe),
+        (ProbeKind::Startup, &container.startup_probe),
+    ];
+    let hooks = [
+        (
+            ProbeKind::PostStart,
+            lifecycle.and_then(|l| l.post_start.as_ref()),
+        ),
+        (
+            ProbeKind::PreStop,
+            lifecycle.and_then(|l| l.pre_stop.as_ref()),
+        ),
+    ];
+    let probes = probes
+        .into_iter()
+        .filter_map(move |(kind, probe)| Some(probe_of(container, kind, probe.as_ref()?)));
+    let hooks = hooks
+        .into_iter()
+        .filter_map(move |(kind, hook)| Some(hook_of(container, kind, hook?)));
+    probes.chain(hooks)
+}
+
+fn probe_of<'a>(container: &'a Container, kind: ProbeKind, probe: &'a ProbeSpec) -> Declared<'a> {
+    Declared {
+        container,
+        kind,
+        exec: probe.exec.is_some(),
+        sleep: false,
+        http: probe.http_get.as_ref(),
+        tcp: probe.tcp_socket.as_ref(),
+        grpc: probe.grpc.as_ref(),
+        timeout_seconds: probe.timeout_seconds,
+    }
+}
+
+fn hook_of<'a>(
+    container: &'a Container,
+    kind: ProbeKind,
+    hook: &'a LifecycleHandler,
+) -> Declared<'a> {
+    Declared {
+        container,
+        kind,
+        exec: hook.exec.is_some(),
+        sleep: hook.sleep.is_some(),
+        http: hook.http_get.as_ref(),
+        tcp: hook.tcp_socket.as_ref(),
+        grpc: None,
+        timeout_seconds: None,
+    }
+}
+
+impl Declared<'_> {
+    /// The probe, served on the port that it names.
+    ///
+    /// # Errors
+    /// Why it is left alone.
+    pub fn understand(&self, pod: &Pod, ips: &[IpAddr]) -> Result<Probe, Why> {
+        if mesh::is_proxy(pod, &self.container.name) {
+            return Err(Why::MeshProxy);
+        }
+        // The kubelet refuses such a hook before anything is sent; in rewritten form it is an httpGet.
+        if self.kind.is_hook() && self.tcp.is_some() && self.actions() == 1 {
+            return Err(Why::TcpHook);
+        }
+        Ok(Probe {
+            container: self.container.name.clone(),
+            kind: self.kind,
+            action: self.action(ips)?,
+            timeout: timeout(self.kind, self.timeout_seconds),
+        })
+    }
+
+    /// This probe among those left alone.
+    pub fn left_alone(&self, why: Why) -> LeftAlone {
+        LeftAlone {
+            container: self.container.name.clone(),
+            kind: self.kind,
+            why,
+        }
+    }
+
+    fn actions(&self) -> usize {
+        [
+            self.exec,
+            self.sleep,
+            self.http.is_some(),
+            self.tcp.is_some(),
+            self.grpc.is_some(),
+        ]
+        .into_iter()
+        .filter(|&set| set)
+        .count()
+    }
+
+    fn action(&self, ips: &[IpAddr]) -> Result<Action, Why> {
+        match self.actions() {
+            1 => {}
+            n => return Err(Why::Actions(n)),
+        }
+        if self.exec {
+            Err(Why::Exec)
+        } else if let Some(http) = self.http {
+            http_action(http, self.container, ips)
+        } else if let Some(tcp) = self.tcp {
+            tcp_action(tcp, self.container, ips)
+        } else if let Some(grpc) = self.grpc {
+            grpc_action(grpc)
+        } else {
+            Err(Why::Sleep)
+        }
+    }
+}
+
+/// The probes of `pod` on the app's own ports, and what is left alone. `ips` are the pod's addresses.
+pub fn probes(pod: &Pod, ips: &[IpAddr]) -> (Vec<Probe>, Vec<LeftAlone>) {
+    let mut probes = Vec::new();
+    let mut left_alone = Vec::new();
+    for declared in declared(pod) {
+        match declared.understand(pod, ips) {
+            Ok(probe) => probes.push(probe),
+            Err(why) => left_alone.push(declared.left_alone(why)),
+        }
+    }
+    (probes, left_alone)
+}
+
+/// The timeout of a probe: 1 s unless a positive number of seconds is set. Hooks have none.
+pub fn timeout(kind: ProbeKind, seconds: Option<i32>) -> Option<Duration> {
+    if kind.is_hook() {
+        return None;
+    }
+    match seconds.map(u64::try_from) {
+        Some(Ok(seconds)) if seconds > 0 => Some(Duration::from_secs(seconds)),
+        _ => Some(DEFAULT_TIMEOUT),
+    }
+}
+
+/// What an `httpGet` of `container` does.
+///
+/// # Errors
+/// Why it is left alone.
+pub fn http_action(
+    http: &HTTPGetAction,
+    container: &Container,
+    ips: &[IpAddr],
+) -> Result<Action, Why> {
+    check_host("httpGet.host", http.host.as_deref(), ips)?;
+    let scheme = match http.scheme.as_deref() {
+        None | Some("" | "HTTP") => Scheme::Http,
+        Some("HTTPS") => Scheme::Https,
+        Some(other) => return Err(Why::UnknownScheme(clipped(other))),
+    };
+    let path = http.path.as_deref().unwrap_or_default();
+    let target = request_target(path).ok_or_else(|| Why::OddPath(clipped(path)))?;
+    let headers = || http.http_headers.iter().flatten();
+    let lines = headers().map(|header| header.name.len() + header.value.len() + LINE_BYTES);
+    let bytes = target.len() + lines.sum::<usize>();
+    if bytes > REQUEST_LIMIT {
+        return Err(Why::TooLong {
+            field: "httpGet",
+            bytes,
+        });
+    }
+    let count = headers().count();
+    if count > REQUEST_HEADERS_LIMIT {
+        return Err(Why::TooManyHeaders(count));
+    }
+    Ok(Action::Http {
+        scheme,
+        port: resolve_port("httpGet.port", &http.port, container)?,
+        target,
+        user_agent: headers()
+            .find(|header| header.name.eq_ignore_ascii_case("user-agent"))
+            .map(|header| header.value.trim().to_owned()),
+    })
+}
+
+/// What a `tcpSocket` of `container` does.
+///
+/// # Errors
+/// Why it is left alone.
+pub fn tcp_action(
+    tcp: &TCPSocketAction,
+    container: &Container,
+    ips: &[IpAddr],
+) -> Result<Action, Why> {
+    check_host("tcpSocket.host", tcp.host.as_deref(), ips)?;
+    Ok(Action::Tcp {
+        port: resolve_port("tcpSocket.port", &tcp.port, container)?,
+    })
+}
+
+/// What a `grpc` probe does.
+///
+/// # Errors
+/// [`Why::PortOutOfRange`], [`Why::TooLong`].
+pub fn grpc_action(grpc: &GRPCAction) -> Result<Action, Why> {
+    let service = grpc.service.as_deref().unwrap_or_default();
+    if service.len() > REQUEST_LIMIT {
+        return Err(Why::TooLong {
+            field: "grpc.service",
+            bytes: service.len(),
+        });
+    }
+    Ok(Action::Grpc {
+        port: checked_port("grpc.port", grpc.port.into())?,
+        service: service.to_owned(),
+    })
+}
+
+fn check_host(field: &'static str, host: Option<&str>, ips: &[IpAddr]) -> Result<(), Why> {
+    let Some(host) = host.filter(|host| !host.is_empty()) else {
+        return Ok(());
+    };
+    match host.parse::<IpAddr>() {
+        Ok(ip) if ips.contains(&ip.to_canonical()) => Ok(()),
+        _ => Err(Why::ForeignHost {
+            field,
+            host: clipped(host),
+        }),
+    }
+}
+
+/// As the kubelet does it: the name in the same container's ports, else the string as a number
+/// (kubernetes pkg/probe/util.go `ResolveContainerPort`).
+fn resolve_port(
+    field: &'static str,
+    port: &IntOrString,
+    container: &Container,
+) -> Result<u16, Why> {
+    let name = match port {
+        IntOrString::Int(port) => return checked_port(field, (*port).into()),
+        IntOrString::String(name) => name,
+    };
+    let named = container
+        .ports
+        .iter()
+        .flatten()
+        .find(|port| port.name.as_ref() == Some(name));
+    match named {
+        // Whatever its protocol: the kubelet connects by TCP to a UDP port's number.
+        Some(port) => checked_port(field, port.container_port.into()),
+        None => {
+            let port = name.parse::<i64>().map_err(|_| Why::UnresolvedPort {
+                field,
+                name: clipped(name),
+            })?;
+            checked_port(field, port)
+        }
+    }
+}
+
+fn checked_port(field: &'static str, port: i64) -> Result<u16, Why> {
+    u16::try_from(port)
+        .ok()
+        .filter(|&port| port != 0)
+        .ok_or(Why::PortOutOfRange { field, port })
+}
+
+#[cfg(test)]
+mod tests;

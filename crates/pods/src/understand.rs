@@ -1,0 +1,291 @@
+//! From a Pod to what we do for it: mesh, scope, probes, addresses and names put together.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use serde::Serialize;
+
+use crate::inbound;
+use crate::left_alone::{LeftAlone, Why};
+use crate::mesh::{annotation, consul_proxy_uid, mesh_of};
+use crate::probers::{Recovered, recover};
+use crate::probes::probes;
+use crate::scope::{EXEMPT, KUBEVIRT, Selection, VIRT_LAUNCHER, exempt, is_virtual_machine};
+use model::bounds::{Kept, LEFT_ALONE_LIMIT};
+use model::{self, Mesh, PodId, Probe, Way};
+
+/// UID under which the kubelet knows a static pod, on its mirror pod.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// On mirror pods only (kubernetes pkg/kubelet/types/pod_update.go).
+const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// What we make of a Pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Understood {
+    /// Its name; the UID may be made up, see [`understand`].
+    pub id: PodId,
+    /// What to serve; none if nothing.
+    pub pod: Option<Arc<model::Pod>>,
+    /// Why nothing is served.
+    pub not_served: Option<NotServed>,
+    /// Probes that are left alone.
+    pub left_alone: Vec<LeftAlone>,
+    /// What in the Pod could not be understood.
+    pub warnings: Vec<String>,
+}
+
+/// Why a whole pod is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotServed {
+    /// No `metadata.name`.
+    #[error("metadata.name is missing")]
+    NoName,
+    /// Its address is the node's.
+    #[error("it is in the node's network namespace (hostNetwork)")]
+    HostNetwork,
+    /// Phase Succeeded or Failed: nothing probes it.
+    #[error("it has ended")]
+    Ended,
+    /// Neither its annotations nor the scope select it.
+    #[error("it is out of scope")]
+    OutOfScope,
+    /// `probe-handler.io/exempt: "false"`.
+    #[error("annotation {EXEMPT} leaves its probes to the mesh")]
+    NotExempt,
+    /// A virtual machine's: none of its app's sockets are in the pod's network namespace.
+    #[error(
+        "its app is a virtual machine's guest (label {KUBEVIRT}={VIRT_LAUNCHER}); annotation {EXEMPT}: \"true\" \
+         has it served all the same"
+    )]
+    Guest,
+    /// It has no probes that we could serve.
+    #[error("it has no probes to serve")]
+    NoProbes,
+}
+
+impl Understood {
+    fn new(id: PodId, warnings: Vec<String>) -> Self {
+        Self {
+            id,
+            pod: None,
+            not_served: None,
+            left_alone: Vec::new(),
+            warnings,
+        }
+    }
+
+    /// Keeps no more of what is left alone than anyone would read.
+    fn forget_some(&mut self) {
+        let all = self.left_alone.len();
+        if all > LEFT_ALONE_LIMIT {
+            self.left_alone.truncate(LEFT_ALONE_LIMIT);
+            self.left_alone.shrink_to_fit();
+            self.warnings.push(format!(
+                "{} more of its probes are left alone",
+                all - LEFT_ALONE_LIMIT
+            ));
+        }
+    }
+
+    fn not_served(mut self, why: NotServed) -> Self {
+        self.not_served = Some(why);
+        self
+    }
+}
+
+/// What we do for `pod`. The UID is the one the kubelet uses (for a mirror pod the static pod's); a
+/// Pod without one, from a manifest written by hand, gets a stable one made of its name.
+pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
+    let mut warnings = Vec::new();
+    let id = pod_id(pod, &mut warnings);
+    let nameless = id.name.is_empty();
+    let mut understood = Understood::new(id, warnings);
+    if nameless {
+        return understood.not_served(NotServed::NoName);
+    }
+    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network);
+    if host_network == Some(true) {
+        return understood.not_served(NotServed::HostNetwork);
+    }
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        return understood.not_served(NotServed::Ended);
+    }
+
+    let ips = addresses(pod, &mut understood.warnings);
+    let mesh = mesh_of(pod);
+    let (declared, left_alone) = probes(pod, &ips);
+    understood.left_alone = left_alone;
+    let mut recovered = recover(pod, declared, &ips);
+    understood.left_alone.append(&mut recovered.left_alone);
+    understood.left_alone.append(&mut bound(&mut recovered));
+    understood.forget_some();
+    let Recovered {
+        mut native,
+        rewritten,
+        mut warnings,
+        ..
+    } = recovered;
+    understood.warnings.append(&mut warnings);
+
+    let exempt = exempt(pod).unwrap_or_else(|value| {
+        understood.warnings.push(format!(
+            "annotation {EXEMPT} is {value:?}, must be \"true\" or \"false\"; ignored"
+        ));
+        None
+    });
+    if !selection.selects(exempt, mesh.is_some()) {
+        // Nobody else answers on the rewrite port: these are served whatever the scope says.
+        if rewritten.as_ref().map(|r| r.way) != Some(Way::Rewrite) {
+            let refused = exempt.or(selection.namespace_exempt) == Some(false);
+            return understood.not_served(if refused {
+                NotServed::NotExempt
+            } else {
+                NotServed::OutOfScope
+            });
+        }
+        if exempt.or(selection.namespace_exempt) == Some(false) {
+            native.clear();
+            understood.warnings.push(format!(
+                "annotation {EXEMPT} says \"false\", yet probes were rewritten by our webhook: those are served, the others are not"
+            ));
+        }
+    }
+    if exempt != Some(true) && is_virtual_machine(pod) {
+        if rewritten.as_ref().map(|r| r.way) != Some(Way::Rewrite) {
+            return understood.not_served(NotServed::Guest);
+        }
+        native.clear();
+    }
+    if native.is_empty() && rewritten.is_none() {
+        return understood.not_served(NotServed::NoProbes);
+    }
+    let mesh = mesh.unwrap_or(Mesh::Unknown);
+    let proxy_uid = (mesh == Mesh::Consul).then(|| {
+        let (uid, warning) = consul_proxy_uid(pod);
+        understood.warnings.extend(warning);
+        uid
+    });
+    understood.pod = Some(Arc::new(model::Pod {
+        id: understood.id.clone(),
+        ips,
+        ips_are_old: false,
+        mesh,
+        inbound: inbound::of(pod, mesh),
+        proxy_uid,
+        probes: native,
+        rewritten,
+        netns: None,
+    }));
+    understood
+}
+
+/// Takes out what is more than is kept of one pod: no pod is to use up the memory, or the room in the kernel, that is
+/// for all.
+fn bound(recovered: &mut Recovered) -> Vec<LeftAlone> {
+    let mut kept = Kept::default();
+    let mut left_alone = Vec::new();
+    let mut fits = |path: &str, probe: &Probe| {
+        let fits = kept.one_more(path.len() + probe.action.text_len());
+        if !fits {
+            left_alone.push(LeftAlone {
+                container: probe.container.clone(),
+                kind: probe.kind,
+                why: Why::TooMany,
+            });
+        }
+        fits
+    };
+    if let Some(rewritten) = &mut recovered.rewritten {
+        rewritten
+            .originals
+            .retain(|(path, probe)| fits(path, probe));
+    }
+    recovered.native.retain(|probe| fits("", probe));
+    left_alone
+}
+
+fn pod_id(pod: &Pod, warnings: &mut Vec<String>) -> PodId {
+    let meta = &pod.metadata;
+    let namespace = meta
+        .namespace
+        .clone()
+        .filter(|namespace| !namespace.is_empty())
+        .unwrap_or_else(|| "default".to_owned());
+    let name = meta.name.clone().unwrap_or_default();
+    // As for the kubelet, the hash counts on mirror pods only: on any other pod it is just a text
+    // that its author chose.
+    let hash = annotation(pod, CONFIG_MIRROR).and_then(|_| annotation(pod, CONFIG_HASH));
+    let uid = hash
+        .or(meta.uid.as_deref())
+        .filter(|uid| !uid.is_empty())
+        .filter(|uid| {
+            let usable = is_uid(uid);
+            if !usable {
+                warnings.push(format!(
+                    "UID {uid:?} is none, one is made of the name instead"
+                ));
+            }
+            usable
+        })
+        .map_or_else(|| made_up_uid(&namespace, &name), str::to_owned);
+    PodId {
+        namespace,
+        name,
+        uid,
+    }
+}
+
+/// UIDs become parts of cgroup paths: no `/`, no `..`.
+fn is_uid(uid: &str) -> bool {
+    uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+/// FNV-1a of the name: the same in every process and release.
+fn made_up_uid(namespace: &str, name: &str) -> String {
+    let hash = format!("{namespace}/{name}")
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| {
+            (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+        });
+    format!("manifest-{hash:016x}")
+}
+
+/// `status.podIPs`, and `status.podIP` if it is not among them, each once.
+fn addresses(pod: &Pod, warnings: &mut Vec<String>) -> Vec<IpAddr> {
+    let Some(status) = &pod.status else {
+        return Vec::new();
+    };
+    let mut ips = Vec::new();
+    let listed = status.pod_ips.iter().flatten().map(|pod_ip| &pod_ip.ip);
+    for text in status.pod_ip.iter().chain(listed) {
+        match text.parse::<IpAddr>() {
+            Ok(ip) if is_pod_address(ip.to_canonical()) => {
+                if !ips.contains(&ip.to_canonical()) {
+                    ips.push(ip.to_canonical());
+                }
+            }
+            _ if text.is_empty() => {}
+            _ => {
+                let warning = format!("status.podIPs: {text:?} is no address of a pod");
+                if !warnings.contains(&warning) {
+                    warnings.push(warning);
+                }
+            }
+        }
+    }
+    ips
+}
+
+/// Loopback is the node's own for the kubelet, the others are no one's.
+fn is_pod_address(ip: IpAddr) -> bool {
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! Whole Pods.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::left_alone::Why;
+use crate::scope::Scope;
+
+fn make(manifest: Value) -> Understood {
+    make_in(manifest, Selection::default())
+}
+
+fn make_in(manifest: Value, selection: Selection) -> Understood {
+    understand(&serde_json::from_value(manifest).unwrap(), &selection)
+}
+
+/// A meshed pod with one probe.
+fn meshed() -> Value {
+    json!({
+        "metadata": {"name": "web-0", "namespace": "shop", "uid": "0f1e"},
+        "spec": {"containers": [
+            {"name": "web", "livenessProbe": {"httpGet": {"port": 80}}},
+            {"name": "istio-proxy"}]},
+        "status": {"phase": "Running", "podIP": "10.0.0.7",
+            "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]}})
+}
+
+fn with(pointer: &str, value: Value) -> Value {
+    let mut manifest = meshed();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    manifest.pointer_mut(parent).unwrap()[key] = value;
+    manifest
+}
+
+#[test]
+fn a_meshed_pod_is_served() {
+    let understood = make(meshed());
+    assert_eq!(understood.not_served, None);
+    assert_eq!(understood.warnings, Vec::<String>::new());
+    let pod = understood.pod.unwrap();
+    assert_eq!(pod.id, understood.id);
+    assert_eq!(pod.id.to_string(), "shop/web-0");
+    assert_eq!(pod.id.uid, "0f1e");
+    assert_eq!(pod.mesh, Mesh::Istio);
+    assert_eq!(pod.proxy_uid, None);
+    assert_eq!(
+        pod.ips,
+        [
+            "10.0.0.7".parse::<IpAddr>().unwrap(),
+            "fd00::7".parse().unwrap()
+        ]
+    );
+    assert_eq!(pod.probes.len(), 1);
+}
+
+#[test]
+fn some_pods_are_never_served() {
+    for (manifest, why) in [
+        (
+            with("/spec/hostNetwork", json!(true)),
+            NotServed::HostNetwork,
+        ),
+        (with("/status/phase", json!("Succeeded")), NotServed::Ended),
+        (with("/status/phase", json!("Failed")), NotServed::Ended),
+        (with("/metadata/name", Value::Null), NotServed::NoName),
+        (
+            with("/spec/containers/0/livenessProbe", Value::Null),
+            NotServed::NoProbes,
+        ),
+        (
+            with("/spec/containers/1/name", json!("other")),
+            NotServed::OutOfScope,
+        ),
+        (
+            with("/metadata/annotations", json!({EXEMPT: "false"})),
+            NotServed::NotExempt,
+        ),
+        (
+            with("/metadata/labels", json!({KUBEVIRT: VIRT_LAUNCHER})),
+            NotServed::Guest,
+        ),
+    ] {
+        let understood = make(manifest.clone());
+        assert_eq!(understood.pod, None, "{manifest}");
+        assert_eq!(understood.not_served, Some(why), "{manifest}");
+    }
+}
+
+#[test]
+fn a_virtual_machine_that_our_webhook_rewrote_is_served_there_alone() {
+    let pod = make(json!({
+        "metadata": {"name": "vm", "labels": {KUBEVIRT: VIRT_LAUNCHER}, "annotations": {
+            "probe-handler.io/probes": r#"{"/app-health/vm/livez":{"tcpSocket":{"port":80}}}"#}},
+        "spec": {"containers": [{"name": "vm",
+            "livenessProbe": {"httpGet": {"port": 15020, "path": "/app-health/vm/livez"}},
+            "readinessProbe": {"tcpSocket": {"port": 80}}}]}}))
+    .pod
+    .unwrap();
+    assert!(pod.rewritten.is_some());
+    assert_eq!(pod.probes, []);
+}
+
+#[test]
+fn a_virtual_machines_pod_is_served_when_asked_for() {
+    let mut manifest = with("/metadata/labels", json!({KUBEVIRT: VIRT_LAUNCHER}));
+    manifest["metadata"]["annotations"] = json!({EXEMPT: "true"});
+    assert!(make(manifest).pod.is_some());
+    let component = with("/metadata/labels", json!({KUBEVIRT: "virt-api"}));
+    assert!(make(component).pod.is_some());
+}
+
+#[test]
+fn a_pod_is_served_while_it_is_deleted() {
+    // Readiness probes and preStop hooks go on until the containers stop.
+    let manifest = with("/metadata/deletionTimestamp", json!("2026-01-01T00:00:00Z"));
+    assert!(make(manifest).pod.is_some());
+}
+
+#[test]
+fn an_unmeshed_pod_is_served_when_asked_for() {
+    let all = Selection {
+        scope: Scope::All,
+        namespace_exempt: None,
+    };
+    let plain = with("/spec/containers/1/name", json!("other"));
+    let pod = make_in(plain, all).pod.unwrap();
+    assert_eq!(pod.mesh, Mesh::Unknown);
+}
+
+#[test]
+fn an_exempt_annotation_that_says_neither_is_ignored_with_a_warning() {
+    let understood = make(with("/metadata/annotations", json!({EXEMPT: "yes"})));
+    assert!(understood.pod.is_some());
+    assert_eq!(
+        understood.warnings,
+        ["annotation probe-handler.io/exempt is \"yes\", must be \"true\" or \"false\"; ignored"]
+    );
+}
+
+#[test]
+fn a_pod_rewritten_by_us_is_served_whatever_the_scope() {
+    let rewritten = |exempt: Value| {
+        json!({
+            "metadata": {"name": "web", "annotations": {
+                "probe-handler.io/probes": r#"{"/app-health/web/livez":{"tcpSocket":{"port":80}}}"#,
+                EXEMPT: exempt}},
+            "spec": {"containers": [{"name": "web",
+                "livenessProbe": {"httpGet": {"port": 15020, "path": "/app-health/web/livez"}},
+                "readinessProbe": {"tcpSocket": {"port": 80}}}]}})
+    };
+    for (exempt, native) in [("true", 1), ("false", 0)] {
+        let pod = make_in(
+            rewritten(json!(exempt)),
+            Selection {
+                scope: Scope::Annotated,
+                namespace_exempt: None,
+            },
+        )
+        .pod
+        .unwrap();
+        assert_eq!(pod.rewritten.as_ref().unwrap().way, Way::Rewrite);
+        assert_eq!(pod.probes.len(), native, "{exempt}");
+    }
+}
+
+#[test]
+fn the_uid_is_the_kubelets() {
+    let mirror = json!({
+        "kubernetes.io/config.hash": "5ba1", "kubernetes.io/config.mirror": "5ba1"});
+    let id = make(with("/metadata/annotations", mirror)).id;
+    assert_eq!(id.uid, "5ba1");
+    // Without the mark of a mirror pod, the hash is only a text that anyone could have written.
+    let forged = json!({"kubernetes.io/config.hash": "5ba1"});
+    assert_eq!(make(with("/metadata/annotations", forged)).id.uid, "0f1e");
+}
+
+#[test]
+fn a_pod_without_a_uid_gets_a_stable_one() {
+    let id = make(with("/metadata/uid", Value::Null)).id;
+    assert_eq!(id.uid, "manifest-47f31f3436d5dd21");
+    let odd = make(with("/metadata/uid", json!("../../x")));
+    assert_eq!(odd.id.uid, id.uid);
+    assert_eq!(odd.warnings.len(), 1);
+}
+
+#[test]
+fn the_default_namespace_is_default() {
+    assert_eq!(
+        make(with("/metadata/namespace", Value::Null))
+            .id
+            .to_string(),
+        "default/web-0"
+    );
+}
+
+#[test]
+fn bad_addresses_are_told_and_the_others_kept() {
+    let manifest = with(
+        "/status/podIPs",
+        json!([{"ip": "10.0.0"}, {"ip": "127.0.0.1"}, {"ip": "0.0.0.0"},
+            {"ip": "::ffff:10.0.0.8"}, {"ip": ""}]),
+    );
+    let understood = make(manifest);
+    assert_eq!(understood.warnings.len(), 3);
+    assert_eq!(
+        understood.pod.unwrap().ips,
+        ["10.0.0.7", "10.0.0.8"].map(|ip| ip.parse::<IpAddr>().unwrap())
+    );
+}
+
+#[test]
+fn a_pod_without_a_status_has_no_addresses_yet() {
+    assert_eq!(
+        make(with("/status", Value::Null)).pod.unwrap().ips,
+        [] as [IpAddr; 0]
+    );
+}
+
+#[test]
+fn consuls_pods_carry_the_proxys_uid() {
+    let pod = make(with("/spec/containers/1/name", json!("consul-dataplane")))
+        .pod
+        .unwrap();
+    assert_eq!((pod.mesh, pod.proxy_uid), (Mesh::Consul, Some(5995)));
+}
+
+#[test]
+fn what_is_left_alone_is_told_beside_what_is_served() {
+    let understood = make(with(
+        "/spec/containers/0/readinessProbe",
+        json!({"exec": {"command": ["true"]}}),
+    ));
+    assert!(understood.pod.is_some());
+    assert_eq!(understood.left_alone[0].why, Why::Exec);
+}
+
+/// A pod with `count` containers, each with one probe of `path`.
+fn crowded(count: usize, path: &str) -> Understood {
+    let container = |n: usize| json!({"name": format!("c{n}"), "livenessProbe": {"httpGet": {"port": n + 1, "path": path}}});
+    let mut containers: Vec<_> = (0..count).map(container).collect();
+    containers.push(json!({"name": "istio-proxy"}));
+    make(with("/spec/containers", json!(containers)))
+}
+
+#[test]
+fn no_pod_has_more_served_than_is_kept_of_one() {
+    for (count, path, served) in [
+        (1_000, "/healthz", 1_000),
+        (1_100, "/healthz", 1_000),
+        (5, &format!("/{}", "p".repeat(14_999))[..], 4),
+    ] {
+        let understood = crowded(count, path);
+        let pod = understood.pod.expect("served");
+        assert_eq!(pod.probes.len(), served);
+        assert_eq!(understood.left_alone.len(), count - served);
+        assert!(
+            understood
+                .left_alone
+                .iter()
+                .all(|one| one.why == Why::TooMany)
+        );
+    }
+}
+
+#[test]
+fn of_probes_left_alone_no_more_is_kept_than_anyone_would_read() {
+    let container = |n: usize| json!({"name": format!("c{n}"), "livenessProbe": {"exec": {"command": ["true"]}}});
+    let understood = make(with(
+        "/spec/containers",
+        (0..5_000).map(container).collect(),
+    ));
+    assert_eq!(understood.left_alone.len(), 256);
+    let told = "4744 more of its probes are left alone";
+    assert!(
+        understood.warnings.iter().any(|warning| warning == told),
+        "{:?}",
+        understood.warnings
+    );
+}
+
+#[test]
+fn what_is_kept_of_a_pods_texts_is_bounded() {
+    let odd = format!("/%zz{}", "x".repeat(1 << 20));
+    let understood = make(with(
+        "/spec/containers/0/livenessProbe",
+        json!({"httpGet": {"port": 80, "path": odd}}),
+    ));
+    let told = understood.left_alone[0].to_string();
+    assert!(told.len() < 1_000, "{} bytes", told.len());
+}

@@ -1,0 +1,129 @@
+//! Executing one check as the kubelet would have. Knows nothing of Kubernetes objects.
+
+use std::io;
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::verdict::{Reason, Verdict};
+
+pub mod dial;
+pub mod grpc;
+pub mod http;
+pub mod http1;
+mod http2;
+mod limited;
+pub mod redirect;
+pub mod request;
+pub mod tcp;
+mod tls;
+pub mod verdict;
+
+/// The body that the kubelet reads at most of a probe's answer (kubernetes pkg/probe/http/http.go,
+/// `maxRespBodyLength`). Bytes.
+pub const BODY_LIMIT: usize = 10 * 1024;
+
+/// The most that a head (status or request line, and headers) may take. Bytes.
+pub use model::bounds::HEAD_LIMIT;
+
+/// The most that is read of an app's TLS connection, certificates and all, and of its HTTP/2 connection: window updates,
+/// settings, session tickets may come without end. Bytes.
+const WIRE_LIMIT: usize = 192 * 1024;
+
+/// What `work` gives, unless `deadline` comes before.
+async fn in_time<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+/// What a body says of which the rest did not come in time.
+const BODY_LATE: &str = "no whole body within the probe's timeout";
+
+/// What a check found; [`Finding::verdict`] adds how long it took.
+#[must_use]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Why.
+    pub reason: Reason,
+    /// As in [`Verdict::status`].
+    pub status: u16,
+    /// As in [`Verdict::detail`].
+    pub detail: String,
+}
+
+impl Finding {
+    /// The app answered HTTP with `status`.
+    pub fn answered(status: u16) -> Self {
+        if (200..400).contains(&status) {
+            Self {
+                reason: Reason::Healthy,
+                status,
+                detail: String::new(),
+            }
+        } else {
+            Self {
+                reason: Reason::HttpStatus,
+                status,
+                detail: format!("the app answered HTTP {status}"),
+            }
+        }
+    }
+
+    /// The check passed without an HTTP answer of the app's.
+    pub fn healthy(detail: impl Into<String>) -> Self {
+        Self {
+            reason: Reason::Healthy,
+            status: 200,
+            detail: detail.into(),
+        }
+    }
+
+    /// There is no answer of the app's to pass on.
+    pub fn without_answer(reason: Reason, detail: impl Into<String>) -> Self {
+        let status = match reason {
+            Reason::Spliced => 200,
+            Reason::Cancelled => 499,
+            Reason::Overloaded => 503,
+            Reason::TimedOut => 504,
+            _ => 500,
+        };
+        Self {
+            reason,
+            status,
+            detail: detail.into(),
+        }
+    }
+
+    /// The app answered HTTP with `status`, but not to the end of its body.
+    pub fn body_incomplete(status: u16, detail: impl Into<String>) -> Self {
+        Self {
+            reason: Reason::BodyIncomplete,
+            status,
+            detail: detail.into(),
+        }
+    }
+
+    /// The dial of the app failed with `error`.
+    pub fn dial(error: &io::Error) -> Self {
+        let reason = match error.kind() {
+            io::ErrorKind::ConnectionRefused => Reason::Refused,
+            io::ErrorKind::TimedOut => Reason::TimedOut,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => {
+                Reason::ConnectionClosed
+            }
+            _ => Reason::Dial,
+        };
+        Self::without_answer(reason, format!("dial: {error}"))
+    }
+
+    /// The verdict of a check that began at `since`.
+    pub fn verdict(self, since: Instant) -> Verdict {
+        Verdict {
+            reason: self.reason,
+            status: self.status,
+            detail: self.detail,
+            latency: Some(since.elapsed()),
+        }
+    }
+}

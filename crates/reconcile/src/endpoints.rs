@@ -1,0 +1,296 @@
+//! From a pod to the endpoints that the handler serves: probes that can't be told apart on the wire
+//! share a route, and all addresses of a pod share their routes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use probe_handler_common::endpoint::{GATE, REDIRECT};
+
+use model::bounds::PROBES_LIMIT;
+use model::inbound::Inbound;
+use model::{Action, Pod, Probe, Rewritten, Scheme, Way};
+use serve::table::{Endpoint, HttpRoute, NativeRoutes, Route, Routes, ServedPod};
+
+/// At how many endpoints one pod is served at most: two addresses, and each probe on a port of its own. Who may give a
+/// pod addresses is not to fill the kernel's map, which is for all.
+const ENDPOINTS: usize = 2 * PROBES_LIMIT;
+
+/// An endpoint as wanted, before it is bound to a pod that is served.
+#[derive(Clone)]
+pub struct WantedEndpoint {
+    /// Pod IP and port, as the kubelet dials it.
+    pub address: SocketAddr,
+    /// `GATE` and `REDIRECT` of `probe_handler_common::endpoint`.
+    pub flags: u32,
+    /// Where the pod's mesh listens for inbound connections.
+    pub mesh_port: Option<u16>,
+    /// What is served there.
+    pub routes: Routes,
+}
+
+impl WantedEndpoint {
+    /// The endpoint, served for `pod`.
+    pub fn serve(self, pod: Arc<ServedPod>) -> Endpoint {
+        Endpoint {
+            address: self.address,
+            pod,
+            routes: self.routes,
+        }
+    }
+}
+
+/// All routes of one pod, by port. Addresses come later: they may be known only once the pod's
+/// network namespace is.
+#[derive(Clone, Default)]
+pub struct PodRoutes {
+    inbound: Option<Inbound>,
+    ports: BTreeMap<u16, Routes>,
+}
+
+impl PodRoutes {
+    /// The routes that `pod` declares, with nothing seen on them yet. Where a port is both the app's
+    /// own and the rewrite port, it is the rewrite port.
+    pub fn new(pod: &Pod) -> Self {
+        let mut native = BTreeMap::<u16, NativeGroups>::new();
+        for probe in &pod.probes {
+            native.entry(probe.action.port()).or_default().add(probe);
+        }
+        let mut ports: BTreeMap<_, _> = native
+            .into_iter()
+            .map(|(port, groups)| (port, Routes::Native(groups.routes())))
+            .collect();
+        if let Some(rewritten) = &pod.rewritten {
+            let _shadowed = ports.insert(rewritten.port, rewritten_routes(rewritten));
+        }
+        Self {
+            inbound: Some(pod.inbound.clone()),
+            ports,
+        }
+    }
+
+    /// Takes over every route of `previous` that is declared just the same, with what was seen on it.
+    pub fn carry_over(&mut self, previous: &Self) {
+        for (port, routes) in &mut self.ports {
+            match (routes, previous.ports.get(port)) {
+                (Routes::Native(new), Some(Routes::Native(old))) => carry_over_native(new, old),
+                (Routes::Rewritten(new), Some(Routes::Rewritten(old))) => {
+                    for (path, route) in new {
+                        carry_over_route(Some(route), old.get(path));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// One endpoint for each of `addresses` and each port, sorted, no address twice.
+    pub fn endpoints(&self, addresses: &[IpAddr]) -> Vec<WantedEndpoint> {
+        let mut addresses: Vec<_> = addresses.iter().map(IpAddr::to_canonical).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let at = |address: IpAddr| {
+            self.ports.iter().map(move |(&port, routes)| {
+                let address = SocketAddr::new(address, port);
+                WantedEndpoint {
+                    address,
+                    flags: match routes {
+                        Routes::Native(_) => GATE | REDIRECT,
+                        // The app does not listen there: nothing to gate on.
+                        Routes::Rewritten(_) => REDIRECT,
+                    },
+                    mesh_port: self
+                        .inbound
+                        .as_ref()
+                        .and_then(|mesh| mesh.accepts_at(address)),
+                    routes: routes.clone(),
+                }
+            })
+        };
+        let endpoints = addresses.into_iter().flat_map(at);
+        endpoints.take(ENDPOINTS).collect()
+    }
+
+    /// Every route, each once, in no order.
+    pub fn routes(&self) -> Vec<Arc<Route>> {
+        self.ports.values().flat_map(Routes::all).cloned().collect()
+    }
+}
+
+fn rewritten_routes(rewritten: &Rewritten) -> Routes {
+    let mut groups = HashMap::<String, Group>::new();
+    for (path, probe) in &rewritten.originals {
+        join(&mut groups, path.clone(), probe);
+    }
+    let routes = groups
+        .into_iter()
+        .map(|(path, group)| (path, group.route(rewritten.way)))
+        .collect();
+    Routes::Rewritten(routes)
+}
+
+/// The probes of one port, grouped by what can be told apart on the wire. Headers can't: they are the
+/// kubelet's, and go to the app as it sends them.
+#[derive(Default)]
+struct NativeGroups {
+    tcp: Option<Group>,
+    https: Option<Group>,
+    grpc: Option<Group>,
+    http_probes: HashMap<String, Group>,
+    http_hooks: HashMap<String, Group>,
+}
+
+impl NativeGroups {
+    fn add(&mut self, probe: &Probe) {
+        match &probe.action {
+            Action::Tcp { .. } => join_one(&mut self.tcp, probe),
+            Action::Grpc { .. } => join_one(&mut self.grpc, probe),
+            Action::Http {
+                scheme: Scheme::Https,
+                target,
+                ..
+            } => {
+                join_one(&mut self.https, probe);
+                if probe.kind.is_hook() {
+                    // Answered in plaintext, the kubelet tries a hook again without TLS
+                    // (kubernetes pkg/kubelet/lifecycle/handlers.go, `isHTTPResponseError`).
+                    join(&mut self.http_hooks, target.clone(), &in_plaintext(probe));
+                }
+            }
+            Action::Http {
+                scheme: Scheme::Http,
+                target,
+                ..
+            } => {
+                let groups = if probe.kind.is_hook() {
+                    &mut self.http_hooks
+                } else {
+                    &mut self.http_probes
+                };
+                join(groups, target.clone(), probe);
+            }
+        }
+    }
+
+    fn routes(self) -> NativeRoutes {
+        let route = |group: Group| group.route(Way::Transparent);
+        let mut http = HashMap::<String, HttpRoute>::new();
+        for (target, group) in self.http_probes {
+            http.entry(target).or_default().probe = Some(route(group));
+        }
+        for (target, group) in self.http_hooks {
+            http.entry(target).or_default().hook = Some(route(group));
+        }
+        NativeRoutes {
+            tcp: self.tcp.map(route),
+            http,
+            https: self.https.map(route),
+            grpc: self.grpc.map(route),
+        }
+    }
+}
+
+/// The same `httpGet` without TLS.
+fn in_plaintext(probe: &Probe) -> Probe {
+    let mut probe = probe.clone();
+    if let Action::Http { scheme, .. } = &mut probe.action {
+        *scheme = Scheme::Http;
+    }
+    probe
+}
+
+/// Probes that share a route.
+struct Group {
+    first: Probe,
+    others: Vec<Probe>,
+}
+
+fn join<K: Eq + Hash>(groups: &mut HashMap<K, Group>, key: K, probe: &Probe) {
+    groups
+        .entry(key)
+        .and_modify(|group| group.others.push(probe.clone()))
+        .or_insert_with(|| Group::of(probe));
+}
+
+fn join_one(group: &mut Option<Group>, probe: &Probe) {
+    match group {
+        Some(group) => group.others.push(probe.clone()),
+        None => *group = Some(Group::of(probe)),
+    }
+}
+
+impl Group {
+    fn of(probe: &Probe) -> Self {
+        Self {
+            first: probe.clone(),
+            others: Vec::new(),
+        }
+    }
+
+    fn route(self, way: Way) -> Arc<Route> {
+        let all = || std::iter::once(&self.first).chain(&self.others);
+        Arc::new(Route {
+            members: all()
+                .map(|probe| (probe.container.clone(), probe.kind))
+                .collect(),
+            timeout: longest(all().map(|probe| probe.timeout)),
+            shorter: shorter(all().map(|probe| probe.timeout)),
+            agents: all().filter_map(|probe| agent(&probe.action)).collect(),
+            action: self.first.action,
+            way,
+            stats: Default::default(),
+        })
+    }
+}
+
+/// The User-Agent that a probe declares.
+fn agent(action: &Action) -> Option<String> {
+    match action {
+        Action::Http { user_agent, .. } => user_agent.clone(),
+        _ => None,
+    }
+}
+
+/// None is a hook's: no timeout at all, longer than any.
+fn longest(timeouts: impl Iterator<Item = Option<Duration>>) -> Option<Duration> {
+    timeouts.reduce(|a, b| Some(a?.max(b?))).unwrap_or_default()
+}
+
+/// All but the longest, each once.
+fn shorter(timeouts: impl Iterator<Item = Option<Duration>> + Clone) -> Vec<Duration> {
+    let longest = longest(timeouts.clone());
+    let shorter: BTreeSet<_> = timeouts
+        .filter(|timeout| *timeout != longest)
+        .flatten()
+        .collect();
+    shorter.into_iter().collect()
+}
+
+fn carry_over_native(new: &mut NativeRoutes, old: &NativeRoutes) {
+    carry_over_route(new.tcp.as_mut(), old.tcp.as_ref());
+    carry_over_route(new.https.as_mut(), old.https.as_ref());
+    carry_over_route(new.grpc.as_mut(), old.grpc.as_ref());
+    for (target, new) in &mut new.http {
+        if let Some(old) = old.http.get(target) {
+            carry_over_route(new.probe.as_mut(), old.probe.as_ref());
+            carry_over_route(new.hook.as_mut(), old.hook.as_ref());
+        }
+    }
+}
+
+fn carry_over_route(new: Option<&mut Arc<Route>>, old: Option<&Arc<Route>>) {
+    if let (Some(new), Some(old)) = (new, old)
+        && new.members == old.members
+        && new.action == old.action
+        && new.timeout == old.timeout
+        && new.shorter == old.shorter
+        && new.way == old.way
+    {
+        *new = Arc::clone(old);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,382 @@
+//! Grouping, carrying over, and addresses.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use model::inbound::Inbound;
+use model::{Mesh, PodId, ProbeKind};
+use probe::verdict::{Outcome, Reason, Verdict};
+
+fn pod(probes: Vec<Probe>, rewritten: Option<Rewritten>) -> Pod {
+    Pod {
+        id: PodId {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            uid: "1".to_owned(),
+        },
+        ips: Vec::new(),
+        ips_are_old: false,
+        mesh: Mesh::Istio,
+        inbound: Inbound::by_default(Mesh::Istio),
+        proxy_uid: None,
+        probes,
+        rewritten,
+        netns: None,
+    }
+}
+
+fn probe(container: &str, kind: ProbeKind, action: Action, seconds: u64) -> Probe {
+    Probe {
+        container: container.to_owned(),
+        kind,
+        action,
+        timeout: (!kind.is_hook()).then(|| Duration::from_secs(seconds)),
+    }
+}
+
+fn http(port: u16, target: &str) -> Action {
+    Action::Http {
+        scheme: Scheme::Http,
+        port,
+        target: target.to_owned(),
+        user_agent: None,
+    }
+}
+
+fn native(routes: &PodRoutes, port: u16) -> &NativeRoutes {
+    match &routes.ports[&port] {
+        Routes::Native(native) => native,
+        Routes::Rewritten(_) => panic!("port {port} is the rewrite port"),
+    }
+}
+
+fn ips(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn see_success(route: &Route) {
+    route.stats.record(
+        Outcome::Success,
+        Verdict {
+            reason: Reason::Healthy,
+            status: 200,
+            detail: String::new(),
+            latency: None,
+        },
+    );
+}
+
+#[test]
+fn probes_of_one_target_share_a_route_with_the_longest_timeout() {
+    let routes = PodRoutes::new(&pod(
+        vec![
+            probe("web", ProbeKind::Liveness, http(80, "/h"), 1),
+            probe("web", ProbeKind::Readiness, http(80, "/h"), 7),
+            probe("web", ProbeKind::Startup, http(80, "/h?x"), 2),
+        ],
+        None,
+    ));
+    let native = native(&routes, 80);
+    let shared = native.http["/h"].probe.as_ref().unwrap();
+    assert_eq!(
+        shared.members,
+        [
+            ("web".to_owned(), ProbeKind::Liveness),
+            ("web".to_owned(), ProbeKind::Readiness)
+        ]
+    );
+    assert_eq!(shared.timeout, Some(Duration::from_secs(7)));
+    assert_eq!(shared.way, Way::Transparent);
+    assert_eq!(native.http.len(), 2);
+}
+
+#[test]
+fn hooks_and_probes_of_one_target_have_a_route_each() {
+    let routes = PodRoutes::new(&pod(
+        vec![
+            probe("web", ProbeKind::Liveness, http(80, "/h"), 1),
+            probe("web", ProbeKind::PreStop, http(80, "/h"), 1),
+        ],
+        None,
+    ));
+    let route = &native(&routes, 80).http["/h"];
+    assert!(!route.probe.as_ref().unwrap().is_hook());
+    let hook = route.hook.as_ref().unwrap();
+    assert!(hook.is_hook());
+    assert_eq!(hook.timeout, None);
+}
+
+#[test]
+fn protocols_on_one_port_are_kept_apart() {
+    let https = Action::Http {
+        scheme: Scheme::Https,
+        port: 80,
+        target: "/s".to_owned(),
+        user_agent: None,
+    };
+    let grpc = Action::Grpc {
+        port: 80,
+        service: String::new(),
+    };
+    let routes = PodRoutes::new(&pod(
+        vec![
+            probe("a", ProbeKind::Liveness, Action::Tcp { port: 80 }, 1),
+            probe("b", ProbeKind::Liveness, Action::Tcp { port: 80 }, 3),
+            probe("a", ProbeKind::Readiness, https.clone(), 1),
+            probe("a", ProbeKind::PostStart, https, 1),
+            probe("a", ProbeKind::Startup, grpc, 4),
+        ],
+        None,
+    ));
+    let native = native(&routes, 80);
+    let tcp = native.tcp.as_ref().unwrap();
+    assert_eq!(
+        (tcp.members.len(), tcp.timeout),
+        (2, Some(Duration::from_secs(3)))
+    );
+    // A hook has no timeout: nothing is longer.
+    let https = native.https.as_ref().unwrap();
+    assert_eq!((https.members.len(), https.timeout), (2, None));
+    let grpc = native.grpc.as_ref().unwrap();
+    assert_eq!(
+        (grpc.members.len(), grpc.timeout),
+        (1, Some(Duration::from_secs(4)))
+    );
+    // The kubelet tries an HTTPS hook again in plaintext, a probe it does not.
+    let fallback = &native.http["/s"];
+    assert!(native.http.len() == 1 && fallback.probe.is_none());
+    let fallback = fallback.hook.as_ref().unwrap();
+    assert_eq!(fallback.members, [("a".to_owned(), ProbeKind::PostStart)]);
+    assert_eq!(fallback.action.protocol(), "http");
+}
+
+#[test]
+fn native_ports_are_gated_and_the_rewrite_port_is_not() {
+    let rewritten = Rewritten {
+        way: Way::Takeover,
+        port: 15020,
+        originals: vec![(
+            "/app-health/web/livez".to_owned(),
+            probe("web", ProbeKind::Liveness, http(80, "/h"), 1),
+        )],
+    };
+    let ready = probe("web", ProbeKind::Readiness, Action::Tcp { port: 81 }, 1);
+    let routes = PodRoutes::new(&pod(vec![ready], Some(rewritten)));
+    let endpoints = routes.endpoints(&ips(&["10.0.0.1"]));
+    let seen: Vec<_> = endpoints
+        .iter()
+        .map(|endpoint| (endpoint.address.port(), endpoint.flags, endpoint.mesh_port))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (81, GATE | REDIRECT, Some(15006)),
+            (15020, REDIRECT, Some(15006))
+        ]
+    );
+    let Routes::Rewritten(by_path) = &endpoints[1].routes else {
+        panic!("15020 is native");
+    };
+    let route = &by_path["/app-health/web/livez"];
+    assert_eq!((route.way, route.action.port()), (Way::Takeover, 80));
+}
+
+#[test]
+fn the_rewrite_port_wins_over_a_native_one() {
+    let rewritten = Rewritten {
+        way: Way::Rewrite,
+        port: 80,
+        originals: vec![(
+            "/app-health/web/livez".to_owned(),
+            probe("web", ProbeKind::Liveness, http(8080, "/h"), 1),
+        )],
+    };
+    let own = probe("web", ProbeKind::Readiness, http(80, "/own"), 1);
+    let endpoints = PodRoutes::new(&pod(vec![own], Some(rewritten))).endpoints(&ips(&["10.0.0.1"]));
+    assert_eq!(endpoints.len(), 1);
+    assert!(matches!(endpoints[0].routes, Routes::Rewritten(_)));
+}
+
+#[test]
+fn all_addresses_of_a_pod_share_its_routes() {
+    let routes = PodRoutes::new(&pod(
+        vec![probe("web", ProbeKind::Liveness, http(80, "/h"), 1)],
+        None,
+    ));
+    let endpoints = routes.endpoints(&ips(&["fd00::1", "10.0.0.1", "::ffff:10.0.0.1"]));
+    let addresses: Vec<_> = endpoints.iter().map(|e| e.address.to_string()).collect();
+    assert_eq!(addresses, ["10.0.0.1:80", "[fd00::1]:80"]);
+    see_success(&routes.routes()[0]);
+    for endpoint in &endpoints {
+        let seen = endpoint.routes.all();
+        assert_eq!(seen.len(), 1);
+        assert_eq!(seen[0].stats.counts(), (1, 0, 0), "{}", endpoint.address);
+    }
+}
+
+#[test]
+fn a_pod_without_probes_or_addresses_has_no_endpoints() {
+    let none = PodRoutes::new(&pod(Vec::new(), None));
+    assert!(none.endpoints(&ips(&["10.0.0.1"])).is_empty());
+    let one = PodRoutes::new(&pod(
+        vec![probe("web", ProbeKind::Liveness, http(80, "/h"), 1)],
+        None,
+    ));
+    assert!(one.endpoints(&[]).is_empty());
+}
+
+#[test]
+fn a_route_declared_otherwise_starts_anew() {
+    let live = |target, seconds| {
+        PodRoutes::new(&pod(
+            vec![probe("web", ProbeKind::Liveness, http(80, target), seconds)],
+            None,
+        ))
+    };
+    let old = live("/h", 1);
+    see_success(&old.routes()[0]);
+    for (target, seconds, kept) in [("/h", 1, 1), ("/h", 2, 0), ("/i", 1, 0)] {
+        let mut new = live(target, seconds);
+        new.carry_over(&old);
+        assert_eq!(new.routes()[0].stats.counts().0, kept, "{target} {seconds}");
+    }
+}
+
+const KINDS: [ProbeKind; 5] = [
+    ProbeKind::Liveness,
+    ProbeKind::Readiness,
+    ProbeKind::Startup,
+    ProbeKind::PostStart,
+    ProbeKind::PreStop,
+];
+
+fn any_probe() -> impl Strategy<Value = Probe> {
+    let action = (1_u16..4, 0..3_usize, 0..4_u8).prop_map(|(port, target, protocol)| {
+        let target = ["/", "/a", "/b"][target].to_owned();
+        match protocol {
+            0 => Action::Tcp { port },
+            1 => Action::Grpc {
+                port,
+                service: target,
+            },
+            n => Action::Http {
+                scheme: if n == 2 { Scheme::Http } else { Scheme::Https },
+                port,
+                target,
+                user_agent: None,
+            },
+        }
+    });
+    (0..3_u8, 0..KINDS.len(), action, 1..5_u64)
+        .prop_map(|(c, kind, action, s)| probe(&format!("c{c}"), KINDS[kind], action, s))
+}
+
+fn any_pod() -> impl Strategy<Value = Pod> {
+    let originals = prop::collection::vec(any_probe(), 0..6).prop_map(|probes| {
+        probes
+            .into_iter()
+            .map(|probe| {
+                (
+                    format!("/app-health/{}/{}", probe.container, probe.kind.name()),
+                    probe,
+                )
+            })
+            .collect()
+    });
+    (
+        prop::collection::vec(any_probe(), 0..12),
+        prop::option::of(originals),
+    )
+        .prop_map(|(probes, originals)| {
+            let rewritten = originals.map(|originals| Rewritten {
+                way: Way::Takeover,
+                port: 15020,
+                originals,
+            });
+            pod(probes, rewritten)
+        })
+}
+
+/// What every route says of its members, sorted.
+fn members(routes: &PodRoutes) -> Vec<(String, ProbeKind, u16, &'static str)> {
+    let mut all: Vec<_> = routes
+        .routes()
+        .iter()
+        .flat_map(|route| {
+            let (port, protocol) = (route.action.port(), route.action.protocol());
+            route
+                .members
+                .iter()
+                .map(move |(container, kind)| (container.clone(), *kind, port, protocol))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    all.sort_unstable();
+    all
+}
+
+proptest! {
+    #[test]
+    fn grouping_loses_no_probe(mut pod in any_pod()) {
+        pod.rewritten = None;
+        let mut declared = Vec::new();
+        for p in &pod.probes {
+            let protocol = p.action.protocol();
+            declared.push((p.container.clone(), p.kind, p.action.port(), protocol));
+            // Such a hook may be tried again in plaintext.
+            if p.kind.is_hook() && protocol == "https" {
+                declared.push((p.container.clone(), p.kind, p.action.port(), "http"));
+            }
+        }
+        declared.sort_unstable();
+        let routes = PodRoutes::new(&pod);
+        prop_assert_eq!(members(&routes), declared);
+        for probe in &pod.probes {
+            let slot = native(&routes, probe.action.port());
+            let route = match &probe.action {
+                Action::Tcp { .. } => slot.tcp.as_ref(),
+                Action::Grpc { .. } => slot.grpc.as_ref(),
+                Action::Http { scheme: Scheme::Https, .. } => slot.https.as_ref(),
+                Action::Http { target, .. } if probe.kind.is_hook() => slot.http[target].hook.as_ref(),
+                Action::Http { target, .. } => slot.http[target].probe.as_ref(),
+            };
+            let route = route.expect("the probe has a route");
+            prop_assert!(route.members.contains(&(probe.container.clone(), probe.kind)));
+            // No member is cut short.
+            prop_assert!(route.timeout.is_none() || probe.timeout <= route.timeout);
+        }
+    }
+
+    #[test]
+    fn every_rewritten_path_has_its_route(pod in any_pod()) {
+        let routes = PodRoutes::new(&pod);
+        if let Some(rewritten) = &pod.rewritten {
+            let Routes::Rewritten(by_path) = &routes.ports[&rewritten.port] else {
+                return Err(TestCaseError::fail("native"));
+            };
+            for (path, probe) in &rewritten.originals {
+                prop_assert!(by_path[path].members.contains(&(probe.container.clone(), probe.kind)));
+            }
+        }
+    }
+
+    #[test]
+    fn carrying_over_keeps_counts_of_the_same_declaration(before in any_pod(), after in any_pod()) {
+        let old = PodRoutes::new(&before);
+        for route in old.routes() {
+            see_success(&route);
+        }
+        let mut same = PodRoutes::new(&before);
+        same.carry_over(&old);
+        for route in same.routes() {
+            prop_assert_eq!(route.stats.counts(), (1, 0, 0));
+        }
+        // Another declaration changes nothing of what is declared, whatever is carried over.
+        let fresh = members(&PodRoutes::new(&after));
+        let mut other = PodRoutes::new(&after);
+        other.carry_over(&old);
+        prop_assert_eq!(members(&other), fresh);
+    }
+}

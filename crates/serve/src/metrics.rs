@@ -1,0 +1,324 @@
+//! Everything that is counted, in Prometheus' terms. Label sets are bounded: a pod's series go when
+//! the pod goes. `docs/metrics.md` shows a scrape.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::table::Route;
+use model::{Mesh, PodId};
+use probe::verdict::{Outcome, Verdict};
+use support::build;
+
+/// Prefix of every metric's name.
+pub const PREFIX: &str = "probe_handler";
+
+/// Pods that have gone are remembered for the checks that were still in flight for them.
+const REMEMBERED_PODS: usize = 1024;
+
+/// Labels of a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ProbeLabels {
+    /// Kubernetes namespace of the pod.
+    pub namespace: String,
+    /// Pod.
+    pub pod: String,
+    /// Container that declares the probe.
+    pub container: String,
+    /// `liveness`, `readiness`, `startup`, `poststart`, `prestop`; joined with `+` where several
+    /// declare the very same check.
+    pub probe: String,
+}
+
+/// Labels of a verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct VerdictLabels {
+    /// Kubernetes namespace of the pod.
+    pub namespace: String,
+    /// Pod.
+    pub pod: String,
+    /// Container that declares the probe.
+    pub container: String,
+    /// As in [`ProbeLabels`].
+    pub probe: String,
+    /// `success`, `failure`, `unknown`.
+    pub result: &'static str,
+    /// [`probe::verdict::Reason::name`].
+    pub reason: &'static str,
+}
+
+impl VerdictLabels {
+    /// Those of the probe alone.
+    fn probe_labels(&self) -> ProbeLabels {
+        ProbeLabels {
+            namespace: self.namespace.clone(),
+            pod: self.pod.clone(),
+            container: self.container.clone(),
+            probe: self.probe.clone(),
+        }
+    }
+}
+
+/// Why a connection was relayed to the pod as if we did not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RelayLabels {
+    /// `undeclared` (no probe of the pod looks like this), `endpoint_gone`, `not_dialled` (the pod
+    /// cannot be dialled from inside, for a reason on the node), or `elsewhere` (its sockets are in a guest).
+    pub reason: &'static str,
+}
+
+/// Labels of a number of pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub struct PodLabels {
+    /// [`Mesh::name`].
+    pub mesh: &'static str,
+    /// [`PodState::name`].
+    pub state: &'static str,
+}
+
+/// Whether a pod is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodState {
+    /// Its network namespace or addresses are not known yet.
+    Pending,
+    /// Its endpoints are in place.
+    Serving,
+    /// Its canary failed: left alone until one passes.
+    Captured,
+    /// To dial inside it costs too much: left alone until it no longer does.
+    Costly,
+    /// Its loopback interface is down: left alone until it is up.
+    LoDown,
+    /// Another pod has an address of it too: both are left alone there.
+    Contested,
+}
+
+impl PodState {
+    /// Name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Serving => "serving",
+            Self::Captured => "captured",
+            Self::Costly => "costly",
+            Self::LoDown => "lo_down",
+            Self::Contested => "contested",
+        }
+    }
+}
+
+/// What each pod's series are labelled with, so that they can be removed.
+#[derive(Default)]
+struct Tracked {
+    series: HashMap<PodId, HashSet<VerdictLabels>>,
+    /// The last pods that have gone, newest last.
+    gone: VecDeque<PodId>,
+}
+
+/// The daemon's metrics.
+pub struct Metrics {
+    tracked: Mutex<Tracked>,
+    pods: Family<PodLabels, Gauge>,
+    /// The labels that `pods` has now.
+    counted: Mutex<Vec<PodLabels>>,
+    verdicts: Family<VerdictLabels, Counter>,
+    latency: Family<ProbeLabels, Histogram>,
+    relayed: Family<RelayLabels, Counter>,
+    /// Connections to the handler that no hook of ours saw being made; each was reset.
+    pub unknown_peers: Counter,
+    /// Pods whose canary dial was captured by the mesh's rules.
+    pub canary_failures: Counter,
+    /// Connections accepted by the handler.
+    pub accepted: Counter,
+    /// Addresses and ports served at present.
+    pub endpoints: Gauge,
+    /// Addresses and ports that the kernel's map did not take, or did not give back.
+    pub endpoints_failed: Gauge,
+    /// 1 while all programs are attached to the kubelet's cgroup, else 0.
+    pub attached: Gauge,
+    /// Failed accepts, for want of descriptors as a rule.
+    pub accept_errors: Counter,
+}
+
+impl Metrics {
+    /// Registers all of them in `registry`, which should have the prefix [`PREFIX`].
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            tracked: Mutex::default(),
+            pods: Family::default(),
+            counted: Mutex::default(),
+            endpoints: Gauge::default(),
+            endpoints_failed: Gauge::default(),
+            attached: Gauge::default(),
+            verdicts: Family::default(),
+            latency: Family::new_with_constructor(|| {
+                Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0])
+            }),
+            relayed: Family::default(),
+            unknown_peers: Counter::default(),
+            canary_failures: Counter::default(),
+            accepted: Counter::default(),
+            accept_errors: Counter::default(),
+        };
+        build::register(registry);
+        registry.register(
+            "pods",
+            "Pods whose probes are to be served, by mesh and state",
+            metrics.pods.clone(),
+        );
+        registry.register(
+            "endpoints",
+            "Addresses and ports served at present",
+            metrics.endpoints.clone(),
+        );
+        registry.register(
+            "endpoints_failed",
+            "Addresses and ports that the kernel's map did not take, or did not give back",
+            metrics.endpoints_failed.clone(),
+        );
+        registry.register(
+            "attached",
+            "1 while all programs are attached to the kubelet's cgroup",
+            metrics.attached.clone(),
+        );
+        registry.register("probes", "Probes answered", metrics.verdicts.clone());
+        registry.register_with_unit(
+            "probe_duration",
+            "From accepting the kubelet's connection to the verdict",
+            Unit::Seconds,
+            metrics.latency.clone(),
+        );
+        registry.register(
+            "relayed",
+            "Connections of the kubelet relayed as if we did not exist, by reason",
+            metrics.relayed.clone(),
+        );
+        registry.register(
+            "unknown_peers",
+            "Connections to the handler that no hook saw being made; each was reset",
+            metrics.unknown_peers.clone(),
+        );
+        registry.register(
+            "canary_failures",
+            "Canary dials that the mesh's rules captured",
+            metrics.canary_failures.clone(),
+        );
+        registry.register(
+            "accepted",
+            "Connections accepted by the handler",
+            metrics.accepted.clone(),
+        );
+        registry.register(
+            "accept_errors",
+            "Failed accepts of the handler, for want of descriptors as a rule",
+            metrics.accept_errors.clone(),
+        );
+        metrics
+    }
+
+    /// Notes the verdict of `route` of `pod`, in the route's own statistics too. A pod that has gone
+    /// gets no series again from a check that was still in flight.
+    pub fn verdict(&self, pod: &PodId, route: &Route, verdict: Verdict) {
+        let outcome = verdict.outcome(route.is_hook());
+        let labels = VerdictLabels {
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            container: route.container_label(),
+            probe: route.kind_label(),
+            result: outcome.name(),
+            reason: verdict.reason.name(),
+        };
+        let mut tracked = self.tracked.lock();
+        if tracked.series.contains_key(pod) || !tracked.gone.contains(pod) {
+            let _ = self.verdicts.get_or_create(&labels).inc();
+            if let Some(latency) = verdict.latency
+                && outcome != Outcome::Unknown
+            {
+                self.latency
+                    .get_or_create(&labels.probe_labels())
+                    .observe(seconds(latency));
+            }
+            let known = tracked.series.entry(pod.clone()).or_default();
+            let _ = known.insert(labels);
+        }
+        drop(tracked);
+        route.stats.record(outcome, verdict);
+    }
+
+    /// Says that `pod` is there: needed for one that comes back under the UID it had when it went.
+    pub fn adopt(&self, pod: &PodId) {
+        self.tracked.lock().gone.retain(|gone| gone != pod);
+    }
+
+    /// Removes the series of `pod`, which has gone. A pod of the same name and another UID keeps
+    /// those it has added to.
+    pub fn forget(&self, pod: &PodId) {
+        let mut tracked = self.tracked.lock();
+        if !tracked.gone.contains(pod) {
+            if tracked.gone.len() == REMEMBERED_PODS {
+                let _ = tracked.gone.pop_front();
+            }
+            tracked.gone.push_back(pod.clone());
+        }
+        let Some(series) = tracked.series.remove(pod) else {
+            return;
+        };
+        let kept: HashSet<&VerdictLabels> = tracked
+            .series
+            .iter()
+            .filter(|(other, _)| other.namespace == pod.namespace && other.name == pod.name)
+            .flat_map(|(_, labels)| labels)
+            .collect();
+        let kept_probes: HashSet<_> = kept.iter().map(|labels| labels.probe_labels()).collect();
+        for labels in &series {
+            if !kept.contains(labels) {
+                let _ = self.verdicts.remove(labels);
+            }
+            let probe = labels.probe_labels();
+            if !kept_probes.contains(&probe) {
+                let _ = self.latency.remove(&probe);
+            }
+        }
+    }
+
+    /// Sets the number of pods by mesh and state; combinations without a pod have no series.
+    pub fn set_pods(&self, pods: impl IntoIterator<Item = (Mesh, PodState)>) {
+        let mut counts: BTreeMap<PodLabels, i64> = BTreeMap::new();
+        for (mesh, state) in pods {
+            let labels = PodLabels {
+                mesh: mesh.name(),
+                state: state.name(),
+            };
+            *counts.entry(labels).or_default() += 1;
+        }
+        let mut counted = self.counted.lock();
+        for labels in counted.iter() {
+            if !counts.contains_key(labels) {
+                let _ = self.pods.remove(labels);
+            }
+        }
+        for (labels, count) in &counts {
+            let _ = self.pods.get_or_create(labels).set(*count);
+        }
+        *counted = counts.into_keys().collect();
+    }
+
+    /// Notes a connection relayed as if we did not exist.
+    pub fn relayed(&self, reason: &'static str) {
+        let _ = self.relayed.get_or_create(&RelayLabels { reason }).inc();
+    }
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests;

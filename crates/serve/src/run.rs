@@ -1,0 +1,160 @@
+//! Executing a route's check within its time, for as long as the kubelet waits for it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use super::Handler;
+use super::answer::hung_up;
+use super::note::note;
+use super::table::{Endpoint, Route};
+use probe::Finding;
+use probe::verdict::Reason;
+
+/// When a check of `route` that was accepted at `since` must be over: a margin before the kubelet itself
+/// gives up, so that it hears our answer; never, for a lifecycle hook.
+pub(super) fn deadline(route: &Route, since: Instant) -> Option<Instant> {
+    let timeout = route.timeout?;
+    let margin = (timeout / 100).clamp(Duration::from_millis(5), Duration::from_millis(50));
+    Some(since + timeout.saturating_sub(margin))
+}
+
+/// What `check` of `route`, for a connection that was accepted at `since`, finds, unless its time is over or the
+/// kubelet hangs up before.
+pub(super) async fn bounded(
+    check: impl Future<Output = Finding>,
+    kubelet: &TcpStream,
+    route: &Route,
+    since: Instant,
+) -> Finding {
+    tokio::select! {
+        biased;
+        finding = check => finding,
+        () = expired(deadline(route, since)) => {
+            Finding::without_answer(Reason::TimedOut, "no whole answer within the probe's timeout")
+        }
+        () = hung_up(kubelet) => given_up(route, since),
+    }
+}
+
+/// What there is to say of a check of `route` for which the kubelet no longer waits. Its clock began when it dialled,
+/// which on a busy node is a while before we accepted: where it hangs up towards the end, its time was over. Where
+/// several probes share the route, it may have been one with a shorter timeout.
+pub(super) fn given_up(route: &Route, since: Instant) -> Finding {
+    let elapsed = since.elapsed();
+    let is_late = |deadline: Instant| elapsed >= deadline.duration_since(since) * 9 / 10;
+    let ends = |timeout: &Duration| (*timeout * 9 / 10..*timeout * 11 / 10).contains(&elapsed);
+    match deadline(route, since).is_some_and(is_late) || route.shorter.iter().any(ends) {
+        true => Finding::without_answer(
+            Reason::TimedOut,
+            "no whole answer before the kubelet gave up, at the end of the probe's timeout",
+        ),
+        false => Finding::without_answer(Reason::Cancelled, "the kubelet hung up"),
+    }
+}
+
+/// Returns at `deadline`; never, where there is none.
+pub(super) async fn expired(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Handler {
+    /// Notes what was found on `route`, accepted at `since`.
+    pub(super) fn conclude(
+        &self,
+        endpoint: &Endpoint,
+        route: &Route,
+        finding: Finding,
+        since: Instant,
+    ) {
+        note(
+            &self.metrics,
+            &endpoint.pod.id,
+            route,
+            finding.verdict(since),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::time::advance;
+
+    use super::*;
+    use model::{Action, Way};
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn route(timeout: Option<Duration>) -> Route {
+        Route {
+            members: Vec::new(),
+            action: Action::Tcp { port: 80 },
+            agents: Vec::new(),
+            timeout,
+            shorter: Vec::new(),
+            way: Way::Transparent,
+            stats: Default::default(),
+        }
+    }
+
+    /// A kubelet's connection on which it has hung up, and we know it.
+    async fn abandoned() -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let address = listener.local_addr().expect("address");
+        let kubelet = TcpStream::connect(address).await.expect("connected");
+        let (ours, _) = listener.accept().await.expect("accepted");
+        drop(kubelet);
+        ours.readable().await.expect("readable");
+        ours
+    }
+
+    #[tokio::test]
+    async fn a_kubelet_that_hangs_up_when_its_time_is_over_saw_a_timeout() {
+        let ours = abandoned().await;
+        tokio::time::pause();
+        let since = Instant::now();
+        let mut route = route(Some(TIMEOUT));
+        for (elapsed, reason) in [
+            (Duration::from_secs(0), Reason::Cancelled),
+            (Duration::from_millis(8_900), Reason::Cancelled),
+            (Duration::from_millis(9_100), Reason::TimedOut),
+            // We were late to look, and both have happened.
+            (Duration::from_secs(11), Reason::TimedOut),
+        ] {
+            advance(elapsed.saturating_sub(since.elapsed())).await;
+            let found = bounded(std::future::pending(), &ours, &route, since).await;
+            assert_eq!(found.reason, reason, "after {elapsed:?}");
+        }
+        route.timeout = None;
+        let hook = bounded(std::future::pending(), &ours, &route, since).await;
+        assert_eq!(hook.reason, Reason::Cancelled, "it has no timeout");
+    }
+
+    #[tokio::test]
+    async fn so_it_did_when_the_time_of_a_probe_is_over_that_shares_the_route() {
+        let ours = abandoned().await;
+        tokio::time::pause();
+        let since = Instant::now();
+        let mut route = route(Some(TIMEOUT));
+        route.shorter = vec![Duration::from_secs(1), Duration::from_secs(3)];
+        for (millis, reason) in [
+            (800, Reason::Cancelled),
+            (950, Reason::TimedOut),
+            (1_050, Reason::TimedOut),
+            (2_000, Reason::Cancelled),
+            (3_010, Reason::TimedOut),
+            (5_000, Reason::Cancelled),
+            (9_950, Reason::TimedOut),
+        ] {
+            advance(Duration::from_millis(millis).saturating_sub(since.elapsed())).await;
+            let found = bounded(std::future::pending(), &ours, &route, since).await;
+            assert_eq!(found.reason, reason, "after {millis} ms");
+        }
+    }
+}

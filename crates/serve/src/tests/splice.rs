@@ -1,0 +1,181 @@
+//! HTTPS and gRPC on the app's own port go end to end.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
+
+use super::harness::*;
+use crate::table::{NativeRoutes, Route, Routes};
+use model::{Action, ProbeKind, Scheme};
+use probe::verdict::Reason;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+fn hello() -> Vec<u8> {
+    client_hello("10.0.0.7")
+}
+
+/// Declares HTTPS and gRPC probes at `port`.
+fn routes(port: u16, timeout: Duration) -> (Arc<Route>, Arc<Route>, NativeRoutes) {
+    let https = Action::Http {
+        scheme: Scheme::Https,
+        port,
+        target: "/".to_owned(),
+        user_agent: None,
+    };
+    let grpc = Action::Grpc {
+        port,
+        service: String::new(),
+    };
+    let https = route(ProbeKind::Liveness, https, timeout);
+    let grpc = route(ProbeKind::Readiness, grpc, timeout);
+    let native = NativeRoutes {
+        https: Some(Arc::clone(&https)),
+        grpc: Some(Arc::clone(&grpc)),
+        ..NativeRoutes::default()
+    };
+    (https, grpc, native)
+}
+
+#[tokio::test]
+async fn declared_protocols_are_spliced_in_the_pod_and_counted_on_their_route() {
+    for (hello, is_https) in [(hello(), true), (PREFACE.to_vec(), false)] {
+        let (listener, address) = listening().await;
+        let (https, grpc, native) = routes(address.port(), LONG);
+        let world = World::new([endpoint(address, Routes::Native(native))]).await;
+        let mut kubelet = world.connect(address).await;
+        kubelet.write_all(&hello).await.expect("write");
+        let (mut app, peer) = listener.accept().await.expect("accept");
+        assert_eq!(peer.ip(), IN_POD);
+        let mut bytes = vec![0; hello.len()];
+        let _ = app.read_exact(&mut bytes).await.expect("read");
+        assert_eq!(bytes, hello);
+        app.write_all(b"answer").await.expect("write");
+        drop(app);
+        assert_eq!(read_all(&mut kubelet).await.expect("bytes"), "answer");
+        drop(kubelet);
+        let (route, other) = if is_https {
+            (https, grpc)
+        } else {
+            (grpc, https)
+        };
+        assert_eq!(verdict(&route).await.reason, Reason::Spliced);
+        assert_eq!(other.stats.counts(), (0, 0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_refused_dial_is_a_reset() {
+    let address = nobody();
+    let (https, _, native) = routes(address.port(), LONG);
+    let world = World::new([endpoint(address, Routes::Native(native))]).await;
+    let mut kubelet = world.connect(address).await;
+    kubelet.write_all(&hello()).await.expect("write");
+    let error = read_all(&mut kubelet).await.expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(verdict(&https).await.reason, Reason::Refused);
+}
+
+#[tokio::test]
+async fn splices_count_against_the_pods_bound() {
+    let (listener, address) = listening().await;
+    let (https, _, native) = routes(address.port(), LONG);
+    let endpoint = endpoint(address, Routes::Native(native));
+    let bound = endpoint.pod.max_in_flight;
+    let world = World::new([endpoint]).await;
+    let mut held = Vec::new();
+    for _ in 0..bound {
+        let mut kubelet = world.connect(address).await;
+        kubelet.write_all(&hello()).await.expect("write");
+        held.push((listener.accept().await.expect("accept"), kubelet));
+    }
+    let mut kubelet = world.connect(address).await;
+    kubelet.write_all(&hello()).await.expect("write");
+    let error = read_all(&mut kubelet).await.expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(verdict(&https).await.reason, Reason::Overloaded);
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_dialled_from_inside_gets_its_tls_relayed() {
+    let (listener, address) = listening().await;
+    let (https, _, native) = routes(address.port(), LONG);
+    let endpoint = endpoint_dialled(address, Routes::Native(native), Arc::new(Homeless));
+    let world = World::new([endpoint]).await;
+    let mut kubelet = world.connect(address).await;
+    let hello = hello();
+    kubelet.write_all(&hello).await.expect("write");
+    let (mut app, peer) = listener.accept().await.expect("accept");
+    assert_ne!(peer.ip(), IN_POD);
+    let mut heard = vec![0; hello.len()];
+    let _ = app.read_exact(&mut heard).await.expect("read");
+    assert_eq!(heard, hello);
+    assert_eq!(https.stats.counts(), (0, 0, 1));
+}
+
+#[tokio::test]
+async fn a_splice_that_waits_for_its_app_ends_with_the_kubelet() {
+    let queue = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    queue.bind(&any.into()).expect("bind");
+    queue.listen(0).expect("listen");
+    let address = queue.local_addr().expect("address").as_socket();
+    let address = address.expect("an IP address");
+    let _in_the_way = std::net::TcpStream::connect(address).expect("the queue takes one");
+
+    // An HTTPS hook on the probe's port has no timeout at all.
+    let (https, _, native) = routes(address.port(), LONG);
+    let world = World::new([endpoint(address, Routes::Native(native))]).await;
+    let mut kubelet = world.connect(address).await;
+    kubelet.write_all(&hello()).await.expect("write");
+    drop(kubelet);
+    assert_eq!(verdict(&https).await.reason, Reason::Cancelled);
+}
+
+#[tokio::test]
+async fn a_reset_of_the_apps_is_a_reset_for_the_kubelet() {
+    let app = App::new(|_, _| vec![Act::Reset]).await;
+    let (_, grpc, native) = routes(app.address.port(), LONG);
+    let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
+    let mut kubelet = world.connect(app.address).await;
+    kubelet.write_all(PREFACE).await.expect("write");
+    let error = read_all(&mut kubelet).await.expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(verdict(&grpc).await.reason, Reason::Spliced);
+}
+
+#[tokio::test]
+async fn an_app_that_never_ends_its_side_is_let_go_after_the_kubelet_has() {
+    let (listener, address) = listening().await;
+    let (https, _, native) = routes(address.port(), LONG);
+    let world = World::new([endpoint(address, Routes::Native(native))]).await;
+    let mut kubelet = world.connect(address).await;
+    kubelet.write_all(&hello()).await.expect("write");
+    let (_app, _) = listener.accept().await.expect("accept");
+    drop(kubelet);
+    let began = Instant::now();
+    assert_eq!(verdict(&https).await.reason, Reason::Spliced);
+    assert!(began.elapsed() < LONG / 2);
+}
+
+#[tokio::test]
+async fn what_is_not_declared_on_the_port_meets_the_mesh() {
+    let app = App::saying("HTTP/1.1 200 OK\r\n\r\n").await;
+    let (https, grpc, mut native) = routes(app.address.port(), LONG);
+    native.grpc = None;
+    let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
+    for request in [
+        String::from_utf8_lossy(PREFACE).into_owned(),
+        get(app.address, "/"),
+    ] {
+        let answer = world.ask(app.address, &request).await;
+        assert!(answer.is_ok(), "{answer:?}");
+        assert_ne!(app.seen().pop().expect("the app was reached").0, IN_POD);
+    }
+    assert_eq!(https.stats.counts(), (0, 0, 0));
+    assert_eq!(grpc.stats.counts(), (0, 0, 0));
+}

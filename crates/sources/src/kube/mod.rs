@@ -1,0 +1,344 @@
+//! Source of pods: the Kubernetes API, of which it watches the pods of this node and the metadata of
+//! namespaces.
+//!
+//! Three tasks: one for each watch, and one that owns the [`Index`] and tells the registry. What the API
+//! server told last holds until it tells something else, however long it is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use tokio::sync::{mpsc, watch as watch_channel};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::source::SourceEvent;
+use pods::scope::Scope;
+
+pub mod client;
+pub mod health;
+pub mod index;
+pub mod last_known;
+pub mod object;
+pub mod table;
+mod token;
+pub mod trouble;
+mod watch;
+
+use health::Health;
+use index::{Index, Mark, PodRecord, namespace_item, pod_item};
+use last_known::{LastKnown, Told};
+use object::{ExemptAnnotation, Resource};
+use support::backoff::Patience;
+use trouble::{Reason, Trouble};
+use watch::{Change, Watch};
+
+/// Changes that may wait: enough that a watch never waits for long, few enough to be bounded.
+const CHANNEL: usize = 64;
+/// Shortest time between two messages to the registry: a hundred pods that start at once are told in
+/// some few.
+const PACE: Duration = Duration::from_millis(5);
+/// How long to wait for namespaces once the pods are there.
+const NAMESPACES_WAIT: Duration = Duration::from_secs(1);
+/// The same where what is served already, as last known, had heard of them.
+const NAMESPACES_WAIT_KNOWN: Duration = Duration::from_secs(30);
+
+/// What to watch, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node whose pods are wanted.
+    pub node: String,
+    /// Which pods are served.
+    pub scope: Scope,
+    /// How patient to be with the API server.
+    pub patience: Patience,
+    /// Where the pods are kept for the next start; none: nowhere.
+    pub last_known: Option<LastKnown>,
+}
+
+/// Watches until nobody listens at `tx`. `listed` is dropped once the pods there are were told for the
+/// first time. `health` is kept up to date.
+pub async fn run<L: Send>(
+    client: Client,
+    options: Options,
+    health: Arc<Health>,
+    listed: L,
+    tx: mpsc::Sender<SourceEvent>,
+) {
+    tracing::info!(node = options.node, "watching the node's pods");
+    let (pod_changes, pods) = mpsc::channel(CHANNEL);
+    let (namespace_changes, namespaces) = mpsc::channel(CHANNEL);
+    let scope = options.scope;
+    let mut watches = JoinSet::new();
+    let pod_watch = Watch::<Box<Pod>, PodRecord> {
+        client: client.clone(),
+        fields: Some(format!("spec.nodeName={}", options.node)),
+        patience: options.patience.clone(),
+        health: Arc::clone(&health),
+        keep: Box::new(move |pod| pod_item(pod, scope)),
+        changes: pod_changes,
+    };
+    let namespace_watch = Watch::<ExemptAnnotation, Mark> {
+        client,
+        fields: None,
+        patience: options.patience,
+        health: Arc::clone(&health),
+        keep: Box::new(namespace_item),
+        changes: namespace_changes,
+    };
+    let _ = watches.spawn(pod_watch.run());
+    let _ = watches.spawn(namespace_watch.run());
+    let mut told = None;
+    let mut known_before = 0;
+    if let Some(file) = options.last_known {
+        let pods = file.read();
+        known_before = pods.len();
+        if known_before > 0 {
+            tracing::info!(
+                pods = known_before,
+                "pods as last known are served until the API server answers"
+            );
+            if tx.send(SourceEvent::Replace(pods)).await.is_err() {
+                return;
+            }
+        }
+        let (to_keep, kept) = watch_channel::channel(Told::default());
+        told = Some(to_keep);
+        let _ = watches.spawn(file.keep(kept));
+    }
+    let feed = Feed {
+        index: Index::default(),
+        node: options.node,
+        health,
+        tx,
+        listed: Some(listed),
+        told,
+        known_before,
+        pods: WatchState::default(),
+        namespaces: WatchState::default(),
+        problems: Vec::new(),
+        pods_changed: false,
+        troubles_changed: false,
+    };
+    // The watches end with their channels; should one of them panic, so does this.
+    feed.run(pods, namespaces).await;
+    while let Some(ended) = watches.join_next().await {
+        if let Err(error) = ended
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// Owns the index, and tells what becomes of it.
+struct Feed<L> {
+    index: Index,
+    /// Whose pods they are.
+    node: String,
+    health: Arc<Health>,
+    tx: mpsc::Sender<SourceEvent>,
+    /// Dropped when the first pods were told.
+    listed: Option<L>,
+    /// The pods as last told, where they are kept.
+    told: Option<watch_channel::Sender<Told>>,
+    /// How many pods were told before the API server answered.
+    known_before: usize,
+    pods: WatchState,
+    namespaces: WatchState,
+    /// As last told.
+    problems: Vec<String>,
+    /// Whether there are pods to tell.
+    pods_changed: bool,
+    /// Whether there may be problems to tell.
+    troubles_changed: bool,
+}
+
+/// What is known of a watch.
+#[derive(Default)]
+struct WatchState {
+    /// When everything was first there.
+    listed: Option<Instant>,
+    trouble: Option<Trouble>,
+}
+
+impl<L> Feed<L> {
+    async fn run(
+        mut self,
+        mut pods: mpsc::Receiver<Change<PodRecord>>,
+        mut namespaces: mpsc::Receiver<Change<Mark>>,
+    ) {
+        // The first news after a quiet time goes out at once.
+        let mut free = Instant::now();
+        loop {
+            let due = self.due().map(|due| due.max(free));
+            if due.is_some_and(|due| due <= Instant::now()) {
+                if self.tell().await.is_err() {
+                    return;
+                }
+                free = Instant::now() + PACE;
+                continue;
+            }
+            tokio::select! {
+                () = self.tx.closed() => return,
+                () = sleep_until(due.unwrap_or(free)), if due.is_some() => {}
+                change = pods.recv() => match change {
+                    Some(change) => self.pod(change),
+                    None => return,
+                },
+                change = namespaces.recv() => match change {
+                    Some(change) => self.namespace(change),
+                    None => return,
+                },
+            }
+            // What is there already goes into the same message.
+            while let Ok(change) = pods.try_recv() {
+                self.pod(change);
+            }
+            while let Ok(change) = namespaces.try_recv() {
+                self.namespace(change);
+            }
+        }
+    }
+
+    /// When to tell what there is; none: there is nothing to tell.
+    fn due(&self) -> Option<Instant> {
+        let troubles = self.troubles_changed.then(Instant::now);
+        let pods = self.pods_from().filter(|_| self.pods_changed);
+        troubles.into_iter().chain(pods).min()
+    }
+
+    /// From when on pods may be told. What is served depends on what the namespaces say, but does not wait
+    /// for it for long, and not at all where we may not read them.
+    fn pods_from(&self) -> Option<Instant> {
+        let pods = self.pods.listed?;
+        let told = self.listed.is_none();
+        Some(if told || self.namespaces_have_spoken() {
+            pods
+        } else if self.known_before > 0 {
+            pods + NAMESPACES_WAIT_KNOWN
+        } else {
+            pods + NAMESPACES_WAIT
+        })
+    }
+
+    /// Whether what they say is known, or never will be.
+    fn namespaces_have_spoken(&self) -> bool {
+        let trouble = self.namespaces.trouble.as_ref();
+        self.namespaces.listed.is_some()
+            || trouble.is_some_and(|trouble| trouble.reason == Reason::Forbidden)
+    }
+
+    fn pod(&mut self, change: Change<PodRecord>) {
+        self.pods_changed |= match change {
+            Change::Reset(version, items) => {
+                tracing::debug!(pods = items.len(), version, "pods listed");
+                let first = self.pods.reset();
+                self.index.reset(&version, items) || first
+            }
+            Change::Apply(item) => self.index.apply(item),
+            Change::Delete(item) => self.index.delete(&item),
+            Change::Trouble(trouble) => {
+                self.troubles_changed |= self.pods.set_trouble(trouble);
+                false
+            }
+        };
+    }
+
+    fn namespace(&mut self, change: Change<Mark>) {
+        self.pods_changed |= match change {
+            Change::Reset(version, items) => {
+                tracing::debug!(namespaces = items.len(), version, "namespaces listed");
+                let first = self.namespaces.reset();
+                self.index.reset_namespaces(&version, items) || first
+            }
+            Change::Apply(item) => self.index.apply_namespace(item),
+            Change::Delete(item) => self.index.delete_namespace(&item),
+            Change::Trouble(trouble) => {
+                self.troubles_changed |= self.namespaces.set_trouble(trouble);
+                false
+            }
+        };
+    }
+
+    async fn tell(&mut self) -> Result<(), mpsc::error::SendError<SourceEvent>> {
+        self.troubles_changed = false;
+        for resource in Resource::ALL {
+            self.health
+                .of(resource)
+                .set_unreadable(self.index.unreadable(resource));
+        }
+        let problems = self.all_problems();
+        if self.problems != problems {
+            self.problems = problems.clone();
+            self.tx.send(SourceEvent::Problems(problems)).await?;
+        }
+        let now = Instant::now();
+        if self.pods_changed && self.pods_from().is_some_and(|from| from <= now) {
+            self.pods_changed = false;
+            let pods = self.index.understood();
+            if let Some(told) = &self.told
+                && self.namespaces_have_spoken()
+            {
+                let _ = told.send_replace(Arc::new(pods.clone()));
+            }
+            self.tx.send(SourceEvent::Replace(pods)).await?;
+            self.listed = None;
+        }
+        Ok(())
+    }
+
+    /// Whether pods are served that an earlier daemon knew, with what namespaces said then.
+    fn served_before(&self) -> bool {
+        self.known_before > 0 && self.pods.listed.is_none()
+    }
+
+    fn all_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(trouble) = &self.pods.trouble {
+            let meanwhile = if self.pods.listed.is_some() || self.served_before() {
+                "pods are served as last known"
+            } else {
+                "no pod is served before it answers"
+            };
+            problems.push(format!("{}; {meanwhile}", trouble.text));
+        }
+        if let Some(trouble) = &self.namespaces.trouble {
+            let meanwhile = if self.namespaces.listed.is_some() || self.served_before() {
+                "annotations of namespaces count as last known"
+            } else {
+                "annotations of namespaces do not count"
+            };
+            problems.push(format!("{}; {meanwhile}", trouble.text));
+        }
+        if self.pods.listed.is_some() && !self.index.has_pods() {
+            problems.push(format!(
+                "the API server knows no pod of node {}: is that the name of this node? `kubectl get nodes` shows it",
+                self.node
+            ));
+        }
+        problems.append(&mut self.index.problems());
+        problems
+    }
+}
+
+impl WatchState {
+    /// Everything is there; whether for the first time.
+    fn reset(&mut self) -> bool {
+        let first = self.listed.is_none();
+        let _ = self.listed.get_or_insert_with(Instant::now);
+        first
+    }
+
+    /// Whether that is news.
+    fn set_trouble(&mut self, trouble: Option<Trouble>) -> bool {
+        let news =
+            self.trouble.as_ref().map(|old| &old.text) != trouble.as_ref().map(|new| &new.text);
+        self.trouble = trouble;
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests;

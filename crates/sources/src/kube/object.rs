@@ -1,0 +1,167 @@
+//! One object as it arrives from the API server: who it is, and what it says or why that can't be read.
+
+use std::fmt;
+
+use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use pods::scope::EXEMPT;
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// This node's pods.
+    Pods,
+    /// All namespaces, their metadata only.
+    Namespaces,
+}
+
+impl Resource {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Pods, Self::Namespaces];
+
+    /// As RBAC and metrics call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pods => "pods",
+            Self::Namespaces => "namespaces",
+        }
+    }
+
+    /// `kind` of one.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Pods => "Pod",
+            Self::Namespaces => "Namespace",
+        }
+    }
+}
+
+/// Names an object among those of its kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// `metadata.namespace`; empty for what has none.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// What is read from an object.
+pub trait Content: Sized {
+    /// What kind of object it is in.
+    const RESOURCE: Resource;
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// The field that can't be read, and why.
+    fn read(object: Value) -> Result<Self, String>;
+}
+
+/// An object. Reading one never fails, so that one that is malformed does not end the watch.
+#[derive(Clone, Debug)]
+pub struct Object<C> {
+    /// Its name.
+    pub name: Name,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub version: String,
+    /// What it says, or the field that can't be read and why.
+    pub content: Result<C, String>,
+}
+
+impl<'de, C: Content> Deserialize<'de> for Object<C> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let object = Value::deserialize(deserializer)?;
+        let text = |field: &str| {
+            let value = object
+                .get("metadata")
+                .and_then(|metadata| metadata.get(field));
+            value.and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        Ok(Self {
+            name: Name {
+                namespace: text("namespace"),
+                name: text("name"),
+            },
+            uid: text("uid"),
+            version: text("resourceVersion"),
+            content: C::read(object),
+        })
+    }
+}
+
+impl Content for Box<Pod> {
+    const RESOURCE: Resource = Resource::Pods;
+
+    fn read(mut object: Value) -> Result<Self, String> {
+        for (part, bulk) in BULK {
+            if let Some(part) = object.get_mut(part).and_then(Value::as_object_mut) {
+                part.retain(|key, _| !bulk.contains(&key.as_str()));
+            }
+        }
+        read(object).map(Box::new)
+    }
+}
+
+/// The larger part of a Pod, of which nothing says what is probed: not worth reading, and no reason to
+/// give a pod up should it be malformed.
+const BULK: [(&str, &[&str]); 3] = [
+    ("metadata", &["managedFields"]),
+    ("spec", &["affinity", "tolerations", "volumes"]),
+    (
+        "status",
+        &[
+            "conditions",
+            "containerStatuses",
+            "ephemeralContainerStatuses",
+            "initContainerStatuses",
+        ],
+    ),
+];
+
+/// The value of annotation [`EXEMPT`] on a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExemptAnnotation(pub Option<String>);
+
+impl Content for ExemptAnnotation {
+    const RESOURCE: Resource = Resource::Namespaces;
+
+    fn read(mut object: Value) -> Result<Self, String> {
+        let value = object
+            .pointer_mut("/metadata/annotations")
+            .and_then(|annotations| annotations.get_mut(EXEMPT))
+            .map(Value::take);
+        match value {
+            None => Ok(Self(None)),
+            Some(Value::String(value)) => Ok(Self(Some(value))),
+            Some(_) => Err(format!("metadata.annotations.{EXEMPT}: is no text")),
+        }
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, String> {
+    let mut track = serde_path_to_error::Track::new();
+    T::deserialize(serde_path_to_error::Deserializer::new(object, &mut track)).map_err(|error| {
+        let path = track.path().to_string();
+        // The value's own error may name the path too.
+        let text = error.to_string();
+        let text = text.strip_prefix(&format!("{path}: ")).unwrap_or(&text);
+        match path.as_str() {
+            "." => text.to_owned(),
+            path => format!("{path}: {text}"),
+        }
+    })
+}

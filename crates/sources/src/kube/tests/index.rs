@@ -1,0 +1,302 @@
+//! The index: whatever the order and number of what it is told, it ends where a fresh list would.
+
+use std::sync::Arc;
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{namespace, pod, with};
+use crate::kube::index::{Index, Mark, PodRecord, namespace_item, pod_item};
+use crate::kube::object::Name;
+use crate::kube::table::{Item, Table};
+use pods::scope::{Scope, Selection};
+use pods::understand::{NotServed, understand};
+
+fn at(object: Value, version: u64) -> Value {
+    with(
+        object,
+        "/metadata/resourceVersion",
+        json!(version.to_string()),
+    )
+}
+
+fn record(object: Value) -> Item<PodRecord> {
+    pod_item(serde_json::from_value(object).unwrap(), Scope::Meshed)
+}
+
+fn mark(object: Value) -> Item<Mark> {
+    namespace_item(serde_json::from_value(object).unwrap())
+}
+
+fn uids(index: &Index) -> Vec<String> {
+    let understood = index.understood();
+    understood
+        .into_iter()
+        .map(|pod| pod.id.uid.clone())
+        .collect()
+}
+
+#[test]
+fn a_reading_is_what_understand_says() {
+    let whole = json!({
+        "metadata": {"name": "a", "namespace": "shop", "uid": "u",
+            "annotations": {"status.sidecar.istio.io/port": "15020"},
+            "managedFields": [{"manager": "kubectl"}]},
+        "spec": {
+            "nodeName": "node-1", "tolerations": [{"operator": "Exists"}],
+            "volumes": [{"name": "v", "emptyDir": {}}],
+            "initContainers": [{"name": "istio-proxy", "restartPolicy": "Always", "env": [
+                {"name": "ISTIO_KUBE_APP_PROBERS", "value":
+                    r#"{"/app-health/app/livez":{"httpGet":{"path":"/l","port":80}}}"#}]}],
+            "containers": [{"name": "app",
+                "livenessProbe": {"httpGet": {"path": "/app-health/app/livez", "port": 15020}},
+                "readinessProbe": {"grpc": {"port": 9000}}, "startupProbe": {"tcpSocket": {"port": "w"}},
+                "ports": [{"name": "w", "containerPort": 8080}],
+                "lifecycle": {"preStop": {"httpGet": {"port": 80}}}}]},
+        "status": {"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
+            "containerStatuses": [{"name": "app", "ready": true, "image": "i", "imageID": "",
+                "restartCount": 0}]},
+    });
+    let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(whole.clone()).unwrap();
+    for (annotation, namespace_exempt) in [
+        (None, None),
+        (Some("true"), Some(true)),
+        (Some("false"), Some(false)),
+    ] {
+        let mut index = Index::default();
+        assert!(index.apply(record(whole.clone())));
+        index.apply_namespace(mark(namespace("shop", annotation)));
+        let selection = Selection {
+            scope: Scope::Meshed,
+            namespace_exempt,
+        };
+        let expected = understand(&pod, &selection);
+        assert_eq!(expected.pod.is_some(), annotation != Some("false"));
+        assert_eq!(index.understood(), [Arc::new(expected)], "{annotation:?}");
+    }
+}
+
+#[test]
+fn a_large_annotation_is_not_kept() {
+    let large = "x".repeat(1 << 20);
+    let mut object = pod("a");
+    object["metadata"]["annotations"] = json!({
+        "large": large, "probe-handler.io/exempt": large, "probe-handler.io/probes": large});
+    let mut index = Index::default();
+    index.apply(record(at(object, 1)));
+    index.apply_namespace(mark(namespace("shop", Some(&large))));
+    let kept = serde_json::to_string(&index.understood()).unwrap();
+    assert!(kept.len() < 4096, "{} bytes", kept.len());
+    let kept = format!("{index:?}");
+    assert!(kept.len() < 16384, "{} bytes", kept.len());
+    let problems = index.problems();
+    assert!(
+        problems.len() >= 2 && problems.iter().all(|p| p.len() < 700),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn so_are_not_a_thousand_malformed_originals() {
+    let probers: BTreeMap<String, Value> = (0..10_000)
+        .map(|number| (format!("/no-such-path/{number}"), json!({})))
+        .collect();
+    let mut object = pod("a");
+    let http = json!({"path": "/app-health/app/livez", "port": 15020});
+    object["spec"]["containers"][0]["livenessProbe"]["httpGet"] = http;
+    object["spec"]["containers"][1]["env"] = json!([{"name": "ISTIO_KUBE_APP_PROBERS",
+        "value": serde_json::to_string(&probers).unwrap()}]);
+    let mut index = Index::default();
+    index.apply(record(object));
+    assert!(index.problems().len() <= 20, "{}", index.problems().len());
+}
+
+#[test]
+fn a_mirror_pod_is_known_by_the_uid_that_the_kubelet_gave_it() {
+    let mut mirror = pod("etcd-node-1");
+    mirror["metadata"]["annotations"] =
+        json!({"kubernetes.io/config.hash": "0a1b", "kubernetes.io/config.mirror": "0a1b"});
+    let mut index = Index::default();
+    index.apply(record(mirror));
+    assert_eq!(uids(&index), ["0a1b"]);
+}
+
+#[test]
+fn a_pod_that_claims_the_uid_of_another_is_left_alone() {
+    // By name before it and after it.
+    for impostor in ["a-impostor", "z-impostor"] {
+        let mut claim = pod(impostor);
+        claim["metadata"]["annotations"] = json!({
+            "kubernetes.io/config.hash": "uid-victim", "kubernetes.io/config.mirror": "x"});
+        let mut index = Index::default();
+        index.apply(record(claim));
+        index.apply(record(pod("victim")));
+        let understood = index.understood();
+        assert_eq!(understood.len(), 1);
+        assert_eq!(understood[0].id.name, "victim");
+        let problem = format!("Pod shop/{impostor} claims the UID uid-victim of another pod");
+        assert!(
+            index.problems()[0].starts_with(&problem),
+            "{:?}",
+            index.problems()
+        );
+    }
+}
+
+#[test]
+fn more_than_a_hundred_problems_are_counted() {
+    let mut index = Index::default();
+    for number in 0..150 {
+        let bad = with(pod(&format!("p-{number}")), "/spec/containers", json!(1));
+        index.apply(record(bad));
+    }
+    let problems = index.problems();
+    assert_eq!(problems.len(), 101);
+    assert_eq!(problems[100], "and 50 more");
+}
+
+#[test]
+fn old_news_change_nothing() {
+    let mut index = Index::default();
+    assert!(index.reset("10", vec![record(at(pod("a"), 5))]));
+    let ended = |version| {
+        record(at(
+            with(pod("a"), "/status/phase", json!("Failed")),
+            version,
+        ))
+    };
+    assert!(!index.apply(ended(5)), "as old as what is known");
+    assert!(
+        !index.apply(ended(10)),
+        "not in the list, though old enough"
+    );
+    assert!(
+        !index.apply(record(at(pod("b"), 9))),
+        "gone before the list"
+    );
+    assert!(
+        !index.delete(&ended(8)),
+        "of what came back before the list"
+    );
+    assert!(index.apply(ended(11)));
+    assert_eq!(index.understood()[0].not_served, Some(NotServed::Ended));
+    assert!(index.delete(&ended(12)));
+    assert!(!index.delete(&ended(12)), "said twice");
+    assert!(!index.apply(ended(11)), "said late");
+    assert!(index.understood().is_empty());
+    assert!(index.apply(record(at(pod("a"), 13))), "a new one");
+}
+
+#[test]
+fn a_late_end_of_an_old_pod_is_not_that_of_the_new_one_of_its_name() {
+    let mut index = Index::default();
+    let old = record(with(pod("a"), "/metadata/uid", json!("old")));
+    let new = record(with(pod("a"), "/metadata/uid", json!("new")));
+    index.apply(old.clone());
+    index.apply(new);
+    assert!(!index.delete(&old), "even where versions say nothing");
+    assert_eq!(uids(&index), ["new"]);
+}
+
+/// One write to the store: of object 0 to 3; what, or its end.
+type Write = (u8, Option<u8>);
+
+fn name(object: u8) -> Name {
+    Name {
+        namespace: "shop".to_owned(),
+        name: format!("pod-{object}"),
+    }
+}
+
+fn item(object: u8, version: u64, value: u8) -> Item<u8> {
+    Item {
+        name: name(object),
+        uid: String::new(),
+        version: version.to_string(),
+        value,
+    }
+}
+
+/// What is in the store after `writes`.
+fn listed(writes: &[Write]) -> Vec<Item<u8>> {
+    let mut store = BTreeMap::new();
+    for (version, (object, value)) in (1..).zip(writes) {
+        match value {
+            Some(value) => drop(store.insert(*object, item(*object, version, *value))),
+            None => drop(store.remove(object)),
+        }
+    }
+    store.into_values().collect()
+}
+
+fn contents(table: &Table<u8>) -> Vec<(Name, u8)> {
+    table
+        .iter()
+        .map(|(name, _, value)| (name.clone(), *value))
+        .collect()
+}
+
+/// Events of writes after the list at `from`, in any order, some of them more than once, and some from
+/// before the list too.
+fn history() -> impl Strategy<Value = (Vec<Write>, usize, Vec<usize>)> {
+    let write = (0..4_u8, prop::option::weighted(0.7, any::<u8>()));
+    prop::collection::vec(write, 1..24)
+        .prop_flat_map(|writes| {
+            let count = writes.len();
+            let all: Vec<usize> = (0..count).collect();
+            let again = prop::collection::vec(0..count, 0..16);
+            (Just(writes), 0..count, again, Just(all))
+        })
+        .prop_flat_map(|(writes, from, mut order, all)| {
+            order.extend(all.into_iter().skip(from));
+            (Just(writes), Just(from), Just(order).prop_shuffle())
+        })
+}
+
+proptest! {
+    #[test]
+    fn any_order_and_number_of_events_ends_where_a_fresh_list_does(
+        (writes, from, order) in history(),
+    ) {
+        let mut table = Table::default();
+        table.reset(&from.to_string(), listed(&writes[..from]));
+        for event in order {
+            let version = event as u64 + 1;
+            let before = contents(&table);
+            let (object, value) = writes[event];
+            let changed = match value {
+                Some(value) => table.apply(item(object, version, value)),
+                None => table.delete(&name(object), "", &version.to_string()),
+            };
+            prop_assert_eq!(changed, before != contents(&table));
+        }
+        let mut fresh = Table::default();
+        fresh.reset(&writes.len().to_string(), listed(&writes));
+        prop_assert_eq!(contents(&table), contents(&fresh));
+        prop_assert!(!table.reset(&writes.len().to_string(), listed(&writes)), "nothing new");
+    }
+
+    #[test]
+    fn pods_and_namespaces_in_any_order_end_the_same(
+        marks in prop::collection::vec(prop::option::of(prop::sample::select(vec!["true", "false", "x"])), 1..6),
+        order in Just((0..12_usize).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
+        let mut index = Index::default();
+        let mut last = Index::default();
+        for event in order {
+            if event < 6 {
+                let Some(exempt) = marks.get(event) else { continue };
+                index.apply_namespace(mark(at(namespace("shop", *exempt), event as u64 + 1)));
+            } else {
+                index.apply(record(at(pod(if event % 2 == 0 { "a" } else { "b" }), event as u64)));
+            }
+        }
+        last.reset("20", vec![record(pod("a")), record(pod("b"))]);
+        let exempt = marks[marks.len() - 1];
+        last.reset_namespaces("20", vec![mark(namespace("shop", exempt))]);
+        prop_assert_eq!(index.understood(), last.understood());
+        prop_assert_eq!(index.problems(), last.problems());
+    }
+}

@@ -1,0 +1,133 @@
+//! A start while the API server is away.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+
+use super::*;
+use crate::kube::last_known::LastKnown;
+use support::missing::Missing;
+
+struct Kept {
+    file: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Kept {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self {
+            file: directory.path().join("pods.json"),
+            _directory: directory,
+        }
+    }
+
+    fn by(&self, node: &str) -> LastKnown {
+        LastKnown::new(self.file.clone(), node.to_owned(), Missing::default())
+    }
+
+    fn source(&self, server: http::Uri) -> Source {
+        let client = client::client(Config::new(server)).unwrap();
+        let options = Options {
+            node: NODE.to_owned(),
+            scope: Scope::Meshed,
+            patience: patience(),
+            last_known: Some(self.by(NODE)),
+        };
+        Source::with_options(client, options)
+    }
+
+    /// A source has known pod `a`, has kept it, and is gone; so is its API server.
+    async fn with_a_pod() -> Self {
+        let kept = Self::new();
+        let server = server().await;
+        let mut source = kept.source(server.url());
+        source.until_pods(&["a"]).await;
+        kept.until(|text| text.contains("uid-a")).await;
+        kept
+    }
+
+    async fn until(&self, condition: impl Fn(&str) -> bool) {
+        let written = async {
+            while !fs::read_to_string(&self.file).is_ok_and(|text| condition(&text)) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(LATE, written).await.expect("it is written");
+    }
+}
+
+#[tokio::test]
+async fn what_was_known_is_told_before_the_api_server_answers() {
+    let kept = Kept::with_a_pod().await;
+    let server = ApiServer::start().await;
+    let url = server.url();
+    let stopped = server.stop().await;
+
+    let mut source = kept.source(url);
+    source.until_pods(&["a"]).await;
+    source.until_problem("pods are served as last known").await;
+    // They are not what there is until the API server says so.
+    assert!(!source.is_listed());
+
+    // In the meantime `a` has gone.
+    let server = stopped.start().await;
+    let _ = server.put("namespaces", namespace("shop", None));
+    let _ = server.put("pods", pod("b"));
+    source.until_pods(&["b"]).await;
+    source.until(|source| source.problems.is_empty()).await;
+    assert!(source.is_listed());
+    kept.until(|text| text.contains("uid-b") && !text.contains("uid-a"))
+        .await;
+}
+
+#[tokio::test]
+async fn a_pod_is_told_as_it_was() {
+    let kept = Kept::with_a_pod().await;
+    let server = server().await;
+    let mut source = Source::start(&server);
+    source.until_pods(&["a"]).await;
+    let read = kept.by(NODE).read();
+    assert_eq!(read.len(), 1);
+    // But for its addresses, which may be another sandbox's by now.
+    let mut told = read[0].pod.as_deref().expect("a pod").clone();
+    assert!(std::mem::take(&mut told.ips_are_old));
+    assert_eq!(Some(&told), source.pods[0].pod.as_deref());
+    let mode = fs::metadata(&kept.file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_not_believed() {
+    let kept = Kept::with_a_pod().await;
+    let known = || kept.by(NODE).read().len();
+    assert_eq!(known(), 1);
+    assert_eq!(kept.by("other-node").read().len(), 0);
+
+    fs::set_permissions(&kept.file, fs::Permissions::from_mode(0o620)).unwrap();
+    assert_eq!(known(), 0);
+    fs::set_permissions(&kept.file, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(known(), 1);
+
+    let text = fs::read_to_string(&kept.file).unwrap();
+    for (good, bad) in [
+        (env!("CARGO_PKG_VERSION"), "0.0.0-other"),
+        ("\"liveness\"", "\"loveliness\""),
+        ("]", ""),
+    ] {
+        fs::write(&kept.file, text.replace(good, bad)).unwrap();
+        assert_eq!(known(), 0, "{bad}");
+    }
+    // A path in it leads nowhere.
+    let with_path = text.replace("\"netns\":null", "\"netns\":\"/proc/1/ns/net\"");
+    assert_ne!(with_path, text);
+    fs::write(&kept.file, with_path).unwrap();
+    assert_eq!(kept.by(NODE).read()[0].pod.as_ref().unwrap().netns, None);
+
+    let elsewhere = kept.file.with_extension("elsewhere");
+    fs::rename(&kept.file, &elsewhere).unwrap();
+    symlink(&elsewhere, &kept.file).unwrap();
+    assert_eq!(known(), 0);
+    fs::remove_file(&kept.file).unwrap();
+    assert_eq!(known(), 0);
+}

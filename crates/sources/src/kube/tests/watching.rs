@@ -1,0 +1,212 @@
+//! What is watched, and what of it reaches the registry.
+
+use serde_json::json;
+
+use super::*;
+use crate::kube::object::Resource;
+use api_server_double::ApiServer;
+use pods::understand::NotServed;
+
+#[tokio::test]
+async fn pods_of_this_node_and_metadata_of_namespaces_are_all_that_is_asked_for() {
+    let server = server().await;
+    server.put(
+        "pods",
+        with(pod("elsewhere"), "/spec/nodeName", json!("node-2")),
+    );
+    let mut source = Source::start(&server);
+    source.until_pods(&["a"]).await;
+    server.until(|s| s.watching("namespaces") == 1).await;
+    for asked in server.asked() {
+        match asked.resource.as_str() {
+            "pods" => assert_eq!(asked.param("fieldSelector"), "spec.nodeName=node-1"),
+            "namespaces" => assert!(
+                asked.accept.contains("as=PartialObjectMetadata"),
+                "{asked:?}"
+            ),
+            _ => panic!("{asked:?}"),
+        }
+        assert!(
+            asked.is_watch() && asked.param("allowWatchBookmarks") == "true",
+            "{asked:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_pod_is_told_when_it_is_bound_and_until_it_is_gone() {
+    let (server, mut source) = synced().await;
+    let mut unbound = pod("b");
+    drop(unbound["spec"].as_object_mut().unwrap().remove("nodeName"));
+    drop(unbound["status"].take());
+    server.put("pods", unbound.clone());
+    server.put("pods", with(unbound.clone(), "/spec/nodeName", json!(NODE)));
+    source.until_pods(&["a", "b"]).await;
+    // Terminating: its containers, and with them its probes, run on.
+    let terminating = with(
+        pod("b"),
+        "/metadata/deletionTimestamp",
+        json!("2026-01-01T00:00:00Z"),
+    );
+    server.put("pods", terminating);
+    server.put("pods", pod("c"));
+    source.until_while(|s| s.has("c"), |s| s.has("b")).await;
+    server.delete("pods", "shop", "b");
+    source.until_pods(&["a", "c"]).await;
+}
+
+#[tokio::test]
+async fn a_pod_that_has_ended_is_not_served() {
+    let (server, mut source) = synced().await;
+    server.put("pods", with(pod("a"), "/status/phase", json!("Succeeded")));
+    source.until_pods(&[]).await;
+    assert_eq!(source.pods[0].not_served, Some(NotServed::Ended));
+}
+
+#[tokio::test]
+async fn a_pod_that_comes_again_under_its_name_is_another_one() {
+    let (server, mut source) = synced().await;
+    server.delete("pods", "shop", "a");
+    server.put("pods", with(pod("a"), "/metadata/uid", json!("uid-2")));
+    source
+        .until(|source| source.pods.len() == 1 && source.pods[0].id.uid == "uid-2")
+        .await;
+}
+
+#[tokio::test]
+async fn changes_that_mean_nothing_to_probes_are_not_told() {
+    let (server, mut source) = synced().await;
+    for beat in 0..20 {
+        let condition = json!([{"type": "Ready", "status": "True", "message": beat.to_string()}]);
+        server.put("pods", with(pod("a"), "/status/conditions", condition));
+    }
+    server.put("pods", pod("b"));
+    let before = source.pods.clone();
+    source.next().await;
+    assert_eq!(source.names(), ["a", "b"], "the next news is the next pod");
+    assert_eq!(source.pods[0], before[0]);
+}
+
+#[tokio::test]
+async fn a_namespaces_annotation_counts_whether_it_comes_before_its_pods_or_after() {
+    let server = server().await;
+    server.put("namespaces", namespace("shop", Some("false")));
+    let mut source = Source::start(&server);
+    source.next().await;
+    assert_eq!(
+        source.pods[0].not_served,
+        Some(NotServed::NotExempt),
+        "never served"
+    );
+    server.put("namespaces", namespace("shop", None));
+    source.until_pods(&["a"]).await;
+
+    let mut unmeshed = with(pod("plain"), "/metadata/namespace", json!("bare"));
+    drop(unmeshed["spec"]["containers"].as_array_mut().unwrap().pop());
+    server.put("pods", unmeshed);
+    source.until(|source| source.pods.len() == 2).await;
+    assert_eq!(source.names(), ["a"]);
+    server.put("namespaces", namespace("bare", Some("true")));
+    source.until_pods(&["plain", "a"]).await;
+    server.delete("namespaces", "", "bare");
+    source.until_pods(&["a"]).await;
+}
+
+#[tokio::test]
+async fn a_namespaces_annotation_that_is_neither_true_nor_false_is_a_problem() {
+    let (server, mut source) = synced().await;
+    server.put("namespaces", namespace("shop", Some("yes")));
+    source
+        .until_problem("Namespace shop: annotation probe-handler.io/exempt must be")
+        .await;
+    assert_eq!(source.names(), ["a"]);
+    server.put("namespaces", namespace("shop", Some("true")));
+    source.until(|source| source.problems.is_empty()).await;
+}
+
+#[tokio::test]
+async fn an_object_that_cant_be_read_is_a_problem_and_hurts_no_other() {
+    let server = server().await;
+    let port = "/spec/containers/0/livenessProbe/httpGet/port";
+    server.put("pods", with(pod("bad"), port, json!({"no": "port"})));
+    let mut source = Source::start(&server);
+    let says = "Pod shop/bad: spec.containers[0].livenessProbe.httpGet.port: invalid type";
+    source.until_problem(says).await;
+    source.until_pods(&["a"]).await;
+    assert_eq!(source.health.of(Resource::Pods).unreadable(), 1);
+    // Also on the watch, which goes on.
+    server.until(|s| s.watching("pods") == 1).await;
+    server.put(
+        "pods",
+        with(pod("worse"), "/spec/containers", json!("none")),
+    );
+    source
+        .until_problem("Pod shop/worse: spec.containers: invalid type")
+        .await;
+    server.put("pods", pod("b"));
+    source.until_pods(&["a", "b"]).await;
+    server.put("pods", pod("bad"));
+    server.put("pods", pod("worse"));
+    source.until_pods(&["a", "b", "bad", "worse"]).await;
+    assert_eq!(source.problems, [""; 0]);
+    let watches = server
+        .asked()
+        .into_iter()
+        .filter(|asked| asked.resource == "pods");
+    assert_eq!(watches.count(), 1, "one watch did it all");
+    assert_eq!(source.health.of(Resource::Pods).unreadable(), 0);
+}
+
+#[tokio::test]
+async fn what_is_malformed_beside_the_probes_does_not_matter() {
+    let (server, mut source) = synced().await;
+    let odd = with(pod("b"), "/spec/affinity", json!("none"));
+    let odd = with(odd, "/status/conditions", json!(7));
+    server.put("pods", with(odd, "/metadata/managedFields", json!(true)));
+    source.until_pods(&["a", "b"]).await;
+}
+
+#[tokio::test]
+async fn mistakes_in_a_served_pod_are_problems() {
+    let (server, mut source) = synced().await;
+    let port = "/spec/containers/0/livenessProbe/httpGet/port";
+    server.put("pods", with(pod("b"), port, json!("web")));
+    source
+        .until_problem("Pod shop/b: container \"app\", livenessProbe: ")
+        .await;
+}
+
+#[tokio::test]
+async fn a_hundred_pods_at_once_are_told_in_a_few_messages() {
+    let (server, mut source) = synced().await;
+    for number in 0..100 {
+        server.put("pods", pod(&format!("b-{number:03}")));
+    }
+    let mut messages = 0;
+    while source.names().len() < 101 {
+        source.next().await;
+        messages += 1;
+    }
+    assert!(messages < 60, "{messages} messages");
+}
+
+#[tokio::test]
+async fn a_server_that_cant_begin_a_watch_with_everything_is_asked_for_a_list() {
+    let server = ApiServer::start().await.without_initial_events();
+    server.put("pods", pod("a"));
+    let mut source = Source::start(&server);
+    source.until_pods(&["a"]).await;
+    server.until(|s| s.watching("pods") == 1).await;
+    server.put("pods", pod("b"));
+    source.until_pods(&["a", "b"]).await;
+    assert_eq!(source.problems, [""; 0]);
+    let asked = server.asked();
+    let list = asked.iter().find(|asked| !asked.is_watch()).unwrap();
+    assert_eq!(
+        list.param("resourceVersion"),
+        "0",
+        "from the cache, not from the store"
+    );
+    let troubles = source.health.of(Resource::Pods).troubles();
+    assert_eq!(troubles.map(|(_, count)| count).sum::<u64>(), 0);
+}

@@ -1,0 +1,254 @@
+//! What goes wrong between us and the API server, in words that an operator can act on.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use kube::client::AuthError;
+use kube::core::Status;
+
+use super::object::Resource;
+use support::error_chain::chain;
+
+/// The kind of a trouble, as metrics count it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It can't be reached, or the connection broke.
+    Unreachable,
+    /// It did not answer in time.
+    Timeout,
+    /// It does not accept our token (401).
+    Unauthorized,
+    /// It does not let us (403).
+    Forbidden,
+    /// It no longer has the version from which we want to go on (410): everything is listed again.
+    Expired,
+    /// It answers with any other error.
+    Server,
+    /// It answers with what we can't read.
+    Malformed,
+    /// It ended the watch soon after it began.
+    Closed,
+    /// It has sent nothing for longer than it should.
+    Silent,
+}
+
+impl Reason {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Unreachable,
+        Self::Timeout,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::Expired,
+        Self::Server,
+        Self::Malformed,
+        Self::Closed,
+        Self::Silent,
+    ];
+
+    /// Name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::Expired => "expired",
+            Self::Server => "server",
+            Self::Malformed => "malformed",
+            Self::Closed => "closed",
+            Self::Silent => "silent",
+        }
+    }
+
+    /// Whether it happens to a healthy server too, and is worth a word only when it does not stop.
+    pub const fn is_usual(self) -> bool {
+        matches!(self, Self::Expired | Self::Closed | Self::Silent)
+    }
+}
+
+/// Something went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Its kind.
+    pub reason: Reason,
+    /// For people: what, and what to do.
+    pub text: String,
+    /// How long the server asks us to wait.
+    pub retry_after: Option<Duration>,
+    /// Whether there is no use in going on from the version we have.
+    pub relist: bool,
+}
+
+impl Trouble {
+    /// One of which we know all there is to know.
+    pub fn new(reason: Reason, text: impl Into<String>) -> Self {
+        Self {
+            reason,
+            text: text.into(),
+            retry_after: None,
+            relist: matches!(reason, Reason::Expired | Reason::Malformed),
+        }
+    }
+
+    /// What the client says about a request to `verb` `resource`.
+    pub fn of_client(error: &kube::Error, verb: &str, resource: Resource) -> Self {
+        let name = resource.name();
+        match error {
+            kube::Error::Api(status) => Self::of_status(status, verb, resource),
+            kube::Error::SerdeError(error) => Self::new(
+                Reason::Malformed,
+                format!("the API server's answer to {verb} {name} can't be read: {error}"),
+            ),
+            kube::Error::FromUtf8(error) => Self::new(
+                Reason::Malformed,
+                format!("the API server's answer to {verb} {name} is no text: {error}"),
+            ),
+            kube::Error::Auth(error) => Self::no_token(error),
+            kube::Error::Service(error) => match error.downcast_ref() {
+                Some(error) => Self::no_token(error),
+                None => Self::unreachable(error.as_ref(), verb, name),
+            },
+            error => Self::unreachable(error, verb, name),
+        }
+    }
+
+    fn no_token(error: &AuthError) -> Self {
+        let text = format!("no usable token for the API server: {}", chain(error));
+        Self::new(Reason::Unauthorized, text)
+    }
+
+    fn unreachable(error: &dyn StdError, verb: &str, name: &str) -> Self {
+        let text = format!("can't {verb} {name}: {}", chain(error));
+        Self::new(Reason::Unreachable, text)
+    }
+
+    /// The server's refusal to `verb` `resource`.
+    pub fn of_status(status: &Status, verb: &str, resource: Resource) -> Self {
+        let name = resource.name();
+        let said = match (status.message.trim(), status.reason.trim()) {
+            ("", "") => "nothing".to_owned(),
+            ("", said) | (said, _) => said.to_owned(),
+        };
+        let (reason, text) = match (status.code, status.reason.as_str()) {
+            (401, _) => (
+                Reason::Unauthorized,
+                format!(
+                    "the API server does not accept our token to {verb} {name} (HTTP 401): is it the \
+                     token of a ServiceAccount that exists, of this cluster? Its file is read again \
+                     each time. The server says: {said}"
+                ),
+            ),
+            (403, _) => (
+                Reason::Forbidden,
+                format!(
+                    "the API server does not let us {verb} {name} (HTTP 403): bind a ClusterRole \
+                     with this rule to the ServiceAccount: {{apiGroups: [\"\"], resources: \
+                     [\"{name}\"], verbs: [\"get\", \"list\", \"watch\"]}}. The server says: {said}"
+                ),
+            ),
+            (410, _) | (_, "Expired" | "Gone") => (
+                Reason::Expired,
+                format!("the API server no longer has the version to {verb} {name} from: {said}"),
+            ),
+            (408 | 504, _) | (_, "Timeout" | "ServerTimeout") => (
+                Reason::Timeout,
+                format!("the API server took too long to {verb} {name}: {said}"),
+            ),
+            (code, _) => (
+                Reason::Server,
+                format!("the API server can't {verb} {name} (HTTP {code}): {said}"),
+            ),
+        };
+        let details = status.details.as_ref();
+        Self {
+            reason,
+            text,
+            retry_after: details
+                .map(|details| details.retry_after_seconds)
+                .filter(|&seconds| seconds > 0)
+                .map(|seconds| Duration::from_secs(seconds.into())),
+            relist: reason == Reason::Expired
+                || is_refused_as_it_is(status)
+                || is_too_large(status),
+        }
+    }
+}
+
+/// Whether the server will never take the request as it is.
+pub const fn is_refused_as_it_is(status: &Status) -> bool {
+    matches!(status.code, 400 | 404 | 405 | 406 | 415 | 422)
+}
+
+/// Whether the server has not got as far as the version we asked for: as a rule it lags behind the one we
+/// asked before, but one restored from a backup never gets there.
+pub fn is_too_large(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes
+        .into_iter()
+        .any(|cause| cause.reason == "ResourceVersionTooLarge")
+        || status.message.contains("Too large resource version")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: u16, reason: &str, message: &str) -> Status {
+        Status::failure(message, reason).with_code(code)
+    }
+
+    #[test]
+    fn a_missing_rule_is_named_as_it_is_to_be_pasted() {
+        let forbidden = status(
+            403,
+            "Forbidden",
+            "pods is forbidden: User \"u\" cannot list resource \"pods\"",
+        );
+        let trouble = Trouble::of_status(&forbidden, "list", Resource::Pods);
+        assert_eq!(trouble.reason, Reason::Forbidden);
+        assert!(
+            trouble.text.contains(
+                r#"{apiGroups: [""], resources: ["pods"], verbs: ["get", "list", "watch"]}"#
+            ),
+            "{}",
+            trouble.text
+        );
+        assert!(trouble.text.ends_with(&forbidden.message));
+        assert!(!trouble.relist, "what we know stays good");
+    }
+
+    #[test]
+    fn a_status_tells_whether_to_go_on_or_to_list_again() {
+        for (code, reason, expected, relist) in [
+            (401, "Unauthorized", Reason::Unauthorized, false),
+            (403, "Forbidden", Reason::Forbidden, false),
+            (410, "Expired", Reason::Expired, true),
+            (410, "Gone", Reason::Expired, true),
+            (429, "TooManyRequests", Reason::Server, false),
+            (500, "InternalError", Reason::Server, false),
+            (504, "Timeout", Reason::Timeout, false),
+            (400, "BadRequest", Reason::Server, true),
+            (422, "Invalid", Reason::Server, true),
+        ] {
+            let trouble = Trouble::of_status(&status(code, reason, ""), "watch", Resource::Pods);
+            assert_eq!(
+                (trouble.reason, trouble.relist),
+                (expected, relist),
+                "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_sources_none_twice() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("no connection")]
+        struct Outer(#[source] Middle);
+        #[derive(Debug, thiserror::Error)]
+        #[error("tcp: {0}")]
+        struct Middle(#[source] std::io::Error);
+        let error = Outer(Middle(std::io::Error::other("refused")));
+        assert_eq!(chain(&error), "no connection: tcp: refused");
+    }
+}

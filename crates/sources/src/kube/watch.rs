@@ -1,0 +1,427 @@
+//! Lists and watches one kind of objects for as long as the daemon lives, whatever the API server does.
+//!
+//! As client-go's reflector does it: everything there is comes first, as a watch that begins with it
+//! where the server can do that (`sendInitialEvents`, which needs little memory), else as a list; then
+//! come changes, from that version on. A watch that ends goes on where it ended. Where the server no
+//! longer has that version everything comes anew, at least as new as what was last seen.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures_util::{AsyncReadExt, TryStreamExt};
+use kube::Client;
+use kube::api::{ListParams, VersionMatch, WatchEvent, WatchParams};
+use kube::core::Request;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::health::Health;
+use super::object::{Content, Object, Resource};
+use super::table::Item;
+use super::trouble::{Reason, Trouble, is_refused_as_it_is, is_too_large};
+use support::backoff::{Backoff, Patience};
+
+/// Objects in one answer to a list from the store; lists from the server's cache come in one.
+const PAGE: u32 = 250;
+/// Shortest time after which the server is to end a watch, seconds: as client-go has it.
+const WATCH_SECONDS: u32 = 240;
+/// On the bookmark that ends what a watch begins with.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+/// Failures of the usual kind in a row that are worth a word.
+const USUAL_FAILURES: u32 = 3;
+
+/// One piece of news of one kind of objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change<V> {
+    /// These are all objects at this version.
+    Reset(String, Vec<Item<V>>),
+    /// An object was added or modified.
+    Apply(Item<V>),
+    /// An object was deleted.
+    Delete(Item<V>),
+    /// The server can't be watched; none: it can again.
+    Trouble(Option<Trouble>),
+}
+
+/// Watches one kind of objects, of which `C` is read and `V` is kept.
+pub struct Watch<C, V> {
+    /// To the API server.
+    pub client: Client,
+    /// Field selector, if not all objects are wanted.
+    pub fields: Option<String>,
+    /// How patient it is.
+    pub patience: Patience,
+    /// Told how it is.
+    pub health: Arc<Health>,
+    /// What is kept of an object.
+    pub keep: Box<dyn Fn(Object<C>) -> Item<V> + Send + Sync>,
+    /// Told what there is.
+    pub changes: mpsc::Sender<Change<V>>,
+}
+
+/// Why a watch does not go on.
+enum End {
+    /// Nobody listens any more.
+    Unheard,
+    /// Something went wrong.
+    Trouble(Trouble),
+}
+
+impl From<Trouble> for End {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
+/// From where to go on.
+#[derive(Default)]
+struct Position {
+    /// The version to watch from; none: everything is needed first.
+    resume: Option<String>,
+    /// The last version seen: nothing older will do.
+    seen: Option<String>,
+    /// Whether the server has said that it does not know the version last seen: what it has now counts.
+    latest: bool,
+    /// Whether it can't begin a watch with everything there is.
+    lists_only: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(bound = "C: Content")]
+struct List<C> {
+    metadata: ListMeta,
+    // The server writes null for none.
+    items: Option<Vec<Object<C>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMeta {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default, rename = "continue")]
+    next: String,
+}
+
+impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
+    const RESOURCE: Resource = C::RESOURCE;
+
+    /// Watches until nobody listens.
+    pub async fn run(self) {
+        let mut backoff = Backoff::new(&self.patience);
+        let mut position = Position::default();
+        let mut failures = 0;
+        loop {
+            let began = Instant::now();
+            let end = self.follow(&mut position, &mut backoff).await;
+            let health = self.health.of(Self::RESOURCE);
+            let was_up = health.is_up();
+            health.down();
+            let trouble = match end {
+                Err(End::Unheard) => return,
+                Err(End::Trouble(trouble)) => trouble,
+                Ok(()) => Trouble::new(
+                    Reason::Closed,
+                    format!("the API server ends each watch of {} at once", Self::name()),
+                ),
+            };
+            if was_up && began.elapsed() >= self.patience.steady {
+                backoff.reset();
+                failures = 0;
+                if trouble.reason == Reason::Closed {
+                    continue; // as it should, after some minutes
+                }
+            }
+            failures += 1;
+            health.trouble(trouble.reason);
+            if trouble.relist
+                && position.resume.take().is_some()
+                && trouble.reason == Reason::Expired
+            {
+                // The server answers: the pauses that led here were for one that did not.
+                backoff.reset();
+            }
+            let pause = backoff
+                .pause()
+                .max(trouble.retry_after.unwrap_or_default())
+                .min(self.patience.longest);
+            tracing::debug!(
+                resource = Self::name(),
+                reason = trouble.reason.name(),
+                text = trouble.text,
+                ?pause,
+                "watch failed"
+            );
+            if !trouble.reason.is_usual() || failures >= USUAL_FAILURES {
+                let told = self.changes.send(Change::Trouble(Some(trouble))).await;
+                if told.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.changes.closed() => return,
+            }
+        }
+    }
+
+    fn name() -> &'static str {
+        Self::RESOURCE.name()
+    }
+
+    /// Watches from where we are; returns when the server ends the watch.
+    async fn follow(&self, position: &mut Position, backoff: &mut Backoff) -> Result<(), End> {
+        let (events, initial) = loop {
+            if position.resume.is_none() && position.lists_only {
+                self.list(position).await?;
+            }
+            let initial = position.resume.is_none();
+            let seconds = backoff.seconds(WATCH_SECONDS);
+            let request = self.watch_request(initial, &position.version(), seconds)?;
+            let begun = self.client.request_events::<Object<C>>(request);
+            match self
+                .unless_unheard(timeout(self.patience.begin, begun))
+                .await?
+            {
+                Err(_) => return Err(Self::late("begin to watch").into()),
+                Ok(Ok(events)) => break (events, initial),
+                Ok(Err(kube::Error::Api(status))) if initial && is_refused_as_it_is(&status) => {
+                    position.lists_only = true;
+                }
+                Ok(Err(error)) => {
+                    position.note(&error);
+                    return Err(Self::failed(&error, "watch").into());
+                }
+            }
+        };
+        let mut events = pin!(events);
+        if initial {
+            let all = self.unless_unheard(timeout(
+                self.patience.initial,
+                self.all(events.as_mut(), position),
+            ));
+            match all.await? {
+                Ok(all) => self.tell(all?).await?,
+                Err(_) => {
+                    // It may be one that has never heard of such watches, and begins an ordinary one.
+                    position.lists_only = true;
+                    return Err(Self::late("send all").into());
+                }
+            }
+        }
+        let health = self.health.of(Self::RESOURCE);
+        health.up();
+        self.tell(Change::Trouble(None)).await?;
+        loop {
+            let next = timeout(self.patience.silence, events.try_next());
+            let event = match self.unless_unheard(next).await? {
+                Ok(Ok(Some(event))) => event,
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(Self::failed(&error, "watch").into()),
+                Err(_) => {
+                    let text = format!(
+                        "the API server sends nothing on the watch of {}",
+                        Self::name()
+                    );
+                    return Err(Trouble::new(Reason::Silent, text).into());
+                }
+            };
+            health.heard();
+            let (change, version) = match event {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                    let item = (self.keep)(object);
+                    let version = item.version.clone();
+                    (Some(Change::Apply(item)), version)
+                }
+                WatchEvent::Deleted(object) => {
+                    let item = (self.keep)(object);
+                    let version = item.version.clone();
+                    (Some(Change::Delete(item)), version)
+                }
+                WatchEvent::Bookmark(bookmark) => (None, bookmark.metadata.resource_version),
+                WatchEvent::Error(status) => {
+                    return Err(Trouble::of_status(&status, "watch", Self::RESOURCE).into());
+                }
+            };
+            if let Some(change) = change {
+                self.tell(change).await?;
+            }
+            // Told first: what we are ended in is told again.
+            if !version.is_empty() {
+                position.resume = Some(version.clone());
+                position.seen = Some(version);
+            }
+        }
+    }
+
+    /// Everything there is, as the watch begins with it.
+    async fn all<S>(&self, mut events: S, position: &mut Position) -> Result<Change<V>, Trouble>
+    where
+        S: futures_util::Stream<Item = kube::Result<WatchEvent<Object<C>>>> + Unpin,
+    {
+        let mut items = Vec::new();
+        loop {
+            let event = events
+                .try_next()
+                .await
+                .map_err(|error| Self::failed(&error, "watch"))?;
+            match event {
+                Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                    items.push((self.keep)(object));
+                }
+                Some(WatchEvent::Deleted(object)) => {
+                    items.retain(|item| item.name != object.name);
+                }
+                Some(WatchEvent::Bookmark(bookmark)) => {
+                    let metadata = bookmark.metadata;
+                    if metadata.annotations.contains_key(INITIAL_EVENTS_END) {
+                        self.health.of(Self::RESOURCE).listed();
+                        return Ok(position.reached(metadata.resource_version, items));
+                    }
+                }
+                Some(WatchEvent::Error(status)) => {
+                    let error = kube::Error::Api(status);
+                    position.note(&error);
+                    return Err(Self::failed(&error, "watch"));
+                }
+                None => {
+                    let text = format!(
+                        "the API server ended the watch of {} before all were sent",
+                        Self::name()
+                    );
+                    return Err(Trouble::new(Reason::Closed, text));
+                }
+            }
+        }
+    }
+
+    /// Everything there is, as a list: from the server's cache, at least as new as what was seen; from the
+    /// store, in pages, where the cache has not got that far.
+    async fn list(&self, position: &mut Position) -> Result<(), End> {
+        let paged = position.latest;
+        let version = Some(position.version()).filter(|version| !version.is_empty());
+        let mut params = ListParams {
+            field_selector: self.fields.clone(),
+            limit: paged.then_some(PAGE),
+            version_match: version.as_ref().map(|_| VersionMatch::NotOlderThan),
+            resource_version: version,
+            ..ListParams::default()
+        };
+        let mut items = Vec::new();
+        let version = loop {
+            let request = if Self::RESOURCE == Resource::Namespaces {
+                Self::request().list_metadata(&params)
+            } else {
+                Self::request().list(&params)
+            }
+            .map_err(|error| Self::unsendable(&error))?;
+            let page = self.unless_unheard(timeout(self.patience.list, self.page(request)));
+            let page = match page.await? {
+                Err(_) => return Err(Self::late("list").into()),
+                Ok(Ok(page)) => page,
+                Ok(Err(error)) => {
+                    position.note(&error);
+                    return Err(Self::failed(&error, "list").into());
+                }
+            };
+            items.extend(page.items.into_iter().flatten().map(&self.keep));
+            if page.metadata.next.is_empty() {
+                break page.metadata.resource_version;
+            }
+            params.continue_token = Some(page.metadata.next);
+        };
+        self.health.of(Self::RESOURCE).listed();
+        self.tell(position.reached(version, items)).await
+    }
+
+    async fn page(&self, request: http::Request<Vec<u8>>) -> kube::Result<List<C>> {
+        let mut body = Vec::new();
+        let mut stream = pin!(self.client.request_stream(request).await?);
+        let _ = stream
+            .read_to_end(&mut body)
+            .await
+            .map_err(kube::Error::ReadEvents)?;
+        serde_json::from_slice(&body).map_err(kube::Error::SerdeError)
+    }
+
+    fn request() -> Request {
+        Request::new(format!("/api/v1/{}", Self::name()))
+    }
+
+    fn watch_request(
+        &self,
+        initial: bool,
+        version: &str,
+        seconds: u32,
+    ) -> Result<http::Request<Vec<u8>>, Trouble> {
+        let params = WatchParams {
+            field_selector: self.fields.clone(),
+            timeout: Some(seconds),
+            bookmarks: true,
+            send_initial_events: initial,
+            ..WatchParams::default()
+        };
+        if Self::RESOURCE == Resource::Namespaces {
+            Self::request().watch_metadata(&params, version)
+        } else {
+            Self::request().watch(&params, version)
+        }
+        .map_err(|error| Self::unsendable(&error))
+    }
+
+    async fn tell(&self, change: Change<V>) -> Result<(), End> {
+        self.changes.send(change).await.map_err(|_| End::Unheard)
+    }
+
+    async fn unless_unheard<T>(&self, future: impl Future<Output = T>) -> Result<T, End> {
+        tokio::select! {
+            () = self.changes.closed() => Err(End::Unheard),
+            output = future => Ok(output),
+        }
+    }
+
+    fn failed(error: &kube::Error, verb: &str) -> Trouble {
+        Trouble::of_client(error, verb, Self::RESOURCE)
+    }
+
+    fn late(what: &str) -> Trouble {
+        let text = format!("the API server took too long to {what} {}", Self::name());
+        Trouble::new(Reason::Timeout, text)
+    }
+
+    fn unsendable(error: &kube::core::request::Error) -> Trouble {
+        let text = format!("no request for {} can be made: {error}", Self::name());
+        Trouble::new(Reason::Malformed, text)
+    }
+}
+
+impl Position {
+    /// The version to ask for.
+    fn version(&self) -> String {
+        match (&self.resume, &self.seen) {
+            (Some(version), _) => version.clone(),
+            (None, _) if self.latest => String::new(),
+            (None, Some(version)) => version.clone(),
+            // Whatever the server has in its cache: a list from the store is a burden on large clusters.
+            (None, None) => "0".to_owned(),
+        }
+    }
+
+    /// Learns from a refusal that the version last seen can't be had.
+    fn note(&mut self, error: &kube::Error) {
+        if let kube::Error::Api(status) = error
+            && self.resume.is_none()
+        {
+            self.latest |= is_too_large(status) || status.code == 410;
+        }
+    }
+
+    /// Everything at `version` is known.
+    fn reached<V>(&mut self, version: String, items: Vec<Item<V>>) -> Change<V> {
+        self.latest = false;
+        self.resume = Some(version.clone());
+        self.seen = Some(version.clone());
+        Change::Reset(version, items)
+    }
+}

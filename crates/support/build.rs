@@ -1,0 +1,49 @@
+//! Says which commit this is.
+
+use std::env;
+use std::path::Path;
+use std::process::Command;
+
+/// Names the commit, where the build has no git (a container image's, say).
+const COMMIT_VARIABLE: &str = "PROBE_HANDLER_COMMIT";
+
+fn main() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
+    println!("cargo::rerun-if-changed=build.rs");
+    println!(
+        "cargo::rustc-env={COMMIT_VARIABLE}={}",
+        commit(root, release)
+    );
+}
+
+/// The commit that a release is built from; dev builds do not ask, so that a commit does not
+/// compile them anew.
+fn commit(root: &Path, release: bool) -> String {
+    println!("cargo::rerun-if-env-changed={COMMIT_VARIABLE}");
+    if let Ok(commit) = env::var(COMMIT_VARIABLE) {
+        return commit;
+    }
+    if !release {
+        return "development".into();
+    }
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git")
+            .args(arguments)
+            .current_dir(root)
+            .output()
+            .ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return "unknown".into();
+    };
+    // Every commit and checkout is written to HEAD's log.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
+        && root.join(&log).is_file()
+    {
+        println!("cargo::rerun-if-changed={}", root.join(log).display());
+    }
+    commit
+}

@@ -1,0 +1,184 @@
+//! Keeps the certificate that we make ourselves: in the Secret, in the caBundle, in what is served, renewed in
+//! time. Every replica does the same, and none leads: whoever writes first has written for all.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::Serving;
+use super::pair::Pair;
+use super::store::{Store, StoreError};
+use super::trust::{Needs, Step, Trust, step};
+use crate::metrics::Metrics;
+use support::backoff::{Backoff, Patience};
+
+/// How often to look whether all is as it should be.
+pub const POLL: Duration = Duration::from_secs(15);
+/// How often another replica may be first in one look.
+const ATTEMPTS: usize = 8;
+
+/// What time it is.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// Keeps the certificate.
+pub struct Keeper {
+    store: Store,
+    needs: Needs,
+    clock: Clock,
+    serving: Arc<Serving>,
+    metrics: Arc<Metrics>,
+    /// The last good one seen.
+    held: Option<Trust>,
+    served: Option<Pair>,
+    /// The bundle that was in place at the last look, and since when it is.
+    in_place: Option<(String, SystemTime)>,
+    /// As last told.
+    trouble: Option<String>,
+}
+
+impl Keeper {
+    /// Keeps what `store` has as `needs` say, and `serving` up to date.
+    pub fn new(
+        store: Store,
+        needs: Needs,
+        clock: Clock,
+        serving: Arc<Serving>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            store,
+            needs,
+            clock,
+            serving,
+            metrics,
+            held: None,
+            served: None,
+            in_place: None,
+            trouble: None,
+        }
+    }
+
+    /// Looks again and again; never ends. `first` is dropped when there is a certificate to serve.
+    pub async fn run<B>(mut self, first: B) {
+        let mut first = Some(first);
+        let paced = |first| {
+            Backoff::new(&Patience {
+                first,
+                longest: POLL,
+                ..Patience::default()
+            })
+        };
+        let mut backoff = paced(Patience::default().first);
+        let mut steady = paced(POLL);
+        loop {
+            let looked = self.look().await;
+            if self.served.is_some() {
+                first = None;
+            }
+            let pause = match looked {
+                Ok(()) => {
+                    self.trouble = None;
+                    backoff.reset();
+                    steady.pause()
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if self.trouble.as_ref() != Some(&text) {
+                        let ready = first.is_none();
+                        tracing::warn!(error = %text, ready, "keeping the webhook's certificate");
+                        self.trouble = Some(text);
+                    }
+                    backoff.pause()
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Looks once, and does what is to do.
+    ///
+    /// # Errors
+    /// Something could not be done; what was served is.
+    pub async fn look(&mut self) -> Result<(), StoreError> {
+        let mut conflicts = 0;
+        loop {
+            match self.try_once().await {
+                Err(StoreError::Conflict) if conflicts < ATTEMPTS => conflicts += 1,
+                looked => return looked,
+            }
+        }
+    }
+
+    async fn try_once(&mut self) -> Result<(), StoreError> {
+        // Before the Secret: whoever changes the caBundle after this makes our patch of it fail, so that an older
+        // bundle never replaces a newer one.
+        let configured = self.store.configuration().await;
+        let stored = self.store.secret().await?;
+        let now = (self.clock)();
+        let trust = stored.trust();
+        let settled = match (&trust, &configured) {
+            (Some(trust), Ok(configured)) => {
+                self.store.trusts(configured, trust.bundle()) && self.is_settled(trust, now)
+            }
+            _ => false,
+        };
+        let next = step(
+            trust.as_ref(),
+            self.held.as_ref(),
+            settled,
+            &self.needs,
+            now,
+        )
+        .map_err(|error| StoreError::Failed {
+            verb: "make a certificate".to_owned(),
+            message: error.to_string(),
+        })?;
+        let trust = match (next, trust) {
+            (Step::Keep, Some(trust)) => trust,
+            (Step::Keep, None) => return Ok(()),
+            (Step::Write(trust, why), _) => {
+                self.store.write(stored, &trust).await?;
+                tracing::info!(?why, "wrote the webhook's certificate");
+                trust
+            }
+        };
+        self.serve(&trust, now);
+        let told = match configured {
+            Ok(configured) => self.store.trust(&configured, trust.bundle()).await,
+            Err(error) => Err(error),
+        };
+        match &told {
+            Ok(changed) => {
+                if *changed {
+                    tracing::info!("told API servers whom to trust (caBundle)");
+                }
+                let before = self.in_place.as_ref().map(|(bundle, _)| bundle.as_str());
+                if *changed || before != Some(trust.bundle()) {
+                    self.in_place = Some((trust.bundle().to_owned(), now));
+                }
+            }
+            Err(_) => self.in_place = None,
+        }
+        self.metrics.set_in_place(told.is_ok());
+        self.held = Some(trust);
+        told.map(drop)
+    }
+
+    /// Whether API servers have had the time to learn of all of the bundle.
+    fn is_settled(&self, trust: &Trust, now: SystemTime) -> bool {
+        self.in_place.as_ref().is_some_and(|(bundle, since)| {
+            bundle == trust.bundle() && *since + self.needs.lifetimes.settle <= now
+        })
+    }
+
+    fn serve(&mut self, trust: &Trust, now: SystemTime) {
+        let Some(pair) = trust.serving(&self.needs, now) else {
+            return;
+        };
+        if self.served.as_ref() != Some(&pair) {
+            self.serving.install(&pair);
+            self.metrics.certificate(Some(pair.expiry()));
+            tracing::info!("serving a new certificate");
+            self.served = Some(pair);
+        }
+    }
+}

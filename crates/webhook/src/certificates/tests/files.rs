@@ -1,0 +1,99 @@
+//! Certificates from files.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::super::Serving;
+use super::super::files::{follow, read};
+use super::super::pair::Pair;
+use super::*;
+use crate::metrics::Metrics;
+
+const LATE: Duration = Duration::from_secs(20);
+
+fn write(directory: &Path, certificate: &str, key: &str) {
+    fs::write(directory.join("tls.crt"), certificate).expect("written");
+    fs::write(directory.join("tls.key"), key).expect("written");
+}
+
+fn pair(made: &Made) -> Pair {
+    let (certificate, key) = (made.certificate.as_bytes(), made.key.as_bytes());
+    Pair::from_pem(certificate, key, SystemTime::now()).expect("a pair")
+}
+
+#[test]
+fn what_can_not_be_used_is_told_by_its_name() {
+    let now = SystemTime::now();
+    let (one, two) = (made(now), made(now));
+    let old = made(now - 91 * DAY);
+    let directory = tempfile::tempdir().expect("directory");
+    let told = || read(directory.path()).expect_err("bad").to_string();
+    assert!(told().starts_with("tls.crt: No such file"), "{}", told());
+    write(directory.path(), &one.certificate, &two.key);
+    assert!(told().contains("together"), "{}", told());
+    write(directory.path(), &one.certificate, "");
+    assert_eq!(told(), "there is no key in PEM");
+    write(directory.path(), "", &one.key);
+    assert_eq!(told(), "there is no certificate in PEM");
+    write(directory.path(), "no PEM", "");
+    let both = "there is no certificate in PEM; there is no key in PEM";
+    assert_eq!(told(), both);
+    write(directory.path(), &old.certificate, &old.key);
+    assert_eq!(told(), "the certificate has expired");
+    write(directory.path(), &one.certificate, &one.key);
+    let _ = read(directory.path()).expect("good");
+    // cert-manager's file has the chain.
+    let chain = format!("{}{}", two.certificate, two.authority);
+    write(directory.path(), &chain, &two.key);
+    assert_eq!(read(directory.path()).expect("good").chain().len(), 2);
+}
+
+#[tokio::test]
+async fn a_new_pair_is_served_and_a_bad_one_is_not() {
+    let now = SystemTime::now();
+    let (one, two) = (made(now), made(now));
+    let directory = tempfile::tempdir().expect("directory");
+    let serving = Arc::new(Serving::default());
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::new(&mut registry));
+    let (guard, mut first) = oneshot::channel::<()>();
+    let path = directory.path().to_owned();
+    let following = tokio::spawn(follow(path, Arc::clone(&serving), metrics, guard));
+    let until = async |condition: &dyn Fn(&str) -> bool| {
+        let poll = async {
+            loop {
+                let mut text = String::new();
+                prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+                if condition(&text) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LATE, poll).await.expect("in time");
+    };
+    let served = |pair: &Pair| {
+        let certified = serving.0.read().clone();
+        certified.is_some_and(|certified| certified.cert == pair.chain())
+    };
+    until(&|text| text.contains("certificate_reloads_total{result=\"failed\"} 1")).await;
+    assert_eq!(first.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+    write(directory.path(), &one.certificate, &one.key);
+    until(&|_| served(&pair(&one))).await;
+    assert_eq!(first.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    write(directory.path(), &two.certificate, "no key");
+    until(&|text| {
+        text.contains("certificate_reloads_total{result=\"failed\"} 2")
+            || text.contains("certificate_reloads_total{result=\"failed\"} 3")
+    })
+    .await;
+    assert!(served(&pair(&one)), "the last good one");
+    write(directory.path(), &two.certificate, &two.key);
+    until(&|_| served(&pair(&two))).await;
+    following.abort();
+}

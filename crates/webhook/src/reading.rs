@@ -1,0 +1,171 @@
+//! A Pod as the webhook reads it: the JSON as it came, its meaning, and what was rewritten before.
+
+use std::collections::{BTreeMap, HashSet};
+
+use json_patch::jsonptr::PointerBuf;
+use k8s_openapi::api::core::v1::Pod;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::annotations::REWRITE_BEFORE;
+use model::{Probe, Way};
+use pods::left_alone::Why;
+use pods::mesh::annotation;
+use pods::probers::{self, PROBES};
+use pods::probes::{self, Declared, tcp_action};
+use pods::scope::{exempt, is_virtual_machine};
+
+/// On mirror pods, which show the API server a pod that the kubelet has from a file (kubernetes
+/// pkg/kubelet/types/pod_update.go). The kubelet runs the file's probes, whatever the mirror says.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// What was done to a pod before it came to us.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Before {
+    /// Nothing.
+    Untouched,
+    /// We have rewritten probes of it.
+    Ours {
+        /// Where they point.
+        port: u16,
+        /// Annotation `probe-handler.io/probes`.
+        originals: Map<String, Value>,
+    },
+    /// Istio's injector has.
+    Istios,
+    /// It carries annotations of ours that don't fit its probes: this says what is wrong.
+    Odd(String),
+}
+
+/// A Pod.
+pub struct Reading<'a> {
+    /// As it came: unknown fields survive.
+    pub raw: &'a Value,
+    /// Its meaning.
+    pub pod: Pod,
+    /// What was done to it before.
+    pub before: Before,
+}
+
+impl<'a> Reading<'a> {
+    /// Reads a Pod, or the template of one.
+    ///
+    /// # Errors
+    /// What can't be understood, and where.
+    pub fn new(raw: &'a Value) -> Result<Self, String> {
+        let pod = Pod::deserialize(raw).map_err(|error| {
+            // Only now, for it takes its time, the place of what is wrong.
+            match serde_path_to_error::deserialize::<_, Pod>(raw) {
+                Err(placed) => placed.to_string(),
+                Ok(_) => error.to_string(),
+            }
+        })?;
+        let before = before(&pod);
+        Ok(Self { raw, pod, before })
+    }
+
+    /// Whether there can be anything to rewrite for us at all: not in pods of the host network (their
+    /// address is the node's), of Windows, in mirror pods, and in virtual machines unless they ask for it.
+    pub fn concerns_us(&self) -> bool {
+        let Some(spec) = &self.pod.spec else {
+            return false;
+        };
+        let windows = spec.os.as_ref().is_some_and(|os| os.name == "windows")
+            || spec.node_selector.as_ref().is_some_and(|selector| {
+                selector.get("kubernetes.io/os").map(String::as_str) == Some("windows")
+            });
+        let guest = is_virtual_machine(&self.pod) && exempt(&self.pod) != Ok(Some(true));
+        spec.host_network != Some(true)
+            && !windows
+            && !guest
+            && annotation(&self.pod, MIRROR).is_none()
+    }
+
+    /// The value of an annotation.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        annotation(&self.pod, key)
+    }
+
+    /// All annotations.
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        self.pod.metadata.annotations.clone().unwrap_or_default()
+    }
+
+    /// Every probe and hook, in the order of the containers.
+    pub fn declared(&self) -> Vec<Declared<'_>> {
+        probes::declared(&self.pod)
+    }
+
+    /// What a probe does that is to be rewritten. Addresses are not known yet, so that any `host` is
+    /// foreign. A `tcpSocket` hook, which the kubelet would refuse, works once it is rewritten.
+    ///
+    /// # Errors
+    /// Why it is left alone.
+    pub fn understand(&self, declared: &Declared<'_>) -> Result<Probe, Why> {
+        match (declared.understand(&self.pod, &[]), declared.tcp) {
+            (Err(Why::TcpHook), Some(tcp)) => Ok(Probe {
+                container: declared.container.name.clone(),
+                kind: declared.kind,
+                action: tcp_action(tcp, declared.container, &[])?,
+                timeout: None,
+            }),
+            (understood, _) => understood,
+        }
+    }
+
+    /// The rewritten paths to which there is an `httpGet`, on whatever port.
+    pub fn probed(&self) -> HashSet<String> {
+        self.declared()
+            .iter()
+            .filter_map(|declared| self.understand(declared).ok())
+            .filter_map(|probe| probers::rewritten_path(&probe).map(str::to_owned))
+            .collect()
+    }
+
+    /// Where in the JSON a probe or hook stands; none only for one of another Pod.
+    pub fn place(&self, declared: &Declared<'_>) -> Option<PointerBuf> {
+        let spec = self.pod.spec.as_ref()?;
+        let index = |list: &[k8s_openapi::api::core::v1::Container]| {
+            list.iter()
+                .position(|container| std::ptr::eq(container, declared.container))
+        };
+        let init = spec.init_containers.as_deref().unwrap_or_default();
+        let (list, index) = index(init)
+            .map(|index| ("initContainers", index))
+            .or_else(|| index(&spec.containers).map(|index| ("containers", index)))?;
+        let mut place = PointerBuf::from_tokens(["spec", list]);
+        place.push_back(index);
+        for field in declared.kind.field().split('.') {
+            place.push_back(field);
+        }
+        Some(place)
+    }
+}
+
+fn before(pod: &Pod) -> Before {
+    let (declared, _) = probes::probes(pod, &[]);
+    let recovered = probers::recover(pod, declared, &[]);
+    let way = recovered.rewritten.as_ref().map(|r| (r.way, r.port));
+    let ours = annotation(pod, PROBES);
+    match (way, ours) {
+        (Some((Way::Rewrite, port)), Some(json)) => match serde_json::from_str(json) {
+            Ok(originals) => Before::Ours { port, originals },
+            Err(error) => Before::Odd(format!("annotation {PROBES}: {error}")),
+        },
+        (_, Some(_)) => {
+            let told: String = recovered
+                .warnings
+                .iter()
+                .map(|warning| format!("; {warning}"))
+                .collect();
+            Before::Odd(format!(
+                "annotation {PROBES} is there, but no probe is rewritten to what it has originals for{told}"
+            ))
+        }
+        (Some((Way::Takeover, _)), None) => Before::Istios,
+        _ if annotation(pod, REWRITE_BEFORE).is_some() => Before::Odd(format!(
+            "annotation {REWRITE_BEFORE} is there, but no probe is rewritten"
+        )),
+        _ => Before::Untouched,
+    }
+}

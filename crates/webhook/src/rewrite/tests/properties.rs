@@ -1,0 +1,122 @@
+//! What holds for every Pod.
+
+use k8s_openapi::api::core::v1::Pod;
+use proptest::prelude::*;
+
+use super::*;
+use crate::arbitrary::{is_original, pod};
+use crate::reading::{Before, Reading};
+use crate::revert::revert;
+use ::pods::probers::recover;
+use ::pods::probes::probes;
+use ::pods::scope::Selection;
+use ::pods::understand::understand;
+use model::{Probe, Way};
+
+/// The probes of a Pod as the daemon serves them: originals of rewritten ones, and native ones.
+fn served(pod: &Value) -> Vec<Probe> {
+    let typed: Pod = serde_json::from_value(pod.clone()).unwrap();
+    let recovered = recover(&typed, probes(&typed, &[]).0, &[]);
+    let mut served = recovered.native;
+    served.extend(
+        recovered
+            .rewritten
+            .into_iter()
+            .flat_map(|rewritten| rewritten.originals)
+            .map(|(_, probe)| probe),
+    );
+    served.sort_by(|a, b| (&a.container, a.kind).cmp(&(&b.container, b.kind)));
+    served
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn twice_is_once(pod in pod()) {
+        let once = apply(&pod, &admit(&pod, &Rewriting::default()));
+        let again = admit(&once, &Rewriting::default());
+        prop_assert_eq!(again.patch, vec![]);
+        prop_assert_eq!(again.changed, 0);
+    }
+
+    #[test]
+    fn reverting_restores_the_pod(pod in pod()) {
+        prop_assume!(is_original(&pod));
+        let admission = admit(&pod, &Rewriting::default());
+        let rewritten = apply(&pod, &admission);
+        let back = revert(&rewritten);
+        if admission.patch.is_empty() {
+            prop_assert_eq!(back.patch, vec![]);
+        } else {
+            prop_assert_eq!(back.changed, admission.changed);
+            prop_assert_eq!(apply(&rewritten, &back), pod);
+        }
+    }
+
+    #[test]
+    fn the_daemon_serves_what_was_declared(pod in pod()) {
+        let before = served(&pod);
+        let mut after = served(&apply(&pod, &admit(&pod, &Rewriting::default())));
+        // Two kinds of probe work only once they are rewritten: the kubelet refuses tcpSocket hooks,
+        // and on a port that is rewritten already a probe of the app can't be told from ours.
+        let reading = Reading::new(&pod).unwrap();
+        let begun = match reading.before {
+            Before::Ours { port, .. } => Some(port),
+            _ => None,
+        };
+        let gained: Vec<_> = reading
+            .declared()
+            .iter()
+            .filter_map(|declared| Some((declared, reading.understand(declared).ok()?)))
+            .filter(|(declared, probe)| {
+                let hook = declared.kind.is_hook() && declared.tcp.is_some();
+                hook || begun == Some(probe.action.port())
+            })
+            .map(|(_, probe)| probe)
+            .collect();
+        after.retain(|probe| before.contains(probe) || !gained.contains(probe));
+        prop_assert_eq!(after, before);
+    }
+
+    #[test]
+    fn a_rewritten_pod_is_served_by_us(pod in pod()) {
+        prop_assume!(is_original(&pod));
+        let admission = admit(&pod, &Rewriting::default());
+        let rewritten = apply(&pod, &admission);
+        let typed: Pod = serde_json::from_value(rewritten).unwrap();
+        let understood = understand(&typed, &Selection::default());
+        let found = understood.pod.and_then(|pod| pod.rewritten.clone());
+        // What Istio's injector rewrote before is taken over as it was.
+        let found = found.filter(|found| found.way != Way::Takeover);
+        prop_assert_eq!(
+            found.as_ref().map(|found| (found.way, found.port, found.originals.len())),
+            (admission.changed > 0).then_some((Way::Rewrite, DEFAULT_PORT, admission.changed))
+        );
+    }
+
+    #[test]
+    fn kubernetes_takes_what_it_took_before(pod in pod()) {
+        if valid::check(&pod).is_ok() {
+            let rewritten = apply(&pod, &admit(&pod, &Rewriting::default()));
+            prop_assert_eq!(valid::check(&rewritten), Ok(()));
+        }
+    }
+
+    #[test]
+    fn nothing_is_rewritten_to_no_port_or_another(pod in pod(), port in 1..=65535u16) {
+        prop_assume!(is_original(&pod));
+        let rewriting = Rewriting {
+            port: NonZeroU16::new(port).unwrap(),
+            ..Rewriting::default()
+        };
+        let admission = admit(&pod, &rewriting);
+        let rewritten = apply(&pod, &admission);
+        let typed: Pod = serde_json::from_value(rewritten).unwrap();
+        let recovered = recover(&typed, probes(&typed, &[]).0, &[]);
+        if admission.changed > 0 {
+            prop_assert_eq!(recovered.rewritten.map(|rewritten| rewritten.port), Some(port));
+            prop_assert_eq!(recovered.left_alone, vec![]);
+        }
+    }
+}
