@@ -8,7 +8,7 @@ use crate::endpoint::{GATE, REDIRECT};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// As if we were absent.
-    Leave(Why),
+    Leave(LeaveReason),
     /// ECONNREFUSED in the kernel: the mesh would have accepted for a dead app.
     Refuse,
     /// To the handler.
@@ -17,7 +17,7 @@ pub enum Decision {
 
 /// Why a connection to an endpoint is left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum LeaveReason {
     /// Neither app nor mesh listens in the namespace: plain networking tells the truth, and the
     /// sockets of a sandboxed runtime (gVisor, Kata) are not ours to see.
     NoListener,
@@ -39,22 +39,22 @@ pub fn decide(
     handler_listens: impl FnOnce() -> bool,
 ) -> Decision {
     if !is_alive {
-        return Decision::Leave(Why::NoHeartbeat);
+        return Decision::Leave(LeaveReason::NoHeartbeat);
     }
     if flags & GATE != 0 && !app_listens() {
         return if mesh_listens() {
             Decision::Refuse
         } else {
-            Decision::Leave(Why::NoListener)
+            Decision::Leave(LeaveReason::NoListener)
         };
     }
     if flags & REDIRECT == 0 {
-        return Decision::Leave(Why::Passed);
+        return Decision::Leave(LeaveReason::Passed);
     }
     if handler_listens() {
         Decision::Redirect
     } else {
-        Decision::Leave(Why::Fallback)
+        Decision::Leave(LeaveReason::Fallback)
     }
 }
 
@@ -75,7 +75,7 @@ mod tests {
             false,
             false,
             true,
-            Decision::Leave(Why::NoListener),
+            Decision::Leave(LeaveReason::NoListener),
         );
         check(GATE, false, true, false, Decision::Refuse);
     }
@@ -88,7 +88,7 @@ mod tests {
             true,
             true,
             false,
-            Decision::Leave(Why::Fallback),
+            Decision::Leave(LeaveReason::Fallback),
         );
         check(REDIRECT, false, true, true, Decision::Redirect);
     }
@@ -99,14 +99,14 @@ mod tests {
             let unseen = || -> bool { panic!("looked at") };
             assert_eq!(
                 decide(flags, false, unseen, unseen, unseen),
-                Decision::Leave(Why::NoHeartbeat)
+                Decision::Leave(LeaveReason::NoHeartbeat)
             );
         }
     }
 
     #[test]
     fn an_endpoint_that_only_gates_leaves_an_open_port_alone() {
-        check(GATE, true, true, true, Decision::Leave(Why::Passed));
-        check(0, false, true, true, Decision::Leave(Why::Passed));
+        check(GATE, true, true, true, Decision::Leave(LeaveReason::Passed));
+        check(0, false, true, true, Decision::Leave(LeaveReason::Passed));
     }
 }

@@ -10,7 +10,7 @@ use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
 use probe_handler_common::flow::Original;
-use probe_handler_common::gate::{Decision, Why, decide};
+use probe_handler_common::gate::{Decision, LeaveReason, decide};
 use probe_handler_common::refusal::Refusal;
 use probe_handler_common::spread::{port_index, source_v4};
 
@@ -165,22 +165,24 @@ fn connect(
             refuse(destination),
             "is refused: the mesh listens, the app does not",
         ),
-        (Decision::Leave(Why::NoListener), _) => {
+        (Decision::Leave(LeaveReason::NoListener), _) => {
             count(Counter::NoListener);
             let what = "is left alone: neither app nor mesh listens";
             (Verdict::ALLOW, what)
         }
-        (Decision::Leave(Why::NoHeartbeat), _) => {
+        (Decision::Leave(LeaveReason::NoHeartbeat), _) => {
             count(Counter::NoHeartbeat);
             let what = "is left alone: the handler gives no sign of life";
             (Verdict::ALLOW, what)
         }
-        (Decision::Leave(Why::Fallback) | Decision::Redirect, _) => {
+        (Decision::Leave(LeaveReason::Fallback) | Decision::Redirect, _) => {
             count(Counter::Fallback);
             let what = "is left alone: the handler does not listen";
             (Verdict::ALLOW, what)
         }
-        (Decision::Leave(Why::Passed), _) => (Verdict::ALLOW, "is left alone: the app listens"),
+        (Decision::Leave(LeaveReason::Passed), _) => {
+            (Verdict::ALLOW, "is left alone: the app listens")
+        }
     };
     tell(ctx, destination, what);
     verdict

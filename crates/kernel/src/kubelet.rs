@@ -112,14 +112,14 @@ pub struct Kubelet {
 }
 
 /// Processes in which the kubelet is one part among others, an API server for example.
-const PARTS_OF_MORE: [&str; 4] = ["kubelite", "k3s", "k3s-server", "k3s-agent"];
+const SHARED_PROCESSES: [&str; 4] = ["kubelite", "k3s", "k3s-server", "k3s-agent"];
 
 impl Kubelet {
     /// Whether its process makes other connections than a kubelet's: k3s and MicroK8s run the kubelet and the
     /// API server, which calls webhooks and proxies to pods, in one.
-    pub fn is_part_of_more(&self) -> bool {
+    pub fn is_shared_process(&self) -> bool {
         let name = self.pid.and_then(comm);
-        name.is_some_and(|name| PARTS_OF_MORE.contains(&name.as_str()))
+        name.is_some_and(|name| SHARED_PROCESSES.contains(&name.as_str()))
     }
 
     /// Whether the programs would have to be told or attached anew to go from `self` to `other`.

@@ -3,6 +3,7 @@
 
 pub mod address_watch;
 pub mod addresses;
+pub mod attach_conflicts;
 pub mod canary;
 pub mod capabilities;
 pub mod cgroup;
@@ -10,7 +11,6 @@ pub mod cputime;
 pub mod dial;
 pub mod heartbeat;
 pub mod kubelet;
-pub mod legacy;
 pub mod locate;
 pub mod loopback;
 pub mod maps;

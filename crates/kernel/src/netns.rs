@@ -83,9 +83,9 @@ impl Netns {
     /// Those of `setns` on the way in. On the way back there is none: a thread of the daemon that stays
     /// in a pod would do the daemon's work in the pod's network, so the process aborts.
     pub fn within<T>(&self, inside: impl FnOnce() -> T) -> io::Result<T> {
-        let home = home()?;
+        let home = host_netns()?;
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-        let _back = WayBack(home);
+        let _back = NetnsGuard(home);
         Ok(inside())
     }
 
@@ -118,7 +118,7 @@ impl AsFd for Netns {
 }
 
 /// The daemon's own namespace, opened once, before any thread enters another.
-fn home() -> io::Result<&'static Netns> {
+fn host_netns() -> io::Result<&'static Netns> {
     static HOME: OnceLock<Netns> = OnceLock::new();
     if let Some(home) = HOME.get() {
         return Ok(home);
@@ -129,9 +129,9 @@ fn home() -> io::Result<&'static Netns> {
 }
 
 /// Brings the thread home, also when the work inside panics.
-struct WayBack(&'static Netns);
+struct NetnsGuard(&'static Netns);
 
-impl Drop for WayBack {
+impl Drop for NetnsGuard {
     fn drop(&mut self) {
         if let Err(error) = setns(&self.0.file, CloneFlags::CLONE_NEWNET) {
             // Not by the log, whose lines are written by another thread.

@@ -16,7 +16,7 @@ use probe_handler_common::{globals, maps, programs};
 
 use crate::heartbeat::Heartbeat;
 use crate::maps::{CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
-use crate::{capabilities, legacy};
+use crate::{attach_conflicts, capabilities};
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
 static OBJECT: &[u8] =
@@ -94,7 +94,7 @@ impl Error {
             Self::Attach { path, source, .. } => {
                 let forbidden = matches!(&**source, ProgramError::SyscallError(syscall)
                     if syscall.io_error.raw_os_error() == Some(libc::EPERM));
-                forbidden.then(|| legacy::remedy(path))
+                forbidden.then(|| attach_conflicts::remedy(path))
             }
             _ => None,
         }

@@ -12,7 +12,7 @@ pub const PROBES_LIMIT: usize = 1000;
 /// Most bytes of paths, services and User-Agents that are kept of one pod.
 pub const TEXT_LIMIT: usize = 64 * 1024;
 /// Most probes of one pod of which is kept that, and why, they are left alone.
-pub const LEFT_ALONE_LIMIT: usize = 256;
+pub const SKIPPED_LIMIT: usize = 256;
 
 /// What of a request's head is the kubelet's own at most: request line, Host, User-Agent, Accept, Connection. Bytes.
 const KUBELETS_BYTES: usize = 1024;
@@ -28,12 +28,12 @@ const CLIPPED: usize = 256;
 
 /// What is kept of one pod.
 #[derive(Default)]
-pub struct Kept {
+pub struct Quota {
     probes: usize,
     text: usize,
 }
 
-impl Kept {
+impl Quota {
     /// Whether one probe more, with so many bytes of text, is kept too.
     pub fn one_more(&mut self, text: usize) -> bool {
         let fits = self.probes < PROBES_LIMIT && self.text + text <= TEXT_LIMIT;
@@ -46,12 +46,12 @@ impl Kept {
 }
 
 /// As much of `text`, which a Pod's author chose, as is kept to be shown.
-pub fn clipped(text: &str) -> String {
-    clipped_to(CLIPPED, text)
+pub fn truncated(text: &str) -> String {
+    truncated_to(CLIPPED, text)
 }
 
 /// The same, of at most so many bytes.
-pub fn clipped_to<'a>(most: usize, text: impl Into<Cow<'a, str>>) -> String {
+pub fn truncated_to<'a>(most: usize, text: impl Into<Cow<'a, str>>) -> String {
     let text = text.into();
     match text.len() > most {
         true => format!("{}...", &text[..text.floor_char_boundary(most)]),

@@ -150,7 +150,7 @@ pub struct Probe {
 /// The way in which a pod's probes reach us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Way {
+pub enum ProbeMode {
     /// The kubelet probes the app's own ports, as declared.
     Transparent,
     /// Istio's injector rewrote the probes to pilot-agent's status port.
@@ -159,7 +159,7 @@ pub enum Way {
     Rewrite,
 }
 
-impl Way {
+impl ProbeMode {
     /// Name in metrics and `status`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -238,8 +238,8 @@ impl fmt::Display for PodId {
 /// Probes that were rewritten to an agent's port before the kubelet saw the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rewritten {
-    /// [`Way::Takeover`] or [`Way::Rewrite`].
-    pub way: Way,
+    /// [`ProbeMode::Takeover`] or [`ProbeMode::Rewrite`].
+    pub mode: ProbeMode,
     /// The port the kubelet now probes: Istio's status port or our rewrite port.
     pub port: u16,
     /// Path of the rewritten probe (`/app-health/<container>/livez`) to the original probe.

@@ -12,11 +12,11 @@ use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, Pod, TCPS
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::left_alone::{LeftAlone, Why};
 use crate::mesh::{annotation, containers};
 use crate::probes::{grpc_action, http_action, tcp_action, timeout};
-use model::bounds::clipped;
-use model::{Action, Probe, ProbeKind, Rewritten, Scheme, Way};
+use crate::skipped::{SkipReason, SkippedProbe};
+use model::bounds::truncated;
+use model::{Action, Probe, ProbeKind, ProbeMode, Rewritten, Scheme};
 
 /// Annotation with the originals of the probes that our webhook has rewritten.
 pub const PROBES: &str = "probe-handler.io/probes";
@@ -35,7 +35,7 @@ pub struct Originals {
     /// Rewritten path to the original.
     pub usable: BTreeMap<String, Probe>,
     /// Rewritten path to why its original can't be served.
-    pub unusable: BTreeMap<String, Why>,
+    pub unusable: BTreeMap<String, SkipReason>,
     /// Keys that are no rewritten path at all.
     pub unknown: Vec<String>,
 }
@@ -99,9 +99,9 @@ fn parse_entry(
     kind: ProbeKind,
     entry: Value,
     ips: &[IpAddr],
-) -> Result<Probe, Why> {
+) -> Result<Probe, SkipReason> {
     let entry: Entry = serde_path_to_error::deserialize(entry)
-        .map_err(|error| Why::MalformedOriginal(clipped(&error.to_string())))?;
+        .map_err(|error| SkipReason::MalformedOriginal(truncated(&error.to_string())))?;
     // Ports have been resolved already: there is no container to look a name up in.
     let nameless = Container::default();
     let action = match (entry.http_get, entry.tcp_socket, entry.grpc) {
@@ -109,7 +109,7 @@ fn parse_entry(
         (None, Some(tcp), None) => tcp_action(&tcp, &nameless, ips)?,
         (None, None, Some(grpc)) => grpc_action(&grpc)?,
         (http, tcp, grpc) => {
-            return Err(Why::Actions(
+            return Err(SkipReason::Actions(
                 usize::from(http.is_some())
                     + usize::from(tcp.is_some())
                     + usize::from(grpc.is_some()),
@@ -133,7 +133,7 @@ pub struct Recovered {
     /// Rewritten probes with their originals.
     pub rewritten: Option<Rewritten>,
     /// Rewritten probes without a usable original, and probes of other kinds on the rewrite port.
-    pub left_alone: Vec<LeftAlone>,
+    pub skipped: Vec<SkippedProbe>,
     /// What could not be understood.
     pub warnings: Vec<String>,
 }
@@ -146,7 +146,7 @@ pub fn recover(pod: &Pod, declared: Vec<Probe>, ips: &[IpAddr]) -> Recovered {
         .and_then(|json| read(PROBES, json, ips, &mut warnings))
         .and_then(|originals| {
             Some((
-                Way::Rewrite,
+                ProbeMode::Rewrite,
                 rewrite_port(&declared, &originals)?,
                 originals,
             ))
@@ -155,7 +155,7 @@ pub fn recover(pod: &Pod, declared: Vec<Probe>, ips: &[IpAddr]) -> Recovered {
         .and_then(|json| read(ISTIO_PROBERS, json, ips, &mut warnings))
         .and_then(|originals| {
             Some((
-                Way::Takeover,
+                ProbeMode::Takeover,
                 status_port(pod, &declared, &mut warnings)?,
                 originals,
             ))
@@ -192,7 +192,7 @@ pub fn recover(pod: &Pod, declared: Vec<Probe>, ips: &[IpAddr]) -> Recovered {
     recovered
 }
 
-fn sort(way: Way, port: u16, mut originals: Originals, declared: Vec<Probe>) -> Recovered {
+fn sort(mode: ProbeMode, port: u16, mut originals: Originals, declared: Vec<Probe>) -> Recovered {
     let mut recovered = Recovered::default();
     let mut live = BTreeMap::<String, Probe>::new();
     for probe in declared {
@@ -200,35 +200,34 @@ fn sort(way: Way, port: u16, mut originals: Originals, declared: Vec<Probe>) -> 
             recovered.native.push(probe);
             continue;
         }
-        let why = match rewritten_path(&probe) {
-            None => Why::RewritePort(port),
-            Some(path) => {
-                if let Some(original) = originals.usable.get(path) {
-                    // By what the spec says, which the API server has checked, not by what the path calls it.
-                    let is_hook = probe.kind.is_hook();
-                    let served = live.entry(path.to_owned()).or_insert_with(|| Probe {
-                        container: probe.container.clone(),
-                        kind: probe.kind,
-                        action: original.action.clone(),
-                        timeout: original.timeout.filter(|_| !is_hook),
-                    });
-                    // Unset in the JSON: as the kubelet has it. Several may probe the same path.
-                    if original.timeout.is_none() && !is_hook {
-                        served.timeout = served.timeout.max(probe.timeout);
+        let why =
+            match rewritten_path(&probe) {
+                None => SkipReason::RewritePort(port),
+                Some(path) => {
+                    if let Some(original) = originals.usable.get(path) {
+                        // By what the spec says, which the API server has checked, not by what the path calls it.
+                        let is_hook = probe.kind.is_hook();
+                        let served = live.entry(path.to_owned()).or_insert_with(|| Probe {
+                            container: probe.container.clone(),
+                            kind: probe.kind,
+                            action: original.action.clone(),
+                            timeout: original.timeout.filter(|_| !is_hook),
+                        });
+                        // Unset in the JSON: as the kubelet has it. Several may probe the same path.
+                        if original.timeout.is_none() && !is_hook {
+                            served.timeout = served.timeout.max(probe.timeout);
+                        }
+                        continue;
                     }
-                    continue;
-                }
-                originals
-                    .unusable
-                    .get(path)
-                    .cloned()
-                    .unwrap_or_else(|| Why::NoOriginal {
-                        path: clipped(path),
-                        port,
+                    originals.unusable.get(path).cloned().unwrap_or_else(|| {
+                        SkipReason::NoOriginal {
+                            path: truncated(path),
+                            port,
+                        }
                     })
-            }
-        };
-        recovered.left_alone.push(LeftAlone {
+                }
+            };
+        recovered.skipped.push(SkippedProbe {
             container: probe.container,
             kind: probe.kind,
             why,
@@ -242,7 +241,7 @@ fn sort(way: Way, port: u16, mut originals: Originals, declared: Vec<Probe>) -> 
     );
     if !live.is_empty() {
         recovered.rewritten = Some(Rewritten {
-            way,
+            mode,
             port,
             originals: live.into_iter().collect(),
         });

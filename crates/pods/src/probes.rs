@@ -9,10 +9,10 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::left_alone::{LeftAlone, Why};
 use crate::mesh;
+use crate::skipped::{SkipReason, SkippedProbe};
 use crate::target::request_target;
-use model::bounds::{REQUEST_HEADERS_LIMIT, REQUEST_LIMIT, clipped};
+use model::bounds::{REQUEST_HEADERS_LIMIT, REQUEST_LIMIT, truncated};
 use model::{Action, Probe, ProbeKind, Scheme};
 
 /// `timeoutSeconds` when it is not set.
@@ -118,13 +118,13 @@ impl Declared<'_> {
     ///
     /// # Errors
     /// Why it is left alone.
-    pub fn understand(&self, pod: &Pod, ips: &[IpAddr]) -> Result<Probe, Why> {
+    pub fn parse_pod(&self, pod: &Pod, ips: &[IpAddr]) -> Result<Probe, SkipReason> {
         if mesh::is_proxy(pod, &self.container.name) {
-            return Err(Why::MeshProxy);
+            return Err(SkipReason::MeshProxy);
         }
         // The kubelet refuses such a hook before anything is sent; in rewritten form it is an httpGet.
         if self.kind.is_hook() && self.tcp.is_some() && self.actions() == 1 {
-            return Err(Why::TcpHook);
+            return Err(SkipReason::TcpHook);
         }
         Ok(Probe {
             container: self.container.name.clone(),
@@ -135,8 +135,8 @@ impl Declared<'_> {
     }
 
     /// This probe among those left alone.
-    pub fn left_alone(&self, why: Why) -> LeftAlone {
-        LeftAlone {
+    pub fn skipped(&self, why: SkipReason) -> SkippedProbe {
+        SkippedProbe {
             container: self.container.name.clone(),
             kind: self.kind,
             why,
@@ -156,13 +156,13 @@ impl Declared<'_> {
         .count()
     }
 
-    fn action(&self, ips: &[IpAddr]) -> Result<Action, Why> {
+    fn action(&self, ips: &[IpAddr]) -> Result<Action, SkipReason> {
         match self.actions() {
             1 => {}
-            n => return Err(Why::Actions(n)),
+            n => return Err(SkipReason::Actions(n)),
         }
         if self.exec {
-            Err(Why::Exec)
+            Err(SkipReason::Exec)
         } else if let Some(http) = self.http {
             http_action(http, self.container, ips)
         } else if let Some(tcp) = self.tcp {
@@ -170,22 +170,22 @@ impl Declared<'_> {
         } else if let Some(grpc) = self.grpc {
             grpc_action(grpc)
         } else {
-            Err(Why::Sleep)
+            Err(SkipReason::Sleep)
         }
     }
 }
 
 /// The probes of `pod` on the app's own ports, and what is left alone. `ips` are the pod's addresses.
-pub fn probes(pod: &Pod, ips: &[IpAddr]) -> (Vec<Probe>, Vec<LeftAlone>) {
+pub fn probes(pod: &Pod, ips: &[IpAddr]) -> (Vec<Probe>, Vec<SkippedProbe>) {
     let mut probes = Vec::new();
-    let mut left_alone = Vec::new();
+    let mut skipped = Vec::new();
     for declared in declared(pod) {
-        match declared.understand(pod, ips) {
+        match declared.parse_pod(pod, ips) {
             Ok(probe) => probes.push(probe),
-            Err(why) => left_alone.push(declared.left_alone(why)),
+            Err(why) => skipped.push(declared.skipped(why)),
         }
     }
-    (probes, left_alone)
+    (probes, skipped)
 }
 
 /// The timeout of a probe: 1 s unless a positive number of seconds is set. Hooks have none.
@@ -207,27 +207,27 @@ pub fn http_action(
     http: &HTTPGetAction,
     container: &Container,
     ips: &[IpAddr],
-) -> Result<Action, Why> {
+) -> Result<Action, SkipReason> {
     check_host("httpGet.host", http.host.as_deref(), ips)?;
     let scheme = match http.scheme.as_deref() {
         None | Some("" | "HTTP") => Scheme::Http,
         Some("HTTPS") => Scheme::Https,
-        Some(other) => return Err(Why::UnknownScheme(clipped(other))),
+        Some(other) => return Err(SkipReason::UnknownScheme(truncated(other))),
     };
     let path = http.path.as_deref().unwrap_or_default();
-    let target = request_target(path).ok_or_else(|| Why::OddPath(clipped(path)))?;
+    let target = request_target(path).ok_or_else(|| SkipReason::OddPath(truncated(path)))?;
     let headers = || http.http_headers.iter().flatten();
     let lines = headers().map(|header| header.name.len() + header.value.len() + LINE_BYTES);
     let bytes = target.len() + lines.sum::<usize>();
     if bytes > REQUEST_LIMIT {
-        return Err(Why::TooLong {
+        return Err(SkipReason::TooLong {
             field: "httpGet",
             bytes,
         });
     }
     let count = headers().count();
     if count > REQUEST_HEADERS_LIMIT {
-        return Err(Why::TooManyHeaders(count));
+        return Err(SkipReason::TooManyHeaders(count));
     }
     Ok(Action::Http {
         scheme,
@@ -247,7 +247,7 @@ pub fn tcp_action(
     tcp: &TCPSocketAction,
     container: &Container,
     ips: &[IpAddr],
-) -> Result<Action, Why> {
+) -> Result<Action, SkipReason> {
     check_host("tcpSocket.host", tcp.host.as_deref(), ips)?;
     Ok(Action::Tcp {
         port: resolve_port("tcpSocket.port", &tcp.port, container)?,
@@ -257,11 +257,11 @@ pub fn tcp_action(
 /// What a `grpc` probe does.
 ///
 /// # Errors
-/// [`Why::PortOutOfRange`], [`Why::TooLong`].
-pub fn grpc_action(grpc: &GRPCAction) -> Result<Action, Why> {
+/// [`SkipReason::PortOutOfRange`], [`SkipReason::TooLong`].
+pub fn grpc_action(grpc: &GRPCAction) -> Result<Action, SkipReason> {
     let service = grpc.service.as_deref().unwrap_or_default();
     if service.len() > REQUEST_LIMIT {
-        return Err(Why::TooLong {
+        return Err(SkipReason::TooLong {
             field: "grpc.service",
             bytes: service.len(),
         });
@@ -272,15 +272,15 @@ pub fn grpc_action(grpc: &GRPCAction) -> Result<Action, Why> {
     })
 }
 
-fn check_host(field: &'static str, host: Option<&str>, ips: &[IpAddr]) -> Result<(), Why> {
+fn check_host(field: &'static str, host: Option<&str>, ips: &[IpAddr]) -> Result<(), SkipReason> {
     let Some(host) = host.filter(|host| !host.is_empty()) else {
         return Ok(());
     };
     match host.parse::<IpAddr>() {
         Ok(ip) if ips.contains(&ip.to_canonical()) => Ok(()),
-        _ => Err(Why::ForeignHost {
+        _ => Err(SkipReason::ForeignHost {
             field,
-            host: clipped(host),
+            host: truncated(host),
         }),
     }
 }
@@ -291,7 +291,7 @@ fn resolve_port(
     field: &'static str,
     port: &IntOrString,
     container: &Container,
-) -> Result<u16, Why> {
+) -> Result<u16, SkipReason> {
     let name = match port {
         IntOrString::Int(port) => return checked_port(field, (*port).into()),
         IntOrString::String(name) => name,
@@ -305,20 +305,22 @@ fn resolve_port(
         // Whatever its protocol: the kubelet connects by TCP to a UDP port's number.
         Some(port) => checked_port(field, port.container_port.into()),
         None => {
-            let port = name.parse::<i64>().map_err(|_| Why::UnresolvedPort {
-                field,
-                name: clipped(name),
-            })?;
+            let port = name
+                .parse::<i64>()
+                .map_err(|_| SkipReason::UnresolvedPort {
+                    field,
+                    name: truncated(name),
+                })?;
             checked_port(field, port)
         }
     }
 }
 
-fn checked_port(field: &'static str, port: i64) -> Result<u16, Why> {
+fn checked_port(field: &'static str, port: i64) -> Result<u16, SkipReason> {
     u16::try_from(port)
         .ok()
         .filter(|&port| port != 0)
-        .ok_or(Why::PortOutOfRange { field, port })
+        .ok_or(SkipReason::PortOutOfRange { field, port })
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub fn request_target(path: &str) -> Option<String> {
             }
             Some(target)
         }
-        // The legacy way: everything, `?` and `#` included, becomes the path.
+        // The legacy mode: everything, `?` and `#` included, becomes the path.
         Parsed::Path { .. } | Parsed::Invalid => {
             let mut target = escape(path.as_bytes());
             if target.starts_with("//") {

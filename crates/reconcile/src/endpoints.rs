@@ -11,7 +11,7 @@ use probe_handler_common::endpoint::{GATE, REDIRECT};
 
 use model::bounds::PROBES_LIMIT;
 use model::inbound::Inbound;
-use model::{Action, Pod, Probe, Rewritten, Scheme, Way};
+use model::{Action, Pod, Probe, ProbeMode, Rewritten, Scheme};
 use serve::table::{Endpoint, HttpRoute, NativeRoutes, Route, Routes, ServedPod};
 
 /// At how many endpoints one pod is served at most: two addresses, and each probe on a port of its own. Who may give a
@@ -126,7 +126,7 @@ fn rewritten_routes(rewritten: &Rewritten) -> Routes {
     }
     let routes = groups
         .into_iter()
-        .map(|(path, group)| (path, group.route(rewritten.way)))
+        .map(|(path, group)| (path, group.route(rewritten.mode)))
         .collect();
     Routes::Rewritten(routes)
 }
@@ -175,7 +175,7 @@ impl NativeGroups {
     }
 
     fn routes(self) -> NativeRoutes {
-        let route = |group: Group| group.route(Way::Transparent);
+        let route = |group: Group| group.route(ProbeMode::Transparent);
         let mut http = HashMap::<String, HttpRoute>::new();
         for (target, group) in self.http_probes {
             http.entry(target).or_default().probe = Some(route(group));
@@ -229,7 +229,7 @@ impl Group {
         }
     }
 
-    fn route(self, way: Way) -> Arc<Route> {
+    fn route(self, mode: ProbeMode) -> Arc<Route> {
         let all = || std::iter::once(&self.first).chain(&self.others);
         Arc::new(Route {
             members: all()
@@ -239,7 +239,7 @@ impl Group {
             shorter: shorter(all().map(|probe| probe.timeout)),
             agents: all().filter_map(|probe| agent(&probe.action)).collect(),
             action: self.first.action,
-            way,
+            mode,
             stats: Default::default(),
         })
     }
@@ -286,7 +286,7 @@ fn carry_over_route(new: Option<&mut Arc<Route>>, old: Option<&Arc<Route>>) {
         && new.action == old.action
         && new.timeout == old.timeout
         && new.shorter == old.shorter
-        && new.way == old.way
+        && new.mode == old.mode
     {
         *new = Arc::clone(old);
     }

@@ -57,7 +57,7 @@ pub enum Obstacle {
 }
 
 /// A pod that should be served.
-pub struct Entry {
+pub struct PodEntry {
     /// The pod.
     pub pod: Arc<Pod>,
     /// Where it is, if known.
@@ -78,7 +78,7 @@ pub struct Entry {
     outdated: Option<Vec<IpAddr>>,
 }
 
-impl Entry {
+impl PodEntry {
     /// Where it can be served: the addresses in its namespace and, as soon as its status names any, of those
     /// only the ones named. Who may configure interfaces in a pod could otherwise give it any address that the
     /// kubelet talks to: another pod's, the API server's.
@@ -130,11 +130,11 @@ impl Entry {
         self.settle();
     }
 
-    /// What should stand for it at its addresses, those `contested` left out; none while it is nowhere. What is
+    /// What should stand for it at its addresses, those `conflicts` left out; none while it is nowhere. What is
     /// `installed` is kept as it is where nothing has changed: statistics and connections hang on it.
     fn work_out(
         &mut self,
-        contested: &BTreeSet<IpAddr>,
+        conflicts: &BTreeSet<IpAddr>,
         installed: &HashMap<SocketAddr, Installed>,
     ) -> Option<Vec<(SocketAddr, Installed)>> {
         let placement = self.placement.as_ref()?;
@@ -152,7 +152,7 @@ impl Entry {
         let addresses: Vec<IpAddr> = self
             .addresses
             .iter()
-            .filter(|address| !contested.contains(address))
+            .filter(|address| !conflicts.contains(address))
             .copied()
             .collect();
         let endpoints = self.routes.endpoints(&addresses).into_iter();
@@ -211,10 +211,10 @@ pub struct Registry<W> {
     /// None until the kernel side is there: what should stand is only noted.
     writer: Option<W>,
     table: Arc<EndpointTable>,
-    pods: BTreeMap<String, Entry>,
+    pods: BTreeMap<String, PodEntry>,
     installed: HashMap<SocketAddr, Installed>,
     /// Addresses that pods in different namespaces claim; served for none of them. Said once each.
-    contested: BTreeSet<IpAddr>,
+    conflicts: BTreeSet<IpAddr>,
     /// Endpoints that the kernel did not take; tried again with every change. Said once each.
     failed: BTreeSet<SocketAddr>,
     /// Endpoints that stand in the kernel though nobody wants them, for they could not be taken out; tried
@@ -240,7 +240,7 @@ impl<W: EndpointWriter> Registry<W> {
             table,
             pods: BTreeMap::new(),
             installed: HashMap::new(),
-            contested: BTreeSet::new(),
+            conflicts: BTreeSet::new(),
             failed: BTreeSet::new(),
             stuck: BTreeSet::new(),
             held: false,
@@ -254,7 +254,7 @@ impl<W: EndpointWriter> Registry<W> {
     }
 
     /// All pods, by UID.
-    pub fn pods(&self) -> &BTreeMap<String, Entry> {
+    pub fn pods(&self) -> &BTreeMap<String, PodEntry> {
         &self.pods
     }
 
@@ -269,10 +269,10 @@ impl<W: EndpointWriter> Registry<W> {
     }
 
     /// The addresses of `entry` that another pod has too: nobody is served there.
-    pub fn contested(&self, entry: &Entry) -> Vec<IpAddr> {
+    pub fn conflicts(&self, entry: &PodEntry) -> Vec<IpAddr> {
         let addresses = entry.addresses().iter().copied();
         addresses
-            .filter(|address| self.contested.contains(address))
+            .filter(|address| self.conflicts.contains(address))
             .collect()
     }
 
@@ -294,7 +294,7 @@ impl<W: EndpointWriter> Registry<W> {
                         .stopped
                         .extend(gone.map(|entry| entry.pod.id.clone()));
                     replaced.started.push(Arc::clone(&pod));
-                    Entry {
+                    PodEntry {
                         routes: PodRoutes::new(&pod),
                         placement: None,
                         obstacle: Some(Obstacle::NoNamespace("not looked for yet".to_owned())),
@@ -469,7 +469,7 @@ impl<W: EndpointWriter> Registry<W> {
                 continue;
             }
             if entry.wanted.is_none() {
-                entry.wanted = entry.work_out(&self.contested, &self.installed);
+                entry.wanted = entry.work_out(&self.conflicts, &self.installed);
             }
             for (address, installed) in entry.wanted.iter().flatten() {
                 // Two pods in one namespace (a mistake in a directory's manifests): the first one has it.
@@ -483,7 +483,7 @@ impl<W: EndpointWriter> Registry<W> {
     /// not known, so nobody is answered for. Tells whether they are others than before.
     fn settle_contests(&mut self) -> bool {
         let mut owners: HashMap<IpAddr, (NetnsId, &PodId)> = HashMap::new();
-        let mut contested = BTreeSet::new();
+        let mut conflicts = BTreeSet::new();
         for entry in self.pods.values() {
             let Some(placement) = &entry.placement else {
                 continue;
@@ -495,7 +495,7 @@ impl<W: EndpointWriter> Registry<W> {
                     }
                     Some((netns, _)) if *netns == placement.netns => {}
                     Some((_, other)) => {
-                        if contested.insert(address) && !self.contested.contains(&address) {
+                        if conflicts.insert(address) && !self.conflicts.contains(&address) {
                             tracing::warn!(
                                 %address, pod = %entry.pod.id, %other,
                                 "two pods have the same address: the probes of both are left alone there"
@@ -505,8 +505,8 @@ impl<W: EndpointWriter> Registry<W> {
                 }
             }
         }
-        let others = self.contested != contested;
-        self.contested = contested;
+        let others = self.conflicts != conflicts;
+        self.conflicts = conflicts;
         others
     }
 }

@@ -22,7 +22,7 @@ pub enum Decision {
 
 /// What the first bytes begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum Protocol {
     /// A TLS handshake.
     Tls,
     /// HTTP/2 with prior knowledge, as gRPC in plaintext has it.
@@ -36,21 +36,21 @@ enum Kind {
 /// Decides by the `bytes` seen so far. `by_agent`: a GET on an app's own port must have the User-Agent of the
 /// probe too, for the kubelet's process makes other connections than a kubelet's.
 pub fn decide(routes: &Routes, bytes: &[u8], by_agent: bool) -> Decision {
-    match (routes, kind(bytes)) {
+    match (routes, protocol(bytes)) {
         (_, None) => Decision::More,
         (
             Routes::Native(NativeRoutes {
                 https: Some(https), ..
             }),
-            Some(Kind::Tls),
+            Some(Protocol::Tls),
         ) => match may_be_probe(bytes) {
             None => Decision::More,
             Some(true) => Decision::Splice(Arc::clone(https)),
             Some(false) => Decision::Relay,
         },
-        (Routes::Native(native), Some(Kind::Http2)) => splice(native.grpc.as_ref()),
-        (Routes::Native(native), Some(Kind::Get)) if native.http.is_empty() => Decision::Relay,
-        (_, Some(Kind::Get)) => request(routes, bytes, by_agent),
+        (Routes::Native(native), Some(Protocol::Http2)) => splice(native.grpc.as_ref()),
+        (Routes::Native(native), Some(Protocol::Get)) if native.http.is_empty() => Decision::Relay,
+        (_, Some(Protocol::Get)) => request(routes, bytes, by_agent),
         (_, Some(_)) => Decision::Relay,
     }
 }
@@ -60,7 +60,7 @@ fn splice(route: Option<&Arc<Route>>) -> Decision {
 }
 
 /// What `bytes` begin; none while it may still become several things.
-fn kind(bytes: &[u8]) -> Option<Kind> {
+fn protocol(bytes: &[u8]) -> Option<Protocol> {
     /// Record type handshake, and the major version of all TLS versions (RFC 8446, 5.1).
     const TLS: &[u8] = &[0x16, 0x03];
     /// The whole connection preface (RFC 9113, 3.4): less than that is no HTTP/2 yet, and nothing of it goes to the app.
@@ -68,11 +68,11 @@ fn kind(bytes: &[u8]) -> Option<Kind> {
     const GET: &[u8] = b"GET ";
     let whole = |pattern: &[u8]| bytes.starts_with(pattern);
     match bytes {
-        _ if whole(TLS) => Some(Kind::Tls),
-        _ if whole(HTTP2) => Some(Kind::Http2),
-        _ if whole(GET) => Some(Kind::Get),
+        _ if whole(TLS) => Some(Protocol::Tls),
+        _ if whole(HTTP2) => Some(Protocol::Http2),
+        _ if whole(GET) => Some(Protocol::Get),
         _ if [TLS, HTTP2, GET].iter().any(|one| one.starts_with(bytes)) => None,
-        _ => Some(Kind::Other),
+        _ => Some(Protocol::Other),
     }
 }
 
@@ -123,7 +123,7 @@ mod tests {
     use super::super::table::RouteStats;
     use super::*;
     use crate::tests::client_hello;
-    use model::{Action, ProbeKind, Way};
+    use model::{Action, ProbeKind, ProbeMode};
 
     /// A route that is known by `name`.
     fn route(name: &str, kind: ProbeKind) -> Arc<Route> {
@@ -132,7 +132,7 @@ mod tests {
             action: Action::Tcp { port: 1 },
             timeout: Some(Duration::from_secs(1)),
             shorter: Vec::new(),
-            way: Way::Transparent,
+            mode: ProbeMode::Transparent,
             agents: Vec::new(),
             stats: RouteStats::default(),
         })

@@ -1,112 +1,273 @@
-//! Whose connection it is, and what for: everything before its first bytes.
+//! A connection of the kubelet's to an endpoint of ours, from its first bytes to its end.
 
+use std::borrow::Cow;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::Handler;
-use super::answer::reset;
-use super::cost::{Lane, metered};
-use super::flows::{AcceptedFlow, ConnectionId};
-use super::pump::relay;
-use super::saved_syn;
+use super::answer::{self, reset, reset_on_drop};
+use super::classify::{Decision, decide};
+use super::relay::{copy_bidirectional, relay};
+use super::run::{bounded, deadline, expired, given_up};
 use super::table::{Endpoint, NativeRoutes, Route, Routes};
-use super::visit::{PATIENCE, Visit};
-use super::worker::Worker;
-use probe::Finding;
+use model::{Action, ProbeMode};
+use probe::dial::dial;
+use probe::http::HttpCheck;
+use probe::request::Request;
+use probe::verdict::Reason;
+use probe::{Finding, grpc, tcp};
 
-impl Handler {
-    /// Serves one connection, accepted at `since`, on the thread of `worker`.
-    pub(super) async fn connection(
-        &self,
-        kubelet: TcpStream,
-        peer: SocketAddr,
-        since: Instant,
-        worker: &Worker,
-    ) {
-        let _ = self.metrics.accepted.inc();
-        let Some(flow) = self.flow(&kubelet, peer) else {
-            debug!(%peer, "resetting connection: not from the kubelet");
-            let _ = self.metrics.unknown_peers.inc();
-            return reset(kubelet);
+/// How long the kubelet has for its first bytes where no probe of the endpoint has a longer timeout.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How much the kubelet may say before the app is there to hear it: more than any hello.
+const SPLICE_BYTES: usize = 64 * 1024;
+
+/// How long an app may go on with a spliced probe after the kubelet has hung up.
+const SPLICE_GRACE: Duration = Duration::from_secs(1);
+
+/// What there is to say of a pod whose sockets may be elsewhere.
+const ELSEWHERE: &str = "nothing listens in the pod's network namespace, pilot-agent neither: the app is in a guest, or not up yet";
+
+/// One connection.
+pub(super) struct Connection<'a> {
+    pub(super) handler: &'a Handler,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) kubelet: TcpStream,
+    /// What the kubelet has said so far.
+    pub(super) bytes: Vec<u8>,
+    /// When it was accepted.
+    pub(super) since: Instant,
+}
+
+impl Connection<'_> {
+    /// Serves it.
+    pub(super) async fn serve(mut self) {
+        let pod = &self.endpoint.pod;
+        let Some(decision) = self.first_bytes().await else {
+            if let Routes::Native(NativeRoutes { tcp: Some(tcp), .. }) = &self.endpoint.routes {
+                self.handler.connected(self.endpoint, tcp, self.since);
+            }
+            return;
         };
-        let address = SocketAddr::new(flow.original.ip().to_canonical(), flow.original.port());
-        match self.table.get(address) {
-            Some(endpoint) if flow.closed => self.closed(kubelet, &endpoint, since).await,
-            None if flow.closed => {}
-            Some(endpoint) => match endpoint.pod.cost.lane(since.into_std()) {
-                Lane::Prompt => self.visit(kubelet, &endpoint, since, worker).await,
-                Lane::Slow | Lane::Excluded => self.slow.serve(kubelet, endpoint, since).await,
-            },
-            None => {
-                debug!(%address, "endpoint is gone: relayed");
-                self.metrics.relayed("endpoint_gone");
-                Box::pin(relay(kubelet, address, &[])).await;
+        match decision {
+            Decision::More | Decision::Relay => {
+                debug!(address = %self.endpoint.address, "no declared probe: relayed");
+                self.relay("undeclared").await;
+            }
+            Decision::Splice(route) => {
+                let spliced = match pod.admit() {
+                    Some(_permit) => Box::pin(self.splice(&route)).await,
+                    None => Err(overloaded()),
+                };
+                match spliced {
+                    Ok(finding) => self.conclude(&route, finding),
+                    Err(finding) if finding.reason == Reason::Dial => {
+                        self.stand_aside(&route, finding).await;
+                    }
+                    Err(finding) => {
+                        self.conclude(&route, finding);
+                        reset(self.kubelet);
+                    }
+                }
+            }
+            Decision::Check(route) => {
+                let mut spent = None;
+                let finding = match pod.admit() {
+                    Some(_permit) => self.check(&route, &mut spent).await,
+                    None => overloaded(),
+                };
+                if finding.reason == Reason::Dial {
+                    self.stand_aside(&route, finding).await;
+                } else if finding.reason == Reason::Refused && self.is_elsewhere(&route).await {
+                    self.conclude(&route, Finding::without_answer(Reason::Dial, ELSEWHERE));
+                    self.relay("elsewhere").await;
+                } else {
+                    self.answer(&route, finding, spent).await;
+                }
             }
         }
     }
 
-    /// The flow of the very connection that was accepted: another one may have come from the same address and port
-    /// before.
-    fn flow(&self, kubelet: &TcpStream, peer: SocketAddr) -> Option<AcceptedFlow> {
-        let isn = saved_syn::take_isn(kubelet)?;
-        self.flows.take(ConnectionId { peer, isn })
-    }
-
-    /// Serves a connection to a pod whose checks cost much, on the thread of `worker`.
-    pub(super) async fn serve_slowly(
-        &self,
-        kubelet: TcpStream,
-        endpoint: &Endpoint,
-        since: Instant,
-        worker: &Worker,
-    ) {
-        if endpoint.pod.cost.lane(Instant::now().into_std()) == Lane::Excluded {
-            self.metrics.relayed("too_costly");
-            return Box::pin(relay(kubelet, endpoint.address, &[])).await;
+    /// Reads until the bytes tell what the visit is for, or it is clear that they never will. None: the
+    /// kubelet hung up without a word.
+    async fn first_bytes(&mut self) -> Option<Decision> {
+        let by_agent = self.handler.shared_process.load(Ordering::Relaxed);
+        let patience = self.since + self.endpoint.routes.longest_timeout().max(PATIENCE);
+        loop {
+            let read = tokio::select! {
+                biased;
+                read = self.kubelet.read_buf(&mut self.bytes) => read,
+                // Whoever waits for the other side to speak first is no probe.
+                () = expired(Some(patience)) => return Some(Decision::Relay),
+            };
+            match read {
+                Ok(1..) => match decide(&self.endpoint.routes, &self.bytes, by_agent) {
+                    Decision::More => {}
+                    decision => return Some(decision),
+                },
+                _ if self.bytes.is_empty() => return None,
+                // Half-closed, maybe: what there was is relayed.
+                _ => return Some(Decision::Relay),
+            }
         }
-        self.visit(kubelet, endpoint, since, worker).await;
     }
 
-    async fn visit(
-        &self,
-        kubelet: TcpStream,
-        endpoint: &Endpoint,
-        since: Instant,
-        worker: &Worker,
-    ) {
-        let visit = Visit {
-            handler: self,
-            endpoint,
-            kubelet,
-            bytes: Vec::with_capacity(1024),
-            since,
+    /// Executes the check of `route` for the request in `bytes`. `spent`: see [`HttpCheck::run`].
+    async fn check(&self, route: &Route, spent: &mut Option<TcpStream>) -> Finding {
+        let deadline = deadline(route, self.since);
+        let dialer = &*self.endpoint.pod.dialer;
+        let visited = self.endpoint.address;
+        let address = SocketAddr::new(visited.ip(), route.action.port());
+        let check = async {
+            let Ok(Some(request)) = Request::parse(&self.bytes) else {
+                return Finding::without_answer(Reason::BadResponse, "the request is malformed");
+            };
+            match &route.action {
+                Action::Http { scheme, target, .. } => {
+                    let head = match &self.endpoint.routes {
+                        Routes::Native(_) => Cow::Borrowed(&self.bytes),
+                        Routes::Rewritten(_) => {
+                            Cow::Owned(request.rewritten(target, visited.port(), address.port()))
+                        }
+                    };
+                    let check = HttpCheck {
+                        dialer,
+                        address,
+                        scheme: *scheme,
+                        head: &head,
+                        hook: route.is_hook(),
+                        deadline,
+                    };
+                    let connection = dial(dialer, address).await;
+                    check.run(connection, spent).await
+                }
+                Action::Tcp { .. } => tcp::check(dialer, address).await,
+                Action::Grpc { service, .. } => {
+                    let agent = request.header("user-agent");
+                    let check =
+                        |redial| grpc::check(dialer, address, service, agent, deadline, redial);
+                    let found = Box::pin(check(false)).await;
+                    // Where nobody lives there is nobody to wait for.
+                    match found.reason {
+                        Reason::Refused if !self.is_elsewhere(route).await => {
+                            Box::pin(check(true)).await
+                        }
+                        _ => found,
+                    }
+                }
+            }
         };
-        let exclude = || (self.exclude)(&endpoint.pod.id);
-        let serving = pin!(visit.serve());
-        metered(serving, &endpoint.pod.cost, worker, exclude).await;
+        bounded(check, &self.kubelet, route, self.since).await
     }
 
-    /// A connection that the kubelet has already closed: a TCP probe, or nobody to answer to.
-    async fn closed(&self, mut kubelet: TcpStream, endpoint: &Endpoint, since: Instant) {
-        let Routes::Native(NativeRoutes { tcp: Some(tcp), .. }) = &endpoint.routes else {
+    /// Behaves as if we did not exist: the pod could not be dialled for a reason on the node (its namespace
+    /// has lost the address, no descriptors are left, ...), which says nothing about the app.
+    async fn stand_aside(self, route: &Route, finding: Finding) {
+        self.handler.reserve.use_if_needed();
+        self.conclude(route, finding);
+        self.relay("not_dialled").await;
+    }
+
+    /// Whether the pod's sockets are elsewhere, in a guest as under Kata: where pilot-agent itself, whose probes these
+    /// are but for us, does not listen in the pod's network namespace either, the app's refusal says nothing.
+    async fn is_elsewhere(&self, route: &Route) -> bool {
+        let agent = dial(&*self.endpoint.pod.dialer, self.endpoint.address);
+        route.mode == ProbeMode::Takeover
+            && tokio::select! {
+                biased;
+                agent = agent => agent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused),
+                () = sleep(PATIENCE) => false,
+            }
+    }
+
+    /// Leaves it to where the kubelet wanted to go, counted as `why`.
+    async fn relay(self, why: &'static str) {
+        self.handler.metrics.relayed(why);
+        Box::pin(relay(self.kubelet, self.endpoint.address, &self.bytes)).await;
+    }
+
+    /// Notes what was found and tells the kubelet, if it still listens; then lets go of `spent`.
+    async fn answer(mut self, route: &Route, finding: Finding, spent: Option<TcpStream>) {
+        let Finding { reason, status, .. } = finding;
+        self.conclude(route, finding);
+        if reason == Reason::Cancelled {
             return;
-        };
-        let mut byte = [0];
-        match timeout(PATIENCE, kubelet.read(&mut byte)).await {
-            // It had said something: another kind of probe.
-            Ok(Ok(1..)) | Err(_) => {}
-            Ok(Ok(0) | Err(_)) => self.connected(endpoint, tcp, since),
+        }
+        // Any status would pass for success with a lifecycle hook.
+        if route.is_hook() && !reason.reached_app() {
+            reset(self.kubelet);
+        } else {
+            let sent =
+                answer::send(&mut self.kubelet, status, reason != Reason::BodyIncomplete).await;
+            let part = async {
+                if sent.is_ok() {
+                    answer::part(self.kubelet).await;
+                }
+            };
+            let _ended = tokio::join!(part, answer::let_go(spent));
         }
     }
 
-    /// The kubelet's connect() was all that it wanted. The kernel side lets it through only to a port on
-    /// which the app listens.
-    pub(super) fn connected(&self, endpoint: &Endpoint, tcp: &Route, since: Instant) {
-        self.conclude(endpoint, tcp, Finding::healthy(""), since);
+    /// Splices the kubelet and the app together.
+    ///
+    /// # Errors
+    /// What kept the app from being dialled.
+    async fn splice(&mut self, route: &Route) -> Result<Finding, Finding> {
+        let deadline = deadline(route, self.since);
+        let mut dialling = pin!(dial(&*self.endpoint.pod.dialer, self.endpoint.address));
+        let dialled = loop {
+            let wants_more = self.bytes.len() < SPLICE_BYTES;
+            tokio::select! {
+                biased;
+                dialled = &mut dialling => break dialled,
+                () = expired(deadline) => {
+                    break Err(io::ErrorKind::TimedOut.into());
+                }
+                read = self.kubelet.read_buf(&mut self.bytes), if wants_more => {
+                    if !matches!(read, Ok(1..)) {
+                        return Err(given_up(route, self.since));
+                    }
+                }
+            }
+        };
+        let mut app = dialled.map_err(|error| Finding::dial(&error))?;
+        if answer::is_gone(&self.kubelet) {
+            reset(app);
+            return Err(given_up(route, self.since));
+        }
+        let spliced = match app.write_all(&self.bytes).await {
+            Ok(()) => copy_bidirectional(&mut self.kubelet, &mut app, Some(SPLICE_GRACE)).await,
+            Err(error) => Err(error),
+        };
+        let detail = match &spliced {
+            Ok(()) => String::new(),
+            Err(error) => format!("ended by: {error}"),
+        };
+        if spliced.is_err() {
+            reset(app);
+            reset_on_drop(&self.kubelet);
+        }
+        Ok(Finding::without_answer(Reason::Spliced, detail))
     }
+
+    fn conclude(&self, route: &Route, finding: Finding) {
+        self.handler
+            .conclude(self.endpoint, route, finding, self.since);
+    }
+}
+
+fn overloaded() -> Finding {
+    Finding::without_answer(
+        Reason::Overloaded,
+        "more checks in flight than the pod may have",
+    )
 }

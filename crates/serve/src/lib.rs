@@ -27,10 +27,11 @@ mod client_hello;
 mod connection;
 pub mod cost;
 pub mod flows;
+mod identify;
 pub mod metrics;
 pub mod note;
 pub mod pulse;
-mod pump;
+mod relay;
 pub mod reserve;
 mod run;
 pub mod saved_syn;
@@ -38,7 +39,6 @@ pub mod slow_lane;
 pub mod table;
 #[cfg(test)]
 mod tests;
-mod visit;
 pub mod worker;
 
 /// How long no connection must have come for the backlog to count as empty while draining. A connection
@@ -57,8 +57,8 @@ pub struct Handler {
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
     /// Whether the kubelet's process has more to do than a kubelet (k3s, MicroK8s): see
-    /// [`Kubelet::is_part_of_more`](kernel::kubelet::Kubelet::is_part_of_more).
-    pub part_of_more: Arc<AtomicBool>,
+    /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
+    pub shared_process: Arc<AtomicBool>,
     /// Descriptors for hard times.
     pub reserve: Reserve,
     /// Where pods are served whose checks cost much.
@@ -120,7 +120,7 @@ impl Handler {
                 let (handler, worker) = (Arc::clone(self), Arc::clone(worker));
                 let since = Instant::now();
                 let _ = connections.spawn(async move {
-                    handler.connection(stream, peer, since, &worker).await;
+                    handler.identify(stream, peer, since, &worker).await;
                 });
                 false
             }

@@ -97,7 +97,7 @@ pub enum PodState {
     /// Its loopback interface is down: left alone until it is up.
     LoDown,
     /// Another pod has an address of it too: both are left alone there.
-    Contested,
+    Conflict,
 }
 
 impl PodState {
@@ -109,7 +109,7 @@ impl PodState {
             Self::Captured => "captured",
             Self::Costly => "costly",
             Self::LoDown => "lo_down",
-            Self::Contested => "contested",
+            Self::Conflict => "conflict",
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use tracing::{debug, info};
 
-use super::table::{News, Route};
+use super::table::{Route, StatusChange};
 use crate::metrics::Metrics;
 use model::PodId;
 use probe::verdict::Verdict;
@@ -24,14 +24,14 @@ pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
             )
         };
     }
-    match route.stats.news(outcome, &verdict) {
-        News::Fails => tell!(info, "probe fails"),
-        News::PassesAgain => tell!(info, "probe passes again"),
-        News::StandsAside => tell!(
+    match route.stats.status_change(outcome, &verdict) {
+        StatusChange::Fails => tell!(info, "probe fails"),
+        StatusChange::PassesAgain => tell!(info, "probe passes again"),
+        StatusChange::StandsAside => tell!(
             info,
             "the pod cannot be dialled from inside: its probe is relayed as if we did not exist"
         ),
-        News::None => tell!(debug, "probed"),
+        StatusChange::None => tell!(debug, "probed"),
     }
     metrics.verdict(pod, route, verdict);
 }

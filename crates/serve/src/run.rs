@@ -87,7 +87,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use model::{Action, Way};
+    use model::{Action, ProbeMode};
 
     const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -98,7 +98,7 @@ mod tests {
             agents: Vec::new(),
             timeout,
             shorter: Vec::new(),
-            way: Way::Transparent,
+            mode: ProbeMode::Transparent,
             stats: Default::default(),
         }
     }

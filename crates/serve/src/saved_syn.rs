@@ -102,20 +102,18 @@ mod tests {
 
     #[test]
     fn two_connections_from_one_port_differ() {
-        // On an address of its own: no other test takes the port.
+        // On addresses of its own: no other test takes the ports.
         let listener = TcpListener::bind("127.0.0.7:0").expect("listener");
         keep(&listener).expect("kept");
         let to = listener.local_addr().expect("address");
         let mut seen = Vec::new();
-        let mut from = None;
+        let mut from = std::net::SocketAddr::from(([127, 0, 0, 8], 0)).into();
         for _ in 0..2 {
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
                 .expect("socket");
-            if let Some(from) = from {
-                socket.bind(&from).expect("the same port");
-            }
+            socket.bind(&from).expect("the same address");
             socket.connect(&to.into()).expect("connected");
-            from = Some(socket.local_addr().expect("address"));
+            from = socket.local_addr().expect("address");
             // The port is free at once.
             socket
                 .set_linger(Some(std::time::Duration::ZERO))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use super::cost::PodCost;
-use model::{Action, Mesh, PodId, ProbeKind, Way};
+use model::{Action, Mesh, PodId, ProbeKind, ProbeMode};
 use probe::dial::Dial;
 use probe::verdict::{Outcome, Reason, Verdict};
 
@@ -68,7 +68,7 @@ pub struct Route {
     /// The timeouts of other members, which are shorter.
     pub shorter: Vec<Duration>,
     /// The way by which it is served.
-    pub way: Way,
+    pub mode: ProbeMode,
     /// What happened so far.
     pub stats: RouteStats,
 }
@@ -105,7 +105,7 @@ impl Route {
 
 /// What a verdict has to tell that those before it did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum StatusChange {
     /// Nothing.
     None,
     /// It fails, or for another reason than before.
@@ -129,29 +129,31 @@ pub struct RouteStats {
 
 impl RouteStats {
     /// What `verdict`, whose outcome this is, has to tell that those before did not.
-    pub fn news(&self, outcome: Outcome, verdict: &Verdict) -> News {
+    pub fn status_change(&self, outcome: Outcome, verdict: &Verdict) -> StatusChange {
         let mut failing = self.failing.lock();
         let mut unless_known = |news| {
             let now = Some((verdict.reason, verdict.status));
             match std::mem::replace(&mut *failing, now) == now {
-                true => News::None,
+                true => StatusChange::None,
                 false => news,
             }
         };
         match (outcome, verdict.reason) {
             // The kubelet makes an event of this one too.
-            (Outcome::Failure, _) | (_, Reason::BodyIncomplete) => unless_known(News::Fails),
-            (_, Reason::Dial) => unless_known(News::StandsAside),
+            (Outcome::Failure, _) | (_, Reason::BodyIncomplete) => {
+                unless_known(StatusChange::Fails)
+            }
+            (_, Reason::Dial) => unless_known(StatusChange::StandsAside),
             (Outcome::Success, _) => match failing.take() {
-                Some(_) => News::PassesAgain,
-                None => News::None,
+                Some(_) => StatusChange::PassesAgain,
+                None => StatusChange::None,
             },
             // Whatever it failed with before, the app was there.
             (Outcome::Unknown, Reason::Spliced) => {
                 *failing = None;
-                News::None
+                StatusChange::None
             }
-            (Outcome::Unknown, _) => News::None,
+            (Outcome::Unknown, _) => StatusChange::None,
         }
     }
 
@@ -304,23 +306,23 @@ mod tests {
     fn a_probe_that_goes_on_as_it_did_is_no_news() {
         let stats = RouteStats::default();
         for (reason, status, news) in [
-            (Reason::Healthy, 200, News::None),
-            (Reason::HttpStatus, 503, News::Fails),
-            (Reason::HttpStatus, 503, News::None),
+            (Reason::Healthy, 200, StatusChange::None),
+            (Reason::HttpStatus, 503, StatusChange::Fails),
+            (Reason::HttpStatus, 503, StatusChange::None),
             // Another status, another reason.
-            (Reason::HttpStatus, 500, News::Fails),
-            (Reason::Refused, 500, News::Fails),
-            (Reason::Cancelled, 500, News::None),
-            (Reason::Refused, 500, News::None),
-            (Reason::Healthy, 204, News::PassesAgain),
-            (Reason::Healthy, 200, News::None),
-            (Reason::Refused, 500, News::Fails),
+            (Reason::HttpStatus, 500, StatusChange::Fails),
+            (Reason::Refused, 500, StatusChange::Fails),
+            (Reason::Cancelled, 500, StatusChange::None),
+            (Reason::Refused, 500, StatusChange::None),
+            (Reason::Healthy, 204, StatusChange::PassesAgain),
+            (Reason::Healthy, 200, StatusChange::None),
+            (Reason::Refused, 500, StatusChange::Fails),
             // HTTPS or gRPC, of which we never hear that it passes.
-            (Reason::Spliced, 200, News::None),
-            (Reason::Refused, 500, News::Fails),
-            (Reason::Dial, 500, News::StandsAside),
-            (Reason::Dial, 500, News::None),
-            (Reason::Healthy, 200, News::PassesAgain),
+            (Reason::Spliced, 200, StatusChange::None),
+            (Reason::Refused, 500, StatusChange::Fails),
+            (Reason::Dial, 500, StatusChange::StandsAside),
+            (Reason::Dial, 500, StatusChange::None),
+            (Reason::Healthy, 200, StatusChange::PassesAgain),
         ] {
             let verdict = Verdict {
                 reason,
@@ -329,7 +331,11 @@ mod tests {
                 latency: None,
             };
             let outcome = verdict.outcome(false);
-            assert_eq!(stats.news(outcome, &verdict), news, "{reason:?} {status}");
+            assert_eq!(
+                stats.status_change(outcome, &verdict),
+                news,
+                "{reason:?} {status}"
+            );
         }
     }
 }

@@ -15,8 +15,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 
 use crate::source::SourceEvent;
+use pods::parse::ParsedPod;
 use pods::scope::Selection;
-use pods::understand::Understood;
 use scan::{Identity, Scan, Scanner};
 use support::missing::{Missing, Part};
 
@@ -77,7 +77,7 @@ pub async fn run(
     if let Err(source) = result {
         return Err(unreadable(source));
     }
-    let mut teller = Teller::new(tx);
+    let mut teller = Publisher::new(tx);
     loop {
         let pause = match &result {
             Ok(Some(scan)) if scan.unfinished => POLL_UNFINISHED,
@@ -230,13 +230,13 @@ fn watch_anew(watch: Option<Watch>, path: &Path) -> notify::Result<Option<Watch>
 struct Closed;
 
 /// Tells what has changed, and only that.
-struct Teller {
+struct Publisher {
     tx: mpsc::Sender<SourceEvent>,
-    pods: Option<Vec<Arc<Understood>>>,
+    pods: Option<Vec<Arc<ParsedPod>>>,
     problems: Vec<String>,
 }
 
-impl Teller {
+impl Publisher {
     fn new(tx: mpsc::Sender<SourceEvent>) -> Self {
         Self {
             tx,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// How patient a watch is.
 #[derive(Clone, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     /// First pause after a failure, before jitter.
     pub first: Duration,
     /// Longest pause, before jitter.
@@ -23,7 +23,7 @@ pub struct Patience {
     pub silence: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             first: Duration::from_millis(100),
@@ -47,16 +47,16 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// As `patience` says. Each node and each process draws its own jitter.
-    pub fn new(patience: &Patience) -> Self {
-        Self::seeded(patience, RandomState::new().build_hasher().finish())
+    /// As `timeouts` says. Each node and each process draws its own jitter.
+    pub fn new(timeouts: &Timeouts) -> Self {
+        Self::seeded(timeouts, RandomState::new().build_hasher().finish())
     }
 
-    fn seeded(patience: &Patience, seed: u64) -> Self {
+    fn seeded(timeouts: &Timeouts, seed: u64) -> Self {
         Self {
-            first: patience.first,
-            longest: patience.longest,
-            next: patience.first,
+            first: timeouts.first,
+            longest: timeouts.longest,
+            next: timeouts.first,
             random: seed,
         }
     }
@@ -94,25 +94,25 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_limit_and_begin_again() {
-        let patience = Patience {
+        let timeouts = Timeouts {
             first: Duration::from_millis(100),
             longest: Duration::from_millis(400),
-            ..Patience::default()
+            ..Timeouts::default()
         };
-        let mut backoff = Backoff::seeded(&patience, 1);
+        let mut backoff = Backoff::seeded(&timeouts, 1);
         for full in [100, 200, 400, 400, 400] {
             let pause = backoff.pause().as_millis();
             assert!((full / 2..=full).contains(&pause), "{pause} of {full}");
         }
         backoff.reset();
-        assert!(backoff.pause() <= patience.first);
+        assert!(backoff.pause() <= timeouts.first);
     }
 
     #[test]
     fn two_nodes_do_not_keep_step() {
-        let patience = Patience::default();
+        let timeouts = Timeouts::default();
         let pauses = |seed| {
-            let mut backoff = Backoff::seeded(&patience, seed);
+            let mut backoff = Backoff::seeded(&timeouts, seed);
             (0..5).map(|_| backoff.pause()).collect::<Vec<_>>()
         };
         assert_ne!(pauses(1), pauses(2));

@@ -8,12 +8,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::annotations::REWRITE_BEFORE;
-use model::{Probe, Way};
-use pods::left_alone::Why;
+use model::{Probe, ProbeMode};
 use pods::mesh::annotation;
 use pods::probers::{self, PROBES};
 use pods::probes::{self, Declared, tcp_action};
 use pods::scope::{exempt, is_virtual_machine};
+use pods::skipped::SkipReason;
 
 /// On mirror pods, which show the API server a pod that the kubelet has from a file (kubernetes
 /// pkg/kubelet/types/pod_update.go). The kubelet runs the file's probes, whatever the mirror says.
@@ -101,15 +101,15 @@ impl<'a> Reading<'a> {
     ///
     /// # Errors
     /// Why it is left alone.
-    pub fn understand(&self, declared: &Declared<'_>) -> Result<Probe, Why> {
-        match (declared.understand(&self.pod, &[]), declared.tcp) {
-            (Err(Why::TcpHook), Some(tcp)) => Ok(Probe {
+    pub fn parse_pod(&self, declared: &Declared<'_>) -> Result<Probe, SkipReason> {
+        match (declared.parse_pod(&self.pod, &[]), declared.tcp) {
+            (Err(SkipReason::TcpHook), Some(tcp)) => Ok(Probe {
                 container: declared.container.name.clone(),
                 kind: declared.kind,
                 action: tcp_action(tcp, declared.container, &[])?,
                 timeout: None,
             }),
-            (understood, _) => understood,
+            (parsed, _) => parsed,
         }
     }
 
@@ -117,7 +117,7 @@ impl<'a> Reading<'a> {
     pub fn probed(&self) -> HashSet<String> {
         self.declared()
             .iter()
-            .filter_map(|declared| self.understand(declared).ok())
+            .filter_map(|declared| self.parse_pod(declared).ok())
             .filter_map(|probe| probers::rewritten_path(&probe).map(str::to_owned))
             .collect()
     }
@@ -145,10 +145,10 @@ impl<'a> Reading<'a> {
 fn before(pod: &Pod) -> Before {
     let (declared, _) = probes::probes(pod, &[]);
     let recovered = probers::recover(pod, declared, &[]);
-    let way = recovered.rewritten.as_ref().map(|r| (r.way, r.port));
+    let way = recovered.rewritten.as_ref().map(|r| (r.mode, r.port));
     let ours = annotation(pod, PROBES);
     match (way, ours) {
-        (Some((Way::Rewrite, port)), Some(json)) => match serde_json::from_str(json) {
+        (Some((ProbeMode::Rewrite, port)), Some(json)) => match serde_json::from_str(json) {
             Ok(originals) => Before::Ours { port, originals },
             Err(error) => Before::Odd(format!("annotation {PROBES}: {error}")),
         },
@@ -162,7 +162,7 @@ fn before(pod: &Pod) -> Before {
                 "annotation {PROBES} is there, but no probe is rewritten to what it has originals for{told}"
             ))
         }
-        (Some((Way::Takeover, _)), None) => Before::Istios,
+        (Some((ProbeMode::Takeover, _)), None) => Before::Istios,
         _ if annotation(pod, REWRITE_BEFORE).is_some() => Before::Odd(format!(
             "annotation {REWRITE_BEFORE} is there, but no probe is rewritten"
         )),

@@ -38,7 +38,7 @@ fn restore(
 ) {
     let mut unusable = false;
     for declared in reading.declared() {
-        let Ok(probe) = reading.understand(&declared) else {
+        let Ok(probe) = reading.parse_pod(&declared) else {
             continue;
         };
         let Some(path) = probers::rewritten_path(&probe).filter(|_| probe.action.port() == port)

@@ -14,10 +14,10 @@ use super::originals;
 use super::patch;
 use super::prefix::{Prefix, is_word};
 use super::reading::{Before, Reading};
-use model::bounds::Kept;
-use pods::left_alone::Why;
+use model::bounds::Quota;
 use pods::probers::{self, DEFAULT_PORT, PROBES, parse_bool};
 use pods::probes::Declared;
+use pods::skipped::SkipReason;
 
 /// How to rewrite.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -123,7 +123,7 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
     }
     // The daemon would serve no more, and nobody else answers what was rewritten.
     if changed > 0 && !are_kept(&reading.before, texts) {
-        let warning = format!("the Pod is left as it is: {}", Why::TooMany);
+        let warning = format!("the Pod is left as it is: {}", SkipReason::TooMany);
         return admission.warnings.push(warning);
     }
     let annotations = annotated(reading, originals, changed);
@@ -142,7 +142,7 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
 
 /// Whether the daemon keeps all originals: those from before, and new ones with so many bytes of text.
 fn are_kept(before: &Before, new: Vec<usize>) -> bool {
-    let mut kept = Kept::default();
+    let mut kept = Quota::default();
     let from_before = match before {
         Before::Ours { originals, .. } => Some(originals),
         _ => None,
@@ -225,9 +225,11 @@ fn change(
         format!("container {name:?}, {field}: {why}")
     };
     let because = |why: &dyn fmt::Display| Left::Because(format!("{}; left as it is", told(why)));
-    let probe = match reading.understand(declared) {
+    let probe = match reading.parse_pod(declared) {
         Ok(probe) => probe,
-        Err(Why::Exec | Why::Sleep | Why::MeshProxy) => return Err(Left::Silently),
+        Err(SkipReason::Exec | SkipReason::Sleep | SkipReason::MeshProxy) => {
+            return Err(Left::Silently);
+        }
         Err(why) => return Err(because(&why)),
     };
     let untouched = reading.before == Before::Untouched;

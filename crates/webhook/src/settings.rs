@@ -39,7 +39,7 @@ pub enum SettingsError {
     },
     /// A value is wrong.
     #[error("{key} = {value:?}: {remedy}")]
-    Wrong {
+    InvalidValue {
         /// Its name.
         key: &'static str,
         /// As it is.
@@ -79,7 +79,7 @@ fn parse(
 
 impl SettingsError {
     fn wrong(key: &'static str, value: &str, remedy: impl ToString) -> Self {
-        Self::Wrong {
+        Self::InvalidValue {
             key,
             value: value.to_owned(),
             remedy: remedy.to_string(),

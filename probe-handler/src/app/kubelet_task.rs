@@ -38,13 +38,13 @@ pub struct Attachment {
     pub trouble: Option<String>,
     /// Set when the daemon drains: nothing is attached any more.
     pub draining: bool,
-    /// Told the handler: [`Kubelet::is_part_of_more`].
-    part_of_more: Arc<AtomicBool>,
+    /// Told the handler: [`Kubelet::is_shared_process`].
+    shared_process: Arc<AtomicBool>,
 }
 
 impl Attachment {
     /// Programs loaded, but attached nowhere.
-    pub fn new(programs: Programs, part_of_more: Arc<AtomicBool>) -> Self {
+    pub fn new(programs: Programs, shared_process: Arc<AtomicBool>) -> Self {
         Self {
             programs,
             kubelet: None,
@@ -52,7 +52,7 @@ impl Attachment {
             since: None,
             trouble: None,
             draining: false,
-            part_of_more,
+            shared_process,
         }
     }
 
@@ -75,8 +75,8 @@ impl Attachment {
     /// # Errors
     /// What to tell the operator.
     pub fn attach(&mut self, config: &ProgramConfig, kubelet: Kubelet) -> Result<(), String> {
-        let part_of_more = kubelet.is_part_of_more();
-        self.part_of_more.store(part_of_more, Ordering::Relaxed);
+        let shared_process = kubelet.is_shared_process();
+        self.shared_process.store(shared_process, Ordering::Relaxed);
         config
             .update(|config| config.kubelet_pid = kubelet.filter.unwrap_or_default())
             .map_err(|error| format!("cannot tell the programs the kubelet's process: {error}"))?;

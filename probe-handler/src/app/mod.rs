@@ -8,13 +8,13 @@ mod costs;
 mod handler_thread;
 mod kubelet_task;
 mod pace;
+mod pending_pods;
 mod pod_task;
 mod pod_work;
 mod refusal_task;
 mod registry_task;
+mod shutdown;
 mod status;
-mod stop;
-mod unserved;
 pub mod webhook;
 
 use std::sync::Arc;
@@ -43,18 +43,18 @@ use kubelet_task::Attachment;
 use pods::scope::Selection;
 use reconcile::registry::Registry;
 use refusal_task::Refusals;
-use registry_task::{RegistryTask, Shared};
+use registry_task::{PodsState, RegistryTask};
 use serve::Handler;
 use serve::metrics::{Metrics, PREFIX};
 use serve::pulse::Pulse;
 use serve::reserve::Reserve;
 use serve::slow_lane::SlowLane;
 use serve::table::EndpointTable;
+use shutdown::Shutdown;
 use sources::kube::health::Health;
 use sources::kube::last_known::LastKnown;
 use sources::source::SourceEvent;
 use sources::{dir, kube};
-use stop::Stop;
 use support::missing::Missing;
 use support::readiness::{BlockReady, Readiness};
 
@@ -87,10 +87,10 @@ pub fn run(config: AgentConfig, missing: Missing) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     let ended = runtime.block_on(async {
-        let mut stop = Stop::new()?;
+        let mut stop = Shutdown::new()?;
         let daemon = tokio::select! {
             daemon = build(config, missing) => daemon?,
-            _ = stop.asked() => return Ok(()),
+            _ = stop.signal() => return Ok(()),
         };
         daemon.serve(&mut stop).await
     });
@@ -129,7 +129,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let mut metrics_registry = MetricsRegistry::with_prefix(PREFIX);
     let metrics = Arc::new(Metrics::new(&mut metrics_registry));
     let table = Arc::new(EndpointTable::default());
-    let shared = Arc::new(Mutex::new(Shared::new(Registry::waiting(Arc::clone(
+    let shared = Arc::new(Mutex::new(PodsState::new(Registry::waiting(Arc::clone(
         &table,
     )))));
 
@@ -172,13 +172,13 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     // Nothing comes of it before the programs are attached.
     shared.lock().registry.begin(maps.endpoints);
 
-    let part_of_more = Arc::new(AtomicBool::new(false));
+    let shared_process = Arc::new(AtomicBool::new(false));
     let (slow, slow_connections) = SlowLane::new();
     let handler = Arc::new(Handler {
         flows: maps.flows,
         table: Arc::clone(&table),
         metrics: Arc::clone(&metrics),
-        part_of_more: Arc::clone(&part_of_more),
+        shared_process: Arc::clone(&shared_process),
         reserve: Reserve::new(maps.heartbeat as Arc<dyn Pulse>),
         slow,
         exclude: Box::new(move |pod| {
@@ -194,7 +194,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         config.heartbeat_timeout_ns = heartbeat_timeout_ns;
     })?;
 
-    let attachment = Arc::new(Mutex::new(Attachment::new(programs, part_of_more)));
+    let attachment = Arc::new(Mutex::new(Attachment::new(programs, shared_process)));
 
     let status = status::Reporter {
         started,
@@ -307,7 +307,7 @@ async fn start_source(
             let options = kube::Options {
                 node: node.clone(),
                 scope: config.scope,
-                patience: support::backoff::Patience::default(),
+                timeouts: support::backoff::Timeouts::default(),
                 last_known: last_known
                     .clone()
                     .map(|path| LastKnown::new(path, node.clone(), missing)),
@@ -328,14 +328,14 @@ impl Daemon {
     /// # Errors
     /// Why it ended, if `stop` did not say so: the daemon can't know the truth any more, so it drains, and
     /// probes go their own way.
-    async fn serve(mut self, stop: &mut Stop) -> anyhow::Result<()> {
+    async fn serve(mut self, stop: &mut Shutdown) -> anyhow::Result<()> {
         let (admin_stop, admin_stopped) = tokio::sync::oneshot::channel::<()>();
         let admin = tokio::spawn(self.admin.serve(async {
             let _ = admin_stopped.await;
         }));
 
         let ended = tokio::select! {
-            signal = stop.asked() => Ok(signal),
+            signal = stop.signal() => Ok(signal),
             ended = self.tasks.join_next() => Err(match ended {
                 Some(Ok(Err(error))) => error,
                 other => anyhow::anyhow!("a task of the daemon ended: {other:?}"),
@@ -363,7 +363,7 @@ impl Daemon {
             () = tokio::time::sleep(self.drain_timeout) => {
                 tracing::warn!(timeout = ?self.drain_timeout, "checks still in flight are dropped");
             }
-            signal = stop.asked() => tracing::warn!(signal, "asked again: checks in flight are dropped"),
+            signal = stop.signal() => tracing::warn!(signal, "asked again: checks in flight are dropped"),
         }
         self.attachment.lock().programs.detach();
         self.tasks.abort_all();

@@ -49,13 +49,13 @@ pub struct Event {
     pub uid: String,
     /// Tells the tasks of a pod that was removed and added again apart.
     pub generation: u64,
-    /// The news.
-    pub news: News,
+    /// The change.
+    pub change: PodChange,
 }
 
-/// News of a pod.
+/// PodChange of a pod.
 #[derive(Debug)]
-pub enum News {
+pub enum PodChange {
     /// It can be served.
     Placed(Place),
     /// It cannot; why.
@@ -153,7 +153,7 @@ impl Follower {
                         why = replaced(path, id) => why,
                     };
                     sandbox += 1;
-                    self.tell(News::Lost(why)).await?;
+                    self.tell(PodChange::Lost(why)).await?;
                 }
                 Err(error) => {
                     if error.kind() == io::ErrorKind::NotFound {
@@ -161,7 +161,7 @@ impl Follower {
                     }
                     let trouble = format!("{}: {error}", path.display());
                     if trouble != last_trouble {
-                        self.tell(News::Lost(trouble.clone())).await?;
+                        self.tell(PodChange::Lost(trouble.clone())).await?;
                         last_trouble = trouble;
                     }
                     sleep_until(Instant::now() + SEARCH_PERIOD).await;
@@ -185,7 +185,7 @@ impl Follower {
                     }
                 }
                 Placement::Nowhere(why) => {
-                    self.tell(News::Lost(why.to_string())).await?;
+                    self.tell(PodChange::Lost(why.to_string())).await?;
                     following.next().await
                 }
             };
@@ -229,18 +229,18 @@ impl Follower {
                 }
             };
             if trouble != last_trouble {
-                self.tell(News::Lost(trouble.clone())).await?;
+                self.tell(PodChange::Lost(trouble.clone())).await?;
                 last_trouble = trouble;
             }
             sleep_until(Instant::now() + SEARCH_PERIOD).await;
         }
     }
 
-    async fn tell(&self, news: News) -> Result<(), Closed> {
+    async fn tell(&self, change: PodChange) -> Result<(), Closed> {
         let event = Event {
             uid: self.pod.id.uid.clone(),
             generation: self.generation,
-            news,
+            change,
         };
         self.events.send(event).await.map_err(|_| Closed)
     }
@@ -297,7 +297,7 @@ impl Stay<'_> {
                 lo_up,
                 trial: last.clone(),
             };
-            self.follower.tell(News::Placed(place)).await?;
+            self.follower.tell(PodChange::Placed(place)).await?;
 
             let mut next_canary = Instant::now();
             if !left_waiting {
@@ -318,7 +318,7 @@ impl Stay<'_> {
                     again = self.try_again(next_canary, costs), if lo_up => {
                         attempt += 1;
                         if !again.is_as(&last) {
-                            self.follower.tell(News::Canary(again.clone())).await?;
+                            self.follower.tell(PodChange::Canary(again.clone())).await?;
                         }
                         next_canary = Instant::now() + until_next(&again, attempt);
                         last = again;

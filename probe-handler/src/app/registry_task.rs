@@ -11,17 +11,17 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
 use super::CHANNEL;
-use super::pod_task::{self, Event, LO_DOWN, News, Place, Trial};
+use super::pending_pods::PendingPods;
+use super::pod_task::{self, Event, LO_DOWN, Place, PodChange, Trial};
 use super::pod_work::PodPool;
-use super::unserved::Unserved;
 use kernel::canary::Canary;
 use kernel::dial::PodDialer;
 use kernel::locate::Locator;
 use kernel::maps::EndpointMap;
 use model::{Pod, PodId};
-use pods::understand::Understood;
+use pods::parse::ParsedPod;
 use probe::dial::Dial;
-use reconcile::registry::{Entry, Obstacle, Placement, Registry};
+use reconcile::registry::{Obstacle, Placement, PodEntry, Registry};
 use serve::cost::{EXCLUDED_FOR, Lane, PodCost};
 use serve::metrics::{Metrics, PodState};
 use sources::source::SourceEvent;
@@ -31,23 +31,23 @@ use support::readiness::BlockReady;
 const CHECKS_COST_TOO_MUCH: &str = "its checks cost more than 250 ms of processor time a second";
 
 /// What `status` needs to see of pods.
-pub struct Shared {
+pub struct PodsState {
     /// Pods, placements and endpoints.
     pub registry: Registry<EndpointMap>,
     /// What the source said of each pod, served or not.
-    pub understood: Vec<Arc<Understood>>,
+    pub parsed: Vec<Arc<ParsedPod>>,
     /// What is wrong with the source.
     pub problems: Vec<String>,
     /// Last canary of each pod, by UID.
     pub canaries: BTreeMap<String, (Canary, Instant)>,
 }
 
-impl Shared {
+impl PodsState {
     /// Nothing known yet.
     pub fn new(registry: Registry<EndpointMap>) -> Self {
         Self {
             registry,
-            understood: Vec::new(),
+            parsed: Vec::new(),
             problems: Vec::new(),
             canaries: BTreeMap::new(),
         }
@@ -56,7 +56,7 @@ impl Shared {
 
 /// The task.
 pub struct RegistryTask {
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<PodsState>>,
     metrics: Arc<Metrics>,
     locator: Arc<Locator>,
     pool: Arc<PodPool>,
@@ -66,7 +66,7 @@ pub struct RegistryTask {
     /// Held until every pod of the first list was looked at once.
     pods_ready: Option<BlockReady>,
     first_look: Option<BTreeSet<String>>,
-    unserved: Unserved,
+    unserved: PendingPods,
     too_costly: mpsc::UnboundedReceiver<PodId>,
 }
 
@@ -79,7 +79,7 @@ struct Follower {
 impl RegistryTask {
     /// Not ready (`pods_ready`) until the first pods stand.
     pub fn new(
-        shared: Arc<Mutex<Shared>>,
+        shared: Arc<Mutex<PodsState>>,
         metrics: Arc<Metrics>,
         locator: Arc<Locator>,
         pods_ready: BlockReady,
@@ -95,7 +95,7 @@ impl RegistryTask {
             generation: 0,
             pods_ready: Some(pods_ready),
             first_look: None,
-            unserved: Unserved::default(),
+            unserved: PendingPods::default(),
             too_costly,
         }
     }
@@ -115,9 +115,9 @@ impl RegistryTask {
                     // A thousand pods at the daemon's start are a few changes of the kernel's map, not a
                     // thousand.
                     self.shared.lock().registry.hold();
-                    self.news(event);
+                    self.changed(event);
                     while let Ok(event) = from_pods.try_recv() {
-                        self.news(event);
+                        self.changed(event);
                     }
                     self.shared.lock().registry.release();
                 }
@@ -136,13 +136,10 @@ impl RegistryTask {
         }
     }
 
-    fn replace(&mut self, understood: Vec<Arc<Understood>>, events: &mpsc::Sender<Event>) {
+    fn replace(&mut self, parsed: Vec<Arc<ParsedPod>>, events: &mpsc::Sender<Event>) {
         let mut shared = self.shared.lock();
-        let pods: Vec<Arc<Pod>> = understood
-            .iter()
-            .filter_map(|pod| pod.pod.clone())
-            .collect();
-        shared.understood = understood;
+        let pods: Vec<Arc<Pod>> = parsed.iter().filter_map(|pod| pod.pod.clone()).collect();
+        shared.parsed = parsed;
         let replaced = shared.registry.replace(pods);
         for id in &replaced.stopped {
             let _ = shared.canaries.remove(&id.uid);
@@ -230,11 +227,11 @@ impl RegistryTask {
         shared.problems = problems;
     }
 
-    fn news(&mut self, event: Event) {
+    fn changed(&mut self, event: Event) {
         let Event {
             uid,
             generation,
-            news,
+            change,
         } = event;
         if self
             .followers
@@ -252,8 +249,8 @@ impl RegistryTask {
         else {
             return;
         };
-        match news {
-            News::Placed(place) => {
+        match change {
+            PodChange::Placed(place) => {
                 let lo_up = place.lo_up;
                 let obstacle = self.note_trial(&mut shared, &pod, lo_up, place.trial.clone());
                 let placement = placement(&shared, &pod, place);
@@ -264,11 +261,11 @@ impl RegistryTask {
                     self.unserved.placed(entry, Instant::now());
                 }
             }
-            News::Canary(trial) => {
+            PodChange::Canary(trial) => {
                 let obstacle = self.note_trial(&mut shared, &pod, true, trial);
                 shared.registry.set_obstacle(&uid, obstacle);
             }
-            News::Lost(why) => {
+            PodChange::Lost(why) => {
                 tracing::debug!(pod = %pod.id, why, "not served");
                 self.unserved.lost(&uid, why.clone(), Instant::now());
                 let _ = shared.canaries.remove(&uid);
@@ -311,7 +308,7 @@ impl RegistryTask {
     /// Keeps a canary's result; what keeps the pod from being served, if anything does.
     fn note_trial(
         &self,
-        shared: &mut Shared,
+        shared: &mut PodsState,
         pod: &Pod,
         lo_up: bool,
         trial: Trial,
@@ -379,12 +376,12 @@ impl RegistryTask {
 }
 
 /// How a pod is counted.
-fn state(registry: &Registry<EndpointMap>, entry: &Entry) -> PodState {
+fn state(registry: &Registry<EndpointMap>, entry: &PodEntry) -> PodState {
     match (&entry.obstacle, &entry.placement) {
         (Some(Obstacle::Captured(_)), _) => PodState::Captured,
         (Some(Obstacle::Costly(_)), _) => PodState::Costly,
         (Some(Obstacle::LoDown(_)), _) => PodState::LoDown,
-        (None, Some(_)) if !registry.contested(entry).is_empty() => PodState::Contested,
+        (None, Some(_)) if !registry.conflicts(entry).is_empty() => PodState::Conflict,
         (None, Some(_)) if !entry.addresses().is_empty() => PodState::Serving,
         _ => PodState::Pending,
     }
@@ -412,7 +409,7 @@ fn proven(before: Option<&Obstacle>, canary: Canary) -> Option<Obstacle> {
             "a dial from inside the pod to its port {port}, on which nothing listens, was accepted: a rule \
              of the mesh captures it"
         ))),
-        // It proves nothing either way: what was proven before stands.
+        // It proves nothing either mode: what was proven before stands.
         (Canary::Unproven(_), Some(captured @ Obstacle::Captured(_))) => Some(captured.clone()),
         (Canary::Unproven(_), _) => None,
     }
@@ -420,7 +417,7 @@ fn proven(before: Option<&Obstacle>, canary: Canary) -> Option<Obstacle> {
 
 /// The placement for the registry. The dialer of a pod that stays where it is stays the same, and with it
 /// what the handler serves.
-fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
+fn placement(shared: &PodsState, pod: &Pod, place: Place) -> Placement {
     let before = shared
         .registry
         .pods()

@@ -9,16 +9,16 @@ use parking_lot::Mutex;
 use probe_handler_common::programs;
 
 use super::kubelet_task::Attachment;
-use super::registry_task::Shared;
+use super::registry_task::PodsState;
 use crate::cli::config::AgentConfig;
 use crate::observe::status::{
-    CanaryState, CanaryStatus, HookStatus, KubeletStatus, LeftAlone, NetnsStatus, PodStatus,
-    Refusal, SourceStatus, Status, counters, route_rows,
+    CanaryState, CanaryStatus, HookStatus, KubeletStatus, NetnsStatus, PodStatus, Refusal,
+    SkippedProbe, SourceStatus, Status, counters, route_rows,
 };
 use kernel::canary::Canary;
 use kernel::maps::CounterMap;
-use pods::understand::Understood;
-use reconcile::registry::{Entry, Obstacle};
+use pods::parse::ParsedPod;
+use reconcile::registry::{Obstacle, PodEntry};
 use support::build::VERSION;
 use support::missing::Missing;
 use support::readiness::Readiness;
@@ -36,7 +36,7 @@ pub struct Reporter {
     /// Programs and kubelet.
     pub attachment: Arc<Mutex<Attachment>>,
     /// Pods.
-    pub shared: Arc<Mutex<Shared>>,
+    pub shared: Arc<Mutex<PodsState>>,
     /// Where the handler listens.
     pub handler: Vec<SocketAddr>,
     /// The kernel side's counters.
@@ -122,10 +122,10 @@ fn failed_endpoints(failed: usize) -> Option<String> {
     })
 }
 
-fn pods(shared: &Shared) -> Vec<PodStatus> {
+fn pods(shared: &PodsState) -> Vec<PodStatus> {
     let now = Instant::now();
-    let understood = shared.understood.iter();
-    let understood: HashMap<&str, &Understood> = understood
+    let parsed = shared.parsed.iter();
+    let parsed: HashMap<&str, &ParsedPod> = parsed
         .map(|pod| (pod.id.uid.as_str(), pod.as_ref()))
         .collect();
     let mut pods: Vec<PodStatus> = shared
@@ -140,16 +140,16 @@ fn pods(shared: &Shared) -> Vec<PodStatus> {
                 uid: id.uid.clone(),
                 mesh: entry.pod.mesh.name().to_owned(),
                 addresses: entry.addresses().to_vec(),
-                contested: shared.registry.contested(entry),
+                conflicts: shared.registry.conflicts(entry),
                 netns: netns(entry),
                 obstacle: match &entry.obstacle {
                     Some(Obstacle::Costly(why) | Obstacle::LoDown(why)) => Some(why.clone()),
                     _ => None,
                 },
                 canary: canary(shared, &id.uid),
-                left_alone: understood
+                skipped: parsed
                     .get(id.uid.as_str())
-                    .map_or_else(Vec::new, |pod| left_alone(pod)),
+                    .map_or_else(Vec::new, |pod| skipped(pod)),
                 probes: route_rows(&entry.routes.routes(), now),
             }
         })
@@ -158,7 +158,7 @@ fn pods(shared: &Shared) -> Vec<PodStatus> {
     pods
 }
 
-fn netns(entry: &Entry) -> NetnsStatus {
+fn netns(entry: &PodEntry) -> NetnsStatus {
     match (&entry.placement, &entry.obstacle) {
         (Some(placement), _) => NetnsStatus::Known {
             inode: placement.netns.inode,
@@ -177,7 +177,7 @@ fn netns(entry: &Entry) -> NetnsStatus {
     }
 }
 
-fn canary(shared: &Shared, uid: &str) -> CanaryStatus {
+fn canary(shared: &PodsState, uid: &str) -> CanaryStatus {
     let Some((canary, at)) = shared.canaries.get(uid) else {
         return CanaryStatus {
             state: CanaryState::Pending,
@@ -200,10 +200,10 @@ fn canary(shared: &Shared, uid: &str) -> CanaryStatus {
     }
 }
 
-fn left_alone(understood: &Understood) -> Vec<LeftAlone> {
-    let left_alone = understood.left_alone.iter();
-    left_alone
-        .map(|left| LeftAlone {
+fn skipped(parsed: &ParsedPod) -> Vec<SkippedProbe> {
+    let skipped = parsed.skipped.iter();
+    skipped
+        .map(|left| SkippedProbe {
             container: left.container.clone(),
             probe: left.kind.name().to_owned(),
             why: left.why.to_string(),

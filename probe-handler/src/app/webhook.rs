@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::raise_descriptor_limit;
-use super::stop::Stop;
+use super::shutdown::Shutdown;
 use crate::cli::config::{CertificateSource, SettingsSource, WebhookConfig};
 use crate::observe::collectors::register_readiness;
 use serve::metrics::PREFIX;
@@ -19,7 +19,7 @@ use sources::kube::client;
 use support::readiness::Readiness;
 use webhook::Rewriting;
 use webhook::certificates::authority::Lifetimes;
-use webhook::certificates::keeper::Keeper;
+use webhook::certificates::cert_manager::CertManager;
 use webhook::certificates::store::{Names, Store};
 use webhook::certificates::trust::Needs;
 use webhook::certificates::{self, Serving};
@@ -43,10 +43,10 @@ pub fn run(config: WebhookConfig) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?
         .block_on(async {
-            let mut stop = Stop::new()?;
+            let mut stop = Shutdown::new()?;
             let webhook = tokio::select! {
                 webhook = build(config) => webhook?,
-                _ = stop.asked() => return Ok(()),
+                _ = stop.signal() => return Ok(()),
             };
             webhook.serve(&mut stop).await
         })
@@ -168,9 +168,9 @@ impl Webhook {
     ///
     /// # Errors
     /// A part ended that should not have.
-    async fn serve(mut self, stop: &mut Stop) -> anyhow::Result<()> {
+    async fn serve(mut self, stop: &mut Shutdown) -> anyhow::Result<()> {
         let ended = tokio::select! {
-            signal = stop.asked() => Ok(signal),
+            signal = stop.signal() => Ok(signal),
             ended = self.tasks.join_next(), if !self.tasks.is_empty() => Err(ended),
             ended = self.servers.join_next() => Err(ended),
         };
@@ -187,7 +187,7 @@ impl Webhook {
                 Ok(()) => tracing::info!("drained"),
                 Err(_) => tracing::warn!(timeout = ?self.drain_timeout, "connections that are left are cut off"),
             },
-            signal = stop.asked() => tracing::warn!(signal, "asked again: connections that are left are cut off"),
+            signal = stop.signal() => tracing::warn!(signal, "asked again: connections that are left are cut off"),
         }
         tracing::info!("ended");
         match ended {
@@ -203,12 +203,12 @@ fn keeper(
     names: Names,
     serving: Arc<Serving>,
     metrics: &Arc<Metrics>,
-) -> Keeper {
+) -> CertManager {
     let needs = Needs {
         names: dns_names(&names),
         lifetimes: Lifetimes::default(),
     };
-    Keeper::new(
+    CertManager::new(
         Store::new(client, names),
         needs,
         Arc::new(SystemTime::now),

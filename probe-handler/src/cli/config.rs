@@ -3,7 +3,7 @@
 //! else here does.
 
 mod args;
-mod mistakes;
+mod config_errors;
 mod parse;
 mod webhook;
 
@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 
 use super::logging::LogFormat;
 pub use args::{AgentArgs, DEFAULT_ADMIN_SOCKET, SharedArgs};
-pub use mistakes::{Mistake, Mistakes};
+pub use config_errors::{ConfigError, ConfigErrors};
 pub use webhook::{CertificateSource, SettingsSource, WebhookArgs, WebhookConfig};
 
 use ::webhook::rewrite::Rewriting;
@@ -99,8 +99,8 @@ pub struct AgentConfig {
 ///
 /// # Errors
 /// All that is wrong.
-pub fn rewriting(port: &str, prefix: &str) -> Result<Rewriting, Mistakes> {
-    let mut mistakes = Mistakes::default();
+pub fn rewriting(port: &str, prefix: &str) -> Result<Rewriting, ConfigErrors> {
+    let mut mistakes = ConfigErrors::default();
     let port = mistakes.check("rewrite-port", port, parse::nonzero_port);
     let prefix = mistakes.check("rewrite-prefix", prefix, parse::prefix);
     match port.zip(prefix) {
@@ -128,7 +128,7 @@ impl std::fmt::Display for PodSource {
 
 impl PreflightConfig {
     /// Checks `args`; None if something was noted in `mistakes`.
-    fn check(args: &SharedArgs, mistakes: &mut Mistakes) -> Option<Self> {
+    fn check(args: &SharedArgs, mistakes: &mut ConfigErrors) -> Option<Self> {
         let cgroup = match &args.kubelet_cgroup {
             Some(path) => mistakes
                 .check("kubelet-cgroup", path, parse::cgroup)
@@ -161,10 +161,10 @@ impl PreflightConfig {
 }
 
 impl TryFrom<SharedArgs> for PreflightConfig {
-    type Error = Mistakes;
+    type Error = ConfigErrors;
 
-    fn try_from(args: SharedArgs) -> Result<Self, Mistakes> {
-        let mut mistakes = Mistakes::default();
+    fn try_from(args: SharedArgs) -> Result<Self, ConfigErrors> {
+        let mut mistakes = ConfigErrors::default();
         Self::check(&args, &mut mistakes).ok_or(mistakes)
     }
 }
@@ -177,7 +177,7 @@ impl AgentConfig {
         to_json(self)
     }
 
-    fn check(args: &AgentArgs, mistakes: &mut Mistakes) -> Option<Self> {
+    fn check(args: &AgentArgs, mistakes: &mut ConfigErrors) -> Option<Self> {
         let in_cluster = args
             .kubernetes_service_host
             .as_ref()
@@ -242,10 +242,10 @@ impl AgentConfig {
 }
 
 impl TryFrom<AgentArgs> for AgentConfig {
-    type Error = Mistakes;
+    type Error = ConfigErrors;
 
-    fn try_from(args: AgentArgs) -> Result<Self, Mistakes> {
-        let mut mistakes = Mistakes::default();
+    fn try_from(args: AgentArgs) -> Result<Self, ConfigErrors> {
+        let mut mistakes = ConfigErrors::default();
         Self::check(&args, &mut mistakes).ok_or(mistakes)
     }
 }

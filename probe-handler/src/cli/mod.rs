@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use config::Mistakes;
+use config::ConfigErrors;
 
 use support::build::VERSION;
 
@@ -86,7 +86,7 @@ fn exit_code_of(error: &clap::Error) -> ExitCode {
 }
 
 /// Prints the mistakes; the exit code for them.
-fn refuse(mistakes: &Mistakes) -> ExitCode {
+fn refuse(mistakes: &ConfigErrors) -> ExitCode {
     let _ = write!(std::io::stderr().lock(), "{mistakes}");
     EXIT_USAGE.into()
 }

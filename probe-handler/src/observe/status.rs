@@ -123,7 +123,7 @@ pub struct PodStatus {
     pub addresses: Vec<IpAddr>,
     /// Those of them that another pod has too: both are left alone there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub contested: Vec<IpAddr>,
+    pub conflicts: Vec<IpAddr>,
     /// Its network namespace.
     pub netns: NetnsStatus,
     /// Why it is left alone, other than by its canary, if it is.
@@ -132,7 +132,7 @@ pub struct PodStatus {
     /// Whether the in-pod dial was seen to pass the mesh's rules.
     pub canary: CanaryStatus,
     /// Probes that are none of our business.
-    pub left_alone: Vec<LeftAlone>,
+    pub skipped: Vec<SkippedProbe>,
     /// Probes that we serve.
     pub probes: Vec<ProbeStatus>,
 }
@@ -188,7 +188,7 @@ pub struct CanaryStatus {
 
 /// A probe we leave alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeftAlone {
+pub struct SkippedProbe {
     /// Container that declares it.
     pub container: String,
     /// [`model::ProbeKind::name`].
@@ -204,8 +204,8 @@ pub struct ProbeStatus {
     pub container: String,
     /// Likewise.
     pub probe: String,
-    /// [`model::Way::name`].
-    pub way: String,
+    /// [`model::ProbeMode::name`].
+    pub mode: String,
     /// `http`, `https`, `tcp`, `grpc`.
     pub protocol: String,
     /// The app's port.
@@ -256,9 +256,9 @@ impl PodStatus {
                 "no address: its network namespace has none, or none of those in its status"
                     .to_owned(),
             ),
-            _ if !self.contested.is_empty() => Some(format!(
+            _ if !self.conflicts.is_empty() => Some(format!(
                 "another pod has its address {} too: neither is served there",
-                self.contested[0]
+                self.conflicts[0]
             )),
             _ => None,
         }
@@ -287,7 +287,7 @@ impl ProbeStatus {
         Self {
             container: route.container_label(),
             probe: route.kind_label(),
-            way: route.way.name().to_owned(),
+            mode: route.mode.name().to_owned(),
             protocol: route.action.protocol().to_owned(),
             port: route.action.port(),
             target,
@@ -328,7 +328,7 @@ fn order(row: &ProbeStatus) -> (&str, &str, u16, &str, Option<&str>, &str) {
         row.port,
         &row.protocol,
         target,
-        &row.way,
+        &row.mode,
     )
 }
 

@@ -124,7 +124,7 @@ fn probes(_: &str, objects: &[Value]) -> Result<()> {
             command == ["/probe-handler", "status", flag],
             "the probe's command is {command:?}"
         );
-        understood(&command).map(drop)
+        parsed(&command).map(drop)
     };
     asks(agent.startup_probe, "--alive")?;
     asks(agent.liveness_probe, "--alive")?;
@@ -254,7 +254,7 @@ fn image(rendering: &str, objects: &[Value]) -> Result<()> {
 }
 
 /// The command line as the daemon's program takes it; what it has against it, it prints.
-fn understood(words: &[String]) -> Result<Command> {
+fn parsed(words: &[String]) -> Result<Command> {
     let line = words.join(" ");
     Command::parse(words.iter().map(Into::into))
         .ok()
@@ -272,7 +272,7 @@ fn config(objects: &[Value]) -> Result<AgentConfig> {
     words.extend(agent.args.unwrap_or_default());
     // From the downward API.
     words.push("--node-name=node".to_owned());
-    match understood(&words)? {
+    match parsed(&words)? {
         Command::Agent(args) => Ok(AgentConfig::try_from(*args)?),
         _ => bail!("it does not run the agent"),
     }

@@ -35,12 +35,12 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("another-process-of-its-name-while-it-is-away", || {
         decoy(&run, program.as_deref())
     });
-    cases.case("part-of-k3s", || part_of_more(&run, program.as_deref()));
+    cases.case("part-of-k3s", || shared_process(&run, program.as_deref()));
     by_path(cases, &run)
 }
 
 /// The kubelet's process is an API server too: what it proxies to a probed path is no probe.
-fn part_of_more(run: &Run, program: Option<&Path>) -> Result<()> {
+fn shared_process(run: &Run, program: Option<&Path>) -> Result<()> {
     let cgroup = Cgroup::new(run, "k3s")?;
     let k3s = Kubelet::start(run, &cgroup, "k3s-server")?;
     let daemon = DaemonSpec::new("k3s")

@@ -272,7 +272,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
     wait_status(env, ip, 200)?;
     let alone = endpoints(env)?;
     second.ns.ip(&format!("address add {ip}/32 dev eth0\n"))?;
-    wait::until("the contested address to be left alone", SOON, || {
+    wait::until("the conflicts address to be left alone", SOON, || {
         (endpoints(env).ok()? < alone).then_some(())
     })?;
     for owner in [&first, &second] {
@@ -285,7 +285,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
     wait::until("both to be counted", SOON, || {
         let pods = env.daemon.metrics().ok()?;
         same(
-            pods.sum("probe_handler_pods", &[("state", "contested")]),
+            pods.sum("probe_handler_pods", &[("state", "conflict")]),
             2.0,
         )
         .then_some(())

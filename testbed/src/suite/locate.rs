@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use kernel::locate::{Absence, Locator, Placement, hierarchies};
+use kernel::locate::{Locator, NotFound, Placement, hierarchies};
 use model::netns::NetnsId;
 use nix::unistd::{Uid, setfsuid};
 use support::missing::Missing;
@@ -201,7 +201,7 @@ impl Node {
     }
 }
 
-type News = (Instant, Result<NetnsId, Absence>);
+type News = (Instant, Result<NetnsId, NotFound>);
 
 /// What is told of a pod.
 struct Followed {
@@ -254,7 +254,7 @@ fn one_layout(run: &Run, mounts: &[PathBuf], uid: &str, path: &str) -> Result<()
     let mut pod = node.hierarchies.pod(path);
     let early = node.follow(uid);
     ensure!(
-        matches!(early.next()?, (_, Err(Absence::NoCgroup))),
+        matches!(early.next()?, (_, Err(NotFound::NoCgroup))),
         "there is no pod yet"
     );
     // Not even the directories above the pod's are there yet.
@@ -351,7 +351,7 @@ fn host_network(node: &Node) -> Result<()> {
     let _app = pod.container(Network::Host)?;
     let followed = node.follow(UID);
     ensure!(
-        matches!(followed.next()?, (_, Err(Absence::Host))),
+        matches!(followed.next()?, (_, Err(NotFound::Host))),
         "the node's namespace is no pod's"
     );
     followed.quiet()
@@ -373,7 +373,7 @@ fn delegated(node: &Node) -> Result<()> {
         let _impostor = pod.container(Network::New)?;
         let (_, told) = followed.next()?;
         ensure!(
-            matches!(told, Err(Absence::NoCgroup)),
+            matches!(told, Err(NotFound::NoCgroup)),
             "told {told:?} of a pod that has no cgroup yet"
         );
         followed.quiet()?;

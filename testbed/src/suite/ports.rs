@@ -200,7 +200,7 @@ fn containers(cases: &mut Cases, env: &Env) -> Result<()> {
     });
     cases.case("containers/exec-is-left-alone", || {
         let status = status_of(env, &twins.meshed)?;
-        left_alone(&status, "two", "readiness", "exec")
+        skipped(&status, "two", "readiness", "exec")
     });
     Ok(())
 }
@@ -209,8 +209,8 @@ fn status_of(env: &Env, pod: &Pod) -> Result<Value> {
     env.daemon.pod_status(pod.name())?.context("an unknown pod")
 }
 
-fn left_alone(status: &Value, container: &str, probe: &str, why: &str) -> Result<()> {
-    let list = status["left_alone"].as_array().context("left_alone")?;
+fn skipped(status: &Value, container: &str, probe: &str, why: &str) -> Result<()> {
+    let list = status["skipped"].as_array().context("skipped")?;
     let found = list.iter().any(|one| {
         one["container"] == container
             && one["probe"] == probe
@@ -265,7 +265,7 @@ fn named(cases: &mut Cases, env: &Env) -> Result<()> {
     ];
     for (name, container, probe, why, port, path) in cases_left_alone {
         cases.case(&format!("named/{name}-is-left-alone"), || {
-            left_alone(&status, container, probe, why)?;
+            skipped(&status, container, probe, why)?;
             let refused = |request: &Probe| -> Result<()> {
                 let result = env.fails(request)?;
                 ensure!(result.status.is_none(), "met the mesh: {result:?}");

@@ -63,7 +63,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
             let status = env.daemon.pod_status(pod.name())?.context("unknown pod")?;
             let rows = status["probes"].as_array().context("probes")?;
             ensure!(
-                rows.len() == originals().len() && rows.iter().all(|row| row["way"] == name),
+                rows.len() == originals().len() && rows.iter().all(|row| row["mode"] == name),
                 "{rows:#?}"
             );
             Ok(())

@@ -85,10 +85,10 @@ fn manifest(name: &str, probe: Value) -> Value {
     })
 }
 
-type Mistake = (&'static str, &'static str, String, Vec<&'static str>);
+type ConfigError = (&'static str, &'static str, String, Vec<&'static str>);
 
 /// Name of the case, the file, its text, and what the problem must name.
-fn mistakes() -> Vec<Mistake> {
+fn mistakes() -> Vec<ConfigError> {
     let second = |probe: Value| {
         let fine = manifest("fine", usual::http(HTTP, "/healthy"));
         format!("{fine}\n---\n{}\n", manifest("bad", probe))

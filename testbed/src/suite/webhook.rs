@@ -41,7 +41,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("status-says-so", || {
         let status = env.daemon.pod_status(pod.name())?.context("unknown pod")?;
         let rows = status["probes"].as_array().context("probes")?;
-        let rewritten = rows.iter().all(|row| row["way"] == "rewrite");
+        let rewritten = rows.iter().all(|row| row["mode"] == "rewrite");
         ensure!(rows.len() == originals().len() && rewritten, "{rows:#?}");
         Ok(())
     });
@@ -181,7 +181,7 @@ fn opted_out(env: &Env, client: &Client) -> Result<()> {
     let status = env.daemon.pod_status(pod.name())?.context("unknown pod")?;
     let rows = status["probes"].as_array().context("probes")?;
     ensure!(
-        rows.iter().all(|row| row["way"] == "transparent"),
+        rows.iter().all(|row| row["mode"] == "transparent"),
         "{rows:#?}"
     );
     Ok(())

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::events::watch_pod;
 use super::name::Uid;
-use super::process::{Absence, Found, Member, Process, look};
+use super::process::{CgroupProcess, Found, NotFound, Process, look};
 use super::{RESCAN, Shared};
 use crate::netns::Netns;
 use model::netns::NetnsId;
@@ -34,7 +34,7 @@ pub enum Placement {
     /// In this network namespace.
     In(Arc<Netns>),
     /// Nowhere, and why.
-    Nowhere(Absence),
+    Nowhere(NotFound),
 }
 
 /// Follows one pod. Dropping it ends all that is done for the pod.
@@ -49,7 +49,7 @@ enum State {
     Searching {
         search: Search,
         /// The reason told last.
-        told: Option<Absence>,
+        told: Option<NotFound>,
     },
     /// Its namespace was told. It is not held here: it would outlive the pod.
     Found {
@@ -68,8 +68,8 @@ struct Search {
     /// When something last happened there; none: not since the search began.
     since: Option<Instant>,
     /// Its processes that were in the node's namespace when looked at last.
-    passed: Vec<Member>,
-    /// [`Absence::rank`] of what was found last.
+    passed: Vec<CgroupProcess>,
+    /// [`NotFound::rank`] of what was found last.
     found: Option<u8>,
 }
 
@@ -86,19 +86,19 @@ impl Search {
     }
 
     /// Waits until it is worth while to look again.
-    async fn again(&mut self, absence: &Absence) {
+    async fn again(&mut self, absence: &NotFound) {
         let blind = self.shared.tree.lock().blind().is_some();
         let before = self.found.replace(absence.rank());
         if blind && before != Some(absence.rank()) {
             // What was not told is seen by this.
             self.since = Some(Instant::now());
         }
-        if matches!(absence, Absence::NoCgroup | Absence::NoContainer) {
+        if matches!(absence, NotFound::NoCgroup | NotFound::NoContainer) {
             let latest = if blind { RESCAN } else { LATEST };
             // The creation of either is told, where both kubelet and runtime use the hierarchy.
             tokio::select! {
                 _ = self.changes.changed() => self.since = Some(Instant::now()),
-                () = sleep(latest), if *absence == Absence::NoContainer => {}
+                () = sleep(latest), if *absence == NotFound::NoContainer => {}
             }
             return;
         }
@@ -194,7 +194,7 @@ impl Following {
                         Ok(found) => return self.found(found, everywhere),
                         Err(absence) => absence,
                     };
-                    let settled = search.is_settled() || absence == Absence::NoCgroup;
+                    let settled = search.is_settled() || absence == NotFound::NoCgroup;
                     if told.is_none() || (told.as_ref() != Some(&absence) && settled) {
                         *told = Some(absence.clone());
                         return Placement::Nowhere(absence);
@@ -214,7 +214,7 @@ impl Following {
         Placement::In(Arc::new(found.netns))
     }
 
-    fn lost(&mut self, absence: Absence) -> Placement {
+    fn lost(&mut self, absence: NotFound) -> Placement {
         // Its end as a rule. If it is not, a new cgroup will be made for it.
         let search = Search::new(&self.shared, &self.uid, None);
         self.state = State::Searching {
@@ -230,9 +230,9 @@ impl Following {
 async fn look_and_glance(
     shared: &Arc<Shared>,
     uid: &Uid,
-    passed: Vec<Member>,
+    passed: Vec<CgroupProcess>,
     everywhere: bool,
-) -> (Result<Found, Absence>, Vec<Member>) {
+) -> (Result<Found, NotFound>, Vec<CgroupProcess>) {
     let mut look = std::pin::pin!(look_aside(shared, uid, everywhere));
     loop {
         let mut joined = passed.iter().filter(|member| !member.is_in(shared.node));
@@ -254,7 +254,7 @@ async fn look_aside(
     shared: &Arc<Shared>,
     uid: &Uid,
     everywhere: bool,
-) -> (Result<Found, Absence>, Vec<Member>) {
+) -> (Result<Found, NotFound>, Vec<CgroupProcess>) {
     // The semaphore is never closed; a look without a permit does no harm.
     let permit = Arc::clone(&shared.looks).acquire_owned().await.ok();
     let (shared, uid) = (Arc::clone(shared), uid.clone());
@@ -265,7 +265,7 @@ async fn look_aside(
         (found, passed)
     });
     look.await.unwrap_or_else(|error| {
-        let why = Absence::Refused(format!("cannot look at its cgroup: {error}"));
+        let why = NotFound::Refused(format!("cannot look at its cgroup: {error}"));
         (Err(why), Vec::new())
     })
 }
@@ -277,9 +277,9 @@ impl Shared {
         &self,
         uid: &Uid,
         everywhere: bool,
-        passed: &mut Vec<Member>,
-    ) -> Result<Found, Absence> {
-        let mut absence = Absence::NoCgroup;
+        passed: &mut Vec<CgroupProcess>,
+    ) -> Result<Found, NotFound> {
+        let mut absence = NotFound::NoCgroup;
         let first = self.tree.lock().first_of_pod(uid);
         let others = match everywhere {
             true => self.tree.lock().of_pod(uid),
@@ -295,7 +295,7 @@ impl Shared {
             }
             match look(&dir, self.node, passed) {
                 Ok(found) => return Ok(found),
-                Err(Absence::Host) if !everywhere => return Err(Absence::Host),
+                Err(NotFound::Host) if !everywhere => return Err(NotFound::Host),
                 // What one hierarchy shows, another may not show yet.
                 Err(other) if other.rank() >= absence.rank() => absence = other,
                 Err(_) => {}

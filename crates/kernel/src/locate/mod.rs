@@ -25,7 +25,7 @@ use tokio::time::Instant;
 pub use following::{Following, Placement};
 pub use hierarchies::{Error as HierarchyError, find as hierarchies};
 pub(super) use name::names_a_pod;
-pub use process::Absence;
+pub use process::NotFound;
 
 use crate::netns::Netns;
 use events::Events;

@@ -20,7 +20,7 @@ const MAX_DEPTH: usize = 4;
 
 /// Why no network namespace of a pod is found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Absence {
+pub enum NotFound {
     /// The kubelet has made no cgroup for it.
     #[error("no cgroup bears its UID (yet)")]
     NoCgroup,
@@ -45,7 +45,7 @@ pub enum Absence {
     Refused(String),
 }
 
-impl Absence {
+impl NotFound {
     /// How far the pod has come.
     pub fn rank(&self) -> u8 {
         match self {
@@ -104,19 +104,19 @@ fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
 ///
 /// # Errors
 /// Why there is none.
-pub fn look(dir: &Path, node: NetnsId, passed: &mut Vec<Member>) -> Result<Found, Absence> {
+pub fn look(dir: &Path, node: NetnsId, passed: &mut Vec<CgroupProcess>) -> Result<Found, NotFound> {
     let mut members = Vec::new();
     let mut absence = match collect(dir, MAX_DEPTH, &mut members) {
-        None => return Err(Absence::NoCgroup),
-        Some(0) if members.is_empty() => return Err(Absence::NoContainer),
-        Some(_) => Absence::NoProcess,
+        None => return Err(NotFound::NoCgroup),
+        Some(0) if members.is_empty() => return Err(NotFound::NoContainer),
+        Some(_) => NotFound::NoProcess,
     };
     let mut elsewhere = Vec::new();
     for member in members {
         if member.pid == 0 {
-            absence = Absence::OtherPids; // cgroups(7): not visible in our pid namespace
+            absence = NotFound::OtherPids; // cgroups(7): not visible in our pid namespace
         } else if member.is_in(node) {
-            absence = Absence::Host;
+            absence = NotFound::Host;
             passed.push(member);
         } else {
             elsewhere.push((start_time(member.pid).unwrap_or(u64::MAX), member));
@@ -135,19 +135,19 @@ pub fn look(dir: &Path, node: NetnsId, passed: &mut Vec<Member>) -> Result<Found
 
 /// A process listed in a cgroup.
 #[derive(Clone, Debug)]
-pub struct Member {
+pub struct CgroupProcess {
     cgroup: PathBuf,
     pid: u32,
 }
 
 /// Lists the processes of the cgroup `dir` and those below it. Returns how many cgroups are directly in
 /// it; none when it is not there.
-fn collect(dir: &Path, depth: usize, into: &mut Vec<Member>) -> Option<u64> {
+fn collect(dir: &Path, depth: usize, into: &mut Vec<CgroupProcess>) -> Option<u64> {
     // A directory of a cgroup file system has one link for each directory in it, and two of its own.
     let children = std::fs::metadata(dir).ok()?.nlink().saturating_sub(2);
     // A threaded cgroup does not tell (EOPNOTSUPP), one just removed neither.
     for pid in cgroup::processes(dir).unwrap_or_default() {
-        into.push(Member {
+        into.push(CgroupProcess {
             cgroup: dir.to_owned(),
             pid,
         });
@@ -162,7 +162,7 @@ fn collect(dir: &Path, depth: usize, into: &mut Vec<Member>) -> Option<u64> {
     Some(children)
 }
 
-impl Member {
+impl CgroupProcess {
     /// Whether it is there and its network namespace is `netns`, for now.
     pub fn is_in(&self, netns: NetnsId) -> bool {
         NetnsId::at(&self.netns_path()).is_ok_and(|id| id == netns)
@@ -180,7 +180,7 @@ impl Member {
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn open(&self) -> Result<Option<Found>, Absence> {
+    pub fn open(&self) -> Result<Option<Found>, NotFound> {
         let opened = || -> io::Result<Option<(OwnedFd, Netns)>> {
             let pidfd = pidfd_open(self.pid)?;
             let listed = cgroup::processes(&self.cgroup).unwrap_or_default();
@@ -206,9 +206,9 @@ impl Member {
     }
 }
 
-fn refused(error: &io::Error) -> Absence {
+fn refused(error: &io::Error) -> NotFound {
     // Without the process's id, which would make each try a new message.
-    Absence::Refused(format!(
+    NotFound::Refused(format!(
         "cannot open the network namespace of a process in its cgroup: {error}"
     ))
 }

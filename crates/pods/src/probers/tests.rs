@@ -9,12 +9,12 @@ use crate::probes::probes;
 
 fn recover_from(manifest: &Value) -> Recovered {
     let pod: Pod = serde_json::from_value(manifest.clone()).unwrap();
-    let (declared, left_alone) = probes(&pod, &[]);
+    let (declared, skipped) = probes(&pod, &[]);
     let mut recovered = recover(&pod, declared, &[]);
-    recovered.left_alone.extend(
-        left_alone
+    recovered.skipped.extend(
+        skipped
             .into_iter()
-            .filter(|alone| alone.why != Why::MeshProxy),
+            .filter(|alone| alone.why != SkipReason::MeshProxy),
     );
     recovered
 }
@@ -84,12 +84,15 @@ fn istios_rewritten_probes_are_taken_over() {
         json!({}),
     ));
     assert_eq!(recovered.warnings, Vec::<String>::new());
-    assert_eq!(recovered.left_alone, []);
+    assert_eq!(recovered.skipped, []);
     // What was not rewritten stays native; what was does not appear twice.
     assert_eq!(recovered.native.len(), 1);
     assert_eq!(recovered.native[0].action, Action::Tcp { port: 7 });
     let rewritten = recovered.rewritten.unwrap();
-    assert_eq!((rewritten.way, rewritten.port), (Way::Takeover, 15020));
+    assert_eq!(
+        (rewritten.mode, rewritten.port),
+        (ProbeMode::Takeover, 15020)
+    );
     let (path, live) = &rewritten.originals[0];
     assert_eq!(path, LIVEZ);
     assert_eq!(
@@ -226,8 +229,8 @@ fn a_bad_entry_is_told_and_the_others_are_kept() {
             "{entry}"
         );
         assert_eq!(recovered.native, [], "{entry}");
-        assert_eq!(recovered.left_alone.len(), 1, "{entry}");
-        assert_eq!(recovered.left_alone[0].kind, ProbeKind::Liveness, "{entry}");
+        assert_eq!(recovered.skipped.len(), 1, "{entry}");
+        assert_eq!(recovered.skipped[0].kind, ProbeKind::Liveness, "{entry}");
     }
 }
 
@@ -242,7 +245,7 @@ fn a_rewritten_probe_without_an_original_is_left_alone() {
     ));
     assert_eq!(recovered.native, []);
     assert_eq!(
-        recovered.left_alone[0].why.to_string(),
+        recovered.skipped[0].why.to_string(),
         "was rewritten to \"/app-health/hello/livez\" on port 15020, for which there is no usable original"
     );
     assert_eq!(
@@ -279,10 +282,13 @@ fn our_own_rewriting_is_found_by_its_annotation() {
             "readinessProbe": {"httpGet": {"port": 19999, "path": "/own"}}}]}});
     let recovered = recover_from(&manifest);
     let rewritten = recovered.rewritten.as_ref().unwrap();
-    assert_eq!((rewritten.way, rewritten.port), (Way::Rewrite, 19999));
+    assert_eq!(
+        (rewritten.mode, rewritten.port),
+        (ProbeMode::Rewrite, 19999)
+    );
     assert_eq!(rewritten.originals[0].1.action.protocol(), "https");
     // The rewrite port wins over a native probe of the same port.
-    assert_eq!(recovered.left_alone[0].why, Why::RewritePort(19999));
+    assert_eq!(recovered.skipped[0].why, SkipReason::RewritePort(19999));
 }
 
 #[test]

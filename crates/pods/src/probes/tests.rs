@@ -11,7 +11,7 @@ fn pod(manifest: Value) -> Pod {
 }
 
 /// The probes of a pod with a single container `web` made of `fields`.
-fn web(fields: Value) -> (Vec<Probe>, Vec<LeftAlone>) {
+fn web(fields: Value) -> (Vec<Probe>, Vec<SkippedProbe>) {
     let mut container = json!({"name": "web", "ports": [
         {"name": "http", "containerPort": 8080},
         {"name": "dns", "containerPort": 53, "protocol": "UDP"},
@@ -26,17 +26,17 @@ fn web(fields: Value) -> (Vec<Probe>, Vec<LeftAlone>) {
 }
 
 fn only_action(fields: Value) -> Action {
-    let (mut probes, left_alone) = web(fields);
-    assert_eq!(left_alone, []);
+    let (mut probes, skipped) = web(fields);
+    assert_eq!(skipped, []);
     assert_eq!(probes.len(), 1);
     probes.remove(0).action
 }
 
-fn only_why(fields: Value) -> Why {
-    let (probes, mut left_alone) = web(fields);
+fn only_why(fields: Value) -> SkipReason {
+    let (probes, mut skipped) = web(fields);
     assert_eq!(probes, []);
-    assert_eq!(left_alone.len(), 1);
-    left_alone.remove(0).why
+    assert_eq!(skipped.len(), 1);
+    skipped.remove(0).why
 }
 
 fn http(scheme: Scheme, port: u16, target: &str) -> Action {
@@ -51,10 +51,10 @@ fn http(scheme: Scheme, port: u16, target: &str) -> Action {
 #[test]
 fn every_kind_of_probe_and_hook_is_found() {
     let get = json!({"httpGet": {"port": 80}});
-    let (probes, left_alone) = web(json!({
+    let (probes, skipped) = web(json!({
         "livenessProbe": get, "readinessProbe": get, "startupProbe": get,
         "lifecycle": {"postStart": get, "preStop": get}}));
-    assert_eq!(left_alone, []);
+    assert_eq!(skipped, []);
     assert_eq!(
         probes.iter().map(|p| p.kind).collect::<Vec<_>>(),
         [
@@ -169,11 +169,14 @@ fn a_request_that_would_not_be_read_is_left_alone() {
         ),
     ] {
         let pod = pod(spec(json!({"httpGet": get})));
-        let (probes, left_alone) = probes(&pod, &[]);
+        let (probes, skipped) = probes(&pod, &[]);
         assert_eq!(probes.len(), usize::from(fits));
-        for one in &left_alone {
+        for one in &skipped {
             assert!(
-                matches!(one.why, Why::TooLong { .. } | Why::TooManyHeaders(260)),
+                matches!(
+                    one.why,
+                    SkipReason::TooLong { .. } | SkipReason::TooManyHeaders(260)
+                ),
                 "{one}"
             );
         }
@@ -225,14 +228,14 @@ fn a_port_that_is_none_leaves_its_probe_alone() {
 
 #[test]
 fn a_name_is_not_looked_for_in_other_containers() {
-    let (probes, left_alone) = probes(
+    let (probes, skipped) = probes(
         &pod(json!({"spec": {"containers": [
             {"name": "a", "ports": [{"name": "http", "containerPort": 80}]},
             {"name": "b", "livenessProbe": {"httpGet": {"port": "http"}}}]}})),
         &[],
     );
     assert_eq!(probes, []);
-    assert!(matches!(left_alone[0].why, Why::UnresolvedPort { .. }));
+    assert!(matches!(skipped[0].why, SkipReason::UnresolvedPort { .. }));
 }
 
 #[test]
@@ -242,7 +245,7 @@ fn what_does_not_go_to_the_pod_is_left_alone() {
             let why = only_why(json!({"livenessProbe": {action: {"port": 80, "host": host}}}));
             assert_eq!(
                 why,
-                Why::ForeignHost {
+                SkipReason::ForeignHost {
                     field,
                     host: host.to_owned()
                 }
@@ -268,7 +271,7 @@ fn grpc_has_an_optional_service() {
     }
     assert_eq!(
         only_why(json!({"readinessProbe": {"grpc": {"port": 65536}}})),
-        Why::PortOutOfRange {
+        SkipReason::PortOutOfRange {
             field: "grpc.port",
             port: 65536
         }
@@ -281,28 +284,28 @@ fn other_actions_are_left_alone() {
     for (fields, why) in [
         (
             json!({"livenessProbe": {"exec": {"command": ["true"]}}}),
-            Why::Exec,
+            SkipReason::Exec,
         ),
         (
             json!({"lifecycle": {"preStop": {"sleep": {"seconds": 5}}}}),
-            Why::Sleep,
+            SkipReason::Sleep,
         ),
         (
             json!({"lifecycle": {"preStop": {"tcpSocket": {"port": 80}}}}),
-            Why::TcpHook,
+            SkipReason::TcpHook,
         ),
-        (json!({"livenessProbe": {}}), Why::Actions(0)),
+        (json!({"livenessProbe": {}}), SkipReason::Actions(0)),
         (
             json!({"livenessProbe": {"httpGet": get, "tcpSocket": get}}),
-            Why::Actions(2),
+            SkipReason::Actions(2),
         ),
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "scheme": "https"}}}),
-            Why::UnknownScheme("https".to_owned()),
+            SkipReason::UnknownScheme("https".to_owned()),
         ),
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "path": "http://x/y"}}}),
-            Why::OddPath("http://x/y".to_owned()),
+            SkipReason::OddPath("http://x/y".to_owned()),
         ),
     ] {
         assert_eq!(only_why(fields.clone()), why, "{fields}");
@@ -326,7 +329,7 @@ fn the_timeout_is_one_second_unless_positive() {
 
 #[test]
 fn the_meshs_own_proxy_is_left_alone() {
-    let (probes, left_alone) = probes(
+    let (probes, skipped) = probes(
         &pod(json!({"spec": {
             "initContainers": [{"name": "istio-proxy", "restartPolicy": "Always",
                 "startupProbe": {"httpGet": {"port": 15021, "path": "/healthz/ready"}}}],
@@ -334,10 +337,10 @@ fn the_meshs_own_proxy_is_left_alone() {
         &[],
     );
     assert_eq!(probes.len(), 1);
-    assert_eq!(left_alone.len(), 1);
-    assert_eq!(left_alone[0].why, Why::MeshProxy);
+    assert_eq!(skipped.len(), 1);
+    assert_eq!(skipped[0].why, SkipReason::MeshProxy);
     assert_eq!(
-        left_alone[0].to_string(),
+        skipped[0].to_string(),
         "container \"istio-proxy\", startupProbe: the container is the mesh's own proxy"
     );
 }

@@ -88,7 +88,7 @@ fn probes_of_one_target_share_a_route_with_the_longest_timeout() {
         ]
     );
     assert_eq!(shared.timeout, Some(Duration::from_secs(7)));
-    assert_eq!(shared.way, Way::Transparent);
+    assert_eq!(shared.mode, ProbeMode::Transparent);
     assert_eq!(native.http.len(), 2);
 }
 
@@ -155,7 +155,7 @@ fn protocols_on_one_port_are_kept_apart() {
 #[test]
 fn native_ports_are_gated_and_the_rewrite_port_is_not() {
     let rewritten = Rewritten {
-        way: Way::Takeover,
+        mode: ProbeMode::Takeover,
         port: 15020,
         originals: vec![(
             "/app-health/web/livez".to_owned(),
@@ -180,13 +180,13 @@ fn native_ports_are_gated_and_the_rewrite_port_is_not() {
         panic!("15020 is native");
     };
     let route = &by_path["/app-health/web/livez"];
-    assert_eq!((route.way, route.action.port()), (Way::Takeover, 80));
+    assert_eq!((route.mode, route.action.port()), (ProbeMode::Takeover, 80));
 }
 
 #[test]
 fn the_rewrite_port_wins_over_a_native_one() {
     let rewritten = Rewritten {
-        way: Way::Rewrite,
+        mode: ProbeMode::Rewrite,
         port: 80,
         originals: vec![(
             "/app-health/web/livez".to_owned(),
@@ -291,7 +291,7 @@ fn any_pod() -> impl Strategy<Value = Pod> {
     )
         .prop_map(|(probes, originals)| {
             let rewritten = originals.map(|originals| Rewritten {
-                way: Way::Takeover,
+                mode: ProbeMode::Takeover,
                 port: 15020,
                 originals,
             });

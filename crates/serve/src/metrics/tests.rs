@@ -3,7 +3,7 @@
 use prometheus_client::encoding::text::encode;
 
 use super::*;
-use model::{Action, ProbeKind, Way};
+use model::{Action, ProbeKind, ProbeMode};
 use probe::verdict::Reason;
 
 fn pod(name: &str, uid: &str) -> PodId {
@@ -20,7 +20,7 @@ fn route(kind: ProbeKind) -> Route {
         action: Action::Tcp { port: 80 },
         timeout: None,
         shorter: Vec::new(),
-        way: Way::Transparent,
+        mode: ProbeMode::Transparent,
         agents: Vec::new(),
         stats: Default::default(),
     }

@@ -31,7 +31,7 @@ use crate::table::{
     Endpoint, EndpointTable, HttpRoute, NativeRoutes, Route, RouteStats, Routes, ServedPod,
 };
 use crate::worker::Worker;
-use model::{Action, Mesh, PodId, ProbeKind, Scheme, Way};
+use model::{Action, Mesh, PodId, ProbeKind, ProbeMode, Scheme};
 use probe::dial::Dial;
 use probe::verdict::{Reason, Verdict};
 
@@ -95,7 +95,7 @@ impl World {
             flows: Arc::clone(&flows) as Arc<dyn Flows>,
             table,
             metrics: Arc::new(Metrics::new(&mut Registry::default())),
-            part_of_more: Arc::default(),
+            shared_process: Arc::default(),
             reserve: Reserve::new(Arc::new(NoPulse)),
             slow,
             exclude: Box::new({
@@ -335,7 +335,7 @@ pub(super) fn route(kind: ProbeKind, action: Action, timeout: Duration) -> Arc<R
         action,
         timeout: (!kind.is_hook()).then_some(timeout),
         shorter: Vec::new(),
-        way: Way::Transparent,
+        mode: ProbeMode::Transparent,
         agents: Vec::new(),
         stats: RouteStats::default(),
     })

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use super::harness::*;
 use super::servers::{Grpc, Key, TlsApp};
 use crate::table::Routes;
-use model::{Action, ProbeKind, Scheme, Way};
+use model::{Action, ProbeKind, ProbeMode, Scheme};
 use probe::verdict::{Outcome, Reason};
 
 /// The timeout of probes that are to run out of time.
@@ -116,7 +116,7 @@ async fn paths_that_are_not_the_tables_are_relayed_to_the_agent() {
 /// What a taken-over probe, which finds its port closed, gets while pilot-agent is at `agent`, and why.
 async fn refused(action: Action, agent: SocketAddr) -> (std::io::Result<String>, Reason) {
     let mut route = route(ProbeKind::Liveness, action, LONG);
-    Arc::get_mut(&mut route).expect("ours alone").way = Way::Takeover;
+    Arc::get_mut(&mut route).expect("ours alone").mode = ProbeMode::Takeover;
     let paths = HashMap::from([(PATH.to_owned(), Arc::clone(&route))]);
     let world = World::new([endpoint(agent, Routes::Rewritten(paths))]).await;
     let answer = world.ask(agent, &get(agent, PATH)).await;

@@ -246,10 +246,9 @@ async fn a_connection_takes_little_memory_before_it_is_known_what_for() {
     let world = World::new([]).await;
     let stream = world.connect_as(None).await;
     let peer = stream.local_addr().expect("address");
-    let serving =
-        world
-            .handler
-            .connection(stream, peer, tokio::time::Instant::now(), &world.worker);
+    let serving = world
+        .handler
+        .identify(stream, peer, tokio::time::Instant::now(), &world.worker);
     // It is copied when its task is made.
     let size = size_of_val(&serving);
     assert!(size <= 6 * 1024, "{size} bytes");

@@ -13,8 +13,8 @@ use k8s_openapi::api::core::v1::Pod;
 
 use pods::manifest::{self, Syntax};
 use pods::mesh::annotation;
+use pods::parse::{NotServed, ParsedPod, parse_pod};
 use pods::scope::Selection;
-use pods::understand::{NotServed, Understood, understand};
 
 /// Annotation with the path of the pod's network namespace; honoured in manifests of a directory only.
 pub const NETNS: &str = "probe-handler.io/netns";
@@ -75,7 +75,7 @@ impl From<&Metadata> for Stamp {
 #[derive(Debug, Default)]
 pub struct Scan {
     /// All pods, in the order of file names and documents, none twice.
-    pub pods: Vec<Arc<Understood>>,
+    pub pods: Vec<Arc<ParsedPod>>,
     /// All problems, each beginning with the name of its file.
     pub problems: Vec<String>,
     /// How many files had to be read.
@@ -102,9 +102,9 @@ struct Parsed {
     stamp: Option<Stamp>,
     identity: Option<Identity>,
     /// Each with its place in the file.
-    pods: Vec<(String, Arc<Understood>)>,
+    pods: Vec<(String, Arc<ParsedPod>)>,
     /// Those that were there before, where what can't be understood now may be any of them.
-    kept: Vec<Arc<Understood>>,
+    kept: Vec<Arc<ParsedPod>>,
     problems: Vec<String>,
     /// Whether what can't be understood may be a pod.
     garbled: bool,
@@ -172,8 +172,8 @@ impl Scanner {
                 _ => {}
             }
             read += 1;
-            let parsed = self.parse(&path, syntax);
-            let _ = files.insert(name, Some(parsed));
+            let content = self.parse(&path, syntax);
+            let _ = files.insert(name, Some(content));
         }
         self.settled = true;
         // What was not read was there before, by the same name.
@@ -182,19 +182,19 @@ impl Scanner {
         }
         self.files = files
             .into_iter()
-            .filter_map(|(name, parsed)| {
-                let parsed = match (parsed, self.files.remove(&name)) {
+            .filter_map(|(name, content)| {
+                let content = match (content, self.files.remove(&name)) {
                     (Some(new), Some(old)) => new.after(old),
                     (new, old) => new.or(old)?,
                 };
-                Some((name, parsed))
+                Some((name, content))
             })
             .collect();
         Ok(Some(self.put_together(read)))
     }
 
     fn parse(&self, path: &Path, syntax: Syntax) -> Parsed {
-        let mut parsed = Parsed::default();
+        let mut content = Parsed::default();
         match read(path) {
             Ok(Contents {
                 text,
@@ -202,52 +202,52 @@ impl Scanner {
                 identity,
                 age,
             }) => {
-                parsed.identity = Some(identity);
-                parsed.fresh = age.is_some_and(|age| age <= self.being_written);
+                content.identity = Some(identity);
+                content.fresh = age.is_some_and(|age| age <= self.being_written);
                 let manifest = manifest::parse(&text, syntax);
-                parsed.stamp = stamp;
-                parsed.garbled = manifest.garbled || text.trim().is_empty();
-                parsed.problems = manifest.problems;
+                content.stamp = stamp;
+                content.garbled = manifest.garbled || text.trim().is_empty();
+                content.problems = manifest.problems;
                 for (place, pod) in manifest.pods {
-                    self.add(place, &pod, &mut parsed);
+                    self.add(place, &pod, &mut content);
                 }
             }
             Err(problem) => {
-                parsed.garbled = true;
-                parsed.problems.push(problem);
+                content.garbled = true;
+                content.problems.push(problem);
             }
         }
-        parsed
+        content
     }
 
-    fn add(&self, place: String, pod: &Pod, parsed: &mut Parsed) {
-        let mut understood = understand(pod, &self.selection);
-        if understood.not_served == Some(NotServed::NoName) {
+    fn add(&self, place: String, pod: &Pod, content: &mut Parsed) {
+        let mut parsed = parse_pod(pod, &self.selection);
+        if parsed.not_served == Some(NotServed::NoName) {
             let problem = format!("{place}: {}", NotServed::NoName);
-            parsed.problems.push(problem);
+            content.problems.push(problem);
             return;
         }
-        if let (Some(served), Some(netns)) = (&mut understood.pod, annotation(pod, NETNS)) {
+        if let (Some(served), Some(netns)) = (&mut parsed.pod, annotation(pod, NETNS)) {
             if netns.starts_with('/') {
                 Arc::make_mut(served).netns = Some(netns.into());
             } else {
-                understood.warnings.push(format!(
+                parsed.warnings.push(format!(
                     "annotation {NETNS} is {netns:?}, must be an absolute path; ignored"
                 ));
             }
         }
-        let id = &understood.id;
-        let mistakes = understood
-            .left_alone
+        let id = &parsed.id;
+        let mistakes = parsed
+            .skipped
             .iter()
             .filter(|alone| alone.why.is_mistake())
             .map(|alone| format!("{place}: {id}: {alone}"));
-        let warnings = understood
+        let warnings = parsed
             .warnings
             .iter()
             .map(|warning| format!("{place}: {id}: {warning}"));
-        parsed.problems.extend(warnings.chain(mistakes));
-        parsed.pods.push((place, Arc::new(understood)));
+        content.problems.extend(warnings.chain(mistakes));
+        content.pods.push((place, Arc::new(parsed)));
     }
 
     /// All files together. Of pods with the same name, or the same UID, the first one counts.
@@ -262,13 +262,13 @@ impl Scanner {
         };
         let mut names = HashMap::new();
         let mut uids = HashMap::new();
-        for (file, parsed) in &self.files {
+        for (file, content) in &self.files {
             let file = file.to_string_lossy();
-            let problems = parsed.problems.iter();
+            let problems = content.problems.iter();
             scan.problems
                 .extend(problems.map(|problem| format!("{file}: {problem}")));
-            for (place, understood) in &parsed.pods {
-                let id = &understood.id;
+            for (place, parsed) in &content.pods {
+                let id = &parsed.id;
                 let here = format!("{file}: {place}");
                 let taken = match (names.get(&(&id.namespace, &id.name)), uids.get(&id.uid)) {
                     (Some(first), _) => Some(format!("is already in {first}")),
@@ -282,16 +282,16 @@ impl Scanner {
                 }
                 let _ = names.insert((&id.namespace, &id.name), here.clone());
                 let _ = uids.insert(&id.uid, here);
-                scan.pods.push(understood.clone());
+                scan.pods.push(parsed.clone());
             }
         }
         // Only then those of which nobody else says anything.
-        for understood in self.files.values().flat_map(|file| &file.kept) {
-            let id = &understood.id;
+        for parsed in self.files.values().flat_map(|file| &file.kept) {
+            let id = &parsed.id;
             let taken =
                 names.contains_key(&(&id.namespace, &id.name)) || uids.contains_key(&id.uid);
             if !taken {
-                scan.pods.push(understood.clone());
+                scan.pods.push(parsed.clone());
             }
         }
         scan

@@ -35,9 +35,9 @@ fn replace(dir: &Path, name: &str, text: &str) {
 }
 
 /// `name:port` of each pod served.
-fn served(pods: &[Arc<Understood>]) -> Vec<String> {
+fn served(pods: &[Arc<ParsedPod>]) -> Vec<String> {
     pods.iter()
-        .filter_map(|understood| understood.pod.as_ref())
+        .filter_map(|parsed| parsed.pod.as_ref())
         .map(|pod| {
             let ports: Vec<_> = pod
                 .probes

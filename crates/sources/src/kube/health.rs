@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::object::Resource;
-use super::trouble::Reason;
+use super::watch_error::Reason;
 
 /// How both watches are. Written by the tasks that watch, read at each scrape.
 #[derive(Debug, Default)]

@@ -11,9 +11,9 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::object::{ExemptAnnotation, Name, Object, Resource};
 use super::table::{Item, Table};
-use model::bounds::clipped_to;
+use model::bounds::truncated_to;
+use pods::parse::{NotServed, ParsedPod, parse_pod};
 use pods::scope::{EXEMPT, Scope, Selection};
-use pods::understand::{NotServed, Understood, understand};
 
 /// Most warnings kept of a pod.
 const MAX_WARNINGS: usize = 16;
@@ -26,7 +26,7 @@ const MAX_PROBLEMS: usize = 100;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodRecord {
     /// It was understood.
-    Understood(Readings),
+    ParsedPod(Readings),
     /// The field that can't be read, and why.
     Unreadable(String),
 }
@@ -34,9 +34,9 @@ pub enum PodRecord {
 /// What we make of a Pod, for each thing that its namespace may say of it. Two at least are the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Readings {
-    unmarked: Arc<Understood>,
-    exempt: Arc<Understood>,
-    not_exempt: Arc<Understood>,
+    unmarked: Arc<ParsedPod>,
+    exempt: Arc<ParsedPod>,
+    not_exempt: Arc<ParsedPod>,
 }
 
 /// What annotation [`EXEMPT`] on a namespace says.
@@ -95,7 +95,7 @@ impl Index {
 
     /// What we make of each pod, by name. A UID that two pods claim is that of the one which the API
     /// server gave it to, as opposed to a mirror pod's annotation, which anybody can write.
-    pub fn understood(&self) -> Vec<Arc<Understood>> {
+    pub fn parsed(&self) -> Vec<Arc<ParsedPod>> {
         let owners = self.owners();
         self.readings()
             .filter(|(name, _, reading)| owners.get(reading.id.uid.as_str()) == Some(name))
@@ -135,7 +135,7 @@ impl Index {
             if matches!(reading.not_served, None | Some(NotServed::NoProbes)) {
                 problems.extend(
                     reading
-                        .left_alone
+                        .skipped
                         .iter()
                         .filter(|left| left.why.is_mistake())
                         .map(|left| bounded(format!("Pod {name}: {left}"))),
@@ -170,11 +170,11 @@ impl Index {
     }
 
     /// Each pod that was understood, with its UID, in the reading that its namespace asks for.
-    fn readings(&self) -> impl Iterator<Item = (&Name, &str, &Arc<Understood>)> {
+    fn readings(&self) -> impl Iterator<Item = (&Name, &str, &Arc<ParsedPod>)> {
         // Pods of one namespace come one after the other.
         let mut marked: Option<(&str, Option<&Mark>)> = None;
         self.pods.iter().filter_map(move |(name, uid, record)| {
-            let PodRecord::Understood(readings) = record else {
+            let PodRecord::ParsedPod(readings) = record else {
                 return None;
             };
             let mark = match marked {
@@ -225,15 +225,15 @@ impl Readings {
                 scope,
                 namespace_exempt,
             };
-            let mut understood = understand(pod, &selection);
-            understood.warnings.truncate(MAX_WARNINGS);
-            for warning in &mut understood.warnings {
+            let mut parsed = parse_pod(pod, &selection);
+            parsed.warnings.truncate(MAX_WARNINGS);
+            for warning in &mut parsed.warnings {
                 *warning = bounded(std::mem::take(warning));
             }
-            Arc::new(understood)
+            Arc::new(parsed)
         };
         let unmarked = read(None);
-        let same = |other: Arc<Understood>| {
+        let same = |other: Arc<ParsedPod>| {
             if other == unmarked {
                 Arc::clone(&unmarked)
             } else {
@@ -251,7 +251,7 @@ impl Readings {
 /// What is kept of a pod that arrives.
 pub fn pod_item(object: Object<Box<Pod>>, scope: Scope) -> Item<PodRecord> {
     let value = match object.content {
-        Ok(pod) => PodRecord::Understood(Readings::new(&pod, scope)),
+        Ok(pod) => PodRecord::ParsedPod(Readings::new(&pod, scope)),
         Err(why) => PodRecord::Unreadable(bounded(why)),
     };
     Item {
@@ -285,5 +285,5 @@ pub fn namespace_item(object: Object<ExemptAnnotation>) -> Item<Mark> {
 
 /// `text`, of which an object's author may have chosen any part, cut to a bounded length.
 fn bounded(text: String) -> String {
-    clipped_to(MAX_TEXT, text)
+    truncated_to(MAX_TEXT, text)
 }

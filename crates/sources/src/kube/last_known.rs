@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use model::Pod;
-use pods::understand::Understood;
+use pods::parse::ParsedPod;
 use support::build::{COMMIT, VERSION};
 use support::missing::{Missing, Part};
 
@@ -28,7 +28,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LIMIT: usize = 4 << 20;
 
 /// Pods as told; those that are not served count too.
-pub type Told = Arc<Vec<Arc<Understood>>>;
+pub type Told = Arc<Vec<Arc<ParsedPod>>>;
 
 /// The file.
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ impl LastKnown {
     }
 
     /// The pods in it; none if it is not there, or is not of a daemon like this one for this node.
-    pub fn read(&self) -> Vec<Arc<Understood>> {
+    pub fn read(&self) -> Vec<Arc<ParsedPod>> {
         match self.try_read() {
             Ok(pods) => pods,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -72,7 +72,7 @@ impl LastKnown {
         }
     }
 
-    fn try_read(&self) -> io::Result<Vec<Arc<Understood>>> {
+    fn try_read(&self) -> io::Result<Vec<Arc<ParsedPod>>> {
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -86,8 +86,8 @@ impl LastKnown {
         if contents.version != version() || contents.node != self.node {
             return Ok(Vec::new());
         }
-        let understood = contents.pods.into_iter().map(|pod| {
-            Arc::new(Understood {
+        let parsed = contents.pods.into_iter().map(|pod| {
+            Arc::new(ParsedPod {
                 id: pod.id.clone(),
                 // A path is for the other source alone.
                 pod: Some(Arc::new(Pod {
@@ -96,11 +96,11 @@ impl LastKnown {
                     ..pod
                 })),
                 not_served: None,
-                left_alone: Vec::new(),
+                skipped: Vec::new(),
                 warnings: Vec::new(),
             })
         });
-        Ok(understood.collect())
+        Ok(parsed.collect())
     }
 
     /// Keeps what is `told` in the file, until nobody tells any more.
@@ -130,7 +130,7 @@ impl LastKnown {
         }
     }
 
-    fn write(&self, told: &[Arc<Understood>]) -> io::Result<()> {
+    fn write(&self, told: &[Arc<ParsedPod>]) -> io::Result<()> {
         let contents = Contents {
             version: version(),
             node: self.node.clone(),

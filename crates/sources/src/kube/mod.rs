@@ -23,16 +23,16 @@ pub mod last_known;
 pub mod object;
 pub mod table;
 mod token;
-pub mod trouble;
 mod watch;
+pub mod watch_error;
 
 use health::Health;
 use index::{Index, Mark, PodRecord, namespace_item, pod_item};
 use last_known::{LastKnown, Told};
 use object::{ExemptAnnotation, Resource};
-use support::backoff::Patience;
-use trouble::{Reason, Trouble};
+use support::backoff::Timeouts;
 use watch::{Change, Watch};
+use watch_error::{Reason, WatchError};
 
 /// Changes that may wait: enough that a watch never waits for long, few enough to be bounded.
 const CHANNEL: usize = 64;
@@ -52,7 +52,7 @@ pub struct Options {
     /// Which pods are served.
     pub scope: Scope,
     /// How patient to be with the API server.
-    pub patience: Patience,
+    pub timeouts: Timeouts,
     /// Where the pods are kept for the next start; none: nowhere.
     pub last_known: Option<LastKnown>,
 }
@@ -74,7 +74,7 @@ pub async fn run<L: Send>(
     let pod_watch = Watch::<Box<Pod>, PodRecord> {
         client: client.clone(),
         fields: Some(format!("spec.nodeName={}", options.node)),
-        patience: options.patience.clone(),
+        timeouts: options.timeouts.clone(),
         health: Arc::clone(&health),
         keep: Box::new(move |pod| pod_item(pod, scope)),
         changes: pod_changes,
@@ -82,7 +82,7 @@ pub async fn run<L: Send>(
     let namespace_watch = Watch::<ExemptAnnotation, Mark> {
         client,
         fields: None,
-        patience: options.patience,
+        timeouts: options.timeouts,
         health: Arc::clone(&health),
         keep: Box::new(namespace_item),
         changes: namespace_changes,
@@ -160,7 +160,7 @@ struct Feed<L> {
 struct WatchState {
     /// When everything was first there.
     listed: Option<Instant>,
-    trouble: Option<Trouble>,
+    trouble: Option<WatchError>,
 }
 
 impl<L> Feed<L> {
@@ -239,7 +239,7 @@ impl<L> Feed<L> {
             }
             Change::Apply(item) => self.index.apply(item),
             Change::Delete(item) => self.index.delete(&item),
-            Change::Trouble(trouble) => {
+            Change::WatchError(trouble) => {
                 self.troubles_changed |= self.pods.set_trouble(trouble);
                 false
             }
@@ -255,7 +255,7 @@ impl<L> Feed<L> {
             }
             Change::Apply(item) => self.index.apply_namespace(item),
             Change::Delete(item) => self.index.delete_namespace(&item),
-            Change::Trouble(trouble) => {
+            Change::WatchError(trouble) => {
                 self.troubles_changed |= self.namespaces.set_trouble(trouble);
                 false
             }
@@ -277,7 +277,7 @@ impl<L> Feed<L> {
         let now = Instant::now();
         if self.pods_changed && self.pods_from().is_some_and(|from| from <= now) {
             self.pods_changed = false;
-            let pods = self.index.understood();
+            let pods = self.index.parsed();
             if let Some(told) = &self.told
                 && self.namespaces_have_spoken()
             {
@@ -332,7 +332,7 @@ impl WatchState {
     }
 
     /// Whether that is news.
-    fn set_trouble(&mut self, trouble: Option<Trouble>) -> bool {
+    fn set_trouble(&mut self, trouble: Option<WatchError>) -> bool {
         let news =
             self.trouble.as_ref().map(|old| &old.text) != trouble.as_ref().map(|new| &new.text);
         self.trouble = trouble;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::object::Name;
 
 /// Objects that were deleted are remembered against late news of them.
-const GRAVES: usize = 1024;
+const TOMBSTONES: usize = 1024;
 
 /// One object and what is kept of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl<V: PartialEq> Table<V> {
         }
         if let Some(version) = version {
             self.graves.retain(|(buried, _)| buried != name);
-            if self.graves.len() == GRAVES {
+            if self.graves.len() == TOMBSTONES {
                 let _ = self.graves.pop_front();
             }
             self.graves.push_back((name.clone(), version));

@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::health::Health;
 use super::object::{Content, Object, Resource};
 use super::table::Item;
-use super::trouble::{Reason, Trouble, is_refused_as_it_is, is_too_large};
-use support::backoff::{Backoff, Patience};
+use super::watch_error::{Reason, WatchError, is_refused_as_it_is, is_too_large};
+use support::backoff::{Backoff, Timeouts};
 
 /// Objects in one answer to a list from the store; lists from the server's cache come in one.
 const PAGE: u32 = 250;
@@ -41,7 +41,7 @@ pub enum Change<V> {
     /// An object was deleted.
     Delete(Item<V>),
     /// The server can't be watched; none: it can again.
-    Trouble(Option<Trouble>),
+    WatchError(Option<WatchError>),
 }
 
 /// Watches one kind of objects, of which `C` is read and `V` is kept.
@@ -51,7 +51,7 @@ pub struct Watch<C, V> {
     /// Field selector, if not all objects are wanted.
     pub fields: Option<String>,
     /// How patient it is.
-    pub patience: Patience,
+    pub timeouts: Timeouts,
     /// Told how it is.
     pub health: Arc<Health>,
     /// What is kept of an object.
@@ -65,12 +65,12 @@ enum End {
     /// Nobody listens any more.
     Unheard,
     /// Something went wrong.
-    Trouble(Trouble),
+    WatchError(WatchError),
 }
 
-impl From<Trouble> for End {
-    fn from(trouble: Trouble) -> Self {
-        Self::Trouble(trouble)
+impl From<WatchError> for End {
+    fn from(trouble: WatchError) -> Self {
+        Self::WatchError(trouble)
     }
 }
 
@@ -109,7 +109,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
 
     /// Watches until nobody listens.
     pub async fn run(self) {
-        let mut backoff = Backoff::new(&self.patience);
+        let mut backoff = Backoff::new(&self.timeouts);
         let mut position = Position::default();
         let mut failures = 0;
         loop {
@@ -120,13 +120,13 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             health.down();
             let trouble = match end {
                 Err(End::Unheard) => return,
-                Err(End::Trouble(trouble)) => trouble,
-                Ok(()) => Trouble::new(
+                Err(End::WatchError(trouble)) => trouble,
+                Ok(()) => WatchError::new(
                     Reason::Closed,
                     format!("the API server ends each watch of {} at once", Self::name()),
                 ),
             };
-            if was_up && began.elapsed() >= self.patience.steady {
+            if was_up && began.elapsed() >= self.timeouts.steady {
                 backoff.reset();
                 failures = 0;
                 if trouble.reason == Reason::Closed {
@@ -145,7 +145,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             let pause = backoff
                 .pause()
                 .max(trouble.retry_after.unwrap_or_default())
-                .min(self.patience.longest);
+                .min(self.timeouts.longest);
             tracing::debug!(
                 resource = Self::name(),
                 reason = trouble.reason.name(),
@@ -154,7 +154,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 "watch failed"
             );
             if !trouble.reason.is_usual() || failures >= USUAL_FAILURES {
-                let told = self.changes.send(Change::Trouble(Some(trouble))).await;
+                let told = self.changes.send(Change::WatchError(Some(trouble))).await;
                 if told.is_err() {
                     return;
                 }
@@ -181,7 +181,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             let request = self.watch_request(initial, &position.version(), seconds)?;
             let begun = self.client.request_events::<Object<C>>(request);
             match self
-                .unless_unheard(timeout(self.patience.begin, begun))
+                .unless_unheard(timeout(self.timeouts.begin, begun))
                 .await?
             {
                 Err(_) => return Err(Self::late("begin to watch").into()),
@@ -198,7 +198,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         let mut events = pin!(events);
         if initial {
             let all = self.unless_unheard(timeout(
-                self.patience.initial,
+                self.timeouts.initial,
                 self.all(events.as_mut(), position),
             ));
             match all.await? {
@@ -212,9 +212,9 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         }
         let health = self.health.of(Self::RESOURCE);
         health.up();
-        self.tell(Change::Trouble(None)).await?;
+        self.tell(Change::WatchError(None)).await?;
         loop {
-            let next = timeout(self.patience.silence, events.try_next());
+            let next = timeout(self.timeouts.silence, events.try_next());
             let event = match self.unless_unheard(next).await? {
                 Ok(Ok(Some(event))) => event,
                 Ok(Ok(None)) => return Ok(()),
@@ -224,7 +224,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                         "the API server sends nothing on the watch of {}",
                         Self::name()
                     );
-                    return Err(Trouble::new(Reason::Silent, text).into());
+                    return Err(WatchError::new(Reason::Silent, text).into());
                 }
             };
             health.heard();
@@ -241,7 +241,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 }
                 WatchEvent::Bookmark(bookmark) => (None, bookmark.metadata.resource_version),
                 WatchEvent::Error(status) => {
-                    return Err(Trouble::of_status(&status, "watch", Self::RESOURCE).into());
+                    return Err(WatchError::of_status(&status, "watch", Self::RESOURCE).into());
                 }
             };
             if let Some(change) = change {
@@ -256,7 +256,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
     }
 
     /// Everything there is, as the watch begins with it.
-    async fn all<S>(&self, mut events: S, position: &mut Position) -> Result<Change<V>, Trouble>
+    async fn all<S>(&self, mut events: S, position: &mut Position) -> Result<Change<V>, WatchError>
     where
         S: futures_util::Stream<Item = kube::Result<WatchEvent<Object<C>>>> + Unpin,
     {
@@ -290,7 +290,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                         "the API server ended the watch of {} before all were sent",
                         Self::name()
                     );
-                    return Err(Trouble::new(Reason::Closed, text));
+                    return Err(WatchError::new(Reason::Closed, text));
                 }
             }
         }
@@ -316,7 +316,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 Self::request().list(&params)
             }
             .map_err(|error| Self::unsendable(&error))?;
-            let page = self.unless_unheard(timeout(self.patience.list, self.page(request)));
+            let page = self.unless_unheard(timeout(self.timeouts.list, self.page(request)));
             let page = match page.await? {
                 Err(_) => return Err(Self::late("list").into()),
                 Ok(Ok(page)) => page,
@@ -354,7 +354,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         initial: bool,
         version: &str,
         seconds: u32,
-    ) -> Result<http::Request<Vec<u8>>, Trouble> {
+    ) -> Result<http::Request<Vec<u8>>, WatchError> {
         let params = WatchParams {
             field_selector: self.fields.clone(),
             timeout: Some(seconds),
@@ -381,18 +381,18 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         }
     }
 
-    fn failed(error: &kube::Error, verb: &str) -> Trouble {
-        Trouble::of_client(error, verb, Self::RESOURCE)
+    fn failed(error: &kube::Error, verb: &str) -> WatchError {
+        WatchError::of_client(error, verb, Self::RESOURCE)
     }
 
-    fn late(what: &str) -> Trouble {
+    fn late(what: &str) -> WatchError {
         let text = format!("the API server took too long to {what} {}", Self::name());
-        Trouble::new(Reason::Timeout, text)
+        WatchError::new(Reason::Timeout, text)
     }
 
-    fn unsendable(error: &kube::core::request::Error) -> Trouble {
+    fn unsendable(error: &kube::core::request::Error) -> WatchError {
         let text = format!("no request for {} can be made: {error}", Self::name());
-        Trouble::new(Reason::Malformed, text)
+        WatchError::new(Reason::Malformed, text)
     }
 }
 

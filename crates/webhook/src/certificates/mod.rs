@@ -5,8 +5,8 @@
 //! can't be used never replaces what can.
 
 pub mod authority;
+pub mod cert_manager;
 pub mod files;
-pub mod keeper;
 pub mod pair;
 pub mod store;
 pub mod trust;

@@ -62,12 +62,12 @@ pub enum Step {
     /// All is well.
     Keep,
     /// Put this into the Secret instead.
-    Write(Trust, Why),
+    Write(Trust, WriteReason),
 }
 
 /// Why the Secret is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum WriteReason {
     /// There was no certificate that could be used.
     Missing,
     /// The certificate will expire: the next one is there.
@@ -159,8 +159,8 @@ pub fn step(
         // Emptied, to have a new certificate: the one served meanwhile is trusted until its time.
         return Ok(
             match held.filter(|held| held.serving(needs, now).is_some()) {
-                Some(held) => Step::Write(held.with_next(make()?, now), Why::Renewal),
-                None => Step::Write(Trust::made(make()?, "", now), Why::Missing),
+                Some(held) => Step::Write(held.with_next(make()?, now), WriteReason::Renewal),
+                None => Step::Write(Trust::made(make()?, "", now), WriteReason::Missing),
             },
         );
     };
@@ -170,16 +170,22 @@ pub fn step(
         .filter(|next| usable(next, &trust.bundle, needs, now).is_some());
     let Some(serving) = trust.serving(needs, now) else {
         return Ok(match next {
-            Some(next) => Step::Write(turned(trust, next), Why::Turn),
-            None => Step::Write(Trust::made(make()?, &trust.bundle, now), Why::Missing),
+            Some(next) => Step::Write(turned(trust, next), WriteReason::Turn),
+            None => Step::Write(
+                Trust::made(make()?, &trust.bundle, now),
+                WriteReason::Missing,
+            ),
         });
     };
     if let Some(next) = next {
         if settled {
-            return Ok(Step::Write(turned(trust, next), Why::Turn));
+            return Ok(Step::Write(turned(trust, next), WriteReason::Turn));
         }
     } else if trust.next.is_some() || serving.expiry() <= now + needs.lifetimes.renew_before {
-        return Ok(Step::Write(trust.with_next(make()?, now), Why::Renewal));
+        return Ok(Step::Write(
+            trust.with_next(make()?, now),
+            WriteReason::Renewal,
+        ));
     }
     let bundle = joined("", &trust.bundle, now);
     if bundle == trust.bundle {
@@ -189,7 +195,7 @@ pub fn step(
         bundle,
         ..trust.clone()
     };
-    Ok(Step::Write(pruned, Why::Expired))
+    Ok(Step::Write(pruned, WriteReason::Expired))
 }
 
 fn turned(trust: &Trust, next: &Pem) -> Trust {

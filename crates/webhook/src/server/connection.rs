@@ -99,7 +99,7 @@ where
                     closing = true;
                 }
             }
-            () = sleep_until(deadline) => match patience(&place.activity, limits.idle) {
+            () = sleep_until(deadline) => match timeouts(&place.activity, limits.idle) {
                 Some(later) => deadline = later,
                 // What never asked anything gets no good-bye.
                 None if closing || place.activity.last().is_none() => return,
@@ -114,7 +114,7 @@ where
 }
 
 /// Until when a connection may go on; none: it has been idle for too long.
-fn patience(activity: &Activity, idle: Duration) -> Option<Instant> {
+fn timeouts(activity: &Activity, idle: Duration) -> Option<Instant> {
     if activity.is_busy() {
         return Some(Instant::now() + idle);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::mistakes::Wrong;
+use super::config_errors::InvalidValue;
 use super::{PodSource, Scope};
 use crate::cli::logging::{self, LogFormat};
 use kernel::locate::hierarchies;
@@ -28,9 +28,9 @@ const HEARTBEAT_MILLIS: RangeInclusive<u64> = 500..=60_000;
 const CAPACITY: RangeInclusive<u32> = 1..=1_048_576;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-pub(super) fn pods(text: &str) -> Result<PodSource, Wrong> {
+pub(super) fn pods(text: &str) -> Result<PodSource, InvalidValue> {
     let Some(path) = text.strip_prefix("dir:") else {
-        return Err(Wrong::new("no source of pods", PODS_REMEDY));
+        return Err(InvalidValue::new("no source of pods", PODS_REMEDY));
     };
     directory(path)?;
     Ok(PodSource::Dir(path.into()))
@@ -38,20 +38,20 @@ pub(super) fn pods(text: &str) -> Result<PodSource, Wrong> {
 
 /// A DNS subdomain (kubernetes pkg/apis/core/validation, ValidateNodeName): it becomes part of a field
 /// selector, where anything else could select other pods.
-pub(super) fn node_name(text: &str) -> Result<String, Wrong> {
+pub(super) fn node_name(text: &str) -> Result<String, InvalidValue> {
     if is_subdomain(text) {
         Ok(text.to_owned())
     } else {
-        Err(Wrong::new("no name of a node", NODE_NAME_REMEDY))
+        Err(InvalidValue::new("no name of a node", NODE_NAME_REMEDY))
     }
 }
 
 /// A DNS subdomain, as the names of most objects are: it becomes part of a path and of a certificate.
-pub(super) fn object_name(text: &str) -> Result<String, Wrong> {
+pub(super) fn object_name(text: &str) -> Result<String, InvalidValue> {
     if is_subdomain(text) {
         Ok(text.to_owned())
     } else {
-        Err(Wrong::new(
+        Err(InvalidValue::new(
             "no name of an object",
             "give lower-case letters, digits, - and .",
         ))
@@ -70,30 +70,30 @@ fn is_subdomain(text: &str) -> bool {
 }
 
 /// The kubelet's cgroup. It need not be there: systemd removes it while the kubelet is stopped.
-pub(super) fn cgroup(text: &str) -> Result<PathBuf, Wrong> {
+pub(super) fn cgroup(text: &str) -> Result<PathBuf, InvalidValue> {
     const REMEDY: &str = "give the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it), or leave it out";
     let path = Path::new(text);
     let existing = path.ancestors().find(|path| path.exists());
     let Some(nearest) = existing.filter(|_| path.is_absolute()) else {
-        return Err(Wrong::new("no absolute path", REMEDY));
+        return Err(InvalidValue::new("no absolute path", REMEDY));
     };
     if nearest == path {
-        directory(text).map_err(|wrong| Wrong::new(wrong.reason, REMEDY))?;
+        directory(text).map_err(|wrong| InvalidValue::new(wrong.reason, REMEDY))?;
     }
     let filesystem = statfs(nearest)
-        .map_err(|error| Wrong::new(format!("can't be looked at: {error}"), REMEDY))?;
+        .map_err(|error| InvalidValue::new(format!("can't be looked at: {error}"), REMEDY))?;
     if filesystem.filesystem_type() != CGROUP2_SUPER_MAGIC {
-        return Err(Wrong::new("not in a cgroup2 file system", REMEDY));
+        return Err(InvalidValue::new("not in a cgroup2 file system", REMEDY));
     }
     Ok(path.to_owned())
 }
 
-pub(super) fn cgroup_root(text: &str) -> Result<PathBuf, Wrong> {
+pub(super) fn cgroup_root(text: &str) -> Result<PathBuf, InvalidValue> {
     directory(text)?;
     let path = PathBuf::from(text);
     match hierarchies(Some(&path)) {
         Ok(_) => Ok(path),
-        Err(error) => Err(Wrong::new(
+        Err(error) => Err(InvalidValue::new(
             error.to_string(),
             "give the node's /sys/fs/cgroup or a directory in it, or leave it out",
         )),
@@ -101,7 +101,7 @@ pub(super) fn cgroup_root(text: &str) -> Result<PathBuf, Wrong> {
 }
 
 /// `1s`, `1500ms`, or a number of seconds.
-pub(super) fn heartbeat_timeout(text: &str) -> Result<Duration, Wrong> {
+pub(super) fn heartbeat_timeout(text: &str) -> Result<Duration, InvalidValue> {
     let (number, unit) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
         (Some(millis), _) => (millis, 1),
         (None, Some(seconds)) => (seconds, 1000),
@@ -113,40 +113,40 @@ pub(super) fn heartbeat_timeout(text: &str) -> Result<Duration, Wrong> {
         .flatten()
         .filter(|millis| HEARTBEAT_MILLIS.contains(millis));
     millis.map(Duration::from_millis).ok_or_else(|| {
-        Wrong::new(
+        InvalidValue::new(
             "no time from 500 ms to 60 s",
             "give it in seconds (2s) or milliseconds (1500ms)",
         )
     })
 }
 
-pub(super) fn existing_directory(text: &str) -> Result<PathBuf, Wrong> {
+pub(super) fn existing_directory(text: &str) -> Result<PathBuf, InvalidValue> {
     directory(text)?;
     Ok(text.into())
 }
 
 /// For a flag that excludes `other`, which is given too.
-pub(super) fn both<T>(other: &str) -> Result<T, Wrong> {
-    Err(Wrong::new(
+pub(super) fn both<T>(other: &str) -> Result<T, InvalidValue> {
+    Err(InvalidValue::new(
         format!("given with {other}"),
         "give one of the two",
     ))
 }
 
-fn directory(path: &str) -> Result<(), Wrong> {
+fn directory(path: &str) -> Result<(), InvalidValue> {
     const REMEDY: &str = "give the path of a directory that exists";
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
-        Ok(_) => Err(Wrong::new("not a directory", REMEDY)),
-        Err(error) => Err(Wrong::new(error.to_string(), REMEDY)),
+        Ok(_) => Err(InvalidValue::new("not a directory", REMEDY)),
+        Err(error) => Err(InvalidValue::new(error.to_string(), REMEDY)),
     }
 }
 
-pub(super) fn names(text: &str) -> Result<Vec<String>, Wrong> {
+pub(super) fn names(text: &str) -> Result<Vec<String>, InvalidValue> {
     let names: Vec<String> = text.split(',').map(str::to_owned).collect();
     let bad = |name: &String| name.is_empty() || name.contains('/') || name.trim() != name;
     if names.iter().any(bad) {
-        return Err(Wrong::new(
+        return Err(InvalidValue::new(
             "no process name",
             "give the bare name, for instance kubelet",
         ));
@@ -154,44 +154,47 @@ pub(super) fn names(text: &str) -> Result<Vec<String>, Wrong> {
     Ok(names)
 }
 
-pub(super) fn flag(text: &str) -> Result<bool, Wrong> {
+pub(super) fn flag(text: &str) -> Result<bool, InvalidValue> {
     match text {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
-        _ => Err(Wrong::new("neither true nor false", "give true or false")),
+        _ => Err(InvalidValue::new(
+            "neither true nor false",
+            "give true or false",
+        )),
     }
 }
 
-pub(super) fn port(text: &str) -> Result<u16, Wrong> {
+pub(super) fn port(text: &str) -> Result<u16, InvalidValue> {
     text.parse()
-        .map_err(|_| Wrong::new("no port", "give 0 (any free port) to 65535"))
+        .map_err(|_| InvalidValue::new("no port", "give 0 (any free port) to 65535"))
 }
 
-pub(super) fn address(text: &str) -> Result<SocketAddr, Wrong> {
+pub(super) fn address(text: &str) -> Result<SocketAddr, InvalidValue> {
     text.parse()
-        .map_err(|_| Wrong::new("no IP:PORT", "give for instance [::]:8443 or 0.0.0.0:8443"))
+        .map_err(|_| InvalidValue::new("no IP:PORT", "give for instance [::]:8443 or 0.0.0.0:8443"))
 }
 
-pub(super) fn admin_addr(text: &str) -> Result<Option<SocketAddr>, Wrong> {
+pub(super) fn admin_addr(text: &str) -> Result<Option<SocketAddr>, InvalidValue> {
     if text == "none" {
         return Ok(None);
     }
     text.parse().map(Some).map_err(|_| {
-        Wrong::new(
+        InvalidValue::new(
             "no IP:PORT",
             "give for instance [::]:15026 or 0.0.0.0:15026, or none",
         )
     })
 }
 
-pub(super) fn socket_path(text: &str) -> Result<PathBuf, Wrong> {
+pub(super) fn socket_path(text: &str) -> Result<PathBuf, InvalidValue> {
     let path = PathBuf::from(text);
     if text.len() > SOCKET_PATH_MAX {
         let reason = format!("longer than {SOCKET_PATH_MAX} bytes, the most for a Unix socket");
-        return Err(Wrong::new(reason, "give a shorter path"));
+        return Err(InvalidValue::new(reason, "give a shorter path"));
     }
     if path.file_name().is_none() || text.ends_with('/') || path.is_dir() {
-        return Err(Wrong::new(
+        return Err(InvalidValue::new(
             "no path of a file",
             "give for instance /run/probe-handler/admin.sock",
         ));
@@ -200,10 +203,10 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, Wrong> {
 }
 
 /// A file that is ours to make.
-pub(super) fn new_file(text: &str) -> Result<PathBuf, Wrong> {
+pub(super) fn new_file(text: &str) -> Result<PathBuf, InvalidValue> {
     let path = PathBuf::from(text);
     if !path.is_absolute() || path.file_name().is_none() || path.is_dir() {
-        return Err(Wrong::new(
+        return Err(InvalidValue::new(
             "no absolute path of a file",
             "give for instance /run/probe-handler/pods.json",
         ));
@@ -212,35 +215,35 @@ pub(super) fn new_file(text: &str) -> Result<PathBuf, Wrong> {
 }
 
 /// A port that a probe can be rewritten to.
-pub(super) fn nonzero_port(text: &str) -> Result<NonZeroU16, Wrong> {
+pub(super) fn nonzero_port(text: &str) -> Result<NonZeroU16, InvalidValue> {
     text.parse()
-        .map_err(|_| Wrong::new("no port", "give 1 to 65535"))
+        .map_err(|_| InvalidValue::new("no port", "give 1 to 65535"))
 }
 
 /// What stands before the paths of rewritten probes.
-pub(super) fn prefix(text: &str) -> Result<Prefix, Wrong> {
+pub(super) fn prefix(text: &str) -> Result<Prefix, InvalidValue> {
     text.parse().map_err(|_| {
-        Wrong::new(
+        InvalidValue::new(
             "no path prefix",
             "give nothing, or words of letters, digits, -, _ and . with a / before each",
         )
     })
 }
 
-pub(super) fn scope(text: &str) -> Result<Scope, Wrong> {
+pub(super) fn scope(text: &str) -> Result<Scope, InvalidValue> {
     text.parse()
-        .map_err(|_| Wrong::new("no scope", "give meshed, annotated or all"))
+        .map_err(|_| InvalidValue::new("no scope", "give meshed, annotated or all"))
 }
 
-pub(super) fn seconds(text: &str) -> Result<Duration, Wrong> {
+pub(super) fn seconds(text: &str) -> Result<Duration, InvalidValue> {
     number(text, DRAIN_SECONDS, "no whole number of seconds").map(Duration::from_secs)
 }
 
-pub(super) fn capacity(text: &str) -> Result<u32, Wrong> {
+pub(super) fn capacity(text: &str) -> Result<u32, InvalidValue> {
     number(text, CAPACITY, "no such capacity")
 }
 
-fn number<T>(text: &str, range: RangeInclusive<T>, reason: &str) -> Result<T, Wrong>
+fn number<T>(text: &str, range: RangeInclusive<T>, reason: &str) -> Result<T, InvalidValue>
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
 {
@@ -249,20 +252,25 @@ where
     text.parse()
         .ok()
         .filter(|value| range.contains(value))
-        .ok_or_else(|| Wrong::new(reason, format!("give {} to {}", range.start(), range.end())))
+        .ok_or_else(|| {
+            InvalidValue::new(reason, format!("give {} to {}", range.start(), range.end()))
+        })
 }
 
-pub(super) fn log_format(text: &str) -> Result<LogFormat, Wrong> {
+pub(super) fn log_format(text: &str) -> Result<LogFormat, InvalidValue> {
     match text {
         "auto" => Ok(LogFormat::Auto),
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
-        _ => Err(Wrong::new("no log format", "give auto, text or json")),
+        _ => Err(InvalidValue::new(
+            "no log format",
+            "give auto, text or json",
+        )),
     }
 }
 
 /// A bare word that is no level would be taken as a module, and silence all others.
-pub(super) fn log_filter(text: &str) -> Result<String, Wrong> {
+pub(super) fn log_filter(text: &str) -> Result<String, InvalidValue> {
     const REMEDY: &str =
         "give error, warn, info, debug, trace or off, and MODULE=LEVEL pairs after commas";
     let is_pair = |directive: &str| directive.contains(['=', '[', ']', '{', '}']);
@@ -274,10 +282,10 @@ pub(super) fn log_filter(text: &str) -> Result<String, Wrong> {
         .split(',')
         .find(|directive| !is_pair(directive) && !is_level(directive))
     {
-        return Err(Wrong::new(format!("{bare:?} is no level"), REMEDY));
+        return Err(InvalidValue::new(format!("{bare:?} is no level"), REMEDY));
     }
     match logging::parse_filter(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(Wrong::new(error.to_string(), REMEDY)),
+        Err(error) => Err(InvalidValue::new(error.to_string(), REMEDY)),
     }
 }

@@ -6,7 +6,7 @@ use probe_handler_common::maps::ENDPOINTS_CAPACITY;
 use super::*;
 
 /// As the verb `agent` would, but deaf to the environment that the tests run in.
-fn parse(flags: &[&str]) -> Result<AgentConfig, Mistakes> {
+fn parse(flags: &[&str]) -> Result<AgentConfig, ConfigErrors> {
     let matches = AgentArgs::augment_args(Command::new("agent"))
         .mut_args(|arg| arg.env(None::<&'static str>))
         .try_get_matches_from(["agent"].iter().chain(flags))

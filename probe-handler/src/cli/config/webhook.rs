@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::mistakes::Mistakes;
+use super::config_errors::ConfigErrors;
 use super::{as_seconds, parse, to_json};
 use crate::cli::logging::LogFormat;
 
@@ -176,7 +176,7 @@ impl WebhookConfig {
         to_json(self)
     }
 
-    fn check(args: &WebhookArgs, mistakes: &mut Mistakes) -> Option<Self> {
+    fn check(args: &WebhookArgs, mistakes: &mut ConfigErrors) -> Option<Self> {
         let listen = mistakes.check("listen", &args.listen, parse::address);
         let admin_addr = mistakes.check("admin-addr", &args.admin_addr, parse::admin_addr);
         let namespace = match &args.namespace {
@@ -202,7 +202,7 @@ impl WebhookConfig {
         })
     }
 
-    fn settings(args: &WebhookArgs, mistakes: &mut Mistakes) -> Option<SettingsSource> {
+    fn settings(args: &WebhookArgs, mistakes: &mut ConfigErrors) -> Option<SettingsSource> {
         let dir = args
             .config_dir
             .as_ref()
@@ -222,7 +222,7 @@ impl WebhookConfig {
         }
     }
 
-    fn certificate(args: &WebhookArgs, mistakes: &mut Mistakes) -> Option<CertificateSource> {
+    fn certificate(args: &WebhookArgs, mistakes: &mut ConfigErrors) -> Option<CertificateSource> {
         let self_signed = mistakes.check("self-signed", &args.self_signed, parse::flag);
         let dir = match &args.cert_dir {
             Some(path) => mistakes
@@ -251,10 +251,10 @@ impl WebhookConfig {
 }
 
 impl TryFrom<WebhookArgs> for WebhookConfig {
-    type Error = Mistakes;
+    type Error = ConfigErrors;
 
-    fn try_from(args: WebhookArgs) -> Result<Self, Mistakes> {
-        let mut mistakes = Mistakes::default();
+    fn try_from(args: WebhookArgs) -> Result<Self, ConfigErrors> {
+        let mut mistakes = ConfigErrors::default();
         let config = Self::check(&args, &mut mistakes);
         match config {
             Some(config) if mistakes.0.is_empty() => Ok(config),

@@ -13,7 +13,7 @@ const COLUMNS: [&str; 12] = [
     "POD",
     "CONTAINER",
     "PROBE",
-    "WAY",
+    "MODE",
     "CHECK",
     "LAST",
     "REASON",
@@ -26,12 +26,12 @@ const COLUMNS: [&str; 12] = [
 /// State, then a line for each probe.
 pub(super) fn table(status: &Status) -> String {
     let mut text = header(status);
-    let left_alone: usize = status.pods.iter().map(|pod| pod.left_alone.len()).sum();
-    if left_alone > 0 {
+    let skipped: usize = status.pods.iter().map(|pod| pod.skipped.len()).sum();
+    if skipped > 0 {
         line(
             &mut text,
             "left alone",
-            &format!("{left_alone} probes (-o wide says why)"),
+            &format!("{skipped} probes (-o wide says why)"),
         );
     }
     let headings: Vec<_> = COLUMNS.into_iter().chain(["FAIL"]).collect();
@@ -55,7 +55,7 @@ pub(super) fn wide(status: &Status) -> String {
         cells
     });
     pods(&mut text, status);
-    left_alone(&mut text, status);
+    skipped(&mut text, status);
     text
 }
 
@@ -186,7 +186,7 @@ fn probe_cells(probe: &ProbeStatus) -> Vec<String> {
     let mut cells = vec![
         probe.container.clone(),
         probe.probe.clone(),
-        probe.way.clone(),
+        probe.mode.clone(),
         check(probe),
     ];
     match &probe.last {
@@ -271,7 +271,7 @@ fn canary(canary: &CanaryStatus) -> String {
     text
 }
 
-fn left_alone(text: &mut String, status: &Status) {
+fn skipped(text: &mut String, status: &Status) {
     let mut table = Table::new(&[
         "NAMESPACE",
         "POD",
@@ -281,7 +281,7 @@ fn left_alone(text: &mut String, status: &Status) {
     ]);
     let mut any = false;
     for pod in &status.pods {
-        for probe in &pod.left_alone {
+        for probe in &pod.skipped {
             any = true;
             table.row([
                 pod.namespace.clone(),

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use model::{Action, Mesh, PodId, ProbeKind, Way};
+use model::{Action, Mesh, PodId, ProbeKind, ProbeMode};
 use probe::verdict::{Reason, Verdict};
 use prometheus_client::encoding::text::encode;
 use serve::metrics::{Metrics, PREFIX, PodState};
 use serve::table::Route;
-use sources::kube::trouble::Reason as Trouble;
+use sources::kube::watch_error::Reason as WatchError;
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn route(kind: ProbeKind) -> Route {
         action: Action::Tcp { port: 80 },
         timeout: None,
         shorter: Vec::new(),
-        way: Way::Transparent,
+        mode: ProbeMode::Transparent,
         agents: Vec::new(),
         stats: Default::default(),
     }
@@ -101,7 +101,9 @@ fn the_watches_of_the_api_server_are_told_apart() {
     pods.listed();
     pods.up();
     pods.set_unreadable(2);
-    health.of(Resource::Namespaces).trouble(Trouble::Forbidden);
+    health
+        .of(Resource::Namespaces)
+        .trouble(WatchError::Forbidden);
     let text = scrape(&registry);
     for line in [
         r#"probe_handler_watch_up{resource="pods"} 1.0"#,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use model::{ProbeKind, Scheme, Way};
+use model::{ProbeKind, ProbeMode, Scheme};
 use probe::verdict::{Outcome, Reason, Verdict};
 use serve::table::RouteStats;
 
@@ -13,7 +13,7 @@ fn route(kind: ProbeKind, action: Action) -> Arc<Route> {
         action,
         timeout: (!kind.is_hook()).then_some(Duration::from_secs(1)),
         shorter: Vec::new(),
-        way: Way::Transparent,
+        mode: ProbeMode::Transparent,
         agents: Vec::new(),
         stats: RouteStats::default(),
     })

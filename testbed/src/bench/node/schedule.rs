@@ -88,7 +88,7 @@ impl Schedule {
         id
     }
 
-    /// The kubelet no longer cares, also not about what is under way: the pod is about to stop.
+    /// The kubelet no longer cares, also not about what is under mode: the pod is about to stop.
     pub(super) fn leave(&self, id: u64) {
         let _entry = lock(&self.shared.plan).remove(&id);
     }

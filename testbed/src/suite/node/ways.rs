@@ -60,7 +60,7 @@ fn injected(name: &str, port: u16) -> PodSpec {
 fn way(env: &Env, pod: &NodePod) -> Result<String> {
     let status = env.daemon.pod_status(pod.name())?.context("not known")?;
     let rows = status["probes"].as_array().context("probes")?;
-    let ways = rows.iter().filter_map(|row| row["way"].as_str());
+    let ways = rows.iter().filter_map(|row| row["mode"].as_str());
     Ok(ways.collect::<Vec<_>>().join(" "))
 }
 

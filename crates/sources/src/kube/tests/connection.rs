@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::kube::object::Resource;
-use crate::kube::trouble::Reason;
+use crate::kube::watch_error::Reason;
 use api_server_double::{ApiServer, Certificate, Cut, Fault};
 
 fn failures(source: &Source, reason: Reason) -> u64 {
@@ -158,12 +158,12 @@ async fn an_error_410_in_the_stream_leads_to_a_list() {
 #[tokio::test]
 async fn a_server_that_comes_back_without_our_version_is_asked_again_at_once() {
     let server = server().await;
-    let patience = Patience {
+    let timeouts = Timeouts {
         first: Duration::from_millis(1),
         longest: Duration::from_secs(3_600),
-        ..Patience::default()
+        ..Timeouts::default()
     };
-    let mut source = Source::with(Config::new(server.url()), patience);
+    let mut source = Source::with(Config::new(server.url()), timeouts);
     source.until_pods(&["a"]).await;
     server.until(|s| s.watching("pods") == 1).await;
     // Ten pauses that double are a second, twenty a quarter of an hour.
@@ -238,11 +238,11 @@ async fn a_list_that_takes_long_leaves_the_last_known_state() {
 async fn a_server_that_never_answers_is_given_up_in_time() {
     let server = server().await;
     server.fail("pods", true, Fault::Hang);
-    let patience = Patience {
+    let timeouts = Timeouts {
         begin: Duration::from_millis(20),
-        ..patience()
+        ..timeouts()
     };
-    let mut source = Source::with(Config::new(server.url()), patience);
+    let mut source = Source::with(Config::new(server.url()), timeouts);
     source
         .until_problem("the API server took too long to begin to watch pods")
         .await;
@@ -254,11 +254,11 @@ async fn a_server_that_never_answers_is_given_up_in_time() {
 #[tokio::test]
 async fn a_watch_on_which_nothing_comes_is_begun_again() {
     let server = server().await;
-    let patience = Patience {
+    let timeouts = Timeouts {
         silence: Duration::from_millis(5),
-        ..patience()
+        ..timeouts()
     };
-    let mut source = Source::with(Config::new(server.url()), patience);
+    let mut source = Source::with(Config::new(server.url()), timeouts);
     source.until_pods(&["a"]).await;
     server
         .until(|s| {
@@ -381,7 +381,7 @@ async fn a_token_file_is_sent() {
     std::fs::write(file.path(), "secret-token").unwrap();
     let mut config = Config::new(server.url());
     config.auth_info.token_file = Some(file.path().to_str().unwrap().to_owned());
-    let mut source = Source::with(config, patience());
+    let mut source = Source::with(config, timeouts());
     source.until_pods(&["a"]).await;
     let asked = server.asked();
     assert_eq!(asked[0].authorization, "Bearer secret-token");
@@ -396,7 +396,7 @@ async fn a_token_that_was_replaced_is_used_at_once() {
     server.require_token(Some("first"));
     let mut config = Config::new(server.url());
     config.auth_info.token_file = Some(token.to_str().unwrap().to_owned());
-    let mut source = Source::with(config, patience());
+    let mut source = Source::with(config, timeouts());
     source.until_pods(&["a"]).await;
     server.require_token(Some("second"));
     server.cut("pods", Cut::End);
@@ -422,7 +422,7 @@ async fn a_token_that_cant_be_read_is_said_to_be_so() {
     std::fs::write(&token, "not a\nheader").unwrap();
     let mut config = Config::new(server.url());
     config.auth_info.token_file = Some(token.to_str().unwrap().to_owned());
-    let mut source = Source::with(config, patience());
+    let mut source = Source::with(config, timeouts());
     source
         .until_problem("no usable token for the API server: invalid bearer token")
         .await;
@@ -438,10 +438,10 @@ async fn over_tls_the_clusters_authority_is_trusted_and_no_other() {
         config.root_cert = Some(vec![trusted.der().to_vec()]);
         config
     };
-    let mut source = Source::with(config(&certificate), patience());
+    let mut source = Source::with(config(&certificate), timeouts());
     source.until_pods(&["a"]).await;
     let (_other, other) = ApiServer::start_tls().await;
-    let mut source = Source::with(config(&other), patience());
+    let mut source = Source::with(config(&other), timeouts());
     source.until_problem("certificate").await;
     assert!(source.pods.is_empty());
 }

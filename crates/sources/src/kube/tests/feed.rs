@@ -5,8 +5,8 @@ use tokio::time::{Instant, advance};
 use super::*;
 use crate::kube::index::{Index, Mark, PodRecord, namespace_item, pod_item};
 use crate::kube::object::Resource;
-use crate::kube::trouble::Trouble;
 use crate::kube::watch::Change;
+use crate::kube::watch_error::WatchError;
 use crate::kube::{Feed, NAMESPACES_WAIT, PACE, Reason, WatchState};
 
 struct Fed {
@@ -143,14 +143,14 @@ async fn pods_wait_for_namespaces_but_not_for_long() {
 #[tokio::test(start_paused = true)]
 async fn the_same_trouble_is_told_once() {
     let mut fed = feed();
-    let trouble = || Change::Trouble(Some(Trouble::new(Reason::Unreachable, "no route")));
+    let trouble = || Change::WatchError(Some(WatchError::new(Reason::Unreachable, "no route")));
     fed.pods.send(trouble()).await.unwrap();
     let told = fed.events.recv().await.unwrap();
     let text = "no route; no pod is served before it answers".to_owned();
     assert_eq!(told, SourceEvent::Problems(vec![text]));
     fed.pods.send(trouble()).await.unwrap();
     fed.pods.send(trouble()).await.unwrap();
-    fed.pods.send(Change::Trouble(None)).await.unwrap();
+    fed.pods.send(Change::WatchError(None)).await.unwrap();
     let told = fed.events.recv().await.unwrap();
     assert_eq!(told, SourceEvent::Problems(Vec::new()));
 }

@@ -11,8 +11,8 @@ use super::{namespace, pod, with};
 use crate::kube::index::{Index, Mark, PodRecord, namespace_item, pod_item};
 use crate::kube::object::Name;
 use crate::kube::table::{Item, Table};
+use pods::parse::{NotServed, parse_pod};
 use pods::scope::{Scope, Selection};
-use pods::understand::{NotServed, understand};
 
 fn at(object: Value, version: u64) -> Value {
     with(
@@ -31,11 +31,8 @@ fn mark(object: Value) -> Item<Mark> {
 }
 
 fn uids(index: &Index) -> Vec<String> {
-    let understood = index.understood();
-    understood
-        .into_iter()
-        .map(|pod| pod.id.uid.clone())
-        .collect()
+    let parsed = index.parsed();
+    parsed.into_iter().map(|pod| pod.id.uid.clone()).collect()
 }
 
 #[test]
@@ -72,9 +69,9 @@ fn a_reading_is_what_understand_says() {
             scope: Scope::Meshed,
             namespace_exempt,
         };
-        let expected = understand(&pod, &selection);
+        let expected = parse_pod(&pod, &selection);
         assert_eq!(expected.pod.is_some(), annotation != Some("false"));
-        assert_eq!(index.understood(), [Arc::new(expected)], "{annotation:?}");
+        assert_eq!(index.parsed(), [Arc::new(expected)], "{annotation:?}");
     }
 }
 
@@ -87,7 +84,7 @@ fn a_large_annotation_is_not_kept() {
     let mut index = Index::default();
     index.apply(record(at(object, 1)));
     index.apply_namespace(mark(namespace("shop", Some(&large))));
-    let kept = serde_json::to_string(&index.understood()).unwrap();
+    let kept = serde_json::to_string(&index.parsed()).unwrap();
     assert!(kept.len() < 4096, "{} bytes", kept.len());
     let kept = format!("{index:?}");
     assert!(kept.len() < 16384, "{} bytes", kept.len());
@@ -133,9 +130,9 @@ fn a_pod_that_claims_the_uid_of_another_is_left_alone() {
         let mut index = Index::default();
         index.apply(record(claim));
         index.apply(record(pod("victim")));
-        let understood = index.understood();
-        assert_eq!(understood.len(), 1);
-        assert_eq!(understood[0].id.name, "victim");
+        let parsed = index.parsed();
+        assert_eq!(parsed.len(), 1);
+        assert_eq!(parsed[0].id.name, "victim");
         let problem = format!("Pod shop/{impostor} claims the UID uid-victim of another pod");
         assert!(
             index.problems()[0].starts_with(&problem),
@@ -181,11 +178,11 @@ fn old_news_change_nothing() {
         "of what came back before the list"
     );
     assert!(index.apply(ended(11)));
-    assert_eq!(index.understood()[0].not_served, Some(NotServed::Ended));
+    assert_eq!(index.parsed()[0].not_served, Some(NotServed::Ended));
     assert!(index.delete(&ended(12)));
     assert!(!index.delete(&ended(12)), "said twice");
     assert!(!index.apply(ended(11)), "said late");
-    assert!(index.understood().is_empty());
+    assert!(index.parsed().is_empty());
     assert!(index.apply(record(at(pod("a"), 13))), "a new one");
 }
 
@@ -296,7 +293,7 @@ proptest! {
         last.reset("20", vec![record(pod("a")), record(pod("b"))]);
         let exempt = marks[marks.len() - 1];
         last.reset_namespaces("20", vec![mark(namespace("shop", exempt))]);
-        prop_assert_eq!(index.understood(), last.understood());
+        prop_assert_eq!(index.parsed(), last.parsed());
         prop_assert_eq!(index.problems(), last.problems());
     }
 }

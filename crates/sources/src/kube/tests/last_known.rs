@@ -8,12 +8,12 @@ use super::*;
 use crate::kube::last_known::LastKnown;
 use support::missing::Missing;
 
-struct Kept {
+struct Quota {
     file: PathBuf,
     _directory: tempfile::TempDir,
 }
 
-impl Kept {
+impl Quota {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self {
@@ -31,7 +31,7 @@ impl Kept {
         let options = Options {
             node: NODE.to_owned(),
             scope: Scope::Meshed,
-            patience: patience(),
+            timeouts: timeouts(),
             last_known: Some(self.by(NODE)),
         };
         Source::with_options(client, options)
@@ -59,7 +59,7 @@ impl Kept {
 
 #[tokio::test]
 async fn what_was_known_is_told_before_the_api_server_answers() {
-    let kept = Kept::with_a_pod().await;
+    let kept = Quota::with_a_pod().await;
     let server = ApiServer::start().await;
     let url = server.url();
     let stopped = server.stop().await;
@@ -83,7 +83,7 @@ async fn what_was_known_is_told_before_the_api_server_answers() {
 
 #[tokio::test]
 async fn a_pod_is_told_as_it_was() {
-    let kept = Kept::with_a_pod().await;
+    let kept = Quota::with_a_pod().await;
     let server = server().await;
     let mut source = Source::start(&server);
     source.until_pods(&["a"]).await;
@@ -99,7 +99,7 @@ async fn a_pod_is_told_as_it_was() {
 
 #[tokio::test]
 async fn what_is_not_ours_is_not_believed() {
-    let kept = Kept::with_a_pod().await;
+    let kept = Quota::with_a_pod().await;
     let known = || kept.by(NODE).read().len();
     assert_eq!(known(), 1);
     assert_eq!(kept.by("other-node").read().len(), 0);

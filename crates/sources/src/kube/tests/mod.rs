@@ -17,10 +17,10 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::health::Health;
-use super::{Options, Patience, client};
+use super::{Options, Timeouts, client};
 use crate::source::SourceEvent;
+use pods::parse::ParsedPod;
 use pods::scope::Scope;
-use pods::understand::Understood;
 
 /// The node whose pods are watched.
 const NODE: &str = "node-1";
@@ -33,7 +33,7 @@ struct Source {
     health: Arc<Health>,
     /// Ends when the first pods were told.
     listed: oneshot::Receiver<()>,
-    pods: Vec<Arc<Understood>>,
+    pods: Vec<Arc<ParsedPod>>,
     problems: Vec<String>,
     task: JoinHandle<()>,
 }
@@ -45,25 +45,25 @@ impl Drop for Source {
 }
 
 /// As quick as tests need it.
-fn patience() -> Patience {
-    Patience {
+fn timeouts() -> Timeouts {
+    Timeouts {
         first: Duration::from_millis(1),
         longest: Duration::from_millis(10),
-        ..Patience::default()
+        ..Timeouts::default()
     }
 }
 
 impl Source {
     fn start(server: &ApiServer) -> Self {
-        Self::with(Config::new(server.url()), patience())
+        Self::with(Config::new(server.url()), timeouts())
     }
 
-    fn with(config: Config, patience: Patience) -> Self {
+    fn with(config: Config, timeouts: Timeouts) -> Self {
         let client = client::client(config).unwrap();
         let options = Options {
             node: NODE.to_owned(),
             scope: Scope::Meshed,
-            patience,
+            timeouts,
             last_known: None,
         };
         Self::with_options(client, options)

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::kube::object::Resource;
 use api_server_double::ApiServer;
-use pods::understand::NotServed;
+use pods::parse::NotServed;
 
 #[tokio::test]
 async fn pods_of_this_node_and_metadata_of_namespaces_are_all_that_is_asked_for() {

@@ -1,10 +1,10 @@
 //! What becomes of the Secret, at which time.
 
 use super::super::pair::Pair;
-use super::super::trust::{Step, Trust, Why, step};
+use super::super::trust::{Step, Trust, WriteReason, step};
 use super::*;
 
-fn written(step: Step, why: Why) -> Trust {
+fn written(step: Step, why: WriteReason) -> Trust {
     match step {
         Step::Write(trust, because) if because == why => trust,
         other => panic!("{why:?} expected: {other:?}"),
@@ -17,7 +17,7 @@ fn next(trust: Option<&Trust>, settled: bool, now: SystemTime) -> Step {
 
 /// One that was made at `now`.
 fn fresh(now: SystemTime) -> Trust {
-    written(next(None, false, now), Why::Missing)
+    written(next(None, false, now), WriteReason::Missing)
 }
 
 fn leaf(trust: &Trust, now: SystemTime) -> Pair {
@@ -42,7 +42,7 @@ fn a_renewal_takes_two_steps_and_both_authorities_are_trusted_between_them() {
     let begin = SystemTime::now();
     let first = fresh(begin);
     let now = begin + 61 * DAY;
-    let prepared = written(next(Some(&first), true, now), Why::Renewal);
+    let prepared = written(next(Some(&first), true, now), WriteReason::Renewal);
     assert_eq!(count(prepared.bundle()), 2);
     assert!(prepared.bundle().contains(first.bundle().trim()));
     assert!(
@@ -55,7 +55,7 @@ fn a_renewal_takes_two_steps_and_both_authorities_are_trusted_between_them() {
         "not trusted yet"
     );
 
-    let turned = written(next(Some(&prepared), true, now), Why::Turn);
+    let turned = written(next(Some(&prepared), true, now), WriteReason::Turn);
     assert!(leaf(&turned, now) != leaf(&first, now));
     assert_eq!(
         turned.bundle(),
@@ -65,7 +65,7 @@ fn a_renewal_takes_two_steps_and_both_authorities_are_trusted_between_them() {
     assert_eq!(next(Some(&turned), true, now + DAY), Step::Keep);
 
     let now = begin + 90 * DAY + Duration::from_secs(1);
-    let pruned = written(next(Some(&turned), true, now), Why::Expired);
+    let pruned = written(next(Some(&turned), true, now), WriteReason::Expired);
     assert_eq!(count(pruned.bundle()), 1);
     assert!(leaf(&pruned, now) == leaf(&turned, now));
 }
@@ -75,7 +75,7 @@ fn a_secret_that_was_emptied_means_a_new_certificate_without_a_gap() {
     let now = SystemTime::now();
     let held = fresh(now);
     let emptied = step(None, Some(&held), false, &needs(), now).expect("made");
-    let renewed = written(emptied, Why::Renewal);
+    let renewed = written(emptied, WriteReason::Renewal);
     assert!(leaf(&renewed, now) == leaf(&held, now));
     assert_eq!(count(renewed.bundle()), 2);
 }
@@ -86,7 +86,7 @@ fn what_cannot_be_served_is_replaced() {
     let trust = fresh(now);
     // Every replica was down for longer than it was good.
     let later = now + 91 * DAY;
-    let replaced = written(next(Some(&trust), true, later), Why::Missing);
+    let replaced = written(next(Some(&trust), true, later), WriteReason::Missing);
     assert_eq!(count(replaced.bundle()), 1);
     // For a Service of another name.
     let renamed = Needs {
@@ -94,7 +94,7 @@ fn what_cannot_be_served_is_replaced() {
         ..needs()
     };
     let replaced = step(Some(&trust), None, true, &renamed, now).expect("made");
-    let replaced = written(replaced, Why::Missing);
+    let replaced = written(replaced, WriteReason::Missing);
     assert!(replaced.serving(&renamed, now).is_some());
     assert_eq!(
         count(replaced.bundle()),
@@ -107,13 +107,19 @@ fn what_cannot_be_served_is_replaced() {
 fn a_secret_is_read_as_it_was_written_and_foreign_keys_stay() {
     let now = SystemTime::now();
     let first = fresh(now);
-    let prepared = written(next(Some(&first), true, now + 61 * DAY), Why::Renewal);
+    let prepared = written(
+        next(Some(&first), true, now + 61 * DAY),
+        WriteReason::Renewal,
+    );
     let mut data = Data::new();
     let other = k8s_openapi::ByteString(b"x".to_vec());
     drop(data.insert("other".to_owned(), other));
     prepared.write(&mut data);
     assert_eq!(Trust::read(&data).as_ref(), Some(&prepared));
-    let turned = written(next(Some(&prepared), true, now + 61 * DAY), Why::Turn);
+    let turned = written(
+        next(Some(&prepared), true, now + 61 * DAY),
+        WriteReason::Turn,
+    );
     turned.write(&mut data);
     assert_eq!(Trust::read(&data).as_ref(), Some(&turned));
     assert!(data.contains_key("other"));
@@ -142,7 +148,7 @@ fn a_secret_that_is_damaged_is_made_anew() {
             let stored = Trust::read(&data);
             let trust = written(
                 step(stored.as_ref(), None, true, &needs(), now).expect("made"),
-                Why::Missing,
+                WriteReason::Missing,
             );
             let _ = leaf(&trust, now);
         }

@@ -7,7 +7,7 @@ use api_server_double::Fault;
 use prometheus_client::registry::Registry;
 
 use super::super::Serving;
-use super::super::keeper::{Clock, Keeper};
+use super::super::cert_manager::{CertManager, Clock};
 use super::super::store::{Names, Store, StoreError};
 use super::super::trust::Trust;
 use super::cluster::{CONFIGURATION, CONFIGURATIONS, Cluster, SECRET};
@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 
 /// A replica of the webhook, as far as certificates go.
 struct Replica {
-    keeper: Keeper,
+    keeper: CertManager,
     serving: Arc<Serving>,
 }
 
@@ -46,7 +46,7 @@ impl Replica {
         let serving = Arc::new(Serving::default());
         let metrics = Arc::new(Metrics::new(&mut Registry::default()));
         let store = Store::new(server.client(), names);
-        let keeper = Keeper::new(store, needs(), hand.clock(), Arc::clone(&serving), metrics);
+        let keeper = CertManager::new(store, needs(), hand.clock(), Arc::clone(&serving), metrics);
         Self { keeper, serving }
     }
 

@@ -1,10 +1,10 @@
 //! The rules of rewriting.
 
 mod before;
-mod left_alone;
 mod pods;
 mod probes;
 mod properties;
+mod skipped;
 mod valid;
 
 use serde_json::json;

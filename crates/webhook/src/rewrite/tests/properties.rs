@@ -7,11 +7,11 @@ use super::*;
 use crate::arbitrary::{is_original, pod};
 use crate::reading::{Before, Reading};
 use crate::revert::revert;
+use ::pods::parse::parse_pod;
 use ::pods::probers::recover;
 use ::pods::probes::probes;
 use ::pods::scope::Selection;
-use ::pods::understand::understand;
-use model::{Probe, Way};
+use model::{Probe, ProbeMode};
 
 /// The probes of a Pod as the daemon serves them: originals of rewritten ones, and native ones.
 fn served(pod: &Value) -> Vec<Probe> {
@@ -68,7 +68,7 @@ proptest! {
         let gained: Vec<_> = reading
             .declared()
             .iter()
-            .filter_map(|declared| Some((declared, reading.understand(declared).ok()?)))
+            .filter_map(|declared| Some((declared, reading.parse_pod(declared).ok()?)))
             .filter(|(declared, probe)| {
                 let hook = declared.kind.is_hook() && declared.tcp.is_some();
                 hook || begun == Some(probe.action.port())
@@ -85,13 +85,13 @@ proptest! {
         let admission = admit(&pod, &Rewriting::default());
         let rewritten = apply(&pod, &admission);
         let typed: Pod = serde_json::from_value(rewritten).unwrap();
-        let understood = understand(&typed, &Selection::default());
-        let found = understood.pod.and_then(|pod| pod.rewritten.clone());
+        let parsed = parse_pod(&typed, &Selection::default());
+        let found = parsed.pod.and_then(|pod| pod.rewritten.clone());
         // What Istio's injector rewrote before is taken over as it was.
-        let found = found.filter(|found| found.way != Way::Takeover);
+        let found = found.filter(|found| found.mode != ProbeMode::Takeover);
         prop_assert_eq!(
-            found.as_ref().map(|found| (found.way, found.port, found.originals.len())),
-            (admission.changed > 0).then_some((Way::Rewrite, DEFAULT_PORT, admission.changed))
+            found.as_ref().map(|found| (found.mode, found.port, found.originals.len())),
+            (admission.changed > 0).then_some((ProbeMode::Rewrite, DEFAULT_PORT, admission.changed))
         );
     }
 
@@ -116,7 +116,7 @@ proptest! {
         let recovered = recover(&typed, probes(&typed, &[]).0, &[]);
         if admission.changed > 0 {
             prop_assert_eq!(recovered.rewritten.map(|rewritten| rewritten.port), Some(port));
-            prop_assert_eq!(recovered.left_alone, vec![]);
+            prop_assert_eq!(recovered.skipped, vec![]);
         }
     }
 }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::observe::status::{
-    CanaryState, HookStatus, LeftAlone, PodStatus, Refusal, SourceStatus, State,
+    CanaryState, HookStatus, PodStatus, Refusal, SkippedProbe, SourceStatus, State,
 };
 
 fn probe(kind: &str, protocol: &str, port: u16) -> ProbeStatus {
     ProbeStatus {
         container: "app".to_owned(),
         probe: kind.to_owned(),
-        way: "transparent".to_owned(),
+        mode: "transparent".to_owned(),
         protocol: protocol.to_owned(),
         port,
         target: None,
@@ -42,7 +42,7 @@ fn pod(name: &str) -> PodStatus {
         uid: "u1".to_owned(),
         mesh: "istio".to_owned(),
         addresses: vec![[10, 0, 0, 1].into()],
-        contested: Vec::new(),
+        conflicts: Vec::new(),
         netns: NetnsStatus::Known {
             inode: 4026532001,
             nsid: Some(3),
@@ -53,14 +53,14 @@ fn pod(name: &str) -> PodStatus {
             detail: String::new(),
             checked_age_ms: Some(61_000),
         },
-        left_alone: Vec::new(),
+        skipped: Vec::new(),
         probes: Vec::new(),
     }
 }
 
 fn status() -> Status {
     let cart = PodStatus {
-        left_alone: vec![LeftAlone {
+        skipped: vec![SkippedProbe {
             container: "app".to_owned(),
             probe: "startup".to_owned(),
             why: "exec".to_owned(),
@@ -147,7 +147,7 @@ fn the_table_has_a_line_for_each_probe() {
         "{HEADER}\
 left alone: 1 probes (-o wide says why)
 
-NAMESPACE  POD     CONTAINER  PROBE      WAY          CHECK                     LAST     REASON   STATUS  LATENCY  AGE   OK  FAIL
+NAMESPACE  POD     CONTAINER  PROBE      MODE         CHECK                     LAST     REASON   STATUS  LATENCY  AGE   OK  FAIL
 shop       cart-0  app        liveness   transparent  http:8080/healthz?full=1  success  healthy  200     412us    1.2s  90  1
 shop       cart-0  app        readiness  transparent  tcp:5432                  -        -        -       -        -     0   0
 shop       cart-0  app        startup    transparent  grpc:9000/cart            unknown  spliced  -       412us    1.2s  0   0

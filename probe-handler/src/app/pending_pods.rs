@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use reconcile::registry::Entry;
+use reconcile::registry::PodEntry;
 
 /// For how long a pod may not be served before the log says why.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -17,7 +17,7 @@ const SAID: usize = 8;
 
 /// What is known of the pods that are waited for.
 #[derive(Debug, Default)]
-pub struct Unserved {
+pub struct PendingPods {
     pods: BTreeMap<String, Waiting>,
 }
 
@@ -40,9 +40,9 @@ pub struct Line {
     pub more: usize,
 }
 
-impl Unserved {
+impl PendingPods {
     /// What is known of a pod has changed: the addresses in its namespace, or those in its status.
-    pub fn placed(&mut self, entry: &Entry, now: Instant) {
+    pub fn placed(&mut self, entry: &PodEntry, now: Instant) {
         let uid = &entry.pod.id.uid;
         if entry.placement.is_none() {
             return; // Said by whoever looks for it.
@@ -104,7 +104,7 @@ impl Unserved {
 }
 
 /// Why a pod whose namespace is known is not served at all of its addresses.
-fn without_address(entry: &Entry) -> Option<String> {
+fn without_address(entry: &PodEntry) -> Option<String> {
     let found = &entry.placement.as_ref()?.addresses;
     let told = entry.named();
     if found.is_empty() {
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_lasts_is_said_once_for_each_cause() {
-        let (mut unserved, start) = (Unserved::default(), Instant::now());
+        let (mut unserved, start) = (PendingPods::default(), Instant::now());
         unserved.lost("a", "no cgroup".to_owned(), start);
         assert_eq!(unserved.due(), Some(start + GRACE));
         assert_eq!(unserved.take(start + GRACE / 2), []);
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_finds_ever_new_causes_is_not_listened_to_for_ever() {
-        let (mut unserved, start) = (Unserved::default(), Instant::now());
+        let (mut unserved, start) = (PendingPods::default(), Instant::now());
         let said = (0..100).flat_map(|cause| {
             unserved.lost("a", format!("cause {cause}"), start);
             unserved.take(start + GRACE)
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn what_passes_is_never_said() {
-        let (mut unserved, start) = (Unserved::default(), Instant::now());
+        let (mut unserved, start) = (PendingPods::default(), Instant::now());
         unserved.lost("a", "no cgroup".to_owned(), start);
         assert!(!unserved.done("a"));
         assert_eq!(unserved.due(), None);
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn of_many_pods_the_number_is_said() {
-        let (mut unserved, start) = (Unserved::default(), Instant::now());
+        let (mut unserved, start) = (PendingPods::default(), Instant::now());
         for pod in 0..100 {
             unserved.lost(&format!("{pod:03}"), "no cgroup".to_owned(), start);
         }

@@ -9,7 +9,7 @@ use super::pair::Pair;
 use super::store::{Store, StoreError};
 use super::trust::{Needs, Step, Trust, step};
 use crate::metrics::Metrics;
-use support::backoff::{Backoff, Patience};
+use support::backoff::{Backoff, Timeouts};
 
 /// How often to look whether all is as it should be.
 pub const POLL: Duration = Duration::from_secs(15);
@@ -20,7 +20,7 @@ const ATTEMPTS: usize = 8;
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// Keeps the certificate.
-pub struct Keeper {
+pub struct CertManager {
     store: Store,
     needs: Needs,
     clock: Clock,
@@ -35,7 +35,7 @@ pub struct Keeper {
     trouble: Option<String>,
 }
 
-impl Keeper {
+impl CertManager {
     /// Keeps what `store` has as `needs` say, and `serving` up to date.
     pub fn new(
         store: Store,
@@ -61,13 +61,13 @@ impl Keeper {
     pub async fn run<B>(mut self, first: B) {
         let mut first = Some(first);
         let paced = |first| {
-            Backoff::new(&Patience {
+            Backoff::new(&Timeouts {
                 first,
                 longest: POLL,
-                ..Patience::default()
+                ..Timeouts::default()
             })
         };
-        let mut backoff = paced(Patience::default().first);
+        let mut backoff = paced(Timeouts::default().first);
         let mut steady = paced(POLL);
         loop {
             let looked = self.look().await;

@@ -9,16 +9,16 @@ use model::bounds::{PROBES_LIMIT, REQUEST_HEADERS_LIMIT, REQUEST_LIMIT, TEXT_LIM
 
 /// A probe or lifecycle hook that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct LeftAlone {
+pub struct SkippedProbe {
     /// The container that declares it.
     pub container: String,
     /// Which one.
     pub kind: ProbeKind,
     /// Why.
-    pub why: Why,
+    pub why: SkipReason,
 }
 
-impl fmt::Display for LeftAlone {
+impl fmt::Display for SkippedProbe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = self.kind.field();
         write!(f, "container {:?}, {field}: {}", self.container, self.why)
@@ -27,7 +27,7 @@ impl fmt::Display for LeftAlone {
 
 /// Why a probe is left alone. Serialized as its text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Why {
+pub enum SkipReason {
     /// Runs a command: the mesh is not in its way.
     #[error("exec runs in the container, the mesh is not in its way")]
     Exec,
@@ -105,7 +105,7 @@ pub enum Why {
     MalformedOriginal(String),
 }
 
-impl Why {
+impl SkipReason {
     /// Whether the manifest is at fault, rather than the probe being none of our business.
     pub const fn is_mistake(&self) -> bool {
         matches!(
@@ -124,7 +124,7 @@ impl Why {
     }
 }
 
-impl Serialize for Why {
+impl Serialize for SkipReason {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }

@@ -3,15 +3,15 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::left_alone::Why;
 use crate::scope::Scope;
+use crate::skipped::SkipReason;
 
-fn make(manifest: Value) -> Understood {
+fn make(manifest: Value) -> ParsedPod {
     make_in(manifest, Selection::default())
 }
 
-fn make_in(manifest: Value, selection: Selection) -> Understood {
-    understand(&serde_json::from_value(manifest).unwrap(), &selection)
+fn make_in(manifest: Value, selection: Selection) -> ParsedPod {
+    parse_pod(&serde_json::from_value(manifest).unwrap(), &selection)
 }
 
 /// A meshed pod with one probe.
@@ -34,11 +34,11 @@ fn with(pointer: &str, value: Value) -> Value {
 
 #[test]
 fn a_meshed_pod_is_served() {
-    let understood = make(meshed());
-    assert_eq!(understood.not_served, None);
-    assert_eq!(understood.warnings, Vec::<String>::new());
-    let pod = understood.pod.unwrap();
-    assert_eq!(pod.id, understood.id);
+    let parsed = make(meshed());
+    assert_eq!(parsed.not_served, None);
+    assert_eq!(parsed.warnings, Vec::<String>::new());
+    let pod = parsed.pod.unwrap();
+    assert_eq!(pod.id, parsed.id);
     assert_eq!(pod.id.to_string(), "shop/web-0");
     assert_eq!(pod.id.uid, "0f1e");
     assert_eq!(pod.mesh, Mesh::Istio);
@@ -80,9 +80,9 @@ fn some_pods_are_never_served() {
             NotServed::Guest,
         ),
     ] {
-        let understood = make(manifest.clone());
-        assert_eq!(understood.pod, None, "{manifest}");
-        assert_eq!(understood.not_served, Some(why), "{manifest}");
+        let parsed = make(manifest.clone());
+        assert_eq!(parsed.pod, None, "{manifest}");
+        assert_eq!(parsed.not_served, Some(why), "{manifest}");
     }
 }
 
@@ -129,10 +129,10 @@ fn an_unmeshed_pod_is_served_when_asked_for() {
 
 #[test]
 fn an_exempt_annotation_that_says_neither_is_ignored_with_a_warning() {
-    let understood = make(with("/metadata/annotations", json!({EXEMPT: "yes"})));
-    assert!(understood.pod.is_some());
+    let parsed = make(with("/metadata/annotations", json!({EXEMPT: "yes"})));
+    assert!(parsed.pod.is_some());
     assert_eq!(
-        understood.warnings,
+        parsed.warnings,
         ["annotation probe-handler.io/exempt is \"yes\", must be \"true\" or \"false\"; ignored"]
     );
 }
@@ -158,7 +158,7 @@ fn a_pod_rewritten_by_us_is_served_whatever_the_scope() {
         )
         .pod
         .unwrap();
-        assert_eq!(pod.rewritten.as_ref().unwrap().way, Way::Rewrite);
+        assert_eq!(pod.rewritten.as_ref().unwrap().mode, ProbeMode::Rewrite);
         assert_eq!(pod.probes.len(), native, "{exempt}");
     }
 }
@@ -200,10 +200,10 @@ fn bad_addresses_are_told_and_the_others_kept() {
         json!([{"ip": "10.0.0"}, {"ip": "127.0.0.1"}, {"ip": "0.0.0.0"},
             {"ip": "::ffff:10.0.0.8"}, {"ip": ""}]),
     );
-    let understood = make(manifest);
-    assert_eq!(understood.warnings.len(), 3);
+    let parsed = make(manifest);
+    assert_eq!(parsed.warnings.len(), 3);
     assert_eq!(
-        understood.pod.unwrap().ips,
+        parsed.pod.unwrap().ips,
         ["10.0.0.7", "10.0.0.8"].map(|ip| ip.parse::<IpAddr>().unwrap())
     );
 }
@@ -226,16 +226,16 @@ fn consuls_pods_carry_the_proxys_uid() {
 
 #[test]
 fn what_is_left_alone_is_told_beside_what_is_served() {
-    let understood = make(with(
+    let parsed = make(with(
         "/spec/containers/0/readinessProbe",
         json!({"exec": {"command": ["true"]}}),
     ));
-    assert!(understood.pod.is_some());
-    assert_eq!(understood.left_alone[0].why, Why::Exec);
+    assert!(parsed.pod.is_some());
+    assert_eq!(parsed.skipped[0].why, SkipReason::Exec);
 }
 
 /// A pod with `count` containers, each with one probe of `path`.
-fn crowded(count: usize, path: &str) -> Understood {
+fn crowded(count: usize, path: &str) -> ParsedPod {
     let container = |n: usize| json!({"name": format!("c{n}"), "livenessProbe": {"httpGet": {"port": n + 1, "path": path}}});
     let mut containers: Vec<_> = (0..count).map(container).collect();
     containers.push(json!({"name": "istio-proxy"}));
@@ -249,15 +249,15 @@ fn no_pod_has_more_served_than_is_kept_of_one() {
         (1_100, "/healthz", 1_000),
         (5, &format!("/{}", "p".repeat(14_999))[..], 4),
     ] {
-        let understood = crowded(count, path);
-        let pod = understood.pod.expect("served");
+        let parsed = crowded(count, path);
+        let pod = parsed.pod.expect("served");
         assert_eq!(pod.probes.len(), served);
-        assert_eq!(understood.left_alone.len(), count - served);
+        assert_eq!(parsed.skipped.len(), count - served);
         assert!(
-            understood
-                .left_alone
+            parsed
+                .skipped
                 .iter()
-                .all(|one| one.why == Why::TooMany)
+                .all(|one| one.why == SkipReason::TooMany)
         );
     }
 }
@@ -265,26 +265,26 @@ fn no_pod_has_more_served_than_is_kept_of_one() {
 #[test]
 fn of_probes_left_alone_no_more_is_kept_than_anyone_would_read() {
     let container = |n: usize| json!({"name": format!("c{n}"), "livenessProbe": {"exec": {"command": ["true"]}}});
-    let understood = make(with(
+    let parsed = make(with(
         "/spec/containers",
         (0..5_000).map(container).collect(),
     ));
-    assert_eq!(understood.left_alone.len(), 256);
+    assert_eq!(parsed.skipped.len(), 256);
     let told = "4744 more of its probes are left alone";
     assert!(
-        understood.warnings.iter().any(|warning| warning == told),
+        parsed.warnings.iter().any(|warning| warning == told),
         "{:?}",
-        understood.warnings
+        parsed.warnings
     );
 }
 
 #[test]
 fn what_is_kept_of_a_pods_texts_is_bounded() {
     let odd = format!("/%zz{}", "x".repeat(1 << 20));
-    let understood = make(with(
+    let parsed = make(with(
         "/spec/containers/0/livenessProbe",
         json!({"httpGet": {"port": 80, "path": odd}}),
     ));
-    let told = understood.left_alone[0].to_string();
+    let told = parsed.skipped[0].to_string();
     assert!(told.len() < 1_000, "{} bytes", told.len());
 }

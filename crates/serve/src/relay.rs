@@ -30,7 +30,7 @@ const CONNECT: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// The first error of either connection.
-pub(super) async fn pump(
+pub(super) async fn copy_bidirectional(
     kubelet: &mut TcpStream,
     app: &mut TcpStream,
     grace: Option<Duration>,
@@ -95,7 +95,7 @@ pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[
     };
     let relayed = async {
         app.write_all(bytes).await?;
-        pump(&mut kubelet, &mut app, None).await
+        copy_bidirectional(&mut kubelet, &mut app, None).await
     };
     if let Err(error) = relayed.await {
         debug!(%address, %error, "relay: broken");
@@ -146,8 +146,11 @@ mod tests {
             kubelets_end.shutdown().await.expect("ended");
             read
         };
-        let (pumped, (), read) =
-            tokio::join!(pump(&mut kubelet, &mut app, grace), sending, reading);
+        let (pumped, (), read) = tokio::join!(
+            copy_bidirectional(&mut kubelet, &mut app, grace),
+            sending,
+            reading
+        );
         pumped.expect("pumped");
         (read, begun.elapsed())
     }

@@ -5,14 +5,14 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGTERM, SIGINT and SIGHUP (a terminal that is closed), caught from now on.
-pub struct Stop {
+pub struct Shutdown {
     terminate: Signal,
     interrupt: Signal,
     /// None where whoever started us has it ignored, as `nohup` does.
     hang_up: Option<Signal>,
 }
 
-impl Stop {
+impl Shutdown {
     /// Catches them.
     ///
     /// # Errors
@@ -29,7 +29,7 @@ impl Stop {
     }
 
     /// Returns the name of the next one that comes.
-    pub async fn asked(&mut self) -> &'static str {
+    pub async fn signal(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

@@ -7,13 +7,13 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 
 use crate::inbound;
-use crate::left_alone::{LeftAlone, Why};
 use crate::mesh::{annotation, consul_proxy_uid, mesh_of};
 use crate::probers::{Recovered, recover};
 use crate::probes::probes;
 use crate::scope::{EXEMPT, KUBEVIRT, Selection, VIRT_LAUNCHER, exempt, is_virtual_machine};
-use model::bounds::{Kept, LEFT_ALONE_LIMIT};
-use model::{self, Mesh, PodId, Probe, Way};
+use crate::skipped::{SkipReason, SkippedProbe};
+use model::bounds::{Quota, SKIPPED_LIMIT};
+use model::{self, Mesh, PodId, Probe, ProbeMode};
 
 /// UID under which the kubelet knows a static pod, on its mirror pod.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
@@ -22,7 +22,7 @@ const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What we make of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Understood {
+pub struct ParsedPod {
     /// Its name; the UID may be made up, see [`understand`].
     pub id: PodId,
     /// What to serve; none if nothing.
@@ -30,7 +30,7 @@ pub struct Understood {
     /// Why nothing is served.
     pub not_served: Option<NotServed>,
     /// Probes that are left alone.
-    pub left_alone: Vec<LeftAlone>,
+    pub skipped: Vec<SkippedProbe>,
     /// What in the Pod could not be understood.
     pub warnings: Vec<String>,
 }
@@ -65,26 +65,26 @@ pub enum NotServed {
     NoProbes,
 }
 
-impl Understood {
+impl ParsedPod {
     fn new(id: PodId, warnings: Vec<String>) -> Self {
         Self {
             id,
             pod: None,
             not_served: None,
-            left_alone: Vec::new(),
+            skipped: Vec::new(),
             warnings,
         }
     }
 
     /// Keeps no more of what is left alone than anyone would read.
     fn forget_some(&mut self) {
-        let all = self.left_alone.len();
-        if all > LEFT_ALONE_LIMIT {
-            self.left_alone.truncate(LEFT_ALONE_LIMIT);
-            self.left_alone.shrink_to_fit();
+        let all = self.skipped.len();
+        if all > SKIPPED_LIMIT {
+            self.skipped.truncate(SKIPPED_LIMIT);
+            self.skipped.shrink_to_fit();
             self.warnings.push(format!(
                 "{} more of its probes are left alone",
-                all - LEFT_ALONE_LIMIT
+                all - SKIPPED_LIMIT
             ));
         }
     }
@@ -97,53 +97,53 @@ impl Understood {
 
 /// What we do for `pod`. The UID is the one the kubelet uses (for a mirror pod the static pod's); a
 /// Pod without one, from a manifest written by hand, gets a stable one made of its name.
-pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
+pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
     let mut warnings = Vec::new();
     let id = pod_id(pod, &mut warnings);
     let nameless = id.name.is_empty();
-    let mut understood = Understood::new(id, warnings);
+    let mut parsed = ParsedPod::new(id, warnings);
     if nameless {
-        return understood.not_served(NotServed::NoName);
+        return parsed.not_served(NotServed::NoName);
     }
     let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network);
     if host_network == Some(true) {
-        return understood.not_served(NotServed::HostNetwork);
+        return parsed.not_served(NotServed::HostNetwork);
     }
     let phase = pod
         .status
         .as_ref()
         .and_then(|status| status.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) {
-        return understood.not_served(NotServed::Ended);
+        return parsed.not_served(NotServed::Ended);
     }
 
-    let ips = addresses(pod, &mut understood.warnings);
+    let ips = addresses(pod, &mut parsed.warnings);
     let mesh = mesh_of(pod);
-    let (declared, left_alone) = probes(pod, &ips);
-    understood.left_alone = left_alone;
+    let (declared, skipped) = probes(pod, &ips);
+    parsed.skipped = skipped;
     let mut recovered = recover(pod, declared, &ips);
-    understood.left_alone.append(&mut recovered.left_alone);
-    understood.left_alone.append(&mut bound(&mut recovered));
-    understood.forget_some();
+    parsed.skipped.append(&mut recovered.skipped);
+    parsed.skipped.append(&mut bound(&mut recovered));
+    parsed.forget_some();
     let Recovered {
         mut native,
         rewritten,
         mut warnings,
         ..
     } = recovered;
-    understood.warnings.append(&mut warnings);
+    parsed.warnings.append(&mut warnings);
 
     let exempt = exempt(pod).unwrap_or_else(|value| {
-        understood.warnings.push(format!(
+        parsed.warnings.push(format!(
             "annotation {EXEMPT} is {value:?}, must be \"true\" or \"false\"; ignored"
         ));
         None
     });
     if !selection.selects(exempt, mesh.is_some()) {
         // Nobody else answers on the rewrite port: these are served whatever the scope says.
-        if rewritten.as_ref().map(|r| r.way) != Some(Way::Rewrite) {
+        if rewritten.as_ref().map(|r| r.mode) != Some(ProbeMode::Rewrite) {
             let refused = exempt.or(selection.namespace_exempt) == Some(false);
-            return understood.not_served(if refused {
+            return parsed.not_served(if refused {
                 NotServed::NotExempt
             } else {
                 NotServed::OutOfScope
@@ -151,28 +151,28 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
         }
         if exempt.or(selection.namespace_exempt) == Some(false) {
             native.clear();
-            understood.warnings.push(format!(
+            parsed.warnings.push(format!(
                 "annotation {EXEMPT} says \"false\", yet probes were rewritten by our webhook: those are served, the others are not"
             ));
         }
     }
     if exempt != Some(true) && is_virtual_machine(pod) {
-        if rewritten.as_ref().map(|r| r.way) != Some(Way::Rewrite) {
-            return understood.not_served(NotServed::Guest);
+        if rewritten.as_ref().map(|r| r.mode) != Some(ProbeMode::Rewrite) {
+            return parsed.not_served(NotServed::Guest);
         }
         native.clear();
     }
     if native.is_empty() && rewritten.is_none() {
-        return understood.not_served(NotServed::NoProbes);
+        return parsed.not_served(NotServed::NoProbes);
     }
     let mesh = mesh.unwrap_or(Mesh::Unknown);
     let proxy_uid = (mesh == Mesh::Consul).then(|| {
         let (uid, warning) = consul_proxy_uid(pod);
-        understood.warnings.extend(warning);
+        parsed.warnings.extend(warning);
         uid
     });
-    understood.pod = Some(Arc::new(model::Pod {
-        id: understood.id.clone(),
+    parsed.pod = Some(Arc::new(model::Pod {
+        id: parsed.id.clone(),
         ips,
         ips_are_old: false,
         mesh,
@@ -182,21 +182,21 @@ pub fn understand(pod: &Pod, selection: &Selection) -> Understood {
         rewritten,
         netns: None,
     }));
-    understood
+    parsed
 }
 
 /// Takes out what is more than is kept of one pod: no pod is to use up the memory, or the room in the kernel, that is
 /// for all.
-fn bound(recovered: &mut Recovered) -> Vec<LeftAlone> {
-    let mut kept = Kept::default();
-    let mut left_alone = Vec::new();
+fn bound(recovered: &mut Recovered) -> Vec<SkippedProbe> {
+    let mut kept = Quota::default();
+    let mut skipped = Vec::new();
     let mut fits = |path: &str, probe: &Probe| {
         let fits = kept.one_more(path.len() + probe.action.text_len());
         if !fits {
-            left_alone.push(LeftAlone {
+            skipped.push(SkippedProbe {
                 container: probe.container.clone(),
                 kind: probe.kind,
-                why: Why::TooMany,
+                why: SkipReason::TooMany,
             });
         }
         fits
@@ -207,7 +207,7 @@ fn bound(recovered: &mut Recovered) -> Vec<LeftAlone> {
             .retain(|(path, probe)| fits(path, probe));
     }
     recovered.native.retain(|probe| fits("", probe));
-    left_alone
+    skipped
 }
 
 fn pod_id(pod: &Pod, warnings: &mut Vec<String>) -> PodId {

@@ -6,7 +6,7 @@ use super::args::NODE_NAME;
 
 /// One wrong or missing value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub struct ConfigError {
     /// Long name of the flag, without dashes.
     pub flag: &'static str,
     /// As given; None where it is missing.
@@ -19,17 +19,17 @@ pub struct Mistake {
 
 /// All of them, in the order of the flags. Not empty where it is returned as an error.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mistakes(pub Vec<Mistake>);
+pub struct ConfigErrors(pub Vec<ConfigError>);
 
 /// Why a value is wrong and what to give instead.
-pub(super) struct Wrong {
+pub(super) struct InvalidValue {
     pub(super) reason: String,
     pub(super) remedy: String,
 }
 
-// === impl Wrong ===
+// === impl InvalidValue ===
 
-impl Wrong {
+impl InvalidValue {
     pub(super) fn new(reason: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
@@ -38,20 +38,20 @@ impl Wrong {
     }
 }
 
-// === impl Mistakes ===
+// === impl ConfigErrors ===
 
-impl Mistakes {
+impl ConfigErrors {
     /// `value` as read by `parse`; None if it is wrong, which is noted.
     pub(super) fn check<T>(
         &mut self,
         flag: &'static str,
         value: &str,
-        parse: impl FnOnce(&str) -> Result<T, Wrong>,
+        parse: impl FnOnce(&str) -> Result<T, InvalidValue>,
     ) -> Option<T> {
         match parse(value) {
             Ok(parsed) => Some(parsed),
-            Err(Wrong { reason, remedy }) => {
-                self.0.push(Mistake {
+            Err(InvalidValue { reason, remedy }) => {
+                self.0.push(ConfigError {
                     flag,
                     value: Some(value.to_owned()),
                     reason,
@@ -64,7 +64,7 @@ impl Mistakes {
 
     /// Notes that `flag` is needed.
     pub(super) fn missing<T>(&mut self, flag: &'static str, remedy: &str) -> Option<T> {
-        self.0.push(Mistake {
+        self.0.push(ConfigError {
             flag,
             value: None,
             reason: "needed, but not given".to_owned(),
@@ -74,7 +74,7 @@ impl Mistakes {
     }
 }
 
-impl fmt::Display for Mistakes {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.0.len();
         let s = if count == 1 { "" } else { "s" };
@@ -85,9 +85,9 @@ impl fmt::Display for Mistakes {
     }
 }
 
-impl std::error::Error for Mistakes {}
+impl std::error::Error for ConfigErrors {}
 
-impl fmt::Display for Mistake {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let variable = match self.flag {
             "node-name" => NODE_NAME.to_owned(),

@@ -69,7 +69,7 @@ impl Reason {
 
 /// Something went wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub struct WatchError {
     /// Its kind.
     pub reason: Reason,
     /// For people: what, and what to do.
@@ -80,7 +80,7 @@ pub struct Trouble {
     pub relist: bool,
 }
 
-impl Trouble {
+impl WatchError {
     /// One of which we know all there is to know.
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
         Self {
@@ -205,7 +205,7 @@ mod tests {
             "Forbidden",
             "pods is forbidden: User \"u\" cannot list resource \"pods\"",
         );
-        let trouble = Trouble::of_status(&forbidden, "list", Resource::Pods);
+        let trouble = WatchError::of_status(&forbidden, "list", Resource::Pods);
         assert_eq!(trouble.reason, Reason::Forbidden);
         assert!(
             trouble.text.contains(
@@ -231,7 +231,7 @@ mod tests {
             (400, "BadRequest", Reason::Server, true),
             (422, "Invalid", Reason::Server, true),
         ] {
-            let trouble = Trouble::of_status(&status(code, reason, ""), "watch", Resource::Pods);
+            let trouble = WatchError::of_status(&status(code, reason, ""), "watch", Resource::Pods);
             assert_eq!(
                 (trouble.reason, trouble.relist),
                 (expected, relist),
