@@ -4,11 +4,12 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
+use probe_handler_common::connecting::{Connecting, Tuple};
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::{Flow, FlowKey, Original};
 use probe_handler_common::maps::{
-    ENDPOINTS_CAPACITY, FLOWS_CAPACITY, REFUSALS_BYTES, SOCKETS_CAPACITY,
+    CONNECTING_CAPACITY, ENDPOINTS_CAPACITY, FLOWS_CAPACITY, REFUSALS_BYTES, SOCKETS_CAPACITY,
 };
 
 /// Probed (address, port) pairs; written by the daemon.
@@ -23,6 +24,11 @@ pub static SOCKETS: LruHashMap<u64, Original> = LruHashMap::with_max_entries(SOC
 /// A redirected connection to its original destination; lives from the handshake to accept.
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(FLOWS_CAPACITY, 0);
+
+/// A connection that is to be kept out of the mesh's redirect; lives while the kubelet's socket is in SYN_SENT.
+#[map]
+pub static CONNECTING: HashMap<Tuple, Connecting> =
+    HashMap::with_max_entries(CONNECTING_CAPACITY, 0);
 
 /// One entry, written by the daemon.
 #[map]

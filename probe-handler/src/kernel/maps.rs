@@ -9,6 +9,7 @@ use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use parking_lot::Mutex;
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
+use probe_handler_common::connecting::{AGELESS, Connecting, Tuple};
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::{Flow, FlowKey};
@@ -63,6 +64,51 @@ impl Flows for FlowMap {
             original: flow.original.into(),
             closed: flow.closed != 0,
         })
+    }
+}
+
+/// `CONNECTING`.
+pub struct ConnectingMap(pub(super) Mutex<HashMap<MapData, Tuple, Connecting>>);
+
+impl ConnectingMap {
+    /// Exempts a connection of our own, until [`ConnectingMap::forget`].
+    ///
+    /// # Errors
+    /// The kernel's: the map is full.
+    pub fn record(&self, source: SocketAddr, destination: SocketAddr) -> Result<(), MapError> {
+        let entry = Connecting {
+            cookie: 0,
+            since_ns: AGELESS,
+            arrived: 0,
+        };
+        self.0.lock().insert(tuple(source, destination), entry, 0)
+    }
+
+    /// Ends the exemption of a connection; tells whether its SYN arrived in a pod with our rules.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn forget(&self, source: SocketAddr, destination: SocketAddr) -> Result<bool, MapError> {
+        let tuple = tuple(source, destination);
+        let mut map = self.0.lock();
+        let arrived = map.get(&tuple, 0).is_ok_and(|entry| entry.arrived != 0);
+        remove(&mut *map, &tuple).map(|_| arrived)
+    }
+
+    /// The connections that are exempt now.
+    pub fn connections(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        let map = self.0.lock();
+        let tuples = map.keys().filter_map(Result::ok);
+        tuples
+            .map(|tuple| (tuple.source.into(), tuple.destination.into()))
+            .collect()
+    }
+}
+
+fn tuple(source: SocketAddr, destination: SocketAddr) -> Tuple {
+    Tuple {
+        source: source.into(),
+        destination: destination.into(),
     }
 }
 
