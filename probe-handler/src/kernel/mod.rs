@@ -7,6 +7,7 @@ pub mod canary;
 pub mod capabilities;
 pub mod cgroup;
 pub mod dial;
+pub mod exemption;
 pub mod heartbeat;
 pub mod kubelet;
 pub mod legacy;

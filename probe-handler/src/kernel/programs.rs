@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,8 +15,11 @@ use parking_lot::Mutex;
 use probe_handler_common::config::Config;
 use probe_handler_common::{globals, maps, programs};
 
+use crate::kernel::exemption::Exemption;
 use crate::kernel::heartbeat::Heartbeat;
-use crate::kernel::maps::{CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
+use crate::kernel::maps::{
+    ConnectingMap, CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing,
+};
 use crate::kernel::{capabilities, legacy};
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
@@ -156,6 +160,8 @@ pub struct Maps {
     pub counters: Arc<CounterMap>,
     /// For the verdicts that the kernel gave.
     pub refusals: RefusalRing,
+    /// For trial connections.
+    pub connecting: Arc<ConnectingMap>,
 }
 
 /// The loaded programs and their attachments. Dropped: everything is gone from the kernel.
@@ -220,7 +226,12 @@ impl Programs {
             load_program(&mut ebpf, program)?;
         }
         let heartbeat = heartbeat(&mut ebpf)?;
+        load_socket_filter(&mut ebpf, programs::EXEMPT)?;
         let maps = Maps {
+            connecting: Arc::new(ConnectingMap(Mutex::new(take_map(
+                &mut ebpf,
+                maps::CONNECTING,
+            )?))),
             heartbeat: Arc::new(heartbeat),
             endpoints: EndpointMap(take_map(&mut ebpf, maps::ENDPOINTS)?),
             flows: Arc::new(FlowMap(Mutex::new(take_map(&mut ebpf, maps::FLOWS)?))),
@@ -314,6 +325,29 @@ impl Programs {
         self.cgroup = None;
     }
 
+    /// The way to put rules into pods that ask our program `exempt`. It holds the program.
+    ///
+    /// # Errors
+    /// [`Error::Missing`]; [`Error::Verify`] where the kernel gives no descriptor.
+    pub fn exemption(&self) -> Result<Exemption, Error> {
+        let name = programs::EXEMPT;
+        let missing = Error::Missing {
+            what: "program",
+            name,
+        };
+        let program = self.ebpf.program(name).ok_or(missing)?;
+        let descriptor = || -> Result<_, ProgramError> {
+            let program: &SocketFilter = program.try_into()?;
+            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+        };
+        descriptor()
+            .map(Exemption::new)
+            .map_err(|source| Error::Verify {
+                program: name,
+                source: Box::new(source),
+            })
+    }
+
     /// The programs now attached, and where.
     pub fn attached(&self) -> (Vec<&'static str>, Option<&Path>) {
         (
@@ -350,8 +384,16 @@ fn lru_capacity_per_all_cpus() -> u32 {
 
 /// Loads the heartbeat's program and attaches it to a socket of its own.
 fn heartbeat(ebpf: &mut Ebpf) -> Result<Heartbeat, Error> {
-    let name = programs::HEARTBEAT;
     let map = take_map(ebpf, maps::HEARTBEAT)?;
+    let program = load_socket_filter(ebpf, programs::HEARTBEAT)?;
+    Heartbeat::new(map, |socket| program.attach(socket))
+        .map_err(|source| Error::Heartbeat(Box::new(source)))
+}
+
+fn load_socket_filter<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SocketFilter, Error> {
     let program = ebpf.program_mut(name).ok_or(Error::Missing {
         what: "program",
         name,
@@ -362,8 +404,7 @@ fn heartbeat(ebpf: &mut Ebpf) -> Result<Heartbeat, Error> {
     };
     let program: &mut SocketFilter = program.try_into().map_err(verify)?;
     program.load().map_err(verify)?;
-    Heartbeat::new(map, |socket| program.attach(socket))
-        .map_err(|source| Error::Heartbeat(Box::new(source)))
+    Ok(program)
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
