@@ -8,13 +8,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use probe_handler_common::programs;
 
 use super::expression::Program;
-
-/// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// Our program can't have a name.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +93,7 @@ fn is_bpffs(directory: &Path) -> bool {
     directory
         .ancestors()
         .find_map(|path| statfs(path).ok())
-        .is_some_and(|stat| stat.filesystem_type().0 as i64 == BPF_FS_MAGIC)
+        .is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// Makes the directory, for its owner only.

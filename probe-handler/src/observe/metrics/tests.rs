@@ -138,7 +138,7 @@ fn pods_are_counted_by_mesh_and_state() {
 fn documented_scrape() -> String {
     let mut registry = Registry::with_prefix(PREFIX);
     let metrics = Metrics::new(&mut registry);
-    register_kernel_counters(&mut registry, Arc::new(|| [6, 3, 2, 0, 1, 0, 0, 0]));
+    register_kernel_counters(&mut registry, Arc::new(|| [6, 3, 2, 0, 1, 0, 0, 0, 0, 0]));
     register_readiness(&mut registry, Readiness::default());
     let cart = pod("cart-0", "1");
     metrics.set_pods([(Mesh::Istio, PodState::Serving)]);
