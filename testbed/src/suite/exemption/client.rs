@@ -5,12 +5,11 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use probe_handler::kernel::maps::ConnectingMap;
 use socket2::{Domain, Socket, Type};
 
 use crate::pace;
-use crate::pod::Pod;
 use crate::run::Run;
 
 /// How long a connect may take, and an answer.
@@ -103,10 +102,4 @@ pub(super) fn answer(mut stream: TcpStream) -> String {
 /// Whether it is the app's own answer.
 pub(super) fn is_the_apps(answer: &str) -> bool {
     answer.starts_with("HTTP/1.1 200")
-}
-
-/// How many connections the pod's sidecar has had.
-pub(super) fn captured(pod: &Pod) -> Result<u64> {
-    let sidecar = pod.sidecar.as_ref().context("a pod without a sidecar")?;
-    Ok(sidecar.counts()?.inbound)
 }

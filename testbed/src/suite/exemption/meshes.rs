@@ -84,12 +84,12 @@ fn one(cases: &mut Cases, node: &Node, pod: &Pod, name: &str, rules: RuleSet) {
         });
         cases.case(&case("others-are-captured"), || {
             for who in [&node.bystander, &node.sibling] {
-                node.is_captured(who, ip, HTTP, CLOSED)?;
+                node.is_captured(who, pod, ip, (HTTP, CLOSED))?;
             }
             Ok(())
         });
         cases.case(&case("what-is-not-declared-is-captured"), || {
-            node.is_captured(&node.kubelet, ip, UNDECLARED, UNDECLARED + 1)
+            node.is_captured(&node.kubelet, pod, ip, (UNDECLARED, UNDECLARED + 1))
         });
     }
 }

@@ -1,6 +1,7 @@
 //! A node whose kubelet is exempt: programs on its cgroup, endpoints, rules in pods.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use probe_handler::kernel::exemption::{Exemption, Family};
@@ -12,9 +13,10 @@ use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::{EndpointValue, KERNEL};
 
 use crate::cgroup::Cgroup;
-use crate::kubelet::{Kubelet, Outcome, Probe};
+use crate::kubelet::{Kubelet, Outcome, Probe, ProbeResult};
 use crate::pod::Pod;
 use crate::run::Run;
+use crate::wait;
 
 /// Fields drop in this order: the programs first, the run last.
 pub(super) struct Node {
@@ -116,7 +118,7 @@ impl Node {
         Ok(())
     }
 
-    fn past_the_mesh(&self, pod: &Pod, probe: &Probe) -> Result<crate::kubelet::ProbeResult> {
+    fn past_the_mesh(&self, pod: &Pod, probe: &Probe) -> Result<ProbeResult> {
         let before = inbound(pod)?;
         let result = self.kubelet.probe(probe)?;
         ensure!(
@@ -127,12 +129,21 @@ impl Node {
     }
 
     /// `who` meets the mesh: plaintext is refused, a dead port looks alive.
-    pub fn is_captured(&self, who: &Kubelet, ip: IpAddr, http: u16, closed: u16) -> Result<()> {
+    pub fn is_captured(
+        &self,
+        who: &Kubelet,
+        pod: &Pod,
+        ip: IpAddr,
+        (http, closed): (u16, u16),
+    ) -> Result<()> {
+        let before = inbound(pod)?;
         let got = who.probe(&Probe::http(ip, http, "/healthy"))?;
         ensure!(!got.passed(), "plaintext got past the mesh: {got:?}");
+        let connections = u64::from(got.attempts) + 1;
         let got = who.probe(&Probe::tcp(ip, closed))?;
         ensure!(got.passed(), "the mesh does not capture it: {got:?}");
-        Ok(())
+        // The last one was closed at once, perhaps before the sidecar knew of it.
+        seen_by_the_mesh(pod, before + connections)
     }
 
     /// Nothing is left of connections that are over.
@@ -144,7 +155,15 @@ impl Node {
 }
 
 /// How many connections the pod's sidecar has had.
-fn inbound(pod: &Pod) -> Result<u64> {
+pub(super) fn inbound(pod: &Pod) -> Result<u64> {
     let sidecar = pod.sidecar.as_ref().context("a pod without a sidecar")?;
     Ok(sidecar.counts()?.inbound)
+}
+
+/// Waits until the pod's sidecar has had `connections`.
+pub(super) fn seen_by_the_mesh(pod: &Pod, connections: u64) -> Result<()> {
+    let what = format!("connection {connections} of the sidecar's");
+    wait::until(&what, Duration::from_secs(2), || {
+        (inbound(pod).ok()? >= connections).then_some(())
+    })
 }

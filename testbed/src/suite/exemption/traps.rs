@@ -12,8 +12,8 @@ use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::{KERNEL, REDIRECT};
 use socket2::SockRef;
 
-use super::client::{Client, answer, captured, is_the_apps};
-use super::node::Node;
+use super::client::{Client, answer, is_the_apps};
+use super::node::{Node, inbound, seen_by_the_mesh};
 use crate::app::AppSpec;
 use crate::command;
 use crate::kubelet::Probe;
@@ -106,10 +106,10 @@ fn port_of_the_kubelets(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
             drop(stream);
         }
-        let before = captured(pod)?;
+        let before = inbound(pod)?;
         let got = answer(client.connect().context("a stranger's connect")?);
         ensure!(!is_the_apps(&got), "turn {turn}: got past the mesh");
-        ensure!(captured(pod)? == before + 1, "turn {turn}: not captured");
+        ensure!(inbound(pod)? == before + 1, "turn {turn}: not captured");
     }
     // A closed port leaves something behind as well.
     let client = Client::new(&node.run, ip, CLOSED, 32_100);
@@ -119,17 +119,18 @@ fn port_of_the_kubelets(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
         error.kind() == io::ErrorKind::ConnectionRefused,
         "{error:?}"
     );
+    let before = inbound(pod)?;
     let _captured = client
         .connect()
         .context("the mesh does not capture a stranger")?;
-    Ok(())
+    seen_by_the_mesh(pod, before + 1)
 }
 
 /// The same few source ports for the kubelet and for others.
 fn in_turn(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     for turn in 0..60 {
         let client = Client::new(&node.run, ip, HTTP, 33_000 + turn % 3);
-        let before = captured(pod)?;
+        let before = inbound(pod)?;
         // Three connections of one kind, then three of the other: each meets what is left of both kinds.
         let exempt = turn / 3 % 2 == 0 || turn % 4 == 0;
         let connected = if exempt {
@@ -139,7 +140,7 @@ fn in_turn(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
         };
         let got = answer(connected.with_context(|| format!("turn {turn}, exempt: {exempt}"))?);
         ensure!(
-            is_the_apps(&got) == exempt && captured(pod)? == before + u64::from(!exempt),
+            is_the_apps(&got) == exempt && inbound(pod)? == before + u64::from(!exempt),
             "turn {turn}, exempt: {exempt}: {got:?}"
         );
     }
@@ -215,10 +216,10 @@ fn forged_marks(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     for (mark, source) in [1337, CONNECTION_MARK].into_iter().zip(35_000..) {
         let mut client = Client::new(&node.run, ip, HTTP, source);
         client.mark = mark;
-        let before = captured(pod)?;
+        let before = inbound(pod)?;
         let got = answer(client.connect()?);
         ensure!(!is_the_apps(&got), "mark {mark:#x} got past the mesh");
-        ensure!(captured(pod)? == before + 1, "mark {mark:#x}: not captured");
+        ensure!(inbound(pod)? == before + 1, "mark {mark:#x}: not captured");
     }
     Ok(())
 }
@@ -304,7 +305,7 @@ fn taken_away(node: &mut Node, pod: &Pod) -> Result<()> {
         }
         for ip in pod.ns.ips() {
             for who in [&node.kubelet, &node.bystander] {
-                node.is_captured(who, ip, HTTP, CLOSED)?;
+                node.is_captured(who, pod, ip, (HTTP, CLOSED))?;
             }
         }
     }
