@@ -5,6 +5,7 @@
 //! probes, so that parsing a thousand manifests delays none.
 
 mod handler_thread;
+mod kernel_path;
 mod kubelet_task;
 mod pod_task;
 mod refusal_task;
@@ -32,7 +33,7 @@ use crate::handler::slow_lane::SlowLane;
 use crate::handler::table::EndpointTable;
 use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
 use crate::kernel::locate::Locator;
-use crate::kernel::maps::{CounterMap, ProgramConfig};
+use crate::kernel::maps::{ConnectingMap, CounterMap, ProgramConfig};
 use crate::kernel::netns::Netns;
 use crate::kernel::programs::{LoadOptions, Programs};
 use crate::kernel::{capabilities, dial, scheduling};
@@ -47,6 +48,7 @@ use crate::pods::scope::Selection;
 use crate::pods::source::SourceEvent;
 use crate::pods::{dir, kube};
 use handler_thread::HandlerThread;
+use kernel_path::KernelPath;
 use kubelet_task::Attachment;
 use refusal_task::Refusals;
 use registry_task::{RegistryTask, Shared};
@@ -120,11 +122,16 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         log_from_kernel(&mut programs, &maps.config)?;
     }
 
+    let part_of_more = Arc::new(AtomicBool::new(false));
+    let (kernel_path, kernel_path_trouble) = match config.kernel_path {
+        true => kernel_path(&config, &programs, maps.connecting, &part_of_more)?,
+        false => (None, None),
+    };
+
     let watch_health = Arc::new(Health::default());
     let (metrics_registry, metrics) = metrics(&config, &readiness, &watch_health, &maps.counters);
 
     let table = Arc::new(EndpointTable::default());
-    let part_of_more = Arc::new(AtomicBool::new(false));
     let (slow, slow_connections) = SlowLane::new();
     let (excluded, too_costly) = mpsc::unbounded_channel();
     let handler = Arc::new(Handler {
@@ -161,6 +168,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         shared: Arc::clone(&shared),
         handler: handler.addresses(),
         counters: Arc::clone(&maps.counters),
+        kernel_path_trouble,
     };
     let refusals = Arc::new(Refusals {
         ring: maps.refusals,
@@ -198,6 +206,7 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         Arc::clone(&shared),
         Arc::clone(&metrics),
         locator,
+        kernel_path,
         pods_ready,
         too_costly,
     );
@@ -229,6 +238,28 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         drain_timeout: config.drain_timeout,
         tasks,
     })
+}
+
+/// The kernel path for all pods, and what it has to do without.
+fn kernel_path(
+    config: &AgentConfig,
+    programs: &Programs,
+    connecting: Arc<ConnectingMap>,
+    part_of_more: &Arc<AtomicBool>,
+) -> anyhow::Result<(Option<Arc<KernelPath>>, Option<String>)> {
+    let mut exemption = programs
+        .exemption()
+        .map_err(|error| anyhow::anyhow!(error.told()))?;
+    let trouble = exemption.pin(&config.bpffs).err().map(|error| {
+        let error = anyhow::Error::from(error);
+        format!("the program that pods' rules ask has no name there: {error:#}")
+    });
+    if let Some(trouble) = &trouble {
+        tracing::warn!("{trouble}");
+    }
+    let part_of_more = Arc::clone(part_of_more);
+    let kernel_path = KernelPath::new(exemption, connecting, config.http, part_of_more);
+    Ok((Some(Arc::new(kernel_path)), trouble))
 }
 
 /// Starts the source of pods, which tells `events`.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use super::kernel_path::{self, KernelPath};
 use crate::kernel::address_watch::AddressWatch;
 use crate::kernel::addresses::{self, Routes};
 use crate::kernel::canary::{Canary, canary};
@@ -52,6 +53,8 @@ pub enum News {
     Lost(String),
     /// The canary dial was repeated.
     Canary(Canary),
+    /// Which path serves it is known, or has changed.
+    Path(kernel_path::Path),
 }
 
 /// Where a pod lives.
@@ -74,11 +77,13 @@ pub async fn run(
     pod: Arc<Pod>,
     generation: u64,
     locator: Arc<Locator>,
+    kernel_path: Option<Arc<KernelPath>>,
     events: mpsc::Sender<Event>,
 ) {
     let follower = Follower {
         pod,
         generation,
+        kernel_path,
         events,
     };
     // Ends only when the registry is gone.
@@ -91,6 +96,7 @@ pub async fn run(
 struct Follower {
     pod: Arc<Pod>,
     generation: u64,
+    kernel_path: Option<Arc<KernelPath>>,
     events: mpsc::Sender<Event>,
 }
 
@@ -199,8 +205,11 @@ impl Follower {
             let mut next_canary = Instant::now() + until_next(&result, attempt);
             let unsure = sleep_until(Instant::now() + UNSURE_PERIOD);
             tokio::pin!(unsure);
+            let path = self.keep_kernel_path(netns, &addresses);
+            tokio::pin!(path);
             loop {
                 tokio::select! {
+                    closed = &mut path => return Err(closed),
                     changed = watch.changed() => {
                         if let Err(error) = changed {
                             return Ok(format!("cannot watch its addresses: {error}"));
@@ -240,6 +249,20 @@ impl Follower {
             }
         }
         result
+    }
+
+    /// Keeps the pod's kernel path, where there is one to be kept, until the registry is gone.
+    async fn keep_kernel_path(&self, netns: &Arc<Netns>, addresses: &[IpAddr]) -> Closed {
+        let Some(kernel_path) = &self.kernel_path else {
+            return std::future::pending().await;
+        };
+        let mut kept = kernel_path.keep(netns, addresses);
+        loop {
+            let path = kept.next().await;
+            if let Err(closed) = self.tell(News::Path(path)).await {
+                return closed;
+            }
+        }
     }
 
     async fn tell(&self, news: News) -> Result<(), Closed> {

@@ -10,6 +10,7 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
 use super::CHANNEL;
+use super::kernel_path::{KernelPath, Path};
 use super::pod_task::{self, Event, News, Place};
 use super::unserved::Unserved;
 use crate::check::dial::Dial;
@@ -35,6 +36,8 @@ pub struct Shared {
     pub problems: Vec<String>,
     /// Last canary of each pod, by UID.
     pub canaries: BTreeMap<String, (Canary, Instant)>,
+    /// Which path serves each pod, by UID; nothing where there is only the handler's.
+    pub paths: BTreeMap<String, Path>,
 }
 
 impl Shared {
@@ -45,6 +48,7 @@ impl Shared {
             understood: Vec::new(),
             problems: Vec::new(),
             canaries: BTreeMap::new(),
+            paths: BTreeMap::new(),
         }
     }
 }
@@ -54,6 +58,8 @@ pub struct RegistryTask {
     shared: Arc<Mutex<Shared>>,
     metrics: Arc<Metrics>,
     locator: Arc<Locator>,
+    /// None: the handler serves all.
+    kernel_path: Option<Arc<KernelPath>>,
     followers: BTreeMap<String, Follower>,
     running: JoinSet<()>,
     generation: u64,
@@ -76,6 +82,7 @@ impl RegistryTask {
         shared: Arc<Mutex<Shared>>,
         metrics: Arc<Metrics>,
         locator: Arc<Locator>,
+        kernel_path: Option<Arc<KernelPath>>,
         pods_ready: BlockReady,
         too_costly: mpsc::UnboundedReceiver<PodId>,
     ) -> Self {
@@ -83,6 +90,7 @@ impl RegistryTask {
             shared,
             metrics,
             locator,
+            kernel_path,
             followers: BTreeMap::new(),
             running: JoinSet::new(),
             generation: 0,
@@ -139,6 +147,7 @@ impl RegistryTask {
         let replaced = shared.registry.replace(pods);
         for id in &replaced.stopped {
             let _ = shared.canaries.remove(&id.uid);
+            let _ = shared.paths.remove(&id.uid);
         }
         for entry in shared.registry.pods().values() {
             self.unserved.placed(entry, Instant::now());
@@ -183,6 +192,7 @@ impl RegistryTask {
                 pod,
                 self.generation,
                 Arc::clone(&self.locator),
+                self.kernel_path.clone(),
                 events.clone(),
             ));
             let follower = Follower {
@@ -257,10 +267,12 @@ impl RegistryTask {
                 let obstacle = self.note_canary(&mut shared, &pod, canary);
                 shared.registry.set_obstacle(&uid, obstacle);
             }
+            News::Path(path) => self.note_path(&mut shared, &pod, path),
             News::Lost(why) => {
                 tracing::debug!(pod = %pod.id, why, "not served");
                 self.unserved.lost(&uid, why.clone(), Instant::now());
                 let _ = shared.canaries.remove(&uid);
+                let _ = shared.paths.remove(&uid);
                 shared
                     .registry
                     .place(&uid, None, Some(Obstacle::NoNamespace(why)));
@@ -313,6 +325,20 @@ impl RegistryTask {
             _ => {}
         }
         after
+    }
+
+    /// Has the registry use the path that serves a pod, and keeps it for `status`.
+    fn note_path(&self, shared: &mut Shared, pod: &Pod, path: Path) {
+        let kernel = self
+            .kernel_path
+            .as_ref()
+            .and_then(|kernel_path| kernel_path.kernel(&path));
+        shared.registry.set_kernel(&pod.id.uid, kernel);
+        match &path {
+            Path::Kernel => tracing::info!(pod = %pod.id, "served by the kernel path"),
+            Path::Handler(why) => tracing::info!(pod = %pod.id, why, "served by the handler"),
+        }
+        let _ = shared.paths.insert(pod.id.uid.clone(), path);
     }
 
     /// Ready when each pod of the first list was looked at.
@@ -376,8 +402,13 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
         .get(&pod.id.uid)
         .and_then(|entry| entry.placement.as_ref())
         .filter(|placement| placement.netns == place.netns.id());
-    let (dialer, cost) = match before {
-        Some(placement) => (Arc::clone(&placement.dialer), Arc::clone(&placement.cost)),
+    let (dialer, cost, kernel) = match before {
+        Some(placement) => (
+            Arc::clone(&placement.dialer),
+            Arc::clone(&placement.cost),
+            // Our rules stand in the namespace, whatever its addresses are.
+            placement.kernel,
+        ),
         None => (
             Arc::new(PodDialer::new(
                 Arc::clone(&place.netns),
@@ -385,6 +416,7 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
                 pod.proxy_uid,
             )) as Arc<dyn Dial>,
             Arc::new(PodCost::new(Instant::now())),
+            None,
         ),
     };
     Placement {
@@ -394,6 +426,7 @@ fn placement(shared: &Shared, pod: &Pod, place: Place) -> Placement {
         addresses: place.addresses,
         dialer,
         cost,
+        kernel,
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use probe_handler_common::programs;
 
+use super::kernel_path::Path;
 use super::kubelet_task::Attachment;
 use super::registry_task::Shared;
 use crate::cli::config::AgentConfig;
@@ -16,8 +17,8 @@ use crate::kernel::maps::CounterMap;
 use crate::observe::build::VERSION;
 use crate::observe::readiness::Readiness;
 use crate::observe::status::{
-    CanaryState, CanaryStatus, HookStatus, KubeletStatus, LeftAlone, NetnsStatus, PodStatus,
-    Refusal, SourceStatus, Status, counters, route_rows,
+    CanaryState, CanaryStatus, HookStatus, KubeletStatus, LeftAlone, NetnsStatus, PathStatus,
+    PodStatus, Refusal, SourceStatus, Status, counters, route_rows,
 };
 use crate::pods::registry::{Entry, Obstacle};
 use crate::pods::understand::Understood;
@@ -38,6 +39,8 @@ pub struct Reporter {
     pub handler: Vec<SocketAddr>,
     /// The kernel side's counters.
     pub counters: Arc<CounterMap>,
+    /// What the kernel path has to do without.
+    pub kernel_path_trouble: Option<String>,
 }
 
 impl Reporter {
@@ -83,6 +86,7 @@ impl Reporter {
                     .iter()
                     .cloned()
                     .chain(trouble)
+                    .chain(self.kernel_path_trouble.clone())
                     .chain(failed_endpoints(shared.registry.failed()))
                     .collect(),
             },
@@ -139,6 +143,7 @@ fn pods(shared: &Shared) -> Vec<PodStatus> {
                 contested: shared.registry.contested(entry),
                 netns: netns(entry),
                 canary: canary(shared, &id.uid),
+                path: path(shared, &id.uid),
                 left_alone: understood
                     .get(id.uid.as_str())
                     .map_or_else(Vec::new, |pod| left_alone(pod)),
@@ -183,6 +188,14 @@ fn canary(shared: &Shared, uid: &str) -> CanaryStatus {
         state,
         detail,
         checked_age_ms: Some(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn path(shared: &Shared, uid: &str) -> PathStatus {
+    match shared.paths.get(uid) {
+        Some(Path::Kernel) => PathStatus::Kernel,
+        Some(Path::Handler(why)) => PathStatus::Handler(Some(why.clone())),
+        None => PathStatus::Handler(None),
     }
 }
 

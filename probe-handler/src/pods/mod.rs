@@ -10,6 +10,7 @@ pub mod left_alone;
 pub mod manifest;
 pub mod mesh;
 pub mod model;
+pub mod path;
 pub mod probers;
 pub mod probes;
 pub mod registry;

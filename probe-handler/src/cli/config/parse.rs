@@ -12,6 +12,7 @@ use super::mistakes::Wrong;
 use super::{PodSource, Scope};
 use crate::cli::logging::{self, LogFormat};
 use crate::kernel::locate::hierarchies;
+use crate::pods::path::HttpBy;
 use crate::webhook::prefix::Prefix;
 
 pub(super) const PODS_REMEDY: &str = "give kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests";
@@ -209,6 +210,31 @@ pub(super) fn new_file(text: &str) -> Result<PathBuf, Wrong> {
         ));
     }
     Ok(path)
+}
+
+/// What serves plaintext HTTP.
+pub(super) fn http(text: &str) -> Result<HttpBy, Wrong> {
+    match text {
+        "handler" => Ok(HttpBy::Handler),
+        "kernel" => Ok(HttpBy::Kernel),
+        _ => Err(Wrong::new(
+            "neither handler nor kernel",
+            "give handler or kernel",
+        )),
+    }
+}
+
+/// A directory that may be made later.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, Wrong> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(Wrong::new(
+            "no absolute path",
+            "give for instance /sys/fs/bpf/probe-handler",
+        ))
+    }
 }
 
 /// A port that a probe can be rewritten to.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::output::{Table, printable};
 use crate::observe::status::{
-    CanaryStatus, KubeletStatus, LastVerdict, NetnsStatus, ProbeStatus, Status,
+    CanaryStatus, KubeletStatus, LastVerdict, NetnsStatus, PathStatus, ProbeStatus, Status,
 };
 
 const COLUMNS: [&str; 12] = [
@@ -230,6 +230,7 @@ fn pods(text: &mut String, status: &Status) {
         "ADDRESSES",
         "NETNS",
         "CANARY",
+        "PATH",
     ]);
     for pod in &status.pods {
         let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
@@ -241,6 +242,7 @@ fn pods(text: &mut String, status: &Status) {
             addresses.join(","),
             netns(&pod.netns),
             canary(&pod.canary),
+            path(&pod.path),
         ]);
     }
     let _ = write!(text, "\n{table}");
@@ -253,6 +255,14 @@ fn netns(netns: &NetnsStatus) -> String {
             None => format!("{inode} (no id)"),
         },
         NetnsStatus::Pending(why) => format!("pending: {why}"),
+    }
+}
+
+fn path(path: &PathStatus) -> String {
+    match path {
+        PathStatus::Kernel => "kernel".to_owned(),
+        PathStatus::Handler(None) => "handler".to_owned(),
+        PathStatus::Handler(Some(why)) => format!("handler: {why}"),
     }
 }
 

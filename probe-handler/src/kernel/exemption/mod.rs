@@ -12,6 +12,7 @@ mod message;
 mod pin;
 mod rules;
 mod transaction;
+mod trial;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -21,6 +22,7 @@ pub use expression::Program;
 pub use message::Part;
 pub use pin::PinError;
 pub use rules::{CONNECTION_MARK, Family, TABLE};
+pub use trial::{Trial, trial};
 
 use crate::kernel::netns::Netns;
 
