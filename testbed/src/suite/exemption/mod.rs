@@ -2,6 +2,7 @@
 //! themselves, without the daemon.
 
 mod client;
+mod daemon;
 mod meshes;
 mod node;
 mod traps;
@@ -13,5 +14,7 @@ use super::cases::Cases;
 pub fn run(cases: &mut Cases) -> Result<()> {
     let mut node = node::Node::start()?;
     meshes::run(cases, &mut node);
-    traps::run(cases, &mut node)
+    traps::run(cases, &mut node)?;
+    drop(node);
+    daemon::run(cases)
 }
