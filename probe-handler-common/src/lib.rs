@@ -27,8 +27,8 @@ pub mod maps {
     pub const FLOWS: &str = "FLOWS";
     /// One [`crate::config::Config`] at index 0.
     pub const CONFIG: &str = "CONFIG";
-    /// `u64` at index 0: when the handler was last alive, nanoseconds of the kernel's monotonic clock;
-    /// [`crate::heartbeat::STOPPED`] while it wants no connections.
+    /// `u64`, nanoseconds of the kernel's monotonic clock, by the indices in [`crate::heartbeat`]: at the first, when the
+    /// handler was last alive; [`crate::heartbeat::STOPPED`] while it wants no connections.
     pub const HEARTBEAT: &str = "HEARTBEAT";
     /// [`crate::connecting::Tuple`] of a connection that is to be kept out of the mesh's redirect, while the kubelet's
     /// socket is in SYN_SENT, to its [`crate::connecting::Connecting`].

@@ -14,7 +14,7 @@ use probe_handler_common::gate::{Decision, Why, decide};
 use probe_handler_common::refusal::Refusal;
 use probe_handler_common::spread::{port_index, source_v4};
 
-use crate::heartbeat::is_alive;
+use crate::heartbeat::{is_alive, lease_is_over};
 use crate::listener::{KUBELET_NETNS, listens};
 use crate::log::tell;
 use crate::maps::{CONFIG, ENDPOINTS, REFUSALS, SOCKETS, count, has_set_retval};
@@ -137,6 +137,10 @@ fn connect(
         return Verdict::ALLOW;
     }
     count(Counter::Seen);
+    if lease_is_over(&config) {
+        count(Counter::NoHeartbeat);
+        return Verdict::ALLOW;
+    }
 
     let netns = endpoint.netns_id as u64;
     let handler = handler(destination, &config);

@@ -54,8 +54,8 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 /// The handler sends itself a datagram, which is dropped.
 #[socket_filter]
-pub fn heartbeat(_ctx: SkBuffContext) -> i64 {
-    heartbeat::stamp();
+pub fn heartbeat(ctx: SkBuffContext) -> i64 {
+    heartbeat::on_datagram(ctx.len());
     0
 }
 

@@ -8,6 +8,7 @@ use probe_handler_common::connecting::{Connecting, Tuple};
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::{Flow, FlowKey, Original};
+use probe_handler_common::heartbeat;
 use probe_handler_common::maps::{
     CONNECTING_CAPACITY, ENDPOINTS_CAPACITY, FLOWS_CAPACITY, REFUSALS_BYTES, SOCKETS_CAPACITY,
 };
@@ -34,10 +35,10 @@ pub static CONNECTING: HashMap<Tuple, Connecting> =
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
-/// When the handler was last alive, by the clock of `bpf_ktime_get_ns`; one entry, stamped by `heartbeat`, set to
-/// `heartbeat::STOPPED` by the daemon.
+/// When the handler was last alive, by the clock of `bpf_ktime_get_ns`, stamped by `heartbeat`; set to
+/// `heartbeat::STOPPED` by the daemon. See `probe_handler_common::heartbeat` for its entries.
 #[map]
-pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, 0);
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(heartbeat::ENTRIES, 0);
 
 /// Read by the daemon.
 #[map]

@@ -9,13 +9,14 @@ use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use parking_lot::Mutex;
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
-use probe_handler_common::connecting::{AGELESS, Connecting, Tuple};
+use probe_handler_common::connecting::{Connecting, Tuple, trial_since};
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::{Flow, FlowKey};
 use probe_handler_common::refusal::Refusal;
 
 use crate::handler::flows::{AcceptedFlow, ConnectionId, Flows};
+use crate::kernel::heartbeat::Heartbeat;
 
 /// Where the registry puts endpoints.
 pub trait EndpointWriter: Send {
@@ -68,20 +69,25 @@ impl Flows for FlowMap {
 }
 
 /// `CONNECTING`.
-pub struct ConnectingMap(pub(super) Mutex<HashMap<MapData, Tuple, Connecting>>);
+pub struct ConnectingMap {
+    pub(super) map: Mutex<HashMap<MapData, Tuple, Connecting>>,
+    /// Knows the programs' clock.
+    pub(super) clock: Arc<Heartbeat>,
+}
 
 impl ConnectingMap {
-    /// Exempts a connection of our own, until [`ConnectingMap::forget`].
+    /// Exempts a connection of our own, until [`ConnectingMap::forget`] or for as long as a trial takes.
     ///
     /// # Errors
     /// The kernel's: the map is full.
-    pub fn record(&self, source: SocketAddr, destination: SocketAddr) -> Result<(), MapError> {
+    pub fn record(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<()> {
         let entry = Connecting {
             cookie: 0,
-            since_ns: AGELESS,
+            since_ns: trial_since(self.clock.now()?),
             arrived: 0,
         };
-        self.0.lock().insert(tuple(source, destination), entry, 0)
+        let inserted = self.map.lock().insert(tuple(source, destination), entry, 0);
+        inserted.map_err(io::Error::other)
     }
 
     /// Ends the exemption of a connection; tells whether its SYN arrived in a pod with our rules.
@@ -90,14 +96,25 @@ impl ConnectingMap {
     /// The kernel's.
     pub fn forget(&self, source: SocketAddr, destination: SocketAddr) -> Result<bool, MapError> {
         let tuple = tuple(source, destination);
-        let mut map = self.0.lock();
+        let mut map = self.map.lock();
         let arrived = map.get(&tuple, 0).is_ok_and(|entry| entry.arrived != 0);
         remove(&mut *map, &tuple).map(|_| arrived)
     }
 
+    /// Ends the exemption of all connections.
+    pub(super) fn clear(&self) {
+        let mut map = self.map.lock();
+        let tuples: Vec<Tuple> = map.keys().filter_map(Result::ok).collect();
+        for tuple in tuples {
+            if let Err(error) = remove(&mut *map, &tuple) {
+                tracing::debug!(%error, "an entry of CONNECTING stays until it is too old");
+            }
+        }
+    }
+
     /// The connections that are exempt now.
     pub fn connections(&self) -> Vec<(SocketAddr, SocketAddr)> {
-        let map = self.0.lock();
+        let map = self.map.lock();
         let tuples = map.keys().filter_map(Result::ok);
         tuples
             .map(|tuple| (tuple.source.into(), tuple.destination.into()))

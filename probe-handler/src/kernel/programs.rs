@@ -170,6 +170,7 @@ pub struct Programs {
     refuses_with_econnrefused: bool,
     links: Vec<Attached>,
     cgroup: Option<PathBuf>,
+    connecting: Arc<ConnectingMap>,
 }
 
 struct Attached {
@@ -225,14 +226,16 @@ impl Programs {
         for program in programs::ATTACH_ORDER {
             load_program(&mut ebpf, program)?;
         }
-        let heartbeat = heartbeat(&mut ebpf)?;
+        let heartbeat = Arc::new(heartbeat(&mut ebpf)?);
         load_socket_filter(&mut ebpf, programs::EXEMPT)?;
+        let connecting = take_map(&mut ebpf, maps::CONNECTING)?;
+        let connecting = Arc::new(ConnectingMap {
+            map: Mutex::new(connecting),
+            clock: Arc::clone(&heartbeat),
+        });
         let maps = Maps {
-            connecting: Arc::new(ConnectingMap(Mutex::new(take_map(
-                &mut ebpf,
-                maps::CONNECTING,
-            )?))),
-            heartbeat: Arc::new(heartbeat),
+            connecting: Arc::clone(&connecting),
+            heartbeat: Arc::clone(&heartbeat),
             endpoints: EndpointMap(take_map(&mut ebpf, maps::ENDPOINTS)?),
             flows: Arc::new(FlowMap(Mutex::new(take_map(&mut ebpf, maps::FLOWS)?))),
             config: ProgramConfig(Arc::new(Mutex::new((
@@ -247,6 +250,7 @@ impl Programs {
             refuses_with_econnrefused: set_retval,
             links: Vec::new(),
             cgroup: None,
+            connecting,
         };
         Ok((programs, maps))
     }
@@ -319,8 +323,10 @@ impl Programs {
         });
     }
 
-    /// Takes all programs off.
+    /// Takes all programs off. Nobody would end the exemption of connections that are being made, so it ends now.
     pub fn detach(&mut self) {
+        self.detach_connect();
+        self.connecting.clear();
         self.links.clear();
         self.cgroup = None;
     }

@@ -112,7 +112,7 @@ struct Noted {
 
 impl Noted {
     fn new(connecting: Arc<ConnectingMap>, source: SocketAddr, to: SocketAddr) -> io::Result<Self> {
-        connecting.record(source, to).map_err(io::Error::other)?;
+        connecting.record(source, to)?;
         Ok(Self {
             connecting,
             source,
@@ -127,7 +127,7 @@ impl Noted {
             Err(error) => {
                 tracing::error!(
                     source = %self.source, to = %self.to, %error,
-                    "a trial connection stays exempt: restart the daemon"
+                    "a trial connection stays exempt for two seconds"
                 );
                 false
             }

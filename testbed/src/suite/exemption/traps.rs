@@ -73,7 +73,7 @@ fn of_pod(cases: &mut Cases, node: &mut Node, pod: &Pod, name: &str) {
         });
     }
     cases.case(&case("options-in-the-header"), || {
-        let mut client = Client::new(&node.run, pod.ns.ipv4().into(), HTTP, 31_000);
+        let mut client = Client::new(&node.run, pod.ns.ipv4().into(), HTTP, 20_000);
         client.ip_options = true;
         let got = answer(client.connect_exempt(&node.maps.connecting)??);
         ensure!(is_the_apps(&got), "{got:?}");
@@ -95,7 +95,7 @@ fn of_pod(cases: &mut Cases, node: &mut Node, pod: &Pod, name: &str) {
 /// A connection of the kubelet's ends, and another process gets its source port: conntrack's memory of the first is
 /// nothing to the second.
 fn port_of_the_kubelets(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
-    for (turn, source) in (0..6).zip(32_000..) {
+    for (turn, source) in (0..6).zip(21_000..) {
         let client = Client::new(&node.run, ip, HTTP, source);
         let stream = client.connect_exempt(&node.maps.connecting)??;
         // The app closes first, or the kubelet resets.
@@ -112,7 +112,7 @@ fn port_of_the_kubelets(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
         ensure!(inbound(pod)? == before + 1, "turn {turn}: not captured");
     }
     // A closed port leaves something behind as well.
-    let client = Client::new(&node.run, ip, CLOSED, 32_100);
+    let client = Client::new(&node.run, ip, CLOSED, 21_100);
     let refused = client.connect_exempt(&node.maps.connecting)?;
     let error = refused.err().context("a closed port accepts")?;
     ensure!(
@@ -129,7 +129,7 @@ fn port_of_the_kubelets(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
 /// The same few source ports for the kubelet and for others.
 fn in_turn(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     for turn in 0..60 {
-        let client = Client::new(&node.run, ip, HTTP, 33_000 + turn % 3);
+        let client = Client::new(&node.run, ip, HTTP, 22_000 + turn % 3);
         let before = inbound(pod)?;
         // Three connections of one kind, then three of the other: each meets what is left of both kinds.
         let exempt = turn / 3 % 2 == 0 || turn % 4 == 0;
@@ -169,8 +169,8 @@ fn never_answered(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
         client.patience = Duration::from_millis(300);
         client
     };
-    let first = connect(34_000).connect_exempt(&node.maps.connecting)??;
-    let given_up = connect(34_001);
+    let first = connect(23_000).connect_exempt(&node.maps.connecting)??;
+    let given_up = connect(23_001);
     let error = given_up.connect_exempt(&node.maps.connecting)?.err();
     let error = error.context("a full queue takes connections")?;
     ensure!(error.kind() == io::ErrorKind::TimedOut, "{error:?}");
@@ -191,7 +191,7 @@ fn never_answered(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
 /// As long as the kubelet's socket is connecting its entry is there, and not a moment longer.
 fn while_connecting(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     let _listener = full_queue(pod, ip)?;
-    let mut client = Client::new(&node.run, ip, FULL, 34_100);
+    let mut client = Client::new(&node.run, ip, FULL, 23_100);
     client.patience = Duration::from_millis(300);
     let _first = client.connect_exempt(&node.maps.connecting)??;
     node.nothing_is_recorded()?;
@@ -213,7 +213,7 @@ fn while_connecting(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
 
 /// Marks do not cross into a pod.
 fn forged_marks(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
-    for (mark, source) in [1337, CONNECTION_MARK].into_iter().zip(35_000..) {
+    for (mark, source) in [1337, CONNECTION_MARK].into_iter().zip(24_000..) {
         let mut client = Client::new(&node.run, ip, HTTP, source);
         client.mark = mark;
         let before = inbound(pod)?;
