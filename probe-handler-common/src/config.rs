@@ -18,10 +18,12 @@ pub struct Config {
     pub netns_cookie: u64,
     /// How old the handler's heartbeat may be, nanoseconds. Older: all endpoints are left alone.
     pub heartbeat_timeout_ns: u64,
+    /// How long the programs serve without a daemon, nanoseconds. Then all endpoints are left alone. 0: for ever.
+    pub outlive_ns: u64,
 }
 
-const _: () = assert!(size_of::<Config>() == 32);
+const _: () = assert!(size_of::<Config>() == 40);
 
-// SAFETY: `Config` is `repr(C)`, integers only; 16 bytes of `u32` then two `u64`, no padding.
+// SAFETY: `Config` is `repr(C)`, integers only; 16 bytes of `u32` then three `u64`, no padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Config {}

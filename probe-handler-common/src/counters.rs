@@ -21,11 +21,16 @@ pub enum Counter {
     Error = 6,
     /// Left alone because the handler gave no sign of life for too long, or wants no connections.
     NoHeartbeat = 7,
+    /// Connections that are to be kept out of the mesh's redirect: noted before their SYN.
+    Recorded = 8,
+    /// Those of them whose SYN arrived in a pod with our rules, each once. Fewer than recorded: something between
+    /// kubelet and pod changes addresses, or the pod has lost its rules.
+    Exempt = 9,
 }
 
 impl Counter {
     /// How many there are.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 10;
     /// All of them, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::Seen,
@@ -36,6 +41,8 @@ impl Counter {
         Self::OtherProcess,
         Self::Error,
         Self::NoHeartbeat,
+        Self::Recorded,
+        Self::Exempt,
     ];
 
     /// Name in metrics and `status`.
@@ -49,6 +56,8 @@ impl Counter {
             Self::OtherProcess => "other_process",
             Self::Error => "error",
             Self::NoHeartbeat => "no_heartbeat",
+            Self::Recorded => "recorded",
+            Self::Exempt => "exempt",
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::address::SockAddr;
 
-/// What is known of a redirected socket of the kubelet. Value of `SOCKETS`.
+/// What is known of a socket of the kubelet that connects to an endpoint. Value of `SOCKETS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Original {
@@ -10,11 +10,18 @@ pub struct Original {
     pub destination: SockAddr,
     /// The socket's initial sequence number, host byte order, once the connection is established; 0 until then.
     pub isn: u32,
+    /// Which way it goes: [`HANDLER`] or [`EXEMPT`].
+    pub path: u32,
 }
 
-const _: () = assert!(size_of::<Original>() == 24);
+/// The socket was sent to the handler.
+pub const HANDLER: u32 = 0;
+/// The socket goes to the pod itself, and its connection is to be kept out of the mesh's redirect.
+pub const EXEMPT: u32 = 1;
 
-// SAFETY: `Original` is `repr(C)`, made of `u32` only, 24 bytes with no padding.
+const _: () = assert!(size_of::<Original>() == 28);
+
+// SAFETY: `Original` is `repr(C)`, made of `u32` only, 28 bytes with no padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Original {}
 

@@ -1,6 +1,6 @@
 //! What to do with the kubelet's connection to an endpoint.
 
-use crate::endpoint::{GATE, REDIRECT};
+use crate::endpoint::{GATE, KERNEL, REDIRECT};
 
 /// The verdict of a connect program. `must_use`: a verdict thrown away lets a connection through
 /// that should have been refused.
@@ -13,6 +13,8 @@ pub enum Decision {
     Refuse,
     /// To the handler.
     Redirect,
+    /// To the pod, past the mesh: the kubelet's own connection is kept out of the redirect.
+    Exempt,
 }
 
 /// Why a connection to an endpoint is left alone.
@@ -38,14 +40,24 @@ pub fn decide(
     mesh_listens: impl FnOnce() -> bool,
     handler_listens: impl FnOnce() -> bool,
 ) -> Decision {
+    let otherwise = |why| {
+        if flags & KERNEL == 0 {
+            Decision::Leave(why)
+        } else {
+            Decision::Exempt
+        }
+    };
+    if flags & (KERNEL | REDIRECT) == KERNEL {
+        return Decision::Exempt;
+    }
     if !is_alive {
-        return Decision::Leave(LeaveReason::NoHeartbeat);
+        return otherwise(LeaveReason::NoHeartbeat);
     }
     if flags & GATE != 0 && !app_listens() {
         return if mesh_listens() {
             Decision::Refuse
         } else {
-            Decision::Leave(LeaveReason::NoListener)
+            otherwise(LeaveReason::NoListener)
         };
     }
     if flags & REDIRECT == 0 {
@@ -54,7 +66,7 @@ pub fn decide(
     if handler_listens() {
         Decision::Redirect
     } else {
-        Decision::Leave(LeaveReason::Fallback)
+        otherwise(LeaveReason::Fallback)
     }
 }
 
@@ -102,6 +114,30 @@ mod tests {
                 Decision::Leave(LeaveReason::NoHeartbeat)
             );
         }
+    }
+
+    #[test]
+    fn the_kernel_path_looks_at_nothing() {
+        for is_alive in [true, false] {
+            let unseen = || -> bool { panic!("looked at") };
+            let decision = decide(GATE | KERNEL, is_alive, unseen, unseen, unseen);
+            assert_eq!(decision, Decision::Exempt);
+        }
+    }
+
+    #[test]
+    fn the_kernel_path_stands_in_for_a_handler_that_does_not_answer() {
+        let both = REDIRECT | KERNEL;
+        check(both, false, true, true, Decision::Redirect);
+        check(both, false, true, false, Decision::Exempt);
+        check(both | GATE, true, true, false, Decision::Exempt);
+        check(both | GATE, false, true, true, Decision::Refuse);
+        check(both | GATE, false, false, true, Decision::Exempt);
+        let unseen = || -> bool { panic!("looked at") };
+        assert_eq!(
+            decide(both | GATE, false, unseen, unseen, unseen),
+            Decision::Exempt
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod config;
+pub mod connecting;
 pub mod counters;
 pub mod endpoint;
 pub mod flow;
@@ -20,15 +21,18 @@ pub mod spread;
 pub mod maps {
     /// Probed (address, port) pairs: [`crate::address::SockAddr`] to [`crate::endpoint::EndpointValue`].
     pub const ENDPOINTS: &str = "ENDPOINTS";
-    /// Socket cookie (`u64`) to the [`crate::flow::Original`] destination of a redirected socket.
+    /// Socket cookie (`u64`) to the [`crate::flow::Original`] destination of a socket that connects to an endpoint.
     pub const SOCKETS: &str = "SOCKETS";
     /// [`crate::flow::FlowKey`] of a redirected connection to its [`crate::flow::Flow`].
     pub const FLOWS: &str = "FLOWS";
     /// One [`crate::config::Config`] at index 0.
     pub const CONFIG: &str = "CONFIG";
-    /// `u64` at index 0: when the handler was last alive, nanoseconds of the kernel's monotonic clock;
-    /// [`crate::heartbeat::STOPPED`] while it wants no connections.
+    /// `u64`, nanoseconds of the kernel's monotonic clock, by the indices in [`crate::heartbeat`]: at the first, when the
+    /// handler was last alive; [`crate::heartbeat::STOPPED`] while it wants no connections.
     pub const HEARTBEAT: &str = "HEARTBEAT";
+    /// [`crate::connecting::Tuple`] of a connection that is to be kept out of the mesh's redirect, while the kubelet's
+    /// socket is in SYN_SENT, to its [`crate::connecting::Connecting`].
+    pub const CONNECTING: &str = "CONNECTING";
     /// Per-CPU `u64` counters, indexed by [`crate::counters::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
 
@@ -45,6 +49,8 @@ pub mod maps {
     pub const SOCKETS_CAPACITY: u32 = 16_384;
     /// Least capacity of `FLOWS`. Entries live from the handshake to accept.
     pub const FLOWS_CAPACITY: u32 = 16_384;
+    /// Capacity of `CONNECTING`: sockets of the kubelet in SYN_SENT at one time. Entries are deleted, never evicted.
+    pub const CONNECTING_CAPACITY: u32 = 8_192;
     /// Least capacity of an LRU map for each possible CPU. Before Linux 6.12 each CPU keeps up to 128 free places to
     /// itself, and a map with fewer than 170 places per CPU evicts live entries while it is nearly empty (seen on 5.10
     /// and 6.1 with 192 CPUs).
@@ -65,6 +71,8 @@ pub mod programs {
     pub const GETPEERNAME6: &str = "getpeername6";
     /// `socket`: stamps the handler's heartbeat. It is attached to a socket of the daemon's, not to the cgroup.
     pub const HEARTBEAT: &str = "heartbeat";
+    /// `socket`: whether a packet is the SYN of a connection in `CONNECTING`. Rules in pods call it.
+    pub const EXEMPT: &str = "exempt";
     /// Those of the kubelet's cgroup, in the order in which they are attached: what identifies a redirected
     /// connection stands before the first one is redirected.
     pub const ATTACH_ORDER: [&str; 5] = [SOCK_OPS, GETPEERNAME4, GETPEERNAME6, CONNECT4, CONNECT6];

@@ -9,12 +9,12 @@ use aya_ebpf::programs::SockAddrContext;
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
-use probe_handler_common::flow::Original;
+use probe_handler_common::flow::{EXEMPT, HANDLER, Original};
 use probe_handler_common::gate::{Decision, LeaveReason, decide};
 use probe_handler_common::refusal::Refusal;
 use probe_handler_common::spread::{port_index, source_v4};
 
-use crate::heartbeat::is_alive;
+use crate::heartbeat::{is_alive, lease_is_over};
 use crate::listener::{KUBELET_NETNS, listens};
 use crate::log::tell;
 use crate::maps::{CONFIG, ENDPOINTS, REFUSALS, SOCKETS, count, has_set_retval};
@@ -137,6 +137,10 @@ fn connect(
         return Verdict::ALLOW;
     }
     count(Counter::Seen);
+    if lease_is_over(&config) {
+        count(Counter::NoHeartbeat);
+        return Verdict::ALLOW;
+    }
 
     let netns = endpoint.netns_id as u64;
     let handler = handler(destination, &config);
@@ -161,6 +165,7 @@ fn connect(
         (Decision::Redirect, Some(handler)) => {
             redirect(ctx, destination, || set_destination(&handler))
         }
+        (Decision::Exempt, _) => exempt(ctx, destination),
         (Decision::Refuse, _) => (
             refuse(destination),
             "is refused: the mesh listens, the app does not",
@@ -208,20 +213,41 @@ fn redirect(
     destination: &SockAddr,
     set_destination: impl FnOnce(),
 ) -> (Verdict, &'static str) {
-    // SAFETY: the context, which holds a socket.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let original = Original {
-        destination: *destination,
-        isn: 0,
-    };
-    if SOCKETS.insert(cookie, original, 0).is_err() {
+    if !remember(ctx, destination, HANDLER) {
         // Without the record the handler would take it for a stranger's.
-        count(Counter::Error);
         return (Verdict::ALLOW, "is left alone: SOCKETS takes no entry");
     }
     set_destination();
     count(Counter::Redirected);
     (Verdict::ALLOW, "goes to the handler")
+}
+
+/// Leaves the destination alone, and lets `sock_ops` know the socket. Gives what there is to tell, too.
+#[inline(always)]
+fn exempt(ctx: &SockAddrContext, destination: &SockAddr) -> (Verdict, &'static str) {
+    let what = if remember(ctx, destination, EXEMPT) {
+        "goes to the pod itself"
+    } else {
+        "is left alone: SOCKETS takes no entry"
+    };
+    (Verdict::ALLOW, what)
+}
+
+/// Notes which way the socket goes.
+#[inline(always)]
+fn remember(ctx: &SockAddrContext, destination: &SockAddr, path: u32) -> bool {
+    // SAFETY: the context, which holds a socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let original = Original {
+        destination: *destination,
+        isn: 0,
+        path,
+    };
+    let noted = SOCKETS.insert(cookie, original, 0).is_ok();
+    if !noted {
+        count(Counter::Error);
+    }
+    noted
 }
 
 /// Gives the socket a loopback source address by its endpoint, so that it finds a free source port wherever it would have

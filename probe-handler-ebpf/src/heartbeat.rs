@@ -2,23 +2,47 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use probe_handler_common::config::Config;
-use probe_handler_common::heartbeat::is_fresh;
+use probe_handler_common::heartbeat::{BEAT, CLOCK, LEASE, is_fresh, is_over};
 
 use crate::maps::HEARTBEAT;
 
-/// Notes that the handler is alive now.
+/// A datagram of `length` bytes came: one byte asks for the time, none says that the handler is alive.
 #[inline(always)]
-pub fn stamp() {
-    if let Some(beat) = HEARTBEAT.get_ptr_mut(0) {
+pub fn on_datagram(length: u32) {
+    if length == 0 {
+        stamp(BEAT);
+        stamp(LEASE);
+    } else {
+        stamp(CLOCK);
+    }
+}
+
+#[inline(always)]
+fn stamp(entry: u32) {
+    if let Some(beat) = HEARTBEAT.get_ptr_mut(entry) {
         // SAFETY: a live map value of 8 bytes, written as one; a read beside it sees the old or the new one.
         unsafe { core::ptr::write_volatile(beat, bpf_ktime_get_ns()) };
     }
 }
 
+/// Whether the daemon has been gone for so long that its programs stand aside.
+#[inline(always)]
+pub fn lease_is_over(config: &Config) -> bool {
+    if config.outlive_ns == 0 {
+        return false;
+    }
+    let Some(lease) = HEARTBEAT.get_ptr(LEASE) else {
+        return false;
+    };
+    // SAFETY: as in `is_alive`.
+    let (lease, now) = unsafe { (core::ptr::read_volatile(lease), bpf_ktime_get_ns()) };
+    is_over(lease, now, config.outlive_ns)
+}
+
 /// Whether the handler gave a sign of life not long ago, and wants connections.
 #[inline(always)]
 pub fn is_alive(config: &Config) -> bool {
-    let Some(beat) = HEARTBEAT.get_ptr(0) else {
+    let Some(beat) = HEARTBEAT.get_ptr(BEAT) else {
         return false;
     };
     // SAFETY: a live map value of 8 bytes; the clock is only read.

@@ -1,12 +1,14 @@
-//! probe-handler's eBPF programs: entry points only. All but one are attached to the kubelet's own cgroup.
+//! probe-handler's eBPF programs: entry points only. All but two are attached to the kubelet's own cgroup.
 //!
 //! `connect4`/`connect6` decide about each TCP connection the kubelet makes, `sock_ops` ties a
 //! redirected connection to its original destination, `getpeername4`/`getpeername6` keep telling the
 //! kubelet that its peer is the pod. `heartbeat`, attached to a socket of the daemon's, notes that its handler is alive.
+//! `exempt` is asked by our rules in pods whether a packet begins a connection of the kubelet's.
 #![no_std]
 #![no_main]
 
 mod connect;
+mod exempt;
 mod heartbeat;
 mod listener;
 mod log;
@@ -52,9 +54,15 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 /// The handler sends itself a datagram, which is dropped.
 #[socket_filter]
-pub fn heartbeat(_ctx: SkBuffContext) -> i64 {
-    heartbeat::stamp();
+pub fn heartbeat(ctx: SkBuffContext) -> i64 {
+    heartbeat::on_datagram(ctx.len());
     0
+}
+
+/// A packet of a pod's, from its IP header on, as netfilter hands it over (xt_bpf).
+#[socket_filter]
+pub fn exempt(ctx: SkBuffContext) -> i64 {
+    i64::from(exempt::is_exempt(&ctx))
 }
 
 /// The kernel offers these programs' helpers to GPL-compatible programs only.

@@ -4,11 +4,13 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
+use probe_handler_common::connecting::{Connecting, Tuple};
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::{Flow, FlowKey, Original};
+use probe_handler_common::heartbeat;
 use probe_handler_common::maps::{
-    ENDPOINTS_CAPACITY, FLOWS_CAPACITY, REFUSALS_BYTES, SOCKETS_CAPACITY,
+    CONNECTING_CAPACITY, ENDPOINTS_CAPACITY, FLOWS_CAPACITY, REFUSALS_BYTES, SOCKETS_CAPACITY,
 };
 
 /// Probed (address, port) pairs; written by the daemon.
@@ -24,14 +26,19 @@ pub static SOCKETS: LruHashMap<u64, Original> = LruHashMap::with_max_entries(SOC
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(FLOWS_CAPACITY, 0);
 
+/// A connection that is to be kept out of the mesh's redirect; lives while the kubelet's socket is in SYN_SENT.
+#[map]
+pub static CONNECTING: HashMap<Tuple, Connecting> =
+    HashMap::with_max_entries(CONNECTING_CAPACITY, 0);
+
 /// One entry, written by the daemon.
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
-/// When the handler was last alive, by the clock of `bpf_ktime_get_ns`; one entry, stamped by `heartbeat`, set to
-/// `heartbeat::STOPPED` by the daemon.
+/// When the handler was last alive, by the clock of `bpf_ktime_get_ns`, stamped by `heartbeat`; set to
+/// `heartbeat::STOPPED` by the daemon. See `probe_handler_common::heartbeat` for its entries.
 #[map]
-pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, 0);
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(heartbeat::ENTRIES, 0);
 
 /// Read by the daemon.
 #[map]

@@ -1,23 +1,26 @@
-//! The life of a redirected socket: from its first SYN, past the kubelet's questions, to its end.
+//! The life of a socket that connects to an endpoint: from its first SYN, past the kubelet's questions, to its end.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB,
 };
-use aya_ebpf::helpers::bpf_get_socket_cookie;
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use probe_handler_common::address::SockAddr;
+use probe_handler_common::connecting::{Connecting, Tuple};
 use probe_handler_common::counters::Counter;
-use probe_handler_common::flow::{Flow, FlowKey, Original};
+use probe_handler_common::flow::{EXEMPT, Flow, FlowKey, HANDLER, Original};
 
 use crate::connect::{handler, set_user_address4, set_user_address6, user_address4, user_address6};
 use crate::log::tell;
-use crate::maps::{CONFIG, FLOWS, SOCKETS, count};
+use crate::maps::{CONFIG, CONNECTING, FLOWS, SOCKETS, count};
 
 /// `AF_INET`.
 const AF_INET: u32 = 2;
-/// `BPF_TCP_CLOSE` of include/uapi/linux/bpf.h.
+/// `BPF_TCP_SYN_SENT` of include/uapi/linux/bpf.h.
+const TCP_SYN_SENT: u32 = 2;
+/// `BPF_TCP_CLOSE`.
 const TCP_CLOSE: u32 = 7;
 
 /// `sockops`.
@@ -26,7 +29,14 @@ pub fn on_event(ctx: &SockOpsContext) {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => on_connect(ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => on_established(ctx),
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == TCP_CLOSE => on_close(ctx),
+        BPF_SOCK_OPS_STATE_CB => {
+            if ctx.arg(0) == TCP_SYN_SENT {
+                on_answer(ctx);
+            }
+            if ctx.arg(1) == TCP_CLOSE {
+                on_close(ctx);
+            }
+        }
         _ => {}
     }
 }
@@ -40,20 +50,80 @@ fn on_connect(ctx: &SockOpsContext) {
     let Some(original) = (unsafe { SOCKETS.get(cookie) }).copied() else {
         return;
     };
-    if !is_to_handler(&remote(ctx), &original) {
-        // The socket was redirected once, failed, and now goes elsewhere.
+    let remote = remote(ctx);
+    let as_decided = if original.path == EXEMPT {
+        is_same(&remote, &original.destination)
+    } else {
+        is_to_handler(&remote, &original)
+    };
+    if !as_decided {
+        // The socket was ours once, failed, and now goes elsewhere.
         let _ = SOCKETS.remove(cookie);
         return;
     }
     // Without the state callback the end would go unseen: the entries would only age.
     let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
-    if ctx.set_cb_flags(flags as i32).is_err() {
+    let end_is_seen = ctx.set_cb_flags(flags as i32).is_ok();
+    if !end_is_seen {
         count(Counter::Error);
         tell(
             ctx,
             &original.destination,
-            "goes to the handler, but its end will not be seen",
+            "is connecting, but its end will not be seen",
         );
+    }
+    // An exemption whose end is not seen would be another's one day.
+    if original.path == EXEMPT && end_is_seen {
+        record(ctx, remote, cookie);
+    }
+}
+
+/// Notes the connection that is about to begin, so that its SYN is known in the pod.
+#[inline(always)]
+fn record(ctx: &SockOpsContext, destination: SockAddr, cookie: u64) {
+    let tuple = Tuple {
+        source: local(ctx),
+        destination,
+    };
+    let entry = Connecting {
+        cookie,
+        // SAFETY: the clock is only read.
+        since_ns: unsafe { bpf_ktime_get_ns() },
+        arrived: 0,
+    };
+    if CONNECTING.insert(tuple, entry, 0).is_ok() {
+        count(Counter::Recorded);
+    } else {
+        count(Counter::Error);
+        tell(
+            ctx,
+            &tuple.destination,
+            "is not kept out of the redirect: CONNECTING takes no entry",
+        );
+    }
+}
+
+/// The socket leaves SYN_SENT: answered, refused or given up. Its exemption ends.
+#[inline(always)]
+fn on_answer(ctx: &SockOpsContext) {
+    // SAFETY: the context, which holds a socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: keyed by our own socket, whose state is changing: nobody else removes it now.
+    let Some(original) = (unsafe { SOCKETS.get(cookie) }).copied() else {
+        return;
+    };
+    if original.path != EXEMPT {
+        return;
+    }
+    let _ = SOCKETS.remove(cookie);
+    let tuple = Tuple {
+        source: local(ctx),
+        destination: original.destination,
+    };
+    // SAFETY: only read; written by our own socket alone.
+    let is_ours = unsafe { CONNECTING.get(tuple) }.is_some_and(|entry| entry.cookie == cookie);
+    if is_ours {
+        let _ = CONNECTING.remove(tuple);
     }
 }
 
@@ -67,6 +137,10 @@ fn on_established(ctx: &SockOpsContext) {
     let Some(original) = SOCKETS.get_ptr_mut(cookie) else {
         return;
     };
+    // SAFETY: a live map value.
+    if unsafe { (*original).path } != HANDLER {
+        return;
+    }
     // The SYN, and nothing but the SYN, is acknowledged.
     // SAFETY: a field of the context.
     let isn = unsafe { (*ctx.ops).snd_una }.wrapping_sub(1);
@@ -148,11 +222,17 @@ fn is_to_handler(peer: &SockAddr, original: &Original) -> bool {
     let Some(handler) = handler(&original.destination, config) else {
         return false;
     };
-    handler.port == peer.port
-        && handler.ip[0] == peer.ip[0]
-        && handler.ip[1] == peer.ip[1]
-        && handler.ip[2] == peer.ip[2]
-        && handler.ip[3] == peer.ip[3]
+    is_same(&handler, peer)
+}
+
+/// Compared by hand: the derived way is a call of memcmp.
+#[inline(always)]
+fn is_same(one: &SockAddr, other: &SockAddr) -> bool {
+    one.port == other.port
+        && one.ip[0] == other.ip[0]
+        && one.ip[1] == other.ip[1]
+        && one.ip[2] == other.ip[2]
+        && one.ip[3] == other.ip[3]
 }
 
 /// The kubelet's end of the connection.

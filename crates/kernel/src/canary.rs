@@ -81,6 +81,28 @@ fn no_listeners(error: &io::Error) -> Plan {
     Plan::Unproven(format!("cannot ask for the pod's listeners: {error}"))
 }
 
+/// Ports at `address` on which nothing listens, to be dialled one after another: an app may have begun to listen on the
+/// first since it was looked at, but not on two.
+///
+/// # Errors
+/// Those of `has_listener`.
+pub(crate) fn free_ports(
+    address: IpAddr,
+    mut has_listener: impl FnMut(SocketAddr) -> io::Result<bool>,
+) -> io::Result<Vec<SocketAddr>> {
+    let mut free = Vec::new();
+    for port in CANDIDATES.rev().step_by(STEP) {
+        let candidate = SocketAddr::new(address, port);
+        if !has_listener(candidate)? {
+            free.push(candidate);
+        }
+        if free.len() == DIALS {
+            break;
+        }
+    }
+    Ok(free)
+}
+
 fn plan(
     address: IpAddr,
     mesh_port: Option<u16>,
@@ -92,16 +114,7 @@ fn plan(
         let why = format!("the mesh does not listen on its port {port} yet");
         return Ok(Plan::Unproven(why));
     }
-    let mut to = Vec::new();
-    for port in CANDIDATES.rev().step_by(STEP) {
-        let candidate = SocketAddr::new(address, port);
-        if !has_listener(candidate)? {
-            to.push(candidate);
-        }
-        if to.len() == DIALS {
-            break;
-        }
-    }
+    let to = free_ports(address, has_listener)?;
     Ok(match to.is_empty() {
         true => Plan::Unproven("every candidate port has a listener".to_owned()),
         false => Plan::Dial(to),

@@ -4,12 +4,13 @@
 //! (time_namespaces(7)) its clocks differ. So a program stamps the heartbeat: it is the filter of a socket to which the
 //! handler sends an empty datagram, and drops it.
 
+use std::io;
 use std::os::unix::net::UnixDatagram;
 
 use aya::maps::{Array, MapData};
 use aya::programs::ProgramError;
 use parking_lot::Mutex;
-use probe_handler_common::heartbeat::STOPPED;
+use probe_handler_common::heartbeat::{BEAT, CLOCK, STOPPED};
 
 use serve::pulse::Pulse;
 
@@ -42,6 +43,19 @@ impl Heartbeat {
     }
 }
 
+impl Heartbeat {
+    /// The programs' clock, nanoseconds.
+    ///
+    /// # Errors
+    /// Those of send(2); the kernel's.
+    pub fn now(&self) -> io::Result<u64> {
+        let map = self.map.lock();
+        // The program has run by the time in which the datagram has been sent, or dropped.
+        let _ = self.sender.send(&[0])?;
+        map.get(&CLOCK, 0).map_err(io::Error::other)
+    }
+}
+
 impl Pulse for Heartbeat {
     fn beat(&self) {
         if let Err(error) = self.sender.send(&[]) {
@@ -50,7 +64,7 @@ impl Pulse for Heartbeat {
     }
 
     fn stop(&self) {
-        if let Err(error) = self.map.lock().set(0, STOPPED, 0) {
+        if let Err(error) = self.map.lock().set(BEAT, STOPPED, 0) {
             tracing::debug!(%error, "the heartbeat cannot be stopped: it ends by its age");
         }
     }

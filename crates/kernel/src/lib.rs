@@ -9,6 +9,7 @@ pub mod capabilities;
 pub mod cgroup;
 pub mod cputime;
 pub mod dial;
+pub mod exemption;
 pub mod heartbeat;
 pub mod kubelet;
 pub mod locate;

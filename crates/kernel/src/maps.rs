@@ -9,6 +9,7 @@ use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use parking_lot::Mutex;
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
+use probe_handler_common::connecting::{Connecting, Tuple, trial_since};
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::{Flow, FlowKey};
@@ -16,6 +17,8 @@ use probe_handler_common::refusal::Refusal;
 use reconcile::{EndpointWriter, WriteError};
 
 use serve::flows::{AcceptedFlow, ConnectionId, Flows};
+
+use crate::heartbeat::Heartbeat;
 
 /// `ENDPOINTS`.
 pub struct EndpointMap(pub(super) HashMap<MapData, SockAddr, EndpointValue>);
@@ -51,6 +54,67 @@ impl Flows for FlowMap {
             original: flow.original.into(),
             closed: flow.closed != 0,
         })
+    }
+}
+
+/// `CONNECTING`.
+pub struct ConnectingMap {
+    pub(super) map: Mutex<HashMap<MapData, Tuple, Connecting>>,
+    /// Knows the programs' clock.
+    pub(super) clock: Arc<Heartbeat>,
+}
+
+impl ConnectingMap {
+    /// Exempts a connection of our own, until [`ConnectingMap::forget`] or for as long as a trial takes.
+    ///
+    /// # Errors
+    /// The kernel's: the map is full.
+    pub fn record(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<()> {
+        let entry = Connecting {
+            cookie: 0,
+            since_ns: trial_since(self.clock.now()?),
+            arrived: 0,
+        };
+        let inserted = self.map.lock().insert(tuple(source, destination), entry, 0);
+        inserted.map_err(io::Error::other)
+    }
+
+    /// Ends the exemption of a connection; tells whether its SYN arrived in a pod with our rules.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn forget(&self, source: SocketAddr, destination: SocketAddr) -> Result<bool, MapError> {
+        let tuple = tuple(source, destination);
+        let mut map = self.map.lock();
+        let arrived = map.get(&tuple, 0).is_ok_and(|entry| entry.arrived != 0);
+        remove(&mut *map, &tuple).map(|_| arrived)
+    }
+
+    /// Ends the exemption of all connections.
+    pub(super) fn clear(&self) {
+        let mut map = self.map.lock();
+        let tuples: Vec<Tuple> = map.keys().filter_map(Result::ok).collect();
+        for tuple in tuples {
+            if let Err(error) = remove(&mut *map, &tuple) {
+                tracing::debug!(%error, "an entry of CONNECTING stays until it is too old");
+            }
+        }
+    }
+
+    /// The connections that are exempt now.
+    pub fn connections(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        let map = self.map.lock();
+        let tuples = map.keys().filter_map(Result::ok);
+        tuples
+            .map(|tuple| (tuple.source.into(), tuple.destination.into()))
+            .collect()
+    }
+}
+
+fn tuple(source: SocketAddr, destination: SocketAddr) -> Tuple {
+    Tuple {
+        source: source.into(),
+        destination: destination.into(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,8 +15,9 @@ use parking_lot::Mutex;
 use probe_handler_common::config::Config;
 use probe_handler_common::{globals, maps, programs};
 
+use crate::exemption::Exemption;
 use crate::heartbeat::Heartbeat;
-use crate::maps::{CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
+use crate::maps::{ConnectingMap, CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
 use crate::{attach_conflicts, capabilities};
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
@@ -156,6 +158,8 @@ pub struct Maps {
     pub counters: Arc<CounterMap>,
     /// For the verdicts that the kernel gave.
     pub refusals: RefusalRing,
+    /// For trial connections.
+    pub connecting: Arc<ConnectingMap>,
 }
 
 /// The loaded programs and their attachments. Dropped: everything is gone from the kernel.
@@ -164,6 +168,7 @@ pub struct Programs {
     refuses_with_econnrefused: bool,
     links: Vec<Attached>,
     cgroup: Option<PathBuf>,
+    connecting: Arc<ConnectingMap>,
 }
 
 struct Attached {
@@ -219,9 +224,16 @@ impl Programs {
         for program in programs::ATTACH_ORDER {
             load_program(&mut ebpf, program)?;
         }
-        let heartbeat = heartbeat(&mut ebpf)?;
+        let heartbeat = Arc::new(heartbeat(&mut ebpf)?);
+        load_socket_filter(&mut ebpf, programs::EXEMPT)?;
+        let connecting = take_map(&mut ebpf, maps::CONNECTING)?;
+        let connecting = Arc::new(ConnectingMap {
+            map: Mutex::new(connecting),
+            clock: Arc::clone(&heartbeat),
+        });
         let maps = Maps {
-            heartbeat: Arc::new(heartbeat),
+            connecting: Arc::clone(&connecting),
+            heartbeat: Arc::clone(&heartbeat),
             endpoints: EndpointMap(take_map(&mut ebpf, maps::ENDPOINTS)?),
             flows: Arc::new(FlowMap(Mutex::new(take_map(&mut ebpf, maps::FLOWS)?))),
             config: ProgramConfig(Arc::new(Mutex::new((
@@ -236,6 +248,7 @@ impl Programs {
             refuses_with_econnrefused: set_retval,
             links: Vec::new(),
             cgroup: None,
+            connecting,
         };
         Ok((programs, maps))
     }
@@ -308,10 +321,35 @@ impl Programs {
         });
     }
 
-    /// Takes all programs off.
+    /// Takes all programs off. Nobody would end the exemption of connections that are being made, so it ends now.
     pub fn detach(&mut self) {
+        self.detach_connect();
+        self.connecting.clear();
         self.links.clear();
         self.cgroup = None;
+    }
+
+    /// The way to put rules into pods that ask our program `exempt`. It holds the program.
+    ///
+    /// # Errors
+    /// [`Error::Missing`]; [`Error::Verify`] where the kernel gives no descriptor.
+    pub fn exemption(&self) -> Result<Exemption, Error> {
+        let name = programs::EXEMPT;
+        let missing = Error::Missing {
+            what: "program",
+            name,
+        };
+        let program = self.ebpf.program(name).ok_or(missing)?;
+        let descriptor = || -> Result<_, ProgramError> {
+            let program: &SocketFilter = program.try_into()?;
+            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+        };
+        descriptor()
+            .map(Exemption::new)
+            .map_err(|source| Error::Verify {
+                program: name,
+                source: Box::new(source),
+            })
     }
 
     /// The programs now attached, and where.
@@ -350,8 +388,16 @@ fn lru_capacity_per_all_cpus() -> u32 {
 
 /// Loads the heartbeat's program and attaches it to a socket of its own.
 fn heartbeat(ebpf: &mut Ebpf) -> Result<Heartbeat, Error> {
-    let name = programs::HEARTBEAT;
     let map = take_map(ebpf, maps::HEARTBEAT)?;
+    let program = load_socket_filter(ebpf, programs::HEARTBEAT)?;
+    Heartbeat::new(map, |socket| program.attach(socket))
+        .map_err(|source| Error::Heartbeat(Box::new(source)))
+}
+
+fn load_socket_filter<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SocketFilter, Error> {
     let program = ebpf.program_mut(name).ok_or(Error::Missing {
         what: "program",
         name,
@@ -362,8 +408,7 @@ fn heartbeat(ebpf: &mut Ebpf) -> Result<Heartbeat, Error> {
     };
     let program: &mut SocketFilter = program.try_into().map_err(verify)?;
     program.load().map_err(verify)?;
-    Heartbeat::new(map, |socket| program.attach(socket))
-        .map_err(|source| Error::Heartbeat(Box::new(source)))
+    Ok(program)
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {

@@ -7,8 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use probe_handler_common::endpoint::{GATE, REDIRECT};
-
+use crate::path::{self, HttpBy};
 use model::bounds::PROBES_LIMIT;
 use model::inbound::Inbound;
 use model::{Action, Pod, Probe, ProbeMode, Rewritten, Scheme};
@@ -23,7 +22,7 @@ const ENDPOINTS: usize = 2 * PROBES_LIMIT;
 pub struct WantedEndpoint {
     /// Pod IP and port, as the kubelet dials it.
     pub address: SocketAddr,
-    /// `GATE` and `REDIRECT` of `probe_handler_common::endpoint`.
+    /// `GATE`, `REDIRECT` and `KERNEL` of `probe_handler_common::endpoint`.
     pub flags: u32,
     /// Where the pod's mesh listens for inbound connections.
     pub mesh_port: Option<u16>,
@@ -86,8 +85,8 @@ impl PodRoutes {
         }
     }
 
-    /// One endpoint for each of `addresses` and each port, sorted, no address twice.
-    pub fn endpoints(&self, addresses: &[IpAddr]) -> Vec<WantedEndpoint> {
+    /// One endpoint for each of `addresses` and each port, sorted, no address twice. `kernel`: see [`path::flags`].
+    pub fn endpoints(&self, addresses: &[IpAddr], kernel: Option<HttpBy>) -> Vec<WantedEndpoint> {
         let mut addresses: Vec<_> = addresses.iter().map(IpAddr::to_canonical).collect();
         addresses.sort_unstable();
         addresses.dedup();
@@ -96,11 +95,7 @@ impl PodRoutes {
                 let address = SocketAddr::new(address, port);
                 WantedEndpoint {
                     address,
-                    flags: match routes {
-                        Routes::Native(_) => GATE | REDIRECT,
-                        // The app does not listen there: nothing to gate on.
-                        Routes::Rewritten(_) => REDIRECT,
-                    },
+                    flags: path::flags(routes, kernel),
                     mesh_port: self
                         .inbound
                         .as_ref()

@@ -2,6 +2,7 @@
 //! [`EndpointWriter`], and in the handler's table.
 
 pub mod endpoints;
+pub mod path;
 pub mod registry;
 mod writer;
 

@@ -9,6 +9,7 @@ use probe_handler_common::endpoint::EndpointValue;
 
 use crate::EndpointWriter;
 use crate::endpoints::PodRoutes;
+use crate::path::HttpBy;
 use model::netns::NetnsId;
 use model::{Pod, PodId};
 use probe::dial::Dial;
@@ -41,6 +42,8 @@ pub struct Placement {
     pub dialer: Arc<dyn Dial>,
     /// What its checks have cost lately.
     pub cost: Arc<PodCost>,
+    /// What serves HTTP, where our rules in its namespace let the kernel path serve it; none: the handler serves all.
+    pub kernel: Option<HttpBy>,
 }
 
 /// What keeps a pod from being served.
@@ -155,7 +158,10 @@ impl PodEntry {
             .filter(|address| !conflicts.contains(address))
             .copied()
             .collect();
-        let endpoints = self.routes.endpoints(&addresses).into_iter();
+        let endpoints = self
+            .routes
+            .endpoints(&addresses, placement.kernel)
+            .into_iter();
         let wanted = endpoints.map(|endpoint| {
             let value = EndpointValue {
                 netns_id: placement.netns_id,
@@ -360,6 +366,18 @@ impl<W: EndpointWriter> Registry<W> {
     pub fn set_obstacle(&mut self, uid: &str, obstacle: Option<Obstacle>) {
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.obstacle = obstacle;
+            self.reconcile();
+        }
+    }
+
+    /// Whether the kernel path may serve pod `uid` where it is, and what serves HTTP then.
+    pub fn set_kernel(&mut self, uid: &str, kernel: Option<HttpBy>) {
+        if let Some(entry) = self.pods.get_mut(uid)
+            && let Some(placement) = &mut entry.placement
+            && placement.kernel != kernel
+        {
+            placement.kernel = kernel;
+            entry.wanted = None;
             self.reconcile();
         }
     }

@@ -6,6 +6,7 @@
 
 mod costs;
 mod handler_thread;
+mod kernel_path;
 mod kubelet_task;
 mod pace;
 mod pending_pods;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::cli::config::{AgentConfig, KubeletConfig, PodSource};
@@ -35,10 +36,11 @@ use crate::observe::turns::Turns;
 use handler_thread::HandlerThread;
 use kernel::kubelet::{Error as KubeletError, Finder, Search};
 use kernel::locate::Locator;
-use kernel::maps::{CounterMap, ProgramConfig};
+use kernel::maps::{ConnectingMap, CounterMap, ProgramConfig};
 use kernel::netns::Netns;
 use kernel::programs::{Error as ProgramsError, LoadOptions, Maps, Programs};
 use kernel::{capabilities, dial, scheduling};
+use kernel_path::KernelPath;
 use kubelet_task::Attachment;
 use pods::scope::Selection;
 use reconcile::registry::Registry;
@@ -137,11 +139,13 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     spawn(&mut tasks, locator.keep(missing.clone()));
     let watch_health = Arc::new(Health::default());
     let (source_events, from_source) = mpsc::channel(CHANNEL);
+    let (kernel_path_ready, kernel_path_watch) = watch::channel(None);
     let (excluded, too_costly) = mpsc::unbounded_channel();
     let registry = RegistryTask::new(
         Arc::clone(&shared),
         Arc::clone(&metrics),
         locator,
+        kernel_path_watch,
         pods_ready,
         too_costly,
     );
@@ -173,6 +177,14 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     shared.lock().registry.begin(maps.endpoints);
 
     let shared_process = Arc::new(AtomicBool::new(false));
+    let (kernel_path, kernel_path_trouble) = match config.kernel_path {
+        true => kernel_path(&config, &programs, maps.connecting, &shared_process)?,
+        false => (None, None),
+    };
+    if let Some(kernel_path) = kernel_path {
+        let _ = kernel_path_ready.send(Some(kernel_path));
+    }
+    drop(kernel_path_ready);
     let (slow, slow_connections) = SlowLane::new();
     let handler = Arc::new(Handler {
         flows: maps.flows,
@@ -205,6 +217,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         shared: Arc::clone(&shared),
         handler: handler.addresses(),
         counters: Arc::clone(&maps.counters),
+        kernel_path_trouble,
     };
     let refusals = Arc::new(Refusals {
         ring: maps.refusals,
@@ -279,6 +292,28 @@ fn load(options: LoadOptions) -> anyhow::Result<oneshot::Receiver<LoadResult>> {
         })
         .context("cannot start a thread")?;
     Ok(loaded)
+}
+
+/// The kernel path for all pods, and what it has to do without.
+fn kernel_path(
+    config: &AgentConfig,
+    programs: &Programs,
+    connecting: Arc<ConnectingMap>,
+    shared_process: &Arc<AtomicBool>,
+) -> anyhow::Result<(Option<Arc<KernelPath>>, Option<String>)> {
+    let mut exemption = programs
+        .exemption()
+        .map_err(|error| anyhow::anyhow!(error.told()))?;
+    let trouble = exemption.pin(&config.bpffs).err().map(|error| {
+        let error = anyhow::Error::from(error);
+        format!("the program that pods' rules ask has no name there: {error:#}")
+    });
+    if let Some(trouble) = &trouble {
+        tracing::warn!("{trouble}");
+    }
+    let shared_process = Arc::clone(shared_process);
+    let kernel_path = KernelPath::new(exemption, connecting, config.http, shared_process);
+    Ok((Some(Arc::new(kernel_path)), trouble))
 }
 
 /// Starts the source of pods, which tells `events`.

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::costs::Costs;
+use super::kernel_path::{self, KernelPathWatch};
 use super::pace::Pace;
 use super::pod_work::{Permit, PodPool, PodWork, Turn};
 use kernel::address_watch::AddressWatch;
@@ -62,6 +63,8 @@ pub enum PodChange {
     Lost(String),
     /// The canary dial was repeated.
     Canary(Trial),
+    /// Which path serves it is known, or has changed.
+    Path(kernel_path::Path),
 }
 
 /// A canary dial, or why there was none.
@@ -113,12 +116,14 @@ pub async fn run(
     generation: u64,
     locator: Arc<Locator>,
     pool: Arc<PodPool>,
+    kernel_path: KernelPathWatch,
     events: mpsc::Sender<Event>,
 ) {
     let follower = Follower {
         pod,
         generation,
         work: PodWork::new(pool),
+        kernel_path,
         events,
     };
     // Ends only when the registry is gone.
@@ -132,6 +137,7 @@ struct Follower {
     pod: Arc<Pod>,
     generation: u64,
     work: PodWork,
+    kernel_path: KernelPathWatch,
     events: mpsc::Sender<Event>,
 }
 
@@ -293,7 +299,7 @@ impl Stay<'_> {
                 netns: Arc::clone(self.netns),
                 sandbox: self.sandbox,
                 nsid: self.nsid,
-                addresses,
+                addresses: addresses.clone(),
                 lo_up,
                 trial: last.clone(),
             };
@@ -305,8 +311,11 @@ impl Stay<'_> {
             }
             let unsure = sleep_until(Instant::now() + UNSURE_PERIOD);
             tokio::pin!(unsure);
+            let path = self.keep_kernel_path(&addresses);
+            tokio::pin!(path);
             loop {
                 tokio::select! {
+                    closed = &mut path => return Err(closed),
                     changed = watch.changed() => {
                         if let Err(error) = changed {
                             return Ok(format!("cannot watch its addresses: {error}"));
@@ -387,6 +396,26 @@ impl Stay<'_> {
             canary: result,
             cost: dearest,
             too_much: costs.too_much(),
+        }
+    }
+
+    /// Keeps the pod's kernel path, where there is one to be kept, until the registry is gone.
+    async fn keep_kernel_path(&self, addresses: &[IpAddr]) -> Closed {
+        let mut ready = self.follower.kernel_path.clone();
+        // The programs may still be loading. An error says that there is no kernel path.
+        let kernel_path = match ready.wait_for(Option::is_some).await {
+            Ok(found) => found.clone(),
+            Err(_) => None,
+        };
+        let Some(kernel_path) = kernel_path else {
+            return std::future::pending().await;
+        };
+        let mut kept = kernel_path.keep(self.netns, addresses);
+        loop {
+            let path = kept.next().await;
+            if let Err(closed) = self.follower.tell(PodChange::Path(path)).await {
+                return closed;
+            }
         }
     }
 

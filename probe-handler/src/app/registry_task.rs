@@ -11,6 +11,7 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
 use super::CHANNEL;
+use super::kernel_path::{KernelPathWatch, Path};
 use super::pending_pods::PendingPods;
 use super::pod_task::{self, Event, LO_DOWN, Place, PodChange, Trial};
 use super::pod_work::PodPool;
@@ -40,6 +41,8 @@ pub struct PodsState {
     pub problems: Vec<String>,
     /// Last canary of each pod, by UID.
     pub canaries: BTreeMap<String, (Canary, Instant)>,
+    /// Which path serves each pod, by UID; nothing where there is only the handler's.
+    pub paths: BTreeMap<String, Path>,
 }
 
 impl PodsState {
@@ -50,6 +53,7 @@ impl PodsState {
             parsed: Vec::new(),
             problems: Vec::new(),
             canaries: BTreeMap::new(),
+            paths: BTreeMap::new(),
         }
     }
 }
@@ -60,6 +64,8 @@ pub struct RegistryTask {
     metrics: Arc<Metrics>,
     locator: Arc<Locator>,
     pool: Arc<PodPool>,
+    /// None: the handler serves all.
+    kernel_path: KernelPathWatch,
     followers: BTreeMap<String, Follower>,
     running: JoinSet<()>,
     generation: u64,
@@ -82,6 +88,7 @@ impl RegistryTask {
         shared: Arc<Mutex<PodsState>>,
         metrics: Arc<Metrics>,
         locator: Arc<Locator>,
+        kernel_path: KernelPathWatch,
         pods_ready: BlockReady,
         too_costly: mpsc::UnboundedReceiver<PodId>,
     ) -> Self {
@@ -90,6 +97,7 @@ impl RegistryTask {
             metrics,
             locator,
             pool: PodPool::new(std::thread::available_parallelism().map_or(1, NonZero::get)),
+            kernel_path,
             followers: BTreeMap::new(),
             running: JoinSet::new(),
             generation: 0,
@@ -143,6 +151,7 @@ impl RegistryTask {
         let replaced = shared.registry.replace(pods);
         for id in &replaced.stopped {
             let _ = shared.canaries.remove(&id.uid);
+            let _ = shared.paths.remove(&id.uid);
         }
         for entry in shared.registry.pods().values() {
             self.unserved.placed(entry, Instant::now());
@@ -188,6 +197,7 @@ impl RegistryTask {
                 self.generation,
                 Arc::clone(&self.locator),
                 Arc::clone(&self.pool),
+                self.kernel_path.clone(),
                 events.clone(),
             ));
             let follower = Follower {
@@ -265,10 +275,12 @@ impl RegistryTask {
                 let obstacle = self.note_trial(&mut shared, &pod, true, trial);
                 shared.registry.set_obstacle(&uid, obstacle);
             }
+            PodChange::Path(path) => self.note_path(&mut shared, &pod, path),
             PodChange::Lost(why) => {
                 tracing::debug!(pod = %pod.id, why, "not served");
                 self.unserved.lost(&uid, why.clone(), Instant::now());
                 let _ = shared.canaries.remove(&uid);
+                let _ = shared.paths.remove(&uid);
                 shared
                     .registry
                     .place(&uid, None, Some(Obstacle::NoNamespace(why)));
@@ -345,6 +357,18 @@ impl RegistryTask {
             _ => {}
         }
         after
+    }
+
+    /// Has the registry use the path that serves a pod, and keeps it for `status`.
+    fn note_path(&self, shared: &mut PodsState, pod: &Pod, path: Path) {
+        let kernel_path = self.kernel_path.borrow().clone();
+        let kernel = kernel_path.and_then(|kernel_path| kernel_path.kernel(&path));
+        shared.registry.set_kernel(&pod.id.uid, kernel);
+        match &path {
+            Path::Kernel => tracing::info!(pod = %pod.id, "served by the kernel path"),
+            Path::Handler(why) => tracing::info!(pod = %pod.id, why, "served by the handler"),
+        }
+        let _ = shared.paths.insert(pod.id.uid.clone(), path);
     }
 
     /// Ready when each pod of the first list was looked at.
@@ -424,8 +448,13 @@ fn placement(shared: &PodsState, pod: &Pod, place: Place) -> Placement {
         .get(&pod.id.uid)
         .and_then(|entry| entry.placement.as_ref())
         .filter(|placement| placement.netns == place.netns.id());
-    let (dialer, cost) = match before {
-        Some(placement) => (Arc::clone(&placement.dialer), Arc::clone(&placement.cost)),
+    let (dialer, cost, kernel) = match before {
+        Some(placement) => (
+            Arc::clone(&placement.dialer),
+            Arc::clone(&placement.cost),
+            // Our rules stand in the namespace, whatever its addresses are.
+            placement.kernel,
+        ),
         None => (
             Arc::new(PodDialer::new(
                 Arc::clone(&place.netns),
@@ -433,6 +462,7 @@ fn placement(shared: &PodsState, pod: &Pod, place: Place) -> Placement {
                 pod.proxy_uid,
             )) as Arc<dyn Dial>,
             Arc::new(PodCost::new(Instant::now())),
+            None,
         ),
     };
     Placement {
@@ -442,6 +472,7 @@ fn placement(shared: &PodsState, pod: &Pod, place: Place) -> Placement {
         addresses: place.addresses,
         dialer,
         cost,
+        kernel,
     }
 }
 

@@ -8,12 +8,13 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use probe_handler_common::programs;
 
+use super::kernel_path::Path;
 use super::kubelet_task::Attachment;
 use super::registry_task::PodsState;
 use crate::cli::config::AgentConfig;
 use crate::observe::status::{
-    CanaryState, CanaryStatus, HookStatus, KubeletStatus, NetnsStatus, PodStatus, Refusal,
-    SkippedProbe, SourceStatus, Status, counters, route_rows,
+    CanaryState, CanaryStatus, HookStatus, KubeletStatus, NetnsStatus, PathStatus, PodStatus,
+    Refusal, SkippedProbe, SourceStatus, Status, counters, route_rows,
 };
 use kernel::canary::Canary;
 use kernel::maps::CounterMap;
@@ -41,6 +42,8 @@ pub struct Reporter {
     pub handler: Vec<SocketAddr>,
     /// The kernel side's counters.
     pub counters: Arc<CounterMap>,
+    /// What the kernel path has to do without.
+    pub kernel_path_trouble: Option<String>,
 }
 
 impl Reporter {
@@ -87,6 +90,7 @@ impl Reporter {
                     .iter()
                     .cloned()
                     .chain(trouble)
+                    .chain(self.kernel_path_trouble.clone())
                     .chain(failed_endpoints(shared.registry.failed()))
                     .collect(),
             },
@@ -147,6 +151,7 @@ fn pods(shared: &PodsState) -> Vec<PodStatus> {
                     _ => None,
                 },
                 canary: canary(shared, &id.uid),
+                path: path(shared, &id.uid),
                 skipped: parsed
                     .get(id.uid.as_str())
                     .map_or_else(Vec::new, |pod| skipped(pod)),
@@ -197,6 +202,14 @@ fn canary(shared: &PodsState, uid: &str) -> CanaryStatus {
         state,
         detail,
         checked_age_ms: Some(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn path(shared: &PodsState, uid: &str) -> PathStatus {
+    match shared.paths.get(uid) {
+        Some(Path::Kernel) => PathStatus::Kernel,
+        Some(Path::Handler(why)) => PathStatus::Handler(Some(why.clone())),
+        None => PathStatus::Handler(None),
     }
 }
 

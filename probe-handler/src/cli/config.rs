@@ -20,6 +20,7 @@ pub use webhook::{CertificateSource, SettingsSource, WebhookArgs, WebhookConfig}
 
 use ::webhook::rewrite::Rewriting;
 use pods::scope::Scope;
+use reconcile::path::HttpBy;
 
 /// Where pods come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -85,6 +86,12 @@ pub struct AgentConfig {
     /// How old the handler's last sign of life may be before the programs leave connections alone.
     #[serde(rename = "heartbeat_timeout_ms", serialize_with = "as_millis")]
     pub heartbeat_timeout: Duration,
+    /// Whether the kernel path serves what it can.
+    pub kernel_path: bool,
+    /// What serves plaintext HTTP then.
+    pub http: HttpBy,
+    /// Where the program that pods' rules ask is pinned.
+    pub bpffs: PathBuf,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged.
@@ -208,6 +215,9 @@ impl AgentConfig {
             &args.heartbeat_timeout,
             parse::heartbeat_timeout,
         );
+        let kernel_path = mistakes.check("kernel-path", &args.kernel_path, parse::flag);
+        let http = mistakes.check("http", &args.http, parse::http);
+        let bpffs = mistakes.check("bpffs", &args.bpffs, parse::absolute_path);
         let log_format = mistakes.check("log-format", &args.log_format, parse::log_format);
         let log = mistakes.check("log", &args.log, parse::log_filter);
         let kernel_log = mistakes.check("kernel-log", &args.kernel_log, parse::flag);
@@ -233,6 +243,9 @@ impl AgentConfig {
             admin_socket,
             drain_timeout: drain_timeout?,
             heartbeat_timeout: heartbeat_timeout?,
+            kernel_path: kernel_path?,
+            http: http?,
+            bpffs: bpffs?,
             log_format: log_format?,
             log: log?,
             kernel_log: kernel_log?,

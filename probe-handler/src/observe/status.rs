@@ -131,6 +131,9 @@ pub struct PodStatus {
     pub obstacle: Option<String>,
     /// Whether the in-pod dial was seen to pass the mesh's rules.
     pub canary: CanaryStatus,
+    /// Which path serves it.
+    #[serde(default)]
+    pub path: PathStatus,
     /// Probes that are none of our business.
     pub skipped: Vec<SkippedProbe>,
     /// Probes that we serve.
@@ -150,6 +153,22 @@ pub enum NetnsStatus {
     },
     /// Not yet; why.
     Pending(String),
+}
+
+/// Which of the two data paths serves a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathStatus {
+    /// The kubelet's own connection reaches the app, where the protocol allows it.
+    Kernel,
+    /// The handler; why, where it could be otherwise.
+    Handler(Option<String>),
+}
+
+impl Default for PathStatus {
+    fn default() -> Self {
+        Self::Handler(None)
+    }
 }
 
 /// Result of the canary dial.

@@ -11,6 +11,7 @@ mod command_line;
 mod daemons;
 mod demo;
 pub mod env;
+mod exemption;
 mod families;
 mod hooks;
 mod hostile;
@@ -65,6 +66,7 @@ const GROUPS: &[Group] = &[
     ("kernel", kernel::run),
     ("versions", versions::run),
     ("rules", rules::run),
+    ("exemption", exemption::run),
     ("families", families::run),
     ("http", http::run),
     ("ports", ports::run),

@@ -49,6 +49,14 @@ impl Family {
             Self::V6 => IpAddr::V6(ns.ipv6()),
         }
     }
+
+    /// The probe, made of a socket of this family.
+    pub fn form(self, probe: Probe) -> Probe {
+        match self {
+            Self::Mapped => probe.mapped(),
+            Self::V4 | Self::V6 => probe,
+        }
+    }
 }
 
 /// Both pods.
@@ -100,13 +108,7 @@ impl<'a> Twins<'a> {
     /// # Errors
     /// When a prober has ended.
     pub fn both(&self, family: Family, probe: impl Fn(IpAddr) -> Probe) -> Result<Pair> {
-        let of = |pod: &Pod| {
-            let probe = probe(family.ip(&pod.ns));
-            match family {
-                Family::Mapped => probe.mapped(),
-                Family::V4 | Family::V6 => probe,
-            }
-        };
+        let of = |pod: &Pod| family.form(probe(family.ip(&pod.ns)));
         let ours = self.env.kubelet.begin(&of(&self.meshed))?;
         let plain = self.env.bystander.begin(&of(&self.plain))?;
         Ok(Pair {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use probe_handler_common::endpoint::{GATE, REDIRECT};
+
 use super::*;
 use model::inbound::Inbound;
 use model::{Mesh, PodId, ProbeKind};
@@ -164,7 +166,7 @@ fn native_ports_are_gated_and_the_rewrite_port_is_not() {
     };
     let ready = probe("web", ProbeKind::Readiness, Action::Tcp { port: 81 }, 1);
     let routes = PodRoutes::new(&pod(vec![ready], Some(rewritten)));
-    let endpoints = routes.endpoints(&ips(&["10.0.0.1"]));
+    let endpoints = routes.endpoints(&ips(&["10.0.0.1"]), None);
     let seen: Vec<_> = endpoints
         .iter()
         .map(|endpoint| (endpoint.address.port(), endpoint.flags, endpoint.mesh_port))
@@ -194,7 +196,8 @@ fn the_rewrite_port_wins_over_a_native_one() {
         )],
     };
     let own = probe("web", ProbeKind::Readiness, http(80, "/own"), 1);
-    let endpoints = PodRoutes::new(&pod(vec![own], Some(rewritten))).endpoints(&ips(&["10.0.0.1"]));
+    let endpoints =
+        PodRoutes::new(&pod(vec![own], Some(rewritten))).endpoints(&ips(&["10.0.0.1"]), None);
     assert_eq!(endpoints.len(), 1);
     assert!(matches!(endpoints[0].routes, Routes::Rewritten(_)));
 }
@@ -205,7 +208,7 @@ fn all_addresses_of_a_pod_share_its_routes() {
         vec![probe("web", ProbeKind::Liveness, http(80, "/h"), 1)],
         None,
     ));
-    let endpoints = routes.endpoints(&ips(&["fd00::1", "10.0.0.1", "::ffff:10.0.0.1"]));
+    let endpoints = routes.endpoints(&ips(&["fd00::1", "10.0.0.1", "::ffff:10.0.0.1"]), None);
     let addresses: Vec<_> = endpoints.iter().map(|e| e.address.to_string()).collect();
     assert_eq!(addresses, ["10.0.0.1:80", "[fd00::1]:80"]);
     see_success(&routes.routes()[0]);
@@ -219,12 +222,12 @@ fn all_addresses_of_a_pod_share_its_routes() {
 #[test]
 fn a_pod_without_probes_or_addresses_has_no_endpoints() {
     let none = PodRoutes::new(&pod(Vec::new(), None));
-    assert!(none.endpoints(&ips(&["10.0.0.1"])).is_empty());
+    assert!(none.endpoints(&ips(&["10.0.0.1"]), None).is_empty());
     let one = PodRoutes::new(&pod(
         vec![probe("web", ProbeKind::Liveness, http(80, "/h"), 1)],
         None,
     ));
-    assert!(one.endpoints(&[]).is_empty());
+    assert!(one.endpoints(&[], None).is_empty());
 }
 
 #[test]

@@ -240,6 +240,7 @@ fn placement(netns: u8, addresses: &[&str]) -> Placement {
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         dialer: Arc::new(DialIn(netns.into())),
         cost: Arc::new(PodCost::new(std::time::Instant::now())),
+        kernel: None,
     }
 }
 

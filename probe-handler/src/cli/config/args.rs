@@ -73,6 +73,41 @@ pub struct AgentArgs {
     )]
     pub(super) heartbeat_timeout: String,
 
+    /// Serve TCP, HTTPS and gRPC probes by the kernel path: the kubelet's own connection reaches the app, kept out of the
+    /// mesh's redirect by rules of ours in the pod. Needs nftables, with nft_compat and xt_bpf; pods without are served by
+    /// the handler
+    #[arg(
+        long,
+        value_name = "true|false",
+        env = "PROBE_HANDLER_KERNEL_PATH",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false",
+        hide_default_value = true
+    )]
+    pub(super) kernel_path: String,
+
+    /// With --kernel-path, what serves plaintext HTTP: the handler, which exempts declared paths and gives status codes
+    /// only (and the kernel path while it does not answer), or the kernel path alone
+    #[arg(
+        long,
+        value_name = "handler|kernel",
+        env = "PROBE_HANDLER_HTTP",
+        default_value = "handler"
+    )]
+    pub(super) http: String,
+
+    /// With --kernel-path, directory in a BPF file system for the program that pods' rules ask; where there is no such file
+    /// system they work all the same, but `nft list ruleset` in a pod does not name it
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "PROBE_HANDLER_BPFFS",
+        default_value = "/sys/fs/bpf/probe-handler"
+    )]
+    pub(super) bpffs: String,
+
     /// How log lines look; auto is text on a terminal, else JSON
     #[arg(
         long,

@@ -12,6 +12,7 @@ use super::config_errors::InvalidValue;
 use super::{PodSource, Scope};
 use crate::cli::logging::{self, LogFormat};
 use kernel::locate::hierarchies;
+use reconcile::path::HttpBy;
 use webhook::prefix::Prefix;
 
 pub(super) const PODS_REMEDY: &str = "give kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests";
@@ -212,6 +213,31 @@ pub(super) fn new_file(text: &str) -> Result<PathBuf, InvalidValue> {
         ));
     }
     Ok(path)
+}
+
+/// What serves plaintext HTTP.
+pub(super) fn http(text: &str) -> Result<HttpBy, InvalidValue> {
+    match text {
+        "handler" => Ok(HttpBy::Handler),
+        "kernel" => Ok(HttpBy::Kernel),
+        _ => Err(InvalidValue::new(
+            "neither handler nor kernel",
+            "give handler or kernel",
+        )),
+    }
+}
+
+/// A directory that may be made later.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, InvalidValue> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(InvalidValue::new(
+            "no absolute path",
+            "give for instance /sys/fs/bpf/probe-handler",
+        ))
+    }
 }
 
 /// A port that a probe can be rewritten to.

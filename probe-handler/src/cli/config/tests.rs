@@ -48,6 +48,9 @@ fn the_source_of_pods_is_all_that_must_be_given() {
             heartbeat_timeout: Duration::from_secs(1),
             log_format: LogFormat::Auto,
             log: "info".to_owned(),
+            kernel_path: false,
+            http: HttpBy::Handler,
+            bpffs: "/sys/fs/bpf/probe-handler".into(),
             kernel_log: false,
             endpoints_capacity: ENDPOINTS_CAPACITY,
         })
@@ -141,6 +144,9 @@ fn each_value_is_checked() {
         ("log", "handler=loud"),
         ("log", ""),
         ("kernel-log", "maybe"),
+        ("kernel-path", "maybe"),
+        ("http", "both"),
+        ("bpffs", "here"),
         ("endpoints-capacity", "0"),
         ("endpoints-capacity", "1048577"),
     ] {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::output::{Table, printable};
 use crate::observe::status::{
-    CanaryStatus, KubeletStatus, LastVerdict, NetnsStatus, ProbeStatus, Status,
+    CanaryStatus, KubeletStatus, LastVerdict, NetnsStatus, PathStatus, ProbeStatus, Status,
 };
 
 const COLUMNS: [&str; 12] = [
@@ -234,6 +234,7 @@ fn pods(text: &mut String, status: &Status) {
         "ADDRESSES",
         "NETNS",
         "CANARY",
+        "PATH",
     ]);
     for pod in &status.pods {
         let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
@@ -245,6 +246,7 @@ fn pods(text: &mut String, status: &Status) {
             addresses.join(","),
             netns(&pod.netns),
             canary(&pod.canary),
+            path(&pod.path),
         ]);
     }
     let _ = write!(text, "\n{table}");
@@ -257,6 +259,14 @@ fn netns(netns: &NetnsStatus) -> String {
             None => format!("{inode} (no id)"),
         },
         NetnsStatus::Pending(why) => format!("pending: {why}"),
+    }
+}
+
+fn path(path: &PathStatus) -> String {
+    match path {
+        PathStatus::Kernel => "kernel".to_owned(),
+        PathStatus::Handler(None) => "handler".to_owned(),
+        PathStatus::Handler(Some(why)) => format!("handler: {why}"),
     }
 }
 

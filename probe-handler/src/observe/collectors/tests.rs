@@ -51,7 +51,7 @@ fn scrape(registry: &Registry) -> String {
 fn documented_scrape() -> String {
     let mut registry = Registry::with_prefix(PREFIX);
     let metrics = Metrics::new(&mut registry);
-    register_kernel_counters(&mut registry, Arc::new(|| [6, 3, 2, 0, 1, 0, 0, 0]));
+    register_kernel_counters(&mut registry, Arc::new(|| [6, 3, 2, 0, 1, 0, 0, 0, 0, 0]));
     register_readiness(&mut registry, Readiness::default());
     let cart = pod("cart-0", "1");
     metrics.set_pods([(Mesh::Istio, PodState::Serving)]);

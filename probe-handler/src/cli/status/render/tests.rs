@@ -53,6 +53,7 @@ fn pod(name: &str) -> PodStatus {
             detail: String::new(),
             checked_age_ms: Some(61_000),
         },
+        path: PathStatus::default(),
         skipped: Vec::new(),
         probes: Vec::new(),
     }
@@ -89,6 +90,7 @@ fn status() -> Status {
             detail: "10.0.0.2:1 accepted".to_owned(),
             checked_age_ms: None,
         },
+        path: PathStatus::Handler(Some("SNAT".to_owned())),
         ..pod("web-0")
     };
     Status {
@@ -164,9 +166,9 @@ fn wide_adds_pods_and_what_is_left_alone() {
     assert_eq!(
         rest,
         "
-NAMESPACE  POD     UID  MESH   ADDRESSES  NETNS              CANARY
-shop       cart-0  u1   istio  10.0.0.1   4026532001 (id 3)  passed 1m1s ago
-shop       web-0   u1   istio  10.0.0.1   4026532001 (id 3)  failed: 10.0.0.2:1 accepted
+NAMESPACE  POD     UID  MESH   ADDRESSES  NETNS              CANARY                       PATH
+shop       cart-0  u1   istio  10.0.0.1   4026532001 (id 3)  passed 1m1s ago              handler
+shop       web-0   u1   istio  10.0.0.1   4026532001 (id 3)  failed: 10.0.0.2:1 accepted  handler: SNAT
 
 NAMESPACE  POD     CONTAINER  PROBE    LEFT ALONE BECAUSE
 shop       cart-0  app        startup  exec

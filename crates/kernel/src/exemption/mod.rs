@@ -1,0 +1,73 @@
+//! The kernel path, in a pod: rules of ours that keep the kubelet's own connections out of a mesh's redirect.
+//!
+//! The rules ask our program `exempt`, by netfilter's match xt_bpf, about each SYN that comes in. It knows the
+//! connections that the kubelet is making just now, by address and port of both ends, from our program `sock_ops`. What
+//! it says yes to is not redirected: the app answers it or, where nobody listens, the pod's own kernel.
+//!
+//! The rules hold the program, and the program its map. They end with the pod's namespace.
+
+mod error;
+mod expression;
+mod message;
+mod pin;
+mod rules;
+mod transaction;
+mod trial;
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+pub use error::{Error, Missing};
+pub use expression::Program;
+pub use message::Part;
+pub use pin::PinError;
+pub use rules::{CONNECTION_MARK, Family, TABLE};
+pub use trial::{Trial, trial};
+
+use crate::netns::Netns;
+
+/// Puts our rules into pods.
+#[derive(Debug)]
+pub struct Exemption {
+    program: OwnedFd,
+    named: Program,
+}
+
+impl Exemption {
+    /// With the program `exempt`, which rules name by this descriptor.
+    pub(super) fn new(program: OwnedFd) -> Self {
+        let named = Program::Descriptor(program.as_raw_fd());
+        Self { program, named }
+    }
+
+    /// Pins the program in `directory`, in place of one that is pinned there. Rules name it by that path from now on.
+    ///
+    /// # Errors
+    /// [`PinError`]. Then rules name it as before.
+    pub fn pin(&mut self, directory: &Path) -> Result<(), PinError> {
+        self.named = pin::pin(&self.program, directory)?;
+        Ok(())
+    }
+
+    /// How rules name the program.
+    pub fn program(&self) -> &Program {
+        &self.named
+    }
+
+    /// Puts our rules of one family into a pod, in place of those that are there: by one transaction, so that there is
+    /// no moment without rules.
+    ///
+    /// # Errors
+    /// [`Error`]. Then nothing has changed in the pod.
+    pub fn put(&self, netns: &Netns, family: Family) -> Result<(), Error> {
+        transaction::commit(netns, family, &rules::put(family, &self.named))
+    }
+}
+
+/// Removes our rules of one family from a pod, if it has any, by one transaction.
+///
+/// # Errors
+/// [`Error`]. Then they are there as before.
+pub fn remove(netns: &Netns, family: Family) -> Result<(), Error> {
+    transaction::commit(netns, family, &rules::remove(family))
+}

@@ -1,0 +1,233 @@
+//! Our rules in a pod, for one family: a table with four chains, all at prerouting.
+//!
+//! | chain | at | does |
+//! |---|---|---|
+//! | guard | after conntrack | what conntrack remembers of an exempt connection is for the kubelet only |
+//! | before | before mangle | gives the SYN Istio's own mark, with which TPROXY rules leave it alone |
+//! | after | behind mangle | takes that mark back, from the connection too |
+//! | nat | before the mesh's redirect | decides NAT: to where the connection goes anyway |
+
+use super::expression::{Expressions, Field, Program};
+use super::message::{Attributes, Batch, NLM_F_APPEND, NLM_F_CREATE, Part, Sealed};
+
+/// Our table, in families ip and ip6. No mesh has one of this name.
+pub const TABLE: &str = "probe_handler";
+
+/// The mark that exempt connections bear in conntrack. Meshes' own: 1337 (Istio), 0x111 (ambient).
+pub const CONNECTION_MARK: u32 = 0x7068_0001;
+
+/// Istio's mark for connections that TPROXY is to leave alone.
+const ISTIO_MARK: u32 = 1337;
+
+/// Of `enum nf_tables_msg_types`.
+const NEW_TABLE: u8 = 0;
+const DELETE_TABLE: u8 = 2;
+const NEW_CHAIN: u8 = 3;
+const NEW_RULE: u8 = 6;
+const NEW_OBJECT: u8 = 18;
+/// `NFT_OBJECT_CT_TIMEOUT`.
+const CT_TIMEOUT: u32 = 7;
+/// The name of the timeout policy.
+const FORGET_CLOSED: &str = "forget_closed";
+/// The index of `lo` in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// Priorities of chains at prerouting. Conntrack is at -200, mangle at -150, nat at -100.
+const GUARD: i32 = -199;
+const BEFORE_MANGLE: i32 = -151;
+const BEHIND_MANGLE: i32 = -149;
+const BEFORE_NAT: i32 = -110;
+
+/// A protocol family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// `NFPROTO_IPV4`, `NFPROTO_IPV6`: the same as AF_INET and AF_INET6.
+    pub(super) const fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+
+    /// Its name in nft.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
+
+    /// Where the destination stands in the header, and how long it is.
+    const fn destination(self) -> (u32, u32) {
+        match self {
+            Self::V4 => (16, 4),
+            Self::V6 => (24, 16),
+        }
+    }
+}
+
+/// The transaction that puts our rules, in place of those that are there.
+pub(super) fn put(family: Family, program: &Program) -> Sealed {
+    let mut rules = Rules::begin(family);
+    rules.remove();
+    rules.table();
+    rules.guard(program);
+    rules.before(program);
+    rules.after(program);
+    rules.nat(program);
+    rules.batch.end()
+}
+
+/// The transaction that removes our rules, if there are any.
+pub(super) fn remove(family: Family) -> Sealed {
+    let mut rules = Rules::begin(family);
+    rules.remove();
+    rules.batch.end()
+}
+
+struct Rules {
+    family: Family,
+    batch: Batch,
+}
+
+impl Rules {
+    fn begin(family: Family) -> Self {
+        Self {
+            family,
+            batch: Batch::begin(),
+        }
+    }
+
+    /// Made, so that there is one to remove: a table that is not there would fail the transaction.
+    fn remove(&mut self) {
+        self.table();
+        self.message(DELETE_TABLE, 0, Part::Table, |table| table.text(1, TABLE));
+    }
+
+    fn table(&mut self) {
+        self.message(NEW_TABLE, NLM_F_CREATE, Part::Table, |table| {
+            table.text(1, TABLE);
+        });
+    }
+
+    /// A connection that was closed is forgotten at once: its addresses and ports are new again, for the kubelet after
+    /// others and for others after the kubelet. What is left of an exempt connection all the same, such as one that was
+    /// never answered, lets the kubelet through and nobody else.
+    fn guard(&mut self, program: &Program) {
+        self.chain("guard", "filter", GUARD, Part::Chain);
+        self.forget_closed();
+        self.rule("guard", |rule| {
+            rule.is_not(Field::Interface, &LOOPBACK.to_ne_bytes());
+            rule.is_new();
+            rule.use_object(CT_TIMEOUT, FORGET_CLOSED);
+        });
+        self.rule("guard", |rule| {
+            rule.is(Field::ConnectionMark, &CONNECTION_MARK.to_ne_bytes());
+            rule.is_syn();
+            rule.is_matched_by(program);
+            rule.accept();
+        });
+        self.rule("guard", |rule| {
+            rule.is(Field::ConnectionMark, &CONNECTION_MARK.to_ne_bytes());
+            rule.is_syn();
+            rule.drop();
+        });
+    }
+
+    fn before(&mut self, program: &Program) {
+        self.chain("before", "filter", BEFORE_MANGLE, Part::Chain);
+        self.rule("before", |rule| {
+            // Else a connection that is captured already would bear our mark, and the guard would drop it.
+            rule.is_new();
+            rule.is_syn();
+            rule.is_matched_by(program);
+            rule.set(Field::Mark, ISTIO_MARK);
+        });
+    }
+
+    /// Istio's rules save the mark of a connection's first packet with the connection, and give it to the answer, which
+    /// then takes the wrong route.
+    fn after(&mut self, program: &Program) {
+        self.chain("after", "filter", BEHIND_MANGLE, Part::Chain);
+        self.rule("after", |rule| {
+            rule.is(Field::Mark, &ISTIO_MARK.to_ne_bytes());
+            rule.is_syn();
+            rule.is_matched_by(program);
+            rule.set(Field::Mark, 0);
+            rule.is_not(Field::ConnectionMark, &[0; 4]);
+            rule.set(Field::ConnectionMark, CONNECTION_MARK);
+        });
+    }
+
+    fn nat(&mut self, program: &Program) {
+        let family = self.family;
+        self.chain("nat", "nat", BEFORE_NAT, Part::NatChain);
+        self.rule("nat", |rule| {
+            rule.is_syn();
+            rule.is_matched_by(program);
+            rule.set(Field::ConnectionMark, CONNECTION_MARK);
+            let (at, length) = family.destination();
+            rule.dnat_to_itself(family.number(), at, length);
+        });
+    }
+
+    /// Conntrack's policy for TCP: a connection in state CLOSE lives for no time.
+    fn forget_closed(&mut self) {
+        const TCP: u8 = 6;
+        const CLOSE: u16 = 8;
+        let family = u16::from(self.family.number());
+        self.message(NEW_OBJECT, NLM_F_CREATE, Part::Timeout, |object| {
+            object.text(1, TABLE);
+            object.text(2, FORGET_CLOSED);
+            object.number(3, CT_TIMEOUT);
+            object.nest(4, |policy| {
+                policy.bytes(1, &family.to_be_bytes());
+                policy.bytes(2, &[TCP]);
+                policy.nest(3, |timeouts| timeouts.number(CLOSE, 0));
+            });
+        });
+    }
+
+    fn chain(&mut self, name: &str, kind: &str, priority: i32, part: Part) {
+        /// `NF_INET_PRE_ROUTING`.
+        const PREROUTING: u32 = 0;
+        self.message(NEW_CHAIN, NLM_F_CREATE, part, |chain| {
+            chain.text(1, TABLE);
+            chain.text(3, name);
+            chain.text(7, kind);
+            chain.nest(4, |hook| {
+                hook.number(1, PREROUTING);
+                hook.number(2, priority.cast_unsigned());
+            });
+        });
+    }
+
+    fn rule(&mut self, chain: &str, fill: impl FnOnce(&mut Expressions<'_, '_>)) {
+        self.message(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, Part::Rule, |rule| {
+            rule.text(1, TABLE);
+            rule.text(2, chain);
+            rule.nest(4, |list| fill(&mut Expressions(list)));
+        });
+    }
+
+    fn message(
+        &mut self,
+        kind: u8,
+        flags: u16,
+        part: Part,
+        fill: impl FnOnce(&mut Attributes<'_>),
+    ) {
+        self.batch
+            .message(kind, flags, self.family.number(), part, fill);
+    }
+}

@@ -1,0 +1,125 @@
+//! Which of the two data paths serves an endpoint.
+//!
+//! The handler's path exempts declared paths only, and answers with a status code; the kernel's is the kubelet's own
+//! connection, and exempts a port.
+
+use probe_handler_common::endpoint::{GATE, KERNEL, REDIRECT};
+
+use serve::table::{NativeRoutes, Routes};
+
+/// What serves plaintext HTTP where both paths could.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpBy {
+    /// The handler; the kernel path while the handler does not answer.
+    #[default]
+    Handler,
+    /// The kernel path alone.
+    Kernel,
+}
+
+/// The flags of an endpoint with `routes`. `kernel` is what serves HTTP where the pod can be served by the kernel path;
+/// none where it can't.
+pub fn flags(routes: &Routes, kernel: Option<HttpBy>) -> u32 {
+    match routes {
+        // The app does not listen there: nothing to gate on, and nothing to exempt.
+        Routes::Rewritten(_) => REDIRECT,
+        Routes::Native(routes) => match (kind(routes), kernel) {
+            (Kind::Opaque, Some(_)) | (Kind::Http, Some(HttpBy::Kernel)) => KERNEL,
+            (Kind::Http, Some(HttpBy::Handler)) => GATE | REDIRECT | KERNEL,
+            (Kind::Several, _) | (_, None) => GATE | REDIRECT,
+        },
+    }
+}
+
+/// What is declared on a port.
+enum Kind {
+    /// Plaintext HTTP.
+    Http,
+    /// TCP, HTTPS or gRPC, whose bytes the handler does not look into either.
+    Opaque,
+    /// More than one of these: what the kubelet's connection is for has to be seen.
+    Several,
+}
+
+fn kind(routes: &NativeRoutes) -> Kind {
+    let opaque = [&routes.tcp, &routes.https, &routes.grpc];
+    let opaque = opaque.into_iter().flatten().count();
+    match (opaque, routes.http.is_empty()) {
+        (0, _) => Kind::Http,
+        (1, true) => Kind::Opaque,
+        _ => Kind::Several,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use model::{Action, ProbeKind, ProbeMode};
+    use serve::table::{HttpRoute, Route};
+
+    fn route() -> Option<Arc<Route>> {
+        Some(Arc::new(Route {
+            members: vec![("app".to_owned(), ProbeKind::Liveness)],
+            timeout: None,
+            shorter: Vec::new(),
+            agents: Vec::new(),
+            action: Action::Tcp { port: 80 },
+            mode: ProbeMode::Transparent,
+            stats: Default::default(),
+        }))
+    }
+
+    fn native(tcp: bool, http: bool, https: bool, grpc: bool) -> Routes {
+        let target = || ("/".to_owned(), HttpRoute::default());
+        Routes::Native(NativeRoutes {
+            tcp: tcp.then(route).flatten(),
+            http: http.then(target).into_iter().collect(),
+            https: https.then(route).flatten(),
+            grpc: grpc.then(route).flatten(),
+        })
+    }
+
+    #[test]
+    fn what_the_handler_does_not_look_into_takes_the_kernel_path() {
+        for routes in [
+            native(true, false, false, false),
+            native(false, false, true, false),
+            native(false, false, false, true),
+        ] {
+            for http in [HttpBy::Handler, HttpBy::Kernel] {
+                assert_eq!(flags(&routes, Some(http)), KERNEL);
+            }
+            assert_eq!(flags(&routes, None), GATE | REDIRECT);
+        }
+    }
+
+    #[test]
+    fn http_takes_the_handlers_path_while_it_answers_unless_told_otherwise() {
+        let http = native(false, true, false, false);
+        let both = GATE | REDIRECT | KERNEL;
+        assert_eq!(flags(&http, Some(HttpBy::Handler)), both);
+        assert_eq!(flags(&http, Some(HttpBy::Kernel)), KERNEL);
+        assert_eq!(flags(&http, None), GATE | REDIRECT);
+    }
+
+    #[test]
+    fn several_kinds_on_one_port_have_to_be_looked_at() {
+        for routes in [
+            native(true, true, false, false),
+            native(false, true, true, false),
+            native(true, false, false, true),
+        ] {
+            let by_handler = flags(&routes, Some(HttpBy::Kernel));
+            assert_eq!(by_handler, GATE | REDIRECT);
+        }
+    }
+
+    #[test]
+    fn rewritten_probes_are_the_handlers() {
+        let rewritten = Routes::Rewritten(Default::default());
+        assert_eq!(flags(&rewritten, Some(HttpBy::Kernel)), REDIRECT);
+    }
+}

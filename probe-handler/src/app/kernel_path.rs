@@ -1,0 +1,215 @@
+//! Keeps the kernel path of a pod: our rules in its namespace, and the proof that they work.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use kernel::exemption::{Error, Exemption, Family, Trial, trial};
+use kernel::maps::ConnectingMap;
+use kernel::netns::Netns;
+use reconcile::path::HttpBy;
+
+/// Which path serves a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// The kernel's, where the protocol allows it.
+    Kernel,
+    /// The handler's, for all; why.
+    Handler(String),
+}
+
+/// The kernel path, once the programs are loaded; closed without one where there is none.
+pub type KernelPathWatch = watch::Receiver<Option<Arc<KernelPath>>>;
+
+/// Puts rules into pods and tries them.
+pub struct KernelPath {
+    exemption: Arc<Exemption>,
+    connecting: Arc<ConnectingMap>,
+    http: HttpBy,
+    /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
+    shared_process: Arc<AtomicBool>,
+}
+
+impl KernelPath {
+    /// `http` is what serves HTTP where the kernel path is there.
+    pub fn new(
+        exemption: Exemption,
+        connecting: Arc<ConnectingMap>,
+        http: HttpBy,
+        shared_process: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            exemption: Arc::new(exemption),
+            connecting,
+            http,
+            shared_process,
+        }
+    }
+
+    /// What serves HTTP on `path`, as the registry wants to know it.
+    pub fn kernel(&self, path: &Path) -> Option<HttpBy> {
+        (*path == Path::Kernel).then_some(self.http)
+    }
+
+    /// Keeps our rules in `netns`, whose pod has `addresses`.
+    pub fn keep<'a>(&'a self, netns: &'a Arc<Netns>, addresses: &'a [IpAddr]) -> Keeping<'a> {
+        Keeping {
+            kernel_path: self,
+            netns,
+            addresses,
+            told: None,
+            attempt: 0,
+        }
+    }
+
+    /// Tries our rules; puts them before that at `first`, and where they turn out not to do.
+    async fn establish(&self, netns: &Arc<Netns>, addresses: &[IpAddr], first: bool) -> Path {
+        if self.shared_process.load(Ordering::Relaxed) {
+            return Path::Handler(
+                "the kubelet's process is more than a kubelet: the kernel path would exempt all that it connects to \
+                 probed ports"
+                    .to_owned(),
+            );
+        }
+        if !first && self.try_all(netns, addresses).await == Path::Kernel {
+            return Path::Kernel;
+        }
+        match put(Arc::clone(&self.exemption), Arc::clone(netns), addresses).await {
+            Ok(()) => self.try_all(netns, addresses).await,
+            Err(why) => Path::Handler(why),
+        }
+    }
+
+    /// One trial for each family that the pod has: all have to pass.
+    async fn try_all(&self, netns: &Netns, addresses: &[IpAddr]) -> Path {
+        let mut path = Path::Handler("it has no address yet".to_owned());
+        for (_, address) in by_family(addresses) {
+            path = judge(trial(netns, &self.connecting, address).await);
+            if path != Path::Kernel {
+                break;
+            }
+        }
+        path
+    }
+}
+
+/// Rules in one pod that are kept.
+pub struct Keeping<'a> {
+    kernel_path: &'a KernelPath,
+    netns: &'a Arc<Netns>,
+    addresses: &'a [IpAddr],
+    told: Option<Path>,
+    attempt: u32,
+}
+
+impl Keeping<'_> {
+    /// Which path serves the pod, at first and whenever that has changed.
+    pub async fn next(&mut self) -> Path {
+        loop {
+            if let Some(told) = &self.told {
+                tokio::time::sleep(until_next(told, self.attempt)).await;
+                self.attempt = self.attempt.saturating_add(1);
+            }
+            let path = self
+                .kernel_path
+                .establish(self.netns, self.addresses, self.told.is_none())
+                .await;
+            if self.told.as_ref() != Some(&path) {
+                self.attempt = 0;
+                self.told = Some(path.clone());
+                return path;
+            }
+        }
+    }
+}
+
+/// The first address of each family, if there is one.
+fn by_family(addresses: &[IpAddr]) -> impl Iterator<Item = (Family, IpAddr)> + '_ {
+    let first = |family| {
+        let of = |address: &&IpAddr| address.is_ipv4() == (family == Family::V4);
+        Some((family, *addresses.iter().find(of)?))
+    };
+    Family::ALL.into_iter().filter_map(first)
+}
+
+/// Puts our rules for the families that the pod has, on a thread that may wait for the kernel.
+async fn put(
+    exemption: Arc<Exemption>,
+    netns: Arc<Netns>,
+    addresses: &[IpAddr],
+) -> Result<(), String> {
+    let families: Vec<Family> = by_family(addresses).map(|(family, _)| family).collect();
+    let put = tokio::task::spawn_blocking(move || {
+        families
+            .into_iter()
+            .try_for_each(|family| exemption.put(&netns, family))
+    });
+    match put.await {
+        Ok(put) => put.map_err(Error::told),
+        Err(error) => Err(format!("putting rules into the pod failed: {error}")),
+    }
+}
+
+/// Which path serves a pod after a trial.
+fn judge(trial: Trial) -> Path {
+    Path::Handler(match trial {
+        Trial::Passed => return Path::Kernel,
+        Trial::Captured { port } => format!(
+            "a trial connection from the node to its port {port}, on which nothing listens, was accepted: a rule of \
+             the mesh captures it in spite of ours"
+        ),
+        Trial::NotMet => {
+            "a trial connection from the node did not meet our rules with the address that it had: \
+             something on the way changes it (SNAT)"
+                .to_owned()
+        }
+        Trial::Unproven(why) => why,
+    })
+}
+
+/// When to try again: soon while a pod is starting, now and then for ever, because rules may change under a running pod.
+fn until_next(path: &Path, attempt: u32) -> Duration {
+    match path {
+        Path::Kernel => Duration::from_secs(30),
+        Path::Handler(_) => Duration::from_millis(100 << attempt.min(8)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_trial_that_passes_takes_the_kernel_path() {
+        assert_eq!(judge(Trial::Passed), Path::Kernel);
+        for trial in [
+            Trial::Captured { port: 65_535 },
+            Trial::NotMet,
+            Trial::Unproven("no answer".to_owned()),
+        ] {
+            assert!(matches!(judge(trial), Path::Handler(_)));
+        }
+    }
+
+    #[test]
+    fn each_family_is_tried_once() {
+        let ip = |text: &str| text.parse().expect("address");
+        let addresses = [ip("fd00::1"), ip("10.0.0.1"), ip("10.0.0.2")];
+        let tried: Vec<_> = by_family(&addresses).collect();
+        assert_eq!(
+            tried,
+            [(Family::V4, ip("10.0.0.1")), (Family::V6, ip("fd00::1"))]
+        );
+        assert_eq!(by_family(&addresses[..1]).count(), 1);
+    }
+
+    #[test]
+    fn a_pod_without_the_kernel_path_is_tried_again_soon_and_then_less_often() {
+        let handler = Path::Handler(String::new());
+        assert_eq!(until_next(&handler, 0), Duration::from_millis(100));
+        assert_eq!(until_next(&handler, 99), Duration::from_millis(25_600));
+    }
+}

@@ -1,0 +1,20 @@
+//! The kernel path: the kubelet's own connection reaches the app, and nobody else's does. The programs and our rules by
+//! themselves, without the daemon.
+
+mod client;
+mod daemon;
+mod meshes;
+mod node;
+mod traps;
+
+use anyhow::Result;
+
+use super::cases::Cases;
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let mut node = node::Node::start()?;
+    meshes::run(cases, &mut node);
+    traps::run(cases, &mut node)?;
+    drop(node);
+    daemon::run(cases)
+}

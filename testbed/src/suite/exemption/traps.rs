@@ -1,0 +1,317 @@
+//! Where the exemption could be somebody else's, or the kubelet lose it.
+
+use std::io;
+use std::net::{IpAddr, TcpListener};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use kernel::exemption::{CONNECTION_MARK, Family, TABLE, remove};
+use kernel::netns::Netns;
+use probe_handler_common::counters::Counter;
+use probe_handler_common::endpoint::{KERNEL, REDIRECT};
+use socket2::SockRef;
+
+use super::client::{Client, answer, is_the_apps};
+use super::node::{Node, inbound, seen_by_the_mesh};
+use crate::app::AppSpec;
+use crate::command;
+use crate::kubelet::Probe;
+use crate::pod::{Pod, PodSpec};
+use crate::rules::RuleSet;
+use crate::suite::cases::Cases;
+use crate::wait;
+
+const HTTP: u16 = 8080;
+const CLOSED: u16 = 5433;
+/// Of a listener of the case's own.
+const FULL: u16 = 7000;
+
+pub(super) fn run(cases: &mut Cases, node: &mut Node) -> Result<()> {
+    for (name, rules) in [
+        ("redirect", RuleSet::IstioRedirect),
+        ("tproxy", RuleSet::IstioTproxy),
+    ] {
+        if !cases.wants(name) && !cases.wants(&format!("{name}/")) {
+            continue;
+        }
+        let pod = PodSpec::new(name)
+            .rules(rules)
+            .app(AppSpec::new().http(HTTP))
+            .start(&node.run);
+        let pod = match pod {
+            Ok(pod) => pod,
+            Err(error) => {
+                cases.case(name, || Err(error));
+                continue;
+            }
+        };
+        node.exempt_by_kernel(&pod, &[HTTP, CLOSED, FULL])?;
+        of_pod(cases, node, &pod, name);
+    }
+    Ok(())
+}
+
+fn of_pod(cases: &mut Cases, node: &mut Node, pod: &Pod, name: &str) {
+    let case = |what: &str| format!("{name}/{what}");
+    for (family, ip) in ["v4", "v6"].into_iter().zip(pod.ns.ips()) {
+        let case = |what: &str| format!("{name}/{family}/{what}");
+        cases.case(&case("the-kubelets-port-is-a-strangers-at-once"), || {
+            port_of_the_kubelets(node, pod, ip)
+        });
+        cases.case(&case("captured-and-exempt-in-turn"), || {
+            in_turn(node, pod, ip)
+        });
+        cases.case(&case("what-was-never-answered-is-for-nobody"), || {
+            never_answered(node, pod, ip)
+        });
+        cases.case(&case("an-entry-lives-as-long-as-the-connect"), || {
+            while_connecting(node, pod, ip)
+        });
+        cases.case(&case("marks-of-a-strangers-own"), || {
+            forged_marks(node, pod, ip)
+        });
+    }
+    cases.case(&case("options-in-the-header"), || {
+        let mut client = Client::new(&node.run, pod.ns.ipv4().into(), HTTP, 20_000);
+        client.ip_options = true;
+        let got = answer(client.connect_exempt(&node.maps.connecting)??);
+        ensure!(is_the_apps(&got), "{got:?}");
+        let got = client.connect().map(answer);
+        ensure!(!got.as_ref().is_ok_and(|got| is_the_apps(got)), "{got:?}");
+        Ok(())
+    });
+    cases.case(&case("rules-are-replaced-under-load"), || {
+        replaced(node, pod)
+    });
+    cases.case(&case("the-kernel-path-stands-in-for-the-handler"), || {
+        stands_in(node, pod)
+    });
+    cases.case(&case("without-rules-the-mesh-has-all"), || {
+        taken_away(node, pod)
+    });
+}
+
+/// A connection of the kubelet's ends, and another process gets its source port: conntrack's memory of the first is
+/// nothing to the second.
+fn port_of_the_kubelets(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
+    for (turn, source) in (0..6).zip(21_000..) {
+        let client = Client::new(&node.run, ip, HTTP, source);
+        let stream = client.connect_exempt(&node.maps.connecting)??;
+        // The app closes first, or the kubelet resets.
+        if turn % 2 == 0 {
+            let got = answer(stream);
+            ensure!(is_the_apps(&got), "turn {turn}: not exempt: {got:?}");
+        } else {
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+            drop(stream);
+        }
+        let before = inbound(pod)?;
+        let got = answer(client.connect().context("a stranger's connect")?);
+        ensure!(!is_the_apps(&got), "turn {turn}: got past the mesh");
+        ensure!(inbound(pod)? == before + 1, "turn {turn}: not captured");
+    }
+    // A closed port leaves something behind as well.
+    let client = Client::new(&node.run, ip, CLOSED, 21_100);
+    let refused = client.connect_exempt(&node.maps.connecting)?;
+    let error = refused.err().context("a closed port accepts")?;
+    ensure!(
+        error.kind() == io::ErrorKind::ConnectionRefused,
+        "{error:?}"
+    );
+    let before = inbound(pod)?;
+    let _captured = client
+        .connect()
+        .context("the mesh does not capture a stranger")?;
+    seen_by_the_mesh(pod, before + 1)
+}
+
+/// The same few source ports for the kubelet and for others.
+fn in_turn(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
+    for turn in 0..60 {
+        let client = Client::new(&node.run, ip, HTTP, 22_000 + turn % 3);
+        let before = inbound(pod)?;
+        // Three connections of one kind, then three of the other: each meets what is left of both kinds.
+        let exempt = turn / 3 % 2 == 0 || turn % 4 == 0;
+        let connected = if exempt {
+            client.connect_exempt(&node.maps.connecting)?
+        } else {
+            client.connect()
+        };
+        let got = answer(connected.with_context(|| format!("turn {turn}, exempt: {exempt}"))?);
+        ensure!(
+            is_the_apps(&got) == exempt && inbound(pod)? == before + u64::from(!exempt),
+            "turn {turn}, exempt: {exempt}: {got:?}"
+        );
+    }
+    Ok(())
+}
+
+/// A listener in the pod whose accept queue is full.
+fn full_queue(pod: &Pod, ip: IpAddr) -> Result<TcpListener> {
+    let listener = pod.ns.run(|| {
+        use socket2::{Domain, Socket, Type};
+        let address = std::net::SocketAddr::new(ip, FULL);
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(0)?;
+        Ok(TcpListener::from(socket))
+    })?;
+    Ok(listener)
+}
+
+/// The kubelet gives up on a full accept queue; then the app accepts again, and a stranger has the port.
+fn never_answered(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
+    let listener = full_queue(pod, ip)?;
+    let connect = |source: u16| {
+        let mut client = Client::new(&node.run, ip, FULL, source);
+        client.patience = Duration::from_millis(300);
+        client
+    };
+    let first = connect(23_000).connect_exempt(&node.maps.connecting)??;
+    let given_up = connect(23_001);
+    let error = given_up.connect_exempt(&node.maps.connecting)?.err();
+    let error = error.context("a full queue takes connections")?;
+    ensure!(error.kind() == io::ErrorKind::TimedOut, "{error:?}");
+    let (accepted, _) = listener.accept()?;
+    listener.set_nonblocking(true)?;
+    drop((first, accepted));
+    // Whether it is dropped or captured: the app does not see it.
+    let stranger = given_up.connect();
+    let seen = listener.accept();
+    ensure!(
+        seen.as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock),
+        "a stranger reached the app: {seen:?}, {stranger:?}"
+    );
+    Ok(())
+}
+
+/// As long as the kubelet's socket is connecting its entry is there, and not a moment longer.
+fn while_connecting(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
+    let _listener = full_queue(pod, ip)?;
+    let mut client = Client::new(&node.run, ip, FULL, 23_100);
+    client.patience = Duration::from_millis(300);
+    let _first = client.connect_exempt(&node.maps.connecting)??;
+    node.nothing_is_recorded()?;
+    let probe = Probe::tcp(ip, FULL).timeout(Duration::from_millis(600));
+    let pending = node.kubelet.begin(&probe)?;
+    wait::until("an entry", Duration::from_secs(2), || {
+        let connections = node.maps.connecting.connections();
+        connections
+            .iter()
+            .any(|(_, to)| to.ip() == ip)
+            .then_some(())
+    })?;
+    let result = pending.wait()?;
+    ensure!(!result.passed(), "{result:?}");
+    wait::until("the entry's end", Duration::from_secs(2), || {
+        node.nothing_is_recorded().ok()
+    })
+}
+
+/// Marks do not cross into a pod.
+fn forged_marks(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
+    for (mark, source) in [1337, CONNECTION_MARK].into_iter().zip(24_000..) {
+        let mut client = Client::new(&node.run, ip, HTTP, source);
+        client.mark = mark;
+        let before = inbound(pod)?;
+        let got = answer(client.connect()?);
+        ensure!(!is_the_apps(&got), "mark {mark:#x} got past the mesh");
+        ensure!(inbound(pod)? == before + 1, "mark {mark:#x}: not captured");
+    }
+    Ok(())
+}
+
+/// Put again and again, there is one set of rules, and no moment without.
+fn replaced(node: &Node, pod: &Pod) -> Result<()> {
+    let netns = Netns::open(&pod.ns.path())?;
+    thread::scope(|scope| {
+        let replacing = scope.spawn(|| {
+            (0..20).try_for_each(|_| {
+                Family::ALL
+                    .into_iter()
+                    .try_for_each(|family| node.exemption.put(&netns, family))
+            })
+        });
+        let mut probed = Ok(());
+        for ip in pod.ns.ips().into_iter().cycle() {
+            if replacing.is_finished() || probed.is_err() {
+                break;
+            }
+            probed = node
+                .passes(pod, &Probe::http(ip, HTTP, "/healthy"))
+                .and_then(|()| node.is_refused(pod, &Probe::tcp(ip, CLOSED)));
+        }
+        let replaced = replacing.join();
+        probed?;
+        let replaced = replaced.map_err(|_| anyhow!("replacing panicked"))?;
+        anyhow::Ok(replaced?)
+    })?;
+    for family in Family::ALL {
+        let rules = list(pod, family)?;
+        let chains = rules.matches("chain ").count();
+        ensure!(chains == 4, "{rules}");
+    }
+    Ok(())
+}
+
+fn list(pod: &Pod, family: Family) -> Result<String> {
+    let listed = pod
+        .ns
+        .run(|| command::run("nft", &["list", "table", family.name(), TABLE], ""))?;
+    Ok(String::from_utf8_lossy(&listed.stdout).into_owned())
+}
+
+/// An endpoint with both paths: the handler while it answers, else the kernel.
+fn stands_in(node: &mut Node, pod: &Pod) -> Result<()> {
+    let handler = TcpListener::bind("127.0.0.1:0").context("a port")?;
+    let port = handler.local_addr()?.port().into();
+    node.maps.config.update(|config| {
+        config.handler_port_v4 = port;
+        config.heartbeat_timeout_ns = 60_000_000_000;
+    })?;
+    node.endpoints(pod, &[HTTP], KERNEL | REDIRECT)?;
+    let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
+    let redirected = || node.count(Counter::Redirected);
+    let before = redirected();
+    // The handler was never alive: it listens, but gives no sign of life.
+    node.passes(pod, &probe)?;
+    ensure!(redirected() == before, "sent to a handler that hangs");
+
+    use serve::pulse::Pulse as _;
+    node.maps.heartbeat.beat();
+    let opened = node.kubelet.probe(&Probe::tcp(pod.ns.ipv4(), HTTP))?;
+    ensure!(
+        opened.passed() && redirected() == before + 1,
+        "not sent to a handler that is alive: {opened:?}"
+    );
+    // Dead: nobody listens.
+    drop(handler);
+    node.passes(pod, &probe)?;
+    ensure!(redirected() == before + 1, "sent to a dead handler");
+    node.maps.heartbeat.stop();
+    node.endpoints(pod, &[HTTP], KERNEL)
+}
+
+/// Our rules go: the kubelet is captured, and nobody gains anything. They can be removed twice, and put again.
+fn taken_away(node: &mut Node, pod: &Pod) -> Result<()> {
+    let netns = Netns::open(&pod.ns.path())?;
+    for _ in 0..2 {
+        for family in Family::ALL {
+            remove(&netns, family)?;
+            ensure!(list(pod, family).is_err(), "the table is still there");
+        }
+        for ip in pod.ns.ips() {
+            for who in [&node.kubelet, &node.bystander] {
+                node.is_captured(who, pod, ip, (HTTP, CLOSED))?;
+            }
+        }
+    }
+    node.exempt_by_kernel(pod, &[HTTP, CLOSED])?;
+    for ip in pod.ns.ips() {
+        node.passes(pod, &Probe::http(ip, HTTP, "/healthy"))?;
+    }
+    node.nothing_is_recorded()
+}
