@@ -41,6 +41,8 @@ const NEEDED: &[&str] = &[
     "xt_CT",
     "xt_TPROXY",
     "xt_comment",
+    // our own rules in a pod
+    "xt_bpf",
     // what sockets a pod has
     "inet_diag",
     "tcp_diag",
