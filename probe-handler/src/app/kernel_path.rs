@@ -26,21 +26,24 @@ pub struct KernelPath {
     http: HttpBy,
     /// [`Kubelet::is_part_of_more`](crate::kernel::kubelet::Kubelet::is_part_of_more).
     part_of_more: Arc<AtomicBool>,
+    succeeds: bool,
 }
 
 impl KernelPath {
-    /// `http` is what serves HTTP where the kernel path is there.
+    /// `http` is what serves HTTP where the kernel path is there; `succeeds` is whether an earlier daemon's is still there.
     pub fn new(
         exemption: Exemption,
         connecting: Arc<ConnectingMap>,
         http: HttpBy,
         part_of_more: Arc<AtomicBool>,
+        succeeds: bool,
     ) -> Self {
         Self {
             exemption: Arc::new(exemption),
             connecting,
             http,
             part_of_more,
+            succeeds,
         }
     }
 
@@ -101,6 +104,12 @@ pub struct Keeping<'a> {
 }
 
 impl Keeping<'_> {
+    /// Whether the pod is to be tried before it is served at all: an earlier daemon's kernel path serves it meanwhile, and
+    /// its probes need not pass through our handler, which may be killed.
+    pub fn comes_first(&self) -> bool {
+        self.kernel_path.succeeds
+    }
+
     /// Which path serves the pod, at first and whenever that has changed.
     pub async fn next(&mut self) -> Path {
         loop {

@@ -4,6 +4,7 @@
 //! namespaces and the kubelet and serves the admin socket; the handler's thread does nothing but answer
 //! probes, so that parsing a thousand manifests delays none.
 
+pub mod cleanup;
 mod handler_thread;
 mod kernel_path;
 mod kubelet_task;
@@ -35,6 +36,7 @@ use crate::kernel::kubelet::{Error as KubeletError, Finder, Search};
 use crate::kernel::locate::Locator;
 use crate::kernel::maps::{ConnectingMap, CounterMap, ProgramConfig};
 use crate::kernel::netns::Netns;
+use crate::kernel::pins::Pins;
 use crate::kernel::programs::{LoadOptions, Programs};
 use crate::kernel::{capabilities, dial, scheduling};
 use crate::observe::admin::{Admin, BoundAdmin};
@@ -97,6 +99,7 @@ struct Daemon {
     readiness: Readiness,
     metrics: Arc<Metrics>,
     handler: HandlerThread,
+    program_config: ProgramConfig,
     admin: BoundAdmin,
     drain_timeout: Duration,
     tasks: Tasks,
@@ -114,18 +117,36 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
     let kubelet_ready = readiness.block(kubelet_task::AWAITED);
     let pods_ready = readiness.block("pods read");
 
-    let (mut programs, maps) = Programs::load(&LoadOptions {
+    let (pins, no_pins) = match config.kernel_path.then(|| Pins::new(&config.bpffs)) {
+        None => (None, None),
+        Some(Ok(pins)) => (Some(pins), None),
+        Some(Err(error)) => (None, Some(format!("{:#}", anyhow::Error::from(error)))),
+    };
+    let (mut programs, maps, unusable) = Programs::load_or_without_pins(LoadOptions {
         endpoints_capacity: config.endpoints_capacity,
+        pins: pins.clone(),
     })
     .map_err(|error| anyhow::anyhow!(error.told()))?;
+    let kernel_path_trouble = no_pins
+        .or(unusable)
+        .map(|why| format!("the kernel path ends with this daemon: {why}"));
+    if let Some(trouble) = &kernel_path_trouble {
+        tracing::warn!("{trouble}");
+    }
     if config.kernel_log {
         log_from_kernel(&mut programs, &maps.config)?;
     }
 
     let part_of_more = Arc::new(AtomicBool::new(false));
-    let (kernel_path, kernel_path_trouble) = match config.kernel_path {
-        true => kernel_path(&config, &programs, maps.connecting, &part_of_more)?,
-        false => (None, None),
+    let kernel_path = match config.kernel_path {
+        true => Some(kernel_path(
+            &config,
+            &programs,
+            pins.as_ref(),
+            maps.connecting,
+            &part_of_more,
+        )?),
+        false => None,
     };
 
     let watch_health = Arc::new(Health::default());
@@ -146,12 +167,14 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         }),
     });
     let handler = HandlerThread::start(handler, slow_connections, config.handler_port)?;
+    let outlive_ns = u64::try_from(config.outlive.as_nanos())?;
     let heartbeat_timeout_ns = u64::try_from(config.heartbeat_timeout.as_nanos())?;
     maps.config.update(|config| {
         config.handler_port_v4 = handler.port_v4().into();
         config.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
         config.netns_cookie = own_netns.cookie().unwrap_or_default();
         config.heartbeat_timeout_ns = heartbeat_timeout_ns;
+        config.outlive_ns = outlive_ns;
     })?;
 
     let shared = Arc::new(Mutex::new(Shared::new(Registry::new(
@@ -209,8 +232,13 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         kernel_path,
         pods_ready,
         too_costly,
+        {
+            let attachment = Arc::clone(&attachment);
+            Box::new(move || attachment.lock().programs.adopt())
+        },
     );
     spawn(&mut tasks, registry.run(from_source));
+    let program_config = maps.config.clone();
     let following = kubelet_task::run(
         Arc::clone(&attachment),
         maps.config,
@@ -234,32 +262,36 @@ async fn build(config: AgentConfig) -> anyhow::Result<Daemon> {
         readiness,
         metrics,
         handler,
+        program_config,
         admin,
         drain_timeout: config.drain_timeout,
         tasks,
     })
 }
 
-/// The kernel path for all pods, and what it has to do without.
+/// The kernel path for all pods.
 fn kernel_path(
     config: &AgentConfig,
     programs: &Programs,
+    pins: Option<&Pins>,
     connecting: Arc<ConnectingMap>,
     part_of_more: &Arc<AtomicBool>,
-) -> anyhow::Result<(Option<Arc<KernelPath>>, Option<String>)> {
+) -> anyhow::Result<Arc<KernelPath>> {
     let mut exemption = programs
         .exemption()
         .map_err(|error| anyhow::anyhow!(error.told()))?;
-    let trouble = exemption.pin(&config.bpffs).err().map(|error| {
+    let succeeds = pins.is_some_and(Pins::are_there);
+    if let Some(Err(error)) = pins.map(|pins| exemption.pin(pins)) {
         let error = anyhow::Error::from(error);
-        format!("the program that pods' rules ask has no name there: {error:#}")
-    });
-    if let Some(trouble) = &trouble {
-        tracing::warn!("{trouble}");
+        tracing::warn!("the program that pods' rules ask has no name in them: {error:#}");
     }
-    let part_of_more = Arc::clone(part_of_more);
-    let kernel_path = KernelPath::new(exemption, connecting, config.http, part_of_more);
-    Ok((Some(Arc::new(kernel_path)), trouble))
+    Ok(Arc::new(KernelPath::new(
+        exemption,
+        connecting,
+        config.http,
+        Arc::clone(part_of_more),
+        succeeds,
+    )))
 }
 
 /// Starts the source of pods, which tells `events`.
@@ -335,7 +367,11 @@ impl Daemon {
         {
             let mut attachment = self.attachment.lock();
             attachment.draining = true;
-            attachment.programs.detach_connect();
+            if attachment.programs.outlives() {
+                send_nothing_more(&self.program_config);
+            } else {
+                attachment.programs.detach_connect();
+            }
         }
         let _ = self.metrics.attached.set(0);
         let drained = self.handler.drain();
@@ -346,13 +382,20 @@ impl Daemon {
             }
             signal = stop.asked() => tracing::warn!(signal, "asked again: checks in flight are dropped"),
         }
-        self.attachment.lock().programs.detach();
+        self.attachment.lock().programs.leave();
         self.tasks.abort_all();
         let _ = admin_stop.send(());
         // The socket file goes with the server; a client that hangs on to it has had its time.
         let _ = tokio::time::timeout(Duration::from_secs(1), admin).await;
         tracing::info!("ended");
         ended.map(|_| ())
+    }
+}
+
+/// Has the programs, which stay, send nothing more to the handler: no heartbeat is fresh enough.
+fn send_nothing_more(config: &ProgramConfig) {
+    if let Err(error) = config.update(|config| config.heartbeat_timeout_ns = 0) {
+        tracing::debug!(%error, "the programs go by the heartbeat's age");
     }
 }
 

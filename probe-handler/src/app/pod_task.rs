@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::kernel_path::{self, KernelPath};
+use super::kernel_path::{self, Keeping, KernelPath};
 use crate::kernel::address_watch::AddressWatch;
 use crate::kernel::addresses::{self, Routes};
 use crate::kernel::canary::{Canary, canary};
@@ -70,6 +70,8 @@ pub struct Place {
     pub addresses: Vec<IpAddr>,
     /// What the canary dial showed.
     pub canary: Canary,
+    /// Which path serves it, if that is known already.
+    pub path: Option<kernel_path::Path>,
 }
 
 /// Follows `pod`, telling `events`, until aborted or nobody listens.
@@ -193,19 +195,28 @@ impl Follower {
                 Err(error) => return Ok(format!("cannot read its addresses: {error}")),
             };
             let mut result = self.canary(netns, &dialer, &addresses).await;
+            let mut kept = self
+                .kernel_path
+                .as_deref()
+                .map(|kernel_path| kernel_path.keep(netns, &addresses));
+            let path = match kept.as_mut().filter(|kept| kept.comes_first()) {
+                Some(kept) => Some(kept.next().await),
+                None => None,
+            };
             let place = Place {
                 netns: Arc::clone(netns),
                 sandbox,
                 nsid,
                 addresses: addresses.clone(),
                 canary: result.clone(),
+                path,
             };
             self.tell(News::Placed(place)).await?;
 
             let mut next_canary = Instant::now() + until_next(&result, attempt);
             let unsure = sleep_until(Instant::now() + UNSURE_PERIOD);
             tokio::pin!(unsure);
-            let path = self.keep_kernel_path(netns, &addresses);
+            let path = self.keep_kernel_path(kept);
             tokio::pin!(path);
             loop {
                 tokio::select! {
@@ -252,11 +263,10 @@ impl Follower {
     }
 
     /// Keeps the pod's kernel path, where there is one to be kept, until the registry is gone.
-    async fn keep_kernel_path(&self, netns: &Arc<Netns>, addresses: &[IpAddr]) -> Closed {
-        let Some(kernel_path) = &self.kernel_path else {
+    async fn keep_kernel_path(&self, kept: Option<Keeping<'_>>) -> Closed {
+        let Some(mut kept) = kept else {
             return std::future::pending().await;
         };
-        let mut kept = kernel_path.keep(netns, addresses);
         loop {
             let path = kept.next().await;
             if let Err(closed) = self.tell(News::Path(path)).await {

@@ -22,6 +22,7 @@ use crate::kernel::maps::EndpointMap;
 use crate::observe::metrics::{Metrics, PodState};
 use crate::observe::readiness::BlockReady;
 use crate::pods::model::{Pod, PodId};
+use crate::pods::path::HttpBy;
 use crate::pods::registry::{Entry, Obstacle, Placement, Registry};
 use crate::pods::source::SourceEvent;
 use crate::pods::understand::Understood;
@@ -68,6 +69,8 @@ pub struct RegistryTask {
     first_look: Option<BTreeSet<String>>,
     unserved: Unserved,
     too_costly: mpsc::UnboundedReceiver<PodId>,
+    /// To be called when the first pods stand.
+    stand: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// The task that follows one pod's namespace.
@@ -85,6 +88,7 @@ impl RegistryTask {
         kernel_path: Option<Arc<KernelPath>>,
         pods_ready: BlockReady,
         too_costly: mpsc::UnboundedReceiver<PodId>,
+        stand: Box<dyn FnOnce() + Send>,
     ) -> Self {
         Self {
             shared,
@@ -98,6 +102,7 @@ impl RegistryTask {
             first_look: None,
             unserved: Unserved::default(),
             too_costly,
+            stand: Some(stand),
         }
     }
 
@@ -134,6 +139,11 @@ impl RegistryTask {
                 }
             }
             self.count();
+            if self.pods_ready.is_none()
+                && let Some(stand) = self.stand.take()
+            {
+                stand();
+            }
         }
     }
 
@@ -257,8 +267,15 @@ impl RegistryTask {
         match news {
             News::Placed(place) => {
                 let obstacle = self.note_canary(&mut shared, &pod, place.canary.clone());
-                let placement = placement(&shared, &pod, place);
+                let path = place.path.clone();
+                let mut placement = placement(&shared, &pod, place);
+                if let Some(path) = &path {
+                    placement.kernel = self.kernel(path);
+                }
                 shared.registry.place(&uid, Some(placement), obstacle);
+                if let Some(path) = path {
+                    self.note_path(&mut shared, &pod, path);
+                }
                 if let Some(entry) = shared.registry.pods().get(&uid) {
                     self.unserved.placed(entry, Instant::now());
                 }
@@ -327,12 +344,14 @@ impl RegistryTask {
         after
     }
 
+    fn kernel(&self, path: &Path) -> Option<HttpBy> {
+        let kernel_path = self.kernel_path.as_ref();
+        kernel_path.and_then(|kernel_path| kernel_path.kernel(path))
+    }
+
     /// Has the registry use the path that serves a pod, and keeps it for `status`.
     fn note_path(&self, shared: &mut Shared, pod: &Pod, path: Path) {
-        let kernel = self
-            .kernel_path
-            .as_ref()
-            .and_then(|kernel_path| kernel_path.kernel(&path));
+        let kernel = self.kernel(&path);
         shared.registry.set_kernel(&pod.id.uid, kernel);
         match &path {
             Path::Kernel => tracing::info!(pod = %pod.id, "served by the kernel path"),

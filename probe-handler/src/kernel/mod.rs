@@ -17,6 +17,7 @@ mod mountinfo;
 pub mod netlink;
 pub mod netns;
 pub mod nsid;
+pub mod pins;
 pub mod preflight;
 pub mod programs;
 pub mod scheduling;

@@ -88,10 +88,10 @@ pub(super) fn put(family: Family, program: &Program) -> Sealed {
     rules.batch.end()
 }
 
-/// The transaction that removes our rules, if there are any.
+/// The transaction that removes our rules. It fails where there are none.
 pub(super) fn remove(family: Family) -> Sealed {
     let mut rules = Rules::begin(family);
-    rules.remove();
+    rules.delete();
     rules.batch.end()
 }
 
@@ -111,6 +111,10 @@ impl Rules {
     /// Made, so that there is one to remove: a table that is not there would fail the transaction.
     fn remove(&mut self) {
         self.table();
+        self.delete();
+    }
+
+    fn delete(&mut self) {
         self.message(DELETE_TABLE, 0, Part::Table, |table| table.text(1, TABLE));
     }
 
