@@ -298,9 +298,10 @@ fn stands_in(node: &mut Node, pod: &Pod) -> Result<()> {
 /// Our rules go: the kubelet is captured, and nobody gains anything. They can be removed twice, and put again.
 fn taken_away(node: &mut Node, pod: &Pod) -> Result<()> {
     let netns = Netns::open(&pod.ns.path())?;
-    for _ in 0..2 {
+    for turn in 0..2 {
         for family in Family::ALL {
-            remove(&netns, family)?;
+            let removed = remove(&netns, family)?;
+            ensure!(removed == (turn == 0), "turn {turn}: removed: {removed}");
             ensure!(list(pod, family).is_err(), "the table is still there");
         }
         for ip in pod.ns.ips() {
