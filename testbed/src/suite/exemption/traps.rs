@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use probe_handler::kernel::exemption::{CONNECTION_MARK, Family, TABLE, remove};
 use probe_handler::kernel::netns::Netns;
 use probe_handler_common::counters::Counter;
-use probe_handler_common::endpoint::{KERNEL, REDIRECT};
+use probe_handler_common::endpoint::{GATE, KERNEL, REDIRECT};
 use socket2::SockRef;
 
 use super::client::{Client, answer, is_the_apps};
@@ -49,6 +49,9 @@ pub(super) fn run(cases: &mut Cases, node: &mut Node) -> Result<()> {
         node.exempt_by_kernel(&pod, &[HTTP, CLOSED, FULL])?;
         of_pod(cases, node, &pod, name);
     }
+    cases.case("stale/an-address-that-is-another-pods", || {
+        address_of_another(node)
+    });
     Ok(())
 }
 
@@ -313,6 +316,31 @@ fn taken_away(node: &mut Node, pod: &Pod) -> Result<()> {
     node.exempt_by_kernel(pod, &[HTTP, CLOSED])?;
     for ip in pod.ns.ips() {
         node.passes(pod, &Probe::http(ip, HTTP, "/healthy"))?;
+    }
+    node.nothing_is_recorded()
+}
+
+/// The daemon is dead, and a pod has ended: what has its addresses by now, and perhaps its namespace's id, meets the mesh
+/// as if there were no endpoint, whatever the endpoint says. A gate would ask in the new pod's namespace; a handler
+/// would be sent what is not its own.
+fn address_of_another(node: &mut Node) -> Result<()> {
+    let spec = PodSpec::new("stale").rules(RuleSet::IstioRedirect);
+    let mut pod = spec.app(AppSpec::new().http(HTTP)).start(&node.run)?;
+    node.exempt_by_kernel(&pod, &[HTTP, CLOSED])?;
+    node.is_refused(&pod, &Probe::tcp(pod.ns.ipv4(), CLOSED))?;
+    for flags in [KERNEL, GATE | REDIRECT | KERNEL, GATE | REDIRECT] {
+        node.endpoints(&pod, &[HTTP, CLOSED], flags)?;
+        pod.die()?;
+        wait::until("the namespace's end", Duration::from_secs(10), || {
+            (!pod.ns.lives()).then_some(())
+        })?;
+        pod.revive(&node.run)?;
+        for ip in pod.ns.ips() {
+            for who in [&node.kubelet, &node.bystander] {
+                node.is_captured(who, &pod, ip, (HTTP, CLOSED))
+                    .with_context(|| format!("flags {flags}"))?;
+            }
+        }
     }
     node.nothing_is_recorded()
 }
