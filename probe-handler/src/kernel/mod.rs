@@ -22,3 +22,4 @@ pub mod preflight;
 pub mod programs;
 pub mod scheduling;
 pub mod sockdiag;
+mod subscription;

@@ -13,6 +13,7 @@ mod message;
 mod rules;
 mod transaction;
 mod trial;
+mod watch;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,6 +24,7 @@ pub use expression::Program;
 pub use message::Part;
 pub use rules::{CONNECTION_MARK, Family, TABLE};
 pub use trial::{Trial, trial};
+pub use watch::RulesWatch;
 
 use probe_handler_common::programs;
 
@@ -70,7 +72,12 @@ impl Exemption {
     /// # Errors
     /// [`Error`]. Then nothing has changed in the pod.
     pub fn put(&self, netns: &Netns, family: Family) -> Result<(), Error> {
-        transaction::commit(netns, family, &rules::put(family, &self.named))
+        match transaction::commit(netns, family, &rules::create(family, &self.named)) {
+            Err(error) if error.is_there_already() => {
+                transaction::commit(netns, family, &rules::replace(family, &self.named))
+            }
+            put => put,
+        }
     }
 }
 
