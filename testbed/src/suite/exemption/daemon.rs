@@ -1,16 +1,16 @@
 //! The kernel path as the daemon keeps it: which probes take it, and what becomes of them when the daemon hangs.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use probe_handler::kernel::exemption::{Family as Rules, TABLE};
 
 use super::declared::{self, BOTH, CLOSED, HTTP, by_kernel, opaque};
 use crate::command;
 use crate::kubelet::Probe;
 use crate::pod::Pod;
+use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
 use crate::suite::twins::Family;
@@ -126,22 +126,29 @@ fn counts(env: &Env) -> Result<Counts> {
     })
 }
 
-/// A pod whose rules another has removed is found out by the next trial. Another pod comes to have its turn first.
+/// What removes our rules with all others, as an init container may, has them put again at once.
 fn put_again(env: &Env, name: &str) -> Result<()> {
     let pod = env.pod(declared::pod(&format!("{name}-again")))?;
     by_kernel(&env.daemon, &pod)?;
-    pod.ns.run(|| {
-        for family in Rules::ALL {
-            let _done = command::run("nft", &["delete", "table", family.name(), TABLE], "")?;
+    for turn in 0..3 {
+        pod.ns.run(|| {
+            let _done = command::run("nft", &["flush", "ruleset"], "")?;
+            RuleSet::IstioRedirect.apply_here()
+        })?;
+        let flushed = Instant::now();
+        wait::until("rules", SOON, || {
+            let result = env.kubelet.probe(&Probe::tcp(pod.ns.ipv4(), CLOSED)).ok()?;
+            (!result.passed()).then_some(())
+        })?;
+        println!(
+            "     rules that were flushed were back within {:?}",
+            flushed.elapsed()
+        );
+        for ip in pod.ns.ips() {
+            opaque(&env.kubelet, ip, &|probe| probe).with_context(|| format!("turn {turn}"))?;
         }
-        Ok(())
-    })?;
-    // A change of its addresses is looked at at once.
-    pod.ns.ip("address add 10.255.255.254/32 dev eth0\n")?;
-    wait::until("rules", SOON, || {
-        let result = env.kubelet.probe(&Probe::tcp(pod.ns.ipv4(), CLOSED)).ok()?;
-        (!result.passed()).then_some(())
-    })
+    }
+    Ok(())
 }
 
 /// The daemon is stopped: the kernel path goes on, and HTTP takes it as soon as the heartbeat is too old.
