@@ -33,6 +33,9 @@ pub mod maps {
     /// [`crate::connecting::Tuple`] of a connection that is to be kept out of the mesh's redirect, while the kubelet's
     /// socket is in SYN_SENT, to its [`crate::connecting::Connecting`].
     pub const CONNECTING: &str = "CONNECTING";
+    /// Name of the pin of `CONNECTING`. The number is that of its layout: to be raised with every change of
+    /// [`crate::connecting::Tuple`], [`crate::connecting::Connecting`] or the capacity.
+    pub const CONNECTING_PIN: &str = "connecting-1";
     /// Per-CPU `u64` counters, indexed by [`crate::counters::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
 

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
                 admin_socket: config.admin_socket.clone(),
             })
         }),
+        Command::Cleanup(args) => cli::cleanup::run(&args, app::cleanup::run),
         Command::Webhook(args) => cli::webhook::run(*args, app::webhook::run),
         Command::Version => cli::version::run(),
     }

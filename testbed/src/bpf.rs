@@ -3,10 +3,11 @@
 
 mod map;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +19,7 @@ pub use map::Map;
 const MAP_CREATE: libc::c_long = 0;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
+const OBJ_PIN: libc::c_long = 6;
 const PROG_ATTACH: libc::c_long = 8;
 const PROG_DETACH: libc::c_long = 9;
 const PROG_GET_FD_BY_ID: libc::c_long = 13;
@@ -121,6 +123,19 @@ pub fn make_map(kind: u32, key: u32, value: u32, entries: u32, flags: u32) -> Re
     let mut attr = Attr([0; 32]);
     attr.0[..5].copy_from_slice(&[kind, key, value, entries, flags]);
     owned(bpf(MAP_CREATE, &mut attr)?)
+}
+
+/// Pins a map, as another program would.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn pin(map: &OwnedFd, path: &Path) -> Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Attr([0; 32]);
+    pointer(&mut attr, 0, path.as_ptr());
+    attr.0[2] = u32::try_from(map.as_raw_fd())?;
+    let _done = bpf(OBJ_PIN, &mut attr).context("pinning a map")?;
+    Ok(())
 }
 
 /// Sets the only entry of a read-only array, and makes it final, as a program's constants have to be before

@@ -29,7 +29,7 @@ pub const KEPT: [Need; 5] = [
     },
     Need {
         capability: Capability::CAP_NET_ADMIN,
-        reason: "give pods' network namespaces ids (RTM_NEWNSID)",
+        reason: "give pods' network namespaces ids (RTM_NEWNSID), and rules with --kernel-path",
     },
     Need {
         capability: Capability::CAP_SYS_PTRACE,

@@ -19,6 +19,8 @@ mod mountinfo;
 pub mod netlink;
 pub mod netns;
 pub mod nsid;
+pub mod pins;
 pub mod programs;
 pub mod scheduling;
 pub mod sockdiag;
+mod subscription;

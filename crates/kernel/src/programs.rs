@@ -6,18 +6,20 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::sock_ops::SockOpsLink;
+use aya::maps::{MapInfo, MapType};
+use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps, SocketFilter};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use probe_handler_common::config::Config;
+use probe_handler_common::connecting::{Connecting, Tuple};
 use probe_handler_common::{globals, maps, programs};
 
 use crate::exemption::Exemption;
 use crate::heartbeat::Heartbeat;
 use crate::maps::{ConnectingMap, CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
+use crate::pins::Pins;
 use crate::{attach_conflicts, capabilities};
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
@@ -134,12 +136,15 @@ fn loading_remedy() -> String {
 pub struct LoadOptions {
     /// Most endpoints.
     pub endpoints_capacity: u32,
+    /// Where what is to outlive this process is pinned; none: nothing outlives it.
+    pub pins: Option<Pins>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             endpoints_capacity: maps::ENDPOINTS_CAPACITY,
+            pins: None,
         }
     }
 }
@@ -169,18 +174,15 @@ pub struct Programs {
     links: Vec<Attached>,
     cgroup: Option<PathBuf>,
     connecting: Arc<ConnectingMap>,
+    /// Where what is to outlive us is pinned, and whether that is ours by now.
+    pins: Option<Pins>,
+    adopted: bool,
 }
 
 struct Attached {
     program: &'static str,
-    _link: Link,
-}
-
-/// An attachment; dropped, it is gone from the kernel.
-#[expect(dead_code, reason = "held for its drop")]
-enum Link {
-    SockAddr(CgroupSockAddrLink),
-    SockOps(SockOpsLink),
+    /// Dropped, it is gone from the kernel, unless it is pinned.
+    link: FdLink,
 }
 
 /// The eBPF object that this build loads; empty in a development build without it.
@@ -212,9 +214,34 @@ impl Programs {
         }
     }
 
+    /// As [`Programs::load`]; where what is pinned can't be used, without it, and with what is wrong.
+    ///
+    /// # Errors
+    /// As [`Programs::load`].
+    pub fn load_or_without_pins(
+        mut options: LoadOptions,
+    ) -> Result<(Self, Maps, Option<String>), Error> {
+        let trouble = match options.pins.as_ref().map(usable) {
+            None => None,
+            Some(Ok(())) => match Self::load(&options) {
+                Ok((programs, maps)) => return Ok((programs, maps, None)),
+                Err(error) => Some(error.told()),
+            },
+            Some(Err(why)) => Some(why),
+        };
+        options.pins = None;
+        let (programs, maps) = Self::load(&options)?;
+        Ok((programs, maps, trouble))
+    }
+
     fn load_with(options: &LoadOptions, set_retval: bool) -> Result<(Self, Maps), Error> {
         let per_cpu = lru_capacity_per_all_cpus();
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = &options.pins {
+            // One for all daemons: whoever records a connection, every pod's rules know it.
+            let _ = loader.map_pin_path(maps::CONNECTING, pins.path(maps::CONNECTING_PIN));
+        }
+        let mut ebpf = loader
             .map_max_entries(maps::SOCKETS, maps::SOCKETS_CAPACITY.max(per_cpu))
             .map_max_entries(maps::FLOWS, maps::FLOWS_CAPACITY.max(per_cpu))
             .override_global(globals::HAS_SET_RETVAL, &u8::from(set_retval), true)
@@ -249,6 +276,8 @@ impl Programs {
             links: Vec::new(),
             cgroup: None,
             connecting,
+            pins: options.pins.clone(),
+            adopted: false,
         };
         Ok((programs, maps))
     }
@@ -272,14 +301,37 @@ impl Programs {
         let mut links = Vec::new();
         for program in programs::ATTACH_ORDER {
             let link = self.attach_program(program, cgroup, &directory)?;
-            links.push(Attached {
-                program,
-                _link: link,
-            });
+            links.push(Attached { program, link });
         }
         self.links = links;
         self.cgroup = Some(cgroup.to_owned());
+        self.pin_links();
         Ok(())
+    }
+
+    /// Whether programs, and what they need, stay when this process ends.
+    pub fn outlives(&self) -> bool {
+        self.pins.is_some() && self.adopted
+    }
+
+    /// Puts our attachments into the place of those that an earlier daemon has left behind, which end by that. To be
+    /// called when our programs know all that is to be known.
+    pub fn adopt(&mut self) {
+        self.adopted = true;
+        self.pin_links();
+    }
+
+    /// Pins the attachments, if it is our turn. What can't be pinned works for as long as we live.
+    fn pin_links(&self) {
+        let Some(pins) = self.pins.as_ref().filter(|_| self.adopted) else {
+            return;
+        };
+        for Attached { program, link } in &self.links {
+            if let Err(error) = pins.replace_link(link, program) {
+                let error = anyhow::Error::from(error);
+                tracing::error!("program {program} ends with this daemon: {error:#}");
+            }
+        }
     }
 
     /// Attaches program `name` to the cgroup at `path`, opened as `cgroup`.
@@ -288,22 +340,28 @@ impl Programs {
         name: &'static str,
         path: &Path,
         cgroup: &File,
-    ) -> Result<Link, Error> {
+    ) -> Result<FdLink, Error> {
         // A link to a cgroup always allows others beside it; the mode is for the legacy way.
         let mode = CgroupAttachMode::Single;
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing {
             what: "program",
             name,
         })?;
-        let mut attach = || -> Result<Link, ProgramError> {
+        let mut attach = || -> Result<FdLink, ProgramError> {
             if name == programs::SOCK_OPS {
                 let program: &mut SockOps = program.try_into()?;
                 let id = program.attach(cgroup, mode)?;
-                Ok(Link::SockOps(program.take_link(id)?))
+                Ok(program
+                    .take_link(id)?
+                    .try_into()
+                    .map_err(io::Error::other)?)
             } else {
                 let program: &mut CgroupSockAddr = program.try_into()?;
                 let id = program.attach(cgroup, mode)?;
-                Ok(Link::SockAddr(program.take_link(id)?))
+                Ok(program
+                    .take_link(id)?
+                    .try_into()
+                    .map_err(io::Error::other)?)
             }
         };
         attach().map_err(|source| Error::Attach {
@@ -321,10 +379,13 @@ impl Programs {
         });
     }
 
-    /// Takes all programs off. Nobody would end the exemption of connections that are being made, so it ends now.
+    /// Takes all programs off. Nobody would end the exemption of connections that are being made, so it ends now, unless
+    /// there is another daemon's program.
     pub fn detach(&mut self) {
         self.detach_connect();
-        self.connecting.clear();
+        if self.pins.is_none() {
+            self.connecting.clear();
+        }
         self.links.clear();
         self.cgroup = None;
     }
@@ -352,6 +413,13 @@ impl Programs {
             })
     }
 
+    /// Takes all programs off, unless they are to outlive this process.
+    pub fn leave(&mut self) {
+        if !self.outlives() {
+            self.detach();
+        }
+    }
+
     /// The programs now attached, and where.
     pub fn attached(&self) -> (Vec<&'static str>, Option<&Path>) {
         (
@@ -374,6 +442,30 @@ impl Programs {
     /// Those of aya-log.
     pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
         aya_log::EbpfLogger::init(&mut self.ebpf)
+    }
+}
+
+/// Whether a map that is pinned where ours is to be is like ours.
+fn usable(pins: &Pins) -> Result<(), String> {
+    let path = pins.path(maps::CONNECTING_PIN);
+    if !path.exists() {
+        return Ok(());
+    }
+    let unlike = |what: &str| {
+        format!(
+            "{} {what}: another program's, or left by another version; `probe-handler cleanup` removes it",
+            path.display()
+        )
+    };
+    let info = MapInfo::from_pin(&path).map_err(|error| unlike(&format!("is no map ({error})")))?;
+    let is_ours = info.map_type().ok() == Some(MapType::Hash)
+        && info.key_size() as usize == size_of::<Tuple>()
+        && info.value_size() as usize == size_of::<Connecting>()
+        && info.max_entries() == maps::CONNECTING_CAPACITY;
+    if is_ours {
+        Ok(())
+    } else {
+        Err(unlike("is a map of another shape"))
     }
 }
 

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use kernel::exemption::{Error, Exemption, Family, Trial, trial};
+use kernel::exemption::{Error, Exemption, Family, RulesWatch, Trial, trial};
 use kernel::maps::ConnectingMap;
 use kernel::netns::Netns;
 use reconcile::path::HttpBy;
+
+/// Trials that follow changes of a pod's rules come no faster.
+const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
 
 /// Which path serves a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,21 +34,24 @@ pub struct KernelPath {
     http: HttpBy,
     /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
     shared_process: Arc<AtomicBool>,
+    succeeds: bool,
 }
 
 impl KernelPath {
-    /// `http` is what serves HTTP where the kernel path is there.
+    /// `http` is what serves HTTP where the kernel path is there; `succeeds` is whether an earlier daemon's is still there.
     pub fn new(
         exemption: Exemption,
         connecting: Arc<ConnectingMap>,
         http: HttpBy,
         shared_process: Arc<AtomicBool>,
+        succeeds: bool,
     ) -> Self {
         Self {
             exemption: Arc::new(exemption),
             connecting,
             http,
             shared_process,
+            succeeds,
         }
     }
 
@@ -60,26 +66,13 @@ impl KernelPath {
             kernel_path: self,
             netns,
             addresses,
+            watch: RulesWatch::new(netns)
+                .inspect_err(
+                    |error| tracing::debug!(%error, "a pod's rules are looked at by time only"),
+                )
+                .ok(),
             told: None,
             attempt: 0,
-        }
-    }
-
-    /// Tries our rules; puts them before that at `first`, and where they turn out not to do.
-    async fn establish(&self, netns: &Arc<Netns>, addresses: &[IpAddr], first: bool) -> Path {
-        if self.shared_process.load(Ordering::Relaxed) {
-            return Path::Handler(
-                "the kubelet's process is more than a kubelet: the kernel path would exempt all that it connects to \
-                 probed ports"
-                    .to_owned(),
-            );
-        }
-        if !first && self.try_all(netns, addresses).await == Path::Kernel {
-            return Path::Kernel;
-        }
-        match put(Arc::clone(&self.exemption), Arc::clone(netns), addresses).await {
-            Ok(()) => self.try_all(netns, addresses).await,
-            Err(why) => Path::Handler(why),
         }
     }
 
@@ -101,27 +94,80 @@ pub struct Keeping<'a> {
     kernel_path: &'a KernelPath,
     netns: &'a Arc<Netns>,
     addresses: &'a [IpAddr],
+    /// None: the trial is repeated by time alone.
+    watch: Option<RulesWatch>,
     told: Option<Path>,
     attempt: u32,
 }
 
 impl Keeping<'_> {
+    /// Whether the pod is to be tried before it is served at all: an earlier daemon's kernel path serves it meanwhile, and
+    /// its probes need not pass through our handler, which may be killed.
+    pub fn comes_first(&self) -> bool {
+        self.kernel_path.succeeds
+    }
+
     /// Which path serves the pod, at first and whenever that has changed.
     pub async fn next(&mut self) -> Path {
         loop {
-            if let Some(told) = &self.told {
-                tokio::time::sleep(until_next(told, self.attempt)).await;
-                self.attempt = self.attempt.saturating_add(1);
-            }
-            let path = self
-                .kernel_path
-                .establish(self.netns, self.addresses, self.told.is_none())
-                .await;
+            self.until_next().await;
+            let path = self.establish().await;
             if self.told.as_ref() != Some(&path) {
                 self.attempt = 0;
                 self.told = Some(path.clone());
                 return path;
             }
+        }
+    }
+}
+
+impl Keeping<'_> {
+    /// Waits until the next trial is due: by time, and while the kernel path serves as soon as rules change.
+    async fn until_next(&mut self) {
+        let Some(told) = &self.told else {
+            return;
+        };
+        let by_time = tokio::time::sleep(until_next(told, self.attempt));
+        self.attempt = self.attempt.saturating_add(1);
+        match &self.watch {
+            Some(watch) if *told == Path::Kernel => {
+                // Who may change the pod's rules may do so all the time.
+                tokio::time::sleep(BETWEEN_TRIALS).await;
+                tokio::select! {
+                    () = by_time => {}
+                    changed = watch.changed() => if let Err(error) = changed {
+                        tracing::debug!(%error, "a pod's rules are looked at by time only");
+                        self.watch = None;
+                    }
+                }
+            }
+            _ => by_time.await,
+        }
+    }
+
+    /// Tries our rules; puts them before that at first, and where they turn out not to do.
+    async fn establish(&self) -> Path {
+        let (kernel_path, netns, addresses) = (self.kernel_path, self.netns, self.addresses);
+        if kernel_path.shared_process.load(Ordering::Relaxed) {
+            return Path::Handler(
+                "the kubelet's process is more than a kubelet: the kernel path would exempt all that it connects to \
+                 probed ports"
+                    .to_owned(),
+            );
+        }
+        if self.told.is_some() && kernel_path.try_all(netns, addresses).await == Path::Kernel {
+            return Path::Kernel;
+        }
+        let exemption = Arc::clone(&kernel_path.exemption);
+        match put(exemption, Arc::clone(netns), addresses).await {
+            Ok(()) => {
+                // Before the trial: what changes from now on is to be seen.
+                if let Some(watch) = &self.watch {
+                    watch.pass_over();
+                }
+                kernel_path.try_all(netns, addresses).await
+            }
+            Err(why) => Path::Handler(why),
         }
     }
 }

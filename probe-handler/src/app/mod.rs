@@ -4,6 +4,7 @@
 //! namespaces and the kubelet and serves the admin socket; the handler's thread does nothing but answer
 //! probes, so that parsing a thousand manifests delays none.
 
+pub mod cleanup;
 mod costs;
 mod handler_thread;
 mod kernel_path;
@@ -38,6 +39,7 @@ use kernel::kubelet::{Error as KubeletError, Finder, Search};
 use kernel::locate::Locator;
 use kernel::maps::{ConnectingMap, CounterMap, ProgramConfig};
 use kernel::netns::Netns;
+use kernel::pins::Pins;
 use kernel::programs::{Error as ProgramsError, LoadOptions, Maps, Programs};
 use kernel::{capabilities, dial, scheduling};
 use kernel_path::KernelPath;
@@ -68,7 +70,7 @@ const CHANNEL: usize = 64;
 const LAST_READS: Duration = Duration::from_millis(500);
 
 /// The programs and their maps, if they could be loaded.
-type LoadResult = Result<(Programs, Maps), ProgramsError>;
+type LoadResult = Result<(Programs, Maps, Option<String>), ProgramsError>;
 
 /// The parts of the daemon that run for as long as it does.
 type Tasks = JoinSet<anyhow::Result<()>>;
@@ -107,6 +109,7 @@ struct Daemon {
     readiness: Readiness,
     metrics: Arc<Metrics>,
     handler: HandlerThread,
+    program_config: ProgramConfig,
     admin: BoundAdmin,
     drain_timeout: Duration,
     tasks: Tasks,
@@ -119,8 +122,14 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let own_netns = Netns::current().context("cannot open the node's network namespace")?;
 
     // What takes the start its time is the kernel's verifier: the pods are asked for, and looked for, meanwhile.
+    let (pins, no_pins) = match config.kernel_path.then(|| Pins::new(&config.bpffs)) {
+        None => (None, None),
+        Some(Ok(pins)) => (Some(pins), None),
+        Some(Err(error)) => (None, Some(format!("{:#}", anyhow::Error::from(error)))),
+    };
     let loading = load(LoadOptions {
         endpoints_capacity: config.endpoints_capacity,
+        pins: pins.clone(),
     })?;
     let locator = Locator::new(config.cgroup_root.as_deref())?;
 
@@ -140,6 +149,9 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let watch_health = Arc::new(Health::default());
     let (source_events, from_source) = mpsc::channel(CHANNEL);
     let (kernel_path_ready, kernel_path_watch) = watch::channel(None);
+    // Without the kernel path nobody waits for it.
+    let kernel_path_ready = config.kernel_path.then_some(kernel_path_ready);
+    let (standing, stand) = oneshot::channel();
     let (excluded, too_costly) = mpsc::unbounded_channel();
     let registry = RegistryTask::new(
         Arc::clone(&shared),
@@ -148,6 +160,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         kernel_path_watch,
         pods_ready,
         too_costly,
+        standing,
     );
     spawn(&mut tasks, registry.run(from_source));
     let parts = (Arc::clone(&watch_health), missing.clone());
@@ -158,10 +171,16 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     {
         start_source(&config, &readiness, parts, events, &mut tasks).await?;
     }
-    let (mut programs, maps) = loading
+    let (mut programs, maps, unusable) = loading
         .await
         .context("loading the programs panicked")?
         .map_err(|error| anyhow::anyhow!(error.told()))?;
+    let kernel_path_trouble = no_pins
+        .or(unusable)
+        .map(|why| format!("the kernel path ends with this daemon: {why}"));
+    if let Some(trouble) = &kernel_path_trouble {
+        tracing::warn!("{trouble}");
+    }
     if config.kernel_log {
         log_from_kernel(&mut programs, &maps.config)?;
     }
@@ -177,14 +196,16 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     shared.lock().registry.begin(maps.endpoints);
 
     let shared_process = Arc::new(AtomicBool::new(false));
-    let (kernel_path, kernel_path_trouble) = match config.kernel_path {
-        true => kernel_path(&config, &programs, maps.connecting, &shared_process)?,
-        false => (None, None),
-    };
-    if let Some(kernel_path) = kernel_path {
-        let _ = kernel_path_ready.send(Some(kernel_path));
+    if let Some(ready) = kernel_path_ready {
+        let kernel_path = kernel_path(
+            &config,
+            &programs,
+            pins.as_ref(),
+            maps.connecting,
+            &shared_process,
+        )?;
+        let _ = ready.send(Some(kernel_path));
     }
-    drop(kernel_path_ready);
     let (slow, slow_connections) = SlowLane::new();
     let handler = Arc::new(Handler {
         flows: maps.flows,
@@ -198,12 +219,14 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         }),
     });
     let handler = HandlerThread::start(handler, slow_connections, config.handler_port, &missing)?;
+    let outlive_ns = u64::try_from(config.outlive.as_nanos())?;
     let heartbeat_timeout_ns = u64::try_from(config.heartbeat_timeout.as_nanos())?;
     maps.config.update(|config| {
         config.handler_port_v4 = handler.port_v4().into();
         config.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
         config.netns_cookie = own_netns.cookie().unwrap_or_default();
         config.heartbeat_timeout_ns = heartbeat_timeout_ns;
+        config.outlive_ns = outlive_ns;
     })?;
 
     let attachment = Arc::new(Mutex::new(Attachment::new(programs, shared_process)));
@@ -251,6 +274,15 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     if let Some((parts, events)) = source.take() {
         start_source(&config, &readiness, parts, events, &mut tasks).await?;
     }
+    let adopting = Arc::clone(&attachment);
+    spawn(&mut tasks, async move {
+        // An error says that the registry is gone.
+        if stand.await.is_ok() {
+            adopting.lock().programs.adopt();
+        }
+        std::future::pending().await
+    });
+    let program_config = maps.config.clone();
     let following = kubelet_task::run(
         Arc::clone(&attachment),
         maps.config,
@@ -274,6 +306,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         readiness,
         metrics,
         handler,
+        program_config,
         admin,
         drain_timeout: config.drain_timeout,
         tasks,
@@ -288,32 +321,35 @@ fn load(options: LoadOptions) -> anyhow::Result<oneshot::Receiver<LoadResult>> {
         .name("load".to_owned())
         .spawn(move || {
             // Nobody listens where the start has failed meanwhile.
-            let _ = done.send(Programs::load(&options));
+            let _ = done.send(Programs::load_or_without_pins(options));
         })
         .context("cannot start a thread")?;
     Ok(loaded)
 }
 
-/// The kernel path for all pods, and what it has to do without.
+/// The kernel path for all pods.
 fn kernel_path(
     config: &AgentConfig,
     programs: &Programs,
+    pins: Option<&Pins>,
     connecting: Arc<ConnectingMap>,
     shared_process: &Arc<AtomicBool>,
-) -> anyhow::Result<(Option<Arc<KernelPath>>, Option<String>)> {
+) -> anyhow::Result<Arc<KernelPath>> {
     let mut exemption = programs
         .exemption()
         .map_err(|error| anyhow::anyhow!(error.told()))?;
-    let trouble = exemption.pin(&config.bpffs).err().map(|error| {
+    let succeeds = pins.is_some_and(Pins::are_there);
+    if let Some(Err(error)) = pins.map(|pins| exemption.pin(pins)) {
         let error = anyhow::Error::from(error);
-        format!("the program that pods' rules ask has no name there: {error:#}")
-    });
-    if let Some(trouble) = &trouble {
-        tracing::warn!("{trouble}");
+        tracing::warn!("the program that pods' rules ask has no name in them: {error:#}");
     }
-    let shared_process = Arc::clone(shared_process);
-    let kernel_path = KernelPath::new(exemption, connecting, config.http, shared_process);
-    Ok((Some(Arc::new(kernel_path)), trouble))
+    Ok(Arc::new(KernelPath::new(
+        exemption,
+        connecting,
+        config.http,
+        Arc::clone(shared_process),
+        succeeds,
+    )))
 }
 
 /// Starts the source of pods, which tells `events`.
@@ -389,7 +425,11 @@ impl Daemon {
         {
             let mut attachment = self.attachment.lock();
             attachment.draining = true;
-            attachment.programs.detach_connect();
+            if attachment.programs.outlives() {
+                send_nothing_more(&self.program_config);
+            } else {
+                attachment.programs.detach_connect();
+            }
         }
         let _ = self.metrics.attached.set(0);
         let drained = self.handler.drain();
@@ -400,13 +440,20 @@ impl Daemon {
             }
             signal = stop.signal() => tracing::warn!(signal, "asked again: checks in flight are dropped"),
         }
-        self.attachment.lock().programs.detach();
+        self.attachment.lock().programs.leave();
         self.tasks.abort_all();
         let _ = admin_stop.send(());
         // The socket file goes with the server; a client that hangs on to it has had its time.
         let _ = tokio::time::timeout(Duration::from_secs(1), admin).await;
         tracing::info!("ended");
         ended.map(|_| ())
+    }
+}
+
+/// Has the programs, which stay, send nothing more to the handler: no heartbeat is fresh enough.
+fn send_nothing_more(config: &ProgramConfig) {
+    if let Err(error) = config.update(|config| config.heartbeat_timeout_ns = 0) {
+        tracing::debug!(%error, "the programs go by the heartbeat's age");
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::costs::Costs;
-use super::kernel_path::{self, KernelPathWatch};
+use super::kernel_path::{self, Keeping, KernelPath, KernelPathWatch};
 use super::pace::Pace;
 use super::pod_work::{Permit, PodPool, PodWork, Turn};
 use kernel::address_watch::AddressWatch;
@@ -108,6 +108,8 @@ pub struct Place {
     pub lo_up: bool,
     /// The canary dial.
     pub trial: Trial,
+    /// Which path serves it, if that is known already.
+    pub path: Option<kernel_path::Path>,
 }
 
 /// Follows `pod`, telling `events`, until aborted or nobody listens.
@@ -295,6 +297,14 @@ impl Stay<'_> {
                 },
                 false => self.dial(plans, permit, turn, costs).await,
             };
+            let kernel_path = self.kernel_path().await;
+            let mut kept = kernel_path
+                .as_deref()
+                .map(|kernel_path| kernel_path.keep(self.netns, &addresses));
+            let path = match kept.as_mut().filter(|kept| kept.comes_first()) {
+                Some(kept) => Some(kept.next().await),
+                None => None,
+            };
             let place = Place {
                 netns: Arc::clone(self.netns),
                 sandbox: self.sandbox,
@@ -302,6 +312,7 @@ impl Stay<'_> {
                 addresses: addresses.clone(),
                 lo_up,
                 trial: last.clone(),
+                path,
             };
             self.follower.tell(PodChange::Placed(place)).await?;
 
@@ -311,7 +322,7 @@ impl Stay<'_> {
             }
             let unsure = sleep_until(Instant::now() + UNSURE_PERIOD);
             tokio::pin!(unsure);
-            let path = self.keep_kernel_path(&addresses);
+            let path = self.keep_kernel_path(kept);
             tokio::pin!(path);
             loop {
                 tokio::select! {
@@ -399,18 +410,19 @@ impl Stay<'_> {
         }
     }
 
-    /// Keeps the pod's kernel path, where there is one to be kept, until the registry is gone.
-    async fn keep_kernel_path(&self, addresses: &[IpAddr]) -> Closed {
+    /// The kernel path, if there is one; waits for the programs where they are still loading.
+    async fn kernel_path(&self) -> Option<Arc<KernelPath>> {
         let mut ready = self.follower.kernel_path.clone();
-        // The programs may still be loading. An error says that there is no kernel path.
-        let kernel_path = match ready.wait_for(Option::is_some).await {
-            Ok(found) => found.clone(),
-            Err(_) => None,
-        };
-        let Some(kernel_path) = kernel_path else {
+        // An error says that there is none.
+        let found = ready.wait_for(Option::is_some).await.ok()?;
+        found.clone()
+    }
+
+    /// Keeps the pod's kernel path, where there is one to be kept, until the registry is gone.
+    async fn keep_kernel_path(&self, kept: Option<Keeping<'_>>) -> Closed {
+        let Some(mut kept) = kept else {
             return std::future::pending().await;
         };
-        let mut kept = kernel_path.keep(self.netns, addresses);
         loop {
             let path = kept.next().await;
             if let Err(closed) = self.follower.tell(PodChange::Path(path)).await {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
@@ -22,6 +22,7 @@ use kernel::maps::EndpointMap;
 use model::{Pod, PodId};
 use pods::parse::ParsedPod;
 use probe::dial::Dial;
+use reconcile::path::HttpBy;
 use reconcile::registry::{Obstacle, Placement, PodEntry, Registry};
 use serve::cost::{EXCLUDED_FOR, Lane, PodCost};
 use serve::metrics::{Metrics, PodState};
@@ -74,6 +75,8 @@ pub struct RegistryTask {
     first_look: Option<BTreeSet<String>>,
     unserved: PendingPods,
     too_costly: mpsc::UnboundedReceiver<PodId>,
+    /// Used when the first pods are in place.
+    stand: Option<oneshot::Sender<()>>,
 }
 
 /// The task that follows one pod's namespace.
@@ -91,6 +94,7 @@ impl RegistryTask {
         kernel_path: KernelPathWatch,
         pods_ready: BlockReady,
         too_costly: mpsc::UnboundedReceiver<PodId>,
+        stand: oneshot::Sender<()>,
     ) -> Self {
         Self {
             shared,
@@ -105,6 +109,7 @@ impl RegistryTask {
             first_look: None,
             unserved: PendingPods::default(),
             too_costly,
+            stand: Some(stand),
         }
     }
 
@@ -141,6 +146,12 @@ impl RegistryTask {
                 }
             }
             self.count();
+            if self.pods_ready.is_none()
+                && let Some(stand) = self.stand.take()
+            {
+                // An error says that nobody waits for it.
+                let _ = stand.send(());
+            }
         }
     }
 
@@ -262,9 +273,16 @@ impl RegistryTask {
         match change {
             PodChange::Placed(place) => {
                 let lo_up = place.lo_up;
+                let path = place.path.clone();
                 let obstacle = self.note_trial(&mut shared, &pod, lo_up, place.trial.clone());
-                let placement = placement(&shared, &pod, place);
+                let mut placement = placement(&shared, &pod, place);
+                if let Some(path) = &path {
+                    placement.kernel = self.kernel(path);
+                }
                 shared.registry.place(&uid, Some(placement), obstacle);
+                if let Some(path) = path {
+                    self.note_path(&mut shared, &pod, path);
+                }
                 if !lo_up {
                     self.unserved.lost(&uid, LO_DOWN.to_owned(), Instant::now());
                 } else if let Some(entry) = shared.registry.pods().get(&uid) {
@@ -359,10 +377,14 @@ impl RegistryTask {
         after
     }
 
+    fn kernel(&self, path: &Path) -> Option<HttpBy> {
+        let kernel_path = self.kernel_path.borrow().clone();
+        kernel_path.and_then(|kernel_path| kernel_path.kernel(path))
+    }
+
     /// Has the registry use the path that serves a pod, and keeps it for `status`.
     fn note_path(&self, shared: &mut PodsState, pod: &Pod, path: Path) {
-        let kernel_path = self.kernel_path.borrow().clone();
-        let kernel = kernel_path.and_then(|kernel_path| kernel_path.kernel(&path));
+        let kernel = self.kernel(&path);
         shared.registry.set_kernel(&pod.id.uid, kernel);
         match &path {
             Path::Kernel => tracing::info!(pod = %pod.id, "served by the kernel path"),
@@ -433,7 +455,7 @@ fn proven(before: Option<&Obstacle>, canary: Canary) -> Option<Obstacle> {
             "a dial from inside the pod to its port {port}, on which nothing listens, was accepted: a rule \
              of the mesh captures it"
         ))),
-        // It proves nothing either mode: what was proven before stands.
+        // It proves nothing either way: what was proven before stands.
         (Canary::Unproven(_), Some(captured @ Obstacle::Captured(_))) => Some(captured.clone()),
         (Canary::Unproven(_), _) => None,
     }

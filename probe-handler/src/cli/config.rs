@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::logging::LogFormat;
-pub use args::{AgentArgs, DEFAULT_ADMIN_SOCKET, SharedArgs};
+pub use args::{AgentArgs, DEFAULT_ADMIN_SOCKET, DEFAULT_BPFFS, SharedArgs};
 pub use config_errors::{ConfigError, ConfigErrors};
 pub use webhook::{CertificateSource, SettingsSource, WebhookArgs, WebhookConfig};
 
@@ -90,8 +90,11 @@ pub struct AgentConfig {
     pub kernel_path: bool,
     /// What serves plaintext HTTP then.
     pub http: HttpBy,
-    /// Where the program that pods' rules ask is pinned.
+    /// Where what outlives the daemon is pinned.
     pub bpffs: PathBuf,
+    /// How long it does.
+    #[serde(rename = "outlive_seconds", serialize_with = "as_seconds")]
+    pub outlive: Duration,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged.
@@ -118,6 +121,16 @@ pub fn rewriting(port: &str, prefix: &str) -> Result<Rewriting, ConfigErrors> {
         }),
         None => Err(mistakes),
     }
+}
+
+/// Where `cleanup` looks for pins.
+///
+/// # Errors
+/// What is wrong.
+pub fn bpffs(path: &str) -> Result<PathBuf, ConfigErrors> {
+    let mut mistakes = ConfigErrors::default();
+    let path = mistakes.check("bpffs", path, parse::absolute_path);
+    path.ok_or(mistakes)
 }
 
 // === impl PodSource ===
@@ -217,6 +230,7 @@ impl AgentConfig {
         );
         let kernel_path = mistakes.check("kernel-path", &args.kernel_path, parse::flag);
         let http = mistakes.check("http", &args.http, parse::http);
+        let outlive = mistakes.check("outlive", &args.outlive, parse::outlive);
         let bpffs = mistakes.check("bpffs", &args.bpffs, parse::absolute_path);
         let log_format = mistakes.check("log-format", &args.log_format, parse::log_format);
         let log = mistakes.check("log", &args.log, parse::log_filter);
@@ -246,6 +260,7 @@ impl AgentConfig {
             kernel_path: kernel_path?,
             http: http?,
             bpffs: bpffs?,
+            outlive: outlive?,
             log_format: log_format?,
             log: log?,
             kernel_log: kernel_log?,

@@ -21,7 +21,7 @@ const CAPACITY: usize = 4096;
 
 /// Takes lines without ever waiting; a thread of its own writes them. Clones share it.
 #[derive(Clone)]
-pub struct LogQueue(Arc<Shared>);
+pub struct LogQueue(Arc<PodsState>);
 
 /// How the queue's own lines look.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ pub enum Words {
     Json,
 }
 
-struct Shared {
+struct PodsState {
     words: Words,
     missing: Missing,
     state: Mutex<State>,
@@ -57,7 +57,7 @@ impl LogQueue {
         words: Words,
         missing: Missing,
     ) -> io::Result<Self> {
-        let queue = Self(Arc::new(Shared {
+        let queue = Self(Arc::new(PodsState {
             words,
             missing,
             state: Mutex::default(),
@@ -110,7 +110,7 @@ impl Words {
     }
 }
 
-impl Shared {
+impl PodsState {
     /// Whether nothing waits to be written or told.
     fn is_drained(&self) -> bool {
         let state = self.state.lock();

@@ -1,6 +1,7 @@
 //! Command line: one file per verb.
 
 pub mod agent;
+pub mod cleanup;
 pub mod config;
 pub mod inject;
 mod log_queue;
@@ -54,6 +55,8 @@ pub enum Command {
     Inject(inject::InjectArgs),
     /// Check whether the daemon can run on this node, and say what to do where it can't
     Preflight(preflight::PreflightArgs),
+    /// Remove from this node what outlives the daemon: pinned programs and maps, and rules in pods. Stop the daemon first
+    Cleanup(cleanup::CleanupArgs),
     /// Run the admission server, which rewrites probes for those who want them to name the handler
     Webhook(Box<config::WebhookArgs>),
     /// Print version and commit

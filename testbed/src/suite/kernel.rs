@@ -145,7 +145,7 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
 
     for (gone, ip) in (1..).zip(pod.ns.ips()) {
         let http = kubelet.probe(&Probe::http(ip, HTTP, "/healthy"))?;
-        ensure!(http.passed(), "the probe did not go its own mode: {http:?}");
+        ensure!(http.passed(), "the probe did not go its own way: {http:?}");
         ensure!(
             count(&maps, Counter::Fallback) == gone && count(&maps, Counter::Redirected) == 1,
             "{:?}",

@@ -91,6 +91,12 @@ impl std::fmt::Display for Part {
 }
 
 impl Error {
+    /// Whether it is that our table is there already.
+    pub(super) fn is_there_already(&self) -> bool {
+        matches!(self, Self::Refused { part: Part::Table, source, .. }
+            if source.raw_os_error() == Some(libc::EEXIST))
+    }
+
     /// What to do about it.
     pub fn remedy(&self) -> String {
         match self {

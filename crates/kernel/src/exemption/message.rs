@@ -10,6 +10,7 @@ const BATCH_END: u16 = 0x11;
 /// Flags of netlink messages.
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+pub(super) const NLM_F_EXCL: u16 = 0x200;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 pub(super) const NLM_F_APPEND: u16 = 0x800;
 /// `NLA_F_NESTED`.

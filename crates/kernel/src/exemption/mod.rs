@@ -7,24 +7,29 @@
 //! The rules hold the program, and the program its map. They end with the pod's namespace.
 
 mod error;
+mod everywhere;
 mod expression;
 mod message;
-mod pin;
 mod rules;
 mod transaction;
 mod trial;
+mod watch;
 
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 pub use error::{Error, Missing};
+pub use everywhere::{Removed, remove_everywhere};
 pub use expression::Program;
 pub use message::Part;
-pub use pin::PinError;
 pub use rules::{CONNECTION_MARK, Family, TABLE};
 pub use trial::{Trial, trial};
+pub use watch::RulesWatch;
+
+use probe_handler_common::programs;
 
 use crate::netns::Netns;
+use crate::pins::{self, Pins};
 
 /// Puts our rules into pods.
 #[derive(Debug)]
@@ -40,12 +45,19 @@ impl Exemption {
         Self { program, named }
     }
 
-    /// Pins the program in `directory`, in place of one that is pinned there. Rules name it by that path from now on.
+    /// Pins the program, in place of one that is pinned there. Rules name it by that path from now on.
     ///
     /// # Errors
-    /// [`PinError`]. Then rules name it as before.
-    pub fn pin(&mut self, directory: &Path) -> Result<(), PinError> {
-        self.named = pin::pin(&self.program, directory)?;
+    /// [`pins::Error`]; [`io::ErrorKind::InvalidFilename`] in it for a path that is too long for a rule. Then rules
+    /// name it as before.
+    pub fn pin(&mut self, pins: &Pins) -> Result<(), pins::Error> {
+        let path = pins.path(programs::EXEMPT);
+        let Some(named) = Program::pinned(&path) else {
+            let source = io::Error::from(io::ErrorKind::InvalidFilename);
+            return Err(pins::Error::Other { path, source });
+        };
+        let _path = pins.replace(self.program.as_fd(), programs::EXEMPT)?;
+        self.named = named;
         Ok(())
     }
 
@@ -60,14 +72,28 @@ impl Exemption {
     /// # Errors
     /// [`Error`]. Then nothing has changed in the pod.
     pub fn put(&self, netns: &Netns, family: Family) -> Result<(), Error> {
-        transaction::commit(netns, family, &rules::put(family, &self.named))
+        match transaction::commit(netns, family, &rules::create(family, &self.named)) {
+            Err(error) if error.is_there_already() => {
+                transaction::commit(netns, family, &rules::replace(family, &self.named))
+            }
+            put => put,
+        }
     }
 }
 
-/// Removes our rules of one family from a pod, if it has any, by one transaction.
+/// Removes our rules of one family from a pod, by one transaction; whether it had any.
+///
+/// A kernel without nftables has none either: both are ENOENT or the like.
 ///
 /// # Errors
 /// [`Error`]. Then they are there as before.
-pub fn remove(netns: &Netns, family: Family) -> Result<(), Error> {
-    transaction::commit(netns, family, &rules::remove(family))
+pub fn remove(netns: &Netns, family: Family) -> Result<bool, Error> {
+    match transaction::commit(netns, family, &rules::remove(family)) {
+        Ok(()) => Ok(true),
+        Err(Error::Missing {
+            missing: Missing::NfTables,
+            ..
+        }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }

@@ -8,7 +8,7 @@
 //! | nat | before the mesh's redirect | decides NAT: to where the connection goes anyway |
 
 use super::expression::{Expressions, Field, Program};
-use super::message::{Attributes, Batch, NLM_F_APPEND, NLM_F_CREATE, Part, Sealed};
+use super::message::{Attributes, Batch, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Part, Sealed};
 
 /// Our table, in families ip and ip6. No mesh has one of this name.
 pub const TABLE: &str = "probe_handler";
@@ -76,22 +76,30 @@ impl Family {
     }
 }
 
-/// The transaction that puts our rules, in place of those that are there.
-pub(super) fn put(family: Family, program: &Program) -> Sealed {
+/// The transaction that puts our rules where there are none. It fails with EEXIST where there are.
+pub(super) fn create(family: Family, program: &Program) -> Sealed {
     let mut rules = Rules::begin(family);
-    rules.remove();
-    rules.table();
-    rules.guard(program);
-    rules.before(program);
-    rules.after(program);
-    rules.nat(program);
+    rules.table(NLM_F_EXCL);
+    rules.chains(program);
     rules.batch.end()
 }
 
-/// The transaction that removes our rules, if there are any.
+/// The transaction that puts our rules in place of those that are there. It takes the kernel many times as long, because
+/// that waits until no packet is in the old chains.
+pub(super) fn replace(family: Family, program: &Program) -> Sealed {
+    let mut rules = Rules::begin(family);
+    // Made, so that there is one to delete: a table that is not there would fail the transaction.
+    rules.table(0);
+    rules.delete();
+    rules.table(0);
+    rules.chains(program);
+    rules.batch.end()
+}
+
+/// The transaction that removes our rules. It fails where there are none.
 pub(super) fn remove(family: Family) -> Sealed {
     let mut rules = Rules::begin(family);
-    rules.remove();
+    rules.delete();
     rules.batch.end()
 }
 
@@ -108,14 +116,19 @@ impl Rules {
         }
     }
 
-    /// Made, so that there is one to remove: a table that is not there would fail the transaction.
-    fn remove(&mut self) {
-        self.table();
+    fn delete(&mut self) {
         self.message(DELETE_TABLE, 0, Part::Table, |table| table.text(1, TABLE));
     }
 
-    fn table(&mut self) {
-        self.message(NEW_TABLE, NLM_F_CREATE, Part::Table, |table| {
+    fn chains(&mut self, program: &Program) {
+        self.guard(program);
+        self.before(program);
+        self.after(program);
+        self.nat(program);
+    }
+
+    fn table(&mut self, flags: u16) {
+        self.message(NEW_TABLE, NLM_F_CREATE | flags, Part::Table, |table| {
             table.text(1, TABLE);
         });
     }

@@ -7,6 +7,9 @@ use probe_handler_common::maps::ENDPOINTS_CAPACITY;
 /// Where the admin server's Unix socket is by default.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/probe-handler/admin.sock";
 
+/// Where the agent's pins are by default.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/probe-handler";
+
 /// The variable that stands in for `--node-name`: the name that everybody gives it.
 pub(super) const NODE_NAME: &str = "NODE_NAME";
 
@@ -98,15 +101,25 @@ pub struct AgentArgs {
     )]
     pub(super) http: String,
 
-    /// With --kernel-path, directory in a BPF file system for the program that pods' rules ask; where there is no such file
-    /// system they work all the same, but `nft list ruleset` in a pod does not name it
+    /// With --kernel-path, directory in a BPF file system, by which the kernel path outlives this process; where there is
+    /// no such file system it ends with it. Nothing is mounted
     #[arg(
         long,
         value_name = "PATH",
         env = "PROBE_HANDLER_BPFFS",
-        default_value = "/sys/fs/bpf/probe-handler"
+        default_value = DEFAULT_BPFFS
     )]
     pub(super) bpffs: String,
+
+    /// With --kernel-path, how long it outlives a daemon that ends and has no successor (1s to 720h)
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "PROBE_HANDLER_OUTLIVE",
+        allow_hyphen_values = true,
+        default_value = "24h"
+    )]
+    pub(super) outlive: String,
 
     /// How log lines look; auto is text on a terminal, else JSON
     #[arg(

@@ -26,6 +26,7 @@ pub(super) const CERTIFICATE_REMEDY: &str =
     "give the directory of a certificate, or --self-signed to have one made";
 const DRAIN_SECONDS: RangeInclusive<u64> = 0..=3600;
 const HEARTBEAT_MILLIS: RangeInclusive<u64> = 500..=60_000;
+const OUTLIVE_SECONDS: RangeInclusive<u64> = 1..=720 * 3600;
 const CAPACITY: RangeInclusive<u32> = 1..=1_048_576;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -225,6 +226,26 @@ pub(super) fn http(text: &str) -> Result<HttpBy, InvalidValue> {
             "give handler or kernel",
         )),
     }
+}
+
+/// `90s`, `30m`, `24h`, or a number of seconds.
+pub(super) fn outlive(text: &str) -> Result<Duration, InvalidValue> {
+    let units = [('s', 1), ('m', 60), ('h', 3600)];
+    let (number, unit) = units
+        .into_iter()
+        .find_map(|(letter, unit)| Some((text.strip_suffix(letter)?, unit)))
+        .unwrap_or((text, 1));
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = is_number
+        .then(|| number.parse::<u64>().ok()?.checked_mul(unit))
+        .flatten()
+        .filter(|seconds| OUTLIVE_SECONDS.contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(|| {
+        InvalidValue::new(
+            "no time from 1 s to 720 h",
+            "give it in hours (24h), minutes (30m) or seconds (90s)",
+        )
+    })
 }
 
 /// A directory that may be made later.

@@ -51,6 +51,7 @@ fn the_source_of_pods_is_all_that_must_be_given() {
             kernel_path: false,
             http: HttpBy::Handler,
             bpffs: "/sys/fs/bpf/probe-handler".into(),
+            outlive: Duration::from_secs(24 * 3600),
             kernel_log: false,
             endpoints_capacity: ENDPOINTS_CAPACITY,
         })
@@ -147,6 +148,9 @@ fn each_value_is_checked() {
         ("kernel-path", "maybe"),
         ("http", "both"),
         ("bpffs", "here"),
+        ("outlive", "0s"),
+        ("outlive", "721h"),
+        ("outlive", "1d"),
         ("endpoints-capacity", "0"),
         ("endpoints-capacity", "1048577"),
     ] {

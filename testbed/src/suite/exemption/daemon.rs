@@ -1,32 +1,22 @@
 //! The kernel path as the daemon keeps it: which probes take it, and what becomes of them when the daemon hangs.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kernel::exemption::{Family as Rules, TABLE};
 use nix::sys::signal::Signal;
 
-use crate::app::AppSpec;
-use crate::app::tls::Certificate;
+use super::declared::{self, BOTH, CLOSED, HTTP, by_kernel, opaque};
 use crate::command;
 use crate::kubelet::Probe;
-use crate::pod::{Pod, PodSpec};
+use crate::pod::Pod;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::twins::{Family, declare, grpc_of, http_get, https_get, tcp_socket};
+use crate::suite::twins::Family;
 use crate::wait;
 
-const HTTP: u16 = 8080;
-const HTTPS: u16 = 8443;
-const GRPC: u16 = 9090;
-const OPEN: u16 = 5432;
-const CLOSED: u16 = 5433;
-/// Both httpGet and tcpSocket are declared.
-const BOTH: u16 = 8081;
-
-/// How soon a pod is served by the kernel path.
+/// How soon what was changed is seen.
 const SOON: Duration = Duration::from_secs(5);
 
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
@@ -42,14 +32,14 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
 
 fn with(cases: &mut Cases, name: &str, args: &[&str], http_by_kernel: bool) -> Result<()> {
     let env = Env::start(cases, args)?;
-    let pod = env.pod(spec(name))?;
-    by_kernel(&env, &pod)?;
+    let pod = env.pod(declared::pod(name))?;
+    by_kernel(&env.daemon, &pod)?;
     for family in Family::ALL {
         let case = |what: &str| format!("{name}/{}/{what}", family.name());
         let ip = family.ip(&pod.ns);
         let form = |probe| family.form(probe);
         cases.case(&case("tcp-https-and-grpc-by-the-kernel"), || {
-            exempt(&env, || tcp_https_and_grpc(&env, ip, &form))
+            exempt(&env, || opaque(&env.kubelet, ip, &form))
         });
         cases.case(&case("http"), || {
             let probe = || {
@@ -90,51 +80,6 @@ fn with(cases: &mut Cases, name: &str, args: &[&str], http_by_kernel: bool) -> R
     cases.case(&format!("{name}/a-hung-daemon-is-not-missed"), || {
         hung(&env, &pod)
     });
-    Ok(())
-}
-
-fn spec(name: &str) -> PodSpec {
-    let app = AppSpec::new()
-        .http(HTTP)
-        .http(BOTH)
-        .https(HTTPS, Certificate::SelfSigned)
-        .grpc(GRPC)
-        .tcp(OPEN);
-    let spec = PodSpec::new(name).rules(RuleSet::IstioRedirect).app(app);
-    declare(
-        spec,
-        [
-            http_get(HTTP, "/healthy"),
-            http_get(HTTP, "/failing"),
-            https_get(HTTPS, "/healthy"),
-            https_get(HTTPS, "/failing"),
-            grpc_of(GRPC, "ok"),
-            grpc_of(GRPC, "down"),
-            tcp_socket(OPEN),
-            tcp_socket(CLOSED),
-            http_get(BOTH, "/healthy"),
-            tcp_socket(BOTH),
-        ],
-    )
-}
-
-/// Waits until the kernel path serves the pod.
-fn by_kernel(env: &Env, pod: &Pod) -> Result<()> {
-    wait::until("the kernel path", SOON, || {
-        let status = env.daemon.pod_status(pod.name()).ok()??;
-        (status["path"] == "kernel").then_some(())
-    })
-    .with_context(|| format!("{:?}", env.daemon.pod_status(pod.name())))
-}
-
-fn tcp_https_and_grpc(env: &Env, ip: IpAddr, form: &dyn Fn(Probe) -> Probe) -> Result<()> {
-    let _https = env.passes(&form(Probe::https(ip, HTTPS, "/healthy")))?;
-    let _https = env.fails(&form(Probe::https(ip, HTTPS, "/failing")))?;
-    let _grpc = env.passes(&form(Probe::grpc(ip, GRPC, "ok")))?;
-    let _grpc = env.fails(&form(Probe::grpc(ip, GRPC, "down")))?;
-    let _tcp = env.passes(&form(Probe::tcp(ip, OPEN)))?;
-    let closed = env.fails(&form(Probe::tcp(ip, CLOSED)))?;
-    ensure!(closed.message.contains("refused"), "{closed:?}");
     Ok(())
 }
 
@@ -181,22 +126,29 @@ fn counts(env: &Env) -> Result<Counts> {
     })
 }
 
-/// A pod whose rules another has removed is found out by the next trial. Another pod comes to have its turn first.
+/// What removes our rules with all others, as an init container may, has them put again at once.
 fn put_again(env: &Env, name: &str) -> Result<()> {
-    let pod = env.pod(spec(&format!("{name}-again")))?;
-    by_kernel(env, &pod)?;
-    pod.ns.run(|| {
-        for family in Rules::ALL {
-            let _done = command::run("nft", &["delete", "table", family.name(), TABLE], "")?;
+    let pod = env.pod(declared::pod(&format!("{name}-again")))?;
+    by_kernel(&env.daemon, &pod)?;
+    for turn in 0..3 {
+        pod.ns.run(|| {
+            let _done = command::run("nft", &["flush", "ruleset"], "")?;
+            RuleSet::IstioRedirect.apply_here()
+        })?;
+        let flushed = Instant::now();
+        wait::until("rules", SOON, || {
+            let result = env.kubelet.probe(&Probe::tcp(pod.ns.ipv4(), CLOSED)).ok()?;
+            (!result.passed()).then_some(())
+        })?;
+        println!(
+            "     rules that were flushed were back within {:?}",
+            flushed.elapsed()
+        );
+        for ip in pod.ns.ips() {
+            opaque(&env.kubelet, ip, &|probe| probe).with_context(|| format!("turn {turn}"))?;
         }
-        Ok(())
-    })?;
-    // A change of its addresses is looked at at once.
-    pod.ns.ip("address add 10.255.255.254/32 dev eth0\n")?;
-    wait::until("rules", SOON, || {
-        let result = env.kubelet.probe(&Probe::tcp(pod.ns.ipv4(), CLOSED)).ok()?;
-        (!result.passed()).then_some(())
-    })
+    }
+    Ok(())
 }
 
 /// The daemon is stopped: the kernel path goes on, and HTTP takes it as soon as the heartbeat is too old.
@@ -205,7 +157,7 @@ fn hung(env: &Env, pod: &Pod) -> Result<()> {
     let probes = || -> Result<()> {
         for family in Family::ALL {
             let ip = family.ip(&pod.ns);
-            tcp_https_and_grpc(env, ip, &|probe| family.form(probe))?;
+            opaque(&env.kubelet, ip, &|probe| family.form(probe))?;
         }
         let http = |ip: IpAddr| {
             wait::until("the kernel path for HTTP", SOON, || {

@@ -3,8 +3,10 @@
 
 mod client;
 mod daemon;
+mod declared;
 mod meshes;
 mod node;
+mod outliving;
 mod traps;
 
 use anyhow::Result;
@@ -16,5 +18,6 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     meshes::run(cases, &mut node);
     traps::run(cases, &mut node)?;
     drop(node);
-    daemon::run(cases)
+    daemon::run(cases)?;
+    outliving::run(cases)
 }

@@ -1,0 +1,79 @@
+//! Takes our rules out of every pod on the node: for `probe-handler cleanup`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Family, remove};
+use crate::netns::Netns;
+use model::netns::NetnsId;
+
+/// What came of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// In how many network namespaces there were rules.
+    pub namespaces: usize,
+    /// Where they could not be removed, and why.
+    pub troubles: Vec<String>,
+}
+
+/// Removes our rules from every network namespace that a process is in, or that is held by name in /run/netns, but from
+/// the caller's own, where we put none.
+///
+/// # Errors
+/// Those of reading /proc.
+pub fn remove_everywhere() -> io::Result<Removed> {
+    let own = Netns::current()?.id();
+    let mut removed = Removed::default();
+    for (id, path) in namespaces()? {
+        if id == own {
+            continue;
+        }
+        match remove_at(&path, id) {
+            Ok(any) => removed.namespaces += usize::from(any),
+            Err(why) => removed.troubles.push(format!("{}: {why}", path.display())),
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes our rules from the namespace at `path`, if it still is `id`; whether there were any.
+fn remove_at(path: &Path, id: NetnsId) -> Result<bool, String> {
+    let netns = match Netns::open(path) {
+        Ok(netns) if netns.id() == id => netns,
+        // Gone meanwhile, and its rules with it.
+        _ => return Ok(false),
+    };
+    let mut any = false;
+    for family in Family::ALL {
+        any |= remove(&netns, family).map_err(super::Error::told)?;
+    }
+    Ok(any)
+}
+
+/// Each network namespace once, with a path to it.
+fn namespaces() -> io::Result<BTreeMap<NetnsId, PathBuf>> {
+    let processes = fs::read_dir("/proc")?
+        .flatten()
+        .filter(|entry| entry.file_name().as_encoded_bytes()[0].is_ascii_digit())
+        .map(|entry| entry.path().join("ns/net"));
+    let named = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let named = named.map(|entry| entry.path());
+    // One that can't be looked at is of a process that has ended.
+    let known = processes
+        .chain(named)
+        .filter_map(|path| Some((NetnsId::at(&path).ok()?, path)));
+    Ok(known.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ones_own_namespace_is_among_those_of_the_node() {
+        let own = Netns::current().expect("own namespace").id();
+        assert!(namespaces().expect("/proc").contains_key(&own));
+    }
+}

@@ -1,0 +1,248 @@
+//! Pins: names for programs, maps and links in a BPF file system (bpffs), by which they outlive the process that made them.
+
+use std::ffi::CString;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::FdLink;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use probe_handler_common::programs;
+
+/// Something can't have a name.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no bpffs.
+    #[error(
+        "{} is not in a BPF file system: mount one (`mount -t bpf bpf /sys/fs/bpf`), or, in a container, mount the \
+         node's /sys/fs/bpf",
+        directory.display()
+    )]
+    NoBpffs {
+        /// Where to pin.
+        directory: PathBuf,
+    },
+    /// It is mounted read-only.
+    #[error(
+        "the BPF file system of {} is read-only: mount it for writing, in a container without readOnly",
+        directory.display()
+    )]
+    ReadOnly {
+        /// Where to pin.
+        directory: PathBuf,
+    },
+    /// Something else.
+    #[error("cannot make {}", path.display())]
+    Other {
+        /// The directory or pin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A directory of pins, of root's only.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    directory: PathBuf,
+}
+
+impl Pins {
+    /// The directory, made if need be. Nothing is mounted.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn new(directory: &Path) -> Result<Self, Error> {
+        if !is_bpffs(directory) {
+            return Err(Error::NoBpffs {
+                directory: directory.to_owned(),
+            });
+        }
+        let this = Self {
+            directory: directory.to_owned(),
+        };
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory);
+        made.map_err(|source| this.failed(directory, source))?;
+        Ok(this)
+    }
+
+    /// Where the pin `name` is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Whether an earlier daemon has left its attachments here.
+    pub fn are_there(&self) -> bool {
+        self.path(&link(programs::SOCK_OPS)).exists()
+    }
+
+    /// Pins `object` as `name`, in place of what is pinned there: there is no moment without a pin.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn replace(&self, object: BorrowedFd<'_>, name: &str) -> Result<PathBuf, Error> {
+        let path = self.path(name);
+        // A name there has no dot: the kernel forbids it (EPERM).
+        let beside = self.path(&format!("{name}-new-{}", std::process::id()));
+        let replace = || -> io::Result<()> {
+            // Left by a daemon of the same process id that was killed just then.
+            forget(&beside)?;
+            obj_pin(object, &beside)?;
+            fs::rename(&beside, &path)
+        };
+        replace().map_err(|source| self.failed(&path, source))?;
+        Ok(path)
+    }
+
+    /// As [`Pins::replace`], for the attachment of `program`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn replace_link(&self, attached: &FdLink, program: &str) -> Result<(), Error> {
+        let name = link(program);
+        let fd = attached
+            .info()
+            .map_err(io::Error::other)
+            .and_then(|info| link_by_id(info.id()))
+            .map_err(|source| self.failed(&self.path(&name), source))?;
+        self.replace(fd.as_fd(), &name).map(drop)
+    }
+
+    fn failed(&self, path: &Path, source: io::Error) -> Error {
+        match source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly {
+                directory: self.directory.clone(),
+            },
+            _ => Error::Other {
+                path: path.to_owned(),
+                source,
+            },
+        }
+    }
+}
+
+/// The name of the pin of a program's attachment.
+fn link(program: &str) -> String {
+    format!("link-{program}")
+}
+
+/// Removes all pins below `directory`, and the directory; what they alone kept is gone from the kernel then. Tells
+/// whether there was such a directory.
+///
+/// # Errors
+/// Those of readdir and unlink.
+pub fn remove_all(directory: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
+    if !is_bpffs(directory) {
+        return Err(io::Error::other(format!(
+            "{} is not in a BPF file system: nothing is removed there",
+            directory.display()
+        )));
+    }
+    for entry in entries {
+        forget(&entry?.path())?;
+    }
+    fs::remove_dir(directory)?;
+    Ok(true)
+}
+
+fn forget(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `directory`, or the nearest above it that exists, is in a bpffs.
+fn is_bpffs(directory: &Path) -> bool {
+    directory
+        .ancestors()
+        .find_map(|path| statfs(path).ok())
+        .is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// `BPF_OBJ_PIN` of bpf(2).
+fn obj_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    const BPF_OBJ_PIN: libc::c_long = 6;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attr = Attr {
+        address: path.as_ptr() as u64,
+        fd: object.as_raw_fd().cast_unsigned(),
+        flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &attr).map(drop)
+}
+
+/// `BPF_LINK_GET_FD_BY_ID` of bpf(2).
+fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
+    let attr = Attr {
+        address: id.into(),
+        fd: 0,
+        flags: 0,
+    };
+    let fd = bpf(BPF_LINK_GET_FD_BY_ID, &attr)?;
+    // SAFETY: a descriptor that bpf(2) has just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `union bpf_attr`, as far as these commands use it. An id stands in the first four bytes, which on the machines that we
+/// build for are the low ones of an address.
+#[repr(C)]
+struct Attr {
+    address: u64,
+    fd: u32,
+    flags: u32,
+}
+
+fn bpf(command: libc::c_long, attr: &Attr) -> io::Result<i32> {
+    // SAFETY: an attribute of the size given; what it points to outlives the call, as the callers see to.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_ref(attr),
+            size_of::<Attr>(),
+        )
+    };
+    match i32::try_from(result) {
+        Ok(result @ 0..) => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ordinary_directory_is_no_place_for_pins() {
+        let directory = tempfile::tempdir().expect("directory");
+        let below = directory.path().join("made/by/us");
+        let error = Pins::new(&below).expect_err("no bpffs");
+        assert!(matches!(error, Error::NoBpffs { .. }), "{error:?}");
+        assert!(error.to_string().contains("mount -t bpf"), "{error}");
+        assert!(!below.exists(), "a directory was made all the same");
+    }
+
+    #[test]
+    fn nothing_is_removed_from_an_ordinary_directory() {
+        let directory = tempfile::tempdir().expect("directory");
+        let file = directory.path().join("file");
+        fs::write(&file, "precious").expect("file");
+        assert!(remove_all(directory.path()).is_err());
+        assert!(file.exists());
+        let none = directory.path().join("none");
+        assert!(!remove_all(&none).expect("nothing there"));
+    }
+}

@@ -1,0 +1,61 @@
+//! `probe-handler cleanup`: removes from the node what outlives the daemon.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::config::{DEFAULT_BPFFS, bpffs};
+use super::output;
+use super::{EXIT_FAILURE, refuse};
+
+/// Flags of `cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// The agent's --bpffs
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "PROBE_HANDLER_BPFFS",
+        default_value = DEFAULT_BPFFS
+    )]
+    bpffs: String,
+}
+
+/// What was removed, and what could not be.
+#[derive(Debug, Default)]
+pub struct CleanedUp {
+    /// Whether there were pins.
+    pub pins: bool,
+    /// From how many pods' network namespaces rules were removed.
+    pub namespaces: usize,
+    /// What could not be removed, and why.
+    pub troubles: Vec<String>,
+}
+
+/// Has `clean` remove what there is, and prints what it did. Exit code 1 when something is left.
+pub fn run(args: &CleanupArgs, clean: impl FnOnce(&Path) -> CleanedUp) -> ExitCode {
+    let directory: PathBuf = match bpffs(&args.bpffs) {
+        Ok(directory) => directory,
+        Err(mistakes) => return refuse(&mistakes),
+    };
+    let cleaned = clean(&directory);
+    for trouble in &cleaned.troubles {
+        let _ = writeln!(std::io::stderr().lock(), "probe-handler: {trouble}");
+    }
+    let printed = output::print(|out| {
+        let pins = if cleaned.pins { "removed" } else { "none" };
+        writeln!(
+            out,
+            "pins in {}: {pins}\nnetwork namespaces whose rules were removed: {}",
+            directory.display(),
+            cleaned.namespaces
+        )
+    });
+    if cleaned.troubles.is_empty() {
+        printed
+    } else {
+        EXIT_FAILURE.into()
+    }
+}

@@ -1,0 +1,276 @@
+//! What stays of the kernel path when the daemon ends, however it does.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use kernel::exemption::TABLE;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use probe_handler_common::maps::CONNECTING_PIN;
+
+use super::declared::{self, BOTH, CLOSED, HTTP, by_kernel};
+use crate::bpf;
+use crate::cgroup::Cgroup;
+use crate::command;
+use crate::daemon::{Daemon, DaemonSpec};
+use crate::kubelet::{Kubelet, Probe};
+use crate::pod::Pod;
+use crate::run::Run;
+use crate::suite::cases::Cases;
+use crate::suite::env::GRACE;
+use crate::suite::twins::Family;
+use crate::wait;
+
+const SOON: Duration = Duration::from_secs(5);
+/// How often a daemon is killed, or ends, under probes.
+const TIMES: u32 = 5;
+/// The daemon's programs on the kubelet's cgroup.
+const PROGRAMS: u32 = 5;
+
+pub(super) fn run(cases: &mut Cases) -> Result<()> {
+    if !cases.wants("outliving/") {
+        return Ok(());
+    }
+    let run = Run::new()?;
+    let cgroup = Cgroup::new(&run, "kubelet")?;
+    let kubelet = Kubelet::start(&run, &cgroup, "kubelet")?;
+    let bystander = Kubelet::bystander()?;
+    let mut pod = declared::pod("outliving").start(&run)?;
+    // A mount of the test's own that ends with it, killed or not: it is in a mount namespace that only this thread and
+    // its children have.
+    thread::scope(|scope| {
+        let cases = scope.spawn(|| {
+            let node = Node {
+                bpffs: private_bpffs(&run)?,
+                run: &run,
+                cgroup: &cgroup,
+                kubelet: &kubelet,
+                bystander: &bystander,
+            };
+            all(cases, &node, &mut pod)
+        });
+        cases.join().map_err(|_| anyhow!("the cases panicked"))?
+    })
+}
+
+fn private_bpffs(run: &Run) -> Result<PathBuf> {
+    let directory = run.dir().join("bpf");
+    std::fs::create_dir(&directory)?;
+    unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace")?;
+    let nothing = None::<&str>;
+    mount(
+        nothing,
+        "/",
+        nothing,
+        MsFlags::MS_REC | MsFlags::MS_SLAVE,
+        nothing,
+    )?;
+    mount(
+        Some("bpf"),
+        &directory,
+        Some("bpf"),
+        MsFlags::empty(),
+        nothing,
+    )
+    .context("a bpffs")?;
+    Ok(directory)
+}
+
+struct Node<'a> {
+    run: &'a Run,
+    cgroup: &'a Cgroup,
+    kubelet: &'a Kubelet,
+    bystander: &'a Kubelet,
+    bpffs: PathBuf,
+}
+
+impl Node<'_> {
+    /// A daemon that follows the manifests in `pods`, or in a directory of its own.
+    fn daemon(&self, name: &str, pods: Option<&Path>, args: &[&str]) -> Result<Daemon> {
+        let mut spec = DaemonSpec::new(name)
+            .kubelet_cgroup(self.cgroup)
+            .arg("--kernel-path")
+            .arg("--bpffs")
+            .arg(&self.pins().display().to_string());
+        for arg in args {
+            spec = spec.arg(arg);
+        }
+        if let Some(pods) = pods {
+            spec = spec.pods(pods);
+        }
+        spec.start(self.run)
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.bpffs.join("probe-handler")
+    }
+
+    /// Waits until the kernel path serves the pod, and no earlier daemon's programs are there.
+    fn served(&self, daemon: &Daemon, pod: &Pod) -> Result<()> {
+        by_kernel(daemon, pod)?;
+        wait::until("the earlier programs' end", SOON, || {
+            (bpf::attached(self.cgroup.path()).ok()? == PROGRAMS).then_some(())
+        })
+    }
+
+    /// The kubelet's probes are right, but for those that the handler must see.
+    fn right(&self, pod: &Pod) -> Result<()> {
+        for family in Family::ALL {
+            let ip = family.ip(&pod.ns);
+            declared::opaque(self.kubelet, ip, &|probe| family.form(probe))?;
+            let http = family.form(Probe::http(ip, HTTP, "/healthy"));
+            let result = self.kubelet.probe(&http)?;
+            ensure!(result.passed(), "{result:?}");
+        }
+        Ok(())
+    }
+
+    /// Others meet the mesh.
+    fn captured(&self, who: &Kubelet, pod: &Pod) -> Result<()> {
+        for ip in pod.ns.ips() {
+            let http = who.probe(&Probe::http(ip, BOTH, "/healthy"))?;
+            ensure!(!http.passed(), "got past the mesh: {http:?}");
+            let closed = who.probe(&Probe::tcp(ip, CLOSED))?;
+            ensure!(closed.passed(), "not captured: {closed:?}");
+        }
+        Ok(())
+    }
+}
+
+fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
+    let mut daemon = node.daemon("first", None, &[])?;
+    cases.show_on_failure(daemon.log_path());
+    let pods = daemon.pods().to_owned();
+    daemon.serve(pod)?;
+    node.served(&daemon, pod)?;
+
+    cases.case("outliving/a-daemon-that-is-killed-is-not-missed", || {
+        let _status = daemon.kill()?;
+        node.right(pod)?;
+        node.captured(node.bystander, pod)
+    });
+    cases.case("outliving/what-the-handler-must-see-meets-the-mesh", || {
+        for ip in pod.ns.ips() {
+            let http = node.kubelet.probe(&Probe::http(ip, BOTH, "/healthy"))?;
+            ensure!(!http.passed(), "{http:?}");
+        }
+        Ok(())
+    });
+    cases.case("outliving/killed-and-started-under-probes", || {
+        under_probes(node, pod, |turn| {
+            let mut daemon = node.daemon(&format!("killed{turn}"), Some(&pods), &[])?;
+            node.served(&daemon, pod)?;
+            daemon.kill().map(drop)
+        })
+    });
+    cases.case("outliving/upgraded-under-probes", || {
+        let mut old = node.daemon("upgraded", Some(&pods), &[])?;
+        under_probes(node, pod, |turn| {
+            let new = node.daemon(&format!("upgraded{turn}"), Some(&pods), &[])?;
+            by_kernel(&new, pod)?;
+            let status = std::mem::replace(&mut old, new).stop(GRACE)?;
+            ensure!(status.success(), "{status}");
+            node.served(&old, pod)
+        })?;
+        // The last one ends as Kubernetes ends it, and has no successor.
+        let status = old.stop(GRACE)?;
+        ensure!(status.success(), "{status}");
+        node.right(pod)?;
+        node.captured(node.bystander, pod)
+    });
+    cases.case("outliving/a-lease-ends-it", || {
+        let mut daemon = node.daemon("leased", Some(&pods), &["--outlive", "1s"])?;
+        node.served(&daemon, pod)?;
+        let _status = daemon.kill()?;
+        wait::until("the end of the lease", SOON, || {
+            node.captured(node.kubelet, pod).ok()
+        })
+    });
+    cases.case("outliving/cleanup-leaves-nothing", || {
+        let mut daemon = node.daemon("cleaned", Some(&pods), &[])?;
+        node.served(&daemon, pod)?;
+        let program = daemon.program().to_owned();
+        let _status = daemon.kill()?;
+        node.right(pod)?;
+        cleanup(node, &program, pod)?;
+        node.captured(node.kubelet, pod)?;
+        ensure!(!node.pins().exists(), "pins are left");
+        wait::until("the programs' end", SOON, || {
+            (bpf::attached(node.cgroup.path()).ok()? == 0).then_some(())
+        })?;
+        let tables = pod
+            .ns
+            .run(|| command::run("nft", &["list", "tables"], ""))?;
+        let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
+        ensure!(!tables.contains(TABLE), "{tables}");
+        Ok(())
+    });
+    cases.case("outliving/a-foreign-map-is-left-alone", || {
+        std::fs::create_dir_all(node.pins())?;
+        let pin = node.pins().join(CONNECTING_PIN);
+        let _none = std::fs::remove_file(&pin);
+        let map = bpf::make_map(HASH, 4, 4, 1, 0)?;
+        bpf::pin(&map, &pin)?;
+        let daemon = node.daemon("foreign", Some(&pods), &[])?;
+        by_kernel(&daemon, pod)?;
+        node.right(pod)?;
+        let problems = daemon.status()?["source"]["problems"].to_string();
+        ensure!(problems.contains(CONNECTING_PIN), "{problems}");
+        std::fs::remove_file(&pin)?;
+        Ok(())
+    });
+    Ok(())
+}
+
+/// Runs `probe-handler cleanup` where it sees one pod's network namespace only: it would clean up after others' tests too.
+fn cleanup(node: &Node<'_>, program: &Path, pod: &Pod) -> Result<()> {
+    const SCRIPT: &str = r#"
+        mount -t proc proc /proc && mkdir "$1" && touch "$1/pod" && mount --bind "$2" "$1/pod" &&
+        mount --rbind "$1" /run/netns && exec "$3" cleanup --bpffs "$4"
+    "#;
+    let output = Command::new("unshare")
+        .args(["--mount", "--pid", "--fork", "sh", "-ec", SCRIPT, "sh"])
+        .arg(node.run.dir().join("netns"))
+        .arg(pod.ns.path())
+        .arg(program)
+        .arg(node.pins())
+        .output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said.contains("rules were removed: 1"), "{said}");
+    Ok(())
+}
+
+/// `BPF_MAP_TYPE_HASH`.
+const HASH: u32 = 1;
+
+/// Does something to daemons again and again, while the kubelet probes: no verdict is wrong.
+fn under_probes(node: &Node<'_>, pod: &Pod, mut work: impl FnMut(u32) -> Result<()>) -> Result<()> {
+    let (over, probed) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let probing = scope.spawn(|| -> Result<()> {
+            while !over.load(Ordering::Relaxed) {
+                for family in Family::ALL {
+                    let ip = family.ip(&pod.ns);
+                    declared::opaque(node.kubelet, ip, &|probe| family.form(probe))
+                        .with_context(|| format!("after {probed:?} rounds"))?;
+                    let _before = probed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Ok(())
+        });
+        let worked = (0..TIMES).try_for_each(|turn| {
+            ensure!(!probing.is_finished(), "a verdict was wrong");
+            work(turn).with_context(|| format!("turn {turn}"))
+        });
+        over.store(true, Ordering::Relaxed);
+        probing.join().map_err(|_| anyhow!("probing panicked"))??;
+        worked
+    })?;
+    println!("     {} probes, none wrong", 6 * probed.into_inner());
+    Ok(())
+}
