@@ -1,4 +1,4 @@
-//! A pin: a name for our program in a BPF file system (bpffs).
+//! Pins program `exempt`, that is, gives it a path in a BPF file system (bpffs).
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder};
@@ -13,47 +13,47 @@ use probe_handler_common::programs;
 
 use super::expression::Program;
 
-/// Our program can't have a name.
+/// The program can't be pinned.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
-    /// There is no bpffs.
+    /// The directory is not in a bpffs.
     #[error(
         "{} is not in a BPF file system: mount one (`mount -t bpf bpf /sys/fs/bpf`), or, in a container, mount the \
          node's /sys/fs/bpf",
         directory.display()
     )]
     NoBpffs {
-        /// Where to pin.
+        /// The directory for the pin.
         directory: PathBuf,
     },
-    /// It is mounted read-only.
+    /// The bpffs is mounted read-only.
     #[error(
-        "the BPF file system of {} is read-only: mount it for writing, in a container without readOnly",
+        "the BPF file system that contains {} is read-only: mount it read-write (in a container, without readOnly)",
         directory.display()
     )]
     ReadOnly {
-        /// Where to pin.
+        /// The directory for the pin.
         directory: PathBuf,
     },
     /// The path is too long for a rule.
-    #[error("{} is too long: netfilter's rules take paths of 511 bytes", path.display())]
+    #[error("path {} is too long: netfilter rules accept paths of at most 511 bytes", path.display())]
     TooLong {
         /// The path of the pin.
         path: PathBuf,
     },
-    /// Something else.
+    /// Another cause.
     #[error("cannot pin program exempt as {}", path.display())]
     Other {
         /// The path of the pin.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// Pins `program` in `directory`, which is made if need be, in place of what was pinned before: another's rules may be
-/// in the making, so there is no moment without a pin.
+/// Pins `program` in `directory`, which is created if necessary. An existing pin is replaced atomically, because another
+/// daemon may be installing rules that name this path.
 ///
 /// # Errors
 /// [`PinError`].
@@ -63,7 +63,7 @@ pub(super) fn pin(program: &OwnedFd, directory: &Path) -> Result<Program, PinErr
     let beside = directory.join(format!("{}.new.{}", programs::EXEMPT, std::process::id()));
     let pin = || -> io::Result<()> {
         make(directory)?;
-        // Left by a daemon of the same process id that was killed just then.
+        // Left behind by a daemon with the same process id that was killed between pin and rename.
         match fs::remove_file(&beside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -88,7 +88,7 @@ pub(super) fn pin(program: &OwnedFd, directory: &Path) -> Result<Program, PinErr
     Ok(named)
 }
 
-/// Whether `directory`, or the nearest above it that exists, is in a bpffs.
+/// Whether `directory`, or its nearest existing parent, is in a bpffs.
 fn is_bpffs(directory: &Path) -> bool {
     directory
         .ancestors()
@@ -96,7 +96,7 @@ fn is_bpffs(directory: &Path) -> bool {
         .is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Makes the directory, for its owner only.
+/// Creates the directory, accessible by its owner only.
 fn make(directory: &Path) -> io::Result<()> {
     DirBuilder::new()
         .recursive(true)
@@ -120,7 +120,7 @@ fn obj_pin(program: &OwnedFd, path: &Path) -> io::Result<()> {
         fd: program.as_raw_fd().cast_unsigned(),
         flags: 0,
     };
-    // SAFETY: an attribute of the size given, whose path outlives the call.
+    // SAFETY: the attribute has the given size, and its path outlives the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -140,18 +140,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ordinary_directory_is_no_place_for_a_pin() {
+    fn a_directory_outside_a_bpffs_is_refused() {
         let directory = tempfile::tempdir().expect("directory");
         let below = directory.path().join("made/by/us");
         let program = OwnedFd::from(fs::File::open("/dev/null").expect("a descriptor"));
         let error = pin(&program, &below).expect_err("no bpffs");
         assert!(matches!(error, PinError::NoBpffs { .. }), "{error:?}");
         assert!(error.to_string().contains("mount -t bpf"), "{error}");
-        assert!(!below.exists(), "a directory was made all the same");
+        assert!(
+            !below.exists(),
+            "the directory was created despite the error"
+        );
     }
 
     #[test]
-    fn a_path_that_no_rule_can_name_is_refused() {
+    fn a_path_that_is_too_long_for_a_rule_is_refused() {
         let program = OwnedFd::from(fs::File::open("/dev/null").expect("a descriptor"));
         let long = PathBuf::from(format!("/{}", "x".repeat(520)));
         let error = pin(&program, &long).expect_err("too long");
