@@ -1,4 +1,4 @@
-//! Learns of changes of addresses and interfaces in a pod's network namespace as they happen (rtnetlink(7)).
+//! Watches the addresses and interfaces in a pod's network namespace for changes (rtnetlink(7)).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,17 +14,17 @@ use crate::netns::Netns;
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR` of include/uapi/linux/rtnetlink.h.
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
-/// How many messages are read at once: whoever may configure the pod's network can send them faster than
-/// they are read, and the caller has more to do.
+/// The maximum number of messages read at once: a process that may configure the pod's network can cause
+/// messages faster than they are read, and the caller has other work.
 const AT_ONCE: usize = 64;
 
-/// A subscription to one namespace's changes of addresses and interfaces. It keeps the namespace alive: drop it with the pod.
+/// A subscription to changes of one namespace's addresses and interfaces. It keeps the namespace alive: drop it with the pod.
 pub struct AddressWatch {
     socket: AsyncFd<OwnedFd>,
 }
 
 impl AddressWatch {
-    /// Subscribes. Changes from now on are seen, so read addresses and interfaces after this. Needs tokio's runtime.
+    /// Subscribes. Only later changes are reported, so read addresses and interfaces after this. Requires a tokio runtime.
     ///
     /// # Errors
     /// Those of `setns`, `socket` and `bind`.
@@ -43,7 +43,7 @@ impl AddressWatch {
         Ok(Self { socket })
     }
 
-    /// Waits for the next change; several at once are one.
+    /// Waits for the next change; several pending changes are reported as one.
     ///
     /// # Errors
     /// Those of the runtime's reactor.
@@ -51,8 +51,8 @@ impl AddressWatch {
         loop {
             let mut ready = self.socket.readable().await?;
             let mut changed = false;
-            // What is told does not matter, nor that too much was told at once (ENOBUFS): all is read
-            // anew.
+            // The content of the messages does not matter, nor does a queue overflow (ENOBUFS): the
+            // caller reads all addresses anew.
             let mut scratch = [0_u8; 4096];
             for _ in 0..AT_ONCE {
                 match receive(ready.get_inner(), &mut scratch) {
