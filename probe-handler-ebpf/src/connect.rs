@@ -16,7 +16,7 @@ use probe_handler_common::spread::{port_index, source_v4};
 
 use crate::heartbeat::{is_alive, lease_is_over};
 use crate::listener::{KUBELET_NETNS, listens};
-use crate::log::tell;
+use crate::log::log_connection;
 use crate::maps::{CONFIG, ENDPOINTS, REFUSALS, SOCKETS, count, has_set_retval};
 use crate::verdict::Verdict;
 
@@ -189,7 +189,7 @@ fn connect(
             (Verdict::ALLOW, "is unchanged: the app listens")
         }
     };
-    tell(ctx, destination, what);
+    log_connection(ctx, destination, what);
     verdict
 }
 

@@ -11,7 +11,7 @@ use crate::maps::CONFIG;
 /// Logs what happens to a connection to `destination`. Shows IPv4 addresses as IPv4-mapped ones, because a second call of
 /// the macro would cost the verifier too much.
 #[inline(always)]
-pub fn tell(ctx: &impl EbpfContext, destination: &SockAddr, what: &str) {
+pub fn log_connection(ctx: &impl EbpfContext, destination: &SockAddr, what: &str) {
     if CONFIG.get(0).is_none_or(|config| config.verbose == 0) {
         return;
     }

@@ -13,7 +13,7 @@ use probe_handler_common::counters::Counter;
 use probe_handler_common::flow::{EXEMPT, Flow, FlowKey, HANDLER, Original};
 
 use crate::connect::{handler, set_user_address4, set_user_address6, user_address4, user_address6};
-use crate::log::tell;
+use crate::log::log_connection;
 use crate::maps::{CONFIG, CONNECTING, FLOWS, SOCKETS, count};
 
 /// `AF_INET`.
@@ -66,7 +66,7 @@ fn on_connect(ctx: &SockOpsContext) {
     let end_is_seen = ctx.set_cb_flags(flags as i32).is_ok();
     if !end_is_seen {
         count(Counter::Error);
-        tell(
+        log_connection(
             ctx,
             &original.destination,
             "is connecting, but its end will be missed",
@@ -95,7 +95,7 @@ fn record(ctx: &SockOpsContext, destination: SockAddr, cookie: u64) {
         count(Counter::Recorded);
     } else {
         count(Counter::Error);
-        tell(
+        log_connection(
             ctx,
             &tuple.destination,
             "is not exempt from the redirect: CONNECTING accepts no entry",
@@ -159,7 +159,7 @@ fn on_established(ctx: &SockOpsContext) {
     };
     if FLOWS.insert(key, flow, 0).is_err() {
         count(Counter::Error);
-        tell(
+        log_connection(
             ctx,
             &flow.original,
             "goes to the handler, which will reset it: FLOWS accepts no entry",

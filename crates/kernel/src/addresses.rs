@@ -92,8 +92,8 @@ impl Routes {
         route
             .attributes
             .push(RouteAttribute::Destination(destination));
-        let question = Query::Question(RouteNetlinkMessage::GetRoute(route));
-        match self.netlink.ask(question, 0) {
+        let request = Query::Request(RouteNetlinkMessage::GetRoute(route));
+        match self.netlink.ask(request, 0) {
             Ok(Some(Query::Answer(kind))) => Ok(kind == RouteType::Local),
             Ok(_) => Err(io::Error::other("the kernel returned no route")),
             Err(error) if leads_nowhere(&error) => Ok(false),
@@ -114,28 +114,28 @@ fn leads_nowhere(error: &io::Error) -> bool {
 /// A query for a route, or the type of the route in the answer. All other attributes of the route (encapsulation,
 /// nexthops of an unknown kind) are ignored.
 enum Query {
-    Question(RouteNetlinkMessage),
+    Request(RouteNetlinkMessage),
     Answer(RouteType),
 }
 
 impl NetlinkSerializable for Query {
     fn message_type(&self) -> u16 {
         match self {
-            Self::Question(question) => question.message_type(),
+            Self::Request(request) => request.message_type(),
             Self::Answer(_) => libc::RTM_NEWROUTE,
         }
     }
 
     fn buffer_len(&self) -> usize {
         match self {
-            Self::Question(question) => NetlinkSerializable::buffer_len(question),
+            Self::Request(request) => NetlinkSerializable::buffer_len(request),
             Self::Answer(_) => 0,
         }
     }
 
     fn serialize(&self, buffer: &mut [u8]) {
-        if let Self::Question(question) = self {
-            NetlinkSerializable::serialize(question, buffer);
+        if let Self::Request(request) = self {
+            NetlinkSerializable::serialize(request, buffer);
         }
     }
 }

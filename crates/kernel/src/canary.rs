@@ -240,12 +240,12 @@ mod tests {
         let all: Vec<u16> = (0..=u16::MAX).collect();
         assert!(matches!(planned(None, &all), Plan::Unproven(_)));
         // However many listeners there are, few candidates are queried.
-        let mut asked = 0;
+        let mut queried = 0;
         let _none = plan(address, None, |_| {
-            asked += 1;
+            queried += 1;
             Ok(true)
         });
-        assert!(asked <= 64, "{asked}");
+        assert!(queried <= 64, "{queried}");
     }
 
     /// Dials without binding a source address.

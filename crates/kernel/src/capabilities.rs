@@ -14,7 +14,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 pub struct Need {
     /// The capability.
     pub capability: Capability,
-    /// What fails without it.
+    /// What it is needed for.
     pub reason: &'static str,
 }
 
@@ -29,7 +29,7 @@ pub const KEPT: [Need; 5] = [
     },
     Need {
         capability: Capability::CAP_NET_ADMIN,
-        reason: "give pods' network namespaces ids (RTM_NEWNSID)",
+        reason: "assign ids to pods' network namespaces (RTM_NEWNSID)",
     },
     Need {
         capability: Capability::CAP_SYS_PTRACE,

@@ -47,7 +47,7 @@ impl Heartbeat {
     /// The current time of the programs' clock, in nanoseconds.
     ///
     /// # Errors
-    /// Those of send(2); the kernel's.
+    /// Those of send(2) and bpf(2).
     pub fn now(&self) -> io::Result<u64> {
         let map = self.map.lock();
         // The program has run by the time `send` returns.

@@ -138,23 +138,25 @@ pub struct Finder {
     searches: u32,
     /// Whether a process with a kubelet's name has been found in the given cgroup.
     named: bool,
-    /// The cgroup of the first kubelet found by name: a restarted kubelet comes back in this cgroup.
-    home: Option<PathBuf>,
+    /// The cgroup that is searched first: the one of the first kubelet found by name, because a restarted kubelet
+    /// comes back there, or of a process that is more likely the kubelet.
+    preferred_cgroup: Option<PathBuf>,
     /// Whether a process may appear that is clearly more likely the kubelet.
     in_doubt: bool,
     /// The process that the log last named as chosen from several.
-    said: Option<u32>,
-    looks: u32,
+    logged_choice: Option<u32>,
+    /// How often [`Finder::by_name`] was called.
+    calls: u32,
 }
 
 /// A process may become the kubelet long after its start: a script that prepares the kubelet's arguments,
-/// k3s while it unpacks itself. The name of a process is checked in each of its first `YOUNG` searches,
-const YOUNG: u32 = 500;
-/// and after that only in every `SELDOM`th search, because reading a name costs a file access.
-const SELDOM: u32 = 25;
-/// All processes are checked only in every `IN_DOUBT`th search while another process may be more likely the kubelet:
+/// k3s while it unpacks itself. The name of a process is checked in each of its first `NEW_PROCESS_SEARCHES` searches,
+const NEW_PROCESS_SEARCHES: u32 = 500;
+/// and after that only in every `OLD_PROCESS_INTERVAL`th search, because reading a name costs a file access.
+const OLD_PROCESS_INTERVAL: u32 = 25;
+/// All processes are checked only in every `RECHECK_INTERVAL`th search while another process may be more likely the kubelet:
 /// the check takes milliseconds on a node with a thousand processes.
-const IN_DOUBT: u32 = 50;
+const RECHECK_INTERVAL: u32 = 50;
 
 impl Finder {
     /// Prepares the search.
@@ -168,17 +170,17 @@ impl Finder {
             seen: BTreeMap::new(),
             searches: 0,
             named: false,
-            home: None,
+            preferred_cgroup: None,
             in_doubt: false,
-            said: None,
-            looks: 0,
+            logged_choice: None,
+            calls: 0,
         })
     }
 
     /// Finds the current kubelet. Checks `last` first; while that process runs, the search costs a few small reads of /proc.
     ///
     /// # Errors
-    /// Everything in [`Error`].
+    /// Any [`Error`].
     pub fn find(&mut self, last: Option<&Kubelet>) -> Result<Kubelet, Error> {
         let alive = last.and_then(|last| {
             let pid = last.pid?;
@@ -195,14 +197,14 @@ impl Finder {
             None => {
                 let pid = self.by_name(last, alive)?;
                 let cgroup = self.cgroup_of(pid)?;
-                if let Some(home) = &self.home
+                if let Some(preferred) = &self.preferred_cgroup
                     && alive != Some(pid)
-                    && *home != cgroup
+                    && *preferred != cgroup
                 {
                     tracing::warn!(
                         pid,
                         cgroup = %cgroup.display(),
-                        before = %home.display(),
+                        before = %preferred.display(),
                         "a process with the kubelet's name is in a different cgroup than the kubelet was: using it as \
                          the kubelet until one runs in the previous cgroup again"
                     );
@@ -233,8 +235,8 @@ impl Finder {
         if let (Some(pid), None, 1.., false) = (pid, filter, shared_with, known) {
             return Err(Error::Indistinct { pid, path: cgroup });
         }
-        if self.search.cgroup.is_none() && self.home.is_none() {
-            self.home = Some(cgroup.clone());
+        if self.search.cgroup.is_none() && self.preferred_cgroup.is_none() {
+            self.preferred_cgroup = Some(cgroup.clone());
         }
         Ok(Kubelet {
             pid,
@@ -279,30 +281,31 @@ impl Finder {
 
     /// The kubelet by its process name: `alive`, unless another process is more likely the kubelet.
     fn by_name(&mut self, last: Option<&Kubelet>, alive: Option<u32>) -> Result<u32, Error> {
-        self.looks = self.looks.wrapping_add(1);
+        self.calls = self.calls.wrapping_add(1);
         let Some(alive) = alive else {
             // While the kubelet restarts, the only process with its name may be another program.
-            return match self.at_home() {
+            return match self.in_preferred_cgroup() {
                 Some(pid) => Ok(pid),
                 None => self.find_process(),
             };
         };
-        let away = last.is_some_and(|last| self.home.as_ref() != Some(&last.cgroup));
-        if away
-            && self.looks.is_multiple_of(SELDOM)
-            && let Some(pid) = self.at_home()
+        let elsewhere =
+            last.is_some_and(|last| self.preferred_cgroup.as_ref() != Some(&last.cgroup));
+        if elsewhere
+            && self.calls.is_multiple_of(OLD_PROCESS_INTERVAL)
+            && let Some(pid) = self.in_preferred_cgroup()
         {
             return Ok(pid);
         }
-        if self.in_doubt && self.looks.is_multiple_of(IN_DOUBT) {
+        if self.in_doubt && self.calls.is_multiple_of(RECHECK_INTERVAL) {
             return Ok(self.likelier_than(alive)?.unwrap_or(alive));
         }
         Ok(alive)
     }
 
-    /// The kubelet in the cgroup of the first kubelet.
-    fn at_home(&mut self) -> Option<u32> {
-        let mut processes = cgroup::processes(self.home.as_ref()?).ok()?;
+    /// The kubelet in the preferred cgroup.
+    fn in_preferred_cgroup(&mut self) -> Option<u32> {
+        let mut processes = cgroup::processes(self.preferred_cgroup.as_ref()?).ok()?;
         processes.retain(|pid| {
             comm(*pid).is_some_and(|comm| self.is_kubelet(&comm)) && is_our_users(*pid)
         });
@@ -333,7 +336,7 @@ impl Finder {
         self.in_doubt = !best.is_beyond_doubt();
         let best = best.pid;
         self.share_names_with(best)?;
-        self.home = Some(self.cgroup_of(best)?);
+        self.preferred_cgroup = Some(self.cgroup_of(best)?);
         Ok(Some(best))
     }
 
@@ -375,12 +378,12 @@ impl Finder {
 
     fn find_process(&mut self) -> Result<u32, Error> {
         self.searches = self.searches.wrapping_add(1);
-        let thorough = self.searches.is_multiple_of(SELDOM);
+        let thorough = self.searches.is_multiple_of(OLD_PROCESS_INTERVAL);
         let mut seen = BTreeMap::new();
         let mut found = Vec::new();
         for pid in processes() {
             let times = self.seen.get(&pid).copied().unwrap_or_default();
-            let look = thorough || times < YOUNG;
+            let look = thorough || times < NEW_PROCESS_SEARCHES;
             // Any process can take a kubelet's name, but not root's user ids.
             if look && comm(pid).is_some_and(|comm| self.is_kubelet(&comm)) && is_our_users(pid) {
                 found.push(pid);
@@ -408,7 +411,7 @@ impl Finder {
         let candidates = self.candidates(found)?;
         let (best, reason) = likeliest(&candidates).ok_or_else(|| self.not_found())?;
         if let Some(reason) = reason
-            && self.said != Some(best.pid)
+            && self.logged_choice != Some(best.pid)
         {
             let pids: Vec<u32> = candidates.iter().map(|candidate| candidate.pid).collect();
             tracing::warn!(
@@ -419,7 +422,7 @@ impl Finder {
                 "several processes could be the kubelet, in different cgroups: using the most likely one; set \
                  --kubelet-cgroup to choose yourself"
             );
-            self.said = Some(best.pid);
+            self.logged_choice = Some(best.pid);
         }
         self.in_doubt = !best.is_beyond_doubt();
         Ok(best.pid)
@@ -496,7 +499,7 @@ fn initial_pid_namespace() -> bool {
     NetnsId::at(Path::new("/proc/self/ns/pid")).is_ok_and(|id| id.inode == PROC_PID_INIT_INO)
 }
 
-/// The kernel keeps 15 bytes of a name (`TASK_COMM_LEN`).
+/// Truncates a name to 15 bytes, as the kernel does (`TASK_COMM_LEN`).
 fn truncated(name: &str) -> &str {
     let mut end = name.len().min(15);
     while !name.is_char_boundary(end) {

@@ -82,7 +82,7 @@ impl ConnectingMap {
     /// Ends the exemption of a connection; returns whether its SYN matched the rules in a pod.
     ///
     /// # Errors
-    /// The kernel's.
+    /// Those of bpf(2).
     pub fn forget(&self, source: SocketAddr, destination: SocketAddr) -> Result<bool, MapError> {
         let tuple = tuple(source, destination);
         let mut map = self.map.lock();
@@ -126,7 +126,7 @@ impl ProgramConfig {
     /// Changes the configuration of the programs.
     ///
     /// # Errors
-    /// The kernel's.
+    /// Those of bpf(2).
     pub fn update(&self, change: impl FnOnce(&mut Config)) -> Result<(), MapError> {
         let mut guard = self.0.lock();
         let (config, map) = &mut *guard;

@@ -45,14 +45,14 @@ impl Listeners {
         id.source_address = to.ip();
         id.source_port = to.port();
         id.cookie = NO_COOKIE;
-        let question = SockDiagMessage::InetRequest(InetRequest {
+        let query = SockDiagMessage::InetRequest(InetRequest {
             family,
             protocol: IPPROTO_TCP,
             extensions: ExtensionFlags::empty(),
             states: StateFlags::LISTEN,
             socket_id: id,
         });
-        match self.netlink.ask(question, 0) {
+        match self.netlink.ask(query, 0) {
             Ok(Some(SockDiagMessage::InetResponse(response))) => {
                 Ok(response.header.state == TCP_LISTEN)
             }

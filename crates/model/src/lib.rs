@@ -255,7 +255,7 @@ pub struct Pod {
     /// Whether `ips` was stored by an earlier daemon: the pod's sandbox may have been created anew since.
     #[serde(skip)]
     pub ips_are_old: bool,
-    /// The mesh it is in.
+    /// Its mesh.
     pub mesh: Mesh,
     /// Which of its inbound connections the mesh redirects.
     pub inbound: Inbound,

@@ -203,25 +203,25 @@ impl Attributes<'_> {
 }
 
 /// A query to nft_compat for a match with this name and revision (`NFNL_MSG_COMPAT_GET`).
-pub(super) fn compat_question(name: &str, revision: u32) -> Vec<u8> {
+pub(super) fn compat_query(name: &str, revision: u32) -> Vec<u8> {
     /// `NFNL_SUBSYS_NFT_COMPAT`.
     const COMPAT: u16 = 11;
     const IPV4: u8 = 2;
-    let mut question = Batch {
+    let mut query = Batch {
         bytes: Vec::new(),
         messages: Vec::new(),
         expressions: Vec::new(),
     };
-    question.header(COMPAT << 8, NLM_F_ACK, IPV4, 0, Part::Transaction);
+    query.header(COMPAT << 8, NLM_F_ACK, IPV4, 0, Part::Transaction);
     let mut attributes = Attributes {
-        bytes: &mut question.bytes,
-        expressions: &mut question.expressions,
+        bytes: &mut query.bytes,
+        expressions: &mut query.expressions,
     };
     attributes.text(1, name);
     attributes.number(2, revision);
     attributes.number(3, 0);
-    question.close();
-    question.bytes
+    query.close();
+    query.bytes
 }
 
 /// The kernel's reply to one message.

@@ -22,7 +22,7 @@ pub(super) fn commit(netns: &Netns, family: Family, batch: &Sealed) -> Result<()
         .within(socket)
         .and_then(|socket| socket)
         .map_err(|source| unavailable(family, source))?;
-    let replies = ask(&socket, batch.bytes()).map_err(|source| unavailable(family, source))?;
+    let replies = request(&socket, batch.bytes()).map_err(|source| unavailable(family, source))?;
     if let Some(refused) = replies.iter().find(|reply| reply.errno != 0) {
         return Err(refusal(&socket, family, batch, refused));
     }
@@ -48,7 +48,7 @@ fn socket() -> io::Result<Socket> {
 }
 
 /// Sends messages, and returns the kernel's replies. The kernel has queued all replies by the time `send` returns.
-fn ask(socket: &Socket, bytes: &[u8]) -> io::Result<Vec<Reply>> {
+fn request(socket: &Socket, bytes: &[u8]) -> io::Result<Vec<Reply>> {
     let _all = socket.send(bytes, 0)?;
     let mut all = Vec::new();
     loop {
@@ -87,7 +87,7 @@ fn refusal(socket: &Socket, family: Family, batch: &Sealed, refused: &Reply) -> 
 /// Whether nft_compat is available. Queries a match: nft_compat replies that the match exists or does not exist; without
 /// nft_compat the kernel rejects the query (EINVAL).
 fn has_compat(socket: &Socket) -> bool {
-    match ask(socket, &super::message::compat_question("bpf", 1)) {
+    match request(socket, &super::message::compat_query("bpf", 1)) {
         Ok(answers) => answers.iter().all(|answer| answer.errno != libc::EINVAL),
         Err(_) => false,
     }

@@ -58,10 +58,10 @@ pub async fn trial(netns: &Netns, connecting: &Arc<ConnectingMap>, address: IpAd
 
 async fn try_one(connecting: &Arc<ConnectingMap>, to: SocketAddr) -> Trial {
     let prepared = socket(to).and_then(|(socket, source)| {
-        let noted = Noted::new(Arc::clone(connecting), source, to)?;
-        Ok((socket, noted))
+        let guard = ExemptionGuard::new(Arc::clone(connecting), source, to)?;
+        Ok((socket, guard))
     });
-    let (socket, noted) = match prepared {
+    let (socket, guard) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
             return Trial::Unproven(format!(
@@ -71,14 +71,14 @@ async fn try_one(connecting: &Arc<ConnectingMap>, to: SocketAddr) -> Trial {
     };
     let connected = tokio::time::timeout(TIMEOUT, socket.connect(to)).await;
     let outcome = connected.map(|connected| connected.map(drop));
-    judge(to, outcome.ok(), noted.end())
+    judge(to, outcome.ok(), guard.end())
 }
 
 /// The result, from how the connection ended (`None`: timeout) and whether its SYN matched the rules.
-fn judge(to: SocketAddr, outcome: Option<io::Result<()>>, met: bool) -> Trial {
+fn judge(to: SocketAddr, outcome: Option<io::Result<()>>, matched: bool) -> Trial {
     match outcome {
         Some(Ok(())) => Trial::Captured { port: to.port() },
-        Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused && met => {
+        Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused && matched => {
             Trial::Passed
         }
         Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Trial::NotMet,
@@ -109,13 +109,13 @@ fn socket(to: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
 }
 
 /// A connection that is exempt until this is dropped: a leftover entry would exempt a later connection of another process.
-struct Noted {
+struct ExemptionGuard {
     connecting: Arc<ConnectingMap>,
     source: SocketAddr,
     to: SocketAddr,
 }
 
-impl Noted {
+impl ExemptionGuard {
     fn new(connecting: Arc<ConnectingMap>, source: SocketAddr, to: SocketAddr) -> io::Result<Self> {
         connecting.record(source, to)?;
         Ok(Self {
@@ -128,7 +128,7 @@ impl Noted {
     /// Ends the exemption; returns whether the SYN matched the rules.
     fn end(&self) -> bool {
         match self.connecting.forget(self.source, self.to) {
-            Ok(met) => met,
+            Ok(matched) => matched,
             Err(error) => {
                 tracing::error!(
                     source = %self.source, to = %self.to, %error,
@@ -140,10 +140,10 @@ impl Noted {
     }
 }
 
-impl Drop for Noted {
+impl Drop for ExemptionGuard {
     fn drop(&mut self) {
         // Without an entry this does nothing.
-        let _met = self.end();
+        let _matched = self.end();
     }
 }
 
@@ -151,8 +151,8 @@ impl Drop for Noted {
 mod tests {
     use super::*;
 
-    fn judged(outcome: Option<io::Result<()>>, met: bool) -> Trial {
-        judge(SocketAddr::from(([10, 0, 0, 5], 65_535)), outcome, met)
+    fn judged(outcome: Option<io::Result<()>>, matched: bool) -> Trial {
+        judge(SocketAddr::from(([10, 0, 0, 5], 65_535)), outcome, matched)
     }
 
     #[test]

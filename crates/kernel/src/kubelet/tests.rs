@@ -101,15 +101,15 @@ fn the_error_for_a_missing_kubelet_lists_the_names() {
 fn a_process_that_becomes_the_kubelet_late_is_found() {
     let mut kubelet = Late::new(&name("late"));
     let mut finder = finder(&name("late"), None);
-    for _ in 0..2 * SELDOM {
+    for _ in 0..2 * OLD_PROCESS_INTERVAL {
         assert!(finder.find_process().is_err());
     }
     // As if the process had been running for long.
     for times in finder.seen.values_mut() {
-        *times = YOUNG;
+        *times = NEW_PROCESS_SEARCHES;
     }
     kubelet.go(&name("late"));
-    let found = (0..SELDOM).find_map(|_| finder.find_process().ok());
+    let found = (0..OLD_PROCESS_INTERVAL).find_map(|_| finder.find_process().ok());
     assert_eq!(found, Some(kubelet.process.id()));
 }
 

@@ -38,7 +38,7 @@ impl Events {
             return Ok(());
         }
         let instance = Instance(instance()?);
-        // SAFETY: `Instance` owns one descriptor, the same for as long as it lives.
+        // SAFETY: `Instance` owns one descriptor, always the same one.
         let instance = unsafe { AsyncFd::register_with_interest(instance, Interest::READABLE) }
             .map_err(io::Error::from)?;
         // If another thread was faster, its instance is used.

@@ -16,14 +16,14 @@ use model::netns::NetnsId;
 /// The minimum wait before the next search after an event in a pod's cgroups. Cgroup v1 does not report
 /// when a process enters a cgroup, and neither version reports when a process joins a network namespace;
 /// both follow the creation of the cgroup within milliseconds.
-const SOONEST: Duration = Duration::from_millis(1);
+const MIN_WAIT: Duration = Duration::from_millis(1);
 /// The maximum wait before the next search.
-const LATEST: Duration = Duration::from_secs(1);
+const MAX_WAIT: Duration = Duration::from_secs(1);
 /// The wait is the time since that event divided by `SHARE`: what has not happened for a second is unlikely
 /// to happen in the next millisecond.
 const SHARE: u32 = 50;
 /// For how long to check only the processes that may be about to join a namespace, instead of the cgroups.
-const GLANCES: Duration = Duration::from_millis(10);
+const RECHECK: Duration = Duration::from_millis(10);
 /// How long a changed reason for not finding the namespace must persist before it is reported: a starting
 /// sandbox passes through all of them.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -86,7 +86,7 @@ impl Search {
     }
 
     /// Waits until the next search.
-    async fn again(&mut self, absence: &NotFound) {
+    async fn wait(&mut self, absence: &NotFound) {
         let blind = self.shared.tree.lock().blind().is_some();
         let before = self.found.replace(absence.rank());
         if blind && before != Some(absence.rank()) {
@@ -94,7 +94,7 @@ impl Search {
             self.since = Some(Instant::now());
         }
         if matches!(absence, NotFound::NoCgroup | NotFound::NoContainer) {
-            let latest = if blind { RESCAN } else { LATEST };
+            let latest = if blind { RESCAN } else { MAX_WAIT };
             // inotify reports the creation of either, if both kubelet and runtime use the hierarchy.
             tokio::select! {
                 _ = self.changes.changed() => self.since = Some(Instant::now()),
@@ -104,11 +104,11 @@ impl Search {
         }
         let looked = Instant::now();
         loop {
-            let elapsed = self.since.map_or(LATEST * SHARE, |since| since.elapsed());
-            let wait = (elapsed / SHARE).clamp(SOONEST, LATEST);
+            let elapsed = self.since.map_or(MAX_WAIT * SHARE, |since| since.elapsed());
+            let wait = (elapsed / SHARE).clamp(MIN_WAIT, MAX_WAIT);
             // Always wait at least this long: a cgroup is created in each hierarchy, a container has
             // several, and one search is enough for all of them.
-            sleep(SOONEST).await;
+            sleep(MIN_WAIT).await;
             tokio::select! {
                 changed = self.changes.changed() => {
                     self.since = Some(Instant::now());
@@ -116,11 +116,11 @@ impl Search {
                         return;
                     }
                 }
-                () = sleep(wait - SOONEST) => {}
+                () = sleep(wait - MIN_WAIT) => {}
             }
             let node = self.shared.node;
             if self.passed.is_empty()
-                || looked.elapsed() >= GLANCES
+                || looked.elapsed() >= RECHECK
                 || !self.passed.iter().all(|member| member.is_in(node))
             {
                 return;
@@ -171,7 +171,10 @@ impl Following {
                     let (before, everywhere) = (*netns, *everywhere);
                     // Until the result is known, the pod is served in its old namespace, although its address
                     // may already be another pod's: so this searches only the hierarchies where it was found.
-                    match look_aside(&self.shared, &self.uid, everywhere).await.0 {
+                    match look_in_background(&self.shared, &self.uid, everywhere)
+                        .await
+                        .0
+                    {
                         Ok(found) => {
                             let placement = self.found(found, everywhere);
                             if let Placement::In(netns) = &placement
@@ -191,7 +194,7 @@ impl Following {
                     let everywhere = search.is_settled();
                     let passed = std::mem::take(&mut search.passed);
                     let (look, passed) =
-                        look_and_glance(&self.shared, &self.uid, passed, everywhere).await;
+                        look_and_recheck(&self.shared, &self.uid, passed, everywhere).await;
                     search.passed = passed;
                     let absence = match look {
                         Ok(found) => return self.found(found, everywhere),
@@ -202,7 +205,7 @@ impl Following {
                         *reported = Some(absence.clone());
                         return Placement::Nowhere(absence);
                     }
-                    search.again(&absence).await;
+                    search.wait(&absence).await;
                 }
             }
         }
@@ -230,13 +233,13 @@ impl Following {
 
 /// Searches, and meanwhile checks the processes in `passed`, which earlier searches skipped: the namespace
 /// that one of them joins is the pod's, and a search may block until the app's cgroup has been created.
-async fn look_and_glance(
+async fn look_and_recheck(
     shared: &Arc<Shared>,
     uid: &Uid,
     passed: Vec<CgroupProcess>,
     everywhere: bool,
 ) -> (Result<Found, NotFound>, Vec<CgroupProcess>) {
-    let mut look = std::pin::pin!(look_aside(shared, uid, everywhere));
+    let mut look = std::pin::pin!(look_in_background(shared, uid, everywhere));
     loop {
         let mut joined = passed.iter().filter(|member| !member.is_in(shared.node));
         if let Some(found) = joined.find_map(|member| member.open().ok().flatten())
@@ -246,14 +249,14 @@ async fn look_and_glance(
         }
         tokio::select! {
             looked = &mut look => return looked,
-            () = sleep(SOONEST), if !passed.is_empty() => {}
+            () = sleep(MIN_WAIT), if !passed.is_empty() => {}
         }
     }
 }
 
 /// Searches on a separate thread, and also returns the skipped processes. While another cgroup is being
 /// created, the kernel may block the search for tens of milliseconds, and other pods must be found meanwhile.
-async fn look_aside(
+async fn look_in_background(
     shared: &Arc<Shared>,
     uid: &Uid,
     everywhere: bool,

@@ -47,7 +47,7 @@ const RESCAN: Duration = Duration::from_millis(80);
 /// Scans take at most one part in `RESCAN_SHARE` of the time.
 const RESCAN_SHARE: u32 = 20;
 /// How often to retry after the kernel refused an inotify instance or a watch.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(5);
 
 /// How many pods are searched for at the same time.
 const LOOKS: usize = 16;
@@ -82,7 +82,7 @@ impl Locator {
     /// thread's network namespace counts as the node's. Requires a tokio runtime.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// Any [`Error`].
     pub fn new(cgroup_root: Option<&Path>) -> Result<Arc<Self>, Error> {
         Self::at(hierarchies::find(cgroup_root)?)
     }
@@ -128,7 +128,7 @@ impl Locator {
 
 /// Keeps the tree up to date.
 async fn keep(shared: Arc<Shared>, missing: Missing) {
-    let mut asked = Instant::now();
+    let mut retried = Instant::now();
     let mut next = Instant::now() + RESCAN;
     // When a watch was last refused. Watches on a searched pod's cgroup are added by each search, not by each scan.
     let mut refused: Option<Instant> = None;
@@ -139,7 +139,7 @@ async fn keep(shared: Arc<Shared>, missing: Missing) {
                 refused = Some(Instant::now());
                 missing.note(Part::CgroupWatch, &why_blind(&shared.events, errno));
             }
-            None if refused.is_some_and(|at| at.elapsed() < AGAIN) => {}
+            None if refused.is_some_and(|at| at.elapsed() < RETRY) => {}
             None => {
                 refused = None;
                 missing.clear(Part::CgroupWatch);
@@ -148,12 +148,12 @@ async fn keep(shared: Arc<Shared>, missing: Missing) {
         tokio::select! {
             applied = shared.events.next(|batch| shared.apply(batch)) => {
                 if applied.is_err() {
-                    return; // the runtime ends
+                    return; // the runtime is shutting down
                 }
             }
             () = tokio::time::sleep_until(next), if refused.is_some() => {
-                if asked.elapsed() >= AGAIN {
-                    asked = Instant::now();
+                if retried.elapsed() >= RETRY {
+                    retried = Instant::now();
                     // If it is still refused, the scan detects that.
                     let _ = shared.events.open();
                 }

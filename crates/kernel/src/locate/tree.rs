@@ -195,7 +195,7 @@ impl Tree {
         }
     }
 
-    /// Ends what [`Tree::want`] began.
+    /// Ends a search that [`Tree::want`] began.
     pub fn release(&mut self, events: &Events, uid: &Uid) {
         let Some(wanted) = self.wanted.get_mut(uid) else {
             return;
