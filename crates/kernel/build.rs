@@ -1,8 +1,8 @@
-//! Embeds the eBPF object that `cargo xtask build-ebpf` has built.
+//! Embeds the eBPF object that `cargo xtask build-ebpf` builds.
 //!
-//! Checks, lints and unit tests need no eBPF toolchain: without an object a dev build embeds an
-//! empty one, which the daemon refuses to start with. A release build without an object, or with
-//! one that is older than its sources, fails.
+//! Checks, lints and unit tests need no eBPF toolchain: without an object a dev build embeds an empty
+//! one, and the daemon refuses to start with it. A release build without an object, or with one that is
+//! older than its sources, fails.
 
 use std::env;
 use std::error::Error;
@@ -12,22 +12,22 @@ use std::path::{Path, PathBuf};
 #[path = "../../xtask/src/digest.rs"]
 mod digest;
 
-/// Names the object (a relative path: from the repository's root), where it is not the one of
-/// `cargo xtask build-ebpf`.
+/// Path of the object (if relative, from the repository's root), if it is not the one that
+/// `cargo xtask build-ebpf` builds.
 const OBJECT_VARIABLE: &str = "PROBE_HANDLER_EBPF_OBJECT";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()
         .nth(2)
-        .ok_or("the crate has no workspace around it")?;
+        .ok_or("the crate is not in a workspace")?;
     let release = env::var("PROFILE")? == "release";
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=../../xtask/src/digest.rs");
     embed(root, release)
 }
 
-/// Puts the object where the crate includes it from.
+/// Copies the object to the path from which the crate includes it.
 fn embed(root: &Path, release: bool) -> Result<(), Box<dyn Error>> {
     let embedded = PathBuf::from(env::var("OUT_DIR")?).join("probe-handler.bpf.o");
     let problem = match find_object(root) {
@@ -35,7 +35,7 @@ fn embed(root: &Path, release: bool) -> Result<(), Box<dyn Error>> {
             let content = fs::read(&object)
                 .map_err(|error| format!("cannot read {}: {error}", object.display()))?;
             if !content.starts_with(b"\x7fELF") {
-                return Err(format!("{} is no eBPF object", object.display()).into());
+                return Err(format!("{} is not an eBPF object", object.display()).into());
             }
             fs::write(embedded, content)?;
             is_stale(root, &object)?.then(|| {
@@ -47,7 +47,7 @@ fn embed(root: &Path, release: bool) -> Result<(), Box<dyn Error>> {
         }
         None => {
             fs::write(embedded, [])?;
-            // Usual where nobody runs the daemon: a warning only where it would be shipped.
+            // Usual in builds that only check or test: an error only in a release build.
             release.then(|| "no eBPF object".to_owned())
         }
     };
@@ -63,7 +63,7 @@ fn embed(root: &Path, release: bool) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The object named by the environment, else the one in the workspace's target directory, if any.
+/// The object that the environment variable names, else the one in the workspace's target directory, if any.
 fn find_object(root: &Path) -> Option<PathBuf> {
     println!("cargo::rerun-if-env-changed={OBJECT_VARIABLE}");
     if let Some(object) = env::var_os(OBJECT_VARIABLE) {
@@ -73,16 +73,16 @@ fn find_object(root: &Path) -> Option<PathBuf> {
     }
     let directory = root.join("target/ebpf");
     let object = directory.join("probe-handler.bpf.o");
-    // Cargo runs this script each time while a file that it watches is not there, so it watches the
-    // directory. Where that can't be made, nobody can put an object into it either.
+    // Cargo reruns this script in every build while a watched file does not exist, so this watches the
+    // directory. If the directory can't be created, no object can appear in it either.
     if fs::create_dir_all(&directory).is_ok() {
         println!("cargo::rerun-if-changed={}", directory.display());
     }
     object.is_file().then_some(object)
 }
 
-/// Whether the sources have changed since. An object named by the environment may come without the
-/// digest of its sources; then whoever named it answers for it.
+/// Whether the sources have changed since the object was built. An object that the environment variable
+/// names may lack the digest of its sources; then it counts as up to date.
 fn is_stale(root: &Path, object: &Path) -> Result<bool, Box<dyn Error>> {
     for source in digest::SOURCES {
         println!("cargo::rerun-if-changed={}", root.join(source).display());

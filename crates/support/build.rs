@@ -1,10 +1,10 @@
-//! Says which commit this is.
+//! Sets `PROBE_HANDLER_COMMIT` to the commit that is being built.
 
 use std::env;
 use std::path::Path;
 use std::process::Command;
 
-/// Names the commit, where the build has no git (a container image's, say).
+/// The environment variable that sets the commit if the build has no git (for example in a container image).
 const COMMIT_VARIABLE: &str = "PROBE_HANDLER_COMMIT";
 
 fn main() {
@@ -17,8 +17,8 @@ fn main() {
     );
 }
 
-/// The commit that a release is built from; dev builds do not ask, so that a commit does not
-/// compile them anew.
+/// The commit from which a release is built. Dev builds do not query git, so that a new commit does not cause
+/// a rebuild.
 fn commit(root: &Path, release: bool) -> String {
     println!("cargo::rerun-if-env-changed={COMMIT_VARIABLE}");
     if let Ok(commit) = env::var(COMMIT_VARIABLE) {
@@ -39,7 +39,7 @@ fn commit(root: &Path, release: bool) -> String {
     let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
         return "unknown".into();
     };
-    // Every commit and checkout is written to HEAD's log.
+    // Git appends every commit and checkout to HEAD's log.
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
         && root.join(&log).is_file()
     {

@@ -1,9 +1,9 @@
-//! Addresses and ports as the maps hold them.
+//! Addresses and ports in the format of the maps.
 
 /// An IPv6 address (IPv4 as `::ffff:a.b.c.d`) in network byte order and a port in host byte order.
 ///
-/// Key of `ENDPOINTS` and `FLOWS`. One form for both families means that an IPv4-mapped connection
-/// and a plain IPv4 one meet the same entry.
+/// Key of `ENDPOINTS`, part of the key of `FLOWS`. With one format for both families an IPv4-mapped
+/// connection and a plain IPv4 connection find the same entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SockAddr {
@@ -15,7 +15,7 @@ pub struct SockAddr {
 
 const _: () = assert!(size_of::<SockAddr>() == 20);
 
-// SAFETY: `SockAddr` is `repr(C)`, made of `u32` only, 20 bytes with no padding.
+// SAFETY: `SockAddr` is `repr(C)`, contains only `u32`, 20 bytes without padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for SockAddr {}
 
@@ -41,7 +41,7 @@ impl SockAddr {
         }
     }
 
-    /// The IPv4 address in network byte order, where this is one.
+    /// The IPv4 address in network byte order, if this is one.
     #[inline(always)]
     pub const fn as_v4(&self) -> Option<u32> {
         if self.ip[0] == 0 && self.ip[1] == 0 && self.ip[2] == MAPPED_PREFIX {
@@ -72,7 +72,7 @@ impl From<core::net::SocketAddr> for SockAddr {
 
 #[cfg(feature = "user")]
 impl From<SockAddr> for core::net::SocketAddr {
-    /// IPv4-mapped addresses come out as IPv4.
+    /// Converts IPv4-mapped addresses to IPv4.
     fn from(address: SockAddr) -> Self {
         let mut octets = [0; 16];
         for (bytes, word) in octets.chunks_exact_mut(4).zip(address.ip) {
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_survive_the_map_form() {
+    fn addresses_survive_conversion_to_the_map_format() {
         round_trip("10.1.2.3:8080", "10.1.2.3:8080");
         round_trip("[fd00::1]:65535", "[fd00::1]:65535");
         round_trip("[::ffff:10.1.2.3]:80", "10.1.2.3:80");
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_form_of_an_ipv4_address_is_the_mapped_one() {
+    fn the_programs_and_the_daemon_use_one_format_for_ipv4() {
         let from_kernel = SockAddr::v4(u32::from_ne_bytes([10, 1, 2, 3]), 8080);
         let from_user = SockAddr::from("10.1.2.3:8080".parse::<SocketAddr>().expect("address"));
         assert_eq!(from_kernel, from_user);

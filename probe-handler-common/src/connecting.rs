@@ -1,20 +1,20 @@
-//! A connection that is to be kept out of a mesh's redirect.
+//! A connection that is exempt from a mesh's redirect while it is being opened.
 
 use crate::address::SockAddr;
 
-/// A connection from one end to the other. Key of `CONNECTING`.
+/// The two ends of a connection. Key of `CONNECTING`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tuple {
     /// The kubelet's address and port.
     pub source: SockAddr,
-    /// The endpoint's.
+    /// The endpoint's address and port.
     pub destination: SockAddr,
 }
 
 const _: () = assert!(size_of::<Tuple>() == 40);
 
-// SAFETY: `Tuple` is `repr(C)`, made of `u32` only, 40 bytes with no padding.
+// SAFETY: `Tuple` is `repr(C)`, contains only `u32`, 40 bytes without padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Tuple {}
 
@@ -22,38 +22,38 @@ unsafe impl aya::Pod for Tuple {}
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connecting {
-    /// Cookie of the socket: its end removes the entry, and no other's. 0 for an entry of the daemon's own.
+    /// Cookie of the socket: only an event of this socket removes the entry. 0 for an entry of the daemon itself.
     pub cookie: u64,
-    /// When it began, nanoseconds of the kernel's own monotonic clock.
+    /// When the connection began, nanoseconds of the kernel's own monotonic clock.
     pub since_ns: u64,
-    /// 1 once the SYN arrived in a pod.
+    /// 1 once the SYN has arrived in a pod with our rules.
     pub arrived: u64,
 }
 
 const _: () = assert!(size_of::<Connecting>() == 24);
 
-// SAFETY: `Connecting` is `repr(C)`, made of `u64` only, 24 bytes with no padding.
+// SAFETY: `Connecting` is `repr(C)`, contains only `u64`, 24 bytes without padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Connecting {}
 
-/// How long an entry counts. It is removed when the socket leaves SYN_SENT; this is for one whose end was not seen. It
-/// must be longer than the longest connect: 127 s with six retransmissions, the default of `tcp_syn_retries`.
+/// How long an entry is valid. It is removed when the socket leaves SYN_SENT; this limit applies if that event was missed.
+/// It must exceed the longest connect: 127 s with six retransmissions, the default of `tcp_syn_retries`.
 pub const LIFETIME_NS: u64 = 150_000_000_000;
 
-/// How long an entry of the daemon's own counts, should it be killed before it removes it: longer than a trial
-/// connection may take.
+/// How long an entry of the daemon itself is valid if the daemon is killed before it removes the entry: longer than the
+/// timeout of a trial connection.
 pub const TRIAL_LIFETIME_NS: u64 = 2_000_000_000;
 
-/// The beginning of an entry that is written at `now_ns` and counts for [`TRIAL_LIFETIME_NS`] only. On a node that has
-/// not been up for [`LIFETIME_NS`] yet it counts for longer.
+/// `since_ns` for an entry that is written at `now_ns` and is valid for [`TRIAL_LIFETIME_NS`] only. On a node whose uptime
+/// is below [`LIFETIME_NS`] the entry is valid for longer.
 pub const fn trial_since(now_ns: u64) -> u64 {
     now_ns.saturating_sub(LIFETIME_NS - TRIAL_LIFETIME_NS)
 }
 
-/// Whether an entry that began at `since_ns` still counts at `now_ns`.
+/// Whether an entry that began at `since_ns` is still valid at `now_ns`.
 #[inline(always)]
 pub const fn counts(since_ns: u64, now_ns: u64) -> bool {
-    // The two are read on different CPUs: the beginning may seem to be a little ahead.
+    // The two times are read on different CPUs, so `since_ns` may be slightly later than `now_ns`.
     now_ns.saturating_sub(since_ns) <= LIFETIME_NS
 }
 
@@ -62,14 +62,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_of_the_daemons_own_counts_for_a_trial() {
+    fn an_entry_of_the_daemon_is_valid_for_a_trial() {
         let now = 2 * LIFETIME_NS;
         assert!(counts(trial_since(now), now + TRIAL_LIFETIME_NS));
         assert!(!counts(trial_since(now), now + TRIAL_LIFETIME_NS + 1));
     }
 
     #[test]
-    fn an_entry_counts_for_longer_than_a_connect_may_take() {
+    fn an_entry_is_valid_for_longer_than_the_longest_connect() {
         assert!(counts(5, 5));
         assert!(counts(5, 5 + 127_000_000_000), "the last retransmission");
         assert!(!counts(5, 6 + LIFETIME_NS));

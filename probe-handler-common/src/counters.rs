@@ -1,37 +1,37 @@
-//! What the programs count.
+//! The programs' counters.
 
 /// Index into `COUNTERS`.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
-    /// Connections to an endpoint of ours, by the kubelet.
+    /// Connections from the kubelet to an endpoint in `ENDPOINTS`.
     Seen = 0,
-    /// Sent to the handler.
+    /// Redirected to the handler.
     Redirected = 1,
-    /// Refused in the kernel: the mesh listens, the app does not.
+    /// Refused in the kernel, because the mesh listens and the app does not.
     Refused = 2,
-    /// Left alone because the handler does not listen.
+    /// Not redirected, because the handler does not listen.
     Fallback = 3,
-    /// Left alone because neither the app nor the mesh listens in the pod's network namespace.
+    /// Unchanged, because neither the app nor the mesh listens in the pod's network namespace.
     NoListener = 4,
-    /// Left alone because another process of the kubelet's cgroup connected, or one in a network
-    /// namespace of its own.
+    /// Unchanged, because another process of the kubelet's cgroup connected, or one in a different network
+    /// namespace.
     OtherProcess = 5,
-    /// A map was full or a helper failed: left alone, or sent to the handler, which then does not know it.
+    /// A map was full or a helper failed: unchanged, or redirected to the handler, which then resets the connection.
     Error = 6,
-    /// Left alone because the handler gave no sign of life for too long, or wants no connections.
+    /// Not redirected, because the handler's heartbeat is too old, or the handler accepts no connections.
     NoHeartbeat = 7,
-    /// Connections that are to be kept out of the mesh's redirect: noted before their SYN.
+    /// Connections exempt from the mesh's redirect: recorded in `CONNECTING` before their SYN.
     Recorded = 8,
-    /// Those of them whose SYN arrived in a pod with our rules, each once. Fewer than recorded: something between
-    /// kubelet and pod changes addresses, or the pod has lost its rules.
+    /// Recorded connections whose SYN arrived in a pod with our rules, each counted once. If there are fewer than
+    /// recorded, something between kubelet and pod changes addresses, or the pod has lost its rules.
     Exempt = 9,
 }
 
 impl Counter {
-    /// How many there are.
+    /// The number of counters.
     pub const COUNT: u32 = 10;
-    /// All of them, by index.
+    /// All counters, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::Seen,
         Self::Redirected,

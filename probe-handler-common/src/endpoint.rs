@@ -1,4 +1,4 @@
-//! How a probed (address, port) is to be treated.
+//! How the programs treat connections to a probed address and port.
 
 /// Value of `ENDPOINTS`.
 #[repr(C)]
@@ -15,14 +15,14 @@ pub struct EndpointValue {
 
 const _: () = assert!(size_of::<EndpointValue>() == 12);
 
-// SAFETY: `EndpointValue` is `repr(C)`, made of 4-byte integers only, 12 bytes with no padding.
+// SAFETY: `EndpointValue` is `repr(C)`, contains only 4-byte integers, 12 bytes without padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for EndpointValue {}
 
-/// Look for the app's listening socket in the pod's network namespace first.
+/// First check whether the app listens in the pod's network namespace.
 pub const GATE: u32 = 1;
-/// Send the connection to the handler.
+/// Redirect the connection to the handler.
 pub const REDIRECT: u32 = 1 << 1;
-/// Leave the connection as it is, and keep it out of the mesh's redirect: rules of ours in the pod ask for it. Together
-/// with [`REDIRECT`], that is for when the handler does not answer.
+/// Leave the destination unchanged, and exempt the connection from the mesh's redirect by our rules in the pod. Together
+/// with [`REDIRECT`], this applies only while the handler does not answer.
 pub const KERNEL: u32 = 1 << 2;

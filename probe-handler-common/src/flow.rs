@@ -2,36 +2,35 @@
 
 use crate::address::SockAddr;
 
-/// What is known of a socket of the kubelet that connects to an endpoint. Value of `SOCKETS`.
+/// A socket of the kubelet that connects to an endpoint. Value of `SOCKETS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Original {
-    /// The endpoint the kubelet dialled.
+    /// The endpoint to which the kubelet connected.
     pub destination: SockAddr,
     /// The socket's initial sequence number, host byte order, once the connection is established; 0 until then.
     pub isn: u32,
-    /// Which way it goes: [`HANDLER`] or [`EXEMPT`].
+    /// The path of its connection: [`HANDLER`] or [`EXEMPT`].
     pub path: u32,
 }
 
-/// The socket was sent to the handler.
+/// The connection is redirected to the handler.
 pub const HANDLER: u32 = 0;
-/// The socket goes to the pod itself, and its connection is to be kept out of the mesh's redirect.
+/// The connection goes to the pod itself, and is exempt from the mesh's redirect.
 pub const EXEMPT: u32 = 1;
 
 const _: () = assert!(size_of::<Original>() == 28);
 
-// SAFETY: `Original` is `repr(C)`, made of `u32` only, 28 bytes with no padding.
+// SAFETY: `Original` is `repr(C)`, contains only `u32`, 28 bytes without padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Original {}
 
 /// One TCP connection to the handler. Key of `FLOWS`.
 ///
-/// An address and port alone name a connection only for as long as it lives: the port may be another process's a
-/// moment later, while the handler has yet to accept the first connection. The initial sequence number tells the
-/// two apart. The kernel chooses it from a clock of 64 ns per step, so that two connections from one address and
-/// port never have the same within 274 s (RFC 6528; Linux net/core/secure_seq.c), and a process without
-/// CAP_NET_ADMIN has no way to choose it.
+/// An address and port identify a connection only while it exists: another process may use the port before the
+/// handler accepts the first connection. The initial sequence number distinguishes the two. The kernel derives it
+/// from a clock with steps of 64 ns, so that two connections from one address and port never have the same number
+/// within 274 s (RFC 6528; Linux net/core/secure_seq.c), and a process without CAP_NET_ADMIN can't choose it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -43,18 +42,18 @@ pub struct FlowKey {
 
 const _: () = assert!(size_of::<FlowKey>() == 24);
 
-// SAFETY: `FlowKey` is `repr(C)`, made of `u32` only, 24 bytes with no padding.
+// SAFETY: `FlowKey` is `repr(C)`, contains only `u32`, 24 bytes without padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for FlowKey {}
 
-/// A redirected connection as the handler finds it. Value of `FLOWS`, written by our hook only and
-/// consumed on use: it is what tells the kubelet's connection from any other local process's.
+/// The handler's record of a redirected connection. Value of `FLOWS`, written only by `sock_ops` and
+/// removed on use: it distinguishes the kubelet's connection from those of other local processes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// The endpoint the kubelet dialled.
+    /// The endpoint to which the kubelet connected.
     pub original: SockAddr,
-    /// 1 once the kubelet's socket is closed: good for a TCP probe's verdict, for nothing else.
+    /// 1 once the kubelet's socket is closed: then usable only for the verdict of a TCP probe.
     pub closed: u32,
     /// Cookie of the kubelet's socket.
     pub cookie: u64,
@@ -62,6 +61,6 @@ pub struct Flow {
 
 const _: () = assert!(size_of::<Flow>() == 32);
 
-// SAFETY: `Flow` is `repr(C)`, integers only; 24 bytes of `u32` then a `u64`, no padding.
+// SAFETY: `Flow` is `repr(C)`, contains only integers: 24 bytes of `u32`, then a `u64`, without padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Flow {}

@@ -1,37 +1,37 @@
-//! What to do with the kubelet's connection to an endpoint.
+//! Decides what happens to the kubelet's connection to an endpoint.
 
 use crate::endpoint::{GATE, KERNEL, REDIRECT};
 
-/// The verdict of a connect program. `must_use`: a verdict thrown away lets a connection through
-/// that should have been refused.
+/// The decision of a connect program. `must_use`, because a discarded decision lets a connection through
+/// that should be refused.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// As if we were absent.
+    /// Leave the connection unchanged.
     Leave(LeaveReason),
-    /// ECONNREFUSED in the kernel: the mesh would have accepted for a dead app.
+    /// Refuse in the kernel (ECONNREFUSED), because the mesh would accept although the app does not listen.
     Refuse,
-    /// To the handler.
+    /// Redirect to the handler.
     Redirect,
-    /// To the pod, past the mesh: the kubelet's own connection is kept out of the redirect.
+    /// Let the kubelet's own connection reach the pod, exempt from the mesh's redirect.
     Exempt,
 }
 
-/// Why a connection to an endpoint is left alone.
+/// Why a connection to an endpoint is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaveReason {
-    /// Neither app nor mesh listens in the namespace: plain networking tells the truth, and the
-    /// sockets of a sandboxed runtime (gVisor, Kata) are not ours to see.
+    /// Neither app nor mesh listens in the namespace: the connection without redirect has the right
+    /// result, also for a sandboxed runtime (gVisor, Kata), whose sockets are not visible here.
     NoListener,
-    /// The daemon gives no sign of life: what its maps say may be untrue by now.
+    /// The handler's heartbeat is too old: the maps' contents may be outdated.
     NoHeartbeat,
     /// The handler does not listen.
     Fallback,
-    /// The endpoint asks for nothing more.
+    /// The endpoint's flags require no redirect, and the app listens or was not checked.
     Passed,
 }
 
-/// Decides; each listener is looked for only when its answer matters.
+/// Decides what happens to a connection. Checks each listener only if the result matters.
 #[inline(always)]
 pub fn decide(
     flags: u32,
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_only_where_the_mesh_would_lie() {
+    fn refuses_only_if_the_mesh_listens_and_the_app_does_not() {
         check(GATE | REDIRECT, false, true, true, Decision::Refuse);
         check(
             GATE | REDIRECT,
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn redirects_only_to_a_listening_handler() {
+    fn redirects_only_to_a_handler_that_listens() {
         check(GATE | REDIRECT, true, true, true, Decision::Redirect);
         check(
             GATE | REDIRECT,
@@ -106,9 +106,9 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_decided_for_a_daemon_that_is_hung() {
+    fn without_a_heartbeat_connections_are_unchanged() {
         for flags in [GATE, REDIRECT, GATE | REDIRECT] {
-            let unseen = || -> bool { panic!("looked at") };
+            let unseen = || -> bool { panic!("checked") };
             assert_eq!(
                 decide(flags, false, unseen, unseen, unseen),
                 Decision::Leave(LeaveReason::NoHeartbeat)
@@ -117,23 +117,23 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_path_looks_at_nothing() {
+    fn the_kernel_path_checks_no_listener() {
         for is_alive in [true, false] {
-            let unseen = || -> bool { panic!("looked at") };
+            let unseen = || -> bool { panic!("checked") };
             let decision = decide(GATE | KERNEL, is_alive, unseen, unseen, unseen);
             assert_eq!(decision, Decision::Exempt);
         }
     }
 
     #[test]
-    fn the_kernel_path_stands_in_for_a_handler_that_does_not_answer() {
+    fn the_kernel_path_replaces_a_handler_that_does_not_answer() {
         let both = REDIRECT | KERNEL;
         check(both, false, true, true, Decision::Redirect);
         check(both, false, true, false, Decision::Exempt);
         check(both | GATE, true, true, false, Decision::Exempt);
         check(both | GATE, false, true, true, Decision::Refuse);
         check(both | GATE, false, false, true, Decision::Exempt);
-        let unseen = || -> bool { panic!("looked at") };
+        let unseen = || -> bool { panic!("checked") };
         assert_eq!(
             decide(both | GATE, false, unseen, unseen, unseen),
             Decision::Exempt
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_only_gates_leaves_an_open_port_alone() {
+    fn without_redirect_connections_to_an_open_port_are_unchanged() {
         check(GATE, true, true, true, Decision::Leave(LeaveReason::Passed));
         check(0, false, true, true, Decision::Leave(LeaveReason::Passed));
     }

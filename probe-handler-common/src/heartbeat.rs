@@ -1,28 +1,28 @@
-//! Whether the handler is alive, as the programs see it.
+//! Whether the programs consider the handler alive.
 
-/// Index into `HEARTBEAT`: when the handler was last alive.
+/// Index into `HEARTBEAT`: time of the handler's last heartbeat, or [`STOPPED`].
 pub const BEAT: u32 = 0;
-/// Index into `HEARTBEAT`: the programs' clock, when a datagram of one byte last asked for it.
+/// Index into `HEARTBEAT`: the programs' clock at the last datagram of one byte, which requests the time.
 pub const CLOCK: u32 = 1;
-/// Index into `HEARTBEAT`: when the handler was last alive, whether it wants connections or not.
+/// Index into `HEARTBEAT`: time of the handler's last heartbeat, also while the handler accepts no connections.
 pub const LEASE: u32 = 2;
-/// How many entries `HEARTBEAT` has.
+/// The number of entries of `HEARTBEAT`.
 pub const ENTRIES: u32 = 3;
 
-/// Value of `HEARTBEAT` while the handler wants no connections.
+/// Value of [`BEAT`] while the handler accepts no connections.
 pub const STOPPED: u64 = 0;
 
-/// Whether a handler whose last heartbeat was at `beat_ns` takes connections at `now_ns`. Both are times of the
-/// kernel's own monotonic clock, read by programs: no clock of user space is compared with it, because those differ
-/// in a time namespace (time_namespaces(7)).
+/// Whether a handler whose last heartbeat was at `beat_ns` accepts connections at `now_ns`. Both are times of the
+/// kernel's own monotonic clock, read by the programs: they are never compared with a clock of user space, because
+/// those differ in a time namespace (time_namespaces(7)).
 #[inline(always)]
 pub const fn is_fresh(beat_ns: u64, now_ns: u64, timeout_ns: u64) -> bool {
-    // The two are read on different CPUs: a heartbeat may seem to be a little ahead.
+    // The two times are read on different CPUs, so the heartbeat may be slightly later than `now_ns`.
     beat_ns != STOPPED && now_ns.saturating_sub(beat_ns) <= timeout_ns
 }
 
-/// Whether a daemon whose handler was last alive at `lease_ns` has been gone for so long that its programs stand aside.
-/// `outlive_ns` of 0: they never do; so before the handler's first sign of life.
+/// Whether a daemon whose handler's last heartbeat was at `lease_ns` has been gone for so long that its programs leave all
+/// connections unchanged. Never if `outlive_ns` is 0, nor before the handler's first heartbeat.
 #[inline(always)]
 pub const fn is_over(lease_ns: u64, now_ns: u64, outlive_ns: u64) -> bool {
     outlive_ns != 0 && lease_ns != 0 && now_ns.saturating_sub(lease_ns) > outlive_ns
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_heartbeat_is_fresh_until_its_time_is_over() {
+    fn a_heartbeat_is_fresh_until_its_timeout() {
         assert!(is_fresh(5_000, 5_000, 1_000));
         assert!(is_fresh(5_000, 6_000, 1_000));
         assert!(!is_fresh(5_000, 6_001, 1_000));
@@ -41,11 +41,11 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_over_when_its_time_is() {
+    fn a_lease_ends_after_its_duration() {
         assert!(!is_over(5_000, 15_000, 10_000));
         assert!(is_over(5_000, 15_001, 10_000));
-        assert!(!is_over(5_000, u64::MAX, 0), "none was given");
-        assert!(!is_over(0, u64::MAX, 10_000), "not begun yet");
+        assert!(!is_over(5_000, u64::MAX, 0), "no limit");
+        assert!(!is_over(0, u64::MAX, 10_000), "no heartbeat yet");
     }
 
     #[test]

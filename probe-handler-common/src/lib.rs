@@ -1,8 +1,8 @@
-//! What probe-handler's eBPF programs and its daemon agree upon: map types, names and capacities,
-//! and the pure decisions both take over them.
+//! Definitions shared by probe-handler's eBPF programs and its daemon: map types, names and capacities,
+//! and the pure functions that decide over them.
 //!
-//! Everything in a map is plain integers (`#[repr(C)]`, no implicit padding), so that the two
-//! compilers cannot disagree about a layout.
+//! All map types consist of integers (`#[repr(C)]`, no implicit padding), so that both compilers use
+//! the same layout.
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
@@ -27,11 +27,11 @@ pub mod maps {
     pub const FLOWS: &str = "FLOWS";
     /// One [`crate::config::Config`] at index 0.
     pub const CONFIG: &str = "CONFIG";
-    /// `u64`, nanoseconds of the kernel's monotonic clock, by the indices in [`crate::heartbeat`]: at the first, when the
-    /// handler was last alive; [`crate::heartbeat::STOPPED`] while it wants no connections.
+    /// `u64`, nanoseconds of the kernel's monotonic clock, by the indices in [`crate::heartbeat`]: at the first, the time of
+    /// the handler's last heartbeat; [`crate::heartbeat::STOPPED`] while the handler accepts no connections.
     pub const HEARTBEAT: &str = "HEARTBEAT";
-    /// [`crate::connecting::Tuple`] of a connection that is to be kept out of the mesh's redirect, while the kubelet's
-    /// socket is in SYN_SENT, to its [`crate::connecting::Connecting`].
+    /// [`crate::connecting::Tuple`] of a connection that is exempt from the mesh's redirect, while the kubelet's socket is
+    /// in SYN_SENT, to its [`crate::connecting::Connecting`].
     pub const CONNECTING: &str = "CONNECTING";
     /// Name of the pin of `CONNECTING`. The number is that of its layout: to be raised with every change of
     /// [`crate::connecting::Tuple`], [`crate::connecting::Connecting`] or the capacity.
@@ -42,21 +42,21 @@ pub mod maps {
     /// Ring buffer of [`crate::refusal::Refusal`].
     pub const REFUSALS: &str = "REFUSALS";
 
-    /// Size of `REFUSALS` in bytes: a power of two, and whole pages of every page size. Full, it loses the
-    /// record, not the refusal.
+    /// Size of `REFUSALS` in bytes: a power of two, and a multiple of every page size. If it is full, the
+    /// record is lost, but the connection is still refused.
     pub const REFUSALS_BYTES: u32 = 64 * 1024;
-    /// Default capacity of `ENDPOINTS`; settable at load.
+    /// Default capacity of `ENDPOINTS`; can be set when loading.
     pub const ENDPOINTS_CAPACITY: u32 = 16_384;
-    /// Least capacity of `SOCKETS`: connections of the kubelet's to endpoints at one time. An entry evicted before
-    /// the handshake is over costs the connection (no flow: reset), a later one only `getpeername` its answer.
+    /// Minimum capacity of `SOCKETS`: the kubelet's concurrent connections to endpoints. If an entry is evicted before
+    /// the end of the handshake, the handler resets the connection (no flow); later only `getpeername` is wrong.
     pub const SOCKETS_CAPACITY: u32 = 16_384;
-    /// Least capacity of `FLOWS`. Entries live from the handshake to accept.
+    /// Minimum capacity of `FLOWS`. Entries exist from the handshake to accept.
     pub const FLOWS_CAPACITY: u32 = 16_384;
-    /// Capacity of `CONNECTING`: sockets of the kubelet in SYN_SENT at one time. Entries are deleted, never evicted.
+    /// Capacity of `CONNECTING`: the kubelet's sockets that are in SYN_SENT at the same time. Entries are deleted, never evicted.
     pub const CONNECTING_CAPACITY: u32 = 8_192;
-    /// Least capacity of an LRU map for each possible CPU. Before Linux 6.12 each CPU keeps up to 128 free places to
-    /// itself, and a map with fewer than 170 places per CPU evicts live entries while it is nearly empty (seen on 5.10
-    /// and 6.1 with 192 CPUs).
+    /// Minimum capacity of an LRU map for each possible CPU. Before Linux 6.12 each CPU reserves up to 128 free slots,
+    /// and a map with fewer than 170 slots per CPU evicts live entries while it is nearly empty (seen on 5.10 and 6.1
+    /// with 192 CPUs).
     pub const LRU_CAPACITY_PER_CPU: u32 = 256;
 }
 
@@ -72,18 +72,18 @@ pub mod programs {
     pub const GETPEERNAME4: &str = "getpeername4";
     /// `cgroup/getpeername6`.
     pub const GETPEERNAME6: &str = "getpeername6";
-    /// `socket`: stamps the handler's heartbeat. It is attached to a socket of the daemon's, not to the cgroup.
+    /// `socket`: writes the time of the handler's heartbeat. Attached to a socket of the daemon, not to the cgroup.
     pub const HEARTBEAT: &str = "heartbeat";
     /// `socket`: whether a packet is the SYN of a connection in `CONNECTING`. Rules in pods call it.
     pub const EXEMPT: &str = "exempt";
-    /// Those of the kubelet's cgroup, in the order in which they are attached: what identifies a redirected
-    /// connection stands before the first one is redirected.
+    /// The programs for the kubelet's cgroup, in the order in which they are attached: the programs that identify
+    /// redirected connections are in place before the first connection is redirected.
     pub const ATTACH_ORDER: [&str; 5] = [SOCK_OPS, GETPEERNAME4, GETPEERNAME6, CONNECT4, CONNECT6];
 }
 
 /// Names of the read-only globals set at load.
 pub mod globals {
-    /// `u8`: 1 where `bpf_set_retval` is there for connect programs (Linux 6.1), so that a refusal
-    /// is ECONNREFUSED; 0 makes it EPERM.
+    /// `u8`: 1 if connect programs may call `bpf_set_retval` (Linux 6.1), so that a refusal is
+    /// ECONNREFUSED; 0 makes it EPERM.
     pub const HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
 }

@@ -1,4 +1,4 @@
-//! What the programs tell of each connection they refuse: a probe's verdict that no user space saw.
+//! The programs' record of each connection that they refuse: a probe's result that no user-space process sees.
 
 use crate::address::SockAddr;
 
@@ -6,19 +6,19 @@ use crate::address::SockAddr;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The endpoint the kubelet dialled.
+    /// The endpoint to which the kubelet connected.
     pub destination: SockAddr,
 }
 
 const _: () = assert!(size_of::<Refusal>() == 20);
 
-// SAFETY: `Refusal` is `repr(C)` around one `SockAddr`, 20 bytes with no padding.
+// SAFETY: `Refusal` is `repr(C)` around one `SockAddr`, 20 bytes without padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Refusal {}
 
 #[cfg(feature = "user")]
 impl Refusal {
-    /// Reads a record of the ring buffer; none if it has another size than ours.
+    /// Parses a record of the ring buffer; `None` if its size is wrong.
     pub fn read(record: &[u8]) -> Option<Self> {
         if record.len() != size_of::<Self>() {
             return None;

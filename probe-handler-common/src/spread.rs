@@ -1,19 +1,19 @@
-//! Spreading the kubelet's connections to the handler.
+//! Spreads the kubelet's connections to the handler over source addresses and ports.
 //!
-//! Without us each probed address and port has the whole range of source ports to itself. To one handler address
-//! all probes of the node would share one range, and a node that does not reuse ports in TIME_WAIT would run out of
-//! them. So IPv4 connections take a source address of 127.0.0.0/8 by their endpoint, and IPv6 connections, because
-//! `::1` is the only loopback address there is, one of several handler ports.
+//! Without a redirect, connections to each probed address and port can use the whole range of source ports. With one
+//! handler address, all probes of the node would share one range, and a node that does not reuse ports in TIME_WAIT
+//! would run out of them. So IPv4 connections use a source address in 127.0.0.0/8 that depends on the endpoint, and
+//! IPv6 connections use one of several handler ports, because `::1` is the only IPv6 loopback address.
 
 use crate::address::SockAddr;
 
-/// Ports that the handler listens on at ::1, one after another.
+/// The number of consecutive ports on which the handler listens on ::1.
 pub const HANDLER_PORTS_V6: u32 = 16;
 
 /// 127.0.0.0/8, host byte order.
 const LOOPBACK: u32 = 0x7f00_0000;
 
-/// A number for an endpoint, alike for few: neighbouring addresses and ports differ in its upper bits too.
+/// A hash of an endpoint with few collisions: neighbouring addresses and ports differ in its upper bits too.
 #[inline(always)]
 const fn mix(endpoint: &SockAddr) -> u32 {
     let ip = u32::from_be(endpoint.ip[2]) ^ u32::from_be(endpoint.ip[3]);
@@ -22,11 +22,11 @@ const fn mix(endpoint: &SockAddr) -> u32 {
         .wrapping_mul(0x9e37_79b1)
 }
 
-/// The source address of connections to `endpoint`, network byte order: in 127.0.0.0/8, neither its first /24 (where
-/// people and resolvers live) nor its last.
+/// The source address of connections to `endpoint`, network byte order: in 127.0.0.0/8, outside 127.0.0.0/16 (which
+/// operators and resolvers use) and 127.255.0.0/16.
 #[inline(always)]
 pub const fn source_v4(endpoint: &SockAddr) -> u32 {
-    // 16 bits for the middle two octets (but for 0 and 255 in the second), the rest for the last.
+    // The upper 8 bits select the second octet (1 to 254), the next 16 bits the last two octets.
     let mixed = mix(endpoint);
     let second = 1 + (mixed >> 24) % 254;
     let rest = (mixed >> 8) & 0xffff;
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_of_a_node_have_source_addresses_of_their_own() {
+    fn endpoints_of_a_node_have_different_source_addresses() {
         let mut sources = BTreeSet::new();
         for last in 2..=251 {
             for port in [80, 443, 8080, 8081, 9090, 15020] {

@@ -1,4 +1,4 @@
-//! The connect hooks: leave alone, refuse, or send to the handler.
+//! The connect hooks: leave a connection unchanged, refuse it, exempt it, or redirect it to the handler.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_RB_NO_WAKEUP, sockaddr};
@@ -16,22 +16,22 @@ use probe_handler_common::spread::{port_index, source_v4};
 
 use crate::heartbeat::{is_alive, lease_is_over};
 use crate::listener::{KUBELET_NETNS, listens};
-use crate::log::tell;
+use crate::log::log_connection;
 use crate::maps::{CONFIG, ENDPOINTS, REFUSALS, SOCKETS, count, has_set_retval};
 use crate::verdict::Verdict;
 
 /// `IPPROTO_TCP`.
 const TCP: u32 = 6;
-/// `-ECONNREFUSED`, the same on every architecture that Linux's BPF JITs serve but MIPS and SPARC,
-/// which we do not build for.
+/// `-ECONNREFUSED`, the same on every architecture with a BPF JIT except MIPS and SPARC, which are not
+/// supported.
 const REFUSED: i32 = -111;
 /// 127.0.0.1, network byte order.
 const LOOPBACK4: u32 = 0x7f00_0001_u32.to_be();
 /// `::1`, network byte order.
 const LOOPBACK6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
 
-/// The handler's address for an endpoint at `destination`: of the same family, on loopback. None where
-/// the handler does not serve that family.
+/// The handler's address for an endpoint at `destination`: in the same family, on loopback. `None` if the
+/// handler does not serve that family.
 #[inline(always)]
 pub fn handler(destination: &SockAddr, config: &Config) -> Option<SockAddr> {
     let (address, first_port) = match destination.as_v4() {
@@ -53,7 +53,7 @@ pub fn handler(destination: &SockAddr, config: &Config) -> Option<SockAddr> {
 /// The destination in an IPv4 context.
 #[inline(always)]
 pub fn user_address4(ctx: &SockAddrContext) -> SockAddr {
-    // SAFETY: fields of the context, readable by programs of this type; the port is in network byte
+    // SAFETY: fields of the context that programs of this type may read; the port is in network byte
     // order in the low half.
     unsafe {
         let sock_addr = &*ctx.sock_addr;
@@ -61,10 +61,10 @@ pub fn user_address4(ctx: &SockAddrContext) -> SockAddr {
     }
 }
 
-/// The destination in an IPv6 context; IPv4-mapped addresses are in the form of IPv4 endpoints.
+/// The destination in an IPv6 context; IPv4-mapped addresses have the format of IPv4 endpoints.
 #[inline(always)]
 pub fn user_address6(ctx: &SockAddrContext) -> SockAddr {
-    // SAFETY: as in `user_address4`; each word is read by itself, as the verifier wants it.
+    // SAFETY: as in `user_address4`; each word is read separately, as the verifier requires.
     unsafe {
         let ip = &raw const (*ctx.sock_addr).user_ip6;
         let word = |index: usize| core::ptr::read_volatile(ip.cast::<u32>().add(index));
@@ -73,7 +73,7 @@ pub fn user_address6(ctx: &SockAddrContext) -> SockAddr {
     }
 }
 
-/// Puts `address`, which is IPv4, into an IPv4 context.
+/// Writes `address`, which is IPv4, to an IPv4 context.
 #[inline(always)]
 pub fn set_user_address4(ctx: &SockAddrContext, address: &SockAddr) {
     // SAFETY: fields that programs of this type may write, in network byte order.
@@ -83,10 +83,10 @@ pub fn set_user_address4(ctx: &SockAddrContext, address: &SockAddr) {
     }
 }
 
-/// Puts `address` into an IPv6 context; IPv4 as IPv4-mapped.
+/// Writes `address` to an IPv6 context; IPv4 as IPv4-mapped.
 #[inline(always)]
 pub fn set_user_address6(ctx: &SockAddrContext, address: &SockAddr) {
-    // SAFETY: as in `set_user_address4`; word by word, as the verifier wants it.
+    // SAFETY: as in `set_user_address4`; each word is written separately, as the verifier requires.
     unsafe {
         let ip = (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>();
         core::ptr::write_volatile(ip.add(0), address.ip[0]);
@@ -124,8 +124,8 @@ fn connect(
     if unsafe { (*ctx.sock_addr).protocol } != TCP {
         return Verdict::ALLOW;
     }
-    // SAFETY: entries are removed by the daemon only; a value re-used under our eyes belongs to another
-    // endpoint of this node, and at worst one probe is judged by that endpoint's flags.
+    // SAFETY: only the daemon removes entries; if the kernel reuses the value meanwhile, it belongs to another
+    // endpoint of this node, and at worst that endpoint's flags apply to one probe.
     let Some(endpoint) = (unsafe { ENDPOINTS.get(destination) }).copied() else {
         return Verdict::ALLOW;
     };
@@ -172,41 +172,41 @@ fn connect(
         ),
         (Decision::Leave(LeaveReason::NoListener), _) => {
             count(Counter::NoListener);
-            let what = "is left alone: neither app nor mesh listens";
+            let what = "is unchanged: neither app nor mesh listens";
             (Verdict::ALLOW, what)
         }
         (Decision::Leave(LeaveReason::NoHeartbeat), _) => {
             count(Counter::NoHeartbeat);
-            let what = "is left alone: the handler gives no sign of life";
+            let what = "is unchanged: the handler's heartbeat is too old";
             (Verdict::ALLOW, what)
         }
         (Decision::Leave(LeaveReason::Fallback) | Decision::Redirect, _) => {
             count(Counter::Fallback);
-            let what = "is left alone: the handler does not listen";
+            let what = "is unchanged: the handler does not listen";
             (Verdict::ALLOW, what)
         }
         (Decision::Leave(LeaveReason::Passed), _) => {
-            (Verdict::ALLOW, "is left alone: the app listens")
+            (Verdict::ALLOW, "is unchanged: the app listens")
         }
     };
-    tell(ctx, destination, what);
+    log_connection(ctx, destination, what);
     verdict
 }
 
-/// Whether it is the kubelet that connects, not another process of its cgroup or one that has gone to another
-/// network namespace.
+/// Whether the kubelet connects, not another process of its cgroup, and not a process in another network
+/// namespace.
 #[inline(always)]
 fn is_by_kubelet(ctx: &SockAddrContext, config: &Config) -> bool {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     if config.kubelet_pid != 0 && pid != config.kubelet_pid {
         return false;
     }
-    // SAFETY: the context, which holds a socket.
+    // SAFETY: the context, which has a socket.
     config.netns_cookie == 0 || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == config.netns_cookie
 }
 
-/// Sends the connection to the handler by `set_destination`, and notes where it wanted to go. Gives what there is to
-/// tell, too.
+/// Redirects the connection to the handler by `set_destination`, and records its original destination. Also returns the
+/// log message.
 #[inline(always)]
 fn redirect(
     ctx: &SockAddrContext,
@@ -214,29 +214,29 @@ fn redirect(
     set_destination: impl FnOnce(),
 ) -> (Verdict, &'static str) {
     if !remember(ctx, destination, HANDLER) {
-        // Without the record the handler would take it for a stranger's.
-        return (Verdict::ALLOW, "is left alone: SOCKETS takes no entry");
+        // Without the record the handler would reset the connection.
+        return (Verdict::ALLOW, "is unchanged: SOCKETS accepts no entry");
     }
     set_destination();
     count(Counter::Redirected);
     (Verdict::ALLOW, "goes to the handler")
 }
 
-/// Leaves the destination alone, and lets `sock_ops` know the socket. Gives what there is to tell, too.
+/// Leaves the destination unchanged, and records the socket for `sock_ops`. Also returns the log message.
 #[inline(always)]
 fn exempt(ctx: &SockAddrContext, destination: &SockAddr) -> (Verdict, &'static str) {
     let what = if remember(ctx, destination, EXEMPT) {
-        "goes to the pod itself"
+        "goes to the pod, exempt from the redirect"
     } else {
-        "is left alone: SOCKETS takes no entry"
+        "is unchanged: SOCKETS accepts no entry"
     };
     (Verdict::ALLOW, what)
 }
 
-/// Notes which way the socket goes.
+/// Records the socket's destination and path in `SOCKETS`.
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, destination: &SockAddr, path: u32) -> bool {
-    // SAFETY: the context, which holds a socket.
+    // SAFETY: the context, which has a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let original = Original {
         destination: *destination,
@@ -250,9 +250,9 @@ fn remember(ctx: &SockAddrContext, destination: &SockAddr, path: u32) -> bool {
     noted
 }
 
-/// Gives the socket a loopback source address by its endpoint, so that it finds a free source port wherever it would have
-/// found one without us. A socket that can't have it (it is bound already; 127.0.0.0/8 is not the node's) goes on
-/// without: that costs source ports, not the probe.
+/// Binds the socket to a loopback source address that depends on the endpoint, so that it finds a free source port whenever
+/// it would have found one without the redirect. If that fails (the socket is already bound; 127.0.0.0/8 is not local), the
+/// connection continues without it: the probe works, but uses up shared source ports.
 #[inline(always)]
 fn spread(ctx: &SockAddrContext, destination: &SockAddr) {
     let mut source = SockAddrIn {
@@ -261,7 +261,7 @@ fn spread(ctx: &SockAddrContext, destination: &SockAddr) {
         address: source_v4(destination),
         zero: [0; 8],
     };
-    // SAFETY: the context, and an address of the size given; port 0 keeps the port for connect() to choose.
+    // SAFETY: the context is valid and the address has the given size; with port 0, connect() chooses the port.
     let _ = unsafe {
         bpf_bind(
             ctx.sock_addr,
@@ -283,12 +283,12 @@ struct SockAddrIn {
 /// `AF_INET`.
 const AF_INET: u16 = 2;
 
-/// Refuses the connection as a closed port would.
+/// Refuses the connection like a closed port.
 #[inline(always)]
 fn refuse(destination: &SockAddr) -> Verdict {
     count(Counter::Refused);
-    // A full buffer loses the record, not the refusal; it is counted above all the same. Waking the daemon
-    // would take several times as long as all the rest: it looks by itself.
+    // If the buffer is full, the record is lost, but the connection is refused and counted. Waking the daemon
+    // would take several times as long as everything else, so the daemon polls.
     let _ = REFUSALS.output::<Refusal>(
         Refusal {
             destination: *destination,
@@ -296,7 +296,7 @@ fn refuse(destination: &SockAddr) -> Verdict {
         BPF_RB_NO_WAKEUP.into(),
     );
     if has_set_retval() {
-        // SAFETY: an error number in the range that the kernel takes; the result only says that.
+        // SAFETY: an error number in the range that the kernel accepts; the result only confirms that.
         let _ = unsafe { bpf_set_retval(REFUSED) };
     }
     Verdict::DENY

@@ -1,4 +1,4 @@
-//! Asked by our rules in pods: does this packet begin a connection that is to be kept out of the mesh's redirect?
+//! Called by our rules in pods: returns whether a packet is the SYN of a connection that is exempt from the mesh's redirect.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::SkBuffContext;
@@ -15,7 +15,7 @@ const FLAGS: u8 = 0b0001_0111;
 /// SYN.
 const SYN: u8 = 0b0000_0010;
 
-/// Whether the packet is the SYN of a connection of the kubelet's.
+/// Whether the packet is the SYN of a connection in `CONNECTING`.
 #[inline(always)]
 pub fn is_exempt(ctx: &SkBuffContext) -> bool {
     let Some(tuple) = syn(ctx) else {
@@ -24,14 +24,14 @@ pub fn is_exempt(ctx: &SkBuffContext) -> bool {
     let Some(entry) = CONNECTING.get_ptr_mut(tuple) else {
         return false;
     };
-    // SAFETY: a live map value, whose fields are read and written as whole words; an entry that is replaced under our
-    // eyes is of the same tuple.
+    // SAFETY: a valid map value, whose fields are read and written as whole words; an entry that is replaced meanwhile
+    // has the same tuple.
     unsafe {
         let since = core::ptr::read_volatile(&raw const (*entry).since_ns);
         if !counts(since, bpf_ktime_get_ns()) {
             return false;
         }
-        // Several rules ask about one packet, and a SYN may be sent again: a connection is counted once.
+        // Several rules call this for one packet, and a SYN may be retransmitted: count each connection once.
         let arrived = &raw mut (*entry).arrived;
         if core::ptr::read_volatile(arrived) == 0 {
             core::ptr::write_volatile(arrived, 1);
@@ -44,11 +44,11 @@ pub fn is_exempt(ctx: &SkBuffContext) -> bool {
     true
 }
 
-/// The two ends of a connection of which this is the SYN. None for anything else, and for what is not understood: IPv6
-/// extension headers, a fragment.
+/// The two ends of the connection whose SYN the packet is. `None` for other packets, and for those that are not parsed:
+/// with IPv6 extension headers, or fragments.
 #[inline(always)]
 fn syn(ctx: &SkBuffContext) -> Option<Tuple> {
-    // The smallest header of both families: 20 bytes.
+    // 20 bytes: the smaller of the minimum header lengths of both families.
     let start: [u8; 20] = ctx.load(0).ok()?;
     match start[0] >> 4 {
         4 => syn_v4(ctx, &start),
@@ -63,7 +63,7 @@ fn syn_v4(ctx: &SkBuffContext, header: &[u8; 20]) -> Option<Tuple> {
     if header[9] != TCP || is_fragment {
         return None;
     }
-    // Options make it longer.
+    // The header is longer if it has options.
     let length = usize::from(header[0] & 0x0f) * 4;
     let (source_port, destination_port) = ports_of_syn(ctx, length)?;
     let source = [header[12], header[13], header[14], header[15]];
@@ -88,7 +88,7 @@ fn syn_v6(ctx: &SkBuffContext) -> Option<Tuple> {
     })
 }
 
-/// The ports in a TCP header at `offset`, if it is that of a SYN without ACK.
+/// The ports in the TCP header at `offset`, if the packet is a SYN without ACK.
 #[inline(always)]
 fn ports_of_syn(ctx: &SkBuffContext, offset: usize) -> Option<(u16, u16)> {
     let header: [u8; 14] = ctx.load(offset).ok()?;

@@ -1,4 +1,4 @@
-//! The handler's heartbeat: stamped, and asked for, by the programs' own clock.
+//! Writes and checks the handler's heartbeat, by the programs' own clock.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use probe_handler_common::config::Config;
@@ -6,7 +6,7 @@ use probe_handler_common::heartbeat::{BEAT, CLOCK, LEASE, is_fresh, is_over};
 
 use crate::maps::HEARTBEAT;
 
-/// A datagram of `length` bytes came: one byte asks for the time, none says that the handler is alive.
+/// Handles a datagram of `length` bytes: an empty one is a heartbeat, one byte requests the current time.
 #[inline(always)]
 pub fn on_datagram(length: u32) {
     if length == 0 {
@@ -20,12 +20,12 @@ pub fn on_datagram(length: u32) {
 #[inline(always)]
 fn stamp(entry: u32) {
     if let Some(beat) = HEARTBEAT.get_ptr_mut(entry) {
-        // SAFETY: a live map value of 8 bytes, written as one; a read beside it sees the old or the new one.
+        // SAFETY: a valid map value of 8 bytes, written at once; a concurrent read returns the old or the new value.
         unsafe { core::ptr::write_volatile(beat, bpf_ktime_get_ns()) };
     }
 }
 
-/// Whether the daemon has been gone for so long that its programs stand aside.
+/// Whether the daemon has been gone for so long that its programs leave all connections unchanged.
 #[inline(always)]
 pub fn lease_is_over(config: &Config) -> bool {
     if config.outlive_ns == 0 {
@@ -39,13 +39,13 @@ pub fn lease_is_over(config: &Config) -> bool {
     is_over(lease, now, config.outlive_ns)
 }
 
-/// Whether the handler gave a sign of life not long ago, and wants connections.
+/// Whether the handler's heartbeat is fresh, and the handler accepts connections.
 #[inline(always)]
 pub fn is_alive(config: &Config) -> bool {
     let Some(beat) = HEARTBEAT.get_ptr(BEAT) else {
         return false;
     };
-    // SAFETY: a live map value of 8 bytes; the clock is only read.
+    // SAFETY: a valid map value of 8 bytes; the clock is only read.
     let (beat, now) = unsafe { (core::ptr::read_volatile(beat), bpf_ktime_get_ns()) };
     is_fresh(beat, now, config.heartbeat_timeout_ns)
 }

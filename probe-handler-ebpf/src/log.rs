@@ -1,4 +1,4 @@
-//! What `--kernel-log` shows: nothing unless `Config::verbose` is set.
+//! The log lines that `--kernel-log` shows; none unless `Config::verbose` is set.
 
 use core::net::Ipv6Addr;
 
@@ -8,10 +8,10 @@ use probe_handler_common::address::SockAddr;
 
 use crate::maps::CONFIG;
 
-/// Tells what became of a connection to `destination`; IPv4 addresses as IPv4-mapped ones, for one call of the macro is
-/// work enough for the verifier.
+/// Logs what happens to a connection to `destination`. Shows IPv4 addresses as IPv4-mapped ones, because a second call of
+/// the macro would cost the verifier too much.
 #[inline(always)]
-pub fn tell(ctx: &impl EbpfContext, destination: &SockAddr, what: &str) {
+pub fn log_connection(ctx: &impl EbpfContext, destination: &SockAddr, what: &str) {
     if CONFIG.get(0).is_none_or(|config| config.verbose == 0) {
         return;
     }

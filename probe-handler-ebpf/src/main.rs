@@ -1,9 +1,9 @@
-//! probe-handler's eBPF programs: entry points only. All but two are attached to the kubelet's own cgroup.
+//! Entry points of probe-handler's eBPF programs. All except two are attached to the kubelet's cgroup.
 //!
-//! `connect4`/`connect6` decide about each TCP connection the kubelet makes, `sock_ops` ties a
-//! redirected connection to its original destination, `getpeername4`/`getpeername6` keep telling the
-//! kubelet that its peer is the pod. `heartbeat`, attached to a socket of the daemon's, notes that its handler is alive.
-//! `exempt` is asked by our rules in pods whether a packet begins a connection of the kubelet's.
+//! `connect4`/`connect6` decide what happens to each TCP connection of the kubelet, `sock_ops` records the
+//! original destination of a redirected connection, and `getpeername4`/`getpeername6` return the pod as the
+//! peer of a redirected socket. `heartbeat`, attached to a socket of the daemon, records when the handler was last
+//! alive. `exempt`, called by our rules in pods, returns whether a packet is the SYN of a connection of the kubelet.
 #![no_std]
 #![no_main]
 
@@ -31,46 +31,46 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
     connect::connect6(&ctx).into()
 }
 
-/// A socket of the kubelet starts connecting, or changes its state.
+/// A socket of the kubelet starts to connect, or changes its state.
 #[sock_ops]
 pub fn sock_ops(ctx: SockOpsContext) -> u32 {
     sockets::on_event(&ctx);
     1
 }
 
-/// The kubelet asks for the peer of an IPv4 socket.
+/// The kubelet calls getpeername() on an IPv4 socket.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
     sockets::peer_name4(&ctx);
     verdict::Verdict::ALLOW.into()
 }
 
-/// The kubelet asks for the peer of an IPv6 socket.
+/// The kubelet calls getpeername() on an IPv6 socket.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     sockets::peer_name6(&ctx);
     verdict::Verdict::ALLOW.into()
 }
 
-/// The handler sends itself a datagram, which is dropped.
+/// The handler sends a datagram to itself, which this program drops.
 #[socket_filter]
 pub fn heartbeat(ctx: SkBuffContext) -> i64 {
     heartbeat::on_datagram(ctx.len());
     0
 }
 
-/// A packet of a pod's, from its IP header on, as netfilter hands it over (xt_bpf).
+/// Netfilter (xt_bpf) matches a packet in a pod; the data begins with the IP header.
 #[socket_filter]
 pub fn exempt(ctx: SkBuffContext) -> i64 {
     i64::from(exempt::is_exempt(&ctx))
 }
 
-/// The kernel offers these programs' helpers to GPL-compatible programs only.
+/// The kernel allows the helpers that these programs use only to GPL-compatible programs.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// Never reached: the verifier rejects a program that could get here and loop.
+/// Never reached: the verifier rejects a program that could reach this loop.
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}

@@ -18,15 +18,15 @@ use probe_handler_common::maps::{
 pub static ENDPOINTS: HashMap<SockAddr, EndpointValue> =
     HashMap::with_max_entries(ENDPOINTS_CAPACITY, 0);
 
-/// Socket cookie to original destination; lives as long as the socket.
+/// Socket cookie to original destination; exists as long as the socket.
 #[map]
 pub static SOCKETS: LruHashMap<u64, Original> = LruHashMap::with_max_entries(SOCKETS_CAPACITY, 0);
 
-/// A redirected connection to its original destination; lives from the handshake to accept.
+/// A redirected connection to its original destination; exists from the handshake to accept.
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(FLOWS_CAPACITY, 0);
 
-/// A connection that is to be kept out of the mesh's redirect; lives while the kubelet's socket is in SYN_SENT.
+/// A connection that is exempt from the mesh's redirect; exists while the kubelet's socket is in SYN_SENT.
 #[map]
 pub static CONNECTING: HashMap<Tuple, Connecting> =
     HashMap::with_max_entries(CONNECTING_CAPACITY, 0);
@@ -35,28 +35,28 @@ pub static CONNECTING: HashMap<Tuple, Connecting> =
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
-/// When the handler was last alive, by the clock of `bpf_ktime_get_ns`, stamped by `heartbeat`; set to
-/// `heartbeat::STOPPED` by the daemon. See `probe_handler_common::heartbeat` for its entries.
+/// When the handler was last alive, by the clock of `bpf_ktime_get_ns`, written by program `heartbeat`; set
+/// to `heartbeat::STOPPED` by the daemon. See `probe_handler_common::heartbeat` for its entries.
 #[map]
 pub static HEARTBEAT: Array<u64> = Array::with_max_entries(heartbeat::ENTRIES, 0);
 
-/// Read by the daemon.
+/// Event counters; read by the daemon.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 
-/// What was refused; read by the daemon.
+/// Refused connections; read by the daemon.
 #[map]
 pub static REFUSALS: RingBuf = RingBuf::with_byte_size(REFUSALS_BYTES, 0);
 
-/// Set at load. Read-only for the verifier, which drops the branch not taken: the same object loads
-/// on kernels that do not know `bpf_set_retval`.
+/// Set at load. The verifier treats it as constant and removes the branch not taken, so that the same
+/// object loads on kernels without `bpf_set_retval`.
 #[unsafe(no_mangle)]
 static HAS_SET_RETVAL: u8 = 0;
 
 /// Whether `bpf_set_retval` may be called.
 #[inline(always)]
 pub fn has_set_retval() -> bool {
-    // SAFETY: a static of this program; volatile, for its value is replaced when the object is loaded.
+    // SAFETY: a static of this program; volatile, because loading the object replaces its value.
     unsafe { core::ptr::read_volatile(&raw const HAS_SET_RETVAL) != 0 }
 }
 
@@ -64,8 +64,8 @@ pub fn has_set_retval() -> bool {
 #[inline(always)]
 pub fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: a live per-CPU map value; programs of this type do not interrupt one another on a
-        // CPU in a way that could lose more than a count.
+        // SAFETY: a valid per-CPU map value; if programs interrupt one another on a CPU, at most a
+        // count is lost.
         unsafe { *value += 1 };
     }
 }

@@ -1,4 +1,4 @@
-//! The life of a socket that connects to an endpoint: from its first SYN, past the kubelet's questions, to its end.
+//! Tracks a socket that connects to an endpoint: from its SYN, through getpeername(), to its close.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
@@ -13,7 +13,7 @@ use probe_handler_common::counters::Counter;
 use probe_handler_common::flow::{EXEMPT, Flow, FlowKey, HANDLER, Original};
 
 use crate::connect::{handler, set_user_address4, set_user_address6, user_address4, user_address6};
-use crate::log::tell;
+use crate::log::log_connection;
 use crate::maps::{CONFIG, CONNECTING, FLOWS, SOCKETS, count};
 
 /// `AF_INET`.
@@ -41,12 +41,12 @@ pub fn on_event(ctx: &SockOpsContext) {
     }
 }
 
-/// Runs before the SYN leaves.
+/// Runs before the SYN is sent.
 #[inline(always)]
 fn on_connect(ctx: &SockOpsContext) {
-    // SAFETY: the context, which holds a socket.
+    // SAFETY: the context, which has a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: keyed by our own socket, which is connecting: nobody removes it now.
+    // SAFETY: the key is this socket, which is connecting: no other program removes the entry now.
     let Some(original) = (unsafe { SOCKETS.get(cookie) }).copied() else {
         return;
     };
@@ -57,28 +57,28 @@ fn on_connect(ctx: &SockOpsContext) {
         is_to_handler(&remote, &original)
     };
     if !as_decided {
-        // The socket was ours once, failed, and now goes elsewhere.
+        // The entry is from an earlier attempt of this socket, which failed; now it connects to another address.
         let _ = SOCKETS.remove(cookie);
         return;
     }
-    // Without the state callback the end would go unseen: the entries would only age.
+    // Without the state callback the end of the connection is missed, and the entries stay until they expire.
     let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
     let end_is_seen = ctx.set_cb_flags(flags as i32).is_ok();
     if !end_is_seen {
         count(Counter::Error);
-        tell(
+        log_connection(
             ctx,
             &original.destination,
-            "is connecting, but its end will not be seen",
+            "is connecting, but its end will be missed",
         );
     }
-    // An exemption whose end is not seen would be another's one day.
+    // An exemption that is not removed could apply to a later connection of another process.
     if original.path == EXEMPT && end_is_seen {
         record(ctx, remote, cookie);
     }
 }
 
-/// Notes the connection that is about to begin, so that its SYN is known in the pod.
+/// Records the connection in `CONNECTING`, so that program `exempt` recognizes its SYN in the pod.
 #[inline(always)]
 fn record(ctx: &SockOpsContext, destination: SockAddr, cookie: u64) {
     let tuple = Tuple {
@@ -95,20 +95,20 @@ fn record(ctx: &SockOpsContext, destination: SockAddr, cookie: u64) {
         count(Counter::Recorded);
     } else {
         count(Counter::Error);
-        tell(
+        log_connection(
             ctx,
             &tuple.destination,
-            "is not kept out of the redirect: CONNECTING takes no entry",
+            "is not exempt from the redirect: CONNECTING accepts no entry",
         );
     }
 }
 
-/// The socket leaves SYN_SENT: answered, refused or given up. Its exemption ends.
+/// Ends the exemption when the socket leaves SYN_SENT, because it is answered, refused or given up.
 #[inline(always)]
 fn on_answer(ctx: &SockOpsContext) {
-    // SAFETY: the context, which holds a socket.
+    // SAFETY: the context, which has a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: keyed by our own socket, whose state is changing: nobody else removes it now.
+    // SAFETY: the key is this socket, whose state is changing: no other program removes the entry now.
     let Some(original) = (unsafe { SOCKETS.get(cookie) }).copied() else {
         return;
     };
@@ -120,32 +120,32 @@ fn on_answer(ctx: &SockOpsContext) {
         source: local(ctx),
         destination: original.destination,
     };
-    // SAFETY: only read; written by our own socket alone.
+    // SAFETY: only read; only events of this socket write its entry.
     let is_ours = unsafe { CONNECTING.get(tuple) }.is_some_and(|entry| entry.cookie == cookie);
     if is_ours {
         let _ = CONNECTING.remove(tuple);
     }
 }
 
-/// Runs when the handler's side has answered the SYN, and before the last step of the handshake leaves: the handler can't
-/// have accepted the connection yet, because its socket is made of that step. So the flow is there before the handler
-/// asks for it.
+/// Runs after the handler's side has answered the SYN, and before the final ACK of the handshake is sent: the handler can't
+/// have accepted the connection yet, because that ACK creates its socket. So the flow exists before the handler looks it
+/// up.
 #[inline(always)]
 fn on_established(ctx: &SockOpsContext) {
-    // SAFETY: the context, which holds a socket.
+    // SAFETY: the context, which has a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let Some(original) = SOCKETS.get_ptr_mut(cookie) else {
         return;
     };
-    // SAFETY: a live map value.
+    // SAFETY: a valid map value.
     if unsafe { (*original).path } != HANDLER {
         return;
     }
-    // The SYN, and nothing but the SYN, is acknowledged.
+    // Only the SYN has been acknowledged, so this is the initial sequence number.
     // SAFETY: a field of the context.
     let isn = unsafe { (*ctx.ops).snd_una }.wrapping_sub(1);
     let flow = Flow {
-        // SAFETY: a live map value; entries are keyed by our own socket, which nobody else writes.
+        // SAFETY: a valid map value; the key is this socket, so no other program writes the entry.
         original: unsafe {
             (*original).isn = isn;
             (*original).destination
@@ -159,21 +159,21 @@ fn on_established(ctx: &SockOpsContext) {
     };
     if FLOWS.insert(key, flow, 0).is_err() {
         count(Counter::Error);
-        tell(
+        log_connection(
             ctx,
             &flow.original,
-            "goes to the handler, which will not know it: FLOWS takes no entry",
+            "goes to the handler, which will reset it: FLOWS accepts no entry",
         );
     }
 }
 
-/// The kubelet's socket is gone: a flow that the handler has not taken yet is good for nothing more than a TCP probe's
-/// verdict, because nobody waits for another answer.
+/// Marks the flow when the kubelet's socket is closed: if the handler has not taken it yet, it is usable only for the
+/// verdict of a TCP probe, because the kubelet no longer waits for any other answer.
 #[inline(always)]
 fn on_close(ctx: &SockOpsContext) {
-    // SAFETY: the context, which holds a socket.
+    // SAFETY: the context, which has a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: keyed by our own socket, which is closing: nobody else removes it now.
+    // SAFETY: the key is this socket, which is closing: no other program removes the entry now.
     let Some(original) = (unsafe { SOCKETS.get(cookie) }).copied() else {
         return;
     };
@@ -183,12 +183,12 @@ fn on_close(ctx: &SockOpsContext) {
         isn: original.isn,
     };
     if let Some(flow) = FLOWS.get_ptr_mut(key) {
-        // SAFETY: a live map value; the daemon only reads and removes.
+        // SAFETY: a valid map value; the daemon only reads and removes it.
         unsafe { (*flow).closed = 1 };
     }
 }
 
-/// `cgroup/getpeername4`: the pod, not the handler.
+/// `cgroup/getpeername4`: returns the pod's address instead of the handler's.
 #[inline(always)]
 pub fn peer_name4(ctx: &SockAddrContext) {
     if let Some(original) = original_of(ctx, &user_address4(ctx)) {
@@ -196,7 +196,7 @@ pub fn peer_name4(ctx: &SockAddrContext) {
     }
 }
 
-/// `cgroup/getpeername6`: the pod, not the handler.
+/// `cgroup/getpeername6`: returns the pod's address instead of the handler's.
 #[inline(always)]
 pub fn peer_name6(ctx: &SockAddrContext) {
     if let Some(original) = original_of(ctx, &user_address6(ctx)) {
@@ -207,9 +207,9 @@ pub fn peer_name6(ctx: &SockAddrContext) {
 /// The original destination of the context's socket, whose real peer is `peer`.
 #[inline(always)]
 fn original_of(ctx: &SockAddrContext, peer: &SockAddr) -> Option<Original> {
-    // SAFETY: the context, which holds a socket.
+    // SAFETY: the context, which has a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: keyed by our own socket, which is alive while it is asked for its peer.
+    // SAFETY: the key is this socket, which stays open during getpeername().
     let original = unsafe { SOCKETS.get(cookie) }.copied()?;
     is_to_handler(peer, &original).then_some(original)
 }
@@ -225,7 +225,7 @@ fn is_to_handler(peer: &SockAddr, original: &Original) -> bool {
     is_same(&handler, peer)
 }
 
-/// Compared by hand: the derived way is a call of memcmp.
+/// Compares field by field, because the derived implementation calls memcmp.
 #[inline(always)]
 fn is_same(one: &SockAddr, other: &SockAddr) -> bool {
     one.port == other.port
@@ -242,7 +242,7 @@ fn local(ctx: &SockOpsContext) -> SockAddr {
     if ctx.family() == AF_INET {
         return SockAddr::v4(ctx.local_ip4(), port);
     }
-    // SAFETY: a field of the context; each word is read by itself, as the verifier wants it.
+    // SAFETY: a field of the context; each word is read separately, as the verifier requires.
     SockAddr::v6(unsafe { words(&raw const (*ctx.ops).local_ip6) }, port)
 }
 
@@ -253,18 +253,18 @@ fn remote(ctx: &SockOpsContext) -> SockAddr {
     if ctx.family() == AF_INET {
         return SockAddr::v4(ctx.remote_ip4(), port);
     }
-    // SAFETY: a field of the context; each word is read by itself, as the verifier wants it.
+    // SAFETY: a field of the context; each word is read separately, as the verifier requires.
     SockAddr::v6(unsafe { words(&raw const (*ctx.ops).remote_ip6) }, port)
 }
 
 /// Reads four words of the context, one by one.
 ///
 /// # Safety
-/// `field` must be such a field of a live context.
+/// `field` must be a field of a valid context.
 #[inline(always)]
 unsafe fn words(field: *const [u32; 4]) -> [u32; 4] {
     let field = field.cast::<u32>();
-    // SAFETY: four words, as the caller promises.
+    // SAFETY: four words, as the caller guarantees.
     unsafe {
         [
             core::ptr::read_volatile(field),

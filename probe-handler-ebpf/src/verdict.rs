@@ -1,15 +1,15 @@
-//! What a connect program returns.
+//! The return value of a connect program.
 
-/// A cgroup program's verdict. `must_use`, for a verdict that is computed and dropped would let
-/// every connection through.
+/// A cgroup program's verdict. `must_use`, because a program that discards its verdict would let every
+/// connection through.
 #[must_use]
 #[derive(Clone, Copy)]
 pub struct Verdict(i32);
 
 impl Verdict {
-    /// Let the connection go on, to the address now in the context.
+    /// Let the connection continue to the address that is now in the context.
     pub const ALLOW: Self = Self(1);
-    /// Make `connect()` fail: with the value given to `bpf_set_retval`, else EPERM.
+    /// Make `connect()` fail with the value that was passed to `bpf_set_retval`, else EPERM.
     pub const DENY: Self = Self(0);
 }
 

@@ -1,4 +1,4 @@
-//! Learns of changes of addresses and interfaces in a pod's network namespace as they happen (rtnetlink(7)).
+//! Watches the addresses and interfaces in a pod's network namespace for changes (rtnetlink(7)).
 
 use std::io;
 
@@ -14,7 +14,7 @@ const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 pub struct AddressWatch(Subscription);
 
 impl AddressWatch {
-    /// Subscribes. Changes from now on are seen, so read addresses and interfaces after this. Needs tokio's runtime.
+    /// Subscribes. Only later changes are reported, so read addresses and interfaces after this. Requires a tokio runtime.
     ///
     /// # Errors
     /// Those of `setns`, `socket` and `bind`.
@@ -22,7 +22,7 @@ impl AddressWatch {
         Subscription::new(netns, SockProtocol::NetlinkRoute, GROUPS).map(Self)
     }
 
-    /// Waits for the next change; several at once are one.
+    /// Waits for the next change; several pending changes are reported as one.
     ///
     /// # Errors
     /// Those of the runtime's reactor.

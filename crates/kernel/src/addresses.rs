@@ -1,7 +1,7 @@
-//! Addresses: those of a pod's interfaces, and whose an address is on the node (rtnetlink(7)).
+//! Lists the addresses of a pod's interfaces, and checks whether an address is the node's own (rtnetlink(7)).
 //!
-//! Never by a list of all interfaces, as getifaddrs(3) makes it: on a node with many pods that takes the
-//! kernel milliseconds, in which nobody else may change the network.
+//! Never lists all of the node's interfaces, as getifaddrs(3) does: on a node with many pods that takes the
+//! kernel milliseconds, during which no other process can change the network.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,11 +16,11 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
 
-/// What Istio puts on `lo` for its own use.
+/// The address that Istio adds to `lo` for its own use.
 const ISTIOS: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 
-/// The addresses of the interfaces in `netns` that a probe could be sent to, sorted: neither loopback nor
-/// link-local. Of more than `most` the first ones, and no more of them are kept in memory.
+/// The addresses of the interfaces in `netns` to which a probe could be sent, sorted: neither loopback nor
+/// link-local. At most the first `most` addresses; no more of them are kept in memory.
 ///
 /// # Errors
 /// Those of `setns` and netlink.
@@ -38,7 +38,7 @@ pub fn of_interfaces(netns: &Netns, most: usize) -> io::Result<Vec<IpAddr>> {
     Ok(addresses.into_iter().collect())
 }
 
-/// The interface's own address: of a point-to-point interface the other one is its peer's.
+/// The interface's own address; a point-to-point interface also has its peer's address.
 fn own(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|one| match one {
         AddressAttribute::Local(address) => Some(*address),
@@ -50,7 +50,7 @@ fn own(message: &AddressMessage) -> Option<IpAddr> {
             _ => None,
         })
     });
-    // An IPv4 address in the clothes of IPv6 is the IPv4 address to the kubelet.
+    // The kubelet uses the IPv4 address for an IPv4-mapped one.
     own.map(|address| address.to_canonical())
 }
 
@@ -61,13 +61,13 @@ fn can_be_probed(address: &IpAddr) -> bool {
     }
 }
 
-/// Where connections go, by the routes of one namespace.
+/// Looks up routes in one network namespace.
 pub struct Routes {
     netlink: Netlink,
 }
 
 impl Routes {
-    /// Of the calling thread's namespace.
+    /// For the calling thread's namespace.
     ///
     /// # Errors
     /// Those of `socket` and `connect`.
@@ -77,10 +77,10 @@ impl Routes {
         })
     }
 
-    /// Whether what is sent to `address` stays in the namespace: it is its own.
+    /// Whether `address` is one of the namespace's own addresses.
     ///
     /// # Errors
-    /// Those of netlink. That there is no route is none.
+    /// Those of netlink. A missing route is not an error.
     pub fn is_local(&self, address: IpAddr) -> io::Result<bool> {
         let mut route = RouteMessage::default();
         let (family, length, destination) = match address.to_canonical() {
@@ -92,18 +92,18 @@ impl Routes {
         route
             .attributes
             .push(RouteAttribute::Destination(destination));
-        let question = Query::Question(RouteNetlinkMessage::GetRoute(route));
-        match self.netlink.ask(question, 0) {
+        let request = Query::Request(RouteNetlinkMessage::GetRoute(route));
+        match self.netlink.ask(request, 0) {
             Ok(Some(Query::Answer(kind))) => Ok(kind == RouteType::Local),
-            Ok(_) => Err(io::Error::other("the kernel names no route")),
+            Ok(_) => Err(io::Error::other("the kernel returned no route")),
             Err(error) if leads_nowhere(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
 }
 
-/// No route, or one of type `unreachable`, `prohibit` or `blackhole` (Linux net/ipv4/fib_semantics.c `fib_props`), as Calico
-/// has for a block of addresses until each of them has a route of its own.
+/// No route, or one of type `unreachable`, `prohibit` or `blackhole` (Linux net/ipv4/fib_semantics.c `fib_props`), such as
+/// Calico's route for a block of addresses, which applies until an address has its own route.
 fn leads_nowhere(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -111,31 +111,31 @@ fn leads_nowhere(error: &io::Error) -> bool {
     )
 }
 
-/// A question for a route, and of the answer its type alone: whatever else a route has (encapsulation, nexthops
-/// of a kind that is not known here) does not matter.
+/// A query for a route, or the type of the route in the answer. All other attributes of the route (encapsulation,
+/// nexthops of an unknown kind) are ignored.
 enum Query {
-    Question(RouteNetlinkMessage),
+    Request(RouteNetlinkMessage),
     Answer(RouteType),
 }
 
 impl NetlinkSerializable for Query {
     fn message_type(&self) -> u16 {
         match self {
-            Self::Question(question) => question.message_type(),
+            Self::Request(request) => request.message_type(),
             Self::Answer(_) => libc::RTM_NEWROUTE,
         }
     }
 
     fn buffer_len(&self) -> usize {
         match self {
-            Self::Question(question) => NetlinkSerializable::buffer_len(question),
+            Self::Request(request) => NetlinkSerializable::buffer_len(request),
             Self::Answer(_) => 0,
         }
     }
 
     fn serialize(&self, buffer: &mut [u8]) {
-        if let Self::Question(question) = self {
-            NetlinkSerializable::serialize(question, buffer);
+        if let Self::Request(request) = self {
+            NetlinkSerializable::serialize(request, buffer);
         }
     }
 }
@@ -160,11 +160,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_namespaces_own_addresses_are_local_and_others_are_not() {
+    fn only_the_namespaces_own_addresses_are_local() {
         let routes = Routes::new().unwrap();
         let is_local = |text: &str| routes.is_local(text.parse().unwrap()).unwrap();
         assert!(is_local("127.0.0.1") && is_local("::ffff:127.0.0.1"));
-        // Of blocks for documentation (RFC 5737, RFC 3849).
+        // From the address blocks for documentation (RFC 5737, RFC 3849).
         assert!(!is_local("192.0.2.1") && !is_local("2001:db8::1"));
         for own in nix::ifaddrs::getifaddrs().unwrap() {
             let Some(address) = own.address else { continue };

@@ -1,6 +1,6 @@
-//! Programs that forbid ours: those attached to a parent cgroup by the legacy way, without
-//! BPF_F_ALLOW_MULTI. The kernel then refuses any attachment below (EPERM), or lets the parent's program
-//! be replaced silently (BPF_F_ALLOW_OVERRIDE).
+//! Finds programs that prevent attaching ours: those that are attached to a parent cgroup by the legacy
+//! API without BPF_F_ALLOW_MULTI. The kernel then refuses any attachment below that cgroup (EPERM), or
+//! silently replaces the parent's program (BPF_F_ALLOW_OVERRIDE).
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -12,7 +12,7 @@ use crate::cgroup;
 const BPF_PROG_QUERY: libc::c_long = 16;
 /// `BPF_F_ALLOW_MULTI`.
 const ALLOW_MULTI: u32 = 1 << 1;
-/// The attach types that we need, of enum bpf_attach_type.
+/// The attach types that the daemon uses, of enum bpf_attach_type.
 const ATTACH_TYPES: [(u32, &str); 5] = [
     (3, "sock_ops"),
     (10, "connect4"),
@@ -34,23 +34,23 @@ struct QueryAttr {
     _pad: u32,
 }
 
-/// A cgroup that forbids attaching below it.
+/// A cgroup below which the kernel refuses to attach programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obstacle {
     /// The parent cgroup.
     pub cgroup: PathBuf,
-    /// The hook that is taken.
+    /// The occupied hook.
     pub hook: &'static str,
 }
 
-/// What to do about a kernel that forbids attaching to `cgroup` (EPERM): which program of whom stands in the way.
+/// What to do if the kernel refuses to attach to `cgroup` (EPERM): names the hooks and cgroups of conflicting programs.
 pub fn remedy(cgroup: &Path) -> String {
     let obstacles = cgroup::mount_point()
         .map(|mount_point| obstacles(cgroup, &mount_point))
         .unwrap_or_default();
     if obstacles.is_empty() {
-        return "add CAP_NET_ADMIN; if it is there, see with `bpftool cgroup tree` which program is attached to a \
-                parent cgroup without BPF_F_ALLOW_MULTI, which forbids programs below it"
+        return "add CAP_NET_ADMIN; if it is present, use `bpftool cgroup tree` to find a program that is attached to a \
+                parent cgroup without BPF_F_ALLOW_MULTI, which prevents attaching programs below it"
             .to_owned();
     }
     let list: Vec<String> = obstacles
@@ -58,14 +58,15 @@ pub fn remedy(cgroup: &Path) -> String {
         .map(|obstacle| format!("{} at {}", obstacle.hook, obstacle.cgroup.display()))
         .collect();
     format!(
-        "programs attached without BPF_F_ALLOW_MULTI stand in the way ({}): their owner (`bpftool cgroup \
-         show DIR`, on the node; Cilium up to 1.13 does so) has to attach with BPF_F_ALLOW_MULTI or by link",
+        "programs attached without BPF_F_ALLOW_MULTI conflict with ours ({}): their owner (Cilium up to 1.13 \
+         attaches such programs; see `bpftool cgroup show DIR` on the node) must attach them with \
+         BPF_F_ALLOW_MULTI or by link",
         list.join(", ")
     )
 }
 
-/// The cgroups above `cgroup`, up to `mount_point`, whose legacy programs stand in our way. What can't be
-/// queried (no CAP_NET_ADMIN) is no obstacle that we know of.
+/// `cgroup` and the cgroups above it, up to `mount_point`, whose legacy programs prevent the attachment. A cgroup
+/// that can't be queried (no CAP_NET_ADMIN) is not reported.
 pub fn obstacles(cgroup: &Path, mount_point: &Path) -> Vec<Obstacle> {
     cgroup
         .ancestors()
@@ -83,15 +84,15 @@ pub fn obstacles(cgroup: &Path, mount_point: &Path) -> Vec<Obstacle> {
         .collect()
 }
 
-/// How many programs of `attach_type` are attached just there, and with which flags.
+/// How many programs of `attach_type` are attached to exactly this cgroup, and with which flags.
 fn query(cgroup: &File, attach_type: u32) -> Option<(u32, u32)> {
     let mut attr = QueryAttr {
         target_fd: u32::try_from(cgroup.as_raw_fd()).ok()?,
         attach_type,
         ..QueryAttr::default()
     };
-    // SAFETY: the attribute is as the kernel wants it for this command (bpf(2)), zeroed where unused; no
-    // buffer is given, so the kernel only counts.
+    // SAFETY: the attribute has the layout of this command (bpf(2)), and unused fields are zero; there is no
+    // buffer, so the kernel only counts the programs.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -1,10 +1,10 @@
-//! The canary dial: proof that our dials pass the mesh's rules in a pod, and what one costs.
+//! The canary dial: proves that our dials pass the mesh's rules in a pod, and measures the cost of one.
 //!
-//! A dial to a port on which nothing in the pod listens must be refused. Accepted, it was captured by
-//! some rule, and so would be every check: it would tell the mesh's opinion, not the app's.
+//! A dial to a port without a listener in the pod must be refused. If it is accepted, a rule captured it,
+//! and would capture every check too: the check's result would be the mesh's, not the app's.
 //!
-//! The packets of a dial pass the pod's own netfilter rules within our system call. A pod may have so many of them that
-//! each dial takes the processor for as long as it likes.
+//! The packets of a dial traverse the pod's netfilter rules within our system call. A pod can have so many rules that
+//! each dial uses any amount of processor time.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,46 +18,46 @@ use crate::netns::Netns;
 use crate::sockdiag::Listeners;
 use probe::dial::Dial;
 
-/// What the canary dial showed.
+/// The result of a canary dial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Canary {
-    /// Refused, as it must be.
+    /// Refused, as required.
     Passed,
-    /// Accepted: some rule captures our dials.
+    /// Accepted: a rule captures our dials.
     Captured {
-        /// The port dialled, on which nothing in the pod listens.
+        /// The dialled port, which has no listener in the pod.
         port: u16,
     },
-    /// Nothing is proven; why.
+    /// Inconclusive; the reason.
     Unproven(String),
 }
 
-/// The most that a dial inside one pod may take.
+/// The maximum duration of a dial inside a pod.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Above the default ephemeral range, so that a dial can't meet itself.
+/// Above the default ephemeral range, so that a dial can't connect to itself.
 const CANDIDATES: std::ops::RangeInclusive<u16> = 61_000..=65_535;
-/// Every how many of them counts: apps that listen on many ports do so on neighbouring ones.
+/// The distance between candidates: apps that listen on many ports use neighbouring ones.
 const STEP: usize = 71;
-/// How many of them are dialled at most.
+/// The maximum number of candidates that are dialled.
 const DIALS: usize = 2;
 
-/// The most processor time that a dial inside a pod may cost. The usual one, through Istio's rules, takes 21 to 208 µs, 47 in
-/// the middle (250 pods, a release build on two busy processors).
+/// The maximum processor time that a dial inside a pod may cost. A typical dial, through Istio's rules, takes 21 to 208 µs,
+/// median 47 µs (250 pods, a release build on two busy processors).
 pub const BEARABLE: Duration = Duration::from_millis(20);
 
-/// What a canary dial takes, found without dialling.
+/// The plan for a canary dial, made without dialling.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// To dial these, in order, until one is not accepted: an app may have begun to listen on the first since we looked,
-    /// two can't have.
+    /// Dial these in order until one is not accepted: an app may have started to listen on the first one since the
+    /// query, but hardly on both.
     Dial(Vec<SocketAddr>),
-    /// A dial would prove nothing; why.
+    /// A dial would prove nothing; the reason.
     Unproven(String),
 }
 
-/// Looks into `netns` for ports on which to dial `addresses`. `mesh_port` is the port to which the mesh redirects inbound
-/// connections to an address: as long as nothing listens there, a refusal proves nothing.
+/// Chooses ports without a listener in `netns` on which to dial `addresses`. `mesh_port` returns the port to which the mesh
+/// redirects inbound connections to an address: as long as nothing listens there, a refusal proves nothing.
 pub fn plans(
     netns: &Netns,
     addresses: &[IpAddr],
@@ -78,11 +78,11 @@ pub fn plans(
 }
 
 fn no_listeners(error: &io::Error) -> Plan {
-    Plan::Unproven(format!("cannot ask for the pod's listeners: {error}"))
+    Plan::Unproven(format!("cannot query the pod's listeners: {error}"))
 }
 
-/// Ports at `address` on which nothing listens, to be dialled one after another: an app may have begun to listen on the
-/// first since it was looked at, but not on two.
+/// Ports at `address` without a listener, to be dialled one after another: an app may have started to listen on the first
+/// one since the query, but hardly on both.
 ///
 /// # Errors
 /// Those of `has_listener`.
@@ -121,31 +121,31 @@ fn plan(
     })
 }
 
-/// A dial that was begun, and has come to an end as a rule.
+/// A dial that was started, and has usually completed.
 pub struct Begun {
-    /// What came of it.
+    /// Its outcome so far.
     pub outcome: Outcome,
     /// The processor time that it cost.
     pub cost: Duration,
 }
 
-/// What came of a dial's beginning.
+/// The outcome of starting a dial.
 pub enum Outcome {
-    /// This is it.
+    /// The dial has completed, with this result.
     Is(Canary),
-    /// Accepted, over this socket. To close it sends packets through the pod's rules.
+    /// Accepted, over this socket. Closing it sends packets through the pod's rules.
     Accepted(Socket),
-    /// There is no answer yet.
+    /// No answer yet.
     Waits(Socket),
 }
 
-/// Begins to dial `to`. The packets pass the pod's rules before this returns, and none of that can be interrupted.
+/// Starts to dial `to`. The packets traverse the pod's rules before this returns, which can't be interrupted.
 pub fn begin(dialer: &dyn Dial, to: SocketAddr) -> Begun {
     let first = begin_once(dialer, to);
     if first.cost <= BEARABLE {
         return first;
     }
-    // Packets of others may have come in meanwhile, and been counted for us: they seldom do so twice.
+    // Other packets may have arrived meanwhile and been charged to this thread, which seldom happens twice.
     let second = begin_once(dialer, to);
     Begun {
         cost: first.cost.min(second.cost),
@@ -177,10 +177,10 @@ fn connect(dialer: &dyn Dial, to: SocketAddr) -> io::Result<Outcome> {
     })
 }
 
-/// Waits for the answer to a dial that has none yet; gives the socket back, for closing it may cost.
+/// Waits for the answer to a dial; returns the socket, because closing it may be costly.
 ///
 /// # Errors
-/// What the dial proves, where it was not accepted.
+/// The result of the dial, if it was not accepted.
 pub async fn answer(socket: Socket, to: SocketAddr) -> Result<Socket, Canary> {
     let failed = |error: io::Error| judge(to, &error);
     let stream = TcpStream::from_std(socket.into()).map_err(failed)?;
@@ -189,7 +189,7 @@ pub async fn answer(socket: Socket, to: SocketAddr) -> Result<Socket, Canary> {
         .await
         .map_err(|_| {
             Canary::Unproven(format!(
-                "dial to {to} inside the pod: no answer in {TIMEOUT:?}"
+                "dial to {to} inside the pod: no answer within {TIMEOUT:?}"
             ))
         })?
         .map_err(failed)?;
@@ -199,10 +199,10 @@ pub async fn answer(socket: Socket, to: SocketAddr) -> Result<Socket, Canary> {
     }
 }
 
-/// What a dial to `to` proves that was accepted over `socket`.
+/// The result of a dial to `to` that was accepted over `socket`.
 pub fn accepted(socket: &Socket, to: SocketAddr) -> Canary {
     let own = socket.local_addr().ok();
-    // With nobody listening there, TCP connects a socket to itself if it was given that very port.
+    // Without a listener, TCP connects a socket to itself if the kernel chose that port as its source port.
     match own.and_then(|own| own.as_socket()) == Some(to) {
         true => Canary::Passed,
         false => Canary::Captured { port: to.port() },
@@ -239,16 +239,16 @@ mod tests {
         assert!(matches!(unproven, Plan::Unproven(_)), "{unproven:?}");
         let all: Vec<u16> = (0..=u16::MAX).collect();
         assert!(matches!(planned(None, &all), Plan::Unproven(_)));
-        // However many there are, few are asked for.
-        let mut asked = 0;
+        // However many listeners there are, few candidates are queried.
+        let mut queried = 0;
         let _none = plan(address, None, |_| {
-            asked += 1;
+            queried += 1;
             Ok(true)
         });
-        assert!(asked <= 64, "{asked}");
+        assert!(queried <= 64, "{queried}");
     }
 
-    /// Dials from wherever the kernel likes.
+    /// Dials without binding a source address.
     struct Plain;
 
     impl Dial for Plain {
@@ -258,8 +258,8 @@ mod tests {
     }
 
     #[test]
-    fn a_dial_within_one_machine_is_over_when_it_was_begun() {
-        // On an address of its own: no other test takes the port.
+    fn a_dial_within_one_machine_completes_immediately() {
+        // On a separate address, so that no other test uses the port.
         let listener = TcpListener::bind("127.0.0.3:0").expect("bind");
         let to = listener.local_addr().expect("address");
         let Outcome::Accepted(socket) = begin(&Plain, to).outcome else {

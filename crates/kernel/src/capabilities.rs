@@ -1,26 +1,26 @@
-//! The capabilities that the daemon needs, why, and how it gives up all others.
+//! The capabilities that the daemon needs, the reason for each, and how the daemon drops all others.
 //!
-//! Root in a privileged container holds every capability there is. Once the daemon stands it needs few of
-//! them, and gives up the rest for good: from every set of every thread, so that neither a fault of its own
-//! nor a program that it could be made to start gets them back.
+//! Root in a privileged container has all capabilities. After its start the daemon needs few of them, and
+//! drops the rest permanently from every set of every thread, so that neither a vulnerability in the daemon
+//! nor a program that an attacker makes it start can regain them.
 
 use std::io::{self, Write as _};
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// A capability, and what it is for.
+/// A capability, and what it is needed for.
 #[derive(Debug)]
 pub struct Need {
     /// The capability.
     pub capability: Capability,
-    /// What fails without it.
+    /// What it is needed for.
     pub reason: &'static str,
 }
 
-/// What the agent needs for as long as it runs. It does not start without.
+/// The capabilities that the agent needs for as long as it runs. It does not start without them.
 ///
-/// CAP_BPF is not among them: CAP_SYS_ADMIN, which `setns` asks for, stands for it on every kernel
+/// CAP_BPF is not among them: CAP_SYS_ADMIN, which `setns` requires, includes it on every kernel
 /// (include/linux/capability.h, `bpf_capable`).
 pub const KEPT: [Need; 5] = [
     Need {
@@ -29,7 +29,7 @@ pub const KEPT: [Need; 5] = [
     },
     Need {
         capability: Capability::CAP_NET_ADMIN,
-        reason: "give pods' network namespaces ids (RTM_NEWNSID), and rules with --kernel-path",
+        reason: "assign ids to pods' network namespaces (RTM_NEWNSID), and install rules in them with --kernel-path",
     },
     Need {
         capability: Capability::CAP_SYS_PTRACE,
@@ -45,7 +45,7 @@ pub const KEPT: [Need; 5] = [
     },
 ];
 
-/// What it uses at the start, where it has it, and gives up then.
+/// Capabilities that the agent uses at its start, if it has them, and then drops.
 pub const AT_START: [Need; 1] = [Need {
     capability: Capability::CAP_SYS_RESOURCE,
     reason: "raise RLIMIT_MEMLOCK, to which maps are charged before Linux 5.11",
@@ -70,13 +70,13 @@ pub fn effective() -> Vec<String> {
     names
 }
 
-/// Gives up, for the calling thread and those that it starts from now on, every capability but [`KEPT`],
-/// and all ways to get others by starting a program (`PR_SET_NO_NEW_PRIVS`).
+/// Drops all capabilities except [`KEPT`] for the calling thread and the threads that it starts later, and
+/// prevents regaining others by executing a program (`PR_SET_NO_NEW_PRIVS`).
 ///
-/// The bounding set is left as it is by who lacks CAP_SETPCAP; without new privileges nothing comes of it.
+/// Without CAP_SETPCAP the bounding set stays unchanged, which has no effect because of `PR_SET_NO_NEW_PRIVS`.
 ///
 /// # Errors
-/// The kernel refuses.
+/// Those of prctl(2) and capset(2).
 pub fn give_up_others() -> io::Result<()> {
     let error = |error: CapsError| io::Error::other(error.to_string());
     let permitted = caps::read(None, CapSet::Permitted).map_err(error)?;
@@ -97,14 +97,14 @@ pub fn give_up_others() -> io::Result<()> {
     caps::set(None, CapSet::Permitted, &kept).map_err(error)
 }
 
-/// [`give_up_others`] for a thread that has nobody to tell: one that can't do it ends the process, for the
-/// daemon would say of itself what is not so.
+/// [`give_up_others`] for a thread that can't return an error: on failure it aborts the process, because the
+/// daemon would otherwise report capabilities that differ from those of its threads.
 pub fn give_up_others_or_abort() {
     if let Err(error) = give_up_others() {
-        // Not by the log, whose lines are written by another thread.
+        // Not through the log, whose lines another thread writes.
         let _ = writeln!(
             io::stderr(),
-            "a thread cannot give up its capabilities: aborting: {error}"
+            "cannot drop capabilities of a thread: aborting: {error}"
         );
         std::process::abort();
     }
@@ -131,11 +131,11 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_keeps_what_it_needs_of_what_it_had() {
-        // A thread of its own: what is given up is gone.
+    fn a_thread_keeps_only_the_needed_capabilities_of_those_it_had() {
+        // On a separate thread, because dropped capabilities can't be regained.
         let check = || {
             let before = caps::read(None, CapSet::Permitted).expect("capabilities");
-            give_up_others().expect("given up");
+            give_up_others().expect("dropped");
             let kept: CapsHashSet = KEPT.iter().map(|need| need.capability).collect();
             let expected: CapsHashSet = before.intersection(&kept).copied().collect();
             for set in [CapSet::Effective, CapSet::Permitted] {
@@ -145,14 +145,14 @@ mod tests {
                 assert!(caps::read(None, set).expect("capabilities").is_empty());
             }
             assert!(nix::sys::prctl::get_no_new_privs().expect("a flag"));
-            // Once more, by who has nothing left to give up.
-            give_up_others().expect("given up");
+            // A second call has nothing to drop.
+            give_up_others().expect("dropped");
         };
         std::thread::spawn(check).join().expect("no panic");
     }
 
     #[test]
-    fn the_overlay_with_least_privileges_adds_what_is_needed_and_no_more() {
+    fn the_overlay_least_privilege_adds_exactly_the_needed_capabilities() {
         let overlay = repository("deploy/components/least-privilege/kustomization.yaml");
         let added = overlay
             .lines()

@@ -1,18 +1,18 @@
-//! cgroup v2: where it is mounted, in which cgroup a process is.
+//! cgroup v2: finds where it is mounted, and the cgroup of a process.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::mountinfo::{self, Mount};
 
-/// cgroup v2 can't be found.
+/// cgroup v2, or the cgroup of a process, can't be found.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No mount of type cgroup2.
     #[error(
         "no cgroup2 file system is mounted: in a container, mount the node's /sys/fs/cgroup as a hostPath; on the \
          node, boot with systemd.unified_cgroup_hierarchy=1, or mount one (`mkdir -p /run/cgroup2 && mount -t \
-         cgroup2 none /run/cgroup2`) and give the kubelet a cgroup in it"
+         cgroup2 none /run/cgroup2`) and move the kubelet into a cgroup below it"
     )]
     NotMounted,
     /// A file of /proc can't be read.
@@ -20,12 +20,12 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The process is in no cgroup of version 2.
-    #[error("process {pid} is in no cgroup v2 ({}: no line `0::`)", path.display())]
+    /// The process is not in a cgroup of version 2.
+    #[error("process {pid} is not in a cgroup v2 ({} has no line `0::`)", path.display())]
     NoCgroup {
         /// The process.
         pid: u32,
@@ -34,10 +34,10 @@ pub enum Error {
     },
 }
 
-/// Joins the cgroup namespace of process `pid`, so that `/proc/PID/cgroup` and the mounts of cgroup2 tell the
-/// same paths as to it: a container has a cgroup namespace of its own as a rule (cgroup_namespaces(7)), in
-/// which the rest of the node is `/../..`. The calling thread's alone, and that of threads it starts later.
-/// False: it is the same already.
+/// Joins the cgroup namespace of process `pid`, so that `/proc/PID/cgroup` and the cgroup2 mounts show the same
+/// paths as for that process: a container usually has its own cgroup namespace (cgroup_namespaces(7)), in which
+/// the rest of the node is `/../..`. Affects only the calling thread and threads that it starts later. Returns
+/// false if the thread is already in that namespace.
 ///
 /// # Errors
 /// Those of `stat`, `open` and `setns`.
@@ -66,8 +66,8 @@ pub fn mount_point() -> Result<PathBuf, Error> {
     mount_in(&read(Path::new("/proc/self/mountinfo"))?).ok_or(Error::NotMounted)
 }
 
-/// The mount point of cgroup v2 in the text of a mountinfo file: the one that shows the most of the hierarchy,
-/// for others (a container's) show only a part of it.
+/// The mount point of cgroup v2 in the text of a mountinfo file: the one that shows the largest part of the
+/// hierarchy, because others (a container's) show only a smaller part.
 fn mount_in(text: &str) -> Option<PathBuf> {
     let mut best: Option<Mount> = None;
     for mount in mountinfo::mounts(text) {
@@ -79,7 +79,7 @@ fn mount_in(text: &str) -> Option<PathBuf> {
     best.map(|mount| mount.point)
 }
 
-/// The cgroup v2 directory of process `pid`, given where cgroup v2 is mounted.
+/// The cgroup v2 directory of process `pid`, given the mount point of cgroup v2.
 ///
 /// # Errors
 /// [`Error::Read`], [`Error::NoCgroup`].
@@ -96,7 +96,7 @@ fn path_in(cgroup: &str) -> Option<&str> {
     cgroup.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
-/// The processes in the cgroup at `path`, without those of its children.
+/// The processes in the cgroup at `path`, without those of its child cgroups.
 ///
 /// # Errors
 /// [`Error::Read`].
@@ -107,10 +107,10 @@ pub fn processes(path: &Path) -> Result<Vec<u32>, Error> {
         .collect())
 }
 
-/// [`identity`] of the hierarchy's root, whatever path leads there (fs/kernfs/dir.c: ids begin with 1).
+/// [`identity`] of the hierarchy's root, by any path (fs/kernfs/dir.c: ids begin with 1).
 pub const ROOT: u64 = 1;
 
-/// The directory's identity: a cgroup made anew at the same path is another one.
+/// The directory's identity: a cgroup that is deleted and created again at the same path has another identity.
 ///
 /// # Errors
 /// Those of `stat`.
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn from_a_cgroup_namespace_of_our_own_the_nodes_mount_is_taken() {
+    fn in_a_cgroup_namespace_the_nodes_mount_is_preferred() {
         let contained = "60 50 0:38 / /sys/fs/cgroup rw - cgroup2 none rw\n\
                          79 69 0:38 /../.. /host/sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         assert_eq!(mount_in(contained), Some("/host/sys/fs/cgroup".into()));

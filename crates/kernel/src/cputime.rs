@@ -1,16 +1,17 @@
-//! The processor time of the calling thread: what a piece of work cost, whatever else the node does meanwhile.
+//! The processor time of the calling thread: the cost of a piece of work, independent of other load on the node.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// The processor time that the calling thread has had so far (`CLOCK_THREAD_CPUTIME_ID`, clock_gettime(2)), the kernel's work
-/// for it included: two readings around a system call tell what the call cost. Asking takes less than a microsecond.
+/// The processor time that the calling thread has used so far (`CLOCK_THREAD_CPUTIME_ID`, clock_gettime(2)), including the
+/// kernel's work for it: the difference of two readings around a system call is the call's cost. A reading takes less than
+/// a microsecond.
 ///
-/// Packets that a thread sends over `lo` are received on the same processor, as a rule before the system call returns. A
-/// kernel with CONFIG_IRQ_TIME_ACCOUNTING counts that part (the rules of PREROUTING and INPUT) for nobody.
+/// Packets that a thread sends over `lo` are received on the same processor, usually before the system call returns. A
+/// kernel with CONFIG_IRQ_TIME_ACCOUNTING charges that part (the rules of PREROUTING and INPUT) to no thread.
 pub fn thread_cpu_time() -> Duration {
-    // Every Linux has this clock. If one had not, nothing would seem to cost anything.
+    // Every Linux has this clock. Without it, all work would appear to cost nothing.
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
@@ -19,8 +20,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_costs_and_waiting_does_not() {
-        // On a thread of its own, whose clock begins at nothing.
+    fn waiting_uses_no_processor_time() {
+        // On a separate thread, whose clock starts at zero.
         let measure = || {
             let begun = thread_cpu_time();
             let (_sender, never) = std::sync::mpsc::channel::<()>();

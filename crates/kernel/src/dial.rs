@@ -1,14 +1,14 @@
-//! The in-pod dial: a socket made in the pod's network namespace, in the way that its mesh's rules let
-//! pass.
+//! The in-pod dial: a socket that is created in the pod's network namespace, with the properties that its
+//! mesh's rules do not capture.
 //!
 //! | mesh | source | owner of the socket |
 //! |---|---|---|
-//! | Istio sidecar, Kuma, unknown | 127.0.0.6, or ::6 where lo has it, else the pod's own | root, gid not 1337 |
+//! | Istio sidecar, Kuma, unknown | 127.0.0.6, or ::6 if lo has it, else the pod's own | root, gid not 1337 |
 //! | Istio ambient, Linkerd, OSM | the pod's own | root |
 //! | Consul | the pod's own | fsuid of the proxy, for the `socket()` call only |
 //!
-//! The mark is never set: Istio's TPROXY rules capture marked sockets. SO_LINGER is not set either: on
-//! Linux a positive linger only makes `close()` wait, and this thread serves every pod of the node.
+//! The mark is never set, because Istio's TPROXY rules capture marked sockets. SO_LINGER is not set either:
+//! on Linux a positive linger only makes `close()` block, and this thread serves every pod of the node.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,12 +22,12 @@ use crate::netns::Netns;
 use model::Mesh;
 use probe::dial::Dial;
 
-/// Istio's and Kuma's source address for inbound traffic that is past the proxy: their OUTPUT rules
-/// let it pass on lo.
+/// Istio's and Kuma's source address for inbound traffic that the proxy forwards: their OUTPUT rules
+/// accept it on lo.
 const PASSTHROUGH4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
-/// The same for IPv6; istio-init and istio-cni put it on lo.
+/// The same for IPv6; istio-init and istio-cni add it to lo.
 const PASSTHROUGH6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
-/// Uid and gid of Istio's proxy: a socket of that owner would be captured.
+/// Uid and gid of Istio's proxy: its rules would capture a socket of that owner.
 const ISTIO_GID: u32 = 1337;
 
 /// Where the dial's source address comes from.
@@ -46,7 +46,7 @@ pub struct PodDialer {
 }
 
 impl PodDialer {
-    /// For a pod in `netns`, meshed by `mesh`, with sockets of user `proxy_uid` where the mesh wants that.
+    /// For a pod in `netns` that belongs to `mesh`, with sockets owned by user `proxy_uid` if the mesh requires that.
     pub fn new(netns: Arc<Netns>, mesh: Mesh, proxy_uid: Option<u32>) -> Self {
         let source = match mesh {
             Mesh::Istio | Mesh::Kuma | Mesh::Unknown => Source::Passthrough,
@@ -59,9 +59,9 @@ impl PodDialer {
         }
     }
 
-    /// Binds the source. Binding to the pod's own address also proves that it still is: a namespace
-    /// that has lost its address would otherwise route the dial to whoever has it now. (A packet from
-    /// 127.0.0.6 can't leave the namespace at all.)
+    /// Binds the source. Binding to the pod's own address also proves that the namespace still has it:
+    /// otherwise a namespace that lost its address would route the dial to the pod that has it now. (A packet
+    /// from 127.0.0.6 can't leave the namespace at all.)
     fn bind(&self, socket: &Socket, to: IpAddr) -> io::Result<()> {
         let passthrough: IpAddr = match to {
             IpAddr::V4(_) => PASSTHROUGH4.into(),
@@ -93,8 +93,8 @@ impl Dial for PodDialer {
     }
 }
 
-/// IP_BIND_ADDRESS_NO_PORT: `bind` keeps no port to itself, `connect` chooses one when the whole 4-tuple
-/// is known. A kernel that would refuse it only spends ports more freely.
+/// IP_BIND_ADDRESS_NO_PORT: `bind` reserves no port; `connect` chooses one when the whole 4-tuple is known.
+/// A kernel that refuses the option only uses up more ports.
 fn leave_port_to_connect(socket: &Socket) {
     let on: libc::c_int = 1;
     // SAFETY: a socket that we own; the value is an int that outlives the call.
@@ -109,8 +109,8 @@ fn leave_port_to_connect(socket: &Socket) {
     };
 }
 
-/// The thread's file-system uid while it lives; the mesh's owner match looks at it (the credentials of
-/// the socket's file).
+/// Sets the thread's file-system uid until it is dropped. The mesh's owner match checks this uid (in the
+/// credentials of the socket's file).
 struct FsUid;
 
 impl FsUid {
@@ -126,12 +126,12 @@ impl Drop for FsUid {
     }
 }
 
-/// Why this process could not dial past Istio's rules, if so: its group is the proxy's.
+/// Why Istio's rules would capture this process's dials, if they would: its group is the proxy's.
 pub fn unsuitable_group() -> Option<String> {
     (Gid::effective().as_raw() == ISTIO_GID).then(|| {
         format!(
-            "runs with gid {ISTIO_GID}, which is that of Istio's proxy: its dials would be \
-             captured; run it with another group"
+            "runs with gid {ISTIO_GID}, which is the gid of Istio's proxy: Istio's rules would capture its \
+             dials; run it with another group"
         )
     })
 }

@@ -1,8 +1,8 @@
 //! The handler's heartbeat.
 //!
 //! The programs compare it with their own clock, which user space can't read: in a time namespace
-//! (time_namespaces(7)) its clocks differ. So a program stamps the heartbeat: it is the filter of a socket to which the
-//! handler sends an empty datagram, and drops it.
+//! (time_namespaces(7)) the clocks differ. So a program writes the heartbeat's time: it is the filter of a socket to
+//! which the handler sends an empty datagram, and drops the datagram.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -14,16 +14,16 @@ use probe_handler_common::heartbeat::{BEAT, CLOCK, STOPPED};
 
 use serve::pulse::Pulse;
 
-/// `HEARTBEAT`, and the way to its program.
+/// Map `HEARTBEAT`, and the socket that triggers its program.
 pub struct Heartbeat {
     map: Mutex<Array<MapData, u64>>,
     sender: UnixDatagram,
-    /// The program hangs on it.
+    /// The program is attached to this socket.
     _receiver: UnixDatagram,
 }
 
 impl Heartbeat {
-    /// For the map `HEARTBEAT`. `attach` is to make the program the filter of the socket that it is given.
+    /// For map `HEARTBEAT`. `attach` must attach the program as the filter of the given socket.
     ///
     /// # Errors
     /// Those of socketpair(2); those of `attach`.
@@ -32,7 +32,7 @@ impl Heartbeat {
         attach: impl FnOnce(&UnixDatagram) -> Result<(), ProgramError>,
     ) -> Result<Self, ProgramError> {
         let (sender, receiver) = UnixDatagram::pair()?;
-        // Should the program ever let a datagram pass, the handler does not wait for a reader.
+        // Non-blocking, so that the handler never waits for a reader if the program lets a datagram pass.
         sender.set_nonblocking(true)?;
         attach(&receiver)?;
         Ok(Self {
@@ -44,13 +44,13 @@ impl Heartbeat {
 }
 
 impl Heartbeat {
-    /// The programs' clock, nanoseconds.
+    /// The current time of the programs' clock, in nanoseconds.
     ///
     /// # Errors
-    /// Those of send(2); the kernel's.
+    /// Those of send(2) and bpf(2).
     pub fn now(&self) -> io::Result<u64> {
         let map = self.map.lock();
-        // The program has run by the time in which the datagram has been sent, or dropped.
+        // The program has run by the time `send` returns.
         let _ = self.sender.send(&[0])?;
         map.get(&CLOCK, 0).map_err(io::Error::other)
     }
@@ -59,13 +59,13 @@ impl Heartbeat {
 impl Pulse for Heartbeat {
     fn beat(&self) {
         if let Err(error) = self.sender.send(&[]) {
-            tracing::debug!(%error, "the heartbeat cannot be sent");
+            tracing::debug!(%error, "cannot send the heartbeat");
         }
     }
 
     fn stop(&self) {
         if let Err(error) = self.map.lock().set(BEAT, STOPPED, 0) {
-            tracing::debug!(%error, "the heartbeat cannot be stopped: it ends by its age");
+            tracing::debug!(%error, "cannot stop the heartbeat: it expires after its timeout");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! All that touches the kernel: programs and maps, the kubelet's cgroup, network namespaces, the
-//! in-pod dial.
+//! Everything that uses kernel interfaces directly: eBPF programs and maps, the kubelet's cgroup, network
+//! namespaces, the in-pod dial.
 
 pub mod address_watch;
 pub mod addresses;

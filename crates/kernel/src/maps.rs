@@ -1,4 +1,4 @@
-//! Our maps, from the daemon's side.
+//! The eBPF maps, as the daemon uses them.
 
 use std::borrow::BorrowMut;
 use std::io;
@@ -46,7 +46,7 @@ impl Flows for FlowMap {
         };
         let mut map = self.0.lock();
         let flow = map.get(&key, 0).ok()?;
-        // Consumed on use. A flow that can't be consumed could serve twice, so it serves nobody.
+        // A flow may be used only once, so one that can't be removed is not used at all.
         if !remove(&mut *map, &key).unwrap_or(false) {
             return None;
         }
@@ -60,15 +60,15 @@ impl Flows for FlowMap {
 /// `CONNECTING`.
 pub struct ConnectingMap {
     pub(super) map: Mutex<HashMap<MapData, Tuple, Connecting>>,
-    /// Knows the programs' clock.
+    /// Reads the programs' clock.
     pub(super) clock: Arc<Heartbeat>,
 }
 
 impl ConnectingMap {
-    /// Exempts a connection of our own, until [`ConnectingMap::forget`] or for as long as a trial takes.
+    /// Exempts a connection of the daemon until [`ConnectingMap::forget`], at most for the duration of a trial.
     ///
     /// # Errors
-    /// The kernel's: the map is full.
+    /// Those of the kernel, for example if the map is full.
     pub fn record(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<()> {
         let entry = Connecting {
             cookie: 0,
@@ -79,10 +79,10 @@ impl ConnectingMap {
         inserted.map_err(io::Error::other)
     }
 
-    /// Ends the exemption of a connection; tells whether its SYN arrived in a pod with our rules.
+    /// Ends the exemption of a connection; returns whether its SYN matched the rules in a pod.
     ///
     /// # Errors
-    /// The kernel's.
+    /// Those of bpf(2).
     pub fn forget(&self, source: SocketAddr, destination: SocketAddr) -> Result<bool, MapError> {
         let tuple = tuple(source, destination);
         let mut map = self.map.lock();
@@ -96,12 +96,12 @@ impl ConnectingMap {
         let tuples: Vec<Tuple> = map.keys().filter_map(Result::ok).collect();
         for tuple in tuples {
             if let Err(error) = remove(&mut *map, &tuple) {
-                tracing::debug!(%error, "an entry of CONNECTING stays until it is too old");
+                tracing::debug!(%error, "cannot remove an entry of CONNECTING: it stays until it expires");
             }
         }
     }
 
-    /// The connections that are exempt now.
+    /// The connections that are currently exempt.
     pub fn connections(&self) -> Vec<(SocketAddr, SocketAddr)> {
         let map = self.map.lock();
         let tuples = map.keys().filter_map(Result::ok);
@@ -118,7 +118,7 @@ fn tuple(source: SocketAddr, destination: SocketAddr) -> Tuple {
     }
 }
 
-/// `CONFIG`. Each change is written as a whole.
+/// `CONFIG`. Each change writes the whole configuration.
 #[derive(Clone)]
 pub struct ProgramConfig(pub(super) Arc<Mutex<(Config, Array<MapData, Config>)>>);
 
@@ -126,7 +126,7 @@ impl ProgramConfig {
     /// Changes the configuration of the programs.
     ///
     /// # Errors
-    /// The kernel's.
+    /// Those of bpf(2).
     pub fn update(&self, change: impl FnOnce(&mut Config)) -> Result<(), MapError> {
         let mut guard = self.0.lock();
         let (config, map) = &mut *guard;
@@ -139,7 +139,7 @@ impl ProgramConfig {
 pub struct CounterMap(pub(super) PerCpuArray<MapData, u64>);
 
 impl CounterMap {
-    /// Sums over all CPUs, by [`Counter`]; 0 for one that can't be read.
+    /// Sums over all CPUs, by [`Counter`]; 0 for a counter that can't be read.
     pub fn read(&self) -> [u64; Counter::COUNT as usize] {
         Counter::ALL.map(|counter| {
             self.0
@@ -150,8 +150,8 @@ impl CounterMap {
     }
 }
 
-/// `REFUSALS`. The programs wake nobody for a refusal, so that the kubelet does not wait for that: look
-/// now and then.
+/// `REFUSALS`. The programs do not wake the reader for a refusal, because the kubelet would wait for that:
+/// poll the ring buffer.
 #[derive(Clone)]
 pub struct RefusalRing(Arc<Mutex<RingBuf<MapData>>>);
 
@@ -160,7 +160,7 @@ impl RefusalRing {
         Self(Arc::new(Mutex::new(records)))
     }
 
-    /// The endpoints that were dialled and refused since the last look, oldest first.
+    /// The endpoints to which connections were refused since the last call, oldest first.
     pub fn take(&self) -> Vec<SocketAddr> {
         let mut records = self.0.lock();
         let mut refused = Vec::new();
@@ -176,7 +176,7 @@ fn refused(error: MapError) -> WriteError {
     WriteError(Box::new(error))
 }
 
-/// Removes `key`; false when it was not there.
+/// Removes `key`; returns false if it did not exist.
 fn remove<K: aya::Pod, V: aya::Pod>(
     map: &mut HashMap<impl BorrowMut<MapData>, K, V>,
     key: &K,

@@ -1,4 +1,4 @@
-//! The cgroup mounts in /proc/PID/mountinfo (proc_pid_mountinfo(5)).
+//! Parses the cgroup mounts in /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 
 use std::path::PathBuf;
 
@@ -9,14 +9,14 @@ pub struct Mount {
     pub device: u64,
     /// `cgroup` or `cgroup2`.
     pub kind: String,
-    /// Which directory of the hierarchy it shows, as seen from our cgroup namespace.
+    /// The directory of the hierarchy that is mounted, as seen from this process's cgroup namespace.
     pub root: String,
-    /// Where.
+    /// The mount point.
     pub point: PathBuf,
 }
 
 impl Mount {
-    /// Whether it shows more of its hierarchy than `other`.
+    /// Whether it shows a larger part of its hierarchy than `other`.
     pub fn shows_more_than(&self, other: &Self) -> bool {
         height(&self.root) > height(&other.root)
     }
@@ -42,8 +42,8 @@ pub fn mounts(mountinfo: &str) -> Vec<Mount> {
     mountinfo.lines().filter_map(mount).collect()
 }
 
-/// How far above our cgroup namespace's root a directory is. In a namespace of our own, that root is our
-/// own cgroup, and what lies above it begins with `/..`.
+/// How many levels a directory is above the root of this process's cgroup namespace. In a container's
+/// cgroup namespace, that root is the container's cgroup, and paths above it begin with `/..`.
 fn height(root: &str) -> i64 {
     root.split('/')
         .filter(|part| !part.is_empty())
@@ -51,7 +51,7 @@ fn height(root: &str) -> i64 {
         .sum()
 }
 
-/// Undoes the octal escapes of mountinfo (`\040` is a space).
+/// Decodes the octal escapes of mountinfo (`\040` is a space).
 fn unescape(field: &str) -> String {
     let mut out = Vec::with_capacity(field.len());
     let bytes = field.as_bytes();

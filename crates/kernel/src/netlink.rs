@@ -1,4 +1,4 @@
-//! A netlink socket (netlink(7)): one request, and its answer or all of them.
+//! A netlink socket (netlink(7)): sends a request, and receives one answer or a dump.
 
 use std::fmt;
 use std::io;
@@ -13,19 +13,19 @@ use netlink_sys::{Socket, SocketAddr};
 
 use crate::netns::Netns;
 
-/// The kernel's own port. Any other is a process's, as one in a pod that may configure its network.
+/// The kernel's port. Any other port belongs to a process, such as one in a pod with CAP_NET_ADMIN.
 const KERNEL: u32 = 0;
 
-/// How long a dump may take: who makes more of what is dumped while it is can go on for ever.
+/// The maximum duration of a dump: a process that keeps adding entries during a dump could make it endless.
 const DUMP: Duration = Duration::from_secs(1);
 
-/// A socket of one protocol in one network namespace.
+/// A netlink socket for one protocol in one network namespace.
 pub struct Netlink {
     socket: Socket,
 }
 
 impl Netlink {
-    /// A socket in the calling thread's namespace.
+    /// Opens a socket in the calling thread's namespace.
     ///
     /// # Errors
     /// Those of `socket` and `connect`.
@@ -35,15 +35,15 @@ impl Netlink {
         Ok(Self { socket })
     }
 
-    /// A socket in `netns`.
+    /// Opens a socket in `netns`.
     ///
     /// # Errors
-    /// As [`Netlink::new`], and those of `setns`.
+    /// Those of [`Netlink::new`] and `setns`.
     pub fn within(netns: &Netns, protocol: isize) -> io::Result<Self> {
         netns.within(|| Self::new(protocol))?
     }
 
-    /// Sends `request` with `flags`; its answer, if it has one other than that all is well.
+    /// Sends `request` with `flags`; returns the answer, or `None` for a plain acknowledgement.
     ///
     /// # Errors
     /// Those of the kernel.
@@ -60,10 +60,10 @@ impl Netlink {
         }
     }
 
-    /// Sends `request` for all there is, and hands each to `each`. One that can't be read is passed over.
+    /// Sends `request` as a dump request, and calls `each` for every message. Skips messages that can't be parsed.
     ///
     /// # Errors
-    /// Those of the kernel; `TimedOut` for what has no end within a second.
+    /// Those of the kernel; `TimedOut` if the dump takes longer than a second.
     pub fn dump<M>(&self, request: M, mut each: impl FnMut(M)) -> io::Result<()>
     where
         M: NetlinkSerializable + NetlinkDeserializable,
@@ -85,7 +85,7 @@ impl Netlink {
                     Ok(NetlinkPayload::Done(_)) => return Ok(()),
                     Ok(NetlinkPayload::Error(error)) => failed(error.code, || error.to_io())?,
                     Ok(_) => {}
-                    Err(error) => tracing::debug!(%error, "a netlink message can't be read"),
+                    Err(error) => tracing::debug!(%error, "cannot parse a netlink message"),
                 }
                 let length = length.next_multiple_of(4).max(1);
                 rest = rest.get(length..).unwrap_or_default();
@@ -93,7 +93,7 @@ impl Netlink {
         }
     }
 
-    /// What the kernel sends next. It has sent its answer by the time in which a request has been taken.
+    /// The kernel's next datagram. The kernel has queued its answer by the time `send` returns.
     fn receive(&self) -> io::Result<Vec<u8>> {
         loop {
             let (datagram, from) = self.socket.recv_from_full()?;
@@ -123,7 +123,7 @@ fn invalid(error: &dyn fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
 }
 
-/// An error message without a code says that all is well.
+/// An error message without a code is an acknowledgement.
 fn failed(code: Option<NonZeroI32>, error: impl FnOnce() -> io::Error) -> io::Result<()> {
     match code {
         Some(_) => Err(error()),

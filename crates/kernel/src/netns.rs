@@ -1,4 +1,4 @@
-//! Network namespaces: opening them, telling them apart, doing something inside one.
+//! Network namespaces: opens them, identifies them, and runs code inside one.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -33,10 +33,10 @@ impl Netns {
     /// Opens the namespace at `path` (`/var/run/netns/x`, `/proc/1/ns/net`).
     ///
     /// # Errors
-    /// Those of `open`; `InvalidInput` when the file is no network namespace.
+    /// Those of `open`; `InvalidInput` if the file is not a network namespace.
     pub fn open(path: &Path) -> io::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt;
-        // The path is somebody's input: opening a FIFO or a terminal line would wait for its other end.
+        // The path is input: opening a FIFO or a terminal would block until its other end is open.
         let file = File::options()
             .read(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -50,7 +50,7 @@ impl Netns {
         if nix::sys::statfs::fstatfs(&file)?.filesystem_type().0 as i64 != NSFS_MAGIC {
             return Err(not_a_namespace("an ordinary file"));
         }
-        // SAFETY: an ioctl without argument on a descriptor of nsfs.
+        // SAFETY: the ioctl takes no argument, and the descriptor is of nsfs.
         let kind = unsafe { ns_get_nstype(file.as_raw_fd()) }?;
         if kind != libc::CLONE_NEWNET {
             return Err(not_a_namespace("a namespace of another kind"));
@@ -63,7 +63,7 @@ impl Netns {
         Ok(Self { file, id })
     }
 
-    /// The calling thread's own.
+    /// Opens the calling thread's namespace.
     ///
     /// # Errors
     /// Those of `open`.
@@ -71,17 +71,17 @@ impl Netns {
         Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
-    /// Tells namespaces apart.
+    /// Its identity.
     pub fn id(&self) -> NetnsId {
         self.id
     }
 
-    /// Runs `inside` with the calling thread in this namespace. `inside` must not await: the thread
-    /// belongs to the pod until it returns. About 4 µs for the way there and back.
+    /// Runs `inside` with the calling thread in this namespace. `inside` must not await, because the whole
+    /// thread is in the namespace until it returns. Entering and leaving takes about 4 µs.
     ///
     /// # Errors
-    /// Those of `setns` on the way in. On the way back there is none: a thread of the daemon that stays
-    /// in a pod would do the daemon's work in the pod's network, so the process aborts.
+    /// Those of `setns` when entering. If leaving fails, the process aborts, because a thread that stays in a
+    /// pod's namespace would do the daemon's other work in the pod's network.
     pub fn within<T>(&self, inside: impl FnOnce() -> T) -> io::Result<T> {
         let home = host_netns()?;
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
@@ -89,7 +89,7 @@ impl Netns {
         Ok(inside())
     }
 
-    /// Its cookie, by which programs tell it from others; none before Linux 5.14.
+    /// Its cookie, by which eBPF programs identify it; `None` before Linux 5.14.
     pub fn cookie(&self) -> Option<u64> {
         let socket = self
             .within(|| Socket::new(Domain::IPV4, Type::STREAM, None))
@@ -97,7 +97,7 @@ impl Netns {
             .ok()?;
         let mut cookie = 0_u64;
         let mut length = size_of_val(&cookie) as libc::socklen_t;
-        // SAFETY: a socket that we own; the value is a u64 of the length given.
+        // SAFETY: the socket is open, and the value is a u64 of the given length.
         let result = unsafe {
             libc::getsockopt(
                 socket.as_raw_fd(),
@@ -117,24 +117,24 @@ impl AsFd for Netns {
     }
 }
 
-/// The daemon's own namespace, opened once, before any thread enters another.
+/// The daemon's own namespace, opened once, before any thread enters another one.
 fn host_netns() -> io::Result<&'static Netns> {
     static HOME: OnceLock<Netns> = OnceLock::new();
     if let Some(home) = HOME.get() {
         return Ok(home);
     }
-    // This thread's own, for it is at home whenever it asks; the main thread may be in a pod just now.
+    // Opened through this thread, which is in the daemon's namespace here; the main thread may be in a pod's.
     let home = Netns::current()?;
     Ok(HOME.get_or_init(|| home))
 }
 
-/// Brings the thread home, also when the work inside panics.
+/// Returns the thread to the daemon's namespace, even after a panic.
 struct NetnsGuard(&'static Netns);
 
 impl Drop for NetnsGuard {
     fn drop(&mut self) {
         if let Err(error) = setns(&self.0.file, CloneFlags::CLONE_NEWNET) {
-            // Not by the log, whose lines are written by another thread.
+            // Not through the log, whose lines another thread writes.
             let _ = writeln!(
                 io::stderr(),
                 "cannot leave a pod's network namespace: aborting: {error}"
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_network_namespace_is_refused_by_name() {
+    fn the_error_for_another_file_names_its_path() {
         let error = Netns::open(Path::new("/proc/self/ns/uts")).expect_err("uts");
         assert!(error.to_string().contains("/proc/self/ns/uts"), "{error}");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_is_itself() {
+    fn a_namespace_has_one_identity_by_any_path() {
         let one = Netns::current().expect("own namespace");
         let two = Netns::open(Path::new("/proc/self/ns/net")).expect("own namespace");
         assert_eq!(one.id(), two.id());

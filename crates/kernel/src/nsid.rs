@@ -1,5 +1,5 @@
-//! Network namespace ids: the small numbers by which `bpf_sk_lookup_tcp` names another namespace,
-//! as seen from our own (rtnetlink(7), `RTM_NEWNSID`, `RTM_GETNSID`).
+//! Network namespace ids: the small numbers by which `bpf_sk_lookup_tcp` identifies another namespace,
+//! relative to the daemon's own (rtnetlink(7), `RTM_NEWNSID`, `RTM_GETNSID`).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -12,13 +12,13 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
 
-/// Asks the kernel for namespace ids.
+/// Queries and assigns namespace ids.
 pub struct Nsids {
     netlink: Netlink,
 }
 
 impl Nsids {
-    /// Opens a netlink socket in the calling thread's namespace, from which the ids are seen.
+    /// Opens a netlink socket in the calling thread's namespace, to which the ids are relative.
     ///
     /// # Errors
     /// Those of `socket` and `connect`.
@@ -28,8 +28,8 @@ impl Nsids {
         })
     }
 
-    /// The id of `netns`, assigned now if it had none. It stays until the namespace is gone; the
-    /// kernel takes it back then.
+    /// The id of `netns`; assigns one if it has none. The id is valid until the namespace is destroyed;
+    /// then the kernel frees it.
     ///
     /// # Errors
     /// Those of the kernel: EPERM without CAP_NET_ADMIN.

@@ -1,4 +1,4 @@
-//! Our programs: loading them, tying them to the kubelet's cgroup, taking them off.
+//! Loads the eBPF programs, attaches them to the kubelet's cgroup, and detaches them.
 
 use std::fs::File;
 use std::io;
@@ -22,11 +22,11 @@ use crate::maps::{ConnectingMap, CounterMap, EndpointMap, FlowMap, ProgramConfig
 use crate::pins::Pins;
 use crate::{attach_conflicts, capabilities};
 
-/// The eBPF object, as `cargo xtask build-ebpf` made it; empty in a development build without it.
+/// The eBPF object that `cargo xtask build-ebpf` built; empty in a development build without it.
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe-handler.bpf.o"));
 
-/// Loading or attaching did not work.
+/// Loading or attaching failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A development build without eBPF programs.
@@ -34,12 +34,12 @@ pub enum Error {
         "this binary was built without its eBPF programs: run `cargo xtask build-ebpf`, then build again"
     )]
     NoObject,
-    /// The object could not be read, or its maps not be made.
+    /// The object can't be read, or its maps can't be created.
     #[error("cannot load the eBPF object")]
     Load(#[source] Box<EbpfError>),
-    /// The object lacks something that the daemon expects of it.
+    /// The object lacks a program or map that the daemon needs.
     #[error(
-        "the eBPF object has no {what} {name}: daemon and object are of different versions; run `cargo xtask build-ebpf` and build again"
+        "the eBPF object has no {what} {name}: daemon and object have different versions; run `cargo xtask build-ebpf`, then build again"
     )]
     Missing {
         /// "program" or "map".
@@ -47,16 +47,16 @@ pub enum Error {
         /// Its name.
         name: &'static str,
     },
-    /// A map is of another shape than the daemon's types.
-    #[error("map {name} is not of the expected type")]
+    /// The layout of a map differs from the daemon's types.
+    #[error("map {name} does not have the expected type")]
     Map {
         /// Its name.
         name: &'static str,
-        /// What aya says.
+        /// The error that aya returns.
         #[source]
         source: aya::maps::MapError,
     },
-    /// The kernel's verifier does not take a program.
+    /// The kernel's verifier rejects a program.
     #[error("the kernel refuses program {program}")]
     Verify {
         /// The program.
@@ -65,7 +65,7 @@ pub enum Error {
         #[source]
         source: Box<ProgramError>,
     },
-    /// The heartbeat's program can't be put to work.
+    /// Program `heartbeat` can't be attached to its socket.
     #[error("cannot attach program heartbeat to a socket of this process")]
     Heartbeat(#[source] Box<ProgramError>),
     /// The cgroup directory can't be opened.
@@ -73,11 +73,11 @@ pub enum Error {
     Cgroup {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The kernel does not attach a program there.
+    /// The kernel refuses to attach a program to the cgroup.
     #[error("cannot attach {program} to {}", path.display())]
     Attach {
         /// The program.
@@ -91,7 +91,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What to do about it, where that takes a look at the machine.
+    /// What to do about the error, if that depends on the machine.
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Load(_) | Self::Verify { .. } => Some(loading_remedy()),
@@ -104,7 +104,7 @@ impl Error {
         }
     }
 
-    /// All there is to tell an operator: the error with its causes, and what to do.
+    /// The message for the operator: the error with its causes, and what to do.
     pub fn told(self) -> String {
         let remedy = self.remedy();
         let error = anyhow::Error::from(self);
@@ -115,15 +115,15 @@ impl Error {
     }
 }
 
-/// What to do about a kernel that does not take our maps or programs.
+/// What to do if the kernel rejects the maps or programs.
 fn loading_remedy() -> String {
-    let needs = "it takes a kernel with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and the capabilities of which \
-                 `probe-handler preflight` tells";
+    let needs = "loading requires a kernel with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and the capabilities that \
+                 `probe-handler preflight` lists";
     match getrlimit(Resource::RLIMIT_MEMLOCK) {
         Ok((limit, _)) if limit != RLIM_INFINITY => {
             let [need] = &capabilities::AT_START;
             format!(
-                "{needs}; before Linux 5.11 also a higher RLIMIT_MEMLOCK than {limit} bytes, or {} to raise it",
+                "{needs}; before Linux 5.11 also an RLIMIT_MEMLOCK above {limit} bytes, or {} to raise it",
                 need.capability
             )
         }
@@ -131,12 +131,12 @@ fn loading_remedy() -> String {
     }
 }
 
-/// How to load.
+/// Options for loading.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Most endpoints.
+    /// The capacity of `ENDPOINTS`.
     pub endpoints_capacity: u32,
-    /// Where what is to outlive this process is pinned; none: nothing outlives it.
+    /// Where pins are placed that outlive this process; none: nothing outlives it.
     pub pins: Option<Pins>,
 }
 
@@ -149,7 +149,7 @@ impl Default for LoadOptions {
     }
 }
 
-/// The maps, each for the part of the daemon that needs it.
+/// The maps, one field for each part of the daemon.
 pub struct Maps {
     /// For the registry.
     pub endpoints: EndpointMap,
@@ -157,17 +157,17 @@ pub struct Maps {
     pub flows: Arc<FlowMap>,
     /// For the handler.
     pub heartbeat: Arc<Heartbeat>,
-    /// For whoever knows ports and the kubelet's process.
+    /// For the tasks that set the handler's ports and the kubelet's process.
     pub config: ProgramConfig,
     /// For metrics and `status`.
     pub counters: Arc<CounterMap>,
-    /// For the verdicts that the kernel gave.
+    /// For the verdicts of probes that the programs refused.
     pub refusals: RefusalRing,
     /// For trial connections.
     pub connecting: Arc<ConnectingMap>,
 }
 
-/// The loaded programs and their attachments. Dropped: everything is gone from the kernel.
+/// The loaded programs and their attachments. Dropping it removes all of them from the kernel.
 pub struct Programs {
     ebpf: Ebpf,
     refuses_with_econnrefused: bool,
@@ -181,7 +181,7 @@ pub struct Programs {
 
 struct Attached {
     program: &'static str,
-    /// Dropped, it is gone from the kernel, unless it is pinned.
+    /// Dropping it detaches the program, unless it is pinned.
     link: FdLink,
 }
 
@@ -190,13 +190,13 @@ pub fn object() -> &'static [u8] {
     OBJECT
 }
 
-/// Whether this build has its eBPF programs.
+/// Whether this build contains the eBPF programs.
 fn built_in() -> bool {
     !OBJECT.is_empty()
 }
 
 impl Programs {
-    /// Loads all programs and makes their maps. Attaches nothing.
+    /// Loads all programs and creates their maps. Attaches nothing.
     ///
     /// # Errors
     /// [`Error::NoObject`], [`Error::Load`], [`Error::Missing`], [`Error::Verify`].
@@ -204,10 +204,10 @@ impl Programs {
         if !built_in() {
             return Err(Error::NoObject);
         }
-        // Before Linux 5.11 maps are charged to this limit. Where it can't be raised and that matters, loading fails
-        // and says so.
+        // Before Linux 5.11 maps are charged to this limit. If it can't be raised and is too low, loading fails with
+        // an error that names it.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-        // Found by trying, not by version: distributions carry features back.
+        // Tries both instead of comparing kernel versions, because distributions backport features.
         match Self::load_with(options, true) {
             Err(Error::Verify { .. }) => Self::load_with(options, false),
             loaded => loaded,
@@ -282,17 +282,17 @@ impl Programs {
         Ok((programs, maps))
     }
 
-    /// Whether a refused connection sees ECONNREFUSED (else EPERM: this kernel has no
-    /// `bpf_set_retval` for connect programs).
+    /// Whether `connect` fails with ECONNREFUSED for a refused connection (else EPERM, because this kernel
+    /// has no `bpf_set_retval` for connect programs).
     pub fn refuses_with_econnrefused(&self) -> bool {
         self.refuses_with_econnrefused
     }
 
-    /// Attaches all programs to `cgroup`, in place of the cgroup they were attached to. The new
-    /// attachment stands before the old one goes.
+    /// Attaches all programs to `cgroup`, and detaches them from the previous cgroup, if any. The new
+    /// attachment is in place before the old one is removed.
     ///
     /// # Errors
-    /// [`Error::Cgroup`], [`Error::Attach`]; then the old attachment stands as it was.
+    /// [`Error::Cgroup`], [`Error::Attach`]; then the old attachment is unchanged.
     pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
         let directory = File::open(cgroup).map_err(|source| Error::Cgroup {
             path: cgroup.to_owned(),
@@ -341,7 +341,7 @@ impl Programs {
         path: &Path,
         cgroup: &File,
     ) -> Result<FdLink, Error> {
-        // A link to a cgroup always allows others beside it; the mode is for the legacy way.
+        // A link to a cgroup always allows other programs on the same hook; the mode only matters for legacy attachment.
         let mode = CgroupAttachMode::Single;
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing {
             what: "program",
@@ -371,16 +371,16 @@ impl Programs {
         })
     }
 
-    /// Takes the connect programs off: new connections go their own way from now on, while those
-    /// already redirected keep what identifies them.
+    /// Detaches the connect programs: new connections are not redirected from now on, and those already
+    /// redirected keep their entries in the maps.
     pub fn detach_connect(&mut self) {
         self.links.retain(|attached| {
             !matches!(attached.program, programs::CONNECT4 | programs::CONNECT6)
         });
     }
 
-    /// Takes all programs off. Nobody would end the exemption of connections that are being made, so it ends now, unless
-    /// there is another daemon's program.
+    /// Detaches all programs. Ends the exemption of connecting sockets now, because `sock_ops` no longer ends it, unless
+    /// another daemon's program may do so.
     pub fn detach(&mut self) {
         self.detach_connect();
         if self.pins.is_none() {
@@ -390,10 +390,10 @@ impl Programs {
         self.cgroup = None;
     }
 
-    /// The way to put rules into pods that ask our program `exempt`. It holds the program.
+    /// A handle that installs rules in pods; the rules call program `exempt`. The handle keeps the program loaded.
     ///
     /// # Errors
-    /// [`Error::Missing`]; [`Error::Verify`] where the kernel gives no descriptor.
+    /// [`Error::Missing`]; [`Error::Verify`] if the kernel returns no descriptor.
     pub fn exemption(&self) -> Result<Exemption, Error> {
         let name = programs::EXEMPT;
         let missing = Error::Missing {
@@ -413,14 +413,14 @@ impl Programs {
             })
     }
 
-    /// Takes all programs off, unless they are to outlive this process.
+    /// Detaches all programs, unless they must outlive this process.
     pub fn leave(&mut self) {
         if !self.outlives() {
             self.detach();
         }
     }
 
-    /// The programs now attached, and where.
+    /// The attached programs, and the cgroup to which they are attached.
     pub fn attached(&self) -> (Vec<&'static str>, Option<&Path>) {
         (
             self.links.iter().map(|link| link.program).collect(),
@@ -436,7 +436,7 @@ impl Programs {
             .collect()
     }
 
-    /// The kernel side's log: nothing unless `Config::verbose` is set.
+    /// The log of the eBPF programs: empty unless `Config::verbose` is set.
     ///
     /// # Errors
     /// Those of aya-log.
@@ -445,7 +445,7 @@ impl Programs {
     }
 }
 
-/// Whether a map that is pinned where ours is to be is like ours.
+/// Checks that a map pinned at the path of `CONNECTING` has its type and size.
 fn usable(pins: &Pins) -> Result<(), String> {
     let path = pins.path(maps::CONNECTING_PIN);
     if !path.exists() {
@@ -469,8 +469,8 @@ fn usable(pins: &Pins) -> Result<(), String> {
     }
 }
 
-/// The least capacity of LRU maps on this machine, see [`maps::LRU_CAPACITY_PER_CPU`]. Where the number of CPUs can't be
-/// read the maps keep their usual size.
+/// The minimum capacity of LRU maps on this machine, see [`maps::LRU_CAPACITY_PER_CPU`]. If the number of CPUs can't be
+/// read, the maps keep their default size.
 fn lru_capacity_per_all_cpus() -> u32 {
     let cpus = aya::util::nr_cpus().unwrap_or_default();
     u32::try_from(cpus)
@@ -478,7 +478,7 @@ fn lru_capacity_per_all_cpus() -> u32 {
         .saturating_mul(maps::LRU_CAPACITY_PER_CPU)
 }
 
-/// Loads the heartbeat's program and attaches it to a socket of its own.
+/// Loads program `heartbeat` and attaches it to a socket that only it uses.
 fn heartbeat(ebpf: &mut Ebpf) -> Result<Heartbeat, Error> {
     let map = take_map(ebpf, maps::HEARTBEAT)?;
     let program = load_socket_filter(ebpf, programs::HEARTBEAT)?;

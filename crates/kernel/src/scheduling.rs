@@ -1,14 +1,14 @@
-//! How soon this process's threads run once they are woken, on a node whose processors others have.
+//! Sets how soon this process's threads run after a wake-up on a node with busy processors.
 
 use std::io;
 
-/// The time slice to ask for: the shortest that Linux takes (kernel/sched/syscalls.c, `__setparam_fair`). Nanoseconds.
+/// The requested time slice: the shortest that Linux accepts (kernel/sched/syscalls.c, `__setparam_fair`). Nanoseconds.
 const SLICE: u64 = 100_000;
 
-/// Asks for short time slices, for the calling thread and all that it starts from now on. The scheduler (EEVDF, Linux
-/// 6.12 and later) lets a thread that wants little at a time run before those that want much; it gets no more of the
-/// processor in all. A pod's endpoint has to stand before its app runs, and a probe's answer is awaited. Before Linux 6.12
-/// it changes nothing. Threads of another policy than SCHED_OTHER are left as somebody wanted them.
+/// Requests short time slices for the calling thread and all threads that it starts later. The scheduler (EEVDF, Linux
+/// 6.12 and later) runs a thread with a short slice before those with longer ones; its total share of processor time does
+/// not change. This matters because a pod's endpoint must be in place before its app runs, and the kubelet waits for a
+/// probe's answer. No effect before Linux 6.12. Threads with a policy other than SCHED_OTHER are unchanged.
 ///
 /// # Errors
 /// Those of sched_getattr(2) and sched_setattr(2).
@@ -18,7 +18,7 @@ pub fn ask_for_short_slices() -> io::Result<()> {
         return Ok(());
     }
     attributes.sched_runtime = SLICE;
-    // SAFETY: the kernel reads as many bytes as the structure's first field says, which is its size.
+    // SAFETY: the kernel reads as many bytes as the structure's first field specifies, which is its size.
     let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     done(result)
 }
@@ -29,12 +29,12 @@ pub fn ask_for_short_slices() -> io::Result<()> {
 /// Those of setpriority(2).
 pub fn give_way() -> io::Result<()> {
     const NICE: libc::c_int = 10;
-    // SAFETY: no pointers. On Linux `0` is the calling thread, whatever POSIX says of processes.
+    // SAFETY: no pointers. On Linux `0` is the calling thread, although POSIX specifies the calling process.
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
     done(result.into())
 }
 
-/// The calling thread's.
+/// The calling thread's scheduling attributes.
 fn attributes() -> io::Result<libc::sched_attr> {
     const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
     let mut attributes = libc::sched_attr {
@@ -47,10 +47,10 @@ fn attributes() -> io::Result<libc::sched_attr> {
         sched_deadline: 0,
         sched_period: 0,
     };
-    // SAFETY: the kernel writes at most as many bytes as it is told.
+    // SAFETY: the kernel writes at most `SIZE` bytes.
     let result = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) };
     done(result)?;
-    // A kernel that knows more says so; what is sent back is this structure all the same.
+    // A kernel with a larger structure returns its own size; this structure keeps its size when it is sent back.
     attributes.size = SIZE;
     Ok(attributes)
 }
@@ -67,8 +67,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slices_are_short_and_all_else_is_as_before() {
-        // On a thread of its own: others of this process keep theirs.
+    fn only_the_time_slice_changes() {
+        // On a separate thread, so that other threads of this process keep their slices.
         let asked = std::thread::spawn(|| {
             let before = attributes().expect("attributes");
             ask_for_short_slices().expect("asked");
@@ -84,7 +84,7 @@ mod tests {
             assert_eq!(attributes.sched_policy, before.sched_policy);
             assert_eq!(attributes.sched_nice, before.sched_nice);
             assert_eq!(attributes.sched_flags, before.sched_flags);
-            // Kernels that do not know slices tell of none.
+            // Kernels without slices return 0.
             assert!(matches!(attributes.sched_runtime, 0 | SLICE));
         }
     }

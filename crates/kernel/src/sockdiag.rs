@@ -1,7 +1,7 @@
-//! Who listens in a network namespace (sock_diag(7)).
+//! Checks whether a TCP port has a listener in a network namespace (sock_diag(7)).
 //!
-//! By one question for each port, which the kernel answers by a look into its hash of listeners. A list of them all takes it
-//! a walk through those of the whole node, and as long as a pod that has thousands likes.
+//! Sends one query for each port, which the kernel answers from its hash table of listeners. To list all listeners, the
+//! kernel would walk through those of the whole node, and a pod with thousands of listeners could make that take long.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
 
-/// `INET_DIAG_NOCOOKIE` of include/uapi/linux/inet_diag.h, twice: whichever socket it is.
+/// `INET_DIAG_NOCOOKIE` of include/uapi/linux/inet_diag.h, twice: matches any socket.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 
 /// The TCP listeners of a network namespace.
@@ -23,7 +23,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Of `netns`.
+    /// Opens a socket in `netns` for queries.
     ///
     /// # Errors
     /// Those of `setns`, `socket` and `connect`.
@@ -33,7 +33,7 @@ impl Listeners {
         })
     }
 
-    /// Whether anything listens where a connection to `to` would find it, on that very address or on all.
+    /// Whether there is a listener for connections to `to`, either on that address or on the wildcard address.
     ///
     /// # Errors
     /// Those of netlink.
@@ -45,14 +45,14 @@ impl Listeners {
         id.source_address = to.ip();
         id.source_port = to.port();
         id.cookie = NO_COOKIE;
-        let question = SockDiagMessage::InetRequest(InetRequest {
+        let query = SockDiagMessage::InetRequest(InetRequest {
             family,
             protocol: IPPROTO_TCP,
             extensions: ExtensionFlags::empty(),
             states: StateFlags::LISTEN,
             socket_id: id,
         });
-        match self.netlink.ask(question, 0) {
+        match self.netlink.ask(query, 0) {
             Ok(Some(SockDiagMessage::InetResponse(response))) => {
                 Ok(response.header.state == TCP_LISTEN)
             }
@@ -71,11 +71,11 @@ mod tests {
 
     #[test]
     fn a_listener_is_found_by_address_and_port() {
-        // In the tests' own namespace, to enter which by setns needs CAP_SYS_ADMIN.
+        // In the test's own namespace, because entering one by setns requires CAP_SYS_ADMIN.
         let listeners = Listeners {
             netlink: Netlink::new(NETLINK_SOCK_DIAG).expect("a socket"),
         };
-        // On an address of its own: no other test takes the port.
+        // On a separate address, so that no other test uses the port.
         let listener = TcpListener::bind("127.0.0.4:0").expect("bind");
         let to = listener.local_addr().expect("address");
         assert!(listeners.has(to).expect("an answer"));
@@ -83,7 +83,7 @@ mod tests {
         assert!(!listeners.has(another).expect("an answer"));
         drop(listener);
         assert!(!listeners.has(to).expect("an answer"));
-        // One on all addresses of both families.
+        // A listener on all addresses of both families.
         let Ok(listener) = TcpListener::bind("[::]:0") else {
             return; // a machine without IPv6
         };

@@ -1,32 +1,32 @@
-//! How much is kept of one pod: none is to use up the memory, or the room in the kernel, that is for all.
+//! Limits on what is kept of one pod, so that no pod uses up the memory or map entries that all pods share.
 
 use std::borrow::Cow;
 
-/// Longest head of a request or an answer that is read. Bytes.
+/// Maximum length of the head of a request or an answer. Bytes.
 pub const HEAD_LIMIT: usize = 16 * 1024;
-/// Most headers of either.
+/// Maximum number of headers of a request or an answer.
 pub const HEADERS_LIMIT: usize = 256;
 
-/// Most probes and hooks that are served of one pod: five for each of 200 containers.
+/// Maximum number of probes and hooks served for one pod: five for each of 200 containers.
 pub const PROBES_LIMIT: usize = 1000;
-/// Most bytes of paths, services and User-Agents that are kept of one pod.
+/// Maximum total length of the paths, services and User-Agents that are kept of one pod. Bytes.
 pub const TEXT_LIMIT: usize = 64 * 1024;
-/// Most probes of one pod of which is kept that, and why, they are left alone.
+/// Maximum number of skipped probes of one pod that are kept with the reason.
 pub const SKIPPED_LIMIT: usize = 256;
 
-/// What of a request's head is the kubelet's own at most: request line, Host, User-Agent, Accept, Connection. Bytes.
+/// Reserved for the kubelet's own part of a request's head: request line, Host, User-Agent, Accept, Connection. Bytes.
 const KUBELETS_BYTES: usize = 1024;
-/// As many headers at most.
+/// Maximum number of headers that the kubelet adds itself.
 const KUBELETS_HEADERS: usize = 4;
-/// What a Pod may add to a request that the handler is to read, or to a gRPC call. Bytes.
+/// Maximum length of what a Pod adds to a request that the handler reads, or to a gRPC call. Bytes.
 pub const REQUEST_LIMIT: usize = HEAD_LIMIT - KUBELETS_BYTES;
-/// As many headers at most.
+/// Maximum number of headers that a Pod adds to such a request.
 pub const REQUEST_HEADERS_LIMIT: usize = HEADERS_LIMIT - KUBELETS_HEADERS;
 
-/// Longest text kept where a Pod's author chose it. Bytes.
+/// Maximum length of a text for display that a Pod's author chose. Bytes.
 const CLIPPED: usize = 256;
 
-/// What is kept of one pod.
+/// Counts what is kept of one pod.
 #[derive(Default)]
 pub struct Quota {
     probes: usize,
@@ -34,7 +34,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// Whether one probe more, with so many bytes of text, is kept too.
+    /// Whether one more probe with `text` bytes of text fits; if so, counts it.
     pub fn one_more(&mut self, text: usize) -> bool {
         let fits = self.probes < PROBES_LIMIT && self.text + text <= TEXT_LIMIT;
         if fits {
@@ -45,12 +45,12 @@ impl Quota {
     }
 }
 
-/// As much of `text`, which a Pod's author chose, as is kept to be shown.
+/// `text`, which a Pod's author chose, truncated for display.
 pub fn truncated(text: &str) -> String {
     truncated_to(CLIPPED, text)
 }
 
-/// The same, of at most so many bytes.
+/// `text` truncated to at most `most` bytes, with `...` appended if it was longer.
 pub fn truncated_to<'a>(most: usize, text: impl Into<Cow<'a, str>>) -> String {
     let text = text.into();
     match text.len() > most {

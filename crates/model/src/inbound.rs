@@ -1,5 +1,5 @@
-//! What of a pod's inbound connections its mesh takes, and at which port: there, and there alone, the mesh would
-//! accept for a dead app.
+//! Which of a pod's inbound connections its mesh redirects, and to which port: only for these would the mesh
+//! accept a connection while the app does not listen.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -8,28 +8,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::Mesh;
 
-/// Ports of a pod.
+/// A set of a pod's ports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ports {
-    /// All but these.
+    /// All ports except these.
     AllBut(Vec<RangeInclusive<u16>>),
-    /// These alone.
+    /// Only these ports.
     Only(Vec<RangeInclusive<u16>>),
 }
 
-/// How a mesh takes inbound connections of one pod.
+/// How a mesh redirects the inbound connections of one pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inbound {
-    /// The port for IPv4; none where the mesh takes nothing.
+    /// The mesh's port for IPv4; `None` if the mesh redirects no IPv4 connections.
     pub v4: Option<u16>,
-    /// The port for IPv6; likewise.
+    /// The mesh's port for IPv6; `None` if the mesh redirects no IPv6 connections.
     pub v6: Option<u16>,
-    /// The ports of the pod that are taken.
+    /// The pod's ports whose connections are redirected.
     pub taken: Ports,
 }
 
 impl Inbound {
-    /// As `mesh` does it unless a pod says otherwise.
+    /// The defaults of `mesh`, which a pod may override.
     pub fn by_default(mesh: Mesh) -> Self {
         Self {
             v4: mesh.inbound_port(),
@@ -38,7 +38,7 @@ impl Inbound {
         }
     }
 
-    /// The port at which the mesh listens for what is sent to `address`; none where it takes nothing.
+    /// The port on which the mesh listens for redirected connections to `address`; `None` if it redirects none.
     pub fn port(&self, address: IpAddr) -> Option<u16> {
         match address.to_canonical() {
             IpAddr::V4(_) => self.v4,
@@ -46,7 +46,7 @@ impl Inbound {
         }
     }
 
-    /// The port at which the mesh accepts what is sent to `endpoint`; none where it leaves that alone.
+    /// The port on which the mesh accepts connections to `endpoint`; `None` if it does not redirect them.
     pub fn accepts_at(&self, endpoint: SocketAddr) -> Option<u16> {
         let among = |ranges: &[RangeInclusive<u16>]| {
             ranges.iter().any(|one| one.contains(&endpoint.port()))

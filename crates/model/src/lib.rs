@@ -1,4 +1,4 @@
-//! Probes and pods as the rest of the daemon knows them: plain data. It depends on no other layer.
+//! The daemon's data types for probes and pods. Depends on no other layer.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -30,8 +30,8 @@ pub enum ProbeKind {
 }
 
 impl ProbeKind {
-    /// Whether this is a lifecycle hook: the kubelet takes any HTTP status of a hook as success and
-    /// only a transport error as failure (kubernetes pkg/kubelet/lifecycle/handlers.go).
+    /// Whether this is a lifecycle hook: for the kubelet any HTTP status of a hook is a success, and only a
+    /// transport error is a failure (kubernetes pkg/kubelet/lifecycle/handlers.go).
     pub const fn is_hook(self) -> bool {
         matches!(self, Self::PostStart | Self::PreStop)
     }
@@ -69,7 +69,7 @@ pub enum Scheme {
     Https,
 }
 
-/// What a probe does. Ports are numbers: named ports have been resolved in their container.
+/// What a probe does. All ports are numbers: named ports are already resolved in their container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
@@ -81,7 +81,7 @@ pub enum Action {
         port: u16,
         /// Request target as the kubelet sends it: path and query, beginning with `/`.
         target: String,
-        /// The User-Agent among `httpHeaders`. The others come with the kubelet's request.
+        /// The User-Agent among `httpHeaders`. The kubelet's request contains the other headers.
         user_agent: Option<String>,
     },
     /// `tcpSocket`.
@@ -106,7 +106,7 @@ impl Action {
         }
     }
 
-    /// Bytes of the texts that a Pod's author chose.
+    /// Total length of the texts that a Pod's author chose. Bytes.
     pub fn text_len(&self) -> usize {
         match self {
             Self::Http {
@@ -139,7 +139,7 @@ impl Action {
 pub struct Probe {
     /// Name of the container that declares it.
     pub container: String,
-    /// Which one.
+    /// Which probe or hook it is.
     pub kind: ProbeKind,
     /// What it does.
     pub action: Action,
@@ -147,7 +147,7 @@ pub struct Probe {
     pub timeout: Option<Duration>,
 }
 
-/// The way in which a pod's probes reach us.
+/// How a pod's probes reach the handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProbeMode {
@@ -170,7 +170,7 @@ impl ProbeMode {
     }
 }
 
-/// A service mesh, as far as its rules in the pod matter to us.
+/// A service mesh, or a mode of one, whose rules in the pod differ from those of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mesh {
@@ -186,13 +186,12 @@ pub enum Mesh {
     Consul,
     /// Open Service Mesh.
     Osm,
-    /// No mesh that we know.
+    /// An unknown mesh, or none.
     Unknown,
 }
 
 impl Mesh {
-    /// The port to which the mesh redirects inbound connections unless it is configured otherwise; none where no
-    /// mesh is known.
+    /// The default port to which the mesh redirects inbound connections; `None` for [`Mesh::Unknown`].
     pub const fn inbound_port(self) -> Option<u16> {
         match self {
             Self::Istio | Self::IstioAmbient | Self::Kuma => Some(15006),
@@ -217,14 +216,14 @@ impl Mesh {
     }
 }
 
-/// Names one pod.
+/// Identifies one pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PodId {
     /// `metadata.namespace`.
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// UID under which the kubelet knows the pod: `metadata.uid`, or for a static (mirror) pod the
+    /// The pod's UID in the kubelet: `metadata.uid`, or for a static (mirror) pod the
     /// annotation `kubernetes.io/config.hash`.
     pub uid: String,
 }
@@ -246,26 +245,26 @@ pub struct Rewritten {
     pub originals: Vec<(String, Probe)>,
 }
 
-/// A pod whose probes we serve.
+/// A pod whose probes the handler serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
-    /// Its name.
+    /// Its identity.
     pub id: PodId,
-    /// `status.podIPs`; may be empty until the status is written.
+    /// `status.podIPs`; may be empty until the kubelet has written the status.
     pub ips: Vec<IpAddr>,
-    /// Whether `ips` is what a daemon before this one knew: the pod's sandbox may have been made anew since.
+    /// Whether `ips` was stored by an earlier daemon: the pod's sandbox may have been created anew since.
     #[serde(skip)]
     pub ips_are_old: bool,
-    /// The mesh it is in.
+    /// Its mesh.
     pub mesh: Mesh,
-    /// What of its inbound connections the mesh takes.
+    /// Which of its inbound connections the mesh redirects.
     pub inbound: Inbound,
-    /// Consul only: the uid of the proxy, as which the in-pod dial's socket must be created.
+    /// Consul only: the proxy's uid, with which the in-pod dial's socket must be created.
     pub proxy_uid: Option<u32>,
     /// Probes that the kubelet sends to the app's own ports.
     pub probes: Vec<Probe>,
     /// Probes that the kubelet sends to an agent's port.
     pub rewritten: Option<Rewritten>,
-    /// Where its network namespace is, if the source says so.
+    /// Path of its network namespace, if the source provides it.
     pub netns: Option<PathBuf>,
 }

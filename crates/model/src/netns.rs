@@ -1,10 +1,10 @@
-//! Telling network namespaces apart.
+//! Identity of network namespaces.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// A network namespace is what its (device, inode) on nsfs says it is.
+/// The identity of a network namespace: device and inode number of its file on nsfs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsId {
     /// Device number of nsfs.
@@ -14,7 +14,7 @@ pub struct NetnsId {
 }
 
 impl NetnsId {
-    /// Of the file at `path`, without opening it.
+    /// The identity of the namespace file at `path`, without opening it.
     ///
     /// # Errors
     /// Those of `stat`.

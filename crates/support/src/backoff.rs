@@ -1,24 +1,24 @@
-//! How long to wait before asking again: twice as long each time, and never two nodes in step.
+//! Pauses between attempts: each pause doubles, with jitter so that nodes do not retry in lockstep.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// How patient a watch is.
+/// Timeouts of lists and watches, and the pauses between attempts.
 #[derive(Clone, Debug)]
 pub struct Timeouts {
     /// First pause after a failure, before jitter.
     pub first: Duration,
     /// Longest pause, before jitter.
     pub longest: Duration,
-    /// A watch that stood that long was good: the next pause is the first again.
+    /// A watch that lasted this long resets the pause to `first`.
     pub steady: Duration,
-    /// How long a list may take, from the request to its last byte. The server's own limit is 60 s.
+    /// Maximum duration of a list, from the request to its last byte. The server's own limit is 60 s.
     pub list: Duration,
-    /// How long the server may take to begin a watch.
+    /// Maximum time until the server answers a watch request.
     pub begin: Duration,
-    /// How long it may take for all that a watch begins with.
+    /// Maximum time until the server has sent a watch's initial events.
     pub initial: Duration,
-    /// How long it may send nothing. It sends bookmarks about once a minute (kubernetes
+    /// Maximum time without any event. The server sends bookmarks about once a minute (kubernetes
     /// staging/src/k8s.io/apiserver/pkg/storage/cacher/cacher.go, bookmarkFrequency).
     pub silence: Duration,
 }
@@ -37,7 +37,7 @@ impl Default for Timeouts {
     }
 }
 
-/// Pauses that grow.
+/// Exponential backoff with jitter.
 #[derive(Debug)]
 pub struct Backoff {
     first: Duration,
@@ -47,7 +47,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// As `timeouts` says. Each node and each process draws its own jitter.
+    /// Uses `first` and `longest` of `timeouts`. Each process has its own random jitter.
     pub fn new(timeouts: &Timeouts) -> Self {
         Self::seeded(timeouts, RandomState::new().build_hasher().finish())
     }
@@ -61,24 +61,24 @@ impl Backoff {
         }
     }
 
-    /// All is well: the next pause is the first again.
+    /// Resets the next pause to the first one, after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }
 
-    /// The next pause: half of it to all of it by chance.
+    /// The next pause: a random duration between half of the nominal pause and all of it.
     pub fn pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = (pause * 2).min(self.longest);
         pause.mul_f64(0.5 + self.chance() / 2.0)
     }
 
-    /// A number of seconds, at least `low` and less than twice that, by chance.
+    /// A random number of seconds, at least `low` and less than twice `low`.
     pub fn seconds(&mut self, low: u32) -> u32 {
         low + (f64::from(low) * self.chance()) as u32
     }
 
-    /// 0 to 1, by splitmix64.
+    /// A random number from 0 to 1, by splitmix64.
     fn chance(&mut self) -> f64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_limit_and_begin_again() {
+    fn pauses_grow_to_a_limit_and_can_be_reset() {
         let timeouts = Timeouts {
             first: Duration::from_millis(100),
             longest: Duration::from_millis(400),
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn two_nodes_do_not_keep_step() {
+    fn two_nodes_do_not_retry_in_lockstep() {
         let timeouts = Timeouts::default();
         let pauses = |seed| {
             let mut backoff = Backoff::seeded(&timeouts, seed);

@@ -1,11 +1,11 @@
-//! Which build this is.
+//! Version and commit of this build.
 
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 /// Version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Commit it was built from, as far as the build was told (`PROBE_HANDLER_COMMIT`).
+/// Commit from which it was built, if `PROBE_HANDLER_COMMIT` was set by the build script.
 pub const COMMIT: &str = match option_env!("PROBE_HANDLER_COMMIT") {
     Some(commit) => commit,
     None => "unknown",

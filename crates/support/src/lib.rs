@@ -1,4 +1,4 @@
-//! What several layers need: listeners, readiness, pauses between attempts, which build this is.
+//! Helpers for several layers: listeners, readiness, missing parts, backoff, error messages, version of this build.
 
 pub mod backoff;
 pub mod build;

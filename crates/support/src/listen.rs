@@ -1,22 +1,22 @@
-//! TCP listeners as all of our servers want them.
+//! Creates TCP listeners for all servers of the daemon.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Who else may listen at the same address.
+/// Which other sockets may listen on the same address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
-    /// Nobody.
+    /// None.
     Alone,
-    /// Another daemon of ours, for the time of an upgrade (SO_REUSEPORT: processes of the same user alone).
+    /// Those of another probe-handler, during an upgrade (SO_REUSEPORT: only processes of the same user).
     Upgrade,
 }
 
-/// A non-blocking listener at `address` with room for `backlog` connections that are not yet accepted.
-/// `[::]` means IPv4 too, and nothing but IPv4 where the kernel has no IPv6. A port in which a daemon that was
-/// killed has left connections (TIME_WAIT) is free.
+/// A non-blocking listener on `address` with a queue for `backlog` connections that are not yet accepted.
+/// `[::]` includes IPv4, and is only IPv4 if the kernel has no IPv6. Connections in TIME_WAIT that a killed
+/// daemon left behind do not block the port.
 ///
 /// # Errors
 /// Those of `socket`, `bind` and `listen`.
@@ -33,20 +33,24 @@ pub fn tcp(address: SocketAddr, share: Share, backlog: i32) -> io::Result<TcpLis
     }
 }
 
-/// `count` non-blocking listeners at `address` and at the ports that follow its own; at port 0 any free ones.
+/// `count` non-blocking listeners on consecutive ports, the first at `address`; port 0 picks free ones.
 ///
 /// # Errors
-/// Those of `socket`, `bind` and `listen`; with port 0, of the last of several tries.
+/// Those of `socket`, `bind` and `listen`; with port 0, those of the last of several attempts.
 pub fn ports(address: SocketAddr, count: u32, backlog: i32) -> io::Result<Vec<TcpListener>> {
-    /// The kernel gives one free port; whether those behind it are free shows when they are asked for.
+    /// The kernel picks one free port; whether the following ports are free is only known after binding them.
     const TRIES: u32 = 64;
     let at = |port: u16| tcp(SocketAddr::new(address.ip(), port), Share::Alone, backlog);
     let following = |first: TcpListener| -> io::Result<Vec<TcpListener>> {
         let port = u32::from(first.local_addr()?.port());
         let mut all = vec![first];
         for port in (port..port + count).skip(1) {
-            let port = u16::try_from(port)
-                .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no port above 65535"))?;
+            let port = u16::try_from(port).map_err(|_| {
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "invalid port: the highest port is 65535",
+                )
+            })?;
             all.push(at(port)?);
         }
         Ok(all)
@@ -83,21 +87,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everywhere_is_ipv4_and_ipv6() {
+    fn the_unspecified_address_includes_ipv4_and_ipv6() {
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         let listener = tcp(address, Share::Alone, 8).expect("a listener");
         let at = listener.local_addr().expect("address");
         let _v4 = TcpStream::connect((Ipv4Addr::LOCALHOST, at.port())).expect("by IPv4");
         if at.is_ipv6() {
             let v6 = TcpStream::connect((Ipv6Addr::LOCALHOST, at.port()));
-            // Without ::1 (net.ipv6.conf.lo.disable_ipv6) there is nothing to connect to.
+            // Without ::1 (net.ipv6.conf.lo.disable_ipv6) the connection fails.
             let has_v6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
             assert_eq!(v6.is_ok(), has_v6, "{v6:?}");
         }
     }
 
     #[test]
-    fn several_ports_follow_one_another() {
+    fn ports_are_consecutive() {
         let listeners = ports((Ipv4Addr::LOCALHOST, 0).into(), 4, 8).expect("listeners");
         let at: Vec<u16> = listeners
             .iter()
@@ -113,12 +117,12 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_shared_with_whoever_shares_it() {
-        // The wider one first: a port that is free on one address may be somebody's on another.
+    fn a_port_is_shared_only_if_both_listeners_share_it() {
+        // The unspecified address first: a port that is free on one address may be in use on another.
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         let first = tcp(any, Share::Upgrade, 8).expect("a listener");
         let port = first.local_addr().expect("address").port();
-        // The daemon of another release may have had another default.
+        // The daemon of another release may use another default address.
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let _second = tcp(at, Share::Upgrade, 8).expect("shared between families");
         let _third = tcp(at, Share::Upgrade, 8).expect("shared");

@@ -1,5 +1,5 @@
-//! Parts that the daemon serves probes without: what is missing at present, and why. The log says it once,
-//! `status` for as long as it is so. Readiness does not depend on them.
+//! Optional parts of the daemon: which are missing at present, and why. The log reports a missing part once,
+//! `status` for as long as it is missing. Readiness does not depend on these parts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// A part that the daemon can do without.
+/// A part without which the daemon still serves probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// The handler: probes go their own way.
+    /// The handler: without it probes are not redirected.
     Handler,
     /// The admin server over TCP.
     AdminPort,
@@ -22,20 +22,20 @@ pub enum Part {
     CgroupWatch,
     /// inotify on the directory of manifests.
     ManifestWatch,
-    /// The file of the pods as last known.
+    /// The file of the last known pods.
     LastKnown,
 }
 
-/// What is missing. Clones are handles to the same.
+/// The missing parts. Clones share the same state.
 #[derive(Clone, Debug, Default)]
 pub struct Missing(Arc<Mutex<BTreeMap<Part, String>>>);
 
-/// A part that is missing, as `status` shows it.
+/// A missing part, as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissingPart {
     /// [`Part::name`].
     pub part: String,
-    /// Why, and what to do.
+    /// The reason, and what to do.
     pub why: String,
 }
 
@@ -59,35 +59,35 @@ impl Part {
 // === impl Missing ===
 
 impl Missing {
-    /// The part is missing because of `why`, which ends with what to do. Said in the log when it was there before.
+    /// Records that the part is missing because of `why`, which ends with what to do. Logs it if the part was present before.
     pub fn note(&self, part: Part, why: &str) {
         if self.note_silently(part, why) {
             tracing::warn!(
                 part = part.name(),
                 why,
-                "a part is missing: probes are served without it"
+                "a part is missing: serving probes without it"
             );
         }
     }
 
-    /// As [`Missing::note`], without the log. Whether the part was there before.
+    /// Like [`Missing::note`], but does not log. Returns whether the part was present before.
     pub fn note_silently(&self, part: Part, why: &str) -> bool {
         self.0.lock().insert(part, why.to_owned()).is_none()
     }
 
-    /// The part is there. Said in the log when it was missing before.
+    /// Records that the part is present. Logs it if the part was missing before.
     pub fn clear(&self, part: Part) {
         if self.clear_silently(part) {
-            tracing::info!(part = part.name(), "a part that was missing is there");
+            tracing::info!(part = part.name(), "a missing part is available again");
         }
     }
 
-    /// As [`Missing::clear`], without the log. Whether the part was missing before.
+    /// Like [`Missing::clear`], but does not log. Returns whether the part was missing before.
     pub fn clear_silently(&self, part: Part) -> bool {
         self.0.lock().remove(&part).is_some()
     }
 
-    /// All that is missing.
+    /// All missing parts.
     pub fn parts(&self) -> Vec<MissingPart> {
         let missing = self.0.lock();
         let parts = missing.iter().map(|(part, why)| MissingPart {
@@ -103,11 +103,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_missing_until_it_is_there() {
+    fn a_part_is_missing_until_it_is_cleared() {
         let missing = Missing::default();
         let handle = missing.clone();
         assert!(missing.note_silently(Part::AdminSocket, "first"));
-        assert!(!missing.note_silently(Part::AdminSocket, "second"), "known");
+        assert!(
+            !missing.note_silently(Part::AdminSocket, "second"),
+            "already missing"
+        );
         handle.note(Part::AdminPort, "taken");
         let expected = [("admin port", "taken"), ("admin socket", "second")];
         let shown: Vec<_> = missing

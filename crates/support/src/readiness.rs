@@ -1,5 +1,5 @@
-//! Ready when nobody objects: whoever the daemon can't work without holds a named guard until it
-//! is there, and takes it again when it goes away.
+//! Readiness of the daemon: each part that the daemon requires holds a named guard until the part is
+//! available, and takes it again if the part becomes unavailable. The daemon is ready when no guard is held.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,15 +8,15 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// Where the daemon is in its life.
+/// A phase of the daemon's life cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Has not been ready yet.
     Starting,
-    /// Has been ready; a guard taken again since is listed as pending.
+    /// Has been ready; a guard that is taken again later is listed as pending.
     Serving,
-    /// Was told to stop and finishes what it has.
+    /// Has received the signal to stop, and finishes the work in progress.
     Draining,
 }
 
@@ -31,19 +31,19 @@ impl State {
     }
 }
 
-/// Shared by all who can object. Clones are handles to the same readiness.
+/// Shared by all parts that can hold a guard. Clones share the same state.
 #[derive(Clone, Default)]
 pub struct Readiness(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    /// Name to the number of guards that hold it.
+    /// For each name, the number of guards that are held.
     held: BTreeMap<String, usize>,
     was_ready: bool,
     draining: bool,
 }
 
-/// Objects to readiness until dropped.
+/// Prevents readiness until it is dropped.
 #[must_use = "dropped at once, it blocks nothing"]
 pub struct BlockReady {
     name: String,
@@ -53,7 +53,7 @@ pub struct BlockReady {
 // === impl Readiness ===
 
 impl Readiness {
-    /// Not ready until the guard is dropped. `name` is shown to operators: say what is awaited
+    /// Makes the daemon not ready until the guard is dropped. `name` is shown to operators: name what is awaited
     /// (`kubelet`).
     pub fn block(&self, name: impl Into<String>) -> BlockReady {
         let name = name.into();
@@ -64,7 +64,7 @@ impl Readiness {
         }
     }
 
-    /// Not ready any more, for good.
+    /// Makes the daemon not ready permanently.
     pub fn drain(&self) {
         self.0.lock().draining = true;
     }
@@ -76,7 +76,7 @@ impl Readiness {
         inner.held.keys().cloned().chain(draining).collect()
     }
 
-    /// Where the daemon is in its life.
+    /// The current phase.
     pub fn state(&self) -> State {
         let inner = self.0.lock();
         if inner.draining {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guard_taken_again_makes_it_not_ready_but_serving_still() {
+    fn a_guard_that_is_taken_again_is_pending_while_the_state_stays_serving() {
         let readiness = Readiness::default();
         drop(readiness.block("hooks"));
         let again = readiness.block("hooks");
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn two_guards_of_one_name_must_both_go() {
+    fn two_guards_with_one_name_must_both_be_dropped() {
         let readiness = Readiness::default();
         let (first, second) = (readiness.block("hooks"), readiness.block("hooks"));
         drop(first);

@@ -220,7 +220,7 @@ fn no_kubelet(env: &Env) -> Result<()> {
     let name = format!("none{}", env.run.id());
     let args = ["--kubelet-name", name.as_str()];
     let words = [
-        "no kubelet runs in this pid namespace",
+        "no kubelet found in this pid namespace",
         &name,
         "--kubelet-cgroup",
     ];
@@ -287,7 +287,7 @@ fn legacy(env: &Env) -> Result<()> {
     let _legacy = LegacyConnect4::attach(parent)?;
     let where_it_is = format!("connect4 at {}", parent.display());
     let words = [
-        "programs attached without BPF_F_ALLOW_MULTI stand in the way",
+        "programs attached without BPF_F_ALLOW_MULTI conflict with ours",
         &where_it_is,
     ];
     let path = cgroup.path().display().to_string();

@@ -100,7 +100,7 @@ fn decoy(run: &Run, program: Option<&Path>) -> Result<()> {
     let elsewhere = Cgroup::new(run, "elsewhere")?;
     let _decoy = Kubelet::start(run, &elsewhere, &name)?;
     kubelet.kill()?;
-    let _line = daemon.wait_logged(&["is in another cgroup than the kubelet was"])?;
+    let _line = daemon.wait_logged(&["is in a different cgroup than the kubelet was"])?;
     kubelet = Kubelet::start(run, &home, &name)?;
     let _took = comes_back(&daemon, &kubelet, &pod, &home)?;
     ensure!(

@@ -209,11 +209,11 @@ fn several(program: Option<&Path>) -> Result<()> {
         .arg(&name)
         .start(&run)?;
     let pod = truth(&run, &daemon, &own)?;
-    let log = daemon.wait_logged(&["several processes pass for the kubelet"])?;
+    let log = daemon.wait_logged(&["several processes could be the kubelet"])?;
     for said in [
         &format!("chosen={}", own.pid()),
         &shared.pid().to_string(),
-        "fewer processes beside it",
+        "fewer other processes",
         "--kubelet-cgroup",
     ] {
         ensure!(log.contains(said), "{said:?} is not in: {log}");
@@ -237,7 +237,7 @@ fn several(program: Option<&Path>) -> Result<()> {
     };
     serves(&late)?;
     usual::truth(&late, ip)?;
-    let _log = daemon.wait_logged(&["another process is likelier the kubelet"])?;
+    let _log = daemon.wait_logged(&["another process is more likely the kubelet"])?;
     own.kill()?;
     usual::truth(&late, ip)
 }

@@ -1,56 +1,56 @@
-//! Why our rules can't be in a pod, and what to do about it.
+//! Why rules can't be installed in a pod, and what to do about it.
 
 use std::io;
 
 use super::message::Part;
 use super::rules::Family;
 
-/// The pod's kernel does not take our rules.
+/// The kernel does not accept the rules.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The pod's namespace can't be entered, or has no socket for it.
-    #[error("no netlink socket in the pod's network namespace")]
+    /// The pod's namespace can't be entered, or a netlink socket can't be opened in it.
+    #[error("cannot open a netlink socket in the pod's network namespace")]
     Socket(#[source] io::Error),
-    /// What our rules need is not there.
+    /// The kernel lacks a feature that the rules need.
     #[error("the kernel has {missing} for family {}", family.name())]
     Missing {
-        /// Of which family the rules are.
+        /// The family of the rules.
         family: Family,
-        /// What is missing.
+        /// The missing feature.
         missing: Missing,
     },
-    /// The kernel refuses them for another reason.
+    /// The kernel refuses the rules for another reason.
     #[error("the kernel refuses the rules of family {} ({part})", family.name())]
     Refused {
-        /// Of which family the rules are.
+        /// The family of the rules.
         family: Family,
-        /// What it refuses.
+        /// The refused part.
         part: Part,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// What our rules need, and a kernel may lack.
+/// A feature that the rules need and that a kernel may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     /// nftables.
     NfTables,
-    /// iptables' matches for nftables.
+    /// Support for iptables matches in nftables.
     Compat,
-    /// The match that asks a BPF program.
+    /// The match that runs a BPF program.
     BpfMatch,
-    /// nftables' view of conntrack.
+    /// Access to conntrack in nftables.
     Conntrack,
-    /// Timeouts for single connections.
+    /// Per-connection timeouts in conntrack.
     CtTimeout,
-    /// NAT.
+    /// NAT in nftables.
     Nat,
 }
 
 impl Missing {
-    /// The module, as modprobe(8) knows it, and the option of the kernel's build.
+    /// The module's name for modprobe(8), and the kernel's build option.
     pub const fn module(self) -> (&'static str, &'static str) {
         match self {
             Self::NfTables => ("nf_tables", "CONFIG_NF_TABLES"),
@@ -67,10 +67,10 @@ impl std::fmt::Display for Missing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::NfTables => "no nftables",
-            Self::Compat => "no iptables matches in nftables",
-            Self::BpfMatch => "no match that asks a BPF program",
-            Self::Conntrack => "no conntrack in nftables",
-            Self::CtTimeout => "no timeouts for single connections in conntrack",
+            Self::Compat => "no support for iptables matches in nftables",
+            Self::BpfMatch => "no match that runs a BPF program",
+            Self::Conntrack => "no access to conntrack in nftables",
+            Self::CtTimeout => "no per-connection timeouts in conntrack",
             Self::Nat => "no NAT in nftables",
         })
     }
@@ -83,7 +83,7 @@ impl std::fmt::Display for Part {
             Self::Table => f.write_str("the table"),
             Self::Timeout => f.write_str("the timeout policy"),
             Self::Chain => f.write_str("a chain"),
-            Self::NatChain => f.write_str("the chain for NAT"),
+            Self::NatChain => f.write_str("the NAT chain"),
             Self::Rule => f.write_str("a rule"),
             Self::Expression(name) => write!(f, "expression {name}"),
         }
@@ -91,13 +91,13 @@ impl std::fmt::Display for Part {
 }
 
 impl Error {
-    /// Whether it is that our table is there already.
+    /// Whether the error is that the table exists already.
     pub(super) fn is_there_already(&self) -> bool {
         matches!(self, Self::Refused { part: Part::Table, source, .. }
             if source.raw_os_error() == Some(libc::EEXIST))
     }
 
-    /// What to do about it.
+    /// What to do about the error.
     pub fn remedy(&self) -> String {
         match self {
             Self::Missing { missing, .. } => {
@@ -115,22 +115,22 @@ impl Error {
                     .to_owned()
             }
             Self::Refused { .. } | Self::Socket(_) => {
-                "the handler serves the pod meanwhile; `nft list ruleset` in the pod's network namespace shows what is \
-                 there"
+                "the handler serves the pod meanwhile; `nft list ruleset` in the pod's network namespace shows the \
+                 current rules"
                     .to_owned()
             }
         }
     }
 
-    /// All there is to tell an operator: the error with its causes, and what to do.
+    /// The message for the operator: the error with its causes, and what to do.
     pub fn told(self) -> String {
         let remedy = self.remedy();
         format!("{:#}; {remedy}", anyhow::Error::from(self))
     }
 }
 
-/// What is missing where the kernel refuses `part` with `errno`; none where it is something else. `has_compat` is
-/// whether nft_compat is there.
+/// The feature whose absence makes the kernel refuse `part` with `errno`; `None` if there is another reason.
+/// `has_compat` returns whether nft_compat is available.
 pub(super) fn missing(
     part: Part,
     errno: i32,
@@ -160,8 +160,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_follows_from_what_is_refused() {
-        let told = |part, errno, has_compat: bool| missing(part, errno, || has_compat);
+    fn the_refused_part_shows_which_feature_is_missing() {
+        let missing_for = |part, errno, has_compat: bool| missing(part, errno, || has_compat);
         for (part, expected) in [
             (Part::Transaction, Missing::NfTables),
             (Part::Timeout, Missing::CtTimeout),
@@ -169,17 +169,17 @@ mod tests {
             (Part::Expression("nat"), Missing::Nat),
             (Part::Expression("match"), Missing::BpfMatch),
         ] {
-            assert_eq!(told(part, libc::ENOENT, true), Some(expected));
-            assert_eq!(told(part, libc::EOPNOTSUPP, true), Some(expected));
+            assert_eq!(missing_for(part, libc::ENOENT, true), Some(expected));
+            assert_eq!(missing_for(part, libc::EOPNOTSUPP, true), Some(expected));
             assert_eq!(
-                told(part, libc::EPERM, true),
+                missing_for(part, libc::EPERM, true),
                 None,
-                "forbidden is not missing"
+                "EPERM means forbidden, not missing"
             );
         }
-        let compat = told(Part::Expression("match"), libc::ENOENT, false);
+        let compat = missing_for(Part::Expression("match"), libc::ENOENT, false);
         assert_eq!(compat, Some(Missing::Compat));
-        assert_eq!(told(Part::Rule, libc::ENOENT, true), None);
+        assert_eq!(missing_for(Part::Rule, libc::ENOENT, true), None);
     }
 
     #[test]
@@ -188,8 +188,8 @@ mod tests {
             family: Family::V4,
             missing: Missing::BpfMatch,
         };
-        let told = error.told();
-        assert!(told.contains("modprobe xt_bpf"), "{told}");
-        assert!(told.contains("family ip"), "{told}");
+        let text = error.told();
+        assert!(text.contains("modprobe xt_bpf"), "{text}");
+        assert!(text.contains("family ip"), "{text}");
     }
 }

@@ -1,6 +1,6 @@
-//! The expressions of nftables of which our rules are made (linux/netfilter/nf_tables.h, "Netfilter expressions").
+//! The nftables expressions that the rules use (linux/netfilter/nf_tables.h, "Netfilter expressions").
 //!
-//! All of them work on one register.
+//! All of them use the same register.
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -13,18 +13,18 @@ const REGISTER: u32 = 1;
 /// `NFTA_LIST_ELEM`.
 const LIST_ELEMENT: u16 = 1;
 
-/// How rules name our program to the kernel.
+/// How rules refer to program `exempt`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Program {
-    /// By the path of its pin, which `nft list ruleset` in the pod then shows.
+    /// By the path of its pin, which `nft list ruleset` in the pod shows.
     Pinned(PathBuf),
-    /// By a descriptor of the process that sends the rules: where nothing can be pinned.
+    /// By a descriptor of the process that sends the rules, if the program can't be pinned.
     Descriptor(RawFd),
 }
 
-/// `struct xt_bpf_info_v1`: mode, two bytes that are unused, descriptor, path, and the kernel's own pointer.
+/// `struct xt_bpf_info_v1`: mode, two unused bytes, descriptor, path, and a pointer for the kernel's use.
 const MATCH_INFO: usize = 2 + 2 + 4 + PATH + 8;
-/// `XT_BPF_PATH_MAX`, the zero byte at the end included.
+/// `XT_BPF_PATH_MAX`, which includes the terminating zero byte.
 const PATH: usize = 512;
 
 impl Program {
@@ -33,7 +33,7 @@ impl Program {
         (path.as_os_str().len() < PATH).then(|| Self::Pinned(path.to_owned()))
     }
 
-    /// What xt_bpf is told.
+    /// The match's parameters (`struct xt_bpf_info_v1`).
     fn info(&self) -> [u8; MATCH_INFO] {
         const PATH_PINNED: u16 = 1;
         const DESCRIPTOR: u16 = 2;
@@ -55,12 +55,12 @@ impl Program {
     }
 }
 
-/// A value that a packet, or its connection, has.
+/// A property of a packet or of its connection.
 #[derive(Clone, Copy)]
 pub(super) enum Field {
     /// `NFT_META_MARK`.
     Mark,
-    /// `NFT_META_IIF`: the index of the interface on which it came.
+    /// `NFT_META_IIF`: the index of the input interface.
     Interface,
     /// `NFT_META_L4PROTO`.
     Protocol,
@@ -86,7 +86,7 @@ impl Field {
     }
 }
 
-/// Which header of a packet.
+/// A header of a packet.
 #[derive(Clone, Copy)]
 pub(super) enum Header {
     /// `NFT_PAYLOAD_NETWORK_HEADER`.
@@ -95,7 +95,7 @@ pub(super) enum Header {
     Transport = 2,
 }
 
-/// The expressions of a rule, one after the other.
+/// The list of expressions of a rule.
 pub(super) struct Expressions<'a, 'b>(pub &'a mut Attributes<'b>);
 
 impl Expressions<'_, '_> {
@@ -109,19 +109,19 @@ impl Expressions<'_, '_> {
         });
     }
 
-    /// Goes on where the field is `value`.
+    /// Continues if the field equals `value`.
     pub fn is(&mut self, field: Field, value: &[u8]) {
         self.load(field);
         self.compare(Comparison::Equal, value);
     }
 
-    /// Goes on where the field is not `value`.
+    /// Continues if the field differs from `value`.
     pub fn is_not(&mut self, field: Field, value: &[u8]) {
         self.load(field);
         self.compare(Comparison::NotEqual, value);
     }
 
-    /// Goes on where the connection is a new one.
+    /// Continues if the connection is new.
     pub fn is_new(&mut self) {
         // NF_CT_STATE_BIT(IP_CT_NEW).
         const NEW: u32 = 1 << 3;
@@ -130,7 +130,7 @@ impl Expressions<'_, '_> {
         self.compare(Comparison::NotEqual, &[0; 4]);
     }
 
-    /// Goes on for a SYN without ACK.
+    /// Continues if the packet is a SYN without ACK.
     pub fn is_syn(&mut self) {
         const TCP: u8 = 6;
         const FLAGS_AT: u32 = 13;
@@ -143,7 +143,7 @@ impl Expressions<'_, '_> {
         self.compare(Comparison::Equal, &[SYN]);
     }
 
-    /// Goes on where our program says so, by xt_bpf: `bpf` of iptables, revision 1.
+    /// Continues if the program matches the packet, by xt_bpf: match `bpf` of iptables, revision 1.
     pub fn is_matched_by(&mut self, program: &Program) {
         let info = program.info();
         self.add("match", |data| {
@@ -169,7 +169,7 @@ impl Expressions<'_, '_> {
         }
     }
 
-    /// Gives the connection an object of our table: `kind` of `NFT_OBJECT_*`.
+    /// Assigns an object of the rules' table to the connection: `kind` of `NFT_OBJECT_*`.
     pub fn use_object(&mut self, kind: u32, name: &str) {
         self.add("objref", |data| {
             data.number(1, kind);
@@ -177,7 +177,7 @@ impl Expressions<'_, '_> {
         });
     }
 
-    /// DNAT to the destination that the packet has. NAT is decided by that: what comes later is not asked.
+    /// DNAT to the packet's own destination. This sets up NAT for the connection, so that later NAT rules do not apply.
     pub fn dnat_to_itself(&mut self, family: u8, address_at: u32, length: u32) {
         const DNAT: u32 = 1;
         self.payload(Header::Network, address_at, length);
@@ -188,7 +188,7 @@ impl Expressions<'_, '_> {
         });
     }
 
-    /// `NF_ACCEPT`: on to the next chain.
+    /// `NF_ACCEPT`: continue with the next chain.
     pub fn accept(&mut self) {
         self.verdict(1);
     }
@@ -238,7 +238,7 @@ impl Expressions<'_, '_> {
         });
     }
 
-    /// Keeps those bits of the register that `mask` has.
+    /// Keeps only the bits of the register that are set in `mask`.
     fn mask(&mut self, mask: &[u8]) {
         let none = vec![0; mask.len()];
         self.add("bitwise", |data| {
@@ -271,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pin_is_named_by_a_path_that_fits() {
+    fn a_pinned_program_is_referred_to_by_a_path_that_fits() {
         let program = Program::pinned(Path::new("/sys/fs/bpf/x")).expect("short");
         let info = program.info();
         assert_eq!(info.len(), 528);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pin_a_descriptor_serves() {
+    fn an_unpinned_program_is_referred_to_by_descriptor() {
         let info = Program::Descriptor(7).info();
         assert_eq!(info[..2], 2_u16.to_ne_bytes());
         assert_eq!(info[4..8], 7_i32.to_ne_bytes());

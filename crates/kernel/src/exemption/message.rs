@@ -1,6 +1,6 @@
-//! Messages for nftables, as they go over the wire: netlink messages in one transaction (a batch), whose attributes nest.
+//! The wire format of nftables messages: netlink messages with nested attributes in one transaction (a batch).
 //!
-//! Encoded by hand: what we need of linux/netfilter/nf_tables.h is little.
+//! Encoded by hand, because only a small part of linux/netfilter/nf_tables.h is needed.
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const NFTABLES: u8 = 10;
@@ -15,41 +15,41 @@ pub(super) const NLM_F_CREATE: u16 = 0x400;
 pub(super) const NLM_F_APPEND: u16 = 0x800;
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
-/// Where a netlink message has its flags, and how long its header is.
+/// The offset of the flags in a netlink message, and the length of its header.
 const FLAGS_AT: usize = 6;
 const HEADER: usize = 16;
 
-/// A part of the batch, for telling which one the kernel refused.
+/// A part of the batch: identifies in errors what the kernel refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The transaction as such.
+    /// The transaction as a whole.
     Transaction,
     /// The table.
     Table,
-    /// Conntrack's policy that forgets a closed connection at once.
+    /// The conntrack timeout policy that deletes a closed connection immediately.
     Timeout,
     /// A chain of type filter.
     Chain,
     /// A chain of type nat.
     NatChain,
-    /// A rule, but none of its expressions in particular.
+    /// A rule, without a specific expression.
     Rule,
     /// An expression of a rule, by its name.
     Expression(&'static str),
 }
 
-/// One transaction.
+/// A transaction under construction.
 #[derive(Debug)]
 pub(super) struct Batch {
     bytes: Vec<u8>,
-    /// Where each message begins, by its sequence number, and what it is for.
+    /// The offset and the part of each message, indexed by sequence number.
     messages: Vec<(usize, Part)>,
-    /// Where each expression's attribute begins.
+    /// The offset and the name of each expression's attribute.
     expressions: Vec<(usize, &'static str)>,
 }
 
 impl Batch {
-    /// An open transaction.
+    /// Begins a transaction.
     pub fn begin() -> Self {
         let mut batch = Self {
             bytes: Vec::with_capacity(8 * 1024),
@@ -61,7 +61,7 @@ impl Batch {
         batch
     }
 
-    /// Adds a message of nftables: `kind` of `enum nf_tables_msg_types`, for the protocol family `family`.
+    /// Adds an nftables message: `kind` of `enum nf_tables_msg_types`, for protocol family `family`.
     pub fn message(
         &mut self,
         kind: u8,
@@ -79,7 +79,7 @@ impl Batch {
         self.close();
     }
 
-    /// Ends the transaction. The kernel acknowledges the last message before the end, which it reaches if all are well.
+    /// Ends the transaction. The kernel acknowledges the last message before the end marker if it accepts all messages.
     pub fn end(mut self) -> Sealed {
         if let Some((start, _)) = self.messages.last() {
             let at = start + FLAGS_AT;
@@ -91,7 +91,7 @@ impl Batch {
         Sealed(self)
     }
 
-    /// A netlink header, and nfnetlink's own behind it.
+    /// Adds a netlink header, followed by the nfnetlink header.
     fn header(&mut self, kind: u16, flags: u16, family: u8, resource: u16, part: Part) {
         let sequence = self.messages.len() as u32;
         self.messages.push((self.bytes.len(), part));
@@ -118,19 +118,19 @@ impl Batch {
 pub(super) struct Sealed(Batch);
 
 impl Sealed {
-    /// What to send.
+    /// The bytes to send.
     pub fn bytes(&self) -> &[u8] {
         &self.0.bytes
     }
 
     /// The sequence number of the message that is acknowledged.
     pub fn last(&self) -> u32 {
-        // The one before the end of the batch.
+        // The message before the end marker.
         (self.0.messages.len() - 2) as u32
     }
 
-    /// The part to which message `sequence` belongs; the expression in it where the kernel says which attribute it did
-    /// not take, by its `offset` in the message.
+    /// The part that message `sequence` contains; if the kernel reports the `offset` of the refused attribute in the
+    /// message, the expression at that offset.
     pub fn part(&self, sequence: u32, offset: Option<u32>) -> Part {
         let Some((start, part)) = self.0.messages.get(sequence as usize) else {
             return Part::Transaction;
@@ -159,7 +159,7 @@ impl Attributes<'_> {
         self.finish(start);
     }
 
-    /// A text, which ends with a zero byte.
+    /// A string attribute, terminated by a zero byte.
     pub fn text(&mut self, kind: u16, value: &str) {
         let start = self.open(kind);
         self.bytes.extend(value.as_bytes());
@@ -167,12 +167,12 @@ impl Attributes<'_> {
         self.finish(start);
     }
 
-    /// A number, in network byte order as nearly all of nftables' are.
+    /// A number attribute, in network byte order like nearly all numbers of nftables.
     pub fn number(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
 
-    /// Attributes within an attribute.
+    /// A nested attribute.
     pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
         let start = self.open(kind | NESTED);
         fill(&mut Attributes {
@@ -182,7 +182,7 @@ impl Attributes<'_> {
         self.finish(start);
     }
 
-    /// Notes that the attribute that comes next is expression `name`.
+    /// Records that the next attribute is expression `name`.
     pub fn mark_expression(&mut self, name: &'static str) {
         self.expressions.push((self.bytes.len(), name));
     }
@@ -194,7 +194,7 @@ impl Attributes<'_> {
         start
     }
 
-    /// Writes the length, without the padding that follows.
+    /// Writes the length, which excludes the padding.
     fn finish(&mut self, start: usize) {
         let length = (self.bytes.len() - start) as u16;
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
@@ -203,40 +203,40 @@ impl Attributes<'_> {
     }
 }
 
-/// Asks nft_compat whether there is a match of this name and revision (`NFNL_MSG_COMPAT_GET`).
-pub(super) fn compat_question(name: &str, revision: u32) -> Vec<u8> {
+/// A query to nft_compat for a match with this name and revision (`NFNL_MSG_COMPAT_GET`).
+pub(super) fn compat_query(name: &str, revision: u32) -> Vec<u8> {
     /// `NFNL_SUBSYS_NFT_COMPAT`.
     const COMPAT: u16 = 11;
     const IPV4: u8 = 2;
-    let mut question = Batch {
+    let mut query = Batch {
         bytes: Vec::new(),
         messages: Vec::new(),
         expressions: Vec::new(),
     };
-    question.header(COMPAT << 8, NLM_F_ACK, IPV4, 0, Part::Transaction);
+    query.header(COMPAT << 8, NLM_F_ACK, IPV4, 0, Part::Transaction);
     let mut attributes = Attributes {
-        bytes: &mut question.bytes,
-        expressions: &mut question.expressions,
+        bytes: &mut query.bytes,
+        expressions: &mut query.expressions,
     };
     attributes.text(1, name);
     attributes.number(2, revision);
     attributes.number(3, 0);
-    question.close();
-    question.bytes
+    query.close();
+    query.bytes
 }
 
-/// What the kernel says of one message.
+/// The kernel's reply to one message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     /// The message's sequence number.
     pub sequence: u32,
     /// 0, or the error's number.
     pub errno: i32,
-    /// Where in the message the attribute stands that it did not take.
+    /// Offset of the refused attribute in the message.
     pub offset: Option<u32>,
 }
 
-/// The replies in a datagram of the kernel's; what is none, or is cut short, is passed over.
+/// The replies in a datagram from the kernel; skips other and truncated messages.
 pub(super) fn replies(mut datagram: &[u8]) -> Vec<Reply> {
     const NLMSG_ERROR: u16 = 2;
     let mut replies = Vec::new();
@@ -253,7 +253,7 @@ pub(super) fn replies(mut datagram: &[u8]) -> Vec<Reply> {
     replies
 }
 
-/// A message of type NLMSG_ERROR: the error, the header of what it is about, and attributes.
+/// Parses a message of type NLMSG_ERROR: the error, the header of the message to which it refers, and attributes.
 fn reply(message: &[u8]) -> Option<Reply> {
     const NLM_F_ACK_TLVS: u16 = 0x200;
     const NLM_F_CAPPED: u16 = 0x100;
@@ -319,15 +319,15 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_as_long_as_it_says_and_attributes_are_padded() {
+    fn lengths_exclude_padding_and_attributes_are_padded() {
         let batch = batch();
-        // Begin, a header of 20 bytes.
+        // The begin marker is a header of 20 bytes.
         assert_eq!(u32_at(batch.bytes(), 0), Some(20));
         // Table: an attribute of 4 + 5 bytes takes 12.
         assert_eq!(u32_at(batch.bytes(), 20), Some(32));
         assert_eq!(u16_at(batch.bytes(), 40), Some(9));
         assert_eq!(&batch.bytes()[44..52], b"four\0\0\0\0");
-        // Rule: two nests, a text; then the end.
+        // Rule: two nests, a string; then the end marker.
         assert_eq!(u32_at(batch.bytes(), 52), Some(40));
         assert_eq!(u16_at(batch.bytes(), 74), Some(4 | NESTED));
         assert_eq!(u32_at(batch.bytes(), 92), Some(20));
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_message_of_all_is_acknowledged_and_no_other() {
+    fn only_the_last_message_requests_an_acknowledgement() {
         let batch = batch();
         let flags = |at: usize| u16_at(batch.bytes(), at + FLAGS_AT);
         assert_eq!(batch.last(), 2);
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_refuses_is_told_by_message_and_offset() {
+    fn a_refused_part_is_identified_by_message_and_offset() {
         let batch = batch();
         assert_eq!(batch.part(0, None), Part::Transaction);
         assert_eq!(batch.part(1, None), Part::Table);
@@ -355,7 +355,7 @@ mod tests {
         assert_eq!(batch.part(99, None), Part::Transaction);
     }
 
-    /// An error of the kernel's about message 7, capped, with the offset of an attribute.
+    /// An error reply of the kernel to message 7, capped, with the offset of an attribute.
     fn refusal() -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(44_u32.to_ne_bytes());
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_tells_the_message_and_the_attribute() {
+    fn an_error_reply_identifies_message_and_attribute() {
         let expected = || Reply {
             sequence: 7,
             errno: 2,
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_that_is_cut_short_is_no_trouble() {
+    fn a_truncated_datagram_contains_no_reply() {
         let whole = refusal();
         for length in 0..whole.len() {
             assert_eq!(replies(&whole[..length]), [], "{length}");

@@ -1,10 +1,10 @@
-//! The kernel path, in a pod: rules of ours that keep the kubelet's own connections out of a mesh's redirect.
+//! The kernel path, in a pod: rules that exempt the kubelet's connections from the mesh's redirect.
 //!
-//! The rules ask our program `exempt`, by netfilter's match xt_bpf, about each SYN that comes in. It knows the
-//! connections that the kubelet is making just now, by address and port of both ends, from our program `sock_ops`. What
-//! it says yes to is not redirected: the app answers it or, where nobody listens, the pod's own kernel.
+//! For each incoming SYN the rules run program `exempt`, by netfilter's match xt_bpf. The program looks the SYN's two
+//! addresses and ports up in map `CONNECTING`, to which program `sock_ops` adds each connection that the kubelet is
+//! opening. A SYN in the map is not redirected: the app answers it or, without a listener, the pod's network stack.
 //!
-//! The rules hold the program, and the program its map. They end with the pod's namespace.
+//! The rules keep the program loaded, and the program keeps its map. The rules are removed with the pod's namespace.
 
 mod error;
 mod everywhere;
@@ -31,7 +31,7 @@ use probe_handler_common::programs;
 use crate::netns::Netns;
 use crate::pins::{self, Pins};
 
-/// Puts our rules into pods.
+/// Installs the rules in pods.
 #[derive(Debug)]
 pub struct Exemption {
     program: OwnedFd,
@@ -39,17 +39,17 @@ pub struct Exemption {
 }
 
 impl Exemption {
-    /// With the program `exempt`, which rules name by this descriptor.
+    /// For the program `exempt`. Rules refer to it by this descriptor.
     pub(super) fn new(program: OwnedFd) -> Self {
         let named = Program::Descriptor(program.as_raw_fd());
         Self { program, named }
     }
 
-    /// Pins the program, in place of one that is pinned there. Rules name it by that path from now on.
+    /// Pins the program, and replaces an existing pin. From now on rules refer to it by that path.
     ///
     /// # Errors
     /// [`pins::Error`]; [`io::ErrorKind::InvalidFilename`] in it for a path that is too long for a rule. Then rules
-    /// name it as before.
+    /// refer to it as before.
     pub fn pin(&mut self, pins: &Pins) -> Result<(), pins::Error> {
         let path = pins.path(programs::EXEMPT);
         let Some(named) = Program::pinned(&path) else {
@@ -61,13 +61,13 @@ impl Exemption {
         Ok(())
     }
 
-    /// How rules name the program.
+    /// How rules refer to the program.
     pub fn program(&self) -> &Program {
         &self.named
     }
 
-    /// Puts our rules of one family into a pod, in place of those that are there: by one transaction, so that there is
-    /// no moment without rules.
+    /// Installs the rules of one family in a pod. Replaces existing ones in the same transaction, so that the pod is never
+    /// without rules.
     ///
     /// # Errors
     /// [`Error`]. Then nothing has changed in the pod.
@@ -81,12 +81,10 @@ impl Exemption {
     }
 }
 
-/// Removes our rules of one family from a pod, by one transaction; whether it had any.
-///
-/// A kernel without nftables has none either: both are ENOENT or the like.
+/// Removes the rules of one family from a pod in one transaction; whether there were any. A kernel without nftables has none.
 ///
 /// # Errors
-/// [`Error`]. Then they are there as before.
+/// [`Error`]. Then the rules are unchanged.
 pub fn remove(netns: &Netns, family: Family) -> Result<bool, Error> {
     match transaction::commit(netns, family, &rules::remove(family)) {
         Ok(()) => Ok(true),

@@ -1,22 +1,22 @@
-//! Our rules in a pod, for one family: a table with four chains, all at prerouting.
+//! The rules in a pod for one family: a table with four chains, all at prerouting.
 //!
 //! | chain | at | does |
 //! |---|---|---|
-//! | guard | after conntrack | what conntrack remembers of an exempt connection is for the kubelet only |
-//! | before | before mangle | gives the SYN Istio's own mark, with which TPROXY rules leave it alone |
-//! | after | behind mangle | takes that mark back, from the connection too |
-//! | nat | before the mesh's redirect | decides NAT: to where the connection goes anyway |
+//! | guard | after conntrack | lets only the kubelet use an existing conntrack entry of an exempt connection |
+//! | before | before mangle | sets Istio's own mark on the SYN, so that TPROXY rules do not capture it |
+//! | after | after mangle | clears that mark on the packet, and replaces it on the connection |
+//! | nat | before the mesh's redirect | sets up NAT to the unchanged destination, so that no later NAT rule applies |
 
 use super::expression::{Expressions, Field, Program};
 use super::message::{Attributes, Batch, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Part, Sealed};
 
-/// Our table, in families ip and ip6. No mesh has one of this name.
+/// The name of the table, in families ip and ip6. No mesh uses this name.
 pub const TABLE: &str = "probe_handler";
 
-/// The mark that exempt connections bear in conntrack. Meshes' own: 1337 (Istio), 0x111 (ambient).
+/// The conntrack mark of exempt connections. Meshes' own marks: 1337 (Istio), 0x111 (ambient).
 pub const CONNECTION_MARK: u32 = 0x7068_0001;
 
-/// Istio's mark for connections that TPROXY is to leave alone.
+/// Istio's mark for connections that TPROXY must not capture.
 const ISTIO_MARK: u32 = 1337;
 
 /// Of `enum nf_tables_msg_types`.
@@ -35,7 +35,7 @@ const LOOPBACK: u32 = 1;
 /// Priorities of chains at prerouting. Conntrack is at -200, mangle at -150, nat at -100.
 const GUARD: i32 = -199;
 const BEFORE_MANGLE: i32 = -151;
-const BEHIND_MANGLE: i32 = -149;
+const AFTER_MANGLE: i32 = -149;
 const BEFORE_NAT: i32 = -110;
 
 /// A protocol family.
@@ -48,7 +48,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both.
+    /// Both families.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     /// `NFPROTO_IPV4`, `NFPROTO_IPV6`: the same as AF_INET and AF_INET6.
@@ -67,7 +67,7 @@ impl Family {
         }
     }
 
-    /// Where the destination stands in the header, and how long it is.
+    /// Offset and length of the destination address in the IP header.
     const fn destination(self) -> (u32, u32) {
         match self {
             Self::V4 => (16, 4),
@@ -76,7 +76,7 @@ impl Family {
     }
 }
 
-/// The transaction that puts our rules where there are none. It fails with EEXIST where there are.
+/// The transaction that installs the rules in a namespace without them. With them it fails with EEXIST.
 pub(super) fn create(family: Family, program: &Program) -> Sealed {
     let mut rules = Rules::begin(family);
     rules.table(NLM_F_EXCL);
@@ -84,11 +84,11 @@ pub(super) fn create(family: Family, program: &Program) -> Sealed {
     rules.batch.end()
 }
 
-/// The transaction that puts our rules in place of those that are there. It takes the kernel many times as long, because
-/// that waits until no packet is in the old chains.
+/// The transaction that installs the rules and replaces existing ones. It takes the kernel many times as long, because it
+/// waits until no packet is in the old chains.
 pub(super) fn replace(family: Family, program: &Program) -> Sealed {
     let mut rules = Rules::begin(family);
-    // Made, so that there is one to delete: a table that is not there would fail the transaction.
+    // Created before it is deleted, because deleting a missing table would fail the transaction.
     rules.table(0);
     rules.delete();
     rules.table(0);
@@ -96,7 +96,7 @@ pub(super) fn replace(family: Family, program: &Program) -> Sealed {
     rules.batch.end()
 }
 
-/// The transaction that removes our rules. It fails where there are none.
+/// The transaction that removes the rules. It fails if there are none.
 pub(super) fn remove(family: Family) -> Sealed {
     let mut rules = Rules::begin(family);
     rules.delete();
@@ -133,9 +133,9 @@ impl Rules {
         });
     }
 
-    /// A connection that was closed is forgotten at once: its addresses and ports are new again, for the kubelet after
-    /// others and for others after the kubelet. What is left of an exempt connection all the same, such as one that was
-    /// never answered, lets the kubelet through and nobody else.
+    /// Makes conntrack delete a closed connection immediately: then its addresses and ports count as a new connection,
+    /// for the kubelet after another process and for another process after the kubelet. A remaining entry of an exempt
+    /// connection, for example of one that was never answered, lets only the kubelet's SYN through.
     fn guard(&mut self, program: &Program) {
         self.chain("guard", "filter", GUARD, Part::Chain);
         self.forget_closed();
@@ -160,7 +160,7 @@ impl Rules {
     fn before(&mut self, program: &Program) {
         self.chain("before", "filter", BEFORE_MANGLE, Part::Chain);
         self.rule("before", |rule| {
-            // Else a connection that is captured already would bear our mark, and the guard would drop it.
+            // Otherwise a connection that the mesh has already captured would get our mark, and chain guard would drop it.
             rule.is_new();
             rule.is_syn();
             rule.is_matched_by(program);
@@ -168,10 +168,10 @@ impl Rules {
         });
     }
 
-    /// Istio's rules save the mark of a connection's first packet with the connection, and give it to the answer, which
-    /// then takes the wrong route.
+    /// Clears Istio's mark: Istio's rules save the mark of a connection's first packet on the connection, and restore it on
+    /// the answer, which would then take the wrong route.
     fn after(&mut self, program: &Program) {
-        self.chain("after", "filter", BEHIND_MANGLE, Part::Chain);
+        self.chain("after", "filter", AFTER_MANGLE, Part::Chain);
         self.rule("after", |rule| {
             rule.is(Field::Mark, &ISTIO_MARK.to_ne_bytes());
             rule.is_syn();
@@ -194,7 +194,7 @@ impl Rules {
         });
     }
 
-    /// Conntrack's policy for TCP: a connection in state CLOSE lives for no time.
+    /// The conntrack timeout policy for TCP: an entry in state CLOSE expires immediately.
     fn forget_closed(&mut self) {
         const TCP: u8 = 6;
         const CLOSE: u16 = 8;

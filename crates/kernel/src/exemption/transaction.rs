@@ -1,4 +1,4 @@
-//! Sends a transaction to nftables in a pod.
+//! Sends a transaction to nftables in a pod's network namespace.
 
 use std::io;
 
@@ -10,10 +10,10 @@ use super::message::{Reply, Sealed, replies};
 use super::rules::Family;
 use crate::netns::Netns;
 
-/// The kernel's own port. Any other is a process's.
+/// The kernel's port. Any other port belongs to a process.
 const KERNEL: u32 = 0;
 
-/// Carries out `batch`, all of it or nothing.
+/// Applies `batch` atomically.
 ///
 /// # Errors
 /// [`Error`].
@@ -22,7 +22,7 @@ pub(super) fn commit(netns: &Netns, family: Family, batch: &Sealed) -> Result<()
         .within(socket)
         .and_then(|socket| socket)
         .map_err(|source| unavailable(family, source))?;
-    let replies = ask(&socket, batch.bytes()).map_err(|source| unavailable(family, source))?;
+    let replies = request(&socket, batch.bytes()).map_err(|source| unavailable(family, source))?;
     if let Some(refused) = replies.iter().find(|reply| reply.errno != 0) {
         return Err(refusal(&socket, family, batch, refused));
     }
@@ -32,12 +32,12 @@ pub(super) fn commit(netns: &Netns, family: Family, batch: &Sealed) -> Result<()
     Err(Error::Refused {
         family,
         part: batch.part(0, None),
-        source: io::Error::other("the kernel does not answer"),
+        source: io::Error::other("the kernel did not answer"),
     })
 }
 
-/// A socket in the calling thread's namespace. It tells which attribute of a message is refused, and does not give the
-/// message back.
+/// A socket in the calling thread's namespace. Its error replies contain the offset of the refused attribute, and no copy of
+/// the message.
 fn socket() -> io::Result<Socket> {
     let socket = Socket::new(NETLINK_NETFILTER)?;
     socket.connect(&SocketAddr::new(KERNEL, 0))?;
@@ -47,8 +47,8 @@ fn socket() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Sends messages; what the kernel says of them, which it has said by the time in which they have been taken.
-fn ask(socket: &Socket, bytes: &[u8]) -> io::Result<Vec<Reply>> {
+/// Sends messages, and returns the kernel's replies. The kernel has queued all replies by the time `send` returns.
+fn request(socket: &Socket, bytes: &[u8]) -> io::Result<Vec<Reply>> {
     let _all = socket.send(bytes, 0)?;
     let mut all = Vec::new();
     loop {
@@ -61,7 +61,7 @@ fn ask(socket: &Socket, bytes: &[u8]) -> io::Result<Vec<Reply>> {
     }
 }
 
-/// Without a socket of netfilter's there is no nftables either.
+/// The error for a failed netlink socket: a kernel without netfilter's netlink family has no nftables either.
 fn unavailable(family: Family, source: io::Error) -> Error {
     match source.raw_os_error() {
         Some(libc::EPROTONOSUPPORT) => Error::Missing {
@@ -84,10 +84,10 @@ fn refusal(socket: &Socket, family: Family, batch: &Sealed, refused: &Reply) -> 
     }
 }
 
-/// Whether nft_compat is there: it is asked for a match, and answers that it has none or that it has it. Where it is not
-/// there nobody knows the question (EINVAL).
+/// Whether nft_compat is available. Queries a match: nft_compat replies that the match exists or does not exist; without
+/// nft_compat the kernel rejects the query (EINVAL).
 fn has_compat(socket: &Socket) -> bool {
-    match ask(socket, &super::message::compat_question("bpf", 1)) {
+    match request(socket, &super::message::compat_query("bpf", 1)) {
         Ok(answers) => answers.iter().all(|answer| answer.errno != libc::EINVAL),
         Err(_) => false,
     }

@@ -1,8 +1,8 @@
-//! The trial connection: proof that our rules in a pod keep a connection from the node out of the mesh's redirect.
+//! The trial connection: proves that the rules in a pod exempt a connection from the node from the mesh's redirect.
 //!
-//! It goes from the node, as the kubelet's do, to a port on which nothing in the pod listens, and is noted as exempt by
-//! hand. It must be refused, and its SYN must have met our rules. Accepted, it was captured by the mesh; not met, its
-//! addresses were changed on the way, and so would be the kubelet's.
+//! It goes from the node, like the kubelet's connections, to a port without a listener in the pod, and the daemon records
+//! it as exempt. It must be refused, and its SYN must have matched the rules. If it is accepted, the mesh captured it; if
+//! its SYN did not match, its addresses were changed on the way, as the addresses of the kubelet's connections would be.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -16,37 +16,37 @@ use crate::maps::ConnectingMap;
 use crate::netns::Netns;
 use crate::sockdiag::Listeners;
 
-/// What the trial connection showed.
+/// The result of a trial connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trial {
-    /// Refused by the pod's own kernel, as it must be.
+    /// Refused in the pod's network namespace, as required.
     Passed,
-    /// Accepted: the mesh's rules capture it all the same.
+    /// Accepted: the mesh's rules capture it despite the exemption.
     Captured {
-        /// The port, on which nothing in the pod listens.
+        /// The port, which has no listener in the pod.
         port: u16,
     },
-    /// It did not meet our rules with the addresses that it had when it left.
+    /// No SYN with the connection's original addresses reached the rules.
     NotMet,
-    /// Nothing is proven; why.
+    /// Inconclusive; the reason.
     Unproven(String),
 }
 
-/// The most that a trial may take.
+/// The maximum duration of a trial.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Tries `address` of the pod in `netns`, from the calling thread's namespace.
+/// Makes trial connections to `address` of the pod in `netns`, from the calling thread's namespace.
 pub async fn trial(netns: &Netns, connecting: &Arc<ConnectingMap>, address: IpAddr) -> Trial {
     let free = Listeners::of(netns)
         .and_then(|listeners| free_ports(address, |candidate| listeners.has(candidate)));
     let free = match free {
         Ok(free) => free,
         Err(error) => {
-            return Trial::Unproven(format!("cannot ask for the pod's listeners: {error}"));
+            return Trial::Unproven(format!("cannot query the pod's listeners: {error}"));
         }
     };
     let mut result = Trial::Unproven("every candidate port has a listener".to_owned());
-    // An app may have begun to listen on the first port since we looked: two can't have.
+    // An app may have started to listen on the first port since the query, but hardly on both.
     for to in free {
         result = try_one(connecting, to).await;
         if !matches!(result, Trial::Captured { .. }) {
@@ -58,40 +58,44 @@ pub async fn trial(netns: &Netns, connecting: &Arc<ConnectingMap>, address: IpAd
 
 async fn try_one(connecting: &Arc<ConnectingMap>, to: SocketAddr) -> Trial {
     let prepared = socket(to).and_then(|(socket, source)| {
-        let noted = Noted::new(Arc::clone(connecting), source, to)?;
-        Ok((socket, noted))
+        let guard = ExemptionGuard::new(Arc::clone(connecting), source, to)?;
+        Ok((socket, guard))
     });
-    let (socket, noted) = match prepared {
+    let (socket, guard) = match prepared {
         Ok(prepared) => prepared,
-        Err(error) => return Trial::Unproven(format!("cannot try {to} from the node: {error}")),
+        Err(error) => {
+            return Trial::Unproven(format!(
+                "cannot start a trial connection to {to} from the node: {error}"
+            ));
+        }
     };
     let connected = tokio::time::timeout(TIMEOUT, socket.connect(to)).await;
     let outcome = connected.map(|connected| connected.map(drop));
-    judge(to, outcome.ok(), noted.end())
+    judge(to, outcome.ok(), guard.end())
 }
 
-/// What follows from how the connection ended (none: not at all in time), and from whether our rules met its SYN.
-fn judge(to: SocketAddr, outcome: Option<io::Result<()>>, met: bool) -> Trial {
+/// The result, from how the connection ended (`None`: timeout) and whether its SYN matched the rules.
+fn judge(to: SocketAddr, outcome: Option<io::Result<()>>, matched: bool) -> Trial {
     match outcome {
         Some(Ok(())) => Trial::Captured { port: to.port() },
-        Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused && met => {
+        Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused && matched => {
             Trial::Passed
         }
         Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Trial::NotMet,
         Some(Err(error)) => Trial::Unproven(format!("trial connection to {to}: {error}")),
         None => Trial::Unproven(format!(
-            "trial connection to {to}: no answer in {TIMEOUT:?}"
+            "trial connection to {to}: no answer within {TIMEOUT:?}"
         )),
     }
 }
 
-/// A socket that has its source address and port, as a connection to `to` would have them.
+/// A socket that is bound to the source address that a connection to `to` would have, and to a free port.
 fn socket(to: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
     let any = match to {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    // Sends nothing: the kernel looks for the route.
+    // Sends nothing, but makes the kernel look up the route.
     let probe = UdpSocket::bind(SocketAddr::new(any, 0))?;
     probe.connect(to)?;
     let source = SocketAddr::new(probe.local_addr()?.ip(), 0);
@@ -104,14 +108,14 @@ fn socket(to: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
     Ok((socket, source))
 }
 
-/// A connection that is noted as exempt, for no longer than this lives: left behind, it would be another's.
-struct Noted {
+/// A connection that is exempt until this is dropped: a leftover entry would exempt a later connection of another process.
+struct ExemptionGuard {
     connecting: Arc<ConnectingMap>,
     source: SocketAddr,
     to: SocketAddr,
 }
 
-impl Noted {
+impl ExemptionGuard {
     fn new(connecting: Arc<ConnectingMap>, source: SocketAddr, to: SocketAddr) -> io::Result<Self> {
         connecting.record(source, to)?;
         Ok(Self {
@@ -121,14 +125,14 @@ impl Noted {
         })
     }
 
-    /// Ends it; tells whether our rules met the SYN.
+    /// Ends the exemption; returns whether the SYN matched the rules.
     fn end(&self) -> bool {
         match self.connecting.forget(self.source, self.to) {
-            Ok(met) => met,
+            Ok(matched) => matched,
             Err(error) => {
                 tracing::error!(
                     source = %self.source, to = %self.to, %error,
-                    "a trial connection stays exempt for two seconds"
+                    "cannot end the exemption of a trial connection: it expires after two seconds"
                 );
                 false
             }
@@ -136,10 +140,10 @@ impl Noted {
     }
 }
 
-impl Drop for Noted {
+impl Drop for ExemptionGuard {
     fn drop(&mut self) {
         // Without an entry this does nothing.
-        let _met = self.end();
+        let _matched = self.end();
     }
 }
 
@@ -147,12 +151,12 @@ impl Drop for Noted {
 mod tests {
     use super::*;
 
-    fn judged(outcome: Option<io::Result<()>>, met: bool) -> Trial {
-        judge(SocketAddr::from(([10, 0, 0, 5], 65_535)), outcome, met)
+    fn judged(outcome: Option<io::Result<()>>, matched: bool) -> Trial {
+        judge(SocketAddr::from(([10, 0, 0, 5], 65_535)), outcome, matched)
     }
 
     #[test]
-    fn only_a_refusal_that_met_our_rules_passes() {
+    fn only_a_refused_connection_whose_syn_matched_the_rules_passes() {
         let refused = || Some(Err(io::ErrorKind::ConnectionRefused.into()));
         assert_eq!(judged(refused(), true), Trial::Passed);
         assert_eq!(judged(refused(), false), Trial::NotMet);

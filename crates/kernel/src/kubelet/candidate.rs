@@ -1,14 +1,14 @@
-//! Which of several processes that pass for the kubelet most likely is the kubelet.
+//! Chooses, of several processes that could be the kubelet, the one that most likely is.
 //!
-//! Only processes of root's are asked about: what is left is an accident of root's (a kubelet that was started by
-//! hand, a script of that name), or a set-uid program that has given itself root's real uid too.
+//! All candidates run as root. So a wrong one is either started by root by accident (a kubelet that was started by
+//! hand, a script with that name), or a set-uid program that has set its real uid to root's too.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::truncated;
 
-/// A process that passes for the kubelet, and what tells it from others.
+/// A process that could be the kubelet, and the properties by which candidates are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The process.
@@ -17,28 +17,28 @@ pub struct Candidate {
     pub started: u64,
     /// Its cgroup.
     pub cgroup: PathBuf,
-    /// Whether that is the root cgroup.
+    /// Whether its cgroup is the root cgroup.
     pub in_root: bool,
-    /// Other processes there.
+    /// Number of other processes in its cgroup.
     pub beside: usize,
-    /// What it executes.
+    /// The kind of file that it executes.
     pub executable: Executable,
 }
 
-/// What a process executes, the likeliest first.
+/// The kind of file that a process executes; the most likely for a kubelet first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Executable {
-    /// A file named as a kubelet's.
+    /// A file with a kubelet's name.
     Kubelet,
     /// A file with another name: a script's interpreter, or a link's target.
     Other,
-    /// It can't be looked at.
+    /// The file can't be examined.
     Unknown,
-    /// A set-uid or set-gid file, which anybody may execute by a link of any name; no kubelet is one.
+    /// A set-uid or set-gid file, which any user may execute through a link of any name; no kubelet is such a file.
     SetId,
 }
 
-/// Why one candidate was preferred to the next.
+/// Why one candidate is preferred to the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// [`Candidate::executable`].
@@ -54,7 +54,7 @@ pub enum Reason {
 // === impl Candidate ===
 
 impl Candidate {
-    /// The smaller, the likelier.
+    /// The lower, the more likely the process is the kubelet.
     fn rank(&self) -> (Executable, bool, usize, u64, u32) {
         (
             self.executable,
@@ -65,19 +65,19 @@ impl Candidate {
         )
     }
 
-    /// Whether it is likelier for what does not change from one moment to the next, as age and the number of
-    /// processes beside it do: enough to leave `other` for it.
+    /// Whether it is more likely the kubelet than `other` by properties that stay the same (unlike age and the number
+    /// of other processes in the cgroup): reason enough to switch from `other` to it.
     pub fn is_clearly_likelier_than(&self, other: &Self) -> bool {
         (self.executable, self.in_root) < (other.executable, other.in_root)
     }
 
-    /// Whether no other process could be clearly likelier.
+    /// Whether no other process could be clearly more likely.
     pub fn is_beyond_doubt(&self) -> bool {
         self.executable == Executable::Kubelet && !self.in_root
     }
 }
 
-/// The likeliest of `candidates`, and why it is preferred to the next in another cgroup, if there is one.
+/// The most likely of `candidates`, and why it is preferred to the next one in another cgroup, if there is one.
 pub fn likeliest(candidates: &[Candidate]) -> Option<(&Candidate, Option<Reason>)> {
     let best = candidates.iter().min_by_key(|candidate| candidate.rank())?;
     let next = candidates
@@ -102,13 +102,13 @@ fn reason(best: &Candidate, next: &Candidate) -> Reason {
 // === impl Reason ===
 
 impl Reason {
-    /// For people.
+    /// Text for the log.
     pub const fn text(self) -> &'static str {
         match self {
-            Self::Executable => "its executable is likelier a kubelet's than the others'",
-            Self::OutsideRoot => "it is in a cgroup of its own, not in the root cgroup",
-            Self::FewerBeside => "there are fewer processes beside it in its cgroup",
-            Self::Older => "it is the oldest",
+            Self::Executable => "its executable is the most likely to be a kubelet",
+            Self::OutsideRoot => "it is not in the root cgroup",
+            Self::FewerBeside => "its cgroup has fewer other processes",
+            Self::Older => "it started first",
         }
     }
 }
@@ -116,10 +116,10 @@ impl Reason {
 // === impl Executable ===
 
 impl Executable {
-    /// That of process `pid`, where kubelets have one of `names`.
+    /// The executable of process `pid`, given the process names of kubelets.
     pub fn of(pid: u32, names: &[String]) -> Self {
         let link = format!("/proc/{pid}/exe");
-        // The link leads to the file itself, also where it was removed.
+        // The link leads to the file itself, even if the file was removed.
         let file = std::fs::read_link(&link)
             .and_then(|path| Ok((path, std::fs::metadata(&link)?)))
             .ok();
@@ -130,7 +130,7 @@ impl Executable {
         )
     }
 
-    /// That at a path, as /proc shows it, with this mode; none: it can't be looked at.
+    /// The kind of a file, given its path as /proc shows it and its mode; `None`: it can't be examined.
     fn judge(file: Option<(&Path, u32)>, names: &[String]) -> Self {
         let Some((path, mode)) = file else {
             return Self::Unknown;
@@ -146,8 +146,8 @@ impl Executable {
     }
 }
 
-/// Whether an executable of this name is a kubelet's, by the names of kubelets' processes. Those of k3s take the
-/// name of their part (`k3s-server`), and old kubelets are links to hyperkube.
+/// Whether an executable with this name is a kubelet's, given the process names of kubelets. A k3s process is named
+/// after its component (`k3s-server`), and old kubelets are links to hyperkube.
 fn is_kubelets(file: &str, names: &[String]) -> bool {
     let file = file.strip_suffix(" (deleted)").unwrap_or(file);
     names.iter().any(|name| {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_executable_counts_before_all_else() {
+    fn the_executable_is_compared_first() {
         let order = [
             Executable::Kubelet,
             Executable::Other,
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn then_a_cgroup_of_its_own_counts() {
+    fn the_cgroup_is_compared_second() {
         let root = Candidate {
             in_root: true,
             started: 50,
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn then_the_oldest_is_taken() {
+    fn of_equal_candidates_the_oldest_is_chosen() {
         let old = Candidate {
             started: 50,
             ..candidate(2, "/old")
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_of_one_cgroup_are_no_contest() {
+    fn candidates_in_one_cgroup_need_no_reason() {
         let child = Candidate {
             started: 200,
             ..candidate(2, "/own")
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kubelet_is_not_left_for_one_that_is_older_or_has_fewer_beside_it() {
+    fn age_and_number_of_other_processes_are_no_reason_to_switch() {
         let other = Candidate {
             started: 50,
             ..candidate(2, "/b")

@@ -1,4 +1,4 @@
-//! Who is taken for the kubelet, and who is not.
+//! Which processes count as the kubelet, and which do not.
 
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use super::*;
 
 #[test]
-fn a_process_is_told_by_its_start_time() {
+fn a_running_process_has_a_start_time() {
     let own = std::process::id();
     assert_eq!(start_time(own), start_time(own));
     assert!(start_time(own).is_some_and(|ticks| ticks > 0));
@@ -14,7 +14,7 @@ fn a_process_is_told_by_its_start_time() {
 }
 
 #[test]
-fn names_are_compared_as_the_kernel_keeps_them() {
+fn names_are_truncated_as_the_kernel_does() {
     assert_eq!(truncated("kubelet"), "kubelet");
     assert_eq!(truncated("kubelet-stand-in-4711"), "kubelet-stand-i");
 }
@@ -28,12 +28,12 @@ fn finder(name: &str, cgroup: Option<&Path>) -> Finder {
     .expect("cgroup v2")
 }
 
-/// A name of at most 15 bytes, as the kernel keeps, that no other run of these tests on this machine has.
+/// A name of at most 15 bytes, as the kernel stores them, that no other run of these tests on this machine uses.
 fn name(stem: &str) -> String {
     format!("{stem}-{}", std::process::id())
 }
 
-/// A process that takes a name when it is told to, and ends with the test.
+/// A process that changes its name on request, and ends with the test.
 struct Late {
     _directory: tempfile::TempDir,
     process: Child,
@@ -58,7 +58,7 @@ impl Late {
 
     fn go(&mut self, name: &str) {
         let stdin = self.process.stdin.as_mut().expect("a pipe");
-        stdin.write_all(b"\n").expect("told");
+        stdin.write_all(b"\n").expect("written");
         while comm(self.process.id()).is_none_or(|comm| comm != name) {
             std::thread::yield_now();
         }
@@ -90,10 +90,10 @@ fn put(cgroup: &Path, pids: &[u32]) {
 }
 
 #[test]
-fn no_kubelet_is_an_error_that_names_the_names() {
+fn the_error_for_a_missing_kubelet_lists_the_names() {
     let error = finder("no-such-process", None)
         .find(None)
-        .expect_err("nothing is named so");
+        .expect_err("no process has this name");
     assert!(error.to_string().contains("no-such-process"), "{error}");
 }
 
@@ -101,20 +101,20 @@ fn no_kubelet_is_an_error_that_names_the_names() {
 fn a_process_that_becomes_the_kubelet_late_is_found() {
     let mut kubelet = Late::new(&name("late"));
     let mut finder = finder(&name("late"), None);
-    for _ in 0..2 * SELDOM {
+    for _ in 0..2 * OLD_PROCESS_INTERVAL {
         assert!(finder.find_process().is_err());
     }
-    // As if it had been there for long.
+    // As if the process had been running for long.
     for times in finder.seen.values_mut() {
-        *times = YOUNG;
+        *times = NEW_PROCESS_SEARCHES;
     }
     kubelet.go(&name("late"));
-    let found = (0..SELDOM).find_map(|_| finder.find_process().ok());
+    let found = (0..OLD_PROCESS_INTERVAL).find_map(|_| finder.find_process().ok());
     assert_eq!(found, Some(kubelet.process.id()));
 }
 
 #[test]
-fn a_process_of_another_user_is_not_ours() {
+fn a_process_of_another_user_does_not_match() {
     assert!(is_our_users(std::process::id()));
     assert!(!is_our_users(u32::MAX));
     if nix::unistd::geteuid().is_root() {
@@ -133,10 +133,10 @@ fn a_process_of_another_user_is_not_ours() {
 }
 
 #[test]
-fn a_set_uid_program_is_its_callers() {
+fn a_set_uid_program_of_another_user_does_not_match() {
     let status = |ids: &str| format!("Name:\tkubelet\nUid:\t{ids}\nGid:\t0\t0\t0\t0\n");
     assert!(all_uids_are(0, &status("0\t0\t0\t0")));
-    // Real, effective, saved, file system: what execve(2) makes of a set-uid file.
+    // Real, effective, saved, file system: as execve(2) sets them for a set-uid file.
     assert!(!all_uids_are(0, &status("1000\t0\t0\t0")));
     for ids in [
         "0\t1000\t0\t0",
@@ -151,7 +151,7 @@ fn a_set_uid_program_is_its_callers() {
 }
 
 #[test]
-fn nobody_takes_the_place_of_a_kubelet_that_is_being_restarted() {
+fn no_other_process_replaces_a_kubelet_that_is_restarting() {
     let mut kubelet = Late::new(&name("given"));
     kubelet.go(&name("given"));
     let pid = kubelet.process.id();
@@ -170,7 +170,7 @@ fn nobody_takes_the_place_of_a_kubelet_that_is_being_restarted() {
 }
 
 #[test]
-fn a_kubelet_that_lives_is_not_taken_for_its_child() {
+fn a_running_kubelet_is_not_replaced_by_its_child() {
     let (mut parent, mut child) = (Late::new(&name("forks")), Late::new(&name("forks")));
     parent.go(&name("forks"));
     child.go(&name("forks"));
@@ -184,7 +184,7 @@ fn a_kubelet_that_lives_is_not_taken_for_its_child() {
 }
 
 #[test]
-fn a_cgroup_given_without_a_kubelet_is_the_kubelet() {
+fn a_given_cgroup_without_a_kubelet_counts_as_a_whole() {
     let cgroup = cgroup_of(&[std::process::id()]);
     let mut finder = finder("no-such-process", Some(cgroup.path()));
     let found = finder.find(None).expect("a cgroup");
@@ -192,22 +192,22 @@ fn a_cgroup_given_without_a_kubelet_is_the_kubelet() {
 }
 
 #[test]
-fn the_root_cgroup_is_known_by_any_path() {
+fn the_root_cgroup_is_recognized_by_any_path() {
     let mount_point = cgroup::mount_point().expect("cgroup v2");
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("link");
     std::os::unix::fs::symlink(&mount_point, &path).expect("link");
     let mut finder = finder("no-such-process", Some(&path));
     finder.search.allow_root = false;
-    let error = finder.find(None).expect_err("not to be attached to");
+    let error = finder.find(None).expect_err("must not be attached to");
     let is_root = cgroup::identity(&mount_point).expect("a directory") == cgroup::ROOT;
-    // In a cgroup namespace of our own, what we see of the hierarchy is where we are.
+    // In a cgroup namespace of its own, this process sees only its own part of the hierarchy.
     assert_eq!(matches!(error, Error::Root { .. }), is_root, "{error}");
     assert_eq!(matches!(error, Error::Own { .. }), !is_root, "{error}");
 }
 
 #[test]
-fn our_own_cgroup_is_not_the_kubelets() {
+fn the_cgroup_of_this_process_is_refused() {
     let mount_point = cgroup::mount_point().expect("cgroup v2");
     let own = cgroup::of_process(std::process::id(), &mount_point).expect("own cgroup");
     let mut finder = finder("no-such-process", Some(&own));
@@ -215,7 +215,7 @@ fn our_own_cgroup_is_not_the_kubelets() {
 }
 
 #[test]
-fn what_a_kubelets_process_becomes_is_not_the_kubelet() {
+fn a_kubelet_process_that_executes_another_program_is_gone() {
     let directory = tempfile::tempdir().expect("directory");
     let program = directory.path().join(name("execs"));
     std::os::unix::fs::symlink("/bin/sh", &program).expect("link");
@@ -225,7 +225,7 @@ fn what_a_kubelets_process_becomes_is_not_the_kubelet() {
         .spawn()
         .expect("sh");
     let pid = process.id();
-    // It has its name a moment after it was started.
+    // The name changes a moment after the start.
     while comm(pid) != Some(name("execs")) {
         std::thread::yield_now();
     }
@@ -233,7 +233,7 @@ fn what_a_kubelets_process_becomes_is_not_the_kubelet() {
     let found = finder.find(None).expect("a kubelet");
     assert_eq!(found.pid, Some(pid));
     let stdin = process.stdin.as_mut().expect("a pipe");
-    stdin.write_all(b"\n").expect("told");
+    stdin.write_all(b"\n").expect("written");
     while comm(pid).is_none_or(|comm| comm != "cat") {
         std::thread::yield_now();
     }
@@ -245,7 +245,7 @@ fn what_a_kubelets_process_becomes_is_not_the_kubelet() {
 }
 
 #[test]
-fn a_dead_kubelet_that_nobody_has_reaped_is_none() {
+fn a_zombie_is_not_the_kubelet() {
     let name = name("zombie");
     let mut dead = Late::new(&name);
     dead.go(&name);

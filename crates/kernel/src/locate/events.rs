@@ -1,4 +1,4 @@
-//! The inotify(7) instance, if there is one, and what is watched of a pod.
+//! The inotify(7) instance, if there is one, and the watches on a pod's cgroup.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -10,18 +10,18 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDe
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The inotify instance, once there is one. The kernel grants fs.inotify.max_user_instances to each user, and the
-/// root of a container is the node's as a rule: other programs may have used them up.
+/// The inotify instance, once there is one. Each user may have fs.inotify.max_user_instances instances, and root in a
+/// container is usually the node's root: other programs may have used them up.
 #[derive(Default)]
 pub struct Events(OnceLock<AsyncFd<Instance>>);
 
-/// As tokio wants it.
+/// Implements `AsRawFd`, which tokio requires.
 struct Instance(Inotify);
 
-/// An inotify instance.
+/// Creates an inotify instance.
 ///
 /// # Errors
-/// Those of `inotify_init1`: EMFILE when the user has fs.inotify.max_user_instances of them.
+/// Those of `inotify_init1`: EMFILE if the user already has fs.inotify.max_user_instances instances.
 pub fn instance() -> io::Result<Inotify> {
     Ok(Inotify::init(
         InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK,
@@ -29,7 +29,7 @@ pub fn instance() -> io::Result<Inotify> {
 }
 
 impl Events {
-    /// Gets an instance, if there is none yet. Needs tokio's runtime.
+    /// Creates the instance, if there is none yet. Requires a tokio runtime.
     ///
     /// # Errors
     /// Those of [`instance`].
@@ -38,10 +38,10 @@ impl Events {
             return Ok(());
         }
         let instance = Instance(instance()?);
-        // SAFETY: `Instance` owns one descriptor, the same for as long as it lives.
+        // SAFETY: `Instance` owns one descriptor, always the same one.
         let instance = unsafe { AsyncFd::register_with_interest(instance, Interest::READABLE) }
             .map_err(io::Error::from)?;
-        // Whoever was quicker has opened one as good.
+        // If another thread was faster, its instance is used.
         let _ = self.0.set(instance);
         Ok(())
     }
@@ -54,7 +54,7 @@ impl Events {
     /// Watches `path`.
     ///
     /// # Errors
-    /// Those of `inotify_add_watch`: ENOSPC when there are as many watches as the kernel grants. EMFILE: there is no
+    /// Those of `inotify_add_watch`: ENOSPC if the kernel's limit on watches is reached. EMFILE if there is no
     /// instance.
     pub fn add_watch(&self, path: &Path, mask: AddWatchFlags) -> Result<WatchDescriptor, Errno> {
         match self.0.get() {
@@ -63,10 +63,10 @@ impl Events {
         }
     }
 
-    /// Takes a watch off.
+    /// Removes a watch.
     ///
     /// # Errors
-    /// EINVAL: the kernel has taken it off already.
+    /// EINVAL: the kernel has already removed it.
     pub fn rm_watch(&self, watch: WatchDescriptor) -> Result<(), Errno> {
         match self.0.get() {
             Some(instance) => instance.get_ref().0.rm_watch(watch),
@@ -74,17 +74,17 @@ impl Events {
         }
     }
 
-    /// Waits until something happens, and gives each batch of it to `apply`; for ever where there is no instance.
+    /// Waits for events, and passes each batch of them to `apply`; waits forever if there is no instance.
     ///
     /// # Errors
-    /// The runtime ends.
+    /// The runtime is shutting down.
     pub async fn next(&self, mut apply: impl FnMut(&[InotifyEvent])) -> io::Result<()> {
         let Some(instance) = self.0.get() else {
             return std::future::pending().await;
         };
         let mut ready = instance.readable().await?;
-        // It does not block: `WouldBlock` ends it, and nothing else can go wrong with a buffer that holds the longest
-        // event.
+        // The descriptor is non-blocking: `WouldBlock` ends the loop. No other error is possible, because the buffer
+        // holds the longest event.
         while let Ok(batch) = instance.get_ref().0.read_events() {
             apply(&batch);
         }
@@ -99,14 +99,14 @@ impl AsRawFd for Instance {
     }
 }
 
-/// Watches a pod's cgroup. To be called without the tree's lock: while another pod's cgroup is being
-/// made, the kernel may keep us waiting for tens of milliseconds.
+/// Watches a pod's cgroup. Must be called without the tree's lock: while another pod's cgroup is being
+/// created, the kernel may block this call for tens of milliseconds.
 ///
 /// # Errors
-/// When there are as many watches as the kernel grants.
+/// The kernel's limit on watches is reached.
 pub fn watch_pod(events: &Events, dir: &Path) -> Result<Vec<WatchDescriptor>, Errno> {
-    // Containers' cgroups are created here; and version 2 says when the first process comes into any of
-    // them (`populated`, Documentation/admin-guide/cgroup-v2.rst).
+    // Containers' cgroups are created in this directory; and cgroup v2 reports when the first process enters
+    // any of them (`populated`, Documentation/admin-guide/cgroup-v2.rst).
     let targets = [
         (
             dir.to_owned(),

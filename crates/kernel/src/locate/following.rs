@@ -1,4 +1,4 @@
-//! One pod followed: from nowhere to its network namespace, to the next one, to nowhere again.
+//! Follows one pod: reports its network namespace when it is found, when it changes and when it is gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,31 +13,31 @@ use super::{RESCAN, Shared};
 use crate::netns::Netns;
 use model::netns::NetnsId;
 
-/// How soon to look again after something happened in a pod's cgroups. Cgroup v1 does not tell when a
-/// process comes into a cgroup, nor does any when a process joins a network namespace; both follow the
-/// creation of the cgroup within milliseconds.
-const SOONEST: Duration = Duration::from_millis(1);
-/// How long to wait at most.
-const LATEST: Duration = Duration::from_secs(1);
-/// What share of the time since then to wait: what has not happened for a second will not happen in the
-/// next millisecond.
+/// The minimum wait before the next search after an event in a pod's cgroups. Cgroup v1 does not report
+/// when a process enters a cgroup, and neither version reports when a process joins a network namespace;
+/// both follow the creation of the cgroup within milliseconds.
+const MIN_WAIT: Duration = Duration::from_millis(1);
+/// The maximum wait before the next search.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+/// The wait is the time since that event divided by `SHARE`: what has not happened for a second is unlikely
+/// to happen in the next millisecond.
 const SHARE: u32 = 50;
-/// For how long it will do to look at processes that are about to join a namespace, and not at the cgroups.
-const GLANCES: Duration = Duration::from_millis(10);
-/// How long another reason for finding nothing must stand before it is told: a sandbox that starts passes
-/// through all of them.
+/// For how long to check only the processes that may be about to join a namespace, instead of the cgroups.
+const RECHECK: Duration = Duration::from_millis(10);
+/// How long a changed reason for not finding the namespace must persist before it is reported: a starting
+/// sandbox passes through all of them.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Where a pod is.
+/// The result of following a pod.
 #[derive(Debug)]
 pub enum Placement {
-    /// In this network namespace.
+    /// The pod is in this network namespace.
     In(Arc<Netns>),
-    /// Nowhere, and why.
+    /// The pod's network namespace is not found; the reason.
     Nowhere(NotFound),
 }
 
-/// Follows one pod. Dropping it ends all that is done for the pod.
+/// Follows one pod. Dropping it ends the search and removes its watches.
 pub struct Following {
     shared: Arc<Shared>,
     uid: Uid,
@@ -45,31 +45,31 @@ pub struct Following {
 }
 
 enum State {
-    /// Its namespace is not known.
+    /// The pod's namespace is not known.
     Searching {
         search: Search,
-        /// The reason told last.
-        told: Option<NotFound>,
+        /// The last reported reason.
+        reported: Option<NotFound>,
     },
-    /// Its namespace was told. It is not held here: it would outlive the pod.
+    /// The pod's namespace was reported. It is not kept open here, because then it would outlive the pod.
     Found {
         netns: NetnsId,
         process: Process,
-        /// Whether it took a look into all hierarchies to find it.
+        /// Whether finding it required searching all hierarchies.
         everywhere: bool,
     },
 }
 
-/// As long as this lives, changes in the pod's cgroups are noted.
+/// A search for the pod's namespace. Changes in the pod's cgroups are watched until it is dropped.
 struct Search {
     shared: Arc<Shared>,
     uid: Uid,
     changes: watch::Receiver<()>,
-    /// When something last happened there; none: not since the search began.
+    /// When the last event occurred there; `None`: no event since the search began.
     since: Option<Instant>,
-    /// Its processes that were in the node's namespace when looked at last.
+    /// The pod's processes that were in the node's namespace at the last check.
     passed: Vec<CgroupProcess>,
-    /// [`NotFound::rank`] of what was found last.
+    /// [`NotFound::rank`] of the last result.
     found: Option<u8>,
 }
 
@@ -85,17 +85,17 @@ impl Search {
         }
     }
 
-    /// Waits until it is worth while to look again.
-    async fn again(&mut self, absence: &NotFound) {
+    /// Waits until the next search.
+    async fn wait(&mut self, absence: &NotFound) {
         let blind = self.shared.tree.lock().blind().is_some();
         let before = self.found.replace(absence.rank());
         if blind && before != Some(absence.rank()) {
-            // What was not told is seen by this.
+            // Without inotify, the changed result is the event.
             self.since = Some(Instant::now());
         }
         if matches!(absence, NotFound::NoCgroup | NotFound::NoContainer) {
-            let latest = if blind { RESCAN } else { LATEST };
-            // The creation of either is told, where both kubelet and runtime use the hierarchy.
+            let latest = if blind { RESCAN } else { MAX_WAIT };
+            // inotify reports the creation of either, if both kubelet and runtime use the hierarchy.
             tokio::select! {
                 _ = self.changes.changed() => self.since = Some(Instant::now()),
                 () = sleep(latest), if *absence == NotFound::NoContainer => {}
@@ -104,11 +104,11 @@ impl Search {
         }
         let looked = Instant::now();
         loop {
-            let elapsed = self.since.map_or(LATEST * SHARE, |since| since.elapsed());
-            let wait = (elapsed / SHARE).clamp(SOONEST, LATEST);
-            // At least this long in any case: a cgroup is made in each hierarchy, a container has
-            // several, and one look will do for all of them.
-            sleep(SOONEST).await;
+            let elapsed = self.since.map_or(MAX_WAIT * SHARE, |since| since.elapsed());
+            let wait = (elapsed / SHARE).clamp(MIN_WAIT, MAX_WAIT);
+            // Always wait at least this long: a cgroup is created in each hierarchy, a container has
+            // several, and one search is enough for all of them.
+            sleep(MIN_WAIT).await;
             tokio::select! {
                 changed = self.changes.changed() => {
                     self.since = Some(Instant::now());
@@ -116,11 +116,11 @@ impl Search {
                         return;
                     }
                 }
-                () = sleep(wait - SOONEST) => {}
+                () = sleep(wait - MIN_WAIT) => {}
             }
             let node = self.shared.node;
             if self.passed.is_empty()
-                || looked.elapsed() >= GLANCES
+                || looked.elapsed() >= RECHECK
                 || !self.passed.iter().all(|member| member.is_in(node))
             {
                 return;
@@ -148,12 +148,15 @@ impl Following {
         Self {
             shared,
             uid,
-            state: State::Searching { search, told: None },
+            state: State::Searching {
+                search,
+                reported: None,
+            },
         }
     }
 
-    /// Where the pod is: at first at once, then each time that it changes. Dropping the future loses
-    /// nothing.
+    /// Returns the pod's placement: the first time immediately, then each time that it changes. Cancel
+    /// safe.
     pub async fn next(&mut self) -> Placement {
         loop {
             match &mut self.state {
@@ -163,12 +166,15 @@ impl Following {
                     everywhere,
                 } => {
                     if process.ended().await.is_err() {
-                        std::future::pending::<()>().await; // the runtime ends
+                        std::future::pending::<()>().await; // the runtime is shutting down
                     }
                     let (before, everywhere) = (*netns, *everywhere);
-                    // Until we know, the pod is served where it was, and its address may be another's
-                    // already: we look no further than where it was found.
-                    match look_aside(&self.shared, &self.uid, everywhere).await.0 {
+                    // Until the result is known, the pod is served in its old namespace, although its address
+                    // may already be another pod's: so this searches only the hierarchies where it was found.
+                    match look_in_background(&self.shared, &self.uid, everywhere)
+                        .await
+                        .0
+                    {
                         Ok(found) => {
                             let placement = self.found(found, everywhere);
                             if let Placement::In(netns) = &placement
@@ -181,25 +187,25 @@ impl Following {
                         Err(absence) => return self.lost(absence),
                     }
                 }
-                State::Searching { search, told } => {
+                State::Searching { search, reported } => {
                     let _ = search.changes.borrow_and_update();
-                    // A pod that is just being made has cgroups in the making in each hierarchy, and the
-                    // kernel keeps those waiting who look at them.
+                    // While a pod starts, cgroups are being created in each hierarchy, and the kernel blocks
+                    // processes that read them meanwhile.
                     let everywhere = search.is_settled();
                     let passed = std::mem::take(&mut search.passed);
                     let (look, passed) =
-                        look_and_glance(&self.shared, &self.uid, passed, everywhere).await;
+                        look_and_recheck(&self.shared, &self.uid, passed, everywhere).await;
                     search.passed = passed;
                     let absence = match look {
                         Ok(found) => return self.found(found, everywhere),
                         Err(absence) => absence,
                     };
                     let settled = search.is_settled() || absence == NotFound::NoCgroup;
-                    if told.is_none() || (told.as_ref() != Some(&absence) && settled) {
-                        *told = Some(absence.clone());
+                    if reported.is_none() || (reported.as_ref() != Some(&absence) && settled) {
+                        *reported = Some(absence.clone());
                         return Placement::Nowhere(absence);
                     }
-                    search.again(&absence).await;
+                    search.wait(&absence).await;
                 }
             }
         }
@@ -215,25 +221,25 @@ impl Following {
     }
 
     fn lost(&mut self, absence: NotFound) -> Placement {
-        // Its end as a rule. If it is not, a new cgroup will be made for it.
+        // Usually the pod has ended. If not, a new cgroup will be created for it.
         let search = Search::new(&self.shared, &self.uid, None);
         self.state = State::Searching {
             search,
-            told: Some(absence.clone()),
+            reported: Some(absence.clone()),
         };
         Placement::Nowhere(absence)
     }
 }
 
-/// Looks, and meanwhile keeps an eye on the processes `passed` over before: the namespace that one of
-/// them joins is the pod's, and a look may take until the app's cgroup has been made.
-async fn look_and_glance(
+/// Searches, and meanwhile checks the processes in `passed`, which earlier searches skipped: the namespace
+/// that one of them joins is the pod's, and a search may block until the app's cgroup has been created.
+async fn look_and_recheck(
     shared: &Arc<Shared>,
     uid: &Uid,
     passed: Vec<CgroupProcess>,
     everywhere: bool,
 ) -> (Result<Found, NotFound>, Vec<CgroupProcess>) {
-    let mut look = std::pin::pin!(look_aside(shared, uid, everywhere));
+    let mut look = std::pin::pin!(look_in_background(shared, uid, everywhere));
     loop {
         let mut joined = passed.iter().filter(|member| !member.is_in(shared.node));
         if let Some(found) = joined.find_map(|member| member.open().ok().flatten())
@@ -243,19 +249,19 @@ async fn look_and_glance(
         }
         tokio::select! {
             looked = &mut look => return looked,
-            () = sleep(SOONEST), if !passed.is_empty() => {}
+            () = sleep(MIN_WAIT), if !passed.is_empty() => {}
         }
     }
 }
 
-/// Looks on a thread of its own, and returns the processes passed over as well. While another cgroup is
-/// being made, the kernel may keep us waiting for tens of milliseconds, in which other pods must be found.
-async fn look_aside(
+/// Searches on a separate thread, and also returns the skipped processes. While another cgroup is being
+/// created, the kernel may block the search for tens of milliseconds, and other pods must be found meanwhile.
+async fn look_in_background(
     shared: &Arc<Shared>,
     uid: &Uid,
     everywhere: bool,
 ) -> (Result<Found, NotFound>, Vec<CgroupProcess>) {
-    // The semaphore is never closed; a look without a permit does no harm.
+    // The semaphore is never closed; a search without a permit would do no harm.
     let permit = Arc::clone(&shared.looks).acquire_owned().await.ok();
     let (shared, uid) = (Arc::clone(shared), uid.clone());
     let look = tokio::task::spawn_blocking(move || {
@@ -265,14 +271,14 @@ async fn look_aside(
         (found, passed)
     });
     look.await.unwrap_or_else(|error| {
-        let why = NotFound::Refused(format!("cannot look at its cgroup: {error}"));
+        let why = NotFound::Refused(format!("cannot search its cgroup: {error}"));
         (Err(why), Vec::new())
     })
 }
 
 impl Shared {
-    /// Looks in all hierarchies, or only in those whose changes are told, of which the first that shows a
-    /// process will do.
+    /// Searches all hierarchies, or only those that are watched; returns the first process that it finds
+    /// in another network namespace.
     fn look(
         &self,
         uid: &Uid,
@@ -296,7 +302,7 @@ impl Shared {
             match look(&dir, self.node, passed) {
                 Ok(found) => return Ok(found),
                 Err(NotFound::Host) if !everywhere => return Err(NotFound::Host),
-                // What one hierarchy shows, another may not show yet.
+                // A process may be visible in one hierarchy, but not in another one yet.
                 Err(other) if other.rank() >= absence.rank() => absence = other,
                 Err(_) => {}
             }

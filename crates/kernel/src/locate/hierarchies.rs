@@ -1,4 +1,4 @@
-//! Where cgroup hierarchies are mounted: version 2, each controller of version 1, or both (hybrid).
+//! Finds where cgroup hierarchies are mounted: version 2, each controller of version 1, or both (hybrid).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,7 +9,7 @@ use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::mountinfo::{Mount, mounts};
 
-/// No hierarchy to look for pods in.
+/// No cgroup hierarchy was found.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A path can't be read.
@@ -17,23 +17,23 @@ pub enum Error {
     Read {
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Nothing is mounted.
+    /// No cgroup file system is mounted.
     #[error(
         "no cgroup file system is mounted{}: in a container, mount the node's /sys/fs/cgroup as a hostPath",
         below.as_ref().map(|path| format!(" at or below {}", path.display())).unwrap_or_default()
     )]
     None {
-        /// Where it was looked for; none: everywhere.
+        /// The directory that was searched; `None`: everywhere.
         below: Option<PathBuf>,
     },
 }
 
-/// The directories to look for pods in, one of each hierarchy. `root` is a directory of a hierarchy, or
-/// one below which they are mounted (the node's /sys/fs/cgroup); none: wherever they are mounted.
+/// The directories to search for pods, one for each hierarchy. `root` is a directory of a hierarchy, or
+/// one below which hierarchies are mounted (the node's /sys/fs/cgroup); `None`: all mounted hierarchies.
 ///
 /// # Errors
 /// [`Error::Read`], [`Error::None`].
@@ -52,7 +52,7 @@ pub fn find(root: Option<&Path>) -> Result<Vec<PathBuf>, Error> {
         path: path.to_owned(),
         source,
     })?;
-    // A mount that another one hides is not reached by its path.
+    // A mount that is hidden by another mount can't be reached by its path.
     let visible = |mount: &Mount| {
         std::fs::metadata(&mount.point).is_ok_and(|meta| meta.dev() == mount.device)
     };
@@ -70,7 +70,7 @@ pub fn find(root: Option<&Path>) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// The mount point of each hierarchy that shows the most of it.
+/// For each hierarchy, the mount point that shows the largest part of it.
 fn one_each(mounts: impl Iterator<Item = Mount>) -> Vec<PathBuf> {
     let mut best: BTreeMap<u64, Mount> = BTreeMap::new();
     for mount in mounts {
@@ -117,14 +117,14 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_of_the_whole_hierarchy_is_preferred_to_a_containers_own() {
+    fn a_mount_of_the_whole_hierarchy_is_preferred_to_a_containers_mount() {
         let part = "29 23 0:26 /kubepods/pod1 /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n\
                     30 23 0:26 / /host/sys/fs/my\\040cgroup rw - cgroup2 cgroup2 rw\n";
         assert_eq!(found(part), ["/host/sys/fs/my cgroup"]);
     }
 
     #[test]
-    fn in_a_cgroup_namespace_the_nodes_mount_lies_above_the_containers_own() {
+    fn in_a_cgroup_namespace_the_nodes_mount_is_preferred_to_the_containers_mount() {
         let private = "29 23 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n\
                        30 23 0:26 /../../.. /host/sys/fs/cgroup rw - cgroup2 cgroup2 rw\n\
                        31 23 0:26 /.. /elsewhere rw - cgroup2 cgroup2 rw\n";
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_without_cgroups_is_refused_by_name() {
+    fn the_error_for_a_root_without_cgroups_names_the_path() {
         let error = find(Some(Path::new("/proc"))).expect_err("no cgroup below /proc");
         assert!(error.to_string().contains("/proc"), "{error}");
         let error = find(Some(Path::new("/nonexistent"))).expect_err("not there");

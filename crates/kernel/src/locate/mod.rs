@@ -1,8 +1,8 @@
-//! From a pod's UID to its network namespace, by the processes in the pod's cgroup.
+//! Finds a pod's network namespace by the pod's UID, through the processes in the pod's cgroup.
 //!
-//! One [`Locator`] for the daemon knows which pods have cgroups (`tree`); a [`Following`] for each pod
-//! waits there until a process shows up (`process`), and then for that process to end. So a pod that
-//! runs costs one process descriptor, and only a pod that is looked for has its cgroups watched.
+//! One [`Locator`] per daemon keeps track of which pods have cgroups (`tree`); one [`Following`] per pod
+//! waits until a process appears there (`process`), and then until that process ends. So a running pod
+//! costs one process descriptor, and cgroups are only watched for pods whose namespace is not found yet.
 
 mod events;
 mod following;
@@ -34,31 +34,31 @@ use name::Uid;
 use support::missing::{Missing, Part};
 use tree::Tree;
 
-/// Whether the kernel lets this user be told of changes in a cgroup hierarchy.
+/// Checks that this user can watch cgroup hierarchies by inotify.
 ///
 /// # Errors
-/// Those of `inotify_init1`: EMFILE when the user has fs.inotify.max_user_instances of them.
+/// Those of `inotify_init1`: EMFILE if the user already has fs.inotify.max_user_instances instances.
 pub fn can_watch() -> io::Result<()> {
     events::instance().map(drop)
 }
 
-/// How often to take stock of the node's cgroups while the kernel does not tell of changes in all of them.
+/// How often to scan the node's cgroups while inotify does not cover all of them.
 const RESCAN: Duration = Duration::from_millis(80);
-/// A share of the time at most is spent on that: one in so many.
+/// Scans take at most one part in `RESCAN_SHARE` of the time.
 const RESCAN_SHARE: u32 = 20;
-/// How often to ask for an inotify instance, or for more watches, again.
-const AGAIN: Duration = Duration::from_secs(5);
+/// How often to retry after the kernel refused an inotify instance or a watch.
+const RETRY: Duration = Duration::from_secs(5);
 
-/// How many pods are looked for at the same moment.
+/// How many pods are searched for at the same time.
 const LOOKS: usize = 16;
 
 /// Pods can't be located.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No hierarchy.
+    /// No cgroup hierarchy is usable.
     #[error(transparent)]
     Hierarchy(#[from] HierarchyError),
-    /// Our own network namespace can't be opened.
+    /// The daemon's own network namespace can't be opened.
     #[error("cannot open the node's network namespace")]
     Netns(#[source] io::Error),
 }
@@ -72,34 +72,34 @@ struct Shared {
     events: Events,
     tree: Mutex<Tree>,
     node: NetnsId,
-    /// Bounds the threads that look at once.
+    /// Limits how many threads search at the same time.
     looks: Arc<Semaphore>,
 }
 
 impl Locator {
-    /// Takes stock of the node's cgroups and watches them. `cgroup_root` is a directory of
-    /// a cgroup file system, or one below which they are mounted; none: wherever they are mounted. The
-    /// calling thread's network namespace is taken for the node's. Needs tokio's runtime.
+    /// Scans the node's cgroups and watches them. `cgroup_root` is a directory of a cgroup file system, or
+    /// one below which cgroup file systems are mounted; `None`: all mounted ones are used. The calling
+    /// thread's network namespace counts as the node's. Requires a tokio runtime.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// Any [`Error`].
     pub fn new(cgroup_root: Option<&Path>) -> Result<Arc<Self>, Error> {
         Self::at(hierarchies::find(cgroup_root)?)
     }
 
-    /// As [`Locator::new`], with one directory for each hierarchy.
+    /// Like [`Locator::new`], given one directory for each hierarchy.
     ///
     /// # Errors
     /// [`Error::Netns`].
     pub fn at(roots: Vec<PathBuf>) -> Result<Arc<Self>, Error> {
         let node = Netns::current().map_err(Error::Netns)?.id();
         let events = Events::default();
-        // Where it is refused, `keep` says so and tries again.
+        // If this fails, `keep` reports it and retries.
         let _ = events.open();
         let mut tree = Tree::new(roots);
         tree.scan(&events);
         let (watches, pods) = tree.size();
-        tracing::debug!(watches, pods, "took stock of the node's cgroups");
+        tracing::debug!(watches, pods, "scanned the node's cgroups");
         let shared = Arc::new(Shared {
             events,
             tree: Mutex::new(tree),
@@ -109,28 +109,28 @@ impl Locator {
         Ok(Arc::new(Self { shared }))
     }
 
-    /// Keeps what is known as the node is, for as long as it is polled. Does not end by itself. Where the kernel does
-    /// not tell of changes, that is noted in `missing`, and looked for.
+    /// Keeps the known cgroups up to date while it is polled. Never completes. Without inotify for all cgroups, records
+    /// that in `missing` and scans periodically.
     pub fn keep(&self, missing: Missing) -> impl Future<Output = ()> + Send + use<> {
         keep(Arc::clone(&self.shared), missing)
     }
 
-    /// Follows the pod that the kubelet knows as `uid`. It learns of changes while [`Locator::keep`] runs.
+    /// Follows the pod whose UID in the kubelet is `uid`. It receives changes while [`Locator::keep`] runs.
     pub fn follow(&self, uid: &str) -> Following {
         Following::new(Arc::clone(&self.shared), Uid::new(uid))
     }
 
-    /// How many watches there are, and of how many pods a cgroup is known.
+    /// The number of watches, and the number of pods with a known cgroup.
     pub fn size(&self) -> (usize, usize) {
         self.shared.tree.lock().size()
     }
 }
 
-/// Keeps the tree as the node is.
+/// Keeps the tree up to date.
 async fn keep(shared: Arc<Shared>, missing: Missing) {
-    let mut asked = Instant::now();
+    let mut retried = Instant::now();
     let mut next = Instant::now() + RESCAN;
-    // When a watch was last refused: the one of a pod that is looked for is asked for at each look, not at each scan.
+    // When a watch was last refused. Watches on a searched pod's cgroup are added by each search, not by each scan.
     let mut refused: Option<Instant> = None;
     loop {
         let blind = shared.tree.lock().blind();
@@ -139,22 +139,22 @@ async fn keep(shared: Arc<Shared>, missing: Missing) {
                 refused = Some(Instant::now());
                 missing.note(Part::CgroupWatch, &why_blind(&shared.events, errno));
             }
-            None if refused.is_some_and(|at| at.elapsed() < AGAIN) => {}
+            None if refused.is_some_and(|at| at.elapsed() < RETRY) => {}
             None => {
                 refused = None;
                 missing.clear(Part::CgroupWatch);
             }
         }
         tokio::select! {
-            told = shared.events.next(|batch| shared.apply(batch)) => {
-                if told.is_err() {
-                    return; // the runtime ends
+            applied = shared.events.next(|batch| shared.apply(batch)) => {
+                if applied.is_err() {
+                    return; // the runtime is shutting down
                 }
             }
             () = tokio::time::sleep_until(next), if refused.is_some() => {
-                if asked.elapsed() >= AGAIN {
-                    asked = Instant::now();
-                    // Where it is still refused, the scan finds out.
+                if retried.elapsed() >= RETRY {
+                    retried = Instant::now();
+                    // If it is still refused, the scan detects that.
                     let _ = shared.events.open();
                 }
                 let begun = Instant::now();
@@ -165,16 +165,16 @@ async fn keep(shared: Arc<Shared>, missing: Missing) {
     }
 }
 
-/// Why the kernel does not tell of all changes, and what to do.
+/// Why inotify does not cover all cgroups, and what to do.
 fn why_blind(events: &Events, errno: Errno) -> String {
     let limit = match events.are_told() {
         true => "max_user_watches",
         false => "max_user_instances",
     };
     format!(
-        "the kernel does not watch all of the node's cgroups ({errno}): they are looked at every {RESCAN:?} instead, \
-         and pods are found that much later; raise fs.inotify.{limit}, or find out which program of the same user \
-         uses them up"
+        "the kernel refuses inotify watches on the node's cgroups ({errno}): scanning them every {RESCAN:?} instead, \
+         so pods are found that much later; raise fs.inotify.{limit}, or find the program of the same user that uses \
+         up this limit"
     )
 }
 

@@ -1,38 +1,38 @@
-//! What a directory of a cgroup hierarchy is to the kubelet, by its name alone.
+//! Recognizes the kubelet's and pods' directories in a cgroup hierarchy by their names.
 //!
 //! The kubelet's names (pkg/kubelet/cm/cgroup_manager_linux.go, pod_container_manager_linux.go): with the
 //! cgroupfs driver `kubepods/[burstable|besteffort/]pod<uid>`, with the systemd driver
 //! `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice`, where `-` in the UID is
-//! written `_`, for in the name of a slice it parts the levels. Either may lie below a root of its own
-//! (`--cgroup-root`), which the names of slices then begin with.
+//! replaced by `_`, because `-` separates the levels in the name of a slice. Either may be below another
+//! root directory (`--cgroup-root`), with whose name the names of slices then begin.
 
-/// What a directory is.
+/// The kind of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `kubepods` itself or a class of service in it: pods are created here.
+    /// `kubepods` itself or a QoS class in it: pods' cgroups are created here.
     Pods,
-    /// A pod's, or one of its containers' (see [`kind`]).
+    /// The cgroup of a pod, or of one of its containers (see [`kind`]).
     Pod(Uid),
     /// Neither.
     Other,
 }
 
-/// A pod's UID in the form in which all ways of writing it are equal.
+/// A pod's UID in normalized form: all spellings of one UID are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Uid(String);
 
 impl Uid {
-    /// From the UID as the API or a cgroup's name has it. That of a static pod is a hash without dashes.
+    /// Normalizes the UID in the API or in a cgroup's name. The UID of a static pod is a hash without dashes.
     pub fn new(uid: &str) -> Self {
         Self(uid.replace('_', "-"))
     }
 }
 
-/// What the directory `name` is, given whether its parent is of [`Kind::Pods`].
+/// The kind of the directory `name`, given whether its parent is of [`Kind::Pods`].
 ///
-/// A runtime that is not told that the kubelet uses systemd's names makes a container's cgroup
-/// `kubepods-burstable-pod<uid>.slice:cri-containerd:<id>`, wherever it itself lives: that counts as the
-/// pod's too.
+/// A runtime that is not configured for the systemd driver, while the kubelet is, creates a container's
+/// cgroup `kubepods-burstable-pod<uid>.slice:cri-containerd:<id>` below the runtime's own cgroup: that
+/// counts as the pod's cgroup too.
 pub fn kind(name: &str, in_pods: bool) -> Kind {
     let slice = match name.split_once(".slice") {
         Some((stem, rest)) if rest.is_empty() || rest.starts_with(':') => Some((stem, rest)),
@@ -57,9 +57,9 @@ pub fn kind(name: &str, in_pods: bool) -> Kind {
     }
 }
 
-/// Whether one of the cgroups of /proc/PID/cgroup, of whichever hierarchy, is below the kubelet's `kubepods`.
-/// To a process in a cgroup namespace of its own the beginning of the path is `..` only, so a pod's own
-/// directory does too.
+/// Whether any of the cgroups in /proc/PID/cgroup, in any hierarchy, is below the kubelet's `kubepods`. In
+/// another cgroup namespace the beginning of the path is replaced by `..`, so the name of a pod's directory
+/// is sufficient.
 pub fn names_a_pod(cgroups: &str) -> bool {
     cgroups
         .lines()
@@ -68,7 +68,7 @@ pub fn names_a_pod(cgroups: &str) -> bool {
         .any(|name| kind(name, false) != Kind::Other || is_pods_own(name))
 }
 
-/// Whether `name` is what the cgroupfs driver calls a pod's directory: `pod` and a UID, or a static pod's hash.
+/// Whether `name` is the cgroupfs driver's name for a pod's directory: `pod` and a UID, or a static pod's hash.
 fn is_pods_own(name: &str) -> bool {
     name.strip_prefix("pod").is_some_and(|uid| {
         matches!(uid.len(), 32 | 36)
@@ -90,7 +90,7 @@ fn is_class(stem: &str) -> bool {
     is_level(stem, "burstable") || is_level(stem, "besteffort")
 }
 
-/// Whether pods are created in the slice `stem`: it is `kubepods` or a class of service in it.
+/// Whether pods' cgroups are created in the slice `stem`: it is `kubepods` or a QoS class in it.
 fn is_pods_slice(stem: &str) -> bool {
     is_level(stem, "kubepods")
         || stem
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_cgroup_is_known_in_each_layout() {
+    fn a_pods_cgroup_is_recognized_in_each_layout() {
         let pod = || Kind::Pod(Uid::new(UID));
         let slice = UID.replace('-', "_");
         for path in [
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_static_pods_uid_is_a_hash() {
+    fn the_uid_of_a_static_pod_may_be_a_hash() {
         const HASH: &str = "5f0c9a1e2b3d4c5f6a7b8c9d0e1f2a3b";
         let pod = || Kind::Pod(Uid::new(HASH));
         check(&format!("/kubepods/burstable/pod{HASH}"), pod());
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn where_pods_are_created_is_known_in_each_layout() {
+    fn the_parents_of_pods_cgroups_are_recognized_in_each_layout() {
         for path in [
             "/kubepods",
             "/kubepods/burstable",
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_in_a_pod_is_told_by_its_cgroup() {
+    fn a_process_in_a_pod_is_recognized_by_its_cgroup() {
         let uid = "1b3b6b3c_0000_4000_8000_000000000001";
         for pods in [
             "0::/kubepods/besteffort/pod1/c".to_owned(),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pods_is_left_alone() {
+    fn other_cgroups_are_not_recognized() {
         for path in [
             "/podruntime/kubelet",
             "/pods",

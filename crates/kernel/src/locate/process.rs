@@ -1,4 +1,4 @@
-//! From a pod's cgroup to the process that holds its network namespace.
+//! Finds a process in a pod's cgroup, and through it the pod's network namespace.
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -14,39 +14,39 @@ use crate::kubelet::start_time;
 use crate::netns::Netns;
 use model::netns::NetnsId;
 
-/// How deep to look below a pod's cgroup. A container may make cgroups of its own; those that hold its
-/// first process are near the top.
+/// How many levels below a pod's cgroup to search. A container may create cgroups of its own; the one of
+/// its first process is near the top.
 const MAX_DEPTH: usize = 4;
 
-/// Why no network namespace of a pod is found.
+/// Why a pod's network namespace is not found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotFound {
-    /// The kubelet has made no cgroup for it.
-    #[error("no cgroup bears its UID (yet)")]
+    /// The kubelet has not created a cgroup for the pod.
+    #[error("no cgroup with its UID exists (yet)")]
     NoCgroup,
-    /// Nothing is in its cgroup.
-    #[error("no container is in its cgroup (yet)")]
+    /// The pod's cgroup contains neither processes nor containers' cgroups.
+    #[error("its cgroup contains no container (yet)")]
     NoContainer,
-    /// Its containers' cgroups have no process.
-    #[error("no process runs in its containers' cgroups (yet)")]
+    /// The cgroups of its containers contain no process.
+    #[error("its containers' cgroups contain no process (yet)")]
     NoProcess,
-    /// The processes found share the node's namespace.
+    /// All its processes are in the node's network namespace.
     #[error(
-        "its processes are in the node's own network namespace: pods of the host network are left alone"
+        "its processes are in the node's own network namespace: pods of the host network are not served"
     )]
     Host,
-    /// We may not see the processes.
+    /// Its processes are not visible in this pid namespace.
     #[error(
-        "its processes are in another pid namespace than this process: run this with hostPID: true"
+        "its processes are in a different pid namespace than this process: run this process with hostPID: true"
     )]
     OtherPids,
-    /// The kernel refuses.
+    /// The kernel refuses access; the message.
     #[error("{0}")]
     Refused(String),
 }
 
 impl NotFound {
-    /// How far the pod has come.
+    /// How far the pod's start has progressed.
     pub fn rank(&self) -> u8 {
         match self {
             Self::NoCgroup => 0,
@@ -65,7 +65,7 @@ pub struct Found {
     pub netns: Netns,
 }
 
-/// A process, held by a descriptor (pidfd_open(2)) that no later process with its id can take over.
+/// A process, identified by a descriptor (pidfd_open(2)) that never refers to a later process with the same id.
 pub struct Process {
     pidfd: AsyncFd<OwnedFd>,
 }
@@ -76,7 +76,7 @@ impl Process {
     /// # Errors
     /// Those of the runtime's reactor.
     pub async fn ended(&self) -> io::Result<()> {
-        // Readable from then on, for ever (pidfd_open(2)).
+        // Once the process has ended, the descriptor stays readable (pidfd_open(2)).
         let _ready = self.pidfd.readable().await?;
         Ok(())
     }
@@ -86,7 +86,7 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: a system call on plain integers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = i32::try_from(nix::errno::Errno::result(fd)?).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just given us this descriptor.
+    // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -95,15 +95,15 @@ fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
     Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
 }
 
-/// Looks for a process in another network namespace than `node`'s in the cgroup `dir` of a pod and below
-/// it. Of several the oldest is taken: the sandbox's own as a rule, and in any case the first of a
-/// container, which is older than the namespaces that a container may make within itself.
+/// Searches the cgroup `dir` of a pod and those below it for a process outside the network namespace `node`.
+/// Returns the oldest of several: usually the sandbox's process, and always the first process of a container,
+/// which is older than any namespace that the container may create itself.
 ///
-/// Processes in the node's namespace are passed over, and left in `passed`: a container's first process is
-/// there until it has joined the pod's, and some runtimes keep their monitor in the pod's cgroup.
+/// Processes in the node's namespace are skipped, and added to `passed`: a container's first process is there
+/// until it has joined the pod's namespace, and some runtimes keep their monitor in the pod's cgroup.
 ///
 /// # Errors
-/// Why there is none.
+/// Why there is no such process.
 pub fn look(dir: &Path, node: NetnsId, passed: &mut Vec<CgroupProcess>) -> Result<Found, NotFound> {
     let mut members = Vec::new();
     let mut absence = match collect(dir, MAX_DEPTH, &mut members) {
@@ -140,12 +140,12 @@ pub struct CgroupProcess {
     pid: u32,
 }
 
-/// Lists the processes of the cgroup `dir` and those below it. Returns how many cgroups are directly in
-/// it; none when it is not there.
+/// Lists the processes of the cgroup `dir` and of those below it. Returns how many cgroups are directly in
+/// `dir`; `None` if it does not exist.
 fn collect(dir: &Path, depth: usize, into: &mut Vec<CgroupProcess>) -> Option<u64> {
-    // A directory of a cgroup file system has one link for each directory in it, and two of its own.
+    // A directory of a cgroup file system has one link for each directory in it, and two for itself.
     let children = std::fs::metadata(dir).ok()?.nlink().saturating_sub(2);
-    // A threaded cgroup does not tell (EOPNOTSUPP), one just removed neither.
+    // Fails for a threaded cgroup (EOPNOTSUPP), and for one that was just removed.
     for pid in cgroup::processes(dir).unwrap_or_default() {
         into.push(CgroupProcess {
             cgroup: dir.to_owned(),
@@ -163,7 +163,7 @@ fn collect(dir: &Path, depth: usize, into: &mut Vec<CgroupProcess>) -> Option<u6
 }
 
 impl CgroupProcess {
-    /// Whether it is there and its network namespace is `netns`, for now.
+    /// Whether the process exists and is currently in network namespace `netns`.
     pub fn is_in(&self, netns: NetnsId) -> bool {
         NetnsId::at(&self.netns_path()).is_ok_and(|id| id == netns)
     }
@@ -172,14 +172,14 @@ impl CgroupProcess {
         PathBuf::from(format!("/proc/{}/ns/net", self.pid))
     }
 
-    /// Opens the process and its network namespace; none if it ended or moved meanwhile.
+    /// Opens the process and its network namespace; `None` if it ended or moved meanwhile.
     ///
-    /// The id may go to another process at any time. So the process is held by a descriptor, seen again
-    /// in the cgroup after that, and seen alive after the namespace was opened: in between, the id was
-    /// its own.
+    /// The kernel may reuse the id for another process at any time. So this opens a process descriptor, then
+    /// checks that the id is still listed in the cgroup, opens the namespace, and then checks that the process
+    /// has not ended: between the two checks the id belonged to this process.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// [`NotFound::Refused`].
     pub fn open(&self) -> Result<Option<Found>, NotFound> {
         let opened = || -> io::Result<Option<(OwnedFd, Netns)>> {
             let pidfd = pidfd_open(self.pid)?;
@@ -207,13 +207,13 @@ impl CgroupProcess {
 }
 
 fn refused(error: &io::Error) -> NotFound {
-    // Without the process's id, which would make each try a new message.
+    // Without the process id, because then each attempt would produce a different message.
     NotFound::Refused(format!(
         "cannot open the network namespace of a process in its cgroup: {error}"
     ))
 }
 
-/// `ENOENT` and `ESRCH`: no such process; `EINVAL`: the id of a thread that leads no process any more.
+/// `ENOENT` and `ESRCH`: no such process; `EINVAL`: the id of a thread that is not a thread group leader.
 fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

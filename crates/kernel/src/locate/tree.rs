@@ -1,9 +1,9 @@
-//! Which pods' cgroups exist on the node, kept by inotify(7): on the directories in which pods are
-//! created, on those in which such directories may come to be, and on the cgroups of pods that somebody
-//! looks for.
+//! Tracks which pods' cgroups exist on the node by inotify(7): watches the directories in which pods'
+//! cgroups are created, those in which such directories may be created, and the cgroups of pods that are
+//! being searched for.
 //!
-//! A cgroup that is removed ends no watch on it, unlike a file elsewhere: the watch is taken off when the
-//! parent tells of the removal.
+//! Removing a cgroup does not remove the watches on it, unlike a file on other file systems: the watch is
+//! removed when the parent directory reports the removal.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
@@ -17,33 +17,33 @@ use tokio::sync::watch;
 use super::events::Events;
 use super::name::{Kind, Uid, kind};
 
-/// How many directories may lie between a hierarchy's root and `kubepods`: kind and k3d run the kubelet
-/// in `/docker/<id>/kubelet`, systemd has `/a.slice/a-b.slice`.
+/// The maximum number of directories between a hierarchy's root and `kubepods`: kind and k3d run the
+/// kubelet in `/docker/<id>/kubelet`, systemd has `/a.slice/a-b.slice`.
 const MAX_ABOVE: usize = 3;
 
-/// What is known of the node's cgroups.
+/// The known cgroups of the node.
 pub struct Tree {
     roots: Vec<Root>,
     watches: HashMap<WatchDescriptor, Watch>,
-    /// The directories watched for pods, or for where pods are created.
+    /// The watched directories in which pods' cgroups, or such directories, are created.
     by_path: BTreeMap<PathBuf, WatchDescriptor>,
-    /// With the hierarchy, as an index into `roots`.
+    /// The cgroups of each pod, with their hierarchy as an index into `roots`.
     pods: HashMap<Uid, BTreeSet<(usize, PathBuf)>>,
     wanted: HashMap<Uid, Wanted>,
-    /// Watches were refused: events alone can't be relied on.
+    /// Set if the kernel refused a watch: events are incomplete.
     blind: Option<Errno>,
 }
 
 /// The top of a hierarchy.
 struct Root {
     path: PathBuf,
-    /// Of version 2.
+    /// Whether this is cgroup v2.
     unified: bool,
 }
 
-/// What a watch is for.
+/// The purpose of a watch.
 enum Watch {
-    /// A directory in which pods are created, or those directories.
+    /// A directory in which pods' cgroups, or such directories, are created.
     Dir {
         path: PathBuf,
         root: usize,
@@ -53,32 +53,32 @@ enum Watch {
     Pod(Uid),
 }
 
-/// What a directory that is watched is.
+/// The position of a watched directory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// Above `kubepods`, that many steps below the root of the hierarchy.
     Above(usize),
-    /// `kubepods` or a class of service in it.
+    /// `kubepods` or a QoS class in it.
     Pods,
 }
 
-/// A pod that somebody looks for.
+/// A pod that is being searched for.
 struct Wanted {
-    /// How many do.
+    /// The number of searches.
     by: usize,
     changes: watch::Sender<()>,
     watches: BTreeMap<PathBuf, Vec<WatchDescriptor>>,
 }
 
 impl Tree {
-    /// Nothing known yet; [`Tree::scan`] is to follow.
+    /// An empty tree; [`Tree::scan`] must follow.
     pub fn new(roots: Vec<PathBuf>) -> Self {
         let root = |path: PathBuf| Root {
             unified: path.join("cgroup.controllers").exists(),
             path,
         };
         let mut roots: Vec<Root> = roots.into_iter().map(root).collect();
-        // Version 2 first: it tells more.
+        // Version 2 first, because it reports more.
         roots.sort_by_key(|root| !root.unified);
         Self {
             roots,
@@ -90,8 +90,8 @@ impl Tree {
         }
     }
 
-    /// Takes stock of all hierarchies, and watches them from then on. Those who look for a pod are told when its
-    /// cgroups are others than before.
+    /// Scans all hierarchies, and watches them from then on. Notifies the searches for a pod whose cgroups have
+    /// changed.
     pub fn scan(&mut self, events: &Events) {
         self.blind = None;
         let mut changed = Vec::new();
@@ -104,7 +104,7 @@ impl Tree {
             !dirs.is_empty()
         });
         for uid in changed {
-            self.tell(&uid);
+            self.notify(&uid);
         }
         let gone: Vec<PathBuf> = self
             .by_path
@@ -121,7 +121,7 @@ impl Tree {
         }
     }
 
-    /// Why events alone can't be relied on, if so.
+    /// Why events are incomplete, if they are.
     pub fn blind(&self) -> Option<Errno> {
         self.blind
     }
@@ -132,7 +132,7 @@ impl Tree {
         dirs.map(|(_, dir)| dir.clone()).collect()
     }
 
-    /// Those in one hierarchy of each version: kubelet and runtime go through all of version 1 alike.
+    /// The pod's cgroups in one hierarchy of each version: kubelet and runtime treat all hierarchies of version 1 alike.
     pub fn first_of_pod(&self, uid: &Uid) -> Vec<PathBuf> {
         let Some(dirs) = self.pods.get(uid) else {
             return Vec::new();
@@ -146,8 +146,8 @@ impl Tree {
         dirs.map(|(_, dir)| dir.clone()).collect()
     }
 
-    /// Begins to look for a pod: changes in [`Tree::first_of_pod`], watched by [`watch_pod`](super::events::watch_pod), are told from
-    /// now on.
+    /// Begins a search for a pod: from now on the receiver is notified of changes in [`Tree::first_of_pod`], which
+    /// [`watch_pod`](super::events::watch_pod) watches.
     pub fn want(&mut self, uid: &Uid) -> watch::Receiver<()> {
         let wanted = self.wanted.entry(uid.clone()).or_insert_with(|| Wanted {
             by: 0,
@@ -158,13 +158,13 @@ impl Tree {
         wanted.changes.subscribe()
     }
 
-    /// Whether the pod is wanted and its cgroup `dir` is not watched.
+    /// Whether the pod is being searched for and its cgroup `dir` is not watched yet.
     pub fn is_to_watch(&self, uid: &Uid, dir: &Path) -> bool {
         let wanted = self.wanted.get(uid);
         wanted.is_some_and(|wanted| !wanted.watches.contains_key(dir))
     }
 
-    /// Notes what [`watch_pod`](super::events::watch_pod) did.
+    /// Records the result of [`watch_pod`](super::events::watch_pod).
     pub fn watched(
         &mut self,
         events: &Events,
@@ -176,7 +176,7 @@ impl Tree {
             self.blind = Some(errno);
             Vec::new()
         });
-        // It may have been released meanwhile.
+        // The search may have ended meanwhile.
         let Some(wanted) = self.wanted.get_mut(uid) else {
             for watch in watches {
                 self.unwatch(events, watch);
@@ -195,7 +195,7 @@ impl Tree {
         }
     }
 
-    /// Ends what [`Tree::want`] began.
+    /// Ends a search that [`Tree::want`] began.
     pub fn release(&mut self, events: &Events, uid: &Uid) {
         let Some(wanted) = self.wanted.get_mut(uid) else {
             return;
@@ -215,11 +215,11 @@ impl Tree {
         (self.watches.len(), self.pods.len())
     }
 
-    /// Applies what happened.
+    /// Applies an event.
     pub fn apply(&mut self, events: &Events, event: &InotifyEvent) {
         if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
             self.scan(events);
-            // Of what happened in their cgroups nobody was told.
+            // Events in their cgroups were lost too.
             for wanted in self.wanted.values() {
                 wanted.changes.send_replace(());
             }
@@ -237,7 +237,7 @@ impl Tree {
             Some(Watch::Dir { path, root, place }) => (path, *root, *place),
             Some(Watch::Pod(uid)) => {
                 let uid = uid.clone();
-                self.tell(&uid);
+                self.notify(&uid);
                 return;
             }
             None => return,
@@ -262,10 +262,10 @@ impl Tree {
         match events.add_watch(path, mask) {
             Ok(wd) => self.dir_watched(events, path, root, place, wd),
             Err(Errno::ENOENT | Errno::ENOTDIR) => return,
-            // What is in it now is known all the same.
+            // Its current contents are read below anyway.
             Err(errno) => self.blind = Some(errno),
         }
-        // What was there before the watch; what came since is told as well, which does no harm.
+        // Finds what existed before the watch; what was created since is also reported as an event, which does no harm.
         for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 self.add_child(events, &entry.path(), &entry.file_name(), root, place);
@@ -274,7 +274,7 @@ impl Tree {
     }
 
     fn add_child(&mut self, events: &Events, path: &Path, name: &OsStr, root: usize, place: Place) {
-        // Users may have cgroups in which they make others (systemd's `Delegate=`): what is called a pod there is none.
+        // Other users may create cgroups below delegated ones (systemd's `Delegate=`): a name like a pod's means nothing there.
         if !is_ours(path) {
             return;
         }
@@ -287,7 +287,7 @@ impl Tree {
                     && self.wanted.contains_key(&uid)
                     && self.first_of_pod(&uid).iter().any(|first| first == path)
                 {
-                    self.tell(&uid);
+                    self.notify(&uid);
                 }
             }
             (Kind::Other, Place::Above(depth)) if depth < MAX_ABOVE => {
@@ -319,7 +319,7 @@ impl Tree {
             for watch in wanted.watches.remove(path).unwrap_or_default() {
                 self.unwatch(events, watch);
             }
-            self.tell(&uid);
+            self.notify(&uid);
         }
     }
 
@@ -348,19 +348,19 @@ impl Tree {
 
     fn unwatch(&mut self, events: &Events, wd: WatchDescriptor) {
         let _ = self.watches.remove(&wd);
-        // EINVAL: the kernel has taken it off already.
+        // EINVAL: the kernel has already removed it.
         let _ = events.rm_watch(wd);
     }
 
-    fn tell(&self, uid: &Uid) {
+    fn notify(&self, uid: &Uid) {
         if let Some(wanted) = self.wanted.get(uid) {
             wanted.changes.send_replace(());
         }
     }
 }
 
-/// Whether the directory belongs to the user that we act for, as the kubelet's and the runtime's do. What
-/// a container's user namespace is given is below a pod's, where nobody asks.
+/// Whether the directory belongs to this process's user, like those of the kubelet and the runtime.
+/// Directories that belong to a container's user namespace are below a pod's cgroup, where this is not checked.
 fn is_ours(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|dir| dir.uid() == nix::unistd::geteuid().as_raw())
 }
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_inotify_a_scan_finds_what_came_and_went() {
+    async fn without_inotify_a_scan_finds_created_and_removed_cgroups() {
         let root = tempfile::tempdir().expect("directory");
         let dir = pod(root.path(), UID);
         let uid = Uid::new(UID);
@@ -408,14 +408,15 @@ mod tests {
         assert!(changes.has_changed().expect("wanted"));
         assert_eq!(tree.of_pod(&uid), [dir]);
 
-        // Once there is an instance, the next scan has the kernel tell.
+        // Once there is an instance, the next scan adds watches.
         events.open().expect("an inotify instance");
         tree.scan(&events);
         assert_eq!(tree.blind(), None);
         let other = "3f2e1d0c-1111-2222-3333-444455556667";
         let new = pod(root.path(), other);
-        let told = events.next(|batch| batch.iter().for_each(|event| tree.apply(&events, event)));
-        told.await.expect("the runtime lives");
+        let applied =
+            events.next(|batch| batch.iter().for_each(|event| tree.apply(&events, event)));
+        applied.await.expect("the runtime is running");
         assert_eq!(tree.of_pod(&Uid::new(other)), [new]);
     }
 }
