@@ -193,8 +193,8 @@ impl Watched {
             Err(error) => {
                 self.refused = Some(Instant::now());
                 let why = format!(
-                    "the kernel does not watch {:?} ({error}): it is looked at every {POLL_UNTOLD:?} instead; raise \
-                     fs.inotify.max_user_instances or max_user_watches, or find out which program of the same user \
+                    "can't watch {:?} ({error}): reading it every {POLL_UNTOLD:?} instead; raise \
+                     fs.inotify.max_user_instances or max_user_watches, or find the program of the same user that \
                      uses them up",
                     self.path
                 );
@@ -209,7 +209,7 @@ impl Watched {
 pub fn renew(watch: Option<Watch>, path: &Path) -> Option<Watch> {
     watch_anew(watch, path)
         .inspect_err(|error| {
-            tracing::warn!(?path, %error, "can't watch this directory, looking every second");
+            tracing::warn!(?path, %error, "can't watch this directory: reading it every second");
         })
         .ok()
         .flatten()
@@ -262,7 +262,7 @@ impl Publisher {
                 problems
             }
             Err(error) => vec![format!(
-                "the directory of Pod manifests can't be read, its pods are served as last known: {error}"
+                "the directory of Pod manifests can't be read; its pods are served as last known: {error}"
             )],
         };
         if problems == self.problems {

@@ -19,7 +19,7 @@ fn port() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// An object of some of these fields.
+/// An object with a random selection of these fields.
 fn object(fields: Vec<(&'static str, BoxedStrategy<Value>)>) -> BoxedStrategy<Value> {
     let fields: Vec<_> = fields
         .into_iter()
@@ -118,7 +118,7 @@ fn hook() -> BoxedStrategy<Value> {
     .boxed()
 }
 
-/// The environment, in which Istio's injector leaves the originals of what it rewrote.
+/// The environment, where Istio's injector puts the originals of the probes that it rewrote.
 fn environment() -> BoxedStrategy<Value> {
     let probers = prop_oneof![
         2 => Just(json!(r#"{"/app-health/web/livez":{"tcpSocket":{"port":5432}}}"#)),
@@ -137,7 +137,7 @@ fn environment() -> BoxedStrategy<Value> {
         .boxed()
 }
 
-/// What else of a Pod's spec decides whether it is rewritten; usually none of it.
+/// Other fields of a Pod's spec that decide whether it is rewritten; most pods have none of them.
 fn surroundings() -> BoxedStrategy<Value> {
     let system = || prop_oneof![5 => Just("linux"), 1 => Just("windows")];
     let rarely =

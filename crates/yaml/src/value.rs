@@ -56,7 +56,10 @@ impl Reader<'_> {
     fn value(&mut self, id: Id, depth: usize) -> Result<Value, Malformed> {
         self.values += 1 + self.text_len(id) / TEXT;
         if self.values > LIMIT {
-            return Err(self.malformed(id, format!("aliases make this more than {LIMIT} values")));
+            return Err(self.malformed(
+                id,
+                format!("aliases expand this to more than {LIMIT} values"),
+            ));
         }
         if depth > DEPTH {
             return Err(self.malformed(id, format!("nested deeper than {DEPTH}, or in itself")));
@@ -103,7 +106,7 @@ impl Reader<'_> {
             let name = self.key(key)?;
             self.values += name.len() / TEXT;
             if !seen.insert(name.clone()) {
-                return Err(self.malformed(key, format!("key {name:?} is there twice")));
+                return Err(self.malformed(key, format!("key {name:?} appears twice")));
             }
             map.insert(name, self.value(value, depth + 1)?);
         }

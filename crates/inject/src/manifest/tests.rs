@@ -260,7 +260,7 @@ fn what_is_no_yaml_is_told_with_its_place() {
         ("a: 1\n---\nb: [\n", "document 2, line 4: "),
         (
             "a: 1\nb: 1\na: 2\n",
-            "document 1, line 3: key \"a\" is there twice",
+            "document 1, line 3: key \"a\" appears twice",
         ),
         (
             "a: 1\n---\n? [1]\n: 2\n",
@@ -291,7 +291,7 @@ fn what_is_no_yaml_is_told_with_its_place() {
         );
     }
     let told = change(&bomb, revert).expect_err("too large").to_string();
-    assert!(told.contains("aliases make this more than"), "{told}");
+    assert!(told.contains("aliases expand this to more than"), "{told}");
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn warnings_say_which_object_they_are_about() {
     assert_eq!(
         injected(text).warnings,
         [
-            "document 2, Pod web: container \"a\", livenessProbe: tcpSocket.port \"x\" is no port name of this container, nor a number; left as it is"
+            "document 2, Pod web: container \"a\", livenessProbe: tcpSocket.port \"x\" is neither a port name of this container nor a number; unchanged"
         ]
     );
     assert_eq!(injected(text).text, text);

@@ -270,7 +270,7 @@ fn of_probes_left_alone_no_more_is_kept_than_anyone_would_read() {
         (0..5_000).map(container).collect(),
     ));
     assert_eq!(parsed.skipped.len(), 256);
-    let told = "4744 more of its probes are left alone";
+    let told = "4744 more of its probes are not served";
     assert!(
         parsed.warnings.iter().any(|warning| warning == told),
         "{:?}",

@@ -246,11 +246,11 @@ fn a_rewritten_probe_without_an_original_is_left_alone() {
     assert_eq!(recovered.native, []);
     assert_eq!(
         recovered.skipped[0].why.to_string(),
-        "was rewritten to \"/app-health/hello/livez\" on port 15020, for which there is no usable original"
+        "was rewritten to \"/app-health/hello/livez\" on port 15020, but its original is missing or unusable"
     );
     assert_eq!(
         recovered.warnings,
-        ["originals of rewritten probes: \"/nonsense\" is no rewritten path"]
+        ["originals of rewritten probes: \"/nonsense\" is not the path of a rewritten probe"]
     );
 }
 
@@ -266,7 +266,7 @@ fn json_that_is_none_is_a_warning() {
         assert_eq!(recovered.warnings.len(), 1, "{bad}");
         assert!(
             recovered.warnings[0]
-                .starts_with("ISTIO_KUBE_APP_PROBERS is no JSON object of probes: "),
+                .starts_with("ISTIO_KUBE_APP_PROBERS is not a JSON object of probes: "),
             "{bad}"
         );
     }

@@ -213,11 +213,11 @@ fn a_port_that_is_none_leaves_its_probe_alone() {
         (json!("0"), "tcpSocket.port is 0, must be 1 to 65535"),
         (
             json!("metrics"),
-            "tcpSocket.port \"metrics\" is no port name of this container, nor a number",
+            "tcpSocket.port \"metrics\" is neither a port name of this container nor a number",
         ),
         (
             json!(""),
-            "tcpSocket.port \"\" is no port name of this container, nor a number",
+            "tcpSocket.port \"\" is neither a port name of this container nor a number",
         ),
     ] {
         let why = only_why(json!({"livenessProbe": {"tcpSocket": {"port": port}}}));

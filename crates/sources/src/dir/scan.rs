@@ -26,7 +26,7 @@ const RACY: Duration = Duration::from_millis(100);
 /// A file written that recently may be half of what it is to be: who writes it in place, as `cp` does, empties it first.
 const BEING_WRITTEN: Duration = Duration::from_millis(80);
 /// What is said of a file that says less than it did, and may not mean it.
-const AS_LAST_KNOWN: &str = "the pods that it had are served as last known";
+const AS_LAST_KNOWN: &str = "the pods that it contained are served as last known";
 
 /// Tells one file or directory from another that took its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -326,7 +326,7 @@ fn read(path: &Path) -> Result<Contents, String> {
     let unreadable = |error: io::Error| format!("can't be read: {error}");
     let check = |metadata: &Metadata| {
         if !metadata.is_file() {
-            Err("is no regular file".to_owned())
+            Err("is not a regular file".to_owned())
         } else if metadata.len() > MAX_FILE_LEN {
             Err(too_large())
         } else {
@@ -350,7 +350,7 @@ fn read(path: &Path) -> Result<Contents, String> {
     if bytes.len() as u64 > MAX_FILE_LEN {
         return Err(too_large());
     }
-    let text = String::from_utf8(bytes).map_err(|error| format!("is no UTF-8 text: {error}"))?;
+    let text = String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 text: {error}"))?;
     let written = metadata.modified().ok();
     let age = written.and_then(|at| SystemTime::now().duration_since(at).ok());
     let settled = age.is_some_and(|age| age > RACY);

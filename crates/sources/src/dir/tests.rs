@@ -111,11 +111,11 @@ fn every_problem_names_its_file_and_place_and_the_others_work() {
         "c.yaml: document 1: line 2: while parsing a node, did not find expected node content",
         "d.yaml: document 1: default/d: container \"web\", livenessProbe: tcpSocket.port is 65536, must be 1 to 65535",
         "e.yaml: document 1: metadata.name is missing",
-        "f.yaml: is no UTF-8 text: invalid utf-8 sequence of 1 bytes from index 0",
-        "g.yaml: is no regular file",
+        "f.yaml: is not UTF-8 text: invalid utf-8 sequence of 1 bytes from index 0",
+        "g.yaml: is not a regular file",
         "h.yaml: can't be read: No such file or directory (os error 2)",
         "i.yaml: is larger than 4 MiB, not read",
-        "j.yaml: is no regular file",
+        "j.yaml: is not a regular file",
         "k.yaml: document 1: default/k: annotation probe-handler.io/netns is \"x\", must be an absolute path; ignored",
         "m.yaml: document 1: default/m has the UID of the pod in l.yaml: document 1; this one is ignored",
     ];
@@ -414,7 +414,7 @@ fn a_file_that_cannot_be_understood_any_more_leaves_its_pods_as_last_known() {
         write_long_ago(dir.path(), "x.yaml", garbled);
         let scan = scanner.scan().unwrap().unwrap();
         assert_eq!(served(&scan.pods), ["a:1"], "{garbled:?}");
-        let told = "x.yaml: the pods that it had are served as last known";
+        let told = "x.yaml: the pods that it contained are served as last known";
         assert!(
             scan.problems.iter().any(|problem| problem == told),
             "{:?}",

@@ -24,12 +24,12 @@ const KEEPALIVE_RETRIES: u32 = 3;
 pub enum ConnectError {
     /// Neither a kubeconfig nor a ServiceAccount.
     #[error(
-        "no way to the Kubernetes API is configured: {0}; run it as a pod with a ServiceAccount (and \
-         automountServiceAccountToken not false), or name a kubeconfig in KUBECONFIG"
+        "no access to the Kubernetes API is configured: {0}; run this program as a pod with a ServiceAccount (and \
+         automountServiceAccountToken not false), or set KUBECONFIG to a kubeconfig"
     )]
     NotConfigured(String),
     /// What is configured can't be used.
-    #[error("the way to the Kubernetes API can't be used as it is configured: {0}")]
+    #[error("the configured access to the Kubernetes API can't be used: {0}")]
     Unusable(String),
 }
 
@@ -44,7 +44,7 @@ pub async fn connect() -> Result<Client, ConnectError> {
         .map_err(|error| ConnectError::NotConfigured(chain(&error)))?;
     let server = config.cluster_url.to_string();
     let client = client(config)?;
-    tracing::info!(server, "Kubernetes API");
+    tracing::info!(server, "using the Kubernetes API");
     Ok(client)
 }
 

@@ -115,13 +115,13 @@ impl Index {
         let mut problems = Vec::new();
         for (name, _, record) in self.pods.iter() {
             if let PodRecord::Unreadable(why) = record {
-                problems.push(format!("Pod {name}: {why}; its probes are left alone"));
+                problems.push(format!("Pod {name}: {why}; its probes are not served"));
             }
         }
         for (name, _, reading) in self.readings() {
             if owners.get(reading.id.uid.as_str()) != Some(&name) {
                 problems.push(format!(
-                    "Pod {name} claims the UID {} of another pod; its probes are left alone",
+                    "Pod {name} claims the UID {} of another pod; its probes are not served",
                     reading.id.uid
                 ));
                 continue;

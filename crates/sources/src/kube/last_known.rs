@@ -65,7 +65,7 @@ impl LastKnown {
             Err(error) => {
                 tracing::warn!(
                     path = %self.path.display(), %error,
-                    "the pods as last known are not to be had: none is served before the API server answers"
+                    "can't read the last known pods: no pod is served until the API server answers"
                 );
                 Vec::new()
             }
@@ -80,7 +80,9 @@ impl LastKnown {
         let meta = file.metadata()?;
         let ours = nix::unistd::geteuid().as_raw();
         if !meta.is_file() || meta.uid() != ours || meta.mode() & 0o077 != 0 {
-            return Err(io::Error::other("it is not a file of this user's alone"));
+            return Err(io::Error::other(
+                "it must be a regular file that belongs to this user and that no other user may access",
+            ));
         }
         let contents: Contents<Pod> = serde_json::from_reader(io::BufReader::new(file))?;
         if contents.version != version() || contents.node != self.node {
@@ -117,8 +119,8 @@ impl LastKnown {
                     Err(error) => error.to_string(),
                 };
                 let why = format!(
-                    "{} can't be written ({error}): a daemon that is started anew while the API server is away will \
-                     know no pods; give --last-known a path that can be written",
+                    "{} can't be written ({error}): a daemon that starts while the API server is unreachable serves \
+                     no pods; set --last-known to a writable path",
                     self.path.display()
                 );
                 self.missing.note(Part::LastKnown, &why);
@@ -141,7 +143,7 @@ impl LastKnown {
             // What was true of fewer pods is true of fewer every day.
             let _ = fs::remove_file(&self.path);
             return Err(io::Error::other(format!(
-                "{} bytes, which is more than {LIMIT}",
+                "{} bytes are more than the limit of {LIMIT}",
                 text.len()
             )));
         }

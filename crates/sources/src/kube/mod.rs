@@ -97,7 +97,7 @@ pub async fn run<L: Send>(
         if known_before > 0 {
             tracing::info!(
                 pods = known_before,
-                "pods as last known are served until the API server answers"
+                "serving the last known pods until the API server answers"
             );
             if tx.send(SourceEvent::Replace(pods)).await.is_err() {
                 return;
@@ -300,21 +300,21 @@ impl<L> Feed<L> {
             let meanwhile = if self.pods.listed.is_some() || self.served_before() {
                 "pods are served as last known"
             } else {
-                "no pod is served before it answers"
+                "no pod is served until it answers"
             };
             problems.push(format!("{}; {meanwhile}", trouble.text));
         }
         if let Some(trouble) = &self.namespaces.trouble {
             let meanwhile = if self.namespaces.listed.is_some() || self.served_before() {
-                "annotations of namespaces count as last known"
+                "annotations of namespaces apply as last known"
             } else {
-                "annotations of namespaces do not count"
+                "annotations of namespaces are ignored"
             };
             problems.push(format!("{}; {meanwhile}", trouble.text));
         }
         if self.pods.listed.is_some() && !self.index.has_pods() {
             problems.push(format!(
-                "the API server knows no pod of node {}: is that the name of this node? `kubectl get nodes` shows it",
+                "the API server has no pods for node {}: is that this node's name? `kubectl get nodes` lists them",
                 self.node
             ));
         }

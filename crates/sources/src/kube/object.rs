@@ -147,7 +147,7 @@ impl Content for ExemptAnnotation {
         match value {
             None => Ok(Self(None)),
             Some(Value::String(value)) => Ok(Self(Some(value))),
-            Some(_) => Err(format!("metadata.annotations.{EXEMPT}: is no text")),
+            Some(_) => Err(format!("metadata.annotations.{EXEMPT}: is not a string")),
         }
     }
 }

@@ -123,7 +123,10 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 Err(End::WatchError(trouble)) => trouble,
                 Ok(()) => WatchError::new(
                     Reason::Closed,
-                    format!("the API server ends each watch of {} at once", Self::name()),
+                    format!(
+                        "the API server closes each watch of {} at once",
+                        Self::name()
+                    ),
                 ),
             };
             if was_up && began.elapsed() >= self.timeouts.steady {
@@ -287,7 +290,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 }
                 None => {
                     let text = format!(
-                        "the API server ended the watch of {} before all were sent",
+                        "the API server ended the watch of {} before it had sent all of them",
                         Self::name()
                     );
                     return Err(WatchError::new(Reason::Closed, text));
@@ -391,7 +394,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
     }
 
     fn unsendable(error: &kube::core::request::Error) -> WatchError {
-        let text = format!("no request for {} can be made: {error}", Self::name());
+        let text = format!("can't build a request for {}: {error}", Self::name());
         WatchError::new(Reason::Malformed, text)
     }
 }

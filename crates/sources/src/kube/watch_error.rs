@@ -102,7 +102,7 @@ impl WatchError {
             ),
             kube::Error::FromUtf8(error) => Self::new(
                 Reason::Malformed,
-                format!("the API server's answer to {verb} {name} is no text: {error}"),
+                format!("the API server's answer to {verb} {name} is not UTF-8 text: {error}"),
             ),
             kube::Error::Auth(error) => Self::no_token(error),
             kube::Error::Service(error) => match error.downcast_ref() {
@@ -127,7 +127,7 @@ impl WatchError {
     pub fn of_status(status: &Status, verb: &str, resource: Resource) -> Self {
         let name = resource.name();
         let said = match (status.message.trim(), status.reason.trim()) {
-            ("", "") => "nothing".to_owned(),
+            ("", "") => "(no message)".to_owned(),
             ("", said) | (said, _) => said.to_owned(),
         };
         let (reason, text) = match (status.code, status.reason.as_str()) {
@@ -135,21 +135,23 @@ impl WatchError {
                 Reason::Unauthorized,
                 format!(
                     "the API server does not accept our token to {verb} {name} (HTTP 401): is it the \
-                     token of a ServiceAccount that exists, of this cluster? Its file is read again \
-                     each time. The server says: {said}"
+                     token of an existing ServiceAccount of this cluster? Its file is read again \
+                     for each request. The server's message: {said}"
                 ),
             ),
             (403, _) => (
                 Reason::Forbidden,
                 format!(
-                    "the API server does not let us {verb} {name} (HTTP 403): bind a ClusterRole \
+                    "the API server does not allow us to {verb} {name} (HTTP 403): bind a ClusterRole \
                      with this rule to the ServiceAccount: {{apiGroups: [\"\"], resources: \
-                     [\"{name}\"], verbs: [\"get\", \"list\", \"watch\"]}}. The server says: {said}"
+                     [\"{name}\"], verbs: [\"get\", \"list\", \"watch\"]}}. The server's message: {said}"
                 ),
             ),
             (410, _) | (_, "Expired" | "Gone") => (
                 Reason::Expired,
-                format!("the API server no longer has the version to {verb} {name} from: {said}"),
+                format!(
+                    "the API server no longer has the resourceVersion from which to {verb} {name}: {said}"
+                ),
             ),
             (408 | 504, _) | (_, "Timeout" | "ServerTimeout") => (
                 Reason::Timeout,

@@ -286,7 +286,7 @@ async fn a_server_that_ends_each_watch_at_once_is_not_hammered_in_silence() {
             .await;
     }
     source
-        .until_problem("ends each watch of pods at once")
+        .until_problem("closes each watch of pods at once")
         .await;
     assert!(failures(&source, Reason::Closed) >= 3);
     source.until(|source| source.problems.is_empty()).await;
@@ -302,7 +302,7 @@ async fn a_missing_rule_is_said_and_found_when_it_comes() {
     source.until_problem(rule).await;
     let problem = source.problems[0].clone();
     assert!(
-        problem.contains(says) && problem.ends_with("no pod is served before it answers"),
+        problem.contains(says) && problem.ends_with("no pod is served until it answers"),
         "{problem}"
     );
     assert!(!source.is_listed());
@@ -326,7 +326,7 @@ async fn pods_are_served_where_namespaces_may_not_be_read() {
     source.until_pods(&["a"]).await;
     source.until_problem(r#"resources: ["namespaces"]"#).await;
     source
-        .until_problem("annotations of namespaces do not count")
+        .until_problem("annotations of namespaces are ignored")
         .await;
     server
         .until(|s| {

@@ -55,7 +55,7 @@ fn mark(name: &str, exempt: Option<&str>) -> crate::kube::table::Item<Mark> {
 }
 
 /// What is said of a node without any pod.
-const NO_POD: &str = "knows no pod of node node-1";
+const NO_POD: &str = "has no pods for node node-1";
 
 impl Fed {
     /// The number of pods in the next message, and when it came.
@@ -146,7 +146,7 @@ async fn the_same_trouble_is_told_once() {
     let trouble = || Change::WatchError(Some(WatchError::new(Reason::Unreachable, "no route")));
     fed.pods.send(trouble()).await.unwrap();
     let told = fed.events.recv().await.unwrap();
-    let text = "no route; no pod is served before it answers".to_owned();
+    let text = "no route; no pod is served until it answers".to_owned();
     assert_eq!(told, SourceEvent::Problems(vec![text]));
     fed.pods.send(trouble()).await.unwrap();
     fed.pods.send(trouble()).await.unwrap();

@@ -37,11 +37,11 @@ fn what_can_not_be_used_is_told_by_its_name() {
     write(directory.path(), &one.certificate, &two.key);
     assert!(told().contains("together"), "{}", told());
     write(directory.path(), &one.certificate, "");
-    assert_eq!(told(), "there is no key in PEM");
+    assert_eq!(told(), "no PEM-encoded key found");
     write(directory.path(), "", &one.key);
-    assert_eq!(told(), "there is no certificate in PEM");
+    assert_eq!(told(), "no PEM-encoded certificate found");
     write(directory.path(), "no PEM", "");
-    let both = "there is no certificate in PEM; there is no key in PEM";
+    let both = "no PEM-encoded certificate found; no PEM-encoded key found";
     assert_eq!(told(), both);
     write(directory.path(), &old.certificate, &old.key);
     assert_eq!(told(), "the certificate has expired");

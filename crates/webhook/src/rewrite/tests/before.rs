@@ -81,7 +81,7 @@ fn a_path_that_another_probe_goes_to_is_not_given_to_a_second_one() {
     assert_eq!(
         untouched(&pod),
         [
-            "container \"late\", livenessProbe: another probe goes to /app-health/late/livez already; left as it is"
+            "container \"late\", livenessProbe: another probe already uses /app-health/late/livez; unchanged"
         ]
     );
 }
@@ -125,7 +125,7 @@ fn a_pod_that_istio_has_rewritten_stays() {
     assert_eq!(
         untouched(&later(pod)),
         [
-            "1 probes and hooks are left as they are, for Istio's injector has rewritten others of this Pod"
+            "1 probes and hooks are unchanged because Istio's injector has rewritten others of this Pod"
         ]
     );
 }
@@ -145,7 +145,7 @@ fn an_annotation_that_is_not_ours_is_not_lost() {
         let warnings = untouched(&pod);
         assert_eq!(warnings.len(), 1, "{value}");
         assert!(
-            warnings[0].starts_with("the Pod is left as it is: annotation probe-handler.io/probes is there, but no probe is rewritten"),
+            warnings[0].starts_with("the Pod is unchanged: annotation probe-handler.io/probes is set, but no probe is rewritten"),
             "{warnings:?}"
         );
         assert_eq!(revert(&pod).patch, [], "{value}");
@@ -174,7 +174,7 @@ fn a_probe_that_came_back_in_place_of_a_rewritten_one_stays() {
     assert_eq!(
         untouched(&pod),
         [
-            "container \"web\", livenessProbe: annotation probe-handler.io/probes has an original for /app-health/web/livez already; left as it is"
+            "container \"web\", livenessProbe: annotation probe-handler.io/probes already has an original for /app-health/web/livez; unchanged"
         ]
     );
 }

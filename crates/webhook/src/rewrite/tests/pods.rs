@@ -102,7 +102,7 @@ fn what_is_no_pod_that_we_understand_stays_and_is_told() {
         assert_eq!(
             untouched(&pod),
             [format!(
-                "the Pod is left as it is, it can't be understood: {why}"
+                "the Pod is unchanged because it can't be read: {why}"
             )]
         );
     }
@@ -164,7 +164,7 @@ fn a_pod_that_the_api_server_would_refuse_for_its_annotations_stays() {
     let warnings = untouched(&pod);
     assert_eq!(warnings.len(), 1);
     assert!(
-        warnings[0].ends_with("bytes, of which 262144 are allowed"),
+        warnings[0].ends_with("bytes; at most 262144 are allowed"),
         "{warnings:?}"
     );
 }

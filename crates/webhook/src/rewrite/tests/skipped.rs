@@ -33,7 +33,7 @@ fn what_cannot_be_served_stays_and_is_told() {
         ),
         (
             json!({"readinessProbe": {"httpGet": {"port": "metrics"}}}),
-            "readinessProbe: httpGet.port \"metrics\" is no port name of this container, nor a number",
+            "readinessProbe: httpGet.port \"metrics\" is neither a port name of this container nor a number",
         ),
         (
             json!({"startupProbe": {"grpc": {"port": 0}}}),
@@ -41,7 +41,7 @@ fn what_cannot_be_served_stays_and_is_told() {
         ),
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "path": "//x"}}}),
-            "livenessProbe: httpGet.path \"//x\" is no plain path",
+            "livenessProbe: httpGet.path \"//x\" has a scheme, a host, or spaces or non-ASCII characters in its query",
         ),
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "scheme": "ftp"}}}),
@@ -58,12 +58,12 @@ fn what_cannot_be_served_stays_and_is_told() {
         // gRPC over TLS, as Kubernetes 1.37 has it: the daemon would speak plaintext.
         (
             json!({"livenessProbe": {"grpc": {"port": 80, "mode": "TLS"}}}),
-            "livenessProbe: grpc.mode is a field that we don't know",
+            "livenessProbe: grpc.mode is an unknown field",
         ),
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "httpHeaders": [
                 {"name": "a", "value": "b", "valueFrom": {}}]}}}),
-            "livenessProbe: httpHeaders.valueFrom is a field that we don't know",
+            "livenessProbe: httpHeaders.valueFrom is an unknown field",
         ),
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "httpHeaders": [
@@ -73,7 +73,7 @@ fn what_cannot_be_served_stays_and_is_told() {
     ] {
         assert_eq!(
             untouched(&web(fields)),
-            [format!("container \"web\", {why}; left as it is")]
+            [format!("container \"web\", {why}; unchanged")]
         );
     }
 }
@@ -108,7 +108,7 @@ fn a_container_whose_name_fits_into_no_path_stays() {
         assert_eq!(
             untouched(&pod),
             [format!(
-                "container {name:?}, livenessProbe: the container's name does not fit into a path; left as it is"
+                "container {name:?}, livenessProbe: the container's name can't be part of a path; unchanged"
             )]
         );
     }
@@ -136,7 +136,7 @@ fn a_pod_that_probes_the_rewrite_port_itself_stays() {
         assert_eq!(
             untouched(&pod),
             [
-                "the Pod is left as it is: container \"web\", readinessProbe: probes port 15020, the rewrite port"
+                "the Pod is unchanged: container \"web\", readinessProbe: probes port 15020, the rewrite port"
             ]
         );
     }
@@ -151,7 +151,7 @@ fn a_pod_with_a_probe_that_somebody_else_has_rewritten_stays() {
         assert_eq!(
             untouched(&pod),
             [
-                "the Pod is left as it is: container \"web\", startupProbe: looks rewritten, but its original is not there"
+                "the Pod is unchanged: container \"web\", startupProbe: looks rewritten, but has no original"
             ]
         );
     }
