@@ -1,9 +1,9 @@
-//! The node's pods as last told, in a file: what a daemon serves that is started anew while the API server is
-//! away.
+//! A file with the node's last known pods. A daemon that restarts while the API server is unreachable serves
+//! them.
 //!
-//! Nothing in it is believed without a look at the node: a pod that has gone has no cgroup by its UID any more,
-//! and its address is its network namespace's. The file is as good as the daemon's own memory, so nobody but its
-//! user may read or write it.
+//! Every entry is checked against the node: a pod that no longer exists has no cgroup with its UID, and addresses are
+//! read from the pod's network namespace. The file is trusted like the daemon's own memory, so only its user may read
+//! or write it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -20,14 +20,14 @@ use pods::parse::ParsedPod;
 use support::build::{COMMIT, VERSION};
 use support::missing::{Missing, Part};
 
-/// How long changes are gathered before the file is written.
+/// How long changes are collected before the file is written.
 const PACE: Duration = Duration::from_secs(2);
-/// How long to wait before what could not be written is tried again.
+/// How long to wait before a failed write is retried.
 const AGAIN: Duration = Duration::from_secs(5);
-/// The most that is written, in bytes: a thousand pods need a fifth of it.
+/// Maximum size of the file in bytes: a thousand pods need a fifth of it.
 const LIMIT: usize = 4 << 20;
 
-/// Pods as told; those that are not served count too.
+/// The pods as last sent to the registry, including those that are not served.
 pub type Told = Arc<Vec<Arc<ParsedPod>>>;
 
 /// The file.
@@ -38,17 +38,17 @@ pub struct LastKnown {
     missing: Missing,
 }
 
-/// What is in it.
+/// The content of the file.
 #[derive(Serialize, Deserialize)]
 struct Contents<P> {
-    /// Of the daemon that wrote it: another one may mean something else by the same words.
+    /// The version of the daemon that wrote the file: another version may use the same fields differently.
     version: String,
     node: String,
     pods: Vec<P>,
 }
 
 impl LastKnown {
-    /// The file at `path`, with the pods of `node`. While it can't be written, that is noted in `missing`.
+    /// The file at `path` with the pods of `node`. While it can't be written, `missing` reports it.
     pub fn new(path: PathBuf, node: String, missing: Missing) -> Self {
         Self {
             path,
@@ -57,7 +57,7 @@ impl LastKnown {
         }
     }
 
-    /// The pods in it; none if it is not there, or is not of a daemon like this one for this node.
+    /// Reads the pods. None if the file does not exist, or was written by another version or for another node.
     pub fn read(&self) -> Vec<Arc<ParsedPod>> {
         match self.try_read() {
             Ok(pods) => pods,
@@ -91,7 +91,7 @@ impl LastKnown {
         let parsed = contents.pods.into_iter().map(|pod| {
             Arc::new(ParsedPod {
                 id: pod.id.clone(),
-                // A path is for the other source alone.
+                // Only the directory source may set a path.
                 pod: Some(Arc::new(Pod {
                     netns: None,
                     ips_are_old: true,
@@ -105,7 +105,7 @@ impl LastKnown {
         Ok(parsed.collect())
     }
 
-    /// Keeps what is `told` in the file, until nobody tells any more.
+    /// Writes each change of `told` to the file, until its sender is dropped.
     pub async fn keep(self, mut told: watch::Receiver<Told>) {
         while told.changed().await.is_ok() {
             tokio::time::sleep(PACE).await;
@@ -140,7 +140,7 @@ impl LastKnown {
         };
         let text = serde_json::to_vec(&contents)?;
         if text.len() > LIMIT {
-            // What was true of fewer pods is true of fewer every day.
+            // An old file becomes less accurate every day.
             let _ = fs::remove_file(&self.path);
             return Err(io::Error::other(format!(
                 "{} bytes are more than the limit of {LIMIT}",
@@ -148,7 +148,7 @@ impl LastKnown {
             )));
         }
         let new = self.path.with_extension("new");
-        // What a daemon that was killed has left.
+        // A daemon that was killed may have left this file.
         let _ = fs::remove_file(&new);
         let written = create(&new)
             .and_then(|mut file| file.write_all(&text))

@@ -1,4 +1,4 @@
-//! What goes wrong between us and the API server, in words that an operator can act on.
+//! Failures between the daemon and the API server, with messages that an operator can act on.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -9,31 +9,31 @@ use kube::core::Status;
 use super::object::Resource;
 use support::error_chain::chain;
 
-/// The kind of a trouble, as metrics count it.
+/// The kind of a failure, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// It can't be reached, or the connection broke.
+    /// The server can't be reached, or the connection broke.
     Unreachable,
-    /// It did not answer in time.
+    /// The server did not answer in time.
     Timeout,
-    /// It does not accept our token (401).
+    /// The server rejects the token (401).
     Unauthorized,
-    /// It does not let us (403).
+    /// The server denies permission (403).
     Forbidden,
-    /// It no longer has the version from which we want to go on (410): everything is listed again.
+    /// The server no longer has the version to resume from (410): everything is listed again.
     Expired,
-    /// It answers with any other error.
+    /// The server answered with any other error.
     Server,
-    /// It answers with what we can't read.
+    /// The server's answer can't be parsed.
     Malformed,
-    /// It ended the watch soon after it began.
+    /// The server ended the watch soon after it began.
     Closed,
-    /// It has sent nothing for longer than it should.
+    /// The server has sent nothing for too long.
     Silent,
 }
 
 impl Reason {
-    /// All, in the order of their numbers.
+    /// All kinds, in the order of their numbers.
     pub const ALL: [Self; 9] = [
         Self::Unreachable,
         Self::Timeout,
@@ -46,7 +46,7 @@ impl Reason {
         Self::Silent,
     ];
 
-    /// Name in metrics.
+    /// The name in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
@@ -61,27 +61,27 @@ impl Reason {
         }
     }
 
-    /// Whether it happens to a healthy server too, and is worth a word only when it does not stop.
+    /// Whether it also occurs with a healthy server, and is reported only if it repeats.
     pub const fn is_usual(self) -> bool {
         matches!(self, Self::Expired | Self::Closed | Self::Silent)
     }
 }
 
-/// Something went wrong.
+/// A failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchError {
     /// Its kind.
     pub reason: Reason,
-    /// For people: what, and what to do.
+    /// For operators: what failed, and what to do.
     pub text: String,
-    /// How long the server asks us to wait.
+    /// How long to wait before a retry, if the server has set it.
     pub retry_after: Option<Duration>,
-    /// Whether there is no use in going on from the version we have.
+    /// Whether resuming from the known version is useless.
     pub relist: bool,
 }
 
 impl WatchError {
-    /// One of which we know all there is to know.
+    /// A failure with only a kind and a text.
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
         Self {
             reason,
@@ -91,7 +91,7 @@ impl WatchError {
         }
     }
 
-    /// What the client says about a request to `verb` `resource`.
+    /// The client's error for a request to `verb` `resource`.
     pub fn of_client(error: &kube::Error, verb: &str, resource: Resource) -> Self {
         let name = resource.name();
         match error {
@@ -123,7 +123,7 @@ impl WatchError {
         Self::new(Reason::Unreachable, text)
     }
 
-    /// The server's refusal to `verb` `resource`.
+    /// The server's error for a request to `verb` `resource`.
     pub fn of_status(status: &Status, verb: &str, resource: Resource) -> Self {
         let name = resource.name();
         let said = match (status.message.trim(), status.reason.trim()) {
@@ -177,13 +177,13 @@ impl WatchError {
     }
 }
 
-/// Whether the server will never take the request as it is.
+/// Whether the server will never accept the request as it is.
 pub const fn is_refused_as_it_is(status: &Status) -> bool {
     matches!(status.code, 400 | 404 | 405 | 406 | 415 | 422)
 }
 
-/// Whether the server has not got as far as the version we asked for: as a rule it lags behind the one we
-/// asked before, but one restored from a backup never gets there.
+/// Whether the server has not reached the requested version yet. Usually it lags behind the server that was asked
+/// before; a server restored from a backup never reaches it.
 pub fn is_too_large(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     causes
