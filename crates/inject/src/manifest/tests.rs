@@ -24,7 +24,7 @@ fn values(text: &str) -> Vec<Value> {
     documents.iter().enumerate().map(number).collect()
 }
 
-/// What [`injected`] must come to, made by way of JSON.
+/// The expected result of [`injected`], computed from JSON.
 fn wanted(text: &str) -> Vec<Value> {
     let mut values = values(text);
     for object in &mut values {
@@ -110,7 +110,7 @@ spec:
 }
 
 #[test]
-fn the_annotation_on_the_deployment_does_not_count_the_one_on_the_pod_does() {
+fn the_annotation_on_the_pod_counts_not_the_one_on_the_deployment() {
     let annotations = "annotations: {sidecar.istio.io/rewriteAppHTTPProbers: \"false\"}\n";
     let on_deployment =
         DEPLOYMENT.replacen("metadata:\n", &format!("metadata:\n  {annotations}"), 1);
@@ -144,7 +144,7 @@ fn documents_without_pods_stay_byte_for_byte() {
 }
 
 #[test]
-fn what_readers_of_yaml_disagree_about_is_not_written_anew() {
+fn scalars_that_yaml_readers_disagree_about_stay_as_written() {
     let odd = "        env:
         - {name: A, value: \"yes\"}
         - {name: B, value: 'off'}
@@ -167,7 +167,7 @@ fn what_readers_of_yaml_disagree_about_is_not_written_anew() {
 ";
     let text = format!("{}{odd}{volumes}", DEPLOYMENT);
     let outcome = injected(&text);
-    assert_eq!(outcome.warnings, [""; 0], "kubectl's YAML is understood");
+    assert_eq!(outcome.warnings, [""; 0], "kubectl's YAML is supported");
     assert!(outcome.text.ends_with(&format!("{odd}{volumes}")));
     assert_eq!(reverted(&outcome.text), text);
 }
@@ -196,20 +196,20 @@ fn json_stays_json() {
 }
 
 #[test]
-fn aliases_and_merge_keys_say_what_they_should() {
+fn aliases_and_merge_keys_have_the_expected_result() {
     let head = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\n";
     for spec in [
-        // One probe for both, which are no longer the same.
+        // One probe for both, which differ afterwards.
         "spec:\n  containers:\n  - name: web\n    livenessProbe: &p {tcpSocket: {port: 1}}\n    readinessProbe: *p\n",
         "spec:\n  containers:\n  - name: web\n    livenessProbe: &p\n      tcpSocket: {port: 1}\n    readinessProbe: *p\n",
-        // The anchor is in what is rewritten, the alias is not.
+        // The anchor is inside the rewritten part, the alias outside.
         "spec:\n  containers:\n  - name: web\n    livenessProbe: {httpGet: &get {port: 80, path: /}}\n    tomorrow: *get\n",
-        // Merged, in one case with the other kind of probe.
+        // Merged, in one case with another action.
         "x: &base {periodSeconds: 0o7, httpGet: {port: 80}}\nspec:\n  containers:\n  - name: web\n    livenessProbe:\n      <<: *base\n    readinessProbe: {<<: [*base], failureThreshold: 2}\n",
         "x: &base {tcpSocket: {port: 80}}\nspec:\n  containers:\n  - name: web\n    livenessProbe:\n      <<: *base\n      periodSeconds: 2\n",
         // Whole containers.
         "x: &c\n  name: web\n  livenessProbe:\n    grpc: {port: 9}\nspec:\n  containers: [*c]\n",
-        // Anchors that nobody uses, tags, explicit keys.
+        // Unused anchors, tags, explicit keys.
         "spec: &spec\n  containers: &c\n  - &first name: web\n    livenessProbe: !!map\n      tcpSocket:\n        port: !!int \"80\"\n",
         "spec:\n  containers:\n  - name: web\n    livenessProbe:\n      ? tcpSocket\n      : {port: 80}\n",
         "spec:\n  containers:\n  -   livenessProbe:   {\n       tcpSocket:  {port: 80}}\n      name: web\n",
@@ -232,7 +232,7 @@ fn aliases_and_merge_keys_say_what_they_should() {
 }
 
 #[test]
-fn a_document_that_is_written_anew_keeps_its_scalars() {
+fn a_document_written_from_scratch_keeps_its_scalars() {
     let text = "apiVersion: v1\nkind: Pod\nx: &base {tcpSocket: {port: 0x50}}\nyes: 0644\nspec:\n  containers:\n  - name: web\n    tty: yes\n    tomorrow: [\"on\", '1', on, !!str 1, \"a\\nb\", {}]\n    livenessProbe: {<<: *base}\n";
     assert_eq!(
         injected(text).text,
@@ -255,7 +255,7 @@ fn lines_end_as_they_did_and_a_byte_order_mark_stays() {
 }
 
 #[test]
-fn what_is_no_yaml_is_told_with_its_place() {
+fn invalid_yaml_is_reported_with_its_place() {
     for (text, error) in [
         ("a: 1\n---\nb: [\n", "document 2, line 4: "),
         (
@@ -329,13 +329,13 @@ proptest! {
         if pods.iter().all(is_original) && outcome.changed > 0 {
             prop_assert_eq!(values(&reverted(&outcome.text)), values(&text));
         }
-        // No document was written anew.
+        // No document was written from scratch.
         let comments = |text: &str| text.matches("# a comment").count();
         prop_assert_eq!(comments(&outcome.text), comments(&text));
     }
 
     #[test]
-    fn whatever_is_done_to_a_manifest_it_is_changed_rightly_or_refused(
+    fn any_mutated_manifest_is_changed_correctly_or_refused(
         places in proptest::collection::vec((0..DEPLOYMENT.len(), 0..12usize), 0..4),
         with in proptest::collection::vec("(&a |\\*a|!!str |\\? |- |: |\\{|\\}|\\[|\\]|, |#|'|\"|\\||>|<<: |\n|\n  |  |ü|~|---\n|tcpSocket|httpGet|port: 1){0,3}", 4),
     ) {
