@@ -14,7 +14,7 @@ use support::error_chain::chain;
 
 /// Timeout for connecting.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Idle time before a keepalive probe, and the interval between probes.
+/// TCP keepalive: idle time before the first probe, interval between probes, and their number.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_rule_is_named_as_it_is_to_be_pasted() {
+    fn a_missing_rule_is_reported_ready_to_paste() {
         let forbidden = status(
             403,
             "Forbidden",
@@ -217,7 +217,7 @@ mod tests {
             trouble.text
         );
         assert!(trouble.text.ends_with(&forbidden.message));
-        assert!(!trouble.relist, "what we know stays good");
+        assert!(!trouble.relist, "the known state stays valid");
     }
 
     #[test]
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_told_with_its_sources_none_twice() {
+    fn an_error_is_reported_with_each_source_once() {
         #[derive(Debug, thiserror::Error)]
         #[error("no connection")]
         struct Outer(#[source] Middle);

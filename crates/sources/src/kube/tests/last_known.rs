@@ -1,4 +1,4 @@
-//! A start while the API server is away.
+//! A start while the API server is unreachable.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -37,7 +37,7 @@ impl Quota {
         Source::with_options(client, options)
     }
 
-    /// A source has known pod `a`, has kept it, and is gone; so is its API server.
+    /// A source has received pod `a`, has stored it, and has ended; so has its API server.
     async fn with_a_pod() -> Self {
         let kept = Self::new();
         let server = server().await;
@@ -58,7 +58,7 @@ impl Quota {
 }
 
 #[tokio::test]
-async fn what_was_known_is_told_before_the_api_server_answers() {
+async fn the_last_known_pods_are_sent_before_the_api_server_answers() {
     let kept = Quota::with_a_pod().await;
     let server = ApiServer::start().await;
     let url = server.url();
@@ -67,10 +67,10 @@ async fn what_was_known_is_told_before_the_api_server_answers() {
     let mut source = kept.source(url);
     source.until_pods(&["a"]).await;
     source.until_problem("pods are served as last known").await;
-    // They are not what there is until the API server says so.
+    // The pods do not count as listed until the API server answers.
     assert!(!source.is_listed());
 
-    // In the meantime `a` has gone.
+    // In the meantime `a` has been deleted.
     let server = stopped.start().await;
     let _ = server.put("namespaces", namespace("shop", None));
     let _ = server.put("pods", pod("b"));
@@ -82,14 +82,14 @@ async fn what_was_known_is_told_before_the_api_server_answers() {
 }
 
 #[tokio::test]
-async fn a_pod_is_told_as_it_was() {
+async fn a_pod_is_read_as_it_was_written() {
     let kept = Quota::with_a_pod().await;
     let server = server().await;
     let mut source = Source::start(&server);
     source.until_pods(&["a"]).await;
     let read = kept.by(NODE).read();
     assert_eq!(read.len(), 1);
-    // But for its addresses, which may be another sandbox's by now.
+    // Only its addresses may belong to another sandbox by now.
     let mut told = read[0].pod.as_deref().expect("a pod").clone();
     assert!(std::mem::take(&mut told.ips_are_old));
     assert_eq!(Some(&told), source.pods[0].pod.as_deref());
@@ -98,7 +98,7 @@ async fn a_pod_is_told_as_it_was() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_not_believed() {
+async fn an_unsuitable_file_is_ignored() {
     let kept = Quota::with_a_pod().await;
     let known = || kept.by(NODE).read().len();
     assert_eq!(known(), 1);
@@ -118,7 +118,7 @@ async fn what_is_not_ours_is_not_believed() {
         fs::write(&kept.file, text.replace(good, bad)).unwrap();
         assert_eq!(known(), 0, "{bad}");
     }
-    // A path in it leads nowhere.
+    // A path in the file is ignored.
     let with_path = text.replace("\"netns\":null", "\"netns\":\"/proc/1/ns/net\"");
     assert_ne!(with_path, text);
     fs::write(&kept.file, with_path).unwrap();
