@@ -212,7 +212,7 @@ pub fn pod() -> impl Strategy<Value = Value> {
                 }
                 if let Some(Value::Object(mut annotations)) = annotations {
                     annotations.retain(|_, value| !value.is_null());
-                    // An empty map is the same as none to Kubernetes, and is gone after `revert`.
+                    // To Kubernetes an empty map is the same as none, and `revert` removes it.
                     if !annotations.is_empty() {
                         metadata["annotations"] = Value::Object(annotations);
                     }
@@ -234,7 +234,7 @@ pub fn pod() -> impl Strategy<Value = Value> {
         )
 }
 
-/// Whether nothing of a Pod was rewritten before, so that `revert` has nothing else to restore.
+/// Whether our webhook has not rewritten the Pod before, so that `revert` has nothing else to restore.
 pub fn is_original(pod: &Value) -> bool {
     Reading::new(pod).is_ok_and(|reading| !matches!(reading.before, Before::Ours { .. }))
 }
