@@ -58,10 +58,10 @@ pub fn change(text: &str, change: impl Fn(&Value) -> Admission) -> Result<Outcom
                 .extend(warnings.map(|warning| format!("{name}: {warning}")));
             patch.extend(within(&place, admission.patch));
         }
-        let wanted = patched(object, &patch).ok_or(Error::Unfaithful(index + 1))?;
+        let expected = patched(object, &patch).ok_or(Error::Unfaithful(index + 1))?;
         plans.push(Plan {
             document,
-            wanted,
+            expected,
             patch,
         });
     }
@@ -87,7 +87,7 @@ fn describe(object: &Value, number: usize) -> String {
 /// A document and its expected value.
 struct Plan<'a> {
     document: &'a Document,
-    wanted: Value,
+    expected: Value,
     patch: Vec<PatchOperation>,
 }
 
@@ -105,7 +105,7 @@ impl Plan<'_> {
         let Some(root) = self.document.nodes.first() else {
             return Vec::new();
         };
-        let mut with = emit(self.document, &self.wanted, newline);
+        let mut with = emit(self.document, &self.expected, newline);
         if root.column != 0 {
             with.insert_str(0, newline); // on the line of its `---`
         }
@@ -147,9 +147,9 @@ fn edited(text: &str, edits: &[Vec<Edit>], plans: &[Plan<'_>]) -> Result<String,
     if documents.len() != plans.len() {
         return Err(all());
     }
-    let says = |number: usize| documents[number].to_json(number + 1);
+    let meaning = |number: usize| documents[number].to_json(number + 1);
     let wrong: Vec<_> = (0..plans.len())
-        .filter(|&number| says(number).as_ref() != Ok(&plans[number].wanted))
+        .filter(|&number| meaning(number).as_ref() != Ok(&plans[number].expected))
         .collect();
     if wrong.is_empty() {
         Ok(changed)

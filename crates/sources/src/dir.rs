@@ -32,9 +32,9 @@ pub const POLL: Duration = Duration::from_secs(1);
 /// How soon to scan again while a file may be half written.
 const POLL_UNFINISHED: Duration = Duration::from_millis(40);
 /// How often to scan while inotify is unavailable.
-const POLL_UNTOLD: Duration = Duration::from_millis(80);
+const POLL_UNWATCHED: Duration = Duration::from_millis(80);
 /// How often to retry inotify.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(5);
 /// How often to check whether a missing directory is back.
 const POLL_MISSING: Duration = Duration::from_millis(100);
 
@@ -77,19 +77,19 @@ pub async fn run(
     if let Err(source) = result {
         return Err(unreadable(source));
     }
-    let mut teller = Publisher::new(tx);
+    let mut publisher = Publisher::new(tx);
     loop {
         let pause = match &result {
             Ok(Some(scan)) if scan.unfinished => POLL_UNFINISHED,
-            Ok(_) if watched.watch.is_none() => POLL_UNTOLD,
+            Ok(_) if watched.watch.is_none() => POLL_UNWATCHED,
             Ok(_) => POLL,
             Err(_) => POLL_MISSING,
         };
-        if teller.tell(result).await.is_err() {
+        if publisher.publish(result).await.is_err() {
             return Ok(());
         }
         tokio::select! {
-            () = teller.tx.closed() => return Ok(()),
+            () = publisher.tx.closed() => return Ok(()),
             () = changed(watched.watch.as_ref()) => sleep(DEBOUNCE).await,
             () = sleep(pause) => {}
         }
@@ -181,7 +181,7 @@ impl Watched {
 
     /// Watches the directory that is now at the path.
     fn renew(&mut self) {
-        if self.refused.is_some_and(|at| at.elapsed() < AGAIN) {
+        if self.refused.is_some_and(|at| at.elapsed() < RETRY) {
             return;
         }
         self.refused = None;
@@ -193,7 +193,7 @@ impl Watched {
             Err(error) => {
                 self.refused = Some(Instant::now());
                 let why = format!(
-                    "can't watch {:?} ({error}): reading it every {POLL_UNTOLD:?} instead; raise \
+                    "can't watch {:?} ({error}): reading it every {POLL_UNWATCHED:?} instead; raise \
                      fs.inotify.max_user_instances or max_user_watches, or find the program of the same user that \
                      uses them up",
                     self.path
@@ -245,7 +245,7 @@ impl Publisher {
         }
     }
 
-    async fn tell(&mut self, result: io::Result<Option<Scan>>) -> Result<(), Closed> {
+    async fn publish(&mut self, result: io::Result<Option<Scan>>) -> Result<(), Closed> {
         let problems = match result {
             Ok(None) => return Ok(()),
             Ok(Some(Scan {

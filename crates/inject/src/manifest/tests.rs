@@ -25,7 +25,7 @@ fn values(text: &str) -> Vec<Value> {
 }
 
 /// The expected result of [`injected`], computed from JSON.
-fn wanted(text: &str) -> Vec<Value> {
+fn expected(text: &str) -> Vec<Value> {
     let mut values = values(text);
     for object in &mut values {
         for place in workloads::pods(object) {
@@ -184,7 +184,7 @@ fn json_stays_json() {
     ] {
         let injected = injected(&text).text;
         let value: Value = serde_json::from_str(&injected).expect("JSON");
-        assert_eq!(vec![value], wanted(&text));
+        assert_eq!(vec![value], expected(&text));
         let back: Value = serde_json::from_str(&reverted(&injected)).expect("JSON");
         assert_eq!(
             back.pointer("/spec/containers"),
@@ -221,7 +221,7 @@ fn aliases_and_merge_keys_have_the_expected_result() {
         let text = format!("{head}{spec}");
         let outcome = injected(&text);
         assert!(outcome.changed > 0, "{text}");
-        assert_eq!(values(&outcome.text), wanted(&text), "{}", outcome.text);
+        assert_eq!(values(&outcome.text), expected(&text), "{}", outcome.text);
         assert_eq!(
             values(&reverted(&outcome.text))[0]["spec"],
             values(&text)[0]["spec"],
@@ -278,8 +278,8 @@ fn invalid_yaml_is_reported_with_its_place() {
         ("{{ .Values.x }}: 1\n{{ end }}\n", "document 1, line "),
         ("a:\n\tb: 1\n", "document 1, line 2: "),
     ] {
-        let told = change(text, revert).expect_err(text).to_string();
-        assert!(told.starts_with(error), "{told}");
+        let error_text = change(text, revert).expect_err(text).to_string();
+        assert!(error_text.starts_with(error), "{error_text}");
     }
     let deep = format!("{}1", "- ".repeat(200));
     assert!(change(&deep, revert).is_err());
@@ -290,8 +290,11 @@ fn invalid_yaml_is_reported_with_its_place() {
             vec![format!("*{last}"); 9].join(",")
         );
     }
-    let told = change(&bomb, revert).expect_err("too large").to_string();
-    assert!(told.contains("aliases expand this to more than"), "{told}");
+    let error_text = change(&bomb, revert).expect_err("too large").to_string();
+    assert!(
+        error_text.contains("aliases expand this to more than"),
+        "{error_text}"
+    );
 }
 
 #[test]
@@ -324,7 +327,7 @@ proptest! {
             text += &document.replacen("\nkind: ", " # a comment\nkind: ", 1);
         }
         let outcome = injected(&text);
-        prop_assert_eq!(values(&outcome.text), wanted(&text));
+        prop_assert_eq!(values(&outcome.text), expected(&text));
         prop_assert_eq!(&injected(&outcome.text).text, &outcome.text);
         if pods.iter().all(is_original) && outcome.changed > 0 {
             prop_assert_eq!(values(&reverted(&outcome.text)), values(&text));
@@ -346,7 +349,7 @@ proptest! {
             text.replace_range(range, &with);
         }
         if let Ok(outcome) = change(&text, |pod| admit(pod, &Rewriting::default())) {
-            prop_assert_eq!(values(&outcome.text), wanted(&text));
+            prop_assert_eq!(values(&outcome.text), expected(&text));
             if outcome.changed == 0 {
                 prop_assert_eq!(outcome.text, text);
             }

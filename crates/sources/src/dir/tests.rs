@@ -212,22 +212,22 @@ impl Running {
         }
     }
 
-    /// Receives until the last pods and problems are as wanted.
-    async fn until(&mut self, wanted: impl Fn(&Self) -> bool) {
+    /// Receives until the last pods and problems are as expected.
+    async fn until(&mut self, expected: impl Fn(&Self) -> bool) {
         let started = std::time::Instant::now();
-        while !wanted(self) {
+        while !expected(self) {
             let left = PATIENCE.saturating_sub(started.elapsed());
             match timeout(left, self.rx.recv()).await {
                 Ok(Some(SourceEvent::Replace(pods))) => self.pods = served(&pods),
                 Ok(Some(SourceEvent::Problems(problems))) => self.problems = problems,
                 Ok(None) => panic!("the source has ended"),
-                Err(_) => panic!("last told: {:?}, {:?}", self.pods, self.problems),
+                Err(_) => panic!("last sent: {:?}, {:?}", self.pods, self.problems),
             }
         }
     }
 
-    async fn until_pods(&mut self, wanted: &[&str]) {
-        self.until(|running| running.pods == wanted).await;
+    async fn until_pods(&mut self, expected: &[&str]) {
+        self.until(|running| running.pods == expected).await;
     }
 }
 
@@ -414,9 +414,9 @@ fn a_file_that_can_no_longer_be_parsed_keeps_its_last_known_pods() {
         write_long_ago(dir.path(), "x.yaml", garbled);
         let scan = scanner.scan().unwrap().unwrap();
         assert_eq!(served(&scan.pods), ["a:1"], "{garbled:?}");
-        let told = "x.yaml: the pods that it contained are served as last known";
+        let expected = "x.yaml: the pods that it contained are served as last known";
         assert!(
-            scan.problems.iter().any(|problem| problem == told),
+            scan.problems.iter().any(|problem| problem == expected),
             "{:?}",
             scan.problems
         );

@@ -48,9 +48,8 @@ pub async fn connect() -> Result<Client, ConnectError> {
     Ok(client)
 }
 
-/// Creates a client from `config`; it reads token and certificates again when they change. It omits those of kube's
-/// layers that log each failure, retry or decompress, because the watches themselves do what they need of
-/// that.
+/// Creates a client from `config`; it reads token and certificates again when they change. It omits kube's layers
+/// that log each failure, retry or decompress, because the watches do this themselves where they need it.
 ///
 /// # Errors
 /// Certificates or tokens can't be read.

@@ -23,7 +23,7 @@ use support::missing::{Missing, Part};
 /// How long changes are collected before the file is written.
 const PACE: Duration = Duration::from_secs(2);
 /// How long to wait before a failed write is retried.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(5);
 /// Maximum size of the file in bytes: a thousand pods need a fifth of it.
 const LIMIT: usize = 4 << 20;
 
@@ -78,8 +78,8 @@ impl LastKnown {
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&self.path)?;
         let meta = file.metadata()?;
-        let ours = nix::unistd::geteuid().as_raw();
-        if !meta.is_file() || meta.uid() != ours || meta.mode() & 0o077 != 0 {
+        let user = nix::unistd::geteuid().as_raw();
+        if !meta.is_file() || meta.uid() != user || meta.mode() & 0o077 != 0 {
             return Err(io::Error::other(
                 "it must be a regular file that belongs to this user and that no other user may access",
             ));
@@ -105,12 +105,12 @@ impl LastKnown {
         Ok(parsed.collect())
     }
 
-    /// Writes each change of `told` to the file, until its sender is dropped.
-    pub async fn keep(self, mut told: watch::Receiver<Told>) {
-        while told.changed().await.is_ok() {
+    /// Writes each of the `updates` to the file, until their sender is dropped.
+    pub async fn keep(self, mut updates: watch::Receiver<Told>) {
+        while updates.changed().await.is_ok() {
             tokio::time::sleep(PACE).await;
             loop {
-                let pods = Arc::clone(&told.borrow_and_update());
+                let pods = Arc::clone(&updates.borrow_and_update());
                 let file = self.clone();
                 let written = tokio::task::spawn_blocking(move || file.write(&pods)).await;
                 let error = match written {
@@ -125,18 +125,18 @@ impl LastKnown {
                 );
                 self.missing.note(Part::LastKnown, &why);
                 tokio::select! {
-                    () = tokio::time::sleep(AGAIN) => {}
-                    changed = told.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(RETRY) => {}
+                    changed = updates.changed() => if changed.is_err() { return },
                 }
             }
         }
     }
 
-    fn write(&self, told: &[Arc<ParsedPod>]) -> io::Result<()> {
+    fn write(&self, pods: &[Arc<ParsedPod>]) -> io::Result<()> {
         let contents = Contents {
             version: version(),
             node: self.node.clone(),
-            pods: told.iter().filter_map(|pod| pod.pod.as_deref()).collect(),
+            pods: pods.iter().filter_map(|pod| pod.pod.as_deref()).collect(),
         };
         let text = serde_json::to_vec(&contents)?;
         if text.len() > LIMIT {

@@ -89,7 +89,7 @@ pub async fn run<L: Send>(
     };
     let _ = watches.spawn(pod_watch.run());
     let _ = watches.spawn(namespace_watch.run());
-    let mut told = None;
+    let mut last_sent = None;
     let mut known_before = 0;
     if let Some(file) = options.last_known {
         let pods = file.read();
@@ -104,7 +104,7 @@ pub async fn run<L: Send>(
             }
         }
         let (to_keep, kept) = watch_channel::channel(Told::default());
-        told = Some(to_keep);
+        last_sent = Some(to_keep);
         let _ = watches.spawn(file.keep(kept));
     }
     let feed = Feed {
@@ -113,7 +113,7 @@ pub async fn run<L: Send>(
         health,
         tx,
         listed: Some(listed),
-        told,
+        last_sent,
         known_before,
         pods: WatchState::default(),
         namespaces: WatchState::default(),
@@ -142,7 +142,7 @@ struct Feed<L> {
     /// Dropped once the first pods have been sent.
     listed: Option<L>,
     /// Receives the pods as last sent, if they are stored.
-    told: Option<watch_channel::Sender<Told>>,
+    last_sent: Option<watch_channel::Sender<Told>>,
     /// How many pods were sent before the API server answered.
     known_before: usize,
     pods: WatchState,
@@ -174,7 +174,7 @@ impl<L> Feed<L> {
         loop {
             let due = self.due().map(|due| due.max(free));
             if due.is_some_and(|due| due <= Instant::now()) {
-                if self.tell().await.is_err() {
+                if self.publish().await.is_err() {
                     return;
                 }
                 free = Instant::now() + PACE;
@@ -213,8 +213,8 @@ impl<L> Feed<L> {
     /// for them only for a short time, and not at all if the daemon may not read them.
     fn pods_from(&self) -> Option<Instant> {
         let pods = self.pods.listed?;
-        let told = self.listed.is_none();
-        Some(if told || self.namespaces_have_spoken() {
+        let published = self.listed.is_none();
+        Some(if published || self.namespaces_are_known() {
             pods
         } else if self.known_before > 0 {
             pods + NAMESPACES_WAIT_KNOWN
@@ -224,7 +224,7 @@ impl<L> Feed<L> {
     }
 
     /// Whether the namespaces' annotations are known, or never will be.
-    fn namespaces_have_spoken(&self) -> bool {
+    fn namespaces_are_known(&self) -> bool {
         let trouble = self.namespaces.trouble.as_ref();
         self.namespaces.listed.is_some()
             || trouble.is_some_and(|trouble| trouble.reason == Reason::Forbidden)
@@ -262,7 +262,7 @@ impl<L> Feed<L> {
         };
     }
 
-    async fn tell(&mut self) -> Result<(), mpsc::error::SendError<SourceEvent>> {
+    async fn publish(&mut self) -> Result<(), mpsc::error::SendError<SourceEvent>> {
         self.troubles_changed = false;
         for resource in Resource::ALL {
             self.health
@@ -278,10 +278,10 @@ impl<L> Feed<L> {
         if self.pods_changed && self.pods_from().is_some_and(|from| from <= now) {
             self.pods_changed = false;
             let pods = self.index.parsed();
-            if let Some(told) = &self.told
-                && self.namespaces_have_spoken()
+            if let Some(last_sent) = &self.last_sent
+                && self.namespaces_are_known()
             {
-                let _ = told.send_replace(Arc::new(pods.clone()));
+                let _ = last_sent.send_replace(Arc::new(pods.clone()));
             }
             self.tx.send(SourceEvent::Replace(pods)).await?;
             self.listed = None;

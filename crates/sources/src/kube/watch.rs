@@ -63,7 +63,7 @@ pub struct Watch<C, V> {
 /// Why a watch ends.
 enum End {
     /// The receiver of the changes is dropped.
-    Unheard,
+    ReceiverDropped,
     /// A failure.
     WatchError(WatchError),
 }
@@ -119,7 +119,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             let was_up = health.is_up();
             health.down();
             let trouble = match end {
-                Err(End::Unheard) => return,
+                Err(End::ReceiverDropped) => return,
                 Err(End::WatchError(trouble)) => trouble,
                 Ok(()) => WatchError::new(
                     Reason::Closed,
@@ -157,8 +157,8 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 "watch failed"
             );
             if !trouble.reason.is_usual() || failures >= USUAL_FAILURES {
-                let told = self.changes.send(Change::WatchError(Some(trouble))).await;
-                if told.is_err() {
+                let sent = self.changes.send(Change::WatchError(Some(trouble))).await;
+                if sent.is_err() {
                     return;
                 }
             }
@@ -184,7 +184,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             let request = self.watch_request(initial, &position.version(), seconds)?;
             let begun = self.client.request_events::<Object<C>>(request);
             match self
-                .unless_unheard(timeout(self.timeouts.begin, begun))
+                .unless_dropped(timeout(self.timeouts.begin, begun))
                 .await?
             {
                 Err(_) => return Err(Self::late("begin to watch").into()),
@@ -200,12 +200,12 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         };
         let mut events = pin!(events);
         if initial {
-            let all = self.unless_unheard(timeout(
+            let all = self.unless_dropped(timeout(
                 self.timeouts.initial,
                 self.all(events.as_mut(), position),
             ));
             match all.await? {
-                Ok(all) => self.tell(all?).await?,
+                Ok(all) => self.send(all?).await?,
                 Err(_) => {
                     // The server may be too old for `sendInitialEvents` and have begun an ordinary watch.
                     position.lists_only = true;
@@ -215,10 +215,10 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         }
         let health = self.health.of(Self::RESOURCE);
         health.up();
-        self.tell(Change::WatchError(None)).await?;
+        self.send(Change::WatchError(None)).await?;
         loop {
             let next = timeout(self.timeouts.silence, events.try_next());
-            let event = match self.unless_unheard(next).await? {
+            let event = match self.unless_dropped(next).await? {
                 Ok(Ok(Some(event))) => event,
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Err(error)) => return Err(Self::failed(&error, "watch").into()),
@@ -248,7 +248,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 }
             };
             if let Some(change) = change {
-                self.tell(change).await?;
+                self.send(change).await?;
             }
             // The position moves after the change is sent: a change whose sending is cancelled is received again.
             if !version.is_empty() {
@@ -319,7 +319,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 Self::request().list(&params)
             }
             .map_err(|error| Self::unsendable(&error))?;
-            let page = self.unless_unheard(timeout(self.timeouts.list, self.page(request)));
+            let page = self.unless_dropped(timeout(self.timeouts.list, self.page(request)));
             let page = match page.await? {
                 Err(_) => return Err(Self::late("list").into()),
                 Ok(Ok(page)) => page,
@@ -335,7 +335,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             params.continue_token = Some(page.metadata.next);
         };
         self.health.of(Self::RESOURCE).listed();
-        self.tell(position.reached(version, items)).await
+        self.send(position.reached(version, items)).await
     }
 
     async fn page(&self, request: http::Request<Vec<u8>>) -> kube::Result<List<C>> {
@@ -373,13 +373,16 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         .map_err(|error| Self::unsendable(&error))
     }
 
-    async fn tell(&self, change: Change<V>) -> Result<(), End> {
-        self.changes.send(change).await.map_err(|_| End::Unheard)
+    async fn send(&self, change: Change<V>) -> Result<(), End> {
+        self.changes
+            .send(change)
+            .await
+            .map_err(|_| End::ReceiverDropped)
     }
 
-    async fn unless_unheard<T>(&self, future: impl Future<Output = T>) -> Result<T, End> {
+    async fn unless_dropped<T>(&self, future: impl Future<Output = T>) -> Result<T, End> {
         tokio::select! {
-            () = self.changes.closed() => Err(End::Unheard),
+            () = self.changes.closed() => Err(End::ReceiverDropped),
             output = future => Ok(output),
         }
     }

@@ -126,9 +126,9 @@ impl WatchError {
     /// The server's error for a request to `verb` `resource`.
     pub fn of_status(status: &Status, verb: &str, resource: Resource) -> Self {
         let name = resource.name();
-        let said = match (status.message.trim(), status.reason.trim()) {
+        let message = match (status.message.trim(), status.reason.trim()) {
             ("", "") => "(no message)".to_owned(),
-            ("", said) | (said, _) => said.to_owned(),
+            ("", message) | (message, _) => message.to_owned(),
         };
         let (reason, text) = match (status.code, status.reason.as_str()) {
             (401, _) => (
@@ -136,7 +136,7 @@ impl WatchError {
                 format!(
                     "the API server does not accept our token to {verb} {name} (HTTP 401): is it the \
                      token of an existing ServiceAccount of this cluster? Its file is read again \
-                     for each request. The server's message: {said}"
+                     for each request. The server's message: {message}"
                 ),
             ),
             (403, _) => (
@@ -144,22 +144,22 @@ impl WatchError {
                 format!(
                     "the API server does not allow us to {verb} {name} (HTTP 403): bind a ClusterRole \
                      with this rule to the ServiceAccount: {{apiGroups: [\"\"], resources: \
-                     [\"{name}\"], verbs: [\"get\", \"list\", \"watch\"]}}. The server's message: {said}"
+                     [\"{name}\"], verbs: [\"get\", \"list\", \"watch\"]}}. The server's message: {message}"
                 ),
             ),
             (410, _) | (_, "Expired" | "Gone") => (
                 Reason::Expired,
                 format!(
-                    "the API server no longer has the resourceVersion from which to {verb} {name}: {said}"
+                    "the API server no longer has the resourceVersion from which to {verb} {name}: {message}"
                 ),
             ),
             (408 | 504, _) | (_, "Timeout" | "ServerTimeout") => (
                 Reason::Timeout,
-                format!("the API server took too long to {verb} {name}: {said}"),
+                format!("the API server took too long to {verb} {name}: {message}"),
             ),
             (code, _) => (
                 Reason::Server,
-                format!("the API server can't {verb} {name} (HTTP {code}): {said}"),
+                format!("the API server can't {verb} {name} (HTTP {code}): {message}"),
             ),
         };
         let details = status.details.as_ref();

@@ -34,7 +34,7 @@ async fn a_watch_that_ends_is_resumed_where_it_ended() {
     for cut in [
         Cut::End,
         Cut::MidLine,
-        Cut::Error(500, "InternalError", "etcd is away"),
+        Cut::Error(500, "InternalError", "etcd is down"),
     ] {
         let asked = server.asked().len();
         server.cut("pods", cut.clone());
@@ -170,7 +170,7 @@ async fn a_server_that_returns_without_our_version_is_listed_at_once() {
     source.until_pods(&["a"]).await;
     server.until(|s| s.watching("pods") == 1).await;
     // Ten pauses that double are a second, twenty a quarter of an hour.
-    let away = || {
+    let fail_ten_times = || {
         for _ in 0..10 {
             server.fail(
                 "pods",
@@ -179,9 +179,9 @@ async fn a_server_that_returns_without_our_version_is_listed_at_once() {
             );
         }
     };
-    away();
+    fail_ten_times();
     server.fail("pods", true, Fault::Status(410, "Expired", "too old"));
-    away();
+    fail_ten_times();
     let asked = server.asked().len();
     server.cut("pods", Cut::End);
     server.until(|s| s.asked().len() > asked).await;
@@ -298,14 +298,14 @@ async fn a_server_that_ends_each_watch_at_once_is_reported() {
 #[tokio::test]
 async fn a_missing_rule_is_reported_until_it_exists() {
     let server = server().await;
-    let says = "pods is forbidden: User \"system:serviceaccount:probe-handler:probe-handler\" cannot watch resource \"pods\" in API group \"\" at the cluster scope";
-    server.fail("pods", true, Fault::Status(403, "Forbidden", says));
+    let message = "pods is forbidden: User \"system:serviceaccount:probe-handler:probe-handler\" cannot watch resource \"pods\" in API group \"\" at the cluster scope";
+    server.fail("pods", true, Fault::Status(403, "Forbidden", message));
     let mut source = Source::start(&server);
     let rule = r#"{apiGroups: [""], resources: ["pods"], verbs: ["get", "list", "watch"]}"#;
     source.until_problem(rule).await;
     let problem = source.problems[0].clone();
     assert!(
-        problem.contains(says) && problem.ends_with("no pod is served until it answers"),
+        problem.contains(message) && problem.ends_with("no pod is served until it answers"),
         "{problem}"
     );
     assert!(!source.is_listed());
@@ -452,7 +452,7 @@ async fn tls_trusts_the_clusters_authority_and_no_other() {
 #[tokio::test]
 async fn malformed_answers_are_survived() {
     let (server, mut source) = synced().await;
-    for (fault, says) in [
+    for (fault, message) in [
         (Fault::Plain(502, "<html>Bad Gateway</html>"), "Bad Gateway"),
         (Fault::Hangup, "can't watch pods"),
         (
@@ -460,8 +460,8 @@ async fn malformed_answers_are_survived() {
             "slow down",
         ),
         (
-            Fault::Status(500, "InternalError", "etcd is away"),
-            "etcd is away",
+            Fault::Status(500, "InternalError", "etcd is down"),
+            "etcd is down",
         ),
     ] {
         // kube's client retries once by itself if a connection is closed before an answer.
@@ -472,7 +472,7 @@ async fn malformed_answers_are_survived() {
         server.cut("pods", Cut::End);
         source
             .until_while(
-                |s| s.problems.iter().any(|p| p.contains(says)),
+                |s| s.problems.iter().any(|p| p.contains(message)),
                 |s| s.has("a"),
             )
             .await;

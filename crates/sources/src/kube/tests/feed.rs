@@ -25,7 +25,7 @@ fn feed() -> Fed {
         health: Arc::new(Health::default()),
         tx,
         listed: Some(()),
-        told: None,
+        last_sent: None,
         known_before: 0,
         pods: WatchState::default(),
         namespaces: WatchState::default(),
@@ -145,14 +145,14 @@ async fn the_same_failure_is_reported_once() {
     let mut fed = feed();
     let trouble = || Change::WatchError(Some(WatchError::new(Reason::Unreachable, "no route")));
     fed.pods.send(trouble()).await.unwrap();
-    let told = fed.events.recv().await.unwrap();
+    let sent = fed.events.recv().await.unwrap();
     let text = "no route; no pod is served until it answers".to_owned();
-    assert_eq!(told, SourceEvent::Problems(vec![text]));
+    assert_eq!(sent, SourceEvent::Problems(vec![text]));
     fed.pods.send(trouble()).await.unwrap();
     fed.pods.send(trouble()).await.unwrap();
     fed.pods.send(Change::WatchError(None)).await.unwrap();
-    let told = fed.events.recv().await.unwrap();
-    assert_eq!(told, SourceEvent::Problems(Vec::new()));
+    let sent = fed.events.recv().await.unwrap();
+    assert_eq!(sent, SourceEvent::Problems(Vec::new()));
 }
 
 #[test]

@@ -8,12 +8,13 @@ use super::*;
 use crate::kube::last_known::LastKnown;
 use support::missing::Missing;
 
-struct Quota {
+/// A file of last known pods.
+struct StoredPods {
     file: PathBuf,
     _directory: tempfile::TempDir,
 }
 
-impl Quota {
+impl StoredPods {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self {
@@ -59,7 +60,7 @@ impl Quota {
 
 #[tokio::test]
 async fn the_last_known_pods_are_sent_before_the_api_server_answers() {
-    let kept = Quota::with_a_pod().await;
+    let kept = StoredPods::with_a_pod().await;
     let server = ApiServer::start().await;
     let url = server.url();
     let stopped = server.stop().await;
@@ -83,23 +84,23 @@ async fn the_last_known_pods_are_sent_before_the_api_server_answers() {
 
 #[tokio::test]
 async fn a_pod_is_read_as_it_was_written() {
-    let kept = Quota::with_a_pod().await;
+    let kept = StoredPods::with_a_pod().await;
     let server = server().await;
     let mut source = Source::start(&server);
     source.until_pods(&["a"]).await;
     let read = kept.by(NODE).read();
     assert_eq!(read.len(), 1);
     // Only its addresses may belong to another sandbox by now.
-    let mut told = read[0].pod.as_deref().expect("a pod").clone();
-    assert!(std::mem::take(&mut told.ips_are_old));
-    assert_eq!(Some(&told), source.pods[0].pod.as_deref());
+    let mut read_back = read[0].pod.as_deref().expect("a pod").clone();
+    assert!(std::mem::take(&mut read_back.ips_are_old));
+    assert_eq!(Some(&read_back), source.pods[0].pod.as_deref());
     let mode = fs::metadata(&kept.file).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
 
 #[tokio::test]
 async fn an_unsuitable_file_is_ignored() {
-    let kept = Quota::with_a_pod().await;
+    let kept = StoredPods::with_a_pod().await;
     let known = || kept.by(NODE).read().len();
     assert_eq!(known(), 1);
     assert_eq!(kept.by("other-node").read().len(), 0);

@@ -134,8 +134,8 @@ async fn an_unreadable_object_is_a_problem_and_affects_no_other() {
     let port = "/spec/containers/0/livenessProbe/httpGet/port";
     server.put("pods", with(pod("bad"), port, json!({"no": "port"})));
     let mut source = Source::start(&server);
-    let says = "Pod shop/bad: spec.containers[0].livenessProbe.httpGet.port: invalid type";
-    source.until_problem(says).await;
+    let problem = "Pod shop/bad: spec.containers[0].livenessProbe.httpGet.port: invalid type";
+    source.until_problem(problem).await;
     source.until_pods(&["a"]).await;
     assert_eq!(source.health.of(Resource::Pods).unreadable(), 1);
     // The same on the watch, which goes on.
