@@ -127,7 +127,7 @@ fn what_is_left_alone_is_told_on_standard_error() {
     assert_eq!(text(&output.stdout), manifest);
     assert_eq!(
         text(&output.stderr),
-        "standard input: document 1, Pod web: container \"web\", livenessProbe: httpGet.port \"nowhere\" is no port name of this container, nor a number; left as it is\n"
+        "standard input: document 1, Pod web: container \"web\", livenessProbe: httpGet.port \"nowhere\" is neither a port name of this container nor a number; unchanged\n"
     );
 }
 
@@ -142,7 +142,7 @@ fn what_is_no_yaml_fails_with_its_place() {
     assert_eq!(text(&output.stdout), "");
     assert_eq!(
         text(&output.stderr),
-        format!("{path}: document 2, line 4: key \"b\" is there twice\n")
+        format!("{path}: document 2, line 4: key \"b\" appears twice\n")
     );
     for (args, input) in [
         (["-f", "/nonexistent/x.yaml"], ""),

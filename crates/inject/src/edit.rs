@@ -1,4 +1,4 @@
-//! A JSON Patch applied to YAML text.
+//! Applies a JSON Patch to YAML text.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,25 +10,25 @@ use serde_json::{Map, Value};
 use super::render;
 use yaml::tree::{Document, Id, Kind};
 
-/// Bytes of the text, and what stands there from now on.
+/// Bytes of the text, and the text that replaces them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edit {
-    /// The bytes; empty where something is inserted.
+    /// The bytes to replace; empty for an insertion.
     pub at: Range<usize>,
     /// The new text.
     pub with: String,
 }
 
-/// What is to happen to the entries of one mapping.
+/// The changes to the entries of one mapping.
 #[derive(Default)]
 struct Changes {
     set: Map<String, Value>,
     remove: Vec<String>,
 }
 
-/// The edits that apply `patch` to `document`, which stands in `text`. None where the text does not
-/// say at one place what is to be changed (aliases, merge keys, lists). The caller checks the outcome:
-/// an edit within an anchored node changes what its aliases say.
+/// The edits that apply `patch` to `document`, which is parsed from `text`. None if what changes is not
+/// at one place in the text (aliases, merge keys, lists). The caller checks the result, because
+/// an edit inside an anchored node also changes its aliases.
 pub fn edits(
     document: &Document,
     text: &str,
@@ -59,7 +59,7 @@ pub fn edits(
     Some(edits)
 }
 
-/// Applies edits. None where they overlap, or reach beyond the text.
+/// Applies edits. None if they overlap or reach beyond the text.
 pub fn apply(text: &str, mut edits: Vec<Edit>) -> Option<String> {
     edits.sort_by_key(|edit| (edit.at.start, edit.at.end));
     let mut out = String::with_capacity(text.len());
@@ -177,7 +177,7 @@ impl<'a> Mapping<'a> {
             removed.push(self.position(&key)?);
         }
         removed.sort_unstable();
-        // What comes takes the place of what goes.
+        // New entries take the place of removed ones.
         let replaced = removed.len().min(new.len());
         for (index, (key, value)) in removed.drain(..replaced).zip(new.drain(..replaced)) {
             edits.push(Edit {
@@ -192,14 +192,14 @@ impl<'a> Mapping<'a> {
         Some(())
     }
 
-    /// Gives an entry another value.
+    /// Sets the value of an entry.
     fn set(&self, index: usize, value: &Value) -> Option<Edit> {
         let (key, old) = self.entries[index];
         let colon = self.document.after_colon(self.text, key)?;
         let end = self.end(index);
         let old = &self.document.nodes[old];
         let with = self.after_colon(value);
-        // Of a scalar on the line of its key, what stands before it stays.
+        // If the old value is a scalar on the line of its key, the text before it stays.
         let beside = matches!(old.kind, Kind::Scalar { .. })
             && !old.span.is_empty()
             && !self.text[colon..end].contains('\n');
@@ -215,7 +215,7 @@ impl<'a> Mapping<'a> {
         })
     }
 
-    /// Puts entries in front of the first one: what follows it needs no looking at.
+    /// Inserts entries before the first one, so that the text after it does not matter.
     fn insert(&self, new: &[(String, Value)]) -> Edit {
         let mut with = String::new();
         let separator = if self.flow {
@@ -237,10 +237,10 @@ impl<'a> Mapping<'a> {
         Edit { at: at..at, with }
     }
 
-    /// Takes entries away, given by their sorted places.
+    /// Removes entries, given by their sorted indexes.
     fn remove(&self, removed: &[usize], edits: &mut Vec<Edit>) {
         let count = self.entries.len();
-        // The entries at the end go together with what stands before them.
+        // Entries at the end are removed together with the text before them.
         let kept = (0..count).rev().find(|index| !removed.contains(index));
         let tail = kept.map_or(0, |index| index + 1);
         for &index in removed.iter().filter(|&&index| index < tail) {
@@ -280,7 +280,7 @@ impl<'a> Mapping<'a> {
         from + line.trim_end_matches('\r').len()
     }
 
-    /// Where the next line begins, after as much indentation as the keys have.
+    /// The start of the next line, after the indentation of the keys.
     fn next_line(&self, from: usize) -> usize {
         let end = self.end_of_line(from);
         let after = self.text[end..].trim_start_matches('\r');

@@ -1,5 +1,5 @@
-//! A document written anew, where editing its text would change more than it should: aliases and merge
-//! keys are followed, comments and layout are lost, and scalars stay as they were written.
+//! Writes a document from scratch, where editing its text would change more than it should: aliases and merge
+//! keys are resolved, comments and layout are lost, and scalars stay as they were written.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +9,8 @@ use super::render;
 use yaml::scalar::resolve;
 use yaml::tree::{Document, Id, Kind};
 
-/// `value` as a block document, without a newline at its end. Where `document` says the same at that
-/// place, unquoted scalars are taken from there, for readers of YAML disagree on what they are.
+/// `value` as a block document, without a trailing newline. Where `document` has an unquoted scalar with the same
+/// value at the same place, its text is used, because YAML readers disagree on the meaning of unquoted scalars.
 pub fn emit(document: &Document, value: &Value, newline: &str) -> String {
     let emitter = Emitter { document, newline };
     let root = (!document.nodes.is_empty()).then_some(0);
@@ -23,7 +23,7 @@ struct Emitter<'a> {
 }
 
 impl Emitter<'_> {
-    /// A value at column `indent`, its first line not indented. `node` is what stood there.
+    /// A value at column `indent`, its first line not indented. `node` is the old node at its place.
     fn block(&self, value: &Value, node: Option<Id>, indent: usize) -> String {
         let node = node.map(|node| self.document.followed(node));
         match value {
@@ -57,7 +57,7 @@ impl Emitter<'_> {
                 value => format!("{key}: {}", self.block(value, node, indent)),
             });
         };
-        // In the order of the text, what is merged in after it.
+        // In the order of the text, followed by merged entries.
         for (name, key, value) in node.map(|node| self.entries(node)).unwrap_or_default() {
             write(&name, Some(key), Some(value));
         }

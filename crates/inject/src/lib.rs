@@ -1,9 +1,9 @@
-//! Rewriting the probes in manifests, for `probe-handler inject`.
+//! Rewrites the probes in manifests, for `probe-handler inject`.
 //!
-//! The text is edited where something changes, and stays as it is everywhere else: comments, order,
-//! quotes. So nothing can be lost that YAML readers disagree about (`yes`, `0644`, `1e3`, 64-bit numbers):
-//! what we don't touch we need not write. What was edited is read again and compared with what it
-//! should say; where that differs (anchors, merge keys) the one document is written anew.
+//! The text is edited only where something changes, so that comments, order and quotes elsewhere stay. Nothing
+//! is lost that YAML readers disagree about (`yes`, `0644`, `1e3`, 64-bit numbers), because unchanged text is not
+//! written again. The edited text is parsed and compared with the expected result; where it differs (anchors, merge
+//! keys), that one document is written from scratch.
 
 pub mod edit;
 pub mod emit;

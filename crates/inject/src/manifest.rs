@@ -1,4 +1,4 @@
-//! A whole manifest: every pod in it changed, everything else as it was.
+//! A whole manifest: every pod in it is changed, everything else stays.
 
 use json_patch::PatchOperation;
 use serde_json::Value;
@@ -10,12 +10,12 @@ use webhook::patch::within;
 use webhook::rewrite::Admission;
 use yaml::tree::{self, Document, Malformed};
 
-/// What became of a manifest.
+/// The result of changing a manifest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// The text.
+    /// The new text.
     pub text: String,
-    /// What its author should know, each with the place it is about.
+    /// Warnings for the manifest's author, each beginning with its place.
     pub warnings: Vec<String>,
     /// How many probes and hooks were changed.
     pub changed: usize,
@@ -24,10 +24,10 @@ pub struct Outcome {
 /// Why a manifest was not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It is no YAML.
+    /// It is not valid YAML.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// What would be written does not say what it should.
+    /// The new text would not have the expected meaning.
     #[error(
         "document {0}: it can't be changed without changing more than its probes; write it without tags, anchors and merge keys"
     )]
@@ -37,7 +37,7 @@ pub enum Error {
 /// Changes every pod of a manifest (`admit` or `revert` of the webhook as `change`).
 ///
 /// # Errors
-/// It is no YAML, or can't be changed without changing more than that.
+/// It is not valid YAML, or can't be changed without changing anything else.
 pub fn change(text: &str, change: impl Fn(&Value) -> Admission) -> Result<Outcome, Error> {
     let mut outcome = Outcome::default();
     let mut plans = Vec::new();
@@ -58,10 +58,10 @@ pub fn change(text: &str, change: impl Fn(&Value) -> Admission) -> Result<Outcom
                 .extend(warnings.map(|warning| format!("{name}: {warning}")));
             patch.extend(within(&place, admission.patch));
         }
-        let wanted = patched(object, &patch).ok_or(Error::Unfaithful(index + 1))?;
+        let expected = patched(object, &patch).ok_or(Error::Unfaithful(index + 1))?;
         plans.push(Plan {
             document,
-            wanted,
+            expected,
             patch,
         });
     }
@@ -74,7 +74,7 @@ fn patched(mut object: Value, patch: &[PatchOperation]) -> Option<Value> {
     Some(object)
 }
 
-/// Names an object of the manifest for its author.
+/// Describes an object of the manifest for its author.
 fn describe(object: &Value, number: usize) -> String {
     let text = |pointer| object.pointer(pointer).and_then(Value::as_str);
     let kind = text("/kind").unwrap_or("object");
@@ -84,15 +84,15 @@ fn describe(object: &Value, number: usize) -> String {
     }
 }
 
-/// A document and what it should say.
+/// A document and its expected value.
 struct Plan<'a> {
     document: &'a Document,
-    wanted: Value,
+    expected: Value,
     patch: Vec<PatchOperation>,
 }
 
 impl Plan<'_> {
-    /// The edits that change the text where it says what is to be changed.
+    /// The edits that change only the affected text, where that is possible.
     fn in_place(&self, text: &str, newline: &str) -> Vec<Edit> {
         if self.patch.is_empty() {
             return Vec::new();
@@ -100,12 +100,12 @@ impl Plan<'_> {
         edit::edits(self.document, text, &self.patch, newline).unwrap_or_else(|| self.anew(newline))
     }
 
-    /// The document, written anew.
+    /// The document, written from scratch.
     fn anew(&self, newline: &str) -> Vec<Edit> {
         let Some(root) = self.document.nodes.first() else {
             return Vec::new();
         };
-        let mut with = emit(self.document, &self.wanted, newline);
+        let mut with = emit(self.document, &self.expected, newline);
         if root.column != 0 {
             with.insert_str(0, newline); // on the line of its `---`
         }
@@ -116,7 +116,7 @@ impl Plan<'_> {
     }
 }
 
-/// The changed text, of which it is certain that it says what it should and nothing else.
+/// The changed text, which is verified to have the expected meaning.
 fn write(text: &str, plans: &[Plan<'_>]) -> Result<String, Error> {
     let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
     let mut edits: Vec<_> = plans
@@ -138,8 +138,8 @@ fn write(text: &str, plans: &[Plan<'_>]) -> Result<String, Error> {
     })
 }
 
-/// The edited text; or, if it does not say what it should, the documents that may be the cause, by number
-/// from 0. Where it can't be read, that is every document.
+/// The edited text; or, if it does not have the expected meaning, the documents that may be the cause, by number
+/// from 0. If the edited text can't be parsed, these are all documents.
 fn edited(text: &str, edits: &[Vec<Edit>], plans: &[Plan<'_>]) -> Result<String, Vec<usize>> {
     let all = || (0..plans.len()).collect();
     let changed = edit::apply(text, edits.concat()).ok_or_else(all)?;
@@ -147,9 +147,9 @@ fn edited(text: &str, edits: &[Vec<Edit>], plans: &[Plan<'_>]) -> Result<String,
     if documents.len() != plans.len() {
         return Err(all());
     }
-    let says = |number: usize| documents[number].to_json(number + 1);
+    let meaning = |number: usize| documents[number].to_json(number + 1);
     let wrong: Vec<_> = (0..plans.len())
-        .filter(|&number| says(number).as_ref() != Ok(&plans[number].wanted))
+        .filter(|&number| meaning(number).as_ref() != Ok(&plans[number].expected))
         .collect();
     if wrong.is_empty() {
         Ok(changed)

@@ -56,7 +56,7 @@ pub fn flow_string(text: &str, json: bool) -> String {
     }
 }
 
-/// A string in block style: plain where no reader of YAML could take it for something else.
+/// A string in block style: plain if no YAML reader could take it for another type.
 pub fn string(text: &str) -> String {
     let plain = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
         && text
@@ -68,7 +68,7 @@ pub fn string(text: &str) -> String {
     } else if text.contains('"') && !text.chars().any(char::is_control) {
         format!("'{}'", text.replace('\'', "''"))
     } else {
-        // What JSON escapes, YAML understands.
+        // YAML accepts JSON's escapes.
         Value::from(text).to_string()
     }
 }

@@ -1,17 +1,17 @@
-//! Where in an object pods are described.
+//! Finds the pods in an object.
 
 use json_patch::jsonptr::PointerBuf;
 use serde_json::Value;
 
-/// Where in `object` there are Pods or templates of Pods: a Pod itself, the workloads of Kubernetes,
-/// and Lists of such. Kinds of other groups are none of our business, whatever they are called.
+/// The places of Pods and pod templates in `object`: a Pod itself, the workloads of Kubernetes,
+/// and Lists of these. Kinds of other API groups are ignored, whatever their name.
 pub fn pods(object: &Value) -> Vec<PointerBuf> {
     let mut places = Vec::new();
     find(object, &PointerBuf::new(), ("", ""), &mut places);
     places
 }
 
-/// `implied` are the apiVersion and kind of an object that does not say.
+/// `implied` are the apiVersion and kind of an object that has none.
 fn find(object: &Value, at: &PointerBuf, implied: (&str, &str), places: &mut Vec<PointerBuf>) {
     let text = |name: &str, implied| match object.get(name) {
         Some(value) => value.as_str().unwrap_or_default(),
@@ -28,7 +28,7 @@ fn find(object: &Value, at: &PointerBuf, implied: (&str, &str), places: &mut Vec
         | ("batch", "Job") => &["spec", "template"],
         ("batch", "CronJob") => &["spec", "jobTemplate", "spec", "template"],
         _ => {
-            // The items of a PodList need not say what they are, those of a List must.
+            // Items of a PodList may omit apiVersion and kind, those of a List may not.
             if let Some(item) = kind.strip_suffix("List")
                 && let Some(Value::Array(items)) = object.get("items")
             {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_items_of_a_typed_list_need_not_say_what_they_are() {
+    fn items_of_a_typed_list_may_omit_their_kind() {
         let list = json!({"apiVersion": "v1", "kind": "PodList", "items": [{"spec": {}}]});
         assert_eq!(found(&list), ["/items/0"]);
         let list = json!({"apiVersion": "apps/v1", "kind": "DeploymentList",
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn other_objects_are_passed_over() {
+    fn other_objects_are_ignored() {
         for object in [
             json!(null),
             json!([]),

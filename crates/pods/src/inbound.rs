@@ -1,4 +1,4 @@
-//! What a Pod says of the inbound connections that its mesh takes.
+//! Reads from a Pod which inbound connections its mesh redirects.
 
 use std::ops::RangeInclusive;
 
@@ -9,16 +9,16 @@ use crate::mesh::{annotation, consul_traffic, containers};
 use model::Mesh;
 use model::inbound::{Inbound, Ports};
 
-/// Set by Kuma's injector (kuma pkg/plugins/runtime/k8s/metadata/annotations.go). "0": not redirected.
+/// Annotation set by Kuma's injector (kuma pkg/plugins/runtime/k8s/metadata/annotations.go). "0": not redirected.
 const KUMA_PORT: &str = "kuma.io/transparent-proxying-inbound-port";
-/// The same for IPv6, up to Kuma 2.8, where it is 15010 unless configured.
+/// The same for IPv6, up to Kuma 2.8; 15010 by default.
 const KUMA_PORT_V6: &str = "kuma.io/transparent-proxying-inbound-v6-port";
-/// Of container linkerd-proxy (linkerd2 charts/partials/templates/_proxy.tpl).
+/// Variable of container linkerd-proxy (linkerd2 charts/partials/templates/_proxy.tpl).
 const LINKERD_LISTEN: &str = "LINKERD2_PROXY_INBOUND_LISTEN_ADDR";
-/// Istio's: `*`, or the only ports that are redirected (istio tools/istio-iptables, `-b`).
+/// Istio's annotation: `*`, or the only ports that are redirected (istio tools/istio-iptables, `-b`).
 const ISTIO_INCLUDE: &str = "traffic.sidecar.istio.io/includeInboundPorts";
 
-/// What `pod`, which is in `mesh`, says of it. Where that can't be read, the mesh's own defaults hold.
+/// The inbound redirection of `pod`, which is in `mesh`. Settings that can't be read have the mesh's defaults.
 pub fn of(pod: &Pod, mesh: Mesh) -> Inbound {
     let default = mesh.inbound_port();
     let (v4, v6) = match mesh {
@@ -43,7 +43,7 @@ const fn both(port: Option<u16>) -> (Option<u16>, Option<u16>) {
     (port, port)
 }
 
-/// Whether it asks for a runtime of its own: it may have its sockets elsewhere.
+/// Whether the pod sets a runtime class: the app's sockets may not be in the pod's network namespace.
 fn is_sandboxed(pod: &Pod) -> bool {
     let class = pod
         .spec
@@ -74,32 +74,32 @@ fn taken(pod: &Pod, mesh: Mesh) -> Ports {
         Mesh::Kuma => "traffic.kuma.io/exclude-inbound-ports",
         Mesh::Consul => "consul.hashicorp.com/transparent-proxy-exclude-inbound-ports",
         Mesh::Osm => "openservicemesh.io/inbound-port-exclusion-list",
-        // ztunnel listens in the pod's network namespace also where the app is in a guest (Kata), or its sockets are
-        // a sandbox's own (gVisor): that the app does not listen there says nothing then.
+        // ztunnel listens in the pod's network namespace even where the app runs in a virtual machine (Kata) or has
+        // its sockets in a sandbox (gVisor). That no app listens in the namespace does not mean that its port is closed.
         Mesh::IstioAmbient if is_sandboxed(pod) => return Ports::Only(Vec::new()),
         Mesh::IstioAmbient | Mesh::Unknown => return Ports::AllBut(Vec::new()),
     };
     match annotation(pod, ISTIO_INCLUDE).map(str::trim) {
-        // What is included outweighs what is excluded (istio tools/istio-iptables/pkg/capture/run.go).
+        // Included ports take precedence over excluded ones (istio tools/istio-iptables/pkg/capture/run.go).
         Some(list) if mesh == Mesh::Istio && list != "*" => Ports::Only(ranges(list)),
         _ => Ports::AllBut(ranges(annotation(pod, excluded).unwrap_or_default())),
     }
 }
 
-/// Reads `80,8000-8100`. What is no port is left out, as by no rule of the mesh's.
+/// Reads `80,8000-8100`. Items that are not ports are ignored.
 fn ranges(list: &str) -> Vec<RangeInclusive<u16>> {
     let range = |text: &str| {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
     };
-    // No pod is to use up memory: more than that nobody writes by hand.
+    // No pod may use up memory; nobody writes more ranges than that by hand.
     list.split(',')
         .filter_map(range)
         .take(RANGES_LIMIT)
         .collect()
 }
 
-/// Ranges of ports that are kept of one pod.
+/// Maximum number of port ranges kept for one pod.
 const RANGES_LIMIT: usize = 256;
 
 #[cfg(test)]
@@ -120,7 +120,7 @@ mod tests {
     const NO_SPEC: fn() -> Value = || json!({"containers": []});
 
     #[test]
-    fn a_pod_that_says_nothing_has_its_meshs_defaults() {
+    fn a_pod_without_settings_has_its_meshs_defaults() {
         for mesh in [
             Mesh::Istio,
             Mesh::IstioAmbient,
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_meshs_port_is_the_one_that_the_pod_names() {
+    fn the_meshs_port_is_read_from_the_pod() {
         let kuma = |annotations| inbound(Mesh::Kuma, annotations, NO_SPEC());
         let (v4, v6) = ("10.0.0.1:80", "[fd00::1]:80");
         let named = kuma(json!({KUMA_PORT: "15106", KUMA_PORT_V6: "15010"}));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_the_mesh_leaves_alone_is_accepted_by_nobody_but_the_app() {
+    fn the_mesh_does_not_accept_connections_to_an_excluded_port() {
         for (mesh, key) in [
             (Mesh::Istio, "traffic.sidecar.istio.io/excludeInboundPorts"),
             (Mesh::Linkerd, "config.linkerd.io/skip-inbound-ports"),
@@ -200,7 +200,7 @@ mod tests {
                 let at = accepts(&one, &format!("10.0.0.1:{port}"));
                 assert_eq!(at, mesh.inbound_port(), "{mesh:?} {port}");
             }
-            // It listens all the same.
+            // The mesh listens nevertheless.
             assert_eq!(
                 one.port("10.0.0.1".parse().expect("IP")),
                 mesh.inbound_port()
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn istio_may_take_some_ports_only() {
+    fn istio_may_redirect_only_some_ports() {
         let istio = |include: &str| {
             let annotations = json!({ISTIO_INCLUDE: include, "traffic.sidecar.istio.io/excludeInboundPorts": "80"});
             let one = inbound(Mesh::Istio, annotations, NO_SPEC());
@@ -221,14 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn ztunnel_in_front_of_a_guest_tells_nothing_of_the_app() {
+    fn ztunnel_accepts_nothing_for_an_app_in_a_virtual_machine() {
         let spec = |class: &str| json!({"containers": [], "runtimeClassName": class});
         let ambient = |class| inbound(Mesh::IstioAmbient, json!({}), spec(class));
         assert_eq!(accepts(&ambient("kata"), "10.0.0.1:80"), None);
         let address = "10.0.0.1".parse().expect("IP");
         assert_eq!(ambient("kata").port(address), Some(15006), "it listens");
         assert_eq!(accepts(&ambient(""), "10.0.0.1:80"), Some(15006));
-        // A sidecar is in the guest too.
+        // A sidecar runs in the virtual machine too.
         let sidecar = inbound(Mesh::Istio, json!({}), spec("kata"));
         assert_eq!(accepts(&sidecar, "10.0.0.1:80"), Some(15006));
     }

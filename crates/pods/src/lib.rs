@@ -1,4 +1,4 @@
-//! A Pod object, understood: its mesh, whether it is served, its probes, the originals of those that were rewritten.
+//! Interprets a Pod object: its mesh, whether it is served, its probes, and the originals of rewritten probes.
 
 pub mod inbound;
 pub mod manifest;

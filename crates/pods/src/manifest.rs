@@ -1,5 +1,5 @@
-//! Pods from the text of a manifest file: several YAML or JSON documents, each a Pod or a List of
-//! Pods. A document that can't be read does not spoil the others.
+//! Reads the pods of a manifest file: several YAML or JSON documents, each a Pod or a List of
+//! Pods. A document that can't be read does not affect the others.
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
@@ -7,19 +7,19 @@ use serde_json::Value;
 
 use yaml::tree::{self, Malformed};
 
-/// What a manifest file holds.
+/// The content of a manifest file.
 #[derive(Debug, Default, PartialEq)]
 pub struct Manifest {
     /// Its pods, each with its place in the file (`document 2`, `document 1, items[0]`).
     pub pods: Vec<(String, Pod)>,
     /// What could not be read, each beginning with its place in the file.
     pub problems: Vec<String>,
-    /// Whether some of that may be a pod.
+    /// Whether a part that could not be read may be a pod.
     pub garbled: bool,
 }
 
 impl Manifest {
-    /// Notes what may be a pod and can't be read.
+    /// Adds a problem with a part that may be a pod but can't be read.
     fn garble(&mut self, problem: String) {
         self.problems.push(problem);
         self.garbled = true;
@@ -31,7 +31,7 @@ impl Manifest {
 pub enum Syntax {
     /// Documents separated by lines `---`.
     Yaml,
-    /// Documents one after the other.
+    /// Consecutive documents without a separator.
     Json,
 }
 
@@ -59,9 +59,9 @@ fn parse_yaml(text: &str, manifest: &mut Manifest) {
     }
 }
 
-/// Splits at lines that begin with `---` or `...`, which in YAML end a document wherever they stand,
-/// so that an error in one document does not hide the next. With each comes the number of lines
-/// before it. Documents without content are left out.
+/// Splits at lines that begin with `---` or `...`, which end a document anywhere in YAML, so that an
+/// error in one document does not hide the next. Returns each document with the number of lines
+/// before it. Documents without content are omitted.
 fn yaml_documents(text: &str) -> impl Iterator<Item = (usize, String)> {
     let mut documents = vec![(0, String::new())];
     for (number, line) in text.split_inclusive('\n').enumerate() {
@@ -83,7 +83,7 @@ fn yaml_documents(text: &str) -> impl Iterator<Item = (usize, String)> {
     })
 }
 
-/// The one document of `text`.
+/// The only document of `text`.
 fn value_of(text: &str) -> Result<Value, Malformed> {
     match tree::parse(text)?.first() {
         Some(document) => document.to_json(1),
@@ -97,7 +97,7 @@ fn parse_json(text: &str, manifest: &mut Manifest) {
         let place = format!("document {}", index + 1);
         match document {
             Ok(value) => add(place, value, manifest),
-            // The stream ends here: there is no telling where the next document begins.
+            // The stream ends here because the start of the next document is unknown.
             Err(error) => manifest.garble(format!("{place}: {error}")),
         }
     }
@@ -121,7 +121,7 @@ fn add_list(place: &str, mut list: Value, manifest: &mut Manifest) {
         Some(Value::Array(items)) => items,
         None | Some(Value::Null) => Vec::new(),
         Some(_) => {
-            manifest.garble(format!("{place}: items is no list"));
+            manifest.garble(format!("{place}: items is not a list"));
             return;
         }
     };
@@ -129,7 +129,7 @@ fn add_list(place: &str, mut list: Value, manifest: &mut Manifest) {
         let place = format!("{place}, items[{index}]");
         match item.get("kind").and_then(Value::as_str) {
             Some("Pod") => add_pod(place, item, manifest),
-            // The items of a PodList need not repeat what they are.
+            // The items of a PodList need no kind.
             None if bare_pods => add_pod(place, item, manifest),
             kind => manifest.problems.push(format!(
                 "{place}: kind is {:?}, must be Pod",
@@ -155,7 +155,7 @@ fn add_pod(place: String, value: Value, manifest: &mut Manifest) {
         Ok(pod) => manifest.pods.push((place, pod)),
         Err(error) => {
             let path = track.path().to_string();
-            // The value's own error may name the path too.
+            // The error's message may begin with the path too.
             let text = error.to_string();
             let text = text.strip_prefix(&format!("{path}: ")).unwrap_or(&text);
             manifest.garble(match path.as_str() {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_may_hold_several_documents() {
+    fn a_file_may_contain_several_documents() {
         let text = "# made by hand\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: a}\n\
             ---\n\n--- # nothing\n---\nkind: Pod\nmetadata:\n  name: b\n...\n";
         let manifest = parse(text, Syntax::Yaml);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn json_documents_follow_one_another() {
+    fn consecutive_json_documents_are_read() {
         let text = r#"{"kind":"Pod","metadata":{"name":"a"}}
             {"kind":"Pod","metadata":{"name":"b"}}"#;
         let manifest = parse(text, Syntax::Json);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_pods_are_taken_apart() {
+    fn the_pods_of_a_list_are_read() {
         let text = "kind: List\nitems:\n- kind: Pod\n  metadata: {name: a}\n- kind: Service\n\
             ---\nkind: PodList\nitems:\n- metadata: {name: b}\n---\nkind: List\n---\nkind: List\nitems: 7\n";
         let manifest = parse(text, Syntax::Yaml);
@@ -208,13 +208,13 @@ mod tests {
             manifest.problems,
             [
                 "document 1, items[1]: kind is \"Service\", must be Pod",
-                "document 4: items is no list"
+                "document 4: items is not a list"
             ]
         );
     }
 
     #[test]
-    fn one_bad_document_does_not_spoil_the_others() {
+    fn an_invalid_document_does_not_affect_the_others() {
         let good = "kind: Pod\nmetadata: {name: good}\n";
         for (bad, problem) in [
             (
@@ -244,7 +244,7 @@ mod tests {
             ),
             (
                 "kind: Pod\nkind: Pod",
-                "document 1: line 3: key \"kind\" is there twice",
+                "document 1: line 3: key \"kind\" appears twice",
             ),
         ] {
             let manifest = parse(&format!("---\n{bad}\n---\n{good}"), Syntax::Yaml);
@@ -268,8 +268,8 @@ mod tests {
     }
 
     #[test]
-    fn scalars_are_what_kubectl_takes_them_for() {
-        // YAML 1.1's octal numbers and booleans, as every second manifest has them.
+    fn scalars_have_the_types_that_kubectl_gives_them() {
+        // Octal numbers and booleans of YAML 1.1 are common in manifests.
         let text = "kind: Pod\nmetadata: {name: a}\nspec:\n  hostNetwork: no\n  containers: []\n  \
                     volumes:\n  - name: v\n    configMap: {name: c, defaultMode: 0644}\n";
         let manifest = parse(text, Syntax::Yaml);
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn so_is_one_of_a_few_long_texts() {
+    fn an_alias_bomb_of_a_few_long_texts_is_an_error() {
         let aliases = vec!["*a"; 10_000].join(",");
         let long = "x".repeat(100_000);
         for text in [format!("\"{long}\""), format!("{{? \"{long}\" : 1}}")] {
@@ -311,7 +311,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in "([a-z:{}\\[\\]&*!|>#%,'\" -]|\n|---\n){0,60}") {
+        fn no_text_causes_a_panic(text in "([a-z:{}\\[\\]&*!|>#%,'\" -]|\n|---\n){0,60}") {
             let _ = parse(&text, Syntax::Yaml);
             let _ = parse(&text, Syntax::Json);
         }

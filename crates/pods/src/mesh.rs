@@ -1,29 +1,29 @@
-//! Which mesh a pod is in, told by what the meshes' injectors leave in it.
+//! Detects the mesh of a pod from what the meshes' injectors add to it.
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::Value;
 
 use model::Mesh;
 
-/// Consul's annotation with the iptables configuration of the pod, JSON of consul sdk/iptables
-/// `Config`; only with Consul's CNI plugin.
+/// Consul's annotation with the iptables configuration of the pod, as JSON of consul sdk/iptables
+/// `Config`; set only with Consul's CNI plugin.
 const CONSUL_TRAFFIC_ANNOTATION: &str = "consul.hashicorp.com/redirect-traffic-config";
-/// The same, as variable of Consul's init container, without the CNI plugin.
+/// The same configuration without the CNI plugin: a variable of Consul's init container.
 const CONSUL_TRAFFIC_ENV: &str = "CONSUL_REDIRECT_TRAFFIC_CONFIG";
 /// Set to `injected` by Consul's webhook.
 const CONSUL_STATUS: &str = "consul.hashicorp.com/connect-inject-status";
-/// The uid of Consul's proxy unless configured (consul-k8s `sidecarUserAndGroupID`).
+/// Default uid of Consul's proxy (consul-k8s `sidecarUserAndGroupID`).
 pub const CONSUL_PROXY_UID: u32 = 5995;
 
-/// The mesh that `pod` is in; none when nothing shows one.
+/// The mesh that `pod` is in; `None` when nothing indicates one.
 pub fn mesh_of(pod: &Pod) -> Option<Mesh> {
     containers(pod)
         .find_map(|container| mesh_of_proxy(pod, &container.name))
         .or_else(|| by_annotation(pod))
 }
 
-/// Whether the container called `name` is the mesh's own proxy in `pod`. Its probes are answered by
-/// itself, past its own rules.
+/// Whether container `name` of `pod` is the mesh's own proxy. The mesh does not redirect probes of
+/// its proxy.
 pub fn is_proxy(pod: &Pod, name: &str) -> bool {
     mesh_of_proxy(pod, name).is_some()
 }
@@ -34,7 +34,7 @@ fn mesh_of_proxy(pod: &Pod, container: &str) -> Option<Mesh> {
         "linkerd-proxy" => Some(Mesh::Linkerd),
         "kuma-sidecar" => Some(Mesh::Kuma),
         "consul-dataplane" | "envoy-sidecar" | "consul-connect-envoy-sidecar" => Some(Mesh::Consul),
-        // Pods with several Consul services have one proxy for each, named after it.
+        // A pod with several Consul services has one proxy per service, named after the service.
         _ if (container.starts_with("consul-dataplane-")
             || container.starts_with("envoy-sidecar-")
             || container.starts_with("consul-connect-"))
@@ -42,7 +42,7 @@ fn mesh_of_proxy(pod: &Pod, container: &str) -> Option<Mesh> {
         {
             Some(Mesh::Consul)
         }
-        // A common name: only with a mark of OSM's injector.
+        // "envoy" is a common name, so a mark of OSM's injector is required too.
         "envoy" if has_osm_mark(pod) => Some(Mesh::Osm),
         _ => None,
     }
@@ -85,9 +85,9 @@ fn has_osm_mark(pod: &Pod) -> bool {
         .any(|(key, _)| key == "osm-proxy-uuid" || key.starts_with("openservicemesh.io/"))
 }
 
-/// The uid of Consul's proxy in `pod`, as which the in-pod dial must create its socket: from Consul's
+/// The uid of Consul's proxy in `pod`, with which the in-pod dial must create its socket: from Consul's
 /// own redirect configuration, else the proxy container's `runAsUser`, else [`CONSUL_PROXY_UID`].
-/// The second value says what could not be understood.
+/// The second value is a warning about what could not be read.
 pub fn consul_proxy_uid(pod: &Pod) -> (u32, Option<String>) {
     let mut warning = None;
     if let Some(config) = consul_traffic(pod) {
@@ -100,7 +100,7 @@ pub fn consul_proxy_uid(pod: &Pod) -> (u32, Option<String>) {
             }
         }
     }
-    // Consul's init container, which goes by a proxy's prefix, may be root's.
+    // Consul's init container has the prefix of a proxy's name, and may run as root.
     let run_as = containers(pod)
         .filter(|container| is_proxy(pod, &container.name) && !ends(pod, container))
         .find_map(|container| container.security_context.as_ref()?.run_as_user)
@@ -108,7 +108,7 @@ pub fn consul_proxy_uid(pod: &Pod) -> (u32, Option<String>) {
     (run_as.unwrap_or(CONSUL_PROXY_UID), warning)
 }
 
-/// Consul's own redirect configuration of `pod`, JSON of consul sdk/iptables `Config`.
+/// Consul's own redirect configuration of `pod`, as JSON of consul sdk/iptables `Config`.
 pub fn consul_traffic(pod: &Pod) -> Option<&str> {
     annotation(pod, CONSUL_TRAFFIC_ANNOTATION).or_else(|| {
         containers(pod)
@@ -118,7 +118,7 @@ pub fn consul_traffic(pod: &Pod) -> Option<&str> {
     })
 }
 
-/// Whether `container` is an init container of `pod` that ends before the others begin.
+/// Whether `container` is an init container of `pod` that ends before the other containers start.
 fn ends(pod: &Pod, container: &Container) -> bool {
     let inits = pod
         .spec
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mesh_is_known_by_its_sidecar_or_its_annotations() {
+    fn a_mesh_is_detected_by_its_sidecar_or_its_annotations() {
         let named = |name: &str| json!({"spec": {"containers": [{"name": "web"}, {"name": name}]}});
         let native = |name: &str| {
             json!({"spec": {"containers": [{"name": "web"}],
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sidecar_outweighs_ambient() {
+    fn a_sidecar_takes_precedence_over_ambient() {
         let pod = pod(json!({
             "metadata": {"annotations": {"ambient.istio.io/redirection": "enabled"}},
             "spec": {"containers": [{"name": "istio-proxy"}]}}));
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn envoy_is_osms_proxy_only_with_a_mark_of_osm() {
+    fn a_container_named_envoy_is_osms_proxy_only_with_a_mark_of_osm() {
         for marks in [
             json!({"labels": {"osm-proxy-uuid": "x"}}),
             json!({"annotations": {"openservicemesh.io/sidecar-injection": "enabled"}}),
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn several_consul_proxies_are_known_by_prefix() {
+    fn several_consul_proxies_are_recognized_by_prefix() {
         let pod = pod(json!({
             "metadata": {"annotations": {CONSUL_STATUS: "injected"}},
             "spec": {"containers": [{"name": "web"}, {"name": "consul-dataplane-web"}]}}));
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_annotation_consuls_uid_is_that_of_init_container_or_proxy() {
+    fn without_the_annotation_consuls_uid_comes_from_its_init_container_or_proxy() {
         let by_env = pod(json!({"spec": {
             "initContainers": [{"name": "consul-connect-inject-init", "env": [
                 {"name": CONSUL_TRAFFIC_ENV, "value": r#"{"ProxyUserID":"1000"}"#}]}],
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(consul_proxy_uid(&by_user), (1_000_650_000, None));
         let plain = pod(json!({"spec": {"containers": [{"name": "consul-dataplane"}]}}));
         assert_eq!(consul_proxy_uid(&plain), (CONSUL_PROXY_UID, None));
-        // Of consul-k8s up to 0.49: the init container sets up the redirection, as root.
+        // In consul-k8s up to 0.49 the init container sets up the redirection as root.
         let older = pod(
             json!({"metadata": {"annotations": {CONSUL_STATUS: "injected"}}, "spec": {
             "initContainers": [{"name": "consul-connect-inject-init", "securityContext": {"runAsUser": 0}}],

@@ -1,4 +1,4 @@
-//! From a Pod to what we do for it: mesh, scope, probes, addresses and names put together.
+//! Interprets a whole Pod: combines mesh, scope, probes, addresses and names.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,52 +15,52 @@ use crate::skipped::{SkipReason, SkippedProbe};
 use model::bounds::{Quota, SKIPPED_LIMIT};
 use model::{self, Mesh, PodId, Probe, ProbeMode};
 
-/// UID under which the kubelet knows a static pod, on its mirror pod.
+/// Annotation of a mirror pod: the UID that the kubelet uses for the static pod.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
-/// On mirror pods only (kubernetes pkg/kubelet/types/pod_update.go).
+/// Annotation of mirror pods only (kubernetes pkg/kubelet/types/pod_update.go).
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// What we make of a Pod.
+/// An interpreted Pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ParsedPod {
-    /// Its name; the UID may be made up, see [`understand`].
+    /// Its name and UID; the UID may be derived from the name, see [`parse_pod`].
     pub id: PodId,
-    /// What to serve; none if nothing.
+    /// What to serve, if anything.
     pub pod: Option<Arc<model::Pod>>,
     /// Why nothing is served.
     pub not_served: Option<NotServed>,
-    /// Probes that are left alone.
+    /// Probes that are not served.
     pub skipped: Vec<SkippedProbe>,
-    /// What in the Pod could not be understood.
+    /// What in the Pod could not be read.
     pub warnings: Vec<String>,
 }
 
-/// Why a whole pod is left alone.
+/// Why no probe of a pod is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 pub enum NotServed {
-    /// No `metadata.name`.
+    /// It has no `metadata.name`.
     #[error("metadata.name is missing")]
     NoName,
     /// Its address is the node's.
     #[error("it is in the node's network namespace (hostNetwork)")]
     HostNetwork,
-    /// Phase Succeeded or Failed: nothing probes it.
-    #[error("it has ended")]
+    /// Its phase is Succeeded or Failed: the kubelet does not probe it.
+    #[error("its phase is Succeeded or Failed")]
     Ended,
     /// Neither its annotations nor the scope select it.
-    #[error("it is out of scope")]
+    #[error("neither annotation {EXEMPT} nor the daemon's scope selects it")]
     OutOfScope,
-    /// `probe-handler.io/exempt: "false"`.
-    #[error("annotation {EXEMPT} leaves its probes to the mesh")]
+    /// It or its namespace has annotation `probe-handler.io/exempt: "false"`.
+    #[error("annotation {EXEMPT} is \"false\" on it or its namespace")]
     NotExempt,
-    /// A virtual machine's: none of its app's sockets are in the pod's network namespace.
+    /// Its app runs in a virtual machine and has no sockets in the pod's network namespace.
     #[error(
-        "its app is a virtual machine's guest (label {KUBEVIRT}={VIRT_LAUNCHER}); annotation {EXEMPT}: \"true\" \
-         has it served all the same"
+        "its app runs in a virtual machine (label {KUBEVIRT}={VIRT_LAUNCHER}); to serve it anyway, set annotation \
+         {EXEMPT}: \"true\""
     )]
     Guest,
-    /// It has no probes that we could serve.
+    /// It has no probes that can be served.
     #[error("it has no probes to serve")]
     NoProbes,
 }
@@ -76,14 +76,14 @@ impl ParsedPod {
         }
     }
 
-    /// Keeps no more of what is left alone than anyone would read.
-    fn forget_some(&mut self) {
+    /// Limits the list of skipped probes, because nobody reads more of them.
+    fn limit_skipped(&mut self) {
         let all = self.skipped.len();
         if all > SKIPPED_LIMIT {
             self.skipped.truncate(SKIPPED_LIMIT);
             self.skipped.shrink_to_fit();
             self.warnings.push(format!(
-                "{} more of its probes are left alone",
+                "{} more of its probes are not served",
                 all - SKIPPED_LIMIT
             ));
         }
@@ -95,8 +95,8 @@ impl ParsedPod {
     }
 }
 
-/// What we do for `pod`. The UID is the one the kubelet uses (for a mirror pod the static pod's); a
-/// Pod without one, from a manifest written by hand, gets a stable one made of its name.
+/// Interprets `pod`. The UID is the one the kubelet uses (for a mirror pod the static pod's); a Pod
+/// without one, from a manifest written by hand, gets a stable one derived from its name.
 pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
     let mut warnings = Vec::new();
     let id = pod_id(pod, &mut warnings);
@@ -124,7 +124,7 @@ pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
     let mut recovered = recover(pod, declared, &ips);
     parsed.skipped.append(&mut recovered.skipped);
     parsed.skipped.append(&mut bound(&mut recovered));
-    parsed.forget_some();
+    parsed.limit_skipped();
     let Recovered {
         mut native,
         rewritten,
@@ -140,7 +140,7 @@ pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
         None
     });
     if !selection.selects(exempt, mesh.is_some()) {
-        // Nobody else answers on the rewrite port: these are served whatever the scope says.
+        // Nothing else answers on the rewrite port, so these probes are served regardless of the scope.
         if rewritten.as_ref().map(|r| r.mode) != Some(ProbeMode::Rewrite) {
             let refused = exempt.or(selection.namespace_exempt) == Some(false);
             return parsed.not_served(if refused {
@@ -152,7 +152,7 @@ pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
         if exempt.or(selection.namespace_exempt) == Some(false) {
             native.clear();
             parsed.warnings.push(format!(
-                "annotation {EXEMPT} says \"false\", yet probes were rewritten by our webhook: those are served, the others are not"
+                "annotation {EXEMPT} is \"false\", but our webhook has rewritten probes: those are served, the others are not"
             ));
         }
     }
@@ -185,8 +185,7 @@ pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
     parsed
 }
 
-/// Takes out what is more than is kept of one pod: no pod is to use up the memory, or the room in the kernel, that is
-/// for all.
+/// Removes probes beyond the quota of one pod, so that no pod uses up memory or map entries that all pods share.
 fn bound(recovered: &mut Recovered) -> Vec<SkippedProbe> {
     let mut kept = Quota::default();
     let mut skipped = Vec::new();
@@ -218,8 +217,8 @@ fn pod_id(pod: &Pod, warnings: &mut Vec<String>) -> PodId {
         .filter(|namespace| !namespace.is_empty())
         .unwrap_or_else(|| "default".to_owned());
     let name = meta.name.clone().unwrap_or_default();
-    // As for the kubelet, the hash counts on mirror pods only: on any other pod it is just a text
-    // that its author chose.
+    // Like the kubelet, use the hash of mirror pods only: on any other pod it is an arbitrary text that
+    // the pod's author chose.
     let hash = annotation(pod, CONFIG_MIRROR).and_then(|_| annotation(pod, CONFIG_HASH));
     let uid = hash
         .or(meta.uid.as_deref())
@@ -228,12 +227,12 @@ fn pod_id(pod: &Pod, warnings: &mut Vec<String>) -> PodId {
             let usable = is_uid(uid);
             if !usable {
                 warnings.push(format!(
-                    "UID {uid:?} is none, one is made of the name instead"
+                    "UID {uid:?} is invalid: one derived from the name is used instead"
                 ));
             }
             usable
         })
-        .map_or_else(|| made_up_uid(&namespace, &name), str::to_owned);
+        .map_or_else(|| derived_uid(&namespace, &name), str::to_owned);
     PodId {
         namespace,
         name,
@@ -241,13 +240,13 @@ fn pod_id(pod: &Pod, warnings: &mut Vec<String>) -> PodId {
     }
 }
 
-/// UIDs become parts of cgroup paths: no `/`, no `..`.
+/// UIDs become parts of cgroup paths, so they must not contain `/` or `..`.
 fn is_uid(uid: &str) -> bool {
     uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
-/// FNV-1a of the name: the same in every process and release.
-fn made_up_uid(namespace: &str, name: &str) -> String {
+/// A UID from the FNV-1a hash of the name, which is the same in every process and release.
+fn derived_uid(namespace: &str, name: &str) -> String {
     let hash = format!("{namespace}/{name}")
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| {
@@ -272,7 +271,7 @@ fn addresses(pod: &Pod, warnings: &mut Vec<String>) -> Vec<IpAddr> {
             }
             _ if text.is_empty() => {}
             _ => {
-                let warning = format!("status.podIPs: {text:?} is no address of a pod");
+                let warning = format!("status.podIPs: {text:?} is not a pod address");
                 if !warnings.contains(&warning) {
                     warnings.push(warning);
                 }
@@ -282,7 +281,7 @@ fn addresses(pod: &Pod, warnings: &mut Vec<String>) -> Vec<IpAddr> {
     ips
 }
 
-/// Loopback is the node's own for the kubelet, the others are no one's.
+/// The kubelet reaches itself at a loopback address; unspecified and multicast addresses belong to no pod.
 fn is_pod_address(ip: IpAddr) -> bool {
     !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
 }

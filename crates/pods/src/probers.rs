@@ -1,7 +1,7 @@
-//! Probes that were rewritten before the kubelet saw the pod, by Istio's injector or by our own
-//! webhook: finding the originals again.
+//! Recovers the originals of probes that Istio's injector or our webhook rewrote before the kubelet saw
+//! the pod.
 //!
-//! Both leave the same JSON: an object of rewritten path to
+//! Both write the same JSON: an object that maps each rewritten path to
 //! `{"httpGet"|"tcpSocket"|"grpc": <Kubernetes action>, "timeoutSeconds": N}` with integer ports
 //! (istio pilot/cmd/pilot-agent/status/server.go, pkg/kube/inject/app_probe.go).
 
@@ -18,31 +18,31 @@ use crate::skipped::{SkipReason, SkippedProbe};
 use model::bounds::truncated;
 use model::{Action, Probe, ProbeKind, ProbeMode, Rewritten, Scheme};
 
-/// Annotation with the originals of the probes that our webhook has rewritten.
+/// Annotation with the originals of the probes that our webhook rewrote.
 pub const PROBES: &str = "probe-handler.io/probes";
-/// Variable of container `istio-proxy` by which pilot-agent probes localhost instead of the pod's address.
+/// Variable of container `istio-proxy` that makes pilot-agent probe localhost instead of the pod's address.
 pub const ISTIO_PROBES_LOCALHOST: &str = "REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION";
-/// Variable of container `istio-proxy` with the originals that Istio's injector has rewritten.
+/// Variable of container `istio-proxy` with the originals of the probes that Istio's injector rewrote.
 pub const ISTIO_PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";
 /// Annotation with Istio's status port; `"0"` turns pilot-agent's probing off.
 pub const ISTIO_STATUS_PORT: &str = "status.sidecar.istio.io/port";
-/// Istio's status port and our rewrite port unless configured.
+/// Default of Istio's status port and of our rewrite port.
 pub const DEFAULT_PORT: u16 = 15020;
 
 /// The originals of a pod's rewritten probes.
 #[derive(Debug, Default, PartialEq)]
 pub struct Originals {
-    /// Rewritten path to the original.
+    /// By rewritten path: the original.
     pub usable: BTreeMap<String, Probe>,
-    /// Rewritten path to why its original can't be served.
+    /// By rewritten path: why its original can't be served.
     pub unusable: BTreeMap<String, SkipReason>,
-    /// Keys that are no rewritten path at all.
+    /// Keys that are not rewritten paths.
     pub unknown: Vec<String>,
 }
 
 /// The container and kind that a rewritten path names:
 /// `/(app-health|app-lifecycle)/<container>/(livez|readyz|startupz|prestopz|poststartz)`, with
-/// anything in front of it (our webhook may have been told a prefix; Istio has none).
+/// any prefix (our webhook can be configured with one; Istio has none).
 pub fn parse_path(path: &str) -> Option<(&str, ProbeKind)> {
     let after = |directory: &str| {
         path.rfind(directory)
@@ -74,11 +74,11 @@ struct Entry {
     timeout_seconds: Option<i32>,
 }
 
-/// Reads the JSON of originals. `ips` are the pod's addresses. A probe's timeout is none where the
+/// Reads the JSON of originals. `ips` are the pod's addresses. A probe's timeout is `None` where the
 /// JSON does not set one.
 ///
 /// # Errors
-/// The text is no JSON object. Single entries that are wrong are told in the result.
+/// The text is not a JSON object. Invalid entries are not errors: the result lists them.
 pub fn parse(json: &str, ips: &[IpAddr]) -> Result<Originals, serde_json::Error> {
     let mut originals = Originals::default();
     for (path, entry) in serde_json::from_str::<BTreeMap<String, Value>>(json)? {
@@ -102,7 +102,7 @@ fn parse_entry(
 ) -> Result<Probe, SkipReason> {
     let entry: Entry = serde_path_to_error::deserialize(entry)
         .map_err(|error| SkipReason::MalformedOriginal(truncated(&error.to_string())))?;
-    // Ports have been resolved already: there is no container to look a name up in.
+    // The ports are resolved already, so no container is needed to look up names.
     let nameless = Container::default();
     let action = match (entry.http_get, entry.tcp_socket, entry.grpc) {
         (Some(http), None, None) => http_action(&http, &nameless, ips)?,
@@ -125,21 +125,21 @@ fn parse_entry(
     })
 }
 
-/// A pod's probes, sorted into those sent to the app's own ports and those that were rewritten.
+/// A pod's probes, separated into those sent to the app's own ports and those that were rewritten.
 #[derive(Debug, Default, PartialEq)]
 pub struct Recovered {
     /// Probes sent to the app's own ports.
     pub native: Vec<Probe>,
     /// Rewritten probes with their originals.
     pub rewritten: Option<Rewritten>,
-    /// Rewritten probes without a usable original, and probes of other kinds on the rewrite port.
+    /// Rewritten probes without a usable original, and other probes of the rewrite port.
     pub skipped: Vec<SkippedProbe>,
-    /// What could not be understood.
+    /// What could not be read.
     pub warnings: Vec<String>,
 }
 
-/// Finds the originals of what among `declared`, the probes as the spec has them, was rewritten.
-/// Only a rewritten path that the spec really probes is served. `ips` are the pod's addresses.
+/// Finds the originals of the rewritten probes among `declared`, the probes as the spec has them.
+/// Only a rewritten path that the spec does probe is served. `ips` are the pod's addresses.
 pub fn recover(pod: &Pod, declared: Vec<Probe>, ips: &[IpAddr]) -> Recovered {
     let mut warnings = Vec::new();
     let ours = annotation(pod, PROBES)
@@ -162,21 +162,21 @@ pub fn recover(pod: &Pod, declared: Vec<Probe>, ips: &[IpAddr]) -> Recovered {
         })
         .filter(|(_, port, _)| declared.iter().any(|probe| is_rewritten(probe, *port)))
         .filter(|(_, port, _)| {
-            // On a port taken over every connection is accepted: this probe would always pass. Left
-            // native, pilot-agent answers all of them, reached past the mesh.
+            // The handler accepts every connection to a port that it takes over, so this probe would always
+            // pass. Without a takeover, pilot-agent answers all these probes, which bypass the mesh.
             let tcp = declared
                 .iter()
                 .any(|p| p.action == Action::Tcp { port: *port });
             if tcp {
                 warnings.push(format!(
-                    "a tcpSocket probe on Istio's status port {port}: nothing is taken over"
+                    "a tcpSocket probe uses Istio's status port {port}: no probe of this pod is taken over"
                 ));
             }
             !tcp
         });
     if ours.is_some() && istios.is_some() {
         warnings.push(format!(
-            "both {PROBES} and {ISTIO_PROBERS} are there and in use, {PROBES} is followed"
+            "both {PROBES} and {ISTIO_PROBERS} are set and in use: {PROBES} applies"
         ));
     }
     let Some((way, port, originals)) = ours.or(istios) else {
@@ -205,7 +205,8 @@ fn sort(mode: ProbeMode, port: u16, mut originals: Originals, declared: Vec<Prob
                 None => SkipReason::RewritePort(port),
                 Some(path) => {
                     if let Some(original) = originals.usable.get(path) {
-                        // By what the spec says, which the API server has checked, not by what the path calls it.
+                        // Container and kind are those of the spec, which the API server has validated, not
+                        // those of the path.
                         let is_hook = probe.kind.is_hook();
                         let served = live.entry(path.to_owned()).or_insert_with(|| Probe {
                             container: probe.container.clone(),
@@ -213,7 +214,7 @@ fn sort(mode: ProbeMode, port: u16, mut originals: Originals, declared: Vec<Prob
                             action: original.action.clone(),
                             timeout: original.timeout.filter(|_| !is_hook),
                         });
-                        // Unset in the JSON: as the kubelet has it. Several may probe the same path.
+                        // The JSON sets no timeout: the kubelet's applies. Several probes may use the same path.
                         if original.timeout.is_none() && !is_hook {
                             served.timeout = served.timeout.max(probe.timeout);
                         }
@@ -233,12 +234,11 @@ fn sort(mode: ProbeMode, port: u16, mut originals: Originals, declared: Vec<Prob
             why,
         });
     }
-    recovered.warnings.extend(
-        originals
-            .unknown
-            .drain(..)
-            .map(|key| format!("originals of rewritten probes: {key:?} is no rewritten path")),
-    );
+    recovered
+        .warnings
+        .extend(originals.unknown.drain(..).map(|key| {
+            format!("originals of rewritten probes: {key:?} is not the path of a rewritten probe")
+        }));
     if !live.is_empty() {
         recovered.rewritten = Some(Rewritten {
             mode,
@@ -251,13 +251,13 @@ fn sort(mode: ProbeMode, port: u16, mut originals: Originals, declared: Vec<Prob
 
 fn read(source: &str, json: &str, ips: &[IpAddr], warnings: &mut Vec<String>) -> Option<Originals> {
     parse(json, ips)
-        .map_err(|error| warnings.push(format!("{source} is no JSON object of probes: {error}")))
+        .map_err(|error| warnings.push(format!("{source} is not a JSON object of probes: {error}")))
         .ok()
 }
 
-/// Istio's originals, unless pilot-agent asks the apps at localhost (as its template has it where
-/// `meshConfig.inboundTrafficPolicy.mode` is LOCALHOST): an app that listens there alone is healthy to it and
-/// not to us, who dial the pod's address. Its answers are passed on then, as those of any app.
+/// Istio's originals, unless pilot-agent probes the apps at localhost (its template sets that where
+/// `meshConfig.inboundTrafficPolicy.mode` is LOCALHOST): an app that listens only there passes its probes, but
+/// not ours, because we dial the pod's address. In that case pilot-agent is served like any app.
 fn istio_probers(pod: &Pod) -> Option<&str> {
     let env = |name: &str| {
         containers(pod)
@@ -270,7 +270,7 @@ fn istio_probers(pod: &Pod) -> Option<&str> {
     env(ISTIO_PROBERS).filter(|_| !localhost)
 }
 
-/// What Go's `strconv.ParseBool` takes for a boolean, and nothing else: by it Istio reads annotations and variables.
+/// Accepts exactly what Go's `strconv.ParseBool` accepts: Istio reads annotations and variables with it.
 pub fn parse_bool(value: &str) -> Option<bool> {
     match value {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
@@ -295,7 +295,7 @@ fn is_rewritten(probe: &Probe, port: u16) -> bool {
     probe.action.port() == port && rewritten_path(probe).is_some()
 }
 
-/// Where the probes of our originals point.
+/// The port of the probes whose originals these are.
 fn rewrite_port(declared: &[Probe], originals: &Originals) -> Option<u16> {
     declared
         .iter()
@@ -307,14 +307,18 @@ fn rewrite_port(declared: &[Probe], originals: &Originals) -> Option<u16> {
         .map(|probe| probe.action.port())
 }
 
-/// Istio's status port in this pod: by annotation, else where the rewritten probes point. None where
-/// the annotation turns it off or is no port.
+/// Istio's status port in this pod: from the annotation, else the port of the rewritten probes. `None` where
+/// the annotation turns it off or is not a port.
 fn status_port(pod: &Pod, declared: &[Probe], warnings: &mut Vec<String>) -> Option<u16> {
     match annotation(pod, ISTIO_STATUS_PORT) {
         Some("0") => None,
         Some(port) => port
             .parse()
-            .map_err(|_| warnings.push(format!("{ISTIO_STATUS_PORT} is {port:?}, no port")))
+            .map_err(|_| {
+                warnings.push(format!(
+                    "annotation {ISTIO_STATUS_PORT} is {port:?}, which is not a port"
+                ))
+            })
             .ok()
             .filter(|&port| port != 0),
         None => Some(

@@ -1,4 +1,4 @@
-//! From a Pod's spec to its probes: what the kubelet would do, and what of it is left alone.
+//! Reads the probes of a Pod's spec: what the kubelet would do, and which probes the daemon does not serve.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,15 +18,15 @@ use model::{Action, Probe, ProbeKind, Scheme};
 /// `timeoutSeconds` when it is not set.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a line of a head has beside a header's name and value: colon, space, CR, LF.
+/// Bytes of a header line besides name and value: colon, space, CR, LF.
 const LINE_BYTES: usize = 4;
 
-/// One probe or hook as a container declares it, not yet understood.
+/// One probe or hook as a container declares it, not yet interpreted.
 #[derive(Clone, Copy, Debug)]
 pub struct Declared<'a> {
-    /// The container, an init container that keeps running included.
+    /// The container; may be an init container that keeps running.
     pub container: &'a Container,
-    /// Which probe or hook.
+    /// The kind of probe or hook.
     pub kind: ProbeKind,
     /// `exec`.
     pub exec: bool,
@@ -114,15 +114,15 @@ fn hook_of<'a>(
 }
 
 impl Declared<'_> {
-    /// The probe, served on the port that it names.
+    /// The probe, to be served on the port that it names.
     ///
     /// # Errors
-    /// Why it is left alone.
+    /// Why it is not served.
     pub fn parse_pod(&self, pod: &Pod, ips: &[IpAddr]) -> Result<Probe, SkipReason> {
         if mesh::is_proxy(pod, &self.container.name) {
             return Err(SkipReason::MeshProxy);
         }
-        // The kubelet refuses such a hook before anything is sent; in rewritten form it is an httpGet.
+        // The kubelet rejects such a hook before it sends anything; a rewritten one is an httpGet.
         if self.kind.is_hook() && self.tcp.is_some() && self.actions() == 1 {
             return Err(SkipReason::TcpHook);
         }
@@ -134,7 +134,7 @@ impl Declared<'_> {
         })
     }
 
-    /// This probe among those left alone.
+    /// This probe as one that is not served.
     pub fn skipped(&self, why: SkipReason) -> SkippedProbe {
         SkippedProbe {
             container: self.container.name.clone(),
@@ -175,7 +175,7 @@ impl Declared<'_> {
     }
 }
 
-/// The probes of `pod` on the app's own ports, and what is left alone. `ips` are the pod's addresses.
+/// The probes of `pod` on the app's own ports, and the probes that are not served. `ips` are the pod's addresses.
 pub fn probes(pod: &Pod, ips: &[IpAddr]) -> (Vec<Probe>, Vec<SkippedProbe>) {
     let mut probes = Vec::new();
     let mut skipped = Vec::new();
@@ -202,7 +202,7 @@ pub fn timeout(kind: ProbeKind, seconds: Option<i32>) -> Option<Duration> {
 /// What an `httpGet` of `container` does.
 ///
 /// # Errors
-/// Why it is left alone.
+/// Why it is not served.
 pub fn http_action(
     http: &HTTPGetAction,
     container: &Container,
@@ -242,7 +242,7 @@ pub fn http_action(
 /// What a `tcpSocket` of `container` does.
 ///
 /// # Errors
-/// Why it is left alone.
+/// Why it is not served.
 pub fn tcp_action(
     tcp: &TCPSocketAction,
     container: &Container,
@@ -285,7 +285,7 @@ fn check_host(field: &'static str, host: Option<&str>, ips: &[IpAddr]) -> Result
     }
 }
 
-/// As the kubelet does it: the name in the same container's ports, else the string as a number
+/// Resolves a port like the kubelet: a string is the name of a port of the same container, else a number
 /// (kubernetes pkg/probe/util.go `ResolveContainerPort`).
 fn resolve_port(
     field: &'static str,
@@ -302,7 +302,7 @@ fn resolve_port(
         .flatten()
         .find(|port| port.name.as_ref() == Some(name));
     match named {
-        // Whatever its protocol: the kubelet connects by TCP to a UDP port's number.
+        // The port's protocol does not matter: the kubelet connects by TCP to the number of a UDP port too.
         Some(port) => checked_port(field, port.container_port.into()),
         None => {
             let port = name

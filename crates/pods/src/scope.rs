@@ -1,4 +1,4 @@
-//! Whose probes are exempt from the mesh: the scope, and the annotations that outweigh it.
+//! Which pods' probes are exempt from the mesh: the scope, and the annotations that override it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,30 +9,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::mesh::annotation;
 
-/// On a pod or its namespace: `"true"` exempts the pod's probes from the mesh, `"false"` leaves them.
+/// Annotation of a pod or its namespace: `"true"` exempts the pod's probes from the mesh, `"false"` does not.
 pub const EXEMPT: &str = "probe-handler.io/exempt";
 
-/// On the pods of virtual machines, with value [`VIRT_LAUNCHER`] (kubevirt staging/src/kubevirt.io/api/core/v1
+/// Label of virtual machines' pods, with value [`VIRT_LAUNCHER`] (kubevirt staging/src/kubevirt.io/api/core/v1
 /// `AppLabel`).
 pub const KUBEVIRT: &str = "kubevirt.io";
 /// See [`KUBEVIRT`].
 pub const VIRT_LAUNCHER: &str = "virt-launcher";
 
-/// Which pods are served when neither they nor their namespace say so.
+/// Which pods are served when neither they nor their namespace have annotation [`EXEMPT`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Pods in a mesh that we know.
+    /// Pods in a known mesh.
     #[default]
     Meshed,
-    /// Only pods that are annotated, themselves or by their namespace.
+    /// Only pods with the annotation on themselves or their namespace.
     Annotated,
     /// All pods.
     All,
 }
 
 impl Scope {
-    /// Name as given on the command line.
+    /// Its name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Meshed => "meshed",
@@ -69,7 +69,7 @@ impl FromStr for Scope {
 pub struct Selection {
     /// The daemon's scope.
     pub scope: Scope,
-    /// What [`EXEMPT`] on the pod's namespace says.
+    /// The value of [`EXEMPT`] on the pod's namespace.
     pub namespace_exempt: Option<bool>,
 }
 
@@ -86,8 +86,8 @@ pub fn exempt(pod: &Pod) -> Result<Option<bool>, &str> {
     }
 }
 
-/// Whether the app is a virtual machine's guest. KubeVirt's packet filters lead what comes to the pod into it:
-/// to us, who look for the app's sockets in the pod, every port would be closed.
+/// Whether the app runs in a virtual machine. KubeVirt's packet filters redirect the pod's traffic into it:
+/// the app has no sockets in the pod, so every port would look closed.
 pub fn is_virtual_machine(pod: &Pod) -> bool {
     let labels = pod.metadata.labels.as_ref();
     labels
@@ -97,7 +97,7 @@ pub fn is_virtual_machine(pod: &Pod) -> bool {
 }
 
 impl Selection {
-    /// Whether a pod is served: the pod's own word (`pod_exempt`), else its namespace's, else the
+    /// Whether a pod is served: its own annotation decides (`pod_exempt`), else its namespace's, else the
     /// scope.
     pub fn selects(&self, pod_exempt: Option<bool>, meshed: bool) -> bool {
         pod_exempt
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_reads_as_it_is_written() {
+    fn a_scope_is_parsed_from_its_name() {
         for scope in [Scope::Meshed, Scope::Annotated, Scope::All] {
             assert_eq!(scope.to_string().parse(), Ok(scope));
             assert_eq!(

@@ -1,4 +1,4 @@
-//! Probes that we do not serve, and why: the kubelet meets what it would meet without us.
+//! Probes that the daemon does not serve, and the reasons. The kubelet makes them as it would without the daemon.
 
 use std::fmt;
 
@@ -12,9 +12,9 @@ use model::bounds::{PROBES_LIMIT, REQUEST_HEADERS_LIMIT, REQUEST_LIMIT, TEXT_LIM
 pub struct SkippedProbe {
     /// The container that declares it.
     pub container: String,
-    /// Which one.
+    /// The kind of probe or hook.
     pub kind: ProbeKind,
-    /// Why.
+    /// Why it is not served.
     pub why: SkipReason,
 }
 
@@ -25,19 +25,19 @@ impl fmt::Display for SkippedProbe {
     }
 }
 
-/// Why a probe is left alone. Serialized as its text.
+/// Why a probe is not served. Serialized as its message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SkipReason {
-    /// Runs a command: the mesh is not in its way.
-    #[error("exec runs in the container, the mesh is not in its way")]
+    /// It runs a command in the container: the mesh does not affect it.
+    #[error("exec runs in the container, out of reach of the mesh")]
     Exec,
-    /// Waits: nothing is sent.
+    /// It only waits: no request is sent.
     #[error("sleep sends nothing")]
     Sleep,
-    /// The mesh's own proxy answers its probes itself.
+    /// The container is the mesh's proxy, whose probes the mesh does not redirect.
     #[error("the container is the mesh's own proxy")]
     MeshProxy,
-    /// `host` is set to something else than the pod.
+    /// `host` is set, and is not an address of the pod.
     #[error("{field} is {host:?}, which is not an address of the pod")]
     ForeignHost {
         /// `httpGet.host` or `tcpSocket.host`.
@@ -45,15 +45,15 @@ pub enum SkipReason {
         /// Its value.
         host: String,
     },
-    /// A named port that the container does not have.
-    #[error("{field} {name:?} is no port name of this container, nor a number")]
+    /// The container has no port of this name.
+    #[error("{field} {name:?} is neither a port name of this container nor a number")]
     UnresolvedPort {
         /// `httpGet.port` or `tcpSocket.port`.
         field: &'static str,
         /// Its value.
         name: String,
     },
-    /// A port number that does not exist.
+    /// The port number is out of range.
     #[error("{field} is {port}, must be 1 to 65535")]
     PortOutOfRange {
         /// `httpGet.port`, `tcpSocket.port` or `grpc.port`.
@@ -61,52 +61,54 @@ pub enum SkipReason {
         /// Its value.
         port: i64,
     },
-    /// Neither `HTTP` nor `HTTPS`.
+    /// The scheme is neither `HTTP` nor `HTTPS`.
     #[error("httpGet.scheme is {0:?}, must be HTTP or HTTPS")]
     UnknownScheme(String),
-    /// We are not sure to build the same request target as the kubelet.
-    #[error("httpGet.path {0:?} is no plain path")]
+    /// [`crate::target`] does not reproduce the request target that the kubelet builds from this path.
+    #[error(
+        "httpGet.path {0:?} has a scheme, a host, or spaces or non-ASCII characters in its query"
+    )]
     OddPath(String),
-    /// A request of that length would not be read.
-    #[error("{field} makes a request of {bytes} bytes, more than {REQUEST_LIMIT}")]
+    /// The request is longer than the daemon reads.
+    #[error("{field} makes the request {bytes} bytes long; at most {REQUEST_LIMIT} are supported")]
     TooLong {
         /// `httpGet` or `grpc.service`.
         field: &'static str,
-        /// What the Pod has of it.
+        /// The length that results from the Pod.
         bytes: usize,
     },
-    /// A request with so many headers would not be read.
-    #[error("httpGet.httpHeaders are {0}, more than {REQUEST_HEADERS_LIMIT}")]
+    /// The request has more headers than the daemon reads.
+    #[error("httpGet.httpHeaders has {0} headers; at most {REQUEST_HEADERS_LIMIT} are supported")]
     TooManyHeaders(usize),
-    /// The pod has more probes, or longer ones, than is kept of one pod.
+    /// The pod has more probes, or longer ones, than the daemon keeps for one pod.
     #[error(
-        "the pod's probes are more than {PROBES_LIMIT}, or have more than {TEXT_LIMIT} bytes of paths: no more are served"
+        "the pod has more than {PROBES_LIMIT} probes, or more than {TEXT_LIMIT} bytes in their paths: the rest is not served"
     )]
     TooMany,
-    /// The kubelet knows no `tcpSocket` lifecycle hooks.
-    #[error("the kubelet refuses tcpSocket hooks itself (\"invalid handler\")")]
+    /// The kubelet does not support `tcpSocket` lifecycle hooks.
+    #[error("the kubelet does not support tcpSocket hooks (\"invalid handler\")")]
     TcpHook,
-    /// None of exec, httpGet, tcpSocket and grpc, or more than one.
+    /// It has none of exec, httpGet, tcpSocket and grpc, or more than one.
     #[error("has {0} actions, must have exactly one")]
     Actions(usize),
-    /// A probe rewritten by someone, whose original is unknown or not usable.
-    #[error("was rewritten to {path:?} on port {port}, for which there is no usable original")]
+    /// It is a rewritten probe whose original is missing or unusable.
+    #[error("was rewritten to {path:?} on port {port}, but its original is missing or unusable")]
     NoOriginal {
         /// The rewritten probe's path.
         path: String,
         /// The rewritten probe's port.
         port: u16,
     },
-    /// Declared for the port to which the pod's other probes were rewritten.
+    /// It uses the port to which the pod's other probes were rewritten.
     #[error("probes port {0}, to which the pod's other probes were rewritten")]
     RewritePort(u16),
-    /// An entry among the originals of rewritten probes is no valid probe.
+    /// Its entry among the originals of rewritten probes is not a valid probe.
     #[error("its original is malformed: {0}")]
     MalformedOriginal(String),
 }
 
 impl SkipReason {
-    /// Whether the manifest is at fault, rather than the probe being none of our business.
+    /// Whether the manifest contains a mistake. Otherwise the probe is valid, but not for the daemon to serve.
     pub const fn is_mistake(&self) -> bool {
         matches!(
             self,

@@ -1,12 +1,12 @@
 //! The request target that the kubelet sends for an `httpGet.path`.
 //!
 //! The kubelet parses the path with Go's `url.Parse`, sets scheme and host, and sends
-//! `URL.RequestURI()`; a path that does not parse is taken literally as `URL.Path`
+//! `URL.RequestURI()`; a path that does not parse becomes `URL.Path` unchanged
 //! (kubernetes pkg/probe/http/request.go `formatURL`, Go src/net/url/url.go). The handler compares
-//! targets byte for byte, so this must agree with Go or give up.
+//! targets byte for byte, so this must return exactly Go's target or nothing.
 
-/// The request target for `path`; none where Go's answer is not reproduced here: an absolute URL, a
-/// path that begins with `//`, and a query with bytes that do not belong in a request line.
+/// The request target for `path`. `None` where Go's result is not reproduced here: an absolute URL, a
+/// path that begins with `//`, or a query with bytes that are not allowed in a request line.
 pub fn request_target(path: &str) -> Option<String> {
     let (url, fragment) = path.split_once('#').unwrap_or((path, ""));
     match parse(url) {
@@ -24,7 +24,7 @@ pub fn request_target(path: &str) -> Option<String> {
             }
             Some(target)
         }
-        // The legacy mode: everything, `?` and `#` included, becomes the path.
+        // Legacy mode: the whole text, including `?` and `#`, becomes the path.
         Parsed::Path { .. } | Parsed::Invalid => {
             let mut target = escape(path.as_bytes());
             if target.starts_with("//") {
@@ -51,7 +51,7 @@ enum Parsed<'a> {
     Other,
 }
 
-/// Go's `url.parse` without its fragment, as far as paths go.
+/// Go's `url.parse` without the fragment, limited to paths.
 fn parse(url: &str) -> Parsed<'_> {
     if url.bytes().any(|b| b < 0x20 || b == 0x7f) {
         return Parsed::Invalid;
@@ -76,7 +76,7 @@ fn parse(url: &str) -> Parsed<'_> {
 }
 
 enum Scheme {
-    /// `:` comes first: Go says "missing protocol scheme".
+    /// `:` comes first: Go returns "missing protocol scheme".
     Missing,
     Some,
     None,
@@ -96,10 +96,10 @@ fn scheme(url: &str) -> Scheme {
     Scheme::None
 }
 
-/// Go's `URL.EscapedPath` for a path whose escapes are well formed: kept when it is a valid encoding
-/// already, otherwise decoded and encoded anew.
+/// Go's `URL.EscapedPath` for a path whose escapes are well formed: unchanged when it is a valid encoding
+/// already, otherwise decoded and encoded again.
 fn escaped_path(path: &str) -> String {
-    if path.bytes().all(may_stand) {
+    if path.bytes().all(is_valid_encoded) {
         path.to_owned()
     } else {
         escape(&unescape(path))
@@ -107,7 +107,7 @@ fn escaped_path(path: &str) -> String {
 }
 
 /// Go's `validEncoded` for paths.
-fn may_stand(b: u8) -> bool {
+fn is_valid_encoded(b: u8) -> bool {
     matches!(b, b'!' | b'\'' | b'(' | b')' | b'*' | b'[' | b']' | b'%') || !must_escape(b)
 }
 
@@ -154,7 +154,7 @@ fn well_escaped(s: &str) -> bool {
     })
 }
 
-/// Decodes `%XX`; what is no escape stays.
+/// Decodes `%XX`; other bytes are kept.
 fn unescape(s: &str) -> Vec<u8> {
     let hex = |b: u8| {
         char::from(b)
@@ -199,7 +199,7 @@ mod tests {
             ("/h#top", "/h"),
             ("/h?a=b#top", "/h?a=b"),
             ("#top", "/"),
-            // A valid encoding stands, an invalid one is made anew.
+            // A valid encoding is kept, an invalid one is encoded again.
             ("/a%2Fb", "/a%2Fb"),
             ("/a%2fb", "/a%2fb"),
             ("/a b", "/a%20b"),
@@ -210,7 +210,7 @@ mod tests {
             ("*", "/*"),
             ("/a:b;c,d@e$f&g+h=i~", "/a:b;c,d@e$f&g+h=i~"),
             ("/<a>(b)", "/%3Ca%3E%28b%29"),
-            // What Go can't parse is a literal path.
+            // What Go can't parse is used as the path.
             ("/100%", "/100%25"),
             ("/100%?a=b#c", "/100%25%3Fa=b%23c"),
             ("/h#%zz", "/h%23%25zz"),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_reproduced_is_given_up() {
+    fn there_is_no_target_where_go_is_not_reproduced() {
         for path in [
             "http://other/healthz",
             "mailto:x",

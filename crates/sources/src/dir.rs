@@ -1,7 +1,7 @@
-//! Source of pods: a directory of Pod manifests, watched.
+//! A source of pods: a watched directory of Pod manifests.
 //!
-//! Every change leads to a new scan of the whole directory, so that atomically replaced files and
-//! the `..data` symlink of a mounted ConfigMap need no special care.
+//! Every change triggers a scan of the whole directory, so that atomically replaced files and the
+//! `..data` symlink of a mounted ConfigMap need no special handling.
 
 use std::io;
 use std::panic::resume_unwind;
@@ -24,18 +24,18 @@ mod scan;
 
 pub use scan::{MAX_FILE_LEN, NETNS};
 
-/// How long to wait after a change for others that belong to it.
+/// How long to wait after a change for further changes that belong to it.
 pub const DEBOUNCE: Duration = Duration::from_millis(20);
-/// How often to look without having been told: finds what inotify can't see, such as a change behind
+/// How often to scan without an inotify event. This finds what inotify does not report, such as a change behind
 /// a symlink that leads out of the directory, or another directory in place of this one.
 pub const POLL: Duration = Duration::from_secs(1);
-/// How soon to look again at a file that may be half written.
+/// How soon to scan again while a file may be half written.
 const POLL_UNFINISHED: Duration = Duration::from_millis(40);
-/// How often to look while the kernel does not tell of changes.
-const POLL_UNTOLD: Duration = Duration::from_millis(80);
-/// How often to ask the kernel again to do so.
-const AGAIN: Duration = Duration::from_secs(5);
-/// How often to look for a directory that has vanished.
+/// How often to scan while inotify is unavailable.
+const POLL_UNWATCHED: Duration = Duration::from_millis(80);
+/// How often to retry inotify.
+const RETRY: Duration = Duration::from_secs(5);
+/// How often to check whether a missing directory is back.
 const POLL_MISSING: Duration = Duration::from_millis(100);
 
 /// Why the source can't start.
@@ -46,16 +46,16 @@ pub enum DirError {
     Read {
         /// The directory.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Watches the manifests in `path` (`*.yaml`, `*.yml`, `*.json`, not those whose name begins with a
-/// dot) and tells `tx` all pods and all problems, each whenever they change. Ends when nobody listens
-/// any more. Should the directory vanish, what was last known stays, and a problem says so; likewise the pods of a file
-/// that is written in place, or can't be understood any more. While the directory can't be watched, that is noted in
-/// `missing`, and it is looked at often instead.
+/// Watches the manifests in `path` (`*.yaml`, `*.yml`, `*.json`, except names that begin with a dot) and sends all pods
+/// and all problems to `tx`, each whenever they change. Returns when the receiver of `tx` is dropped. If the directory
+/// vanishes, its last known pods stay and a problem is reported. The same holds for the pods of a file that is being
+/// written in place or can no longer be parsed. While the directory can't be watched, `missing` reports it and the
+/// directory is scanned more often.
 ///
 /// # Errors
 /// The directory can't be read at the start.
@@ -69,7 +69,7 @@ pub async fn run(
         path: path.clone(),
         source,
     };
-    // Watched before it is scanned: a change in between is not lost.
+    // The watch begins before the first scan, so that no change in between is lost.
     let _ = Identity::of(&path).map_err(unreadable)?;
     let mut watched = Watched::new(path.clone(), missing);
     watched.renew();
@@ -77,19 +77,19 @@ pub async fn run(
     if let Err(source) = result {
         return Err(unreadable(source));
     }
-    let mut teller = Publisher::new(tx);
+    let mut publisher = Publisher::new(tx);
     loop {
         let pause = match &result {
             Ok(Some(scan)) if scan.unfinished => POLL_UNFINISHED,
-            Ok(_) if watched.watch.is_none() => POLL_UNTOLD,
+            Ok(_) if watched.watch.is_none() => POLL_UNWATCHED,
             Ok(_) => POLL,
             Err(_) => POLL_MISSING,
         };
-        if teller.tell(result).await.is_err() {
+        if publisher.publish(result).await.is_err() {
             return Ok(());
         }
         tokio::select! {
-            () = teller.tx.closed() => return Ok(()),
+            () = publisher.tx.closed() => return Ok(()),
             () = changed(watched.watch.as_ref()) => sleep(DEBOUNCE).await,
             () = sleep(pause) => {}
         }
@@ -108,23 +108,23 @@ async fn scan(mut scanner: Scanner) -> (Scanner, io::Result<Option<Scan>>) {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),
-            // Never cancelled by us: the runtime is going down, and this task with it.
+            // This module never cancels the task: the runtime is shutting down, which ends this task too.
             Err(_) => std::future::pending().await,
         },
     }
 }
 
-/// inotify's watch on a directory.
+/// An inotify watch on a directory.
 pub struct Watch {
     identity: Identity,
     changed: Arc<Notify>,
-    /// Watches until dropped.
+    /// Keeps the watch until dropped.
     _watcher: RecommendedWatcher,
 }
 
 impl Watch {
-    /// Watches `path`. `identity` must have been read before, so that a directory put in its place
-    /// meanwhile shows as another one.
+    /// Watches `path`. The caller must have read `identity` before, so that a directory that replaces
+    /// this one meanwhile has a different identity.
     fn new(path: &Path, identity: Identity) -> notify::Result<Self> {
         let changed = Arc::new(Notify::new());
         let notify = Arc::clone(&changed);
@@ -142,13 +142,13 @@ impl Watch {
         })
     }
 
-    /// Waits until something in the directory has changed since the last time.
+    /// Waits until something in the directory has changed since the last call.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
 }
 
-/// Our own scan reads too: to be told of it would never end.
+/// The scan itself reads the files: if reads counted as changes, scanning would never end.
 fn is_reading(kind: EventKind) -> bool {
     matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
 }
@@ -160,11 +160,11 @@ async fn changed(watch: Option<&Watch>) {
     }
 }
 
-/// The directory, watched where the kernel does so.
+/// The directory, with an inotify watch if the kernel provides one.
 struct Watched {
     path: PathBuf,
     watch: Option<Watch>,
-    /// When it refused to.
+    /// When inotify failed.
     refused: Option<Instant>,
     missing: Missing,
 }
@@ -179,9 +179,9 @@ impl Watched {
         }
     }
 
-    /// Watches the directory that is at the path now.
+    /// Watches the directory that is now at the path.
     fn renew(&mut self) {
-        if self.refused.is_some_and(|at| at.elapsed() < AGAIN) {
+        if self.refused.is_some_and(|at| at.elapsed() < RETRY) {
             return;
         }
         self.refused = None;
@@ -193,8 +193,8 @@ impl Watched {
             Err(error) => {
                 self.refused = Some(Instant::now());
                 let why = format!(
-                    "the kernel does not watch {:?} ({error}): it is looked at every {POLL_UNTOLD:?} instead; raise \
-                     fs.inotify.max_user_instances or max_user_watches, or find out which program of the same user \
+                    "can't watch {:?} ({error}): reading it every {POLL_UNWATCHED:?} instead; raise \
+                     fs.inotify.max_user_instances or max_user_watches, or find the program of the same user that \
                      uses them up",
                     self.path
                 );
@@ -204,18 +204,18 @@ impl Watched {
     }
 }
 
-/// The watch on the directory that is at `path` now; none if there is none or it can't be watched, in
-/// which case we look every second.
+/// The watch on the directory that is now at `path`. None if there is no directory or it can't be watched:
+/// the directory is then scanned every second.
 pub fn renew(watch: Option<Watch>, path: &Path) -> Option<Watch> {
     watch_anew(watch, path)
         .inspect_err(|error| {
-            tracing::warn!(?path, %error, "can't watch this directory, looking every second");
+            tracing::warn!(?path, %error, "can't watch this directory: reading it every second");
         })
         .ok()
         .flatten()
 }
 
-/// As [`renew`]; an error where the directory is there and can't be watched.
+/// Like [`renew`], but an error if the directory exists and can't be watched.
 fn watch_anew(watch: Option<Watch>, path: &Path) -> notify::Result<Option<Watch>> {
     let Ok(identity) = Identity::of(path) else {
         return Ok(None);
@@ -226,10 +226,10 @@ fn watch_anew(watch: Option<Watch>, path: &Path) -> notify::Result<Option<Watch>
     }
 }
 
-/// Nobody listens any more.
+/// The receiver is dropped.
 struct Closed;
 
-/// Tells what has changed, and only that.
+/// Sends what has changed, and only that.
 struct Publisher {
     tx: mpsc::Sender<SourceEvent>,
     pods: Option<Vec<Arc<ParsedPod>>>,
@@ -245,7 +245,7 @@ impl Publisher {
         }
     }
 
-    async fn tell(&mut self, result: io::Result<Option<Scan>>) -> Result<(), Closed> {
+    async fn publish(&mut self, result: io::Result<Option<Scan>>) -> Result<(), Closed> {
         let problems = match result {
             Ok(None) => return Ok(()),
             Ok(Some(Scan {
@@ -262,7 +262,7 @@ impl Publisher {
                 problems
             }
             Err(error) => vec![format!(
-                "the directory of Pod manifests can't be read, its pods are served as last known: {error}"
+                "the directory of Pod manifests can't be read; its pods are served as last known: {error}"
             )],
         };
         if problems == self.problems {

@@ -1,4 +1,4 @@
-//! Where pods come from: a directory of manifests, or the Kubernetes API. Each source tells all its pods whenever
+//! Where pods come from: a directory of manifests or the Kubernetes API. Each source sends all its pods whenever
 //! something has changed.
 
 pub mod dir;

@@ -1,4 +1,4 @@
-//! What a source of pods tells the registry.
+//! The messages that a source of pods sends to the registry.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use pods::parse::ParsedPod;
 /// One message of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceEvent {
-    /// All pods there are, those that are not served included; a pod that is not among them is gone.
-    /// It replaces what came before, it is not merged.
+    /// All pods, including those that are not served. A pod that is missing here no longer exists.
+    /// Replaces the previous pods; nothing is merged.
     Replace(Vec<Arc<ParsedPod>>),
-    /// All problems there are now, for people, each naming the thing and what is wrong. Replaces
-    /// what came before.
+    /// All current problems as texts for operators, each naming the object and what is wrong. Replaces
+    /// the previous problems.
     Problems(Vec<String>),
 }

@@ -1,4 +1,4 @@
-//! The annotations that rewriting reads and leaves.
+//! The annotations that rewriting reads and writes.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use super::patch;
 
-/// Whether Istio, or we, may rewrite the pod's probes (istio.io/api annotation
-/// `SidecarRewriteAppHTTPProbers`). Set to `"false"` on what we have rewritten, so that Istio's
-/// injector does not rewrite it again.
+/// Whether Istio's injector or our webhook may rewrite the pod's probes (istio.io/api annotation
+/// `SidecarRewriteAppHTTPProbers`). Our webhook sets it to `"false"` on pods that it has rewritten, so
+/// that Istio's injector does not rewrite them again.
 pub const REWRITE: &str = "sidecar.istio.io/rewriteAppHTTPProbers";
-/// What [`REWRITE`] was before we set it, where it was there.
+/// The value of [`REWRITE`] before our webhook set it, if it had one.
 pub const REWRITE_BEFORE: &str = "probe-handler.io/original-rewriteAppHTTPProbers";
 
-/// Most bytes in the keys and values of all annotations of an object; the API server refuses more
+/// Maximum size of all annotations of an object, keys and values, in bytes; the API server rejects more
 /// (kubernetes apimachinery pkg/api/validation/objectmeta.go `TotalAnnotationSizeLimitB`).
 pub const LIMIT: usize = 256 * 1024;
 
@@ -27,8 +27,8 @@ pub fn size(annotations: &BTreeMap<String, String>) -> usize {
         .sum()
 }
 
-/// The operations that give `pod` these annotations and no others. The last one takes the map with
-/// it, and metadata that holds nothing else: to Kubernetes an empty map is the same as none.
+/// The operations that give `pod` exactly these annotations. Without any, the map is removed too, and
+/// metadata that contains nothing else: to Kubernetes an empty map is the same as none.
 pub fn replace(pod: &Value, annotations: &BTreeMap<String, String>) -> Vec<PatchOperation> {
     const METADATA: &Pointer = Pointer::from_static("/metadata");
     const ANNOTATIONS: &Pointer = Pointer::from_static("/metadata/annotations");

@@ -19,7 +19,7 @@ fn port() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// An object of some of these fields.
+/// An object with a random selection of these fields.
 fn object(fields: Vec<(&'static str, BoxedStrategy<Value>)>) -> BoxedStrategy<Value> {
     let fields: Vec<_> = fields
         .into_iter()
@@ -118,7 +118,7 @@ fn hook() -> BoxedStrategy<Value> {
     .boxed()
 }
 
-/// The environment, in which Istio's injector leaves the originals of what it rewrote.
+/// The environment, where Istio's injector puts the originals of the probes that it rewrote.
 fn environment() -> BoxedStrategy<Value> {
     let probers = prop_oneof![
         2 => Just(json!(r#"{"/app-health/web/livez":{"tcpSocket":{"port":5432}}}"#)),
@@ -137,7 +137,7 @@ fn environment() -> BoxedStrategy<Value> {
         .boxed()
 }
 
-/// What else of a Pod's spec decides whether it is rewritten; usually none of it.
+/// Other fields of a Pod's spec that decide whether it is rewritten; most pods have none of them.
 fn surroundings() -> BoxedStrategy<Value> {
     let system = || prop_oneof![5 => Just("linux"), 1 => Just("windows")];
     let rarely =
@@ -212,7 +212,7 @@ pub fn pod() -> impl Strategy<Value = Value> {
                 }
                 if let Some(Value::Object(mut annotations)) = annotations {
                     annotations.retain(|_, value| !value.is_null());
-                    // An empty map is the same as none to Kubernetes, and is gone after `revert`.
+                    // To Kubernetes an empty map is the same as none, and `revert` removes it.
                     if !annotations.is_empty() {
                         metadata["annotations"] = Value::Object(annotations);
                     }
@@ -234,7 +234,7 @@ pub fn pod() -> impl Strategy<Value = Value> {
         )
 }
 
-/// Whether nothing of a Pod was rewritten before, so that `revert` has nothing else to restore.
+/// Whether our webhook has not rewritten the Pod before, so that `revert` has nothing else to restore.
 pub fn is_original(pod: &Value) -> bool {
     Reading::new(pod).is_ok_and(|reading| !matches!(reading.before, Before::Ours { .. }))
 }

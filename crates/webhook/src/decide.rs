@@ -1,12 +1,12 @@
-//! Whether a pod's probes are rewritten: its own annotation, else the global setting.
+//! Decides whether a pod's probes are rewritten: by its annotation, else by the global setting.
 
 use super::annotations::REWRITE;
 use pods::probers::parse_bool;
 
 /// Whether to rewrite the probes of a pod whose annotation `sidecar.istio.io/rewriteAppHTTPProbers`
-/// has `value`, and a warning if that is none. `global` is the setting for all pods.
+/// has `value`, and a warning if the value is invalid. `global` is the setting for all pods.
 ///
-/// As Istio does it: a boolean decides, anything else is as if it were not there
+/// Like Istio: a boolean decides, any other value is treated as missing
 /// (istio pkg/kube/inject/app_probe.go `ShouldRewriteAppHTTPProbers`).
 pub fn decide(value: Option<&str>, global: bool) -> (bool, Option<String>) {
     let Some(value) = value else {
@@ -16,7 +16,7 @@ pub fn decide(value: Option<&str>, global: bool) -> (bool, Option<String>) {
         Some(rewrite) => (rewrite, None),
         None => {
             let warning = format!(
-                "annotation {REWRITE} is {value:?}, must be \"true\" or \"false\"; the setting for all pods ({global}) is followed"
+                "annotation {REWRITE} is {value:?}, must be \"true\" or \"false\"; the setting for all pods ({global}) applies"
             );
             (global, Some(warning))
         }
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_boolean_is_as_if_it_were_not_there() {
+    fn a_value_that_is_not_a_boolean_is_treated_as_missing() {
         for value in [
             "", "yes", "no", "on", "tRUE", "fALSE", " true", "true ", "2", "-1", "00", "null",
         ] {

@@ -1,5 +1,5 @@
-//! A directory whose files change: a mounted ConfigMap or Secret as a rule, in which the kubelet swaps the
-//! symlink `..data` (kubernetes pkg/volume/util/atomic_writer.go).
+//! A directory whose files change: usually a mounted ConfigMap or Secret, in which the kubelet replaces
+//! the symlink `..data` (kubernetes pkg/volume/util/atomic_writer.go).
 
 use std::fs;
 use std::io;
@@ -9,58 +9,58 @@ use tokio::time::sleep;
 
 use sources::dir::{DEBOUNCE, POLL, Watch, renew};
 
-/// The kubelet's symlink to the files of one version.
+/// The kubelet's symlink to the files of the current version.
 const VERSION: &str = "..data";
-/// How often to read again what was swapped meanwhile.
+/// Maximum number of reads when the files are replaced during each.
 const ATTEMPTS: usize = 5;
 
-/// Tells when to look again.
+/// Watches a directory.
 pub struct Directory {
     path: PathBuf,
     watch: Option<Watch>,
 }
 
 impl Directory {
-    /// Watches `path`, from now on: look at it after that. It may not be there yet.
+    /// Watches `path` from now on; read it after this call. It need not exist yet.
     pub fn new(path: PathBuf) -> Self {
         let watch = renew(None, &path);
         Self { path, watch }
     }
 
-    /// Waits until something in it may have changed: soon after inotify says so, and every second besides, for
-    /// what inotify can't see.
+    /// Waits until something in it may have changed: returns soon after an inotify event, and after a second
+    /// in any case, because inotify does not report every change.
     pub async fn changed(&mut self) {
-        let told = async {
+        let event = async {
             match &self.watch {
                 Some(watch) => watch.changed().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = told => sleep(DEBOUNCE).await,
+            () = event => sleep(DEBOUNCE).await,
             () = sleep(POLL) => {}
         }
         self.watch = renew(self.watch.take(), &self.path);
     }
 }
 
-/// What `read` makes of the files in `path`, all of one version.
+/// The result of `read` for the files in `path`, all of the same version.
 ///
 /// # Errors
-/// The directory is not there, or is swapped all the time.
+/// The directory does not exist, or was replaced during each read.
 pub fn consistently<T>(path: &Path, read: impl Fn(&Path) -> T) -> io::Result<T> {
     for _ in 0..ATTEMPTS {
         let before = version(path)?;
         let found = read(&before);
-        // Had it been swapped, the kubelet might have removed half of what we read.
+        // If it was replaced, the kubelet may have removed some of the files before they were read.
         if version(path)? == before {
             return Ok(found);
         }
     }
-    Err(io::Error::other("it is never the same twice"))
+    Err(io::Error::other("its files change each time they are read"))
 }
 
-/// The directory in which the files of the current version are.
+/// The directory with the files of the current version.
 fn version(path: &Path) -> io::Result<PathBuf> {
     match fs::canonicalize(path.join(VERSION)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::canonicalize(path),
@@ -74,7 +74,7 @@ mod tests {
 
     use super::*;
 
-    /// Writes files as the kubelet does, over what is there.
+    /// Replaces the files like the kubelet.
     fn publish(directory: &Path, version: &str, files: &[(&str, &str)]) {
         let data = directory.join(version);
         fs::create_dir(&data).expect("version");
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn files_swapped_while_they_are_read_are_read_again() {
+    fn files_replaced_during_a_read_are_read_again() {
         let directory = tempfile::tempdir().expect("directory");
         publish(directory.path(), "..1", &[("a", "1"), ("b", "1")]);
         let swapped = std::cell::Cell::new(false);
@@ -104,14 +104,14 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_no_empty_one() {
+    fn a_missing_directory_is_an_error() {
         let directory = tempfile::tempdir().expect("directory");
         assert!(consistently(&directory.path().join("gone"), |_| ()).is_err());
-        consistently(directory.path(), |_| ()).expect("plain files will do");
+        consistently(directory.path(), |_| ()).expect("files without ..data are read");
     }
 
     #[tokio::test]
-    async fn the_swap_of_the_symlink_is_noticed() {
+    async fn a_replaced_symlink_is_noticed() {
         let directory = tempfile::tempdir().expect("directory");
         publish(directory.path(), "..1", &[("a", "1")]);
         let mut watched = Directory::new(directory.path().to_owned());

@@ -1,14 +1,15 @@
-//! Rewriting probes at admission, for those who want a probe to name its destination.
+//! Rewrites probes at admission, so that a probe names its real destination.
 //!
-//! A Pod's probes and hooks become `httpGet` on the rewrite port, the originals are kept in
-//! annotation `probe-handler.io/probes`, and the daemon serves them from there. What a probe means is
-//! said by `pods`, for the daemon and for us; nothing here knows of the kernel.
+//! A Pod's probes and hooks become `httpGet` on the rewrite port. The originals are kept in
+//! annotation `probe-handler.io/probes`, from which the daemon serves them. Crate `pods` interprets
+//! probes for both daemon and webhook; nothing here depends on the kernel.
 //!
-//! The rewriting is pure functions. Around them is the admission server: [`review`] from text to text, [`server`]
-//! the network, [`settings`] and [`certificates`] what it works by; `app::webhook` puts it together.
+//! The rewriting consists of pure functions. The admission server is around them: [`review`] answers reviews as
+//! text, [`server`] does the network I/O, [`settings`] and [`certificates`] follow its configuration; `app::webhook`
+//! combines them.
 
 pub mod annotations;
-/// Pods for property tests, of this crate and of those that use it.
+/// Pods for the property tests of this crate and of the crates that use it.
 #[cfg(any(test, feature = "arbitrary"))]
 pub mod arbitrary;
 pub mod certificates;

@@ -1,4 +1,4 @@
-//! What the webhook counts. `docs/webhook.md` lists it.
+//! The webhook's metrics, listed in `docs/webhook.md`.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -25,14 +25,14 @@ struct ReviewLabels {
     outcome: &'static str,
 }
 
-/// Labels of a request that was no review.
+/// Labels of a request that was not a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RefusalLabels {
     /// The HTTP status.
     code: u16,
 }
 
-/// Labels of something that was read again.
+/// Labels of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReloadLabels {
     /// `ok` or `failed`.
@@ -44,7 +44,7 @@ pub struct Metrics {
     reviews: Family<ReviewLabels, Counter>,
     durations: Histogram,
     refusals: Family<RefusalLabels, Counter>,
-    /// TLS handshakes that did not succeed.
+    /// Failed TLS handshakes.
     pub handshake_failures: Counter,
     settings: Family<ReloadLabels, Counter>,
     enabled: Gauge,
@@ -54,7 +54,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers all of them in `registry`, which should have the prefix of the daemon's.
+    /// Registers all metrics in `registry`, which should have the same prefix as the daemon's.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             reviews: Family::default(),
@@ -77,13 +77,13 @@ impl Metrics {
         );
         registry.register_with_unit(
             "webhook_review_duration",
-            "From the head of a request to its answer",
+            "Time from the head of a request to its answer",
             Unit::Seconds,
             metrics.durations.clone(),
         );
         registry.register(
             "webhook_refusals",
-            "Requests to /mutate that were no review, by HTTP status",
+            "Requests to /mutate that were not reviews, by HTTP status",
             metrics.refusals.clone(),
         );
         registry.register(
@@ -93,29 +93,29 @@ impl Metrics {
         );
         registry.register(
             "webhook_settings_reloads",
-            "Times that changed settings were read; failed: the last good ones hold",
+            "Times that changed settings were read; failed: the last good settings stay in use",
             metrics.settings.clone(),
         );
         registry.register(
             "webhook_rewrite_enabled",
-            "1 while pods without an annotation of their own are rewritten, else 0",
+            "1 while pods without a rewrite annotation are rewritten, else 0",
             metrics.enabled.clone(),
         );
         registry.register(
             "webhook_certificate_reloads",
-            "Times that a new certificate was taken on; failed: the last good one is served",
+            "Times that a new certificate was loaded; failed: the last good certificate is served",
             metrics.certificates.clone(),
         );
         registry.register(
             "webhook_certificate_expiry_timestamp_seconds",
-            "When the certificate served expires, as Unix time; 0 before there is one",
+            "When the served certificate expires, as Unix time; 0 until there is one",
             metrics.expiry.clone(),
         );
         metrics
     }
 
-    /// Registers what is told by [`Self::set_in_place`]: where the certificate is somebody else's, so is the
-    /// caBundle.
+    /// Registers the metric that [`Self::set_in_place`] sets. With certificates from files, the caBundle is not
+    /// ours, so the metric does not apply.
     pub fn register_in_place(&self, registry: &mut Registry) {
         registry.register(
             "webhook_ca_bundle_in_place",
@@ -124,7 +124,7 @@ impl Metrics {
         );
     }
 
-    /// Has `count` connections told with each scrape.
+    /// Registers a metric that calls `count` for the number of connections at each scrape.
     pub fn register_connections(
         &self,
         registry: &mut Registry,
@@ -133,31 +133,31 @@ impl Metrics {
         registry.register_collector(Box::new(Connections(Box::new(count))));
     }
 
-    /// Notes an answered review.
+    /// Counts an answered review.
     pub fn reviewed(&self, outcome: Outcome, took: Duration) {
         let outcome = outcome.name();
         let _ = self.reviews.get_or_create(&ReviewLabels { outcome }).inc();
         self.durations.observe(took.as_secs_f64());
     }
 
-    /// Notes a request that was refused.
+    /// Counts a request that was refused.
     pub fn refused(&self, status: StatusCode) {
         let code = status.as_u16();
         let _ = self.refusals.get_or_create(&RefusalLabels { code }).inc();
     }
 
-    /// Notes settings that were read.
+    /// Counts settings that were read.
     pub fn settings_read(&self, good: bool) {
         let labels = ReloadLabels::of(good);
         let _ = self.settings.get_or_create(&labels).inc();
     }
 
-    /// Notes the global setting that holds.
+    /// Sets the global setting in effect.
     pub fn set_enabled(&self, enabled: bool) {
         let _ = self.enabled.set(enabled.into());
     }
 
-    /// Notes a new certificate that expires then, or one that can't be used.
+    /// Counts a new certificate and sets its expiry; `None`: the certificate can't be used.
     pub fn certificate(&self, expiry: Option<SystemTime>) {
         let labels = ReloadLabels::of(expiry.is_some());
         let _ = self.certificates.get_or_create(&labels).inc();
@@ -166,7 +166,7 @@ impl Metrics {
         }
     }
 
-    /// Notes whether the API server is told to trust us.
+    /// Sets whether the MutatingWebhookConfiguration has our caBundle.
     pub fn set_in_place(&self, in_place: bool) {
         let _ = self.in_place.set(in_place.into());
     }

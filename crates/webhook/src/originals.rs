@@ -1,8 +1,8 @@
-//! One entry of annotation `probe-handler.io/probes`: a probe or hook as it was.
+//! One entry of annotation `probe-handler.io/probes`: the original of a probe or hook.
 //!
 //! The format is that of `ISTIO_KUBE_APP_PROBERS` (istio pkg/kube/inject/app_probe.go): the action as
-//! declared, with its port as a number, and `timeoutSeconds`. Where the port was a name, or a number
-//! written as a string, `declaredPort` has it as it was; readers of the format do not mind.
+//! declared, with its port as a number, and `timeoutSeconds`. If the port was a name, or a number
+//! written as a string, `declaredPort` has the original value; other readers of the format ignore it.
 
 use json_patch::PatchOperation;
 use json_patch::jsonptr::PointerBuf;
@@ -13,7 +13,7 @@ use model::Probe;
 
 const DECLARED_PORT: &str = "declaredPort";
 
-/// The actions that can be rewritten, and the fields of each that we know.
+/// The actions that can be rewritten, each with its known fields.
 const ACTIONS: [(&str, &[&str]); 3] = [
     (
         "httpGet",
@@ -23,22 +23,22 @@ const ACTIONS: [(&str, &[&str]); 3] = [
     ("grpc", &["port", "service"]),
 ];
 
-/// A probe or hook, rewritten.
+/// A rewritten probe or hook.
 pub struct Rewritten {
     /// The entry for the annotation.
     pub original: Value,
-    /// What to change in the spec of the probe or hook.
+    /// The changes to the spec of the probe or hook.
     pub operations: Vec<PatchOperation>,
 }
 
-/// Rewrites the probe or hook `spec`, which means `probe`, to an `httpGet` of `path` on `port`.
+/// Rewrites the probe or hook `spec`, parsed as `probe`, to an `httpGet` of `path` on `port`.
 ///
 /// # Errors
-/// Why it is left alone: it has more to it than we, and the daemon, know.
+/// Why it is not rewritten: it has something that webhook and daemon do not support.
 pub fn rewrite(spec: &Value, probe: &Probe, path: &str, port: u16) -> Result<Rewritten, String> {
-    let (name, fields, action) = action(spec).ok_or("has no action that we know")?;
+    let (name, fields, action) = action(spec).ok_or("has no known action")?;
     if let Some(unknown) = action.keys().find(|key| !fields.contains(&key.as_str())) {
-        return Err(format!("{name}.{unknown} is a field that we don't know"));
+        return Err(format!("{name}.{unknown} is an unknown field"));
     }
     check_headers(action, probe, port)?;
 
@@ -72,7 +72,7 @@ pub fn rewrite(spec: &Value, probe: &Probe, path: &str, port: u16) -> Result<Rew
     })
 }
 
-/// What sets member `key` of the `httpGet` that is now `action`; none where it has that value.
+/// The operation that sets member `key` of the `httpGet` `action`; `None` if it already has that value.
 fn set(action: &Map<String, Value>, key: &str, value: Value) -> Option<PatchOperation> {
     let path = PointerBuf::from_tokens(["httpGet", key]);
     match action.get(key) {
@@ -82,8 +82,8 @@ fn set(action: &Map<String, Value>, key: &str, value: Value) -> Option<PatchOper
     }
 }
 
-/// The probe or hook `spec`, restored from its entry in the annotation; none if that holds no action
-/// or several.
+/// The probe or hook `spec`, restored from its entry in the annotation; `None` if the entry does not
+/// have exactly one action.
 pub fn restore(spec: &Value, entry: &Value) -> Option<Value> {
     let (name, _, action) = action(entry)?;
     let mut action = action.clone();
@@ -93,7 +93,7 @@ pub fn restore(spec: &Value, entry: &Value) -> Option<Value> {
     Some(with_action(spec, name, action))
 }
 
-/// The one action of a probe, a hook, or an entry.
+/// The only action of a probe, a hook, or an entry.
 fn action(of: &Value) -> Option<(&'static str, &'static [&'static str], &Map<String, Value>)> {
     let mut actions = ACTIONS
         .iter()
@@ -108,7 +108,7 @@ fn with_action(spec: &Value, name: &str, action: Map<String, Value>) -> Value {
     let mut spec = spec.clone();
     if let Value::Object(fields) = &mut spec {
         for (other, _) in ACTIONS {
-            // A null is nobody's action.
+            // A null is not an action.
             if other != name && fields.get(other).is_some_and(|action| !action.is_null()) {
                 fields.remove(other);
             }
@@ -118,7 +118,7 @@ fn with_action(spec: &Value, name: &str, action: Map<String, Value>) -> Value {
     spec
 }
 
-/// The headers stay in the spec and reach the daemon with the kubelet's request.
+/// Checks the headers, which stay in the spec and reach the daemon with the kubelet's request.
 fn check_headers(action: &Map<String, Value>, probe: &Probe, port: u16) -> Result<(), String> {
     let headers = action.get("httpHeaders").and_then(Value::as_array);
     for header in headers.into_iter().flatten().filter_map(Value::as_object) {
@@ -126,12 +126,10 @@ fn check_headers(action: &Map<String, Value>, probe: &Probe, port: u16) -> Resul
             .keys()
             .find(|key| !matches!(key.as_str(), "name" | "value"))
         {
-            return Err(format!(
-                "httpHeaders.{unknown} is a field that we don't know"
-            ));
+            return Err(format!("httpHeaders.{unknown} is an unknown field"));
         }
-        // The daemon takes this for a Host that the kubelet made of the address it dials, and puts the
-        // app's port there.
+        // The daemon would take this for the Host that the kubelet derives from the address it dials, and
+        // replace the port with the app's.
         let text = |key: &str| header.get(key).and_then(Value::as_str).unwrap_or_default();
         if text("name").eq_ignore_ascii_case("host")
             && text("value").ends_with(&format!(":{port}"))

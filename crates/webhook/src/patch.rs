@@ -1,15 +1,15 @@
-//! JSON Patch (RFC 6902) with only what changes.
+//! Minimal JSON Patches (RFC 6902).
 
 use json_patch::PatchOperation;
 use json_patch::jsonptr::{Pointer, PointerBuf};
 use serde_json::Value;
 
-/// The operations that make `from`, which stands at `at` in a document, into `to`.
+/// The operations that change `from`, which is at `at` in a document, into `to`.
 pub fn between(at: &Pointer, from: &Value, to: &Value) -> Vec<PatchOperation> {
     within(at, json_patch::diff(from, to).0)
 }
 
-/// A patch of what stands at `at`, as a patch of the whole document.
+/// Turns a patch of the value at `at` into a patch of the whole document.
 pub fn within(at: &Pointer, mut patch: Vec<PatchOperation>) -> Vec<PatchOperation> {
     for operation in &mut patch {
         let path = match operation {
@@ -25,12 +25,12 @@ pub fn within(at: &Pointer, mut patch: Vec<PatchOperation>) -> Vec<PatchOperatio
     patch
 }
 
-/// Sets a member of an object, whether it is there or not.
+/// Sets a member of an object, whether it exists or not.
 pub fn add(path: PointerBuf, value: Value) -> PatchOperation {
     PatchOperation::Add(json_patch::AddOperation { path, value })
 }
 
-/// Sets a member of an object, which is there.
+/// Sets an existing member of an object.
 pub fn replace(path: PointerBuf, value: Value) -> PatchOperation {
     PatchOperation::Replace(json_patch::ReplaceOperation { path, value })
 }

@@ -1,4 +1,4 @@
-//! The path in front of Istio's own paths of rewritten probes.
+//! The prefix of Istio's paths of rewritten probes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,16 +7,16 @@ use serde::{Serialize, Serializer};
 
 use model::ProbeKind;
 
-/// What stands before `/app-health/<container>/...` and `/app-lifecycle/<container>/...`: nothing by
-/// default, so that the paths are Istio's own. The daemon takes the whole path from the annotation,
-/// so it need not be told.
+/// The prefix of `/app-health/<container>/...` and `/app-lifecycle/<container>/...`: empty by default, so
+/// that the paths are Istio's own. The daemon reads whole paths from the annotation, so it does not need
+/// the prefix.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prefix(String);
 
-/// A text that is no prefix.
+/// An invalid prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no path prefix, must be empty or /-separated words of letters, digits, `-`, `_` and `.`, with a leading `/` and no trailing one"
+    "{0:?} is not a path prefix: it must be empty or /-separated words of letters, digits, `-`, `_` and `.`, with a leading `/` and no trailing one"
 )]
 pub struct BadPrefix(String);
 
@@ -34,7 +34,7 @@ impl Prefix {
     }
 }
 
-/// Whether a word can stand between two `/` of a path as it is. Every valid container name can.
+/// Whether a word can be a segment of a path without escapes. Every valid container name can.
 pub fn is_word(word: &str) -> bool {
     !matches!(word, "" | "." | "..")
         && word
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_path_is_refused() {
+    fn an_invalid_prefix_is_rejected() {
         for bad in [
             "/", "a", "a/b", "/a/", "//a", "/a//b", "/a b", "/a?b", "/a#", "/%61", "/..", "/a/./b",
             "/ü",

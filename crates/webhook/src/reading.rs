@@ -1,4 +1,4 @@
-//! A Pod as the webhook reads it: the JSON as it came, its meaning, and what was rewritten before.
+//! A Pod as the webhook reads it: the received JSON, the parsed Pod, and what was rewritten before.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -15,46 +15,46 @@ use pods::probes::{self, Declared, tcp_action};
 use pods::scope::{exempt, is_virtual_machine};
 use pods::skipped::SkipReason;
 
-/// On mirror pods, which show the API server a pod that the kubelet has from a file (kubernetes
-/// pkg/kubelet/types/pod_update.go). The kubelet runs the file's probes, whatever the mirror says.
+/// Annotation of mirror pods, which represent in the API server a pod that the kubelet reads from a file
+/// (kubernetes pkg/kubelet/types/pod_update.go). The kubelet runs the file's probes, not the mirror pod's.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// What was done to a pod before it came to us.
+/// What was done to a pod before this admission.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Before {
     /// Nothing.
     Untouched,
-    /// We have rewritten probes of it.
+    /// Our webhook has rewritten probes of it.
     Ours {
-        /// Where they point.
+        /// The port that they use.
         port: u16,
         /// Annotation `probe-handler.io/probes`.
         originals: Map<String, Value>,
     },
-    /// Istio's injector has.
+    /// Istio's injector has rewritten probes of it.
     Istios,
-    /// It carries annotations of ours that don't fit its probes: this says what is wrong.
+    /// It has annotations of ours that do not match its probes; the text describes the mismatch.
     Odd(String),
 }
 
 /// A Pod.
 pub struct Reading<'a> {
-    /// As it came: unknown fields survive.
+    /// As received, with unknown fields.
     pub raw: &'a Value,
-    /// Its meaning.
+    /// As parsed.
     pub pod: Pod,
     /// What was done to it before.
     pub before: Before,
 }
 
 impl<'a> Reading<'a> {
-    /// Reads a Pod, or the template of one.
+    /// Reads a Pod or a Pod template.
     ///
     /// # Errors
-    /// What can't be understood, and where.
+    /// What can't be parsed, and where.
     pub fn new(raw: &'a Value) -> Result<Self, String> {
         let pod = Pod::deserialize(raw).map_err(|error| {
-            // Only now, for it takes its time, the place of what is wrong.
+            // Parse again to locate the error. This is slow, so it is done only after a failure.
             match serde_path_to_error::deserialize::<_, Pod>(raw) {
                 Err(placed) => placed.to_string(),
                 Ok(_) => error.to_string(),
@@ -64,8 +64,8 @@ impl<'a> Reading<'a> {
         Ok(Self { raw, pod, before })
     }
 
-    /// Whether there can be anything to rewrite for us at all: not in pods of the host network (their
-    /// address is the node's), of Windows, in mirror pods, and in virtual machines unless they ask for it.
+    /// Whether the Pod can have probes to rewrite. Excluded are pods of the host network (their address is
+    /// the node's), Windows pods, mirror pods, and virtual machines without the annotation that exempts them.
     pub fn concerns_us(&self) -> bool {
         let Some(spec) = &self.pod.spec else {
             return false;
@@ -91,16 +91,16 @@ impl<'a> Reading<'a> {
         self.pod.metadata.annotations.clone().unwrap_or_default()
     }
 
-    /// Every probe and hook, in the order of the containers.
+    /// All probes and hooks, in the order of the containers.
     pub fn declared(&self) -> Vec<Declared<'_>> {
         probes::declared(&self.pod)
     }
 
-    /// What a probe does that is to be rewritten. Addresses are not known yet, so that any `host` is
-    /// foreign. A `tcpSocket` hook, which the kubelet would refuse, works once it is rewritten.
+    /// A probe that may be rewritten. The Pod has no addresses yet, so any `host` is foreign. A
+    /// `tcpSocket` hook, which the kubelet would reject, works once it is rewritten.
     ///
     /// # Errors
-    /// Why it is left alone.
+    /// Why it is not rewritten.
     pub fn parse_pod(&self, declared: &Declared<'_>) -> Result<Probe, SkipReason> {
         match (declared.parse_pod(&self.pod, &[]), declared.tcp) {
             (Err(SkipReason::TcpHook), Some(tcp)) => Ok(Probe {
@@ -113,7 +113,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// The rewritten paths to which there is an `httpGet`, on whatever port.
+    /// The rewritten paths that an `httpGet` uses, on any port.
     pub fn probed(&self) -> HashSet<String> {
         self.declared()
             .iter()
@@ -122,7 +122,7 @@ impl<'a> Reading<'a> {
             .collect()
     }
 
-    /// Where in the JSON a probe or hook stands; none only for one of another Pod.
+    /// The position of a probe or hook in the JSON; `None` only if it belongs to another Pod.
     pub fn place(&self, declared: &Declared<'_>) -> Option<PointerBuf> {
         let spec = self.pod.spec.as_ref()?;
         let index = |list: &[k8s_openapi::api::core::v1::Container]| {
@@ -153,18 +153,18 @@ fn before(pod: &Pod) -> Before {
             Err(error) => Before::Odd(format!("annotation {PROBES}: {error}")),
         },
         (_, Some(_)) => {
-            let told: String = recovered
+            let warnings: String = recovered
                 .warnings
                 .iter()
                 .map(|warning| format!("; {warning}"))
                 .collect();
             Before::Odd(format!(
-                "annotation {PROBES} is there, but no probe is rewritten to what it has originals for{told}"
+                "annotation {PROBES} is set, but no probe is rewritten to a path in it{warnings}"
             ))
         }
         (Some((ProbeMode::Takeover, _)), None) => Before::Istios,
         _ if annotation(pod, REWRITE_BEFORE).is_some() => Before::Odd(format!(
-            "annotation {REWRITE_BEFORE} is there, but no probe is rewritten"
+            "annotation {REWRITE_BEFORE} is set, but no probe is rewritten"
         )),
         _ => Before::Untouched,
     }

@@ -1,7 +1,7 @@
-//! Of a Pod's JSON, the part that rewriting looks at, as a value. The rest (volumes, environment, tolerations,
-//! managed fields ...) is most of a Pod, and is passed over as text.
+//! Parses only the part of a Pod's JSON that rewriting reads. The rest (volumes, environment, tolerations,
+//! managed fields ...) is most of a Pod, and is skipped as text.
 //!
-//! Containers keep their places, so that a patch of the part is a patch of the whole.
+//! Containers keep their indexes, so that a patch of the part is a patch of the whole.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -14,14 +14,15 @@ use serde_json::{Map, Value, json};
 
 use pods::probers::{ISTIO_PROBERS, ISTIO_PROBES_LOCALHOST};
 
-/// More values than the relevant part of any Pod has: a value takes up to 640 bytes of memory, so that 8 MiB of
-/// text could become a gigabyte.
+/// More values than the relevant part of any Pod has. Limited because a value takes up to 640 bytes of memory, so
+/// that 8 MiB of text could become a gigabyte.
 const VALUES_MAX: usize = 100_000;
 
-/// The part of the Pod in `json`. What is not of a Pod's form is still not of it.
+/// The relevant part of the Pod in `json`. A part that does not have the form of a Pod still does not have it
+/// afterwards.
 ///
 /// # Errors
-/// It is no JSON, or has more values than any Pod.
+/// It is not JSON, or has more values than any Pod.
 pub fn of(json: &str) -> serde_json::Result<Value> {
     let left = Cell::new(VALUES_MAX);
     let mut deserializer = serde_json::Deserializer::from_str(json);
@@ -36,13 +37,13 @@ pub fn of(json: &str) -> serde_json::Result<Value> {
 
 /// What to keep of a value.
 enum Keep {
-    /// Everything.
+    /// The whole value.
     All,
-    /// Of an object, these members.
+    /// These members of an object.
     Members(&'static [(&'static str, Keep)]),
-    /// Of each element of an array, that much. All elements stay.
+    /// This part of each element of an array. All elements are kept.
     Each(&'static Keep),
-    /// Of an array of environment variables, those with these names.
+    /// From an array of environment variables, those with these names.
     Variables(&'static [&'static str]),
 }
 
@@ -88,7 +89,7 @@ struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 struct Variable<'a> {
     #[serde(borrow)]
     name: Cow<'a, str>,
-    /// None where it comes from elsewhere.
+    /// `None` if it has a `valueFrom`.
     #[serde(borrow)]
     value: Option<&'a RawValue>,
 }
@@ -97,7 +98,7 @@ struct Variable<'a> {
 #[derive(Clone, Copy)]
 struct Part<'a> {
     keep: &'a Keep,
-    /// How many values there may still be.
+    /// How many more values are allowed.
     left: &'a Cell<usize>,
 }
 
@@ -106,7 +107,7 @@ impl<'a> Part<'a> {
         Self { keep, ..self }
     }
 
-    /// How much to keep of member `key`; none: nothing.
+    /// What to keep of member `key`; `None`: nothing.
     fn member(self, key: &str) -> Option<Self> {
         match self.keep {
             Keep::Members(members) => members
@@ -172,7 +173,7 @@ impl<'de> Visitor<'de> for Part<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
         let mut array = Vec::new();
         match self.keep {
-            // It should be an object, and is none, whatever is in it.
+            // An array where an object is expected: its elements do not matter.
             Keep::Members(_) => while sequence.next_element::<IgnoredAny>()?.is_some() {},
             Keep::All => {
                 while let Some(element) = sequence.next_element_seed(self)? {
@@ -188,7 +189,7 @@ impl<'de> Visitor<'de> for Part<'_> {
                 let mut kept = Vec::new();
                 while let Some(variable) = sequence.next_element::<Variable<'de>>()? {
                     let name = variable.name.as_ref();
-                    // The first one of a name counts.
+                    // The first variable of a name applies.
                     if names.contains(&name) && !kept.iter().any(|kept: &String| kept == name) {
                         kept.push(name.to_owned());
                         let value = variable.value.map_or("null", RawValue::get);
@@ -226,7 +227,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rewriting_sees_no_difference(pod in pod()) {
+        fn rewriting_the_part_is_rewriting_the_whole(pod in pod()) {
             let part = of(&pod.to_string()).unwrap();
             prop_assert_eq!(
                 admit(&part, &Rewriting::default()),
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_environment_istios_originals_are_kept() {
+    fn the_variables_with_istios_originals_are_kept() {
         let from = json!({"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}});
         let probers = json!({"name": ISTIO_PROBERS, "value": "{\"/app-health/web/livez\":{}}"});
         let pod =
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_form_of_a_pod_has_none_after() {
+    fn a_value_that_is_not_a_pod_does_not_become_one() {
         for (odd, part) in [
             ("null", json!(null)),
             ("[{}]", json!([])),
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_bounded_only_where_they_are_made() {
+    fn only_values_of_the_relevant_part_are_limited() {
         let many = format!("[0{}]", ",0".repeat(VALUES_MAX));
         let error = of(&format!(r#"{{"metadata": {{"labels": {many}}}}}"#)).unwrap_err();
         assert!(

@@ -1,4 +1,4 @@
-//! Undoing what was done at admission.
+//! Reverts the changes made at admission.
 
 use json_patch::PatchOperation;
 use serde_json::{Map, Value};
@@ -10,9 +10,9 @@ use super::reading::{Before, Reading};
 use super::rewrite::Admission;
 use pods::probers::{self, PROBES};
 
-/// Restores every probe and hook of `pod` (a Pod, or the template of one) that we have rewritten, and
-/// takes our annotations away, as a patch. What changed beside them since stays. Never fails: a Pod that
-/// can't be understood is left as it is, and a warning says why.
+/// A patch that restores every rewritten probe and hook of `pod` (a Pod or a Pod template) and removes
+/// our annotations. Later changes to other fields are kept. Never fails: a Pod that can't be read is
+/// unchanged, and a warning gives the reason.
 pub fn revert(pod: &Value) -> Admission {
     let mut admission = Admission::default();
     match Reading::new(pod) {
@@ -20,11 +20,11 @@ pub fn revert(pod: &Value) -> Admission {
             Before::Ours { port, originals } => restore(&reading, *port, originals, &mut admission),
             Before::Odd(why) => admission
                 .warnings
-                .push(format!("the Pod is left as it is: {why}")),
+                .push(format!("the Pod is unchanged: {why}")),
             Before::Untouched | Before::Istios => {}
         },
         Err(error) => admission.warnings.push(format!(
-            "the Pod is left as it is, it can't be understood: {error}"
+            "the Pod is unchanged because it can't be read: {error}"
         )),
     }
     admission
@@ -61,7 +61,7 @@ fn restore(
             None => {
                 unusable = true;
                 admission.warnings.push(format!(
-                    "container {:?}, {}: annotation {PROBES} has no usable original for {path}; left as it is",
+                    "container {:?}, {}: annotation {PROBES} has no usable original for {path}; unchanged",
                     probe.container,
                     probe.kind.field()
                 ));

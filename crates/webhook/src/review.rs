@@ -1,8 +1,8 @@
-//! AdmissionReview in, AdmissionReview out (kubernetes staging/src/k8s.io/api/admission/v1/types.go): text to
-//! text, with no network around it.
+//! Answers an AdmissionReview with an AdmissionReview (kubernetes staging/src/k8s.io/api/admission/v1/types.go),
+//! both as text, without network I/O.
 //!
-//! Whatever the object is, the answer allows it. What can't be understood is admitted as it is, with a warning
-//! that the user sees; only a body that is no review at all gets none.
+//! The answer allows every object. An object that can't be read is admitted unchanged, with a warning
+//! that the user sees. Only a body that is not a review gets no answer.
 
 use std::borrow::Cow;
 
@@ -13,30 +13,30 @@ use serde_json::value::RawValue;
 
 use super::{Rewriting, admit, relevant};
 
-/// The API group whose reviews we answer.
+/// The API group of the reviews that are answered.
 const GROUP: &str = "admission.k8s.io/";
-/// The only version that we do more with than to allow.
+/// The only version whose objects are rewritten; others are allowed unchanged.
 const VERSION: &str = "admission.k8s.io/v1";
-/// Longest warning, in bytes: longer ones may be cut by the API server
+/// Maximum length of a warning, in bytes: the API server may truncate longer ones
 /// (kubernetes staging/src/k8s.io/api/admission/v1/types.go, AdmissionResponse.Warnings).
 const WARNING_MAX: usize = 256;
-/// Most warnings in one answer, for all of them together have a limit too (4,096 bytes).
+/// Maximum number of warnings in an answer, because their total length is limited too (4,096 bytes).
 const WARNINGS_MAX: usize = 12;
-/// Longest version, kind and uid, in bytes: an API server's have some forty.
+/// Maximum length of version, kind and uid, in bytes: those of an API server have about forty.
 const WORD_MAX: usize = 256;
 
-/// What came of a review, as metrics count it.
+/// The outcome of a review, as metrics count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// A patch was sent.
     Patched,
-    /// A pod with nothing to change.
+    /// There was nothing to change in the pod.
     Unchanged,
-    /// No pod that is being created: not looked at.
+    /// It was not the creation of a pod, so the object was not read.
     NotOurs,
-    /// A pod that can't be read: admitted as it is, with a warning.
+    /// The pod can't be read: admitted unchanged, with a warning.
     NotUnderstood,
-    /// Of a version that we don't know: allowed, with a warning.
+    /// The review has an unknown version: allowed, with a warning.
     OtherVersion,
 }
 
@@ -58,34 +58,34 @@ impl Outcome {
 pub struct Reviewed {
     /// The AdmissionReview to send back, as JSON.
     pub json: Vec<u8>,
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
-/// The body is no AdmissionReview that could be answered.
+/// Why a body can't be answered as an AdmissionReview.
 #[derive(Debug, thiserror::Error)]
 pub enum NoReview {
-    /// It is no JSON, or not of that form.
-    #[error("the body is no AdmissionReview: {0}")]
+    /// It is not JSON, or does not have the form of a review.
+    #[error("the body is not an AdmissionReview: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// Another kind of object.
+    /// It is another kind of object.
     #[error("the body is a {kind} of {api_version}, not an AdmissionReview of {VERSION}")]
     OtherKind {
-        /// As it says.
+        /// Its `kind`.
         kind: String,
-        /// As it says.
+        /// Its `apiVersion`.
         api_version: String,
     },
-    /// A word that is longer than any: it would be sent back.
+    /// A field that the answer would repeat is too long.
     #[error("the AdmissionReview's {0} is longer than {WORD_MAX} bytes")]
     TooLong(&'static str),
-    /// An answer, or nothing to answer.
+    /// It has no request to answer.
     #[error("the AdmissionReview has no request")]
     NoRequest,
 }
 
-/// A review as sent. The object stays text until it is known to be a Pod: what else is in there (the user, the
-/// old object, options) is never made into values.
+/// A review as received. The object stays text until it is known to be a Pod. The other parts (the user, the
+/// old object, options) are never parsed into values.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Review<'a> {
@@ -143,8 +143,8 @@ struct Response {
 }
 
 impl Request<'_> {
-    /// A Pod that is being created: probes of one that is there can't be changed any more. A dry run is
-    /// answered as any other, for nothing is done besides the patch.
+    /// Whether it creates a Pod: the probes of an existing Pod can't be changed. A dry run is answered like
+    /// any other request because the patch is the only effect.
     fn creates_a_pod(&self) -> bool {
         let Kind {
             group,
@@ -158,10 +158,10 @@ impl Request<'_> {
     }
 }
 
-/// Answers the review in `body` by `rewriting`.
+/// Answers the review in `body` according to `rewriting`.
 ///
 /// # Errors
-/// It is none.
+/// The body is not a review.
 pub fn review(body: &[u8], rewriting: &Rewriting) -> Result<Reviewed, NoReview> {
     let review: Review<'_> = serde_json::from_slice(body)?;
     let uid = review.request.as_ref().map(|request| request.uid.as_str());
@@ -183,7 +183,7 @@ pub fn review(body: &[u8], rewriting: &Rewriting) -> Result<Reviewed, NoReview> 
     let request = review.request.ok_or(NoReview::NoRequest)?;
     let (outcome, patch, warnings) = if review.api_version != VERSION {
         let warning = format!(
-            "probe-handler: probes are left as they are: this review is of {}; give \
+            "probe-handler: probes are unchanged: this review has version {}; set \
              admissionReviewVersions: [v1]",
             review.api_version
         );
@@ -215,7 +215,7 @@ fn decide(
     rewriting: &Rewriting,
 ) -> (Outcome, Option<Vec<u8>>, Vec<String>) {
     let not_understood = |why: &dyn std::fmt::Display| {
-        let warning = format!("probe-handler: probes are left as they are: {why}");
+        let warning = format!("probe-handler: probes are unchanged: {why}");
         (Outcome::NotUnderstood, None, vec![warning])
     };
     let text = object.map_or("null", RawValue::get);
@@ -236,7 +236,7 @@ fn decide(
     }
 }
 
-/// `bytes` as Kubernetes has them in JSON: nothing in it needs to be escaped.
+/// `bytes` as a JSON string in Kubernetes' encoding, which needs no escapes.
 fn base64(bytes: &[u8]) -> serde_json::Result<Box<RawValue>> {
     let mut text = String::with_capacity(bytes.len() / 3 * 4 + 6);
     text.push('"');
@@ -245,7 +245,7 @@ fn base64(bytes: &[u8]) -> serde_json::Result<Box<RawValue>> {
     RawValue::from_string(text)
 }
 
-/// As much of `warnings` as the API server passes on.
+/// `warnings`, limited to what the API server forwards.
 fn shorten(mut warnings: Vec<String>) -> Vec<String> {
     let more = warnings.len().saturating_sub(WARNINGS_MAX);
     if more > 0 {

@@ -1,4 +1,4 @@
-//! What is done to a Pod at admission.
+//! Rewrites a Pod at admission.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -22,17 +22,17 @@ use pods::skipped::SkipReason;
 /// How to rewrite.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rewriting {
-    /// Whether pods are rewritten that do not decide for themselves (annotation
-    /// `sidecar.istio.io/rewriteAppHTTPProbers`).
+    /// Whether pods without annotation `sidecar.istio.io/rewriteAppHTTPProbers` are rewritten; the annotation
+    /// overrides this.
     pub enabled: bool,
-    /// The port to which rewritten probes point. A pod that was rewritten before keeps the one it has.
+    /// The port of rewritten probes. A pod that was rewritten before keeps its port.
     pub port: NonZeroU16,
-    /// What stands before Istio's paths.
+    /// The prefix of Istio's paths.
     pub prefix: Prefix,
 }
 
 impl Default for Rewriting {
-    /// As Istio's injector does it: on, port 15020, no prefix.
+    /// Like Istio's injector: enabled, port 15020, no prefix.
     fn default() -> Self {
         const PORT: NonZeroU16 = match NonZeroU16::new(DEFAULT_PORT) {
             Some(port) => port,
@@ -46,20 +46,20 @@ impl Default for Rewriting {
     }
 }
 
-/// The answer to a Pod.
+/// The result for a Pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Admission {
-    /// What to change; empty if nothing.
+    /// The changes; empty if there are none.
     pub patch: Vec<PatchOperation>,
-    /// What the author of the Pod should know. May repeat texts from the Pod, of any length.
+    /// Warnings for the author of the Pod. They may contain texts from the Pod, of any length.
     pub warnings: Vec<String>,
-    /// How many probes and hooks the patch rewrites (or, by `revert`, restores).
+    /// How many probes and hooks the patch rewrites (in `revert`: restores).
     pub changed: usize,
 }
 
-/// Rewrites what can be served of `pod` (a Pod, or the template of one) to `httpGet` on the rewrite
-/// port, as a patch. Idempotent: what was rewritten before is left as it is, what came since is added.
-/// Never fails: a Pod that can't be understood is left as it is, and a warning says why.
+/// A patch that rewrites the probes of `pod` (a Pod or a Pod template) that can be served to `httpGet` on
+/// the rewrite port. Idempotent: probes rewritten before are unchanged, probes added since are rewritten.
+/// Never fails: a Pod that can't be read is unchanged, and a warning gives the reason.
 pub fn admit(pod: &Value, rewriting: &Rewriting) -> Admission {
     let mut admission = Admission::default();
     match Reading::new(pod) {
@@ -68,14 +68,14 @@ pub fn admit(pod: &Value, rewriting: &Rewriting) -> Admission {
         }
         Ok(_) => {}
         Err(error) => admission.warnings.push(format!(
-            "the Pod is left as it is, it can't be understood: {error}"
+            "the Pod is unchanged because it can't be read: {error}"
         )),
     }
     admission
 }
 
 fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admission) {
-    let (on, warning) = decide(wish(reading), rewriting.enabled);
+    let (on, warning) = decide(own_value(reading), rewriting.enabled);
     admission.warnings.extend(warning);
     if !on {
         return;
@@ -83,7 +83,7 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
     let (port, mut originals) = match &reading.before {
         Before::Ours { port, originals } => (*port, originals.clone()),
         Before::Odd(why) => {
-            let warning = format!("the Pod is left as it is: {why}");
+            let warning = format!("the Pod is unchanged: {why}");
             return admission.warnings.push(warning);
         }
         Before::Istios | Before::Untouched => (rewriting.port.get(), Map::new()),
@@ -107,30 +107,30 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
             Err(Left::Silently) => {}
             Err(Left::Because(why)) => admission.warnings.push(why),
             Err(Left::WithItsPod(why)) => {
-                let warning = format!("the Pod is left as it is: {why}");
+                let warning = format!("the Pod is unchanged: {why}");
                 return admission.warnings.push(warning);
             }
         }
     }
     if changed > 0 && reading.before == Before::Istios {
         admission.warnings.push(format!(
-            "{changed} probes and hooks are left as they are, for Istio's injector has rewritten others of this Pod"
+            "{changed} probes and hooks are unchanged because Istio's injector has rewritten others of this Pod"
         ));
         return;
     }
     if originals.is_empty() {
         return;
     }
-    // The daemon would serve no more, and nobody else answers what was rewritten.
+    // The daemon would not serve probes beyond the quota, and nothing else answers rewritten probes.
     if changed > 0 && !are_kept(&reading.before, texts) {
-        let warning = format!("the Pod is left as it is: {}", SkipReason::TooMany);
+        let warning = format!("the Pod is unchanged: {}", SkipReason::TooMany);
         return admission.warnings.push(warning);
     }
     let annotations = annotated(reading, originals, changed);
     let size = annotations::size(&annotations);
     if size > annotations::LIMIT {
         admission.warnings.push(format!(
-            "the Pod is left as it is: its annotations would be {size} bytes, of which {} are allowed",
+            "the Pod is unchanged: its annotations would take {size} bytes; at most {} are allowed",
             annotations::LIMIT
         ));
         return;
@@ -140,7 +140,7 @@ fn rewrite(reading: &Reading<'_>, rewriting: &Rewriting, admission: &mut Admissi
     admission.changed = changed;
 }
 
-/// Whether the daemon keeps all originals: those from before, and new ones with so many bytes of text.
+/// Whether the daemon keeps all originals: the earlier ones, and new ones with these bytes of text.
 fn are_kept(before: &Before, new: Vec<usize>) -> bool {
     let mut kept = Quota::default();
     let from_before = match before {
@@ -155,15 +155,15 @@ fn are_kept(before: &Before, new: Vec<usize>) -> bool {
         .all(|text| kept.one_more(text))
 }
 
-/// What the Pod itself says about rewriting. On a Pod that we have rewritten before, `"false"` is our
-/// own word to Istio's injector, and the Pod's stands beside it.
-fn wish<'a>(reading: &'a Reading<'_>) -> Option<&'a str> {
-    let said = reading.annotation(REWRITE);
+/// The value of the Pod's own rewrite annotation. On a Pod that was rewritten before, our webhook has set
+/// the annotation to `"false"` for Istio's injector, and the Pod's own value is in [`REWRITE_BEFORE`].
+fn own_value<'a>(reading: &'a Reading<'_>) -> Option<&'a str> {
+    let value = reading.annotation(REWRITE);
     let ours = matches!(reading.before, Before::Ours { .. });
-    if ours && said.and_then(parse_bool) == Some(false) {
+    if ours && value.and_then(parse_bool) == Some(false) {
         reading.annotation(REWRITE_BEFORE)
     } else {
-        said
+        value
     }
 }
 
@@ -177,39 +177,41 @@ fn annotated(
     if changed > 0 {
         annotations.insert(PROBES.to_owned(), Value::Object(originals).to_string());
     }
-    let said = annotations.get(REWRITE);
-    if said.and_then(|said| parse_bool(said)) != Some(false)
-        && let Some(said) = annotations.insert(REWRITE.to_owned(), "false".to_owned())
+    let value = annotations.get(REWRITE);
+    if value.and_then(|value| parse_bool(value)) != Some(false)
+        && let Some(value) = annotations.insert(REWRITE.to_owned(), "false".to_owned())
     {
-        annotations.entry(REWRITE_BEFORE.to_owned()).or_insert(said);
+        annotations
+            .entry(REWRITE_BEFORE.to_owned())
+            .or_insert(value);
     }
     annotations
 }
 
-/// One probe or hook that is to be rewritten.
+/// The changes for one probe or hook.
 struct Change {
     path: String,
     original: Value,
-    /// Bytes that the daemon keeps of it.
+    /// Bytes of text that the daemon keeps for it.
     text: usize,
     operations: Vec<PatchOperation>,
 }
 
-/// The rewritten paths that are somebody's.
+/// The rewritten paths that are in use.
 struct Taken<'a> {
-    /// They have an original.
+    /// Paths that have an original.
     originals: &'a Map<String, Value>,
-    /// They were probed before.
+    /// Paths that probes used before this rewriting.
     probed: &'a HashSet<String>,
 }
 
-/// One that is not.
+/// Why a probe or hook is unchanged.
 enum Left {
-    /// None of our business, or rewritten already.
+    /// It is not handled, or is rewritten already; needs no warning.
     Silently,
     /// It can't be served.
     Because(String),
-    /// Nothing of its Pod can be rewritten.
+    /// No probe of its Pod can be rewritten.
     WithItsPod(String),
 }
 
@@ -220,11 +222,11 @@ fn change(
     prefix: &Prefix,
     taken: &Taken<'_>,
 ) -> Result<Change, Left> {
-    let told = |why: &dyn fmt::Display| {
+    let placed = |why: &dyn fmt::Display| {
         let (name, field) = (&declared.container.name, declared.kind.field());
         format!("container {name:?}, {field}: {why}")
     };
-    let because = |why: &dyn fmt::Display| Left::Because(format!("{}; left as it is", told(why)));
+    let because = |why: &dyn fmt::Display| Left::Because(format!("{}; unchanged", placed(why)));
     let probe = match reading.parse_pod(declared) {
         Ok(probe) => probe,
         Err(SkipReason::Exec | SkipReason::Sleep | SkipReason::MeshProxy) => {
@@ -234,29 +236,29 @@ fn change(
     };
     let untouched = reading.before == Before::Untouched;
     if probers::rewritten_path(&probe).is_some() {
-        // Whose originals are where? The daemon, too, could take this for a probe of ours.
+        // Its original is unknown, and the daemon could take it for a probe that our webhook rewrote.
         return Err(if untouched {
-            Left::WithItsPod(told(&"looks rewritten, but its original is not there"))
+            Left::WithItsPod(placed(&"looks rewritten, but has no original"))
         } else {
             Left::Silently
         });
     }
-    // The daemon takes every connection to the rewrite port: a TCP probe of that port would always
-    // pass. In a Pod that is rewritten already, rewriting this one too keeps it true.
+    // The daemon accepts every connection to the rewrite port, so a TCP probe of that port would always
+    // pass. In a Pod that is rewritten already, rewriting this probe too keeps its result correct.
     if probe.action.port() == port && untouched {
-        let why = told(&format!("probes port {port}, the rewrite port"));
+        let why = placed(&format!("probes port {port}, the rewrite port"));
         return Err(Left::WithItsPod(why));
     }
     if !is_word(&probe.container) {
-        return Err(because(&"the container's name does not fit into a path"));
+        return Err(because(&"the container's name can't be part of a path"));
     }
     let path = prefix.path(&probe.container, probe.kind);
     if taken.originals.contains_key(&path) {
-        let why = format!("annotation {PROBES} has an original for {path} already");
+        let why = format!("annotation {PROBES} already has an original for {path}");
         return Err(because(&why));
     }
     if !untouched && taken.probed.contains(&path) {
-        let why = format!("another probe goes to {path} already");
+        let why = format!("another probe already uses {path}");
         return Err(because(&why));
     }
     let place = reading.place(declared).ok_or(Left::Silently)?;

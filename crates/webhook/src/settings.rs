@@ -1,7 +1,7 @@
-//! The settings that hold for all pods: the keys of a ConfigMap, watched in the API server or mounted as files.
+//! The settings for all pods: the keys of a ConfigMap, watched in the API server or mounted as files.
 //!
-//! A key that is not there has its default; what can't be read leaves everything as it was: a slip of the pen in
-//! a ConfigMap neither turns rewriting on nor off.
+//! A missing key has its default. Settings that can't be read change nothing: a typo in a ConfigMap neither
+//! enables nor disables rewriting.
 
 pub mod config_map;
 pub mod files;
@@ -15,12 +15,12 @@ use super::Rewriting;
 use super::metrics::Metrics;
 use pods::probers::parse_bool;
 
-/// Whether probes are rewritten where the pod does not say: the name that Istio gives it
+/// Whether probes of pods without the annotation are rewritten. The name is Istio's
 /// (`sidecarInjectorWebhook.rewriteAppHTTPProbe`).
 pub const ENABLED: &str = "rewriteAppHTTPProbe";
-/// The port that probes are rewritten to.
+/// The port of rewritten probes.
 pub const PORT: &str = "rewritePort";
-/// What stands before `/app-health/...`.
+/// The prefix of `/app-health/...`.
 pub const PREFIX: &str = "pathPrefix";
 
 /// Why settings can't be read.
@@ -34,22 +34,22 @@ pub enum SettingsError {
     Read {
         /// Its name.
         key: &'static str,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// A value is wrong.
+    /// A value is invalid.
     #[error("{key} = {value:?}: {remedy}")]
     InvalidValue {
         /// Its name.
         key: &'static str,
-        /// As it is.
+        /// The value.
         value: String,
-        /// What to give instead.
+        /// What is expected instead.
         remedy: String,
     },
 }
 
-/// The settings, of which `value` gives the text of each key; none if there is none.
+/// Parses the settings. `value` returns the text of a key, or `None` if it is not set.
 fn parse(
     value: impl Fn(&'static str) -> Result<Option<String>, SettingsError>,
 ) -> Result<Rewriting, SettingsError> {
@@ -60,14 +60,14 @@ fn parse(
     let mut settings = Rewriting::default();
     if let Some(text) = value(ENABLED)? {
         settings.enabled = parse_bool(&text).ok_or_else(|| {
-            let remedy = "give true or false";
+            let remedy = "expected true or false";
             SettingsError::wrong(ENABLED, &text, remedy)
         })?;
     }
     if let Some(text) = value(PORT)? {
         settings.port = text
             .parse()
-            .map_err(|_| SettingsError::wrong(PORT, &text, "give a port, 1 to 65535"))?;
+            .map_err(|_| SettingsError::wrong(PORT, &text, "expected a port from 1 to 65535"))?;
     }
     if let Some(text) = value(PREFIX)? {
         settings.prefix = text
@@ -87,44 +87,45 @@ impl SettingsError {
     }
 }
 
-/// Where the settings go that hold.
+/// Publishes the settings in effect.
 pub struct Holder<B> {
     tx: watch::Sender<Arc<Rewriting>>,
     metrics: Arc<Metrics>,
-    /// Dropped with the first good ones.
+    /// Dropped when the first valid settings are read.
     first: Option<B>,
-    told: Option<Result<Rewriting, String>>,
-    /// Whether the log says that nothing can be read.
+    last: Option<Result<Rewriting, String>>,
+    /// Whether it was logged that the settings can't be read.
     warned: bool,
 }
 
 impl<B> Holder<B> {
-    /// Tells `tx` what holds, and counts in `metrics` what was read. `first` is dropped with the first good ones.
+    /// Sends the settings in effect to `tx` and counts reads in `metrics`. Drops `first` when the first valid
+    /// settings are read.
     pub fn new(tx: watch::Sender<Arc<Rewriting>>, metrics: Arc<Metrics>, first: B) -> Self {
         Self {
             tx,
             metrics,
             first: Some(first),
-            told: None,
+            last: None,
             warned: false,
         }
     }
 
-    /// Whether there have been no good settings yet.
+    /// Whether no valid settings have been read yet.
     fn is_waiting(&self) -> bool {
         self.first.is_some()
     }
 
-    /// There are no settings in `place` any more, or not yet: the defaults hold, or those that held last.
+    /// `place` has no settings. Initially the defaults apply; later the last good settings stay in use.
     fn missing(&mut self, place: &str) {
         if self.is_waiting() {
             self.read(place, Ok(Rewriting::default()));
         } else {
-            self.warn(place, "there are none");
+            self.warn(place, "there are no settings");
         }
     }
 
-    /// They can't be read just now, which says nothing of what they are.
+    /// The settings are temporarily unavailable, which does not make them invalid.
     fn out_of_sight(&mut self, place: &str, why: String) {
         if self.is_waiting() {
             self.read(place, Err(why));
@@ -133,38 +134,42 @@ impl<B> Holder<B> {
         }
     }
 
-    /// Said once, until something has been read again.
+    /// Warns once until settings are read again.
     fn warn(&mut self, place: &str, why: &str) {
         if !std::mem::replace(&mut self.warned, true) {
-            tracing::warn!(place, why, "settings: the last good ones hold");
+            tracing::warn!(
+                place,
+                why,
+                "can't read the settings: the last good settings stay in use"
+            );
         }
     }
 
-    /// What has been read, in `place`.
+    /// Handles the settings read from `place`.
     fn read(&mut self, place: &str, settings: Result<Rewriting, String>) {
         if std::mem::take(&mut self.warned) && settings.is_ok() {
-            tracing::info!(place, "settings: they can be read again");
+            tracing::info!(place, "the settings can be read again");
         }
-        if self.told.as_ref() == Some(&settings) {
+        if self.last.as_ref() == Some(&settings) {
             return;
         }
         self.metrics.settings_read(settings.is_ok());
         match &settings {
             Ok(settings) => {
-                tracing::info!(place, ?settings, "settings");
+                tracing::info!(place, ?settings, "applied settings");
                 self.metrics.set_enabled(settings.enabled);
                 let _ = self.tx.send_replace(Arc::new(settings.clone()));
                 self.first = None;
             }
             Err(error) => {
                 let meanwhile = match self.first {
-                    Some(_) => "no pod is rewritten before they can",
-                    None => "the last good ones hold",
+                    Some(_) => "no pod is rewritten until there are valid settings",
+                    None => "the last good settings stay in use",
                 };
-                tracing::error!(place, %error, meanwhile, "these settings can't be used");
+                tracing::error!(place, %error, meanwhile, "invalid settings");
             }
         }
-        self.told = Some(settings);
+        self.last = Some(settings);
     }
 }
 

@@ -1,5 +1,5 @@
-//! What a plain scalar means to kubectl, whose YAML is 1.1 with parts of 1.2 (sigs.k8s.io/yaml,
-//! goyaml.v2/resolve.go): `yes` is a boolean, `0644` is octal.
+//! The value of a plain scalar as kubectl reads it: its YAML is 1.1 with parts of 1.2 (sigs.k8s.io/yaml,
+//! goyaml.v2/resolve.go), so `yes` is a boolean and `0644` is octal.
 
 use serde_json::{Number, Value};
 
@@ -49,9 +49,9 @@ fn integer(text: &str) -> Option<Number> {
     }
 }
 
-/// What looks like a float to goyaml; as JSON writes it, 8080.0 is 8080.
+/// A float by goyaml's rules; as in JSON, 8080.0 is 8080.
 fn float(text: &str) -> Option<Number> {
-    /// Beyond this, not every whole number is a float.
+    /// Above this, not every whole number can be represented as a float.
     const WHOLE: f64 = 9_007_199_254_740_992.0;
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_scalars_are_what_kubectl_takes_them_for() {
+    fn plain_scalars_have_the_values_that_kubectl_reads() {
         for (text, value) in [
             ("", json!(null)),
             ("~", json!(null)),

@@ -1,11 +1,11 @@
-//! YAML with the place in the text of everything in it.
+//! A YAML document as a tree, with the place of each node in the text.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
-/// Deepest nesting that is followed, as for JSON in requests to the API server.
+/// Maximum nesting depth, the same as for JSON in requests to the API server.
 pub const DEPTH: usize = 128;
 
 /// A node of a document, by its index in [`Document::nodes`].
@@ -23,7 +23,7 @@ pub struct Document {
 /// A node and its place.
 #[derive(Debug)]
 pub struct Node {
-    /// Its bytes in the text, with anchor and tag where they stand on the same line. Of a block
+    /// Its bytes in the text, including anchor and tag if they are on the same line. For a block
     /// collection: from its first key or dash to the end of its last value.
     pub span: Range<usize>,
     /// Line, from 1.
@@ -41,7 +41,7 @@ pub enum Kind {
     Scalar {
         /// Its content.
         text: String,
-        /// Whether it is unquoted, so that its content says what type it has.
+        /// Whether it is unquoted, so that its content determines its type.
         plain: bool,
         /// Its tag (`!!str`).
         tag: Option<Tag>,
@@ -55,18 +55,18 @@ pub enum Kind {
     },
     /// A mapping.
     Mapping {
-        /// `{...}`, as all of JSON.
+        /// Whether it is written `{...}`, as in JSON.
         flow: bool,
         /// Keys and values, in order.
         entries: Vec<(Id, Id)>,
     },
 }
 
-/// The text is no YAML, or none that kubectl would take.
+/// The text is not valid YAML, or is YAML that kubectl rejects.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("document {document}, line {line}: {what}")]
 pub struct Malformed {
-    /// From 1.
+    /// The number of the document, from 1.
     pub document: usize,
     /// Line of the file, from 1.
     pub line: usize,
@@ -77,7 +77,7 @@ pub struct Malformed {
 /// Reads all documents of a text.
 ///
 /// # Errors
-/// The first place that is no YAML.
+/// The first place that is not valid.
 pub fn parse(text: &str) -> Result<Vec<Document>, Malformed> {
     let mut builder = Builder {
         text,
@@ -98,10 +98,10 @@ pub fn parse(text: &str) -> Result<Vec<Document>, Malformed> {
 
 struct Builder<'a> {
     text: &'a str,
-    /// Where each character begins: the parser counts in characters.
+    /// The byte offset of each character, because the parser counts characters.
     bytes: Vec<usize>,
     documents: Vec<Document>,
-    /// Collections not yet closed, and in a mapping the key that waits for its value.
+    /// Collections that are not closed yet; for a mapping also the key whose value comes next.
     open: Vec<(Id, Option<Id>)>,
 }
 
@@ -161,7 +161,7 @@ impl Builder<'_> {
 
     fn add(&mut self, kind: Kind, span: Span, anchor: usize) -> Result<Id, Malformed> {
         let mut bytes = self.byte(span.start.index())..self.byte(span.end.index());
-        // A block scalar's reaches beyond the end of its last line.
+        // The span of a block scalar extends beyond the end of its last line.
         let trimmed = self
             .text
             .get(bytes.clone())
@@ -213,7 +213,7 @@ impl Builder<'_> {
 }
 
 impl Document {
-    /// Where the value of `key` may begin: after its colon. None where the key is written the long way
+    /// Where the value of `key` may begin: after its colon. None if the key is written in the long form
     /// (`? key`).
     pub fn after_colon(&self, text: &str, key: Id) -> Option<usize> {
         let end = self.nodes[key].span.end;
@@ -224,12 +224,12 @@ impl Document {
     /// Where the value of `key` ends.
     pub fn value_end(&self, text: &str, key: Id, value: Id) -> usize {
         let end = self.nodes[value].span.end;
-        // Nothing stands there for a null: its place is that of the key.
+        // A null without text has the place of its key.
         self.after_colon(text, key)
             .map_or(end, |colon| end.max(colon))
     }
 
-    /// The node that an alias stands for, or the node itself.
+    /// The node that an alias refers to, or the node itself.
     pub fn followed(&self, id: Id) -> Id {
         match &self.nodes[id].kind {
             Kind::Alias(anchor) => self.anchors.get(anchor).copied().unwrap_or(id),

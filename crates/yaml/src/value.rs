@@ -1,4 +1,4 @@
-//! From YAML to the JSON that kubectl would send.
+//! Converts YAML to the JSON that kubectl would send.
 
 use std::collections::HashSet;
 
@@ -7,17 +7,17 @@ use serde_json::{Map, Value};
 use super::scalar::resolve;
 use super::tree::{DEPTH, Document, Id, Kind, Malformed};
 
-/// Most values that a document may have once its aliases are followed; a long text counts for several.
+/// Maximum number of values in a document with its aliases resolved; a long text counts as several.
 const LIMIT: usize = 1_000_000;
-/// Bytes of text that count for a value.
+/// How many bytes of text count as one value.
 const TEXT: usize = 64;
 
 impl Document {
-    /// The document as JSON: aliases and merge keys followed, keys made strings. `number` is its own, from
-    /// 1, for errors.
+    /// The document as JSON: aliases and merge keys resolved, keys converted to strings. `number` is the document's
+    /// number, from 1, for errors.
     ///
     /// # Errors
-    /// A key that is given twice or is no scalar, a wrong merge, an alias within what it stands for.
+    /// A key that appears twice or is not a scalar, an invalid merge, or an alias inside the node that it refers to.
     pub fn to_json(&self, number: usize) -> Result<Value, Malformed> {
         if self.nodes.is_empty() {
             return Ok(Value::Null);
@@ -56,7 +56,10 @@ impl Reader<'_> {
     fn value(&mut self, id: Id, depth: usize) -> Result<Value, Malformed> {
         self.values += 1 + self.text_len(id) / TEXT;
         if self.values > LIMIT {
-            return Err(self.malformed(id, format!("aliases make this more than {LIMIT} values")));
+            return Err(self.malformed(
+                id,
+                format!("aliases expand this to more than {LIMIT} values"),
+            ));
         }
         if depth > DEPTH {
             return Err(self.malformed(id, format!("nested deeper than {DEPTH}, or in itself")));
@@ -103,7 +106,7 @@ impl Reader<'_> {
             let name = self.key(key)?;
             self.values += name.len() / TEXT;
             if !seen.insert(name.clone()) {
-                return Err(self.malformed(key, format!("key {name:?} is there twice")));
+                return Err(self.malformed(key, format!("key {name:?} appears twice")));
             }
             map.insert(name, self.value(value, depth + 1)?);
         }
@@ -128,7 +131,7 @@ impl Reader<'_> {
 }
 
 impl Document {
-    /// A key as JSON has it; none if it is a collection.
+    /// A key as in JSON; none if it is a collection.
     pub fn key(&self, id: Id) -> Option<String> {
         match &self.nodes[self.followed(id)].kind {
             Kind::Scalar {
@@ -147,7 +150,7 @@ impl Document {
         matches!(&self.nodes[id].kind, Kind::Scalar { text, plain: true, .. } if text == "<<")
     }
 
-    /// The mappings that `<<: value` merges, the first outweighs the others.
+    /// The mappings that `<<: value` merges; earlier ones take precedence.
     pub fn merge_sources(&self, value: Id) -> Vec<Id> {
         let value = self.followed(value);
         match &self.nodes[value].kind {

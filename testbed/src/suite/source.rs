@@ -33,7 +33,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("directory-instead-of-a-file", || {
         let path = env.daemon.pods().join("folder.yaml");
         fs::create_dir(&path)?;
-        let reported = reported(&env, "folder.yaml", &["is no regular file"]);
+        let reported = reported(&env, "folder.yaml", &["is not a regular file"]);
         fs::remove_dir(&path)?;
         reported?;
         usual::truth(&env.kubelet, good.ns.ipv4().into())

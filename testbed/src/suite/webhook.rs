@@ -224,7 +224,7 @@ fn switched(webhook: &Webhook, client: &Client, admitted: &Value) -> Result<()> 
     wait::until("the mistake to be noticed", APPLIED, || {
         webhook
             .log()
-            .contains("the last good ones hold")
+            .contains("the last good settings stay in use")
             .then_some(())
     })?;
     ensure!(!rewritten(&plain)?, "the last good value holds");

@@ -24,8 +24,8 @@ fn values(text: &str) -> Vec<Value> {
     documents.iter().enumerate().map(number).collect()
 }
 
-/// What [`injected`] must come to, made by way of JSON.
-fn wanted(text: &str) -> Vec<Value> {
+/// The expected result of [`injected`], computed from JSON.
+fn expected(text: &str) -> Vec<Value> {
     let mut values = values(text);
     for object in &mut values {
         for place in workloads::pods(object) {
@@ -110,7 +110,7 @@ spec:
 }
 
 #[test]
-fn the_annotation_on_the_deployment_does_not_count_the_one_on_the_pod_does() {
+fn the_annotation_on_the_pod_counts_not_the_one_on_the_deployment() {
     let annotations = "annotations: {sidecar.istio.io/rewriteAppHTTPProbers: \"false\"}\n";
     let on_deployment =
         DEPLOYMENT.replacen("metadata:\n", &format!("metadata:\n  {annotations}"), 1);
@@ -144,7 +144,7 @@ fn documents_without_pods_stay_byte_for_byte() {
 }
 
 #[test]
-fn what_readers_of_yaml_disagree_about_is_not_written_anew() {
+fn scalars_that_yaml_readers_disagree_about_stay_as_written() {
     let odd = "        env:
         - {name: A, value: \"yes\"}
         - {name: B, value: 'off'}
@@ -167,7 +167,7 @@ fn what_readers_of_yaml_disagree_about_is_not_written_anew() {
 ";
     let text = format!("{}{odd}{volumes}", DEPLOYMENT);
     let outcome = injected(&text);
-    assert_eq!(outcome.warnings, [""; 0], "kubectl's YAML is understood");
+    assert_eq!(outcome.warnings, [""; 0], "kubectl's YAML is supported");
     assert!(outcome.text.ends_with(&format!("{odd}{volumes}")));
     assert_eq!(reverted(&outcome.text), text);
 }
@@ -184,7 +184,7 @@ fn json_stays_json() {
     ] {
         let injected = injected(&text).text;
         let value: Value = serde_json::from_str(&injected).expect("JSON");
-        assert_eq!(vec![value], wanted(&text));
+        assert_eq!(vec![value], expected(&text));
         let back: Value = serde_json::from_str(&reverted(&injected)).expect("JSON");
         assert_eq!(
             back.pointer("/spec/containers"),
@@ -196,20 +196,20 @@ fn json_stays_json() {
 }
 
 #[test]
-fn aliases_and_merge_keys_say_what_they_should() {
+fn aliases_and_merge_keys_have_the_expected_result() {
     let head = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\n";
     for spec in [
-        // One probe for both, which are no longer the same.
+        // One probe for both, which differ afterwards.
         "spec:\n  containers:\n  - name: web\n    livenessProbe: &p {tcpSocket: {port: 1}}\n    readinessProbe: *p\n",
         "spec:\n  containers:\n  - name: web\n    livenessProbe: &p\n      tcpSocket: {port: 1}\n    readinessProbe: *p\n",
-        // The anchor is in what is rewritten, the alias is not.
+        // The anchor is inside the rewritten part, the alias outside.
         "spec:\n  containers:\n  - name: web\n    livenessProbe: {httpGet: &get {port: 80, path: /}}\n    tomorrow: *get\n",
-        // Merged, in one case with the other kind of probe.
+        // Merged, in one case with another action.
         "x: &base {periodSeconds: 0o7, httpGet: {port: 80}}\nspec:\n  containers:\n  - name: web\n    livenessProbe:\n      <<: *base\n    readinessProbe: {<<: [*base], failureThreshold: 2}\n",
         "x: &base {tcpSocket: {port: 80}}\nspec:\n  containers:\n  - name: web\n    livenessProbe:\n      <<: *base\n      periodSeconds: 2\n",
         // Whole containers.
         "x: &c\n  name: web\n  livenessProbe:\n    grpc: {port: 9}\nspec:\n  containers: [*c]\n",
-        // Anchors that nobody uses, tags, explicit keys.
+        // Unused anchors, tags, explicit keys.
         "spec: &spec\n  containers: &c\n  - &first name: web\n    livenessProbe: !!map\n      tcpSocket:\n        port: !!int \"80\"\n",
         "spec:\n  containers:\n  - name: web\n    livenessProbe:\n      ? tcpSocket\n      : {port: 80}\n",
         "spec:\n  containers:\n  -   livenessProbe:   {\n       tcpSocket:  {port: 80}}\n      name: web\n",
@@ -221,7 +221,7 @@ fn aliases_and_merge_keys_say_what_they_should() {
         let text = format!("{head}{spec}");
         let outcome = injected(&text);
         assert!(outcome.changed > 0, "{text}");
-        assert_eq!(values(&outcome.text), wanted(&text), "{}", outcome.text);
+        assert_eq!(values(&outcome.text), expected(&text), "{}", outcome.text);
         assert_eq!(
             values(&reverted(&outcome.text))[0]["spec"],
             values(&text)[0]["spec"],
@@ -232,7 +232,7 @@ fn aliases_and_merge_keys_say_what_they_should() {
 }
 
 #[test]
-fn a_document_that_is_written_anew_keeps_its_scalars() {
+fn a_document_written_from_scratch_keeps_its_scalars() {
     let text = "apiVersion: v1\nkind: Pod\nx: &base {tcpSocket: {port: 0x50}}\nyes: 0644\nspec:\n  containers:\n  - name: web\n    tty: yes\n    tomorrow: [\"on\", '1', on, !!str 1, \"a\\nb\", {}]\n    livenessProbe: {<<: *base}\n";
     assert_eq!(
         injected(text).text,
@@ -255,12 +255,12 @@ fn lines_end_as_they_did_and_a_byte_order_mark_stays() {
 }
 
 #[test]
-fn what_is_no_yaml_is_told_with_its_place() {
+fn invalid_yaml_is_reported_with_its_place() {
     for (text, error) in [
         ("a: 1\n---\nb: [\n", "document 2, line 4: "),
         (
             "a: 1\nb: 1\na: 2\n",
-            "document 1, line 3: key \"a\" is there twice",
+            "document 1, line 3: key \"a\" appears twice",
         ),
         (
             "a: 1\n---\n? [1]\n: 2\n",
@@ -278,8 +278,8 @@ fn what_is_no_yaml_is_told_with_its_place() {
         ("{{ .Values.x }}: 1\n{{ end }}\n", "document 1, line "),
         ("a:\n\tb: 1\n", "document 1, line 2: "),
     ] {
-        let told = change(text, revert).expect_err(text).to_string();
-        assert!(told.starts_with(error), "{told}");
+        let error_text = change(text, revert).expect_err(text).to_string();
+        assert!(error_text.starts_with(error), "{error_text}");
     }
     let deep = format!("{}1", "- ".repeat(200));
     assert!(change(&deep, revert).is_err());
@@ -290,8 +290,11 @@ fn what_is_no_yaml_is_told_with_its_place() {
             vec![format!("*{last}"); 9].join(",")
         );
     }
-    let told = change(&bomb, revert).expect_err("too large").to_string();
-    assert!(told.contains("aliases make this more than"), "{told}");
+    let error_text = change(&bomb, revert).expect_err("too large").to_string();
+    assert!(
+        error_text.contains("aliases expand this to more than"),
+        "{error_text}"
+    );
 }
 
 #[test]
@@ -300,7 +303,7 @@ fn warnings_say_which_object_they_are_about() {
     assert_eq!(
         injected(text).warnings,
         [
-            "document 2, Pod web: container \"a\", livenessProbe: tcpSocket.port \"x\" is no port name of this container, nor a number; left as it is"
+            "document 2, Pod web: container \"a\", livenessProbe: tcpSocket.port \"x\" is neither a port name of this container nor a number; unchanged"
         ]
     );
     assert_eq!(injected(text).text, text);
@@ -324,18 +327,18 @@ proptest! {
             text += &document.replacen("\nkind: ", " # a comment\nkind: ", 1);
         }
         let outcome = injected(&text);
-        prop_assert_eq!(values(&outcome.text), wanted(&text));
+        prop_assert_eq!(values(&outcome.text), expected(&text));
         prop_assert_eq!(&injected(&outcome.text).text, &outcome.text);
         if pods.iter().all(is_original) && outcome.changed > 0 {
             prop_assert_eq!(values(&reverted(&outcome.text)), values(&text));
         }
-        // No document was written anew.
+        // No document was written from scratch.
         let comments = |text: &str| text.matches("# a comment").count();
         prop_assert_eq!(comments(&outcome.text), comments(&text));
     }
 
     #[test]
-    fn whatever_is_done_to_a_manifest_it_is_changed_rightly_or_refused(
+    fn any_mutated_manifest_is_changed_correctly_or_refused(
         places in proptest::collection::vec((0..DEPLOYMENT.len(), 0..12usize), 0..4),
         with in proptest::collection::vec("(&a |\\*a|!!str |\\? |- |: |\\{|\\}|\\[|\\]|, |#|'|\"|\\||>|<<: |\n|\n  |  |ü|~|---\n|tcpSocket|httpGet|port: 1){0,3}", 4),
     ) {
@@ -346,7 +349,7 @@ proptest! {
             text.replace_range(range, &with);
         }
         if let Ok(outcome) = change(&text, |pod| admit(pod, &Rewriting::default())) {
-            prop_assert_eq!(values(&outcome.text), wanted(&text));
+            prop_assert_eq!(values(&outcome.text), expected(&text));
             if outcome.changed == 0 {
                 prop_assert_eq!(outcome.text, text);
             }

@@ -87,7 +87,7 @@ fn some_pods_are_never_served() {
 }
 
 #[test]
-fn a_virtual_machine_that_our_webhook_rewrote_is_served_there_alone() {
+fn only_the_rewritten_probes_of_a_virtual_machine_are_served() {
     let pod = make(json!({
         "metadata": {"name": "vm", "labels": {KUBEVIRT: VIRT_LAUNCHER}, "annotations": {
             "probe-handler.io/probes": r#"{"/app-health/vm/livez":{"tcpSocket":{"port":80}}}"#}},
@@ -101,7 +101,7 @@ fn a_virtual_machine_that_our_webhook_rewrote_is_served_there_alone() {
 }
 
 #[test]
-fn a_virtual_machines_pod_is_served_when_asked_for() {
+fn a_virtual_machines_pod_is_served_with_the_annotation() {
     let mut manifest = with("/metadata/labels", json!({KUBEVIRT: VIRT_LAUNCHER}));
     manifest["metadata"]["annotations"] = json!({EXEMPT: "true"});
     assert!(make(manifest).pod.is_some());
@@ -110,14 +110,14 @@ fn a_virtual_machines_pod_is_served_when_asked_for() {
 }
 
 #[test]
-fn a_pod_is_served_while_it_is_deleted() {
-    // Readiness probes and preStop hooks go on until the containers stop.
+fn a_pod_is_served_while_it_terminates() {
+    // Readiness probes and preStop hooks continue until the containers stop.
     let manifest = with("/metadata/deletionTimestamp", json!("2026-01-01T00:00:00Z"));
     assert!(make(manifest).pod.is_some());
 }
 
 #[test]
-fn an_unmeshed_pod_is_served_when_asked_for() {
+fn a_pod_without_a_mesh_is_served_with_the_annotation() {
     let all = Selection {
         scope: Scope::All,
         namespace_exempt: None,
@@ -128,7 +128,7 @@ fn an_unmeshed_pod_is_served_when_asked_for() {
 }
 
 #[test]
-fn an_exempt_annotation_that_says_neither_is_ignored_with_a_warning() {
+fn an_invalid_exempt_annotation_is_ignored_with_a_warning() {
     let parsed = make(with("/metadata/annotations", json!({EXEMPT: "yes"})));
     assert!(parsed.pod.is_some());
     assert_eq!(
@@ -138,7 +138,7 @@ fn an_exempt_annotation_that_says_neither_is_ignored_with_a_warning() {
 }
 
 #[test]
-fn a_pod_rewritten_by_us_is_served_whatever_the_scope() {
+fn a_pod_rewritten_by_our_webhook_is_served_in_any_scope() {
     let rewritten = |exempt: Value| {
         json!({
             "metadata": {"name": "web", "annotations": {
@@ -164,12 +164,12 @@ fn a_pod_rewritten_by_us_is_served_whatever_the_scope() {
 }
 
 #[test]
-fn the_uid_is_the_kubelets() {
+fn the_uid_is_the_one_that_the_kubelet_uses() {
     let mirror = json!({
         "kubernetes.io/config.hash": "5ba1", "kubernetes.io/config.mirror": "5ba1"});
     let id = make(with("/metadata/annotations", mirror)).id;
     assert_eq!(id.uid, "5ba1");
-    // Without the mark of a mirror pod, the hash is only a text that anyone could have written.
+    // Without the annotation of a mirror pod, the hash is an arbitrary text of the pod's author.
     let forged = json!({"kubernetes.io/config.hash": "5ba1"});
     assert_eq!(make(with("/metadata/annotations", forged)).id.uid, "0f1e");
 }
@@ -194,7 +194,7 @@ fn the_default_namespace_is_default() {
 }
 
 #[test]
-fn bad_addresses_are_told_and_the_others_kept() {
+fn invalid_addresses_are_reported_and_the_others_kept() {
     let manifest = with(
         "/status/podIPs",
         json!([{"ip": "10.0.0"}, {"ip": "127.0.0.1"}, {"ip": "0.0.0.0"},
@@ -217,7 +217,7 @@ fn a_pod_without_a_status_has_no_addresses_yet() {
 }
 
 #[test]
-fn consuls_pods_carry_the_proxys_uid() {
+fn pods_of_consul_have_the_proxys_uid() {
     let pod = make(with("/spec/containers/1/name", json!("consul-dataplane")))
         .pod
         .unwrap();
@@ -225,7 +225,7 @@ fn consuls_pods_carry_the_proxys_uid() {
 }
 
 #[test]
-fn what_is_left_alone_is_told_beside_what_is_served() {
+fn skipped_probes_are_listed_beside_served_ones() {
     let parsed = make(with(
         "/spec/containers/0/readinessProbe",
         json!({"exec": {"command": ["true"]}}),
@@ -243,7 +243,7 @@ fn crowded(count: usize, path: &str) -> ParsedPod {
 }
 
 #[test]
-fn no_pod_has_more_served_than_is_kept_of_one() {
+fn probes_beyond_a_pods_quota_are_not_served() {
     for (count, path, served) in [
         (1_000, "/healthz", 1_000),
         (1_100, "/healthz", 1_000),
@@ -263,28 +263,28 @@ fn no_pod_has_more_served_than_is_kept_of_one() {
 }
 
 #[test]
-fn of_probes_left_alone_no_more_is_kept_than_anyone_would_read() {
+fn the_list_of_skipped_probes_is_limited() {
     let container = |n: usize| json!({"name": format!("c{n}"), "livenessProbe": {"exec": {"command": ["true"]}}});
     let parsed = make(with(
         "/spec/containers",
         (0..5_000).map(container).collect(),
     ));
     assert_eq!(parsed.skipped.len(), 256);
-    let told = "4744 more of its probes are left alone";
+    let expected = "4744 more of its probes are not served";
     assert!(
-        parsed.warnings.iter().any(|warning| warning == told),
+        parsed.warnings.iter().any(|warning| warning == expected),
         "{:?}",
         parsed.warnings
     );
 }
 
 #[test]
-fn what_is_kept_of_a_pods_texts_is_bounded() {
+fn texts_kept_for_a_pod_have_a_bounded_length() {
     let odd = format!("/%zz{}", "x".repeat(1 << 20));
     let parsed = make(with(
         "/spec/containers/0/livenessProbe",
         json!({"httpGet": {"port": 80, "path": odd}}),
     ));
-    let told = parsed.skipped[0].to_string();
-    assert!(told.len() < 1_000, "{} bytes", told.len());
+    let text = parsed.skipped[0].to_string();
+    assert!(text.len() < 1_000, "{} bytes", text.len());
 }

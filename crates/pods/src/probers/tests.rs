@@ -1,4 +1,4 @@
-//! Takeover of Istio's rewritten probes, and our own, from manifests as the injectors leave them.
+//! Probes rewritten by Istio or by our webhook, in manifests as the injectors write them.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn recover_from(manifest: &Value) -> Recovered {
     recovered.skipped.extend(
         skipped
             .into_iter()
-            .filter(|alone| alone.why != SkipReason::MeshProxy),
+            .filter(|probe| probe.why != SkipReason::MeshProxy),
     );
     recovered
 }
@@ -23,7 +23,7 @@ fn rewritten_get(path: &str, port: u16) -> Value {
     json!({"httpGet": {"path": path, "port": port, "scheme": "HTTP"}, "timeoutSeconds": 3})
 }
 
-/// A pod with container `hello` as Istio's injector leaves it.
+/// A pod with container `hello`, as Istio's injector writes it.
 fn istio(hello: Value, probers: &str, annotations: Value) -> Value {
     let mut container = json!({"name": "hello"});
     for (key, value) in hello.as_object().unwrap() {
@@ -85,7 +85,7 @@ fn istios_rewritten_probes_are_taken_over() {
     ));
     assert_eq!(recovered.warnings, Vec::<String>::new());
     assert_eq!(recovered.skipped, []);
-    // What was not rewritten stays native; what was does not appear twice.
+    // A probe that was not rewritten stays native; a rewritten one does not appear twice.
     assert_eq!(recovered.native.len(), 1);
     assert_eq!(recovered.native[0].action, Action::Tcp { port: 7 });
     let rewritten = recovered.rewritten.unwrap();
@@ -103,7 +103,7 @@ fn istios_rewritten_probes_are_taken_over() {
     assert!(matches!(&live.action, Action::Http { target, port: 80, .. } if target == "/live"));
     let (path, ready) = &rewritten.originals[1];
     assert_eq!(path, READYZ);
-    // Not in the JSON: as the kubelet has it.
+    // The JSON does not set it, so the kubelet's timeout applies.
     assert_eq!(ready.timeout, Some(Duration::from_secs(3)));
     assert!(matches!(&ready.action, Action::Grpc { port: 3333, service } if service.is_empty()));
 }
@@ -122,7 +122,7 @@ fn what_pilot_agent_probes_at_localhost_is_not_taken_over() {
             .push(json!({"name": "REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION", "value": value}));
         let recovered = recover_from(&manifest);
         assert_eq!(recovered.rewritten.is_some(), taken_over, "{value:?}");
-        // Pilot-agent's own answer is passed on otherwise.
+        // The probe stays native, so pilot-agent answers it.
         assert_eq!(recovered.native.is_empty(), taken_over, "{value:?}");
         assert_eq!(recovered.warnings, Vec::<String>::new());
     }
@@ -156,7 +156,7 @@ fn hooks_have_no_timeout_and_may_be_tcp() {
 }
 
 #[test]
-fn the_status_port_is_the_annotation_else_where_the_probes_point() {
+fn the_status_port_is_the_annotation_else_the_port_of_the_probes() {
     let probers = r#"{"/app-health/hello/livez":{"tcpSocket":{"port":80}}}"#;
     for (annotations, spec_port, taken_over) in [
         (json!({}), 15020, true),
@@ -180,7 +180,7 @@ fn the_status_port_is_the_annotation_else_where_the_probes_point() {
 }
 
 #[test]
-fn only_what_the_spec_probes_is_served() {
+fn only_originals_that_the_spec_probes_are_served() {
     let probers = r#"{"/app-health/hello/livez":{"tcpSocket":{"port":80}},
         "/app-health/hello/readyz":{"tcpSocket":{"port":81}}}"#;
     let recovered = recover_from(&istio(
@@ -197,7 +197,7 @@ fn only_what_the_spec_probes_is_served() {
 }
 
 #[test]
-fn a_bad_entry_is_told_and_the_others_are_kept() {
+fn an_invalid_entry_is_reported_and_the_others_are_kept() {
     for entry in [
         r#"{}"#,
         r#"{"httpGet":{"port":1},"tcpSocket":{"port":1}}"#,
@@ -235,7 +235,7 @@ fn a_bad_entry_is_told_and_the_others_are_kept() {
 }
 
 #[test]
-fn a_rewritten_probe_without_an_original_is_left_alone() {
+fn a_rewritten_probe_without_an_original_is_not_served() {
     let recovered = recover_from(&istio(
         json!({
             "livenessProbe": rewritten_get(LIVEZ, 15020),
@@ -246,16 +246,16 @@ fn a_rewritten_probe_without_an_original_is_left_alone() {
     assert_eq!(recovered.native, []);
     assert_eq!(
         recovered.skipped[0].why.to_string(),
-        "was rewritten to \"/app-health/hello/livez\" on port 15020, for which there is no usable original"
+        "was rewritten to \"/app-health/hello/livez\" on port 15020, but its original is missing or unusable"
     );
     assert_eq!(
         recovered.warnings,
-        ["originals of rewritten probes: \"/nonsense\" is no rewritten path"]
+        ["originals of rewritten probes: \"/nonsense\" is not the path of a rewritten probe"]
     );
 }
 
 #[test]
-fn json_that_is_none_is_a_warning() {
+fn malformed_json_is_a_warning() {
     for bad in ["", "{", "[]", "null", "\"x\""] {
         let recovered = recover_from(&istio(
             json!({"livenessProbe": rewritten_get(LIVEZ, 15020)}),
@@ -266,14 +266,14 @@ fn json_that_is_none_is_a_warning() {
         assert_eq!(recovered.warnings.len(), 1, "{bad}");
         assert!(
             recovered.warnings[0]
-                .starts_with("ISTIO_KUBE_APP_PROBERS is no JSON object of probes: "),
+                .starts_with("ISTIO_KUBE_APP_PROBERS is not a JSON object of probes: "),
             "{bad}"
         );
     }
 }
 
 #[test]
-fn our_own_rewriting_is_found_by_its_annotation() {
+fn probes_that_our_webhook_rewrote_are_found_by_its_annotation() {
     let probes = r#"{"/app-health/hello/livez":{"httpGet":{"port":8443,"scheme":"HTTPS"}}}"#;
     let manifest = json!({
         "metadata": {"annotations": {PROBES: probes}},
@@ -287,7 +287,7 @@ fn our_own_rewriting_is_found_by_its_annotation() {
         (ProbeMode::Rewrite, 19999)
     );
     assert_eq!(rewritten.originals[0].1.action.protocol(), "https");
-    // The rewrite port wins over a native probe of the same port.
+    // The rewrite port takes precedence over a native probe of the same port.
     assert_eq!(recovered.skipped[0].why, SkipReason::RewritePort(19999));
 }
 
@@ -306,7 +306,7 @@ fn nothing_is_taken_over_where_a_tcp_probe_would_always_pass() {
 }
 
 #[test]
-fn ours_is_followed_when_both_are_there() {
+fn our_annotation_takes_precedence_over_istios_variable() {
     let mut manifest = istio(
         json!({
             "livenessProbe": rewritten_get(LIVEZ, 19999),
@@ -323,12 +323,12 @@ fn ours_is_followed_when_both_are_there() {
         [(LIVEZ.to_owned(), Action::Tcp { port: 1 })]
     );
     assert_eq!(recovered.warnings.len(), 1);
-    // Istio's is then probed where it points: pilot-agent answers, as it would without us.
+    // Istio's rewritten probe keeps its port: pilot-agent answers, as without the daemon.
     assert_eq!(recovered.native.len(), 1);
 }
 
 #[test]
-fn a_pod_that_was_not_rewritten_is_all_native() {
+fn all_probes_of_a_pod_that_was_not_rewritten_are_native() {
     let recovered = recover_from(&json!({"spec": {"containers": [
         {"name": "hello", "livenessProbe": rewritten_get(LIVEZ, 15020)}]}}));
     assert_eq!(recovered.rewritten, None);
@@ -336,7 +336,7 @@ fn a_pod_that_was_not_rewritten_is_all_native() {
 }
 
 #[test]
-fn container_and_kind_are_what_the_spec_declares_whatever_the_path_calls_them() {
+fn container_and_kind_are_those_of_the_spec_not_of_the_path() {
     let path = format!("/app-lifecycle/{}/prestopz", "x".repeat(10_000));
     let probers = json!({&path: {"httpGet": {"port": 80}}}).to_string();
     let hello = json!({"readinessProbe": rewritten_get(&path, 15020)});

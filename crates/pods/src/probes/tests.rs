@@ -1,4 +1,4 @@
-//! The rules of the kubelet, one table each.
+//! The kubelet's rules, with one table per rule.
 
 use serde_json::{Value, json};
 
@@ -133,7 +133,7 @@ fn a_declared_user_agent_is_kept() {
 }
 
 #[test]
-fn a_request_that_would_not_be_read_is_left_alone() {
+fn a_request_above_the_limits_is_not_served() {
     let spec =
         |probe: Value| json!({"spec": {"containers": [{"name": "web", "livenessProbe": probe}]}});
     let header = |bytes: usize| json!({"name": "X", "value": "x".repeat(bytes)});
@@ -146,7 +146,7 @@ fn a_request_that_would_not_be_read_is_left_alone() {
             json!({"port": 80, "path": format!("/{}", "p".repeat(16_000))}),
             false,
         ),
-        // Each takes three bytes on the wire.
+        // Each space takes three bytes in the request.
         (
             json!({"port": 80, "path": format!("/{}", " ".repeat(6_000))}),
             false,
@@ -192,7 +192,7 @@ fn a_port_is_a_name_of_the_same_container_or_a_number() {
         (json!(65535), 65535),
         (json!("http"), 8080),
         (json!("8081"), 8081),
-        // A port whose name looks like a number: the name comes first.
+        // A port name that looks like a number: the name takes precedence.
         (json!("90"), 9090),
     ] {
         let fields = json!({"livenessProbe": {"tcpSocket": {"port": port}}});
@@ -205,7 +205,7 @@ fn a_port_is_a_name_of_the_same_container_or_a_number() {
 }
 
 #[test]
-fn a_port_that_is_none_leaves_its_probe_alone() {
+fn a_probe_with_an_invalid_port_is_not_served() {
     for (port, text) in [
         (json!(0), "tcpSocket.port is 0, must be 1 to 65535"),
         (json!(-1), "tcpSocket.port is -1, must be 1 to 65535"),
@@ -213,11 +213,11 @@ fn a_port_that_is_none_leaves_its_probe_alone() {
         (json!("0"), "tcpSocket.port is 0, must be 1 to 65535"),
         (
             json!("metrics"),
-            "tcpSocket.port \"metrics\" is no port name of this container, nor a number",
+            "tcpSocket.port \"metrics\" is neither a port name of this container nor a number",
         ),
         (
             json!(""),
-            "tcpSocket.port \"\" is no port name of this container, nor a number",
+            "tcpSocket.port \"\" is neither a port name of this container nor a number",
         ),
     ] {
         let why = only_why(json!({"livenessProbe": {"tcpSocket": {"port": port}}}));
@@ -227,7 +227,7 @@ fn a_port_that_is_none_leaves_its_probe_alone() {
 }
 
 #[test]
-fn a_name_is_not_looked_for_in_other_containers() {
+fn a_port_name_of_another_container_is_not_used() {
     let (probes, skipped) = probes(
         &pod(json!({"spec": {"containers": [
             {"name": "a", "ports": [{"name": "http", "containerPort": 80}]},
@@ -239,7 +239,7 @@ fn a_name_is_not_looked_for_in_other_containers() {
 }
 
 #[test]
-fn what_does_not_go_to_the_pod_is_left_alone() {
+fn a_probe_of_another_host_is_not_served() {
     for host in ["other.example", "127.0.0.1", "10.0.0.8"] {
         for (action, field) in [("httpGet", "httpGet.host"), ("tcpSocket", "tcpSocket.host")] {
             let why = only_why(json!({"livenessProbe": {action: {"port": 80, "host": host}}}));
@@ -279,7 +279,7 @@ fn grpc_has_an_optional_service() {
 }
 
 #[test]
-fn other_actions_are_left_alone() {
+fn unsupported_actions_are_not_served() {
     let get = json!({"port": 80});
     for (fields, why) in [
         (
@@ -328,7 +328,7 @@ fn the_timeout_is_one_second_unless_positive() {
 }
 
 #[test]
-fn the_meshs_own_proxy_is_left_alone() {
+fn probes_of_the_meshs_own_proxy_are_not_served() {
     let (probes, skipped) = probes(
         &pod(json!({"spec": {
             "initContainers": [{"name": "istio-proxy", "restartPolicy": "Always",

@@ -1,4 +1,4 @@
-//! Reading a directory of manifests: each file once per change, all of them put together.
+//! Reads a directory of manifests: each file once per change, then combines them all.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -18,17 +18,17 @@ use pods::scope::Selection;
 
 /// Annotation with the path of the pod's network namespace; honoured in manifests of a directory only.
 pub const NETNS: &str = "probe-handler.io/netns";
-/// Larger manifest files are not read, bytes.
+/// Maximum size of a manifest file in bytes; larger ones are not read.
 pub const MAX_FILE_LEN: u64 = 4 << 20;
-/// A file written that recently may change again without its time stamp moving on: the kernel's
+/// A file written this recently may change again without a new time stamp, because the kernel's
 /// clock for files ticks every 1 to 10 ms.
 const RACY: Duration = Duration::from_millis(100);
-/// A file written that recently may be half of what it is to be: who writes it in place, as `cp` does, empties it first.
+/// A file written this recently may be incomplete: a program that writes in place, such as `cp`, truncates it first.
 const BEING_WRITTEN: Duration = Duration::from_millis(80);
-/// What is said of a file that says less than it did, and may not mean it.
-const AS_LAST_KNOWN: &str = "the pods that it had are served as last known";
+/// The problem of a file that can no longer be parsed completely.
+const AS_LAST_KNOWN: &str = "the pods that it contained are served as last known";
 
-/// Tells one file or directory from another that took its place.
+/// Distinguishes a file or directory from another one that replaced it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     dev: u64,
@@ -36,7 +36,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// That of what is at `path`, symlinks followed.
+    /// The identity of the file or directory at `path`, following symlinks.
     pub fn of(path: &Path) -> io::Result<Self> {
         fs::metadata(path).map(|metadata| Self::from(&metadata))
     }
@@ -51,7 +51,7 @@ impl From<&Metadata> for Identity {
     }
 }
 
-/// Tells whether a file has changed.
+/// Detects whether a file has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     identity: Identity,
@@ -71,52 +71,52 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-/// What a scan found.
+/// The result of a scan.
 #[derive(Debug, Default)]
 pub struct Scan {
-    /// All pods, in the order of file names and documents, none twice.
+    /// All pods, in the order of file names and documents, without duplicates.
     pub pods: Vec<Arc<ParsedPod>>,
     /// All problems, each beginning with the name of its file.
     pub problems: Vec<String>,
-    /// How many files had to be read.
+    /// How many files were read.
     pub read: usize,
-    /// Whether a file may be half written: to be looked at again soon.
+    /// Whether a file may be half written and must be read again soon.
     pub unfinished: bool,
 }
 
-/// Scans a directory again and again.
+/// Scans a directory repeatedly.
 pub struct Scanner {
     path: PathBuf,
     selection: Selection,
     files: BTreeMap<OsString, Parsed>,
-    /// Whether the last scan went well: if nothing has changed since, there is nothing to tell.
+    /// Whether the last scan succeeded: if so and nothing has changed since, there is nothing to report.
     settled: bool,
     /// [`BEING_WRITTEN`].
     pub(super) being_written: Duration,
 }
 
-/// A file as last read.
+/// A file as it was last read.
 #[derive(Default)]
 struct Parsed {
-    /// None: read it again next time.
+    /// None: the next scan reads the file again.
     stamp: Option<Stamp>,
     identity: Option<Identity>,
     /// Each with its place in the file.
     pods: Vec<(String, Arc<ParsedPod>)>,
-    /// Those that were there before, where what can't be understood now may be any of them.
+    /// Pods that the file had before, if any of them may be what can't be parsed now.
     kept: Vec<Arc<ParsedPod>>,
     problems: Vec<String>,
-    /// Whether what can't be understood may be a pod.
+    /// Whether the part that can't be parsed may be a pod.
     garbled: bool,
-    /// Written a moment ago.
+    /// Whether the file was written at most [`BEING_WRITTEN`] ago.
     fresh: bool,
 }
 
 impl Parsed {
-    /// What the file is taken for that was `old` before.
+    /// The content that counts for a file whose previous content is `old`.
     fn after(mut self, old: Self) -> Self {
         let had = old.pods.len() + old.kept.len();
-        // Whatever can be read of it may be half of what is to come. A file put in the place of another is whole.
+        // The file may be half written, so its old content counts. A file that replaced another one is complete.
         if self.fresh && had > 0 && self.identity == old.identity {
             return Self {
                 stamp: None,
@@ -134,7 +134,7 @@ impl Parsed {
 }
 
 impl Scanner {
-    /// A scanner of `path` that has not looked yet.
+    /// A scanner of `path` that has not scanned yet.
     pub fn new(path: PathBuf, selection: Selection) -> Self {
         Self {
             path,
@@ -145,11 +145,10 @@ impl Scanner {
         }
     }
 
-    /// Looks at the directory, reading what has changed since the last time; none if nothing has.
+    /// Scans the directory and reads the files that have changed since the last scan. None if nothing has changed.
     ///
     /// # Errors
-    /// Those of reading the directory itself; what was known before is kept, and told by the next
-    /// scan that succeeds.
+    /// The directory can't be read. The known pods stay; the next successful scan returns them.
     pub fn scan(&mut self) -> io::Result<Option<Scan>> {
         let was_settled = std::mem::replace(&mut self.settled, false);
         let mut files = BTreeMap::new();
@@ -163,11 +162,11 @@ impl Scanner {
             let unchanged = self.files.get(&name).and_then(|old| old.stamp);
             match fs::metadata(&path) {
                 Ok(metadata) if unchanged == Some(Stamp::from(&metadata)) => {
-                    // Moved only once all is read: an error on the way must not lose it.
+                    // Old content moves only after everything is read, so that an error before that does not lose it.
                     let _ = files.insert(name, None);
                     continue;
                 }
-                // Gone since the directory was listed; a dangling symlink is still there.
+                // The file was removed after the directory was listed; a dangling symlink still exists.
                 Err(_) if fs::symlink_metadata(&path).is_err() => continue,
                 _ => {}
             }
@@ -176,7 +175,7 @@ impl Scanner {
             let _ = files.insert(name, Some(content));
         }
         self.settled = true;
-        // What was not read was there before, by the same name.
+        // Every file that was not read again existed before under the same name.
         if was_settled && read == 0 && files.len() == self.files.len() {
             return Ok(None);
         }
@@ -250,7 +249,7 @@ impl Scanner {
         content.pods.push((place, Arc::new(parsed)));
     }
 
-    /// All files together. Of pods with the same name, or the same UID, the first one counts.
+    /// Combines all files. Of pods with the same name or the same UID, the first one counts.
     fn put_together(&self, read: usize) -> Scan {
         let mut scan = Scan {
             read,
@@ -285,7 +284,7 @@ impl Scanner {
                 scan.pods.push(parsed.clone());
             }
         }
-        // Only then those of which nobody else says anything.
+        // Kept pods come last, and only if no other file defines them.
         for parsed in self.files.values().flat_map(|file| &file.kept) {
             let id = &parsed.id;
             let taken =
@@ -298,8 +297,8 @@ impl Scanner {
     }
 }
 
-/// By the ending of the name; none for what is no manifest, as are files whose name begins with a dot
-/// (editors' temporary files, and the innards of a mounted ConfigMap).
+/// The syntax for the file name's extension. None for a file that is not a manifest, or whose name begins with a dot
+/// (editors' temporary files, and the internal files of a mounted ConfigMap).
 fn syntax_of(name: &Path) -> Option<Syntax> {
     if name.as_os_str().as_encoded_bytes().starts_with(b".") {
         return None;
@@ -311,22 +310,22 @@ fn syntax_of(name: &Path) -> Option<Syntax> {
     }
 }
 
-/// What a file holds.
+/// The content of a file.
 struct Contents {
     text: String,
-    /// None where it can't be relied upon.
+    /// None if it is not reliable.
     stamp: Option<Stamp>,
     identity: Identity,
-    /// How long ago it was written; none where its time stamp lies in the future.
+    /// How long ago the file was written; none if its time stamp is in the future.
     age: Option<Duration>,
 }
 
-/// The file at `path`, or what is wrong with it.
+/// Reads the file at `path`, or returns what is wrong with it.
 fn read(path: &Path) -> Result<Contents, String> {
     let unreadable = |error: io::Error| format!("can't be read: {error}");
     let check = |metadata: &Metadata| {
         if !metadata.is_file() {
-            Err("is no regular file".to_owned())
+            Err("is not a regular file".to_owned())
         } else if metadata.len() > MAX_FILE_LEN {
             Err(too_large())
         } else {
@@ -336,7 +335,7 @@ fn read(path: &Path) -> Result<Contents, String> {
     check(&fs::metadata(path).map_err(unreadable)?)?;
     let file = File::options()
         .read(true)
-        // Should a FIFO have taken its place, do not wait for a writer.
+        // Do not wait for a writer if the file has become a FIFO.
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(unreadable)?;
@@ -350,7 +349,7 @@ fn read(path: &Path) -> Result<Contents, String> {
     if bytes.len() as u64 > MAX_FILE_LEN {
         return Err(too_large());
     }
-    let text = String::from_utf8(bytes).map_err(|error| format!("is no UTF-8 text: {error}"))?;
+    let text = String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 text: {error}"))?;
     let written = metadata.modified().ok();
     let age = written.and_then(|at| SystemTime::now().duration_since(at).ok());
     let settled = age.is_some_and(|age| age > RACY);

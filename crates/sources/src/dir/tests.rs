@@ -1,4 +1,4 @@
-//! Real directories: what is found, what is told, and when it is told again.
+//! Real directories: what is found, what is sent, and when it is sent again.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -14,7 +14,7 @@ const ALL: Selection = Selection {
     scope: Scope::All,
     namespace_exempt: None,
 };
-/// Far longer than anything takes here; a test that runs into it has failed.
+/// Far longer than any step takes; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn pod(name: &str, port: i64) -> String {
@@ -111,11 +111,11 @@ fn every_problem_names_its_file_and_place_and_the_others_work() {
         "c.yaml: document 1: line 2: while parsing a node, did not find expected node content",
         "d.yaml: document 1: default/d: container \"web\", livenessProbe: tcpSocket.port is 65536, must be 1 to 65535",
         "e.yaml: document 1: metadata.name is missing",
-        "f.yaml: is no UTF-8 text: invalid utf-8 sequence of 1 bytes from index 0",
-        "g.yaml: is no regular file",
+        "f.yaml: is not UTF-8 text: invalid utf-8 sequence of 1 bytes from index 0",
+        "g.yaml: is not a regular file",
         "h.yaml: can't be read: No such file or directory (os error 2)",
         "i.yaml: is larger than 4 MiB, not read",
-        "j.yaml: is no regular file",
+        "j.yaml: is not a regular file",
         "k.yaml: document 1: default/k: annotation probe-handler.io/netns is \"x\", must be an absolute path; ignored",
         "m.yaml: document 1: default/m has the UID of the pod in l.yaml: document 1; this one is ignored",
     ];
@@ -123,7 +123,7 @@ fn every_problem_names_its_file_and_place_and_the_others_work() {
 }
 
 #[test]
-fn the_namespaces_path_comes_from_its_annotation() {
+fn the_path_of_the_network_namespace_comes_from_its_annotation() {
     let dir = TempDir::new().unwrap();
     let annotated = format!("  name: a\n  annotations: {{{NETNS}: /run/netns/a}}");
     write(
@@ -167,7 +167,7 @@ fn only_what_has_changed_is_read_again() {
     fs::remove_file(at.join("c.yaml")).unwrap();
     let pods = vec!["a:1".to_owned(), "b:2".to_owned()];
     assert_eq!(read(), Some((1, pods.clone())));
-    // It may change once more within the same tick of the clock.
+    // It may change again within the same tick of the clock.
     assert_eq!(read(), Some((1, pods.clone())));
     stamp("b.yaml", old);
     assert_eq!(read(), Some((1, pods)));
@@ -177,7 +177,7 @@ fn only_what_has_changed_is_read_again() {
 }
 
 #[test]
-fn a_directory_that_is_gone_keeps_what_was_known() {
+fn a_directory_that_is_gone_keeps_its_known_pods() {
     let parent = TempDir::new().unwrap();
     let at = parent.path().join("pods");
     fs::create_dir(&at).unwrap();
@@ -188,12 +188,12 @@ fn a_directory_that_is_gone_keeps_what_was_known() {
     fs::rename(&at, parent.path().join("away")).unwrap();
     assert!(scanner.scan().is_err());
     fs::rename(parent.path().join("away"), &at).unwrap();
-    // Told again, although nothing has changed: the problem is over.
+    // The pods are sent again although they are unchanged, because the problem is over.
     let again = scanner.scan().unwrap().unwrap();
     assert_eq!(served(&again.pods), ["a:1"]);
 }
 
-/// A running source and what it has told.
+/// A running source and what it has sent.
 struct Running {
     rx: mpsc::Receiver<SourceEvent>,
     task: tokio::task::JoinHandle<Result<(), DirError>>,
@@ -212,31 +212,31 @@ impl Running {
         }
     }
 
-    /// Listens until what was told last is as wanted.
-    async fn until(&mut self, wanted: impl Fn(&Self) -> bool) {
+    /// Receives until the last pods and problems are as expected.
+    async fn until(&mut self, expected: impl Fn(&Self) -> bool) {
         let started = std::time::Instant::now();
-        while !wanted(self) {
+        while !expected(self) {
             let left = PATIENCE.saturating_sub(started.elapsed());
             match timeout(left, self.rx.recv()).await {
                 Ok(Some(SourceEvent::Replace(pods))) => self.pods = served(&pods),
                 Ok(Some(SourceEvent::Problems(problems))) => self.problems = problems,
                 Ok(None) => panic!("the source has ended"),
-                Err(_) => panic!("last told: {:?}, {:?}", self.pods, self.problems),
+                Err(_) => panic!("last sent: {:?}, {:?}", self.pods, self.problems),
             }
         }
     }
 
-    async fn until_pods(&mut self, wanted: &[&str]) {
-        self.until(|running| running.pods == wanted).await;
+    async fn until_pods(&mut self, expected: &[&str]) {
+        self.until(|running| running.pods == expected).await;
     }
 }
 
 #[tokio::test]
-async fn adding_changing_and_removing_a_file_is_told() {
+async fn adding_changing_and_removing_a_file_is_sent() {
     let dir = TempDir::new().unwrap();
     let at = dir.path();
     let mut running = Running::start(at);
-    // An empty directory is told too: it replaces what may have been before.
+    // An empty directory is sent too: it replaces any earlier pods.
     let first = timeout(PATIENCE, running.rx.recv()).await.unwrap();
     assert_eq!(first, Some(SourceEvent::Replace(Vec::new())));
     write(at, "a.yaml", &pod("a", 1));
@@ -287,7 +287,7 @@ async fn problems_come_and_go() {
 }
 
 #[tokio::test]
-async fn a_directory_that_vanishes_is_told_and_found_again() {
+async fn a_directory_that_vanishes_is_reported_and_found_again() {
     let parent = TempDir::new().unwrap();
     let at = parent.path().join("pods");
     fs::create_dir(&at).unwrap();
@@ -295,7 +295,7 @@ async fn a_directory_that_vanishes_is_told_and_found_again() {
     let mut running = Running::start(&at);
     running.until_pods(&["a:1"]).await;
     fs::remove_dir_all(&at).unwrap();
-    // Its files vanish one by one before it does itself; either way it is a problem in the end.
+    // Its files vanish one by one before the directory itself does; both end in the same problem.
     running.until(|running| running.problems.len() == 1).await;
     assert!(running.problems[0].contains("can't be read"));
     fs::create_dir(&at).unwrap();
@@ -303,7 +303,7 @@ async fn a_directory_that_vanishes_is_told_and_found_again() {
     running
         .until(|running| running.problems.is_empty() && running.pods == ["b:2"])
         .await;
-    // And it is watched again.
+    // The directory is watched again.
     write(&at, "c.yaml", &pod("c", 3));
     running.until_pods(&["b:2", "c:3"]).await;
 }
@@ -354,7 +354,7 @@ async fn a_file_in_place_of_the_directory_is_an_error_at_the_start() {
 }
 
 #[tokio::test]
-async fn the_source_ends_when_nobody_listens() {
+async fn the_source_ends_when_the_receiver_is_dropped() {
     let dir = TempDir::new().unwrap();
     let mut running = Running::start(dir.path());
     let _first = timeout(PATIENCE, running.rx.recv()).await.unwrap();
@@ -363,7 +363,7 @@ async fn the_source_ends_when_nobody_listens() {
     assert!(ended.is_ok());
 }
 
-/// Writes the file in place, as long ago as makes it a finished one.
+/// Writes the file in place, with a time stamp so old that it counts as finished.
 fn write_long_ago(dir: &Path, name: &str, text: &str) {
     write(dir, name, text);
     let file = File::options().write(true).open(dir.join(name)).unwrap();
@@ -372,7 +372,7 @@ fn write_long_ago(dir: &Path, name: &str, text: &str) {
 }
 
 #[test]
-fn a_file_that_is_being_written_counts_once_it_is_finished() {
+fn a_file_being_written_counts_once_it_is_finished() {
     let dir = TempDir::new().unwrap();
     let both = format!("{}---\n{}", pod("a", 1), pod("b", 2));
     write_long_ago(dir.path(), "x.yaml", &both);
@@ -393,14 +393,14 @@ fn a_file_that_is_being_written_counts_once_it_is_finished() {
         (served(&scan.pods), scan.unfinished),
         (vec!["a:3".to_owned()], false)
     );
-    // One that is put in its place is whole.
+    // A file that replaces another one is complete.
     scanner.being_written = Duration::from_secs(3600);
     replace(dir.path(), "x.yaml", &pod("c", 4));
     assert_eq!(served(&scanner.scan().unwrap().unwrap().pods), ["c:4"]);
 }
 
 #[test]
-fn a_file_that_cannot_be_understood_any_more_leaves_its_pods_as_last_known() {
+fn a_file_that_can_no_longer_be_parsed_keeps_its_last_known_pods() {
     for garbled in [
         "",
         "kind: [",
@@ -414,25 +414,25 @@ fn a_file_that_cannot_be_understood_any_more_leaves_its_pods_as_last_known() {
         write_long_ago(dir.path(), "x.yaml", garbled);
         let scan = scanner.scan().unwrap().unwrap();
         assert_eq!(served(&scan.pods), ["a:1"], "{garbled:?}");
-        let told = "x.yaml: the pods that it had are served as last known";
+        let expected = "x.yaml: the pods that it contained are served as last known";
         assert!(
-            scan.problems.iter().any(|problem| problem == told),
+            scan.problems.iter().any(|problem| problem == expected),
             "{:?}",
             scan.problems
         );
-        // What another file says of such a pod is newer.
+        // The definition in another file is newer.
         write_long_ago(dir.path(), "y.yaml", &pod("a", 2));
         assert_eq!(served(&scanner.scan().unwrap().unwrap().pods), ["a:2"]);
         fs::remove_file(dir.path().join("y.yaml")).unwrap();
         assert_eq!(served(&scanner.scan().unwrap().unwrap().pods), ["a:1"]);
-        // Gone is gone.
+        // Deleting the file removes its pods.
         fs::remove_file(dir.path().join("x.yaml")).unwrap();
         assert!(served(&scanner.scan().unwrap().unwrap().pods).is_empty());
     }
 }
 
 #[test]
-fn what_is_no_pod_keeps_none() {
+fn a_document_that_is_not_a_pod_keeps_no_pods() {
     let dir = TempDir::new().unwrap();
     let service = "kind: Service\nmetadata: {name: s}\n";
     let both = format!("{service}---\n{}", pod("a", 1));

@@ -1,4 +1,4 @@
-//! The way to the API server: kubeconfig or ServiceAccount, and a connection that notices when it is dead.
+//! The client of the API server: configured by kubeconfig or ServiceAccount, with connections that detect a dead peer.
 
 use std::time::Duration;
 
@@ -12,48 +12,47 @@ use tower::{BoxError, ServiceBuilder};
 use super::token::TokenFile;
 use support::error_chain::chain;
 
-/// How long connecting may take.
+/// Timeout for connecting.
 const CONNECT: Duration = Duration::from_secs(5);
-/// When to ask whether the other end still lives, and how often.
+/// TCP keepalive: idle time before the first probe, interval between probes, and their number.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 
-/// Why there is no way to the API server.
+/// Why no client of the API server can be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Neither a kubeconfig nor a ServiceAccount.
+    /// There is neither a kubeconfig nor a ServiceAccount.
     #[error(
-        "no way to the Kubernetes API is configured: {0}; run it as a pod with a ServiceAccount (and \
-         automountServiceAccountToken not false), or name a kubeconfig in KUBECONFIG"
+        "no access to the Kubernetes API is configured: {0}; run this program as a pod with a ServiceAccount (and \
+         automountServiceAccountToken not false), or set KUBECONFIG to a kubeconfig"
     )]
     NotConfigured(String),
-    /// What is configured can't be used.
-    #[error("the way to the Kubernetes API can't be used as it is configured: {0}")]
+    /// The configuration is unusable.
+    #[error("the configured access to the Kubernetes API can't be used: {0}")]
     Unusable(String),
 }
 
-/// A client as kubeconfig (`KUBECONFIG`, `~/.kube/config`) or else the pod's ServiceAccount say. Does not
-/// ask the server anything yet.
+/// Creates a client from the kubeconfig (`KUBECONFIG`, `~/.kube/config`) or else from the pod's ServiceAccount.
+/// Sends no request yet.
 ///
 /// # Errors
-/// Nothing is configured, or nothing usable.
+/// There is no configuration, or it is unusable.
 pub async fn connect() -> Result<Client, ConnectError> {
     let config = Config::infer()
         .await
         .map_err(|error| ConnectError::NotConfigured(chain(&error)))?;
     let server = config.cluster_url.to_string();
     let client = client(config)?;
-    tracing::info!(server, "Kubernetes API");
+    tracing::info!(server, "using the Kubernetes API");
     Ok(client)
 }
 
-/// A client as `config` says: token and certificates are read again when they change. Of kube's own layers
-/// those are left out that log each failure, try again by themselves or unpack: the watches do what they
-/// need of it.
+/// Creates a client from `config`; it reads token and certificates again when they change. It omits kube's layers
+/// that log each failure, retry or decompress, because the watches do this themselves where they need it.
 ///
 /// # Errors
-/// Certificates or tokens that can't be read.
+/// Certificates or tokens can't be read.
 pub fn client(mut config: Config) -> Result<Client, ConnectError> {
     let unusable = |error: kube::Error| ConnectError::Unusable(chain(&error));
     if config.proxy_url.is_some() {

@@ -1,4 +1,4 @@
-//! How the watches of the API server are, for metrics.
+//! The state of the watches on the API server, for metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,14 +9,14 @@ use tokio::time::Instant;
 use super::object::Resource;
 use super::watch_error::Reason;
 
-/// How both watches are. Written by the tasks that watch, read at each scrape.
+/// The state of both watches. The tasks that watch write it, each scrape reads it.
 #[derive(Debug, Default)]
 pub struct Health {
     pods: WatchHealth,
     namespaces: WatchHealth,
 }
 
-/// How one watch is.
+/// The state of one watch.
 #[derive(Debug, Default)]
 pub struct WatchHealth {
     contact: Mutex<Contact>,
@@ -32,7 +32,7 @@ struct Contact {
 }
 
 impl Health {
-    /// That of one of the watches.
+    /// The state of the watch on `resource`.
     pub fn of(&self, resource: Resource) -> &WatchHealth {
         match resource {
             Resource::Pods => &self.pods,
@@ -42,7 +42,7 @@ impl Health {
 }
 
 impl WatchHealth {
-    /// The watch stands.
+    /// The watch is established.
     pub fn up(&self) {
         *self.contact.lock() = Contact {
             up: true,
@@ -55,18 +55,18 @@ impl WatchHealth {
         self.contact.lock().heard = Some(Instant::now());
     }
 
-    /// The watch no longer stands.
+    /// The watch has ended.
     pub fn down(&self) {
         self.contact.lock().up = false;
     }
 
-    /// Everything was listed.
+    /// All objects were listed.
     pub fn listed(&self) {
         let _ = self.lists.fetch_add(1, Ordering::Relaxed);
         self.heard();
     }
 
-    /// Something went wrong.
+    /// A failure occurred.
     pub fn trouble(&self, reason: Reason) {
         if let Some(count) = Reason::ALL
             .iter()
@@ -77,23 +77,23 @@ impl WatchHealth {
         }
     }
 
-    /// This many objects can't be read.
+    /// Sets how many objects can't be read.
     pub fn set_unreadable(&self, count: usize) {
         self.unreadable
             .store(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Whether the watch stands.
+    /// Whether the watch is established.
     pub fn is_up(&self) -> bool {
         self.contact.lock().up
     }
 
-    /// Time since the server was last heard of; none before it was.
+    /// Time since the server last sent something; none if it never did.
     pub fn silence(&self) -> Option<Duration> {
         self.contact.lock().heard.map(|heard| heard.elapsed())
     }
 
-    /// How often everything was listed.
+    /// How often all objects were listed.
     pub fn lists(&self) -> u64 {
         self.lists.load(Ordering::Relaxed)
     }
@@ -103,7 +103,7 @@ impl WatchHealth {
         self.unreadable.load(Ordering::Relaxed)
     }
 
-    /// How often each kind of trouble was met.
+    /// How often each kind of failure occurred.
     pub fn troubles(&self) -> impl Iterator<Item = (Reason, u64)> {
         Reason::ALL
             .into_iter()

@@ -1,8 +1,8 @@
-//! What the API server has told of this node's pods and of namespaces, put together. No clock, no
-//! client, nothing asynchronous.
+//! Combines what the API server has sent about this node's pods and about namespaces. No clock, no
+//! client, no asynchronous code.
 //!
-//! Of a Pod nothing is kept but what we make of it, once for each thing that its namespace may say of
-//! it: managed fields, large annotations and all else go as soon as they are read.
+//! Of a Pod only the parsed results are kept, one for each annotation that its namespace may have:
+//! managed fields, large annotations and everything else are dropped as soon as they are read.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,23 +15,23 @@ use model::bounds::truncated_to;
 use pods::parse::{NotServed, ParsedPod, parse_pod};
 use pods::scope::{EXEMPT, Scope, Selection};
 
-/// Most warnings kept of a pod.
+/// Maximum number of warnings kept per pod.
 const MAX_WARNINGS: usize = 16;
-/// Longest text kept where an object's author chose it, bytes.
+/// Maximum length in bytes of a kept text that an object's author chose.
 const MAX_TEXT: usize = 512;
-/// Most problems told at once.
+/// Maximum number of problems reported at once.
 const MAX_PROBLEMS: usize = 100;
 
-/// What we make of a Pod.
+/// What is kept of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodRecord {
-    /// It was understood.
+    /// The parsed Pod.
     ParsedPod(Readings),
     /// The field that can't be read, and why.
     Unreadable(String),
 }
 
-/// What we make of a Pod, for each thing that its namespace may say of it. Two at least are the same.
+/// A parsed Pod, once for each annotation that its namespace may have. At least two are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Readings {
     unmarked: Arc<ParsedPod>,
@@ -39,20 +39,20 @@ pub struct Readings {
     not_exempt: Arc<ParsedPod>,
 }
 
-/// What annotation [`EXEMPT`] on a namespace says.
+/// The value of annotation [`EXEMPT`] on a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// It is not there.
+    /// The annotation is not set.
     None,
     /// `"true"`.
     Exempt,
     /// `"false"`.
     NotExempt,
-    /// It is something else; what is wrong.
+    /// Any other value, with what is wrong.
     Unreadable(String),
 }
 
-/// Pods and namespaces. Each method that changes it tells whether what it yields may have changed.
+/// Pods and namespaces. Each method that changes them returns whether the results may have changed.
 #[derive(Debug, Default)]
 pub struct Index {
     pods: Table<PodRecord>,
@@ -70,7 +70,7 @@ impl Index {
         self.pods.delete(&pod.name, &pod.uid, &pod.version)
     }
 
-    /// These are all pods at `version`, and no others.
+    /// `pods` are all pods at `version`.
     pub fn reset(&mut self, version: &str, pods: Vec<Item<PodRecord>>) -> bool {
         self.pods.reset(version, pods)
     }
@@ -88,13 +88,13 @@ impl Index {
         self.namespaces.delete(name, uid, version)
     }
 
-    /// These are all namespaces at `version`, and no others.
+    /// `namespaces` are all namespaces at `version`.
     pub fn reset_namespaces(&mut self, version: &str, namespaces: Vec<Item<Mark>>) -> bool {
         self.namespaces.reset(version, namespaces)
     }
 
-    /// What we make of each pod, by name. A UID that two pods claim is that of the one which the API
-    /// server gave it to, as opposed to a mirror pod's annotation, which anybody can write.
+    /// The parsed pods, by name. If two pods claim the same UID, it belongs to the one that got it from the API
+    /// server, as opposed to a mirror pod's annotation, which anybody can write.
     pub fn parsed(&self) -> Vec<Arc<ParsedPod>> {
         let owners = self.owners();
         self.readings()
@@ -108,20 +108,20 @@ impl Index {
         self.pods.iter().next().is_some()
     }
 
-    /// Objects that can't be read or understood, each with its kind and name; a hundred at most, and
-    /// how many more there are.
+    /// Objects that can't be read or parsed, each with its kind and name; at most a hundred, then
+    /// the number of the others.
     pub fn problems(&self) -> Vec<String> {
         let owners = self.owners();
         let mut problems = Vec::new();
         for (name, _, record) in self.pods.iter() {
             if let PodRecord::Unreadable(why) = record {
-                problems.push(format!("Pod {name}: {why}; its probes are left alone"));
+                problems.push(format!("Pod {name}: {why}; its probes are not served"));
             }
         }
         for (name, _, reading) in self.readings() {
             if owners.get(reading.id.uid.as_str()) != Some(&name) {
                 problems.push(format!(
-                    "Pod {name} claims the UID {} of another pod; its probes are left alone",
+                    "Pod {name} claims the UID {} of another pod; its probes are not served",
                     reading.id.uid
                 ));
                 continue;
@@ -169,9 +169,9 @@ impl Index {
         }
     }
 
-    /// Each pod that was understood, with its UID, in the reading that its namespace asks for.
+    /// Each parsed pod with its UID, in the reading that fits its namespace's annotation.
     fn readings(&self) -> impl Iterator<Item = (&Name, &str, &Arc<ParsedPod>)> {
-        // Pods of one namespace come one after the other.
+        // Pods of one namespace follow each other.
         let mut marked: Option<(&str, Option<&Mark>)> = None;
         self.pods.iter().filter_map(move |(name, uid, record)| {
             let PodRecord::ParsedPod(readings) = record else {
@@ -218,7 +218,7 @@ impl Index {
 }
 
 impl Readings {
-    /// What we make of `pod` under `scope`.
+    /// Parses `pod` under `scope`.
     pub fn new(pod: &Pod, scope: Scope) -> Self {
         let read = |namespace_exempt| {
             let selection = Selection {
@@ -248,7 +248,7 @@ impl Readings {
     }
 }
 
-/// What is kept of a pod that arrives.
+/// What is kept of a pod that the API server sends.
 pub fn pod_item(object: Object<Box<Pod>>, scope: Scope) -> Item<PodRecord> {
     let value = match object.content {
         Ok(pod) => PodRecord::ParsedPod(Readings::new(&pod, scope)),
@@ -262,7 +262,7 @@ pub fn pod_item(object: Object<Box<Pod>>, scope: Scope) -> Item<PodRecord> {
     }
 }
 
-/// What is kept of a namespace that arrives.
+/// What is kept of a namespace that the API server sends.
 pub fn namespace_item(object: Object<ExemptAnnotation>) -> Item<Mark> {
     let value = match object.content {
         Ok(ExemptAnnotation(None)) => Mark::None,
@@ -283,7 +283,7 @@ pub fn namespace_item(object: Object<ExemptAnnotation>) -> Item<Mark> {
     }
 }
 
-/// `text`, of which an object's author may have chosen any part, cut to a bounded length.
+/// Truncates `text`, because an object's author may have chosen any part of it.
 fn bounded(text: String) -> String {
     truncated_to(MAX_TEXT, text)
 }

@@ -1,9 +1,9 @@
-//! The node's pods as last told, in a file: what a daemon serves that is started anew while the API server is
-//! away.
+//! A file with the node's last known pods. A daemon that restarts while the API server is unreachable serves
+//! them.
 //!
-//! Nothing in it is believed without a look at the node: a pod that has gone has no cgroup by its UID any more,
-//! and its address is its network namespace's. The file is as good as the daemon's own memory, so nobody but its
-//! user may read or write it.
+//! Every entry is checked against the node: a pod that no longer exists has no cgroup with its UID, and addresses are
+//! read from the pod's network namespace. The file is trusted like the daemon's own memory, so only its user may read
+//! or write it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -20,14 +20,14 @@ use pods::parse::ParsedPod;
 use support::build::{COMMIT, VERSION};
 use support::missing::{Missing, Part};
 
-/// How long changes are gathered before the file is written.
+/// How long changes are collected before the file is written.
 const PACE: Duration = Duration::from_secs(2);
-/// How long to wait before what could not be written is tried again.
-const AGAIN: Duration = Duration::from_secs(5);
-/// The most that is written, in bytes: a thousand pods need a fifth of it.
+/// How long to wait before a failed write is retried.
+const RETRY: Duration = Duration::from_secs(5);
+/// Maximum size of the file in bytes: a thousand pods need a fifth of it.
 const LIMIT: usize = 4 << 20;
 
-/// Pods as told; those that are not served count too.
+/// The pods as last sent to the registry, including those that are not served.
 pub type Told = Arc<Vec<Arc<ParsedPod>>>;
 
 /// The file.
@@ -38,17 +38,17 @@ pub struct LastKnown {
     missing: Missing,
 }
 
-/// What is in it.
+/// The content of the file.
 #[derive(Serialize, Deserialize)]
 struct Contents<P> {
-    /// Of the daemon that wrote it: another one may mean something else by the same words.
+    /// The version of the daemon that wrote the file: another version may use the same fields differently.
     version: String,
     node: String,
     pods: Vec<P>,
 }
 
 impl LastKnown {
-    /// The file at `path`, with the pods of `node`. While it can't be written, that is noted in `missing`.
+    /// The file at `path` with the pods of `node`. While it can't be written, `missing` reports it.
     pub fn new(path: PathBuf, node: String, missing: Missing) -> Self {
         Self {
             path,
@@ -57,7 +57,7 @@ impl LastKnown {
         }
     }
 
-    /// The pods in it; none if it is not there, or is not of a daemon like this one for this node.
+    /// Reads the pods. None if the file does not exist, or was written by another version or for another node.
     pub fn read(&self) -> Vec<Arc<ParsedPod>> {
         match self.try_read() {
             Ok(pods) => pods,
@@ -65,7 +65,7 @@ impl LastKnown {
             Err(error) => {
                 tracing::warn!(
                     path = %self.path.display(), %error,
-                    "the pods as last known are not to be had: none is served before the API server answers"
+                    "can't read the last known pods: no pod is served until the API server answers"
                 );
                 Vec::new()
             }
@@ -78,9 +78,11 @@ impl LastKnown {
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&self.path)?;
         let meta = file.metadata()?;
-        let ours = nix::unistd::geteuid().as_raw();
-        if !meta.is_file() || meta.uid() != ours || meta.mode() & 0o077 != 0 {
-            return Err(io::Error::other("it is not a file of this user's alone"));
+        let user = nix::unistd::geteuid().as_raw();
+        if !meta.is_file() || meta.uid() != user || meta.mode() & 0o077 != 0 {
+            return Err(io::Error::other(
+                "it must be a regular file that belongs to this user and that no other user may access",
+            ));
         }
         let contents: Contents<Pod> = serde_json::from_reader(io::BufReader::new(file))?;
         if contents.version != version() || contents.node != self.node {
@@ -89,7 +91,7 @@ impl LastKnown {
         let parsed = contents.pods.into_iter().map(|pod| {
             Arc::new(ParsedPod {
                 id: pod.id.clone(),
-                // A path is for the other source alone.
+                // Only the directory source may set a path.
                 pod: Some(Arc::new(Pod {
                     netns: None,
                     ips_are_old: true,
@@ -103,12 +105,12 @@ impl LastKnown {
         Ok(parsed.collect())
     }
 
-    /// Keeps what is `told` in the file, until nobody tells any more.
-    pub async fn keep(self, mut told: watch::Receiver<Told>) {
-        while told.changed().await.is_ok() {
+    /// Writes each of the `updates` to the file, until their sender is dropped.
+    pub async fn keep(self, mut updates: watch::Receiver<Told>) {
+        while updates.changed().await.is_ok() {
             tokio::time::sleep(PACE).await;
             loop {
-                let pods = Arc::clone(&told.borrow_and_update());
+                let pods = Arc::clone(&updates.borrow_and_update());
                 let file = self.clone();
                 let written = tokio::task::spawn_blocking(move || file.write(&pods)).await;
                 let error = match written {
@@ -117,36 +119,36 @@ impl LastKnown {
                     Err(error) => error.to_string(),
                 };
                 let why = format!(
-                    "{} can't be written ({error}): a daemon that is started anew while the API server is away will \
-                     know no pods; give --last-known a path that can be written",
+                    "{} can't be written ({error}): a daemon that starts while the API server is unreachable serves \
+                     no pods; set --last-known to a writable path",
                     self.path.display()
                 );
                 self.missing.note(Part::LastKnown, &why);
                 tokio::select! {
-                    () = tokio::time::sleep(AGAIN) => {}
-                    changed = told.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(RETRY) => {}
+                    changed = updates.changed() => if changed.is_err() { return },
                 }
             }
         }
     }
 
-    fn write(&self, told: &[Arc<ParsedPod>]) -> io::Result<()> {
+    fn write(&self, pods: &[Arc<ParsedPod>]) -> io::Result<()> {
         let contents = Contents {
             version: version(),
             node: self.node.clone(),
-            pods: told.iter().filter_map(|pod| pod.pod.as_deref()).collect(),
+            pods: pods.iter().filter_map(|pod| pod.pod.as_deref()).collect(),
         };
         let text = serde_json::to_vec(&contents)?;
         if text.len() > LIMIT {
-            // What was true of fewer pods is true of fewer every day.
+            // An old file becomes less accurate every day.
             let _ = fs::remove_file(&self.path);
             return Err(io::Error::other(format!(
-                "{} bytes, which is more than {LIMIT}",
+                "{} bytes are more than the limit of {LIMIT}",
                 text.len()
             )));
         }
         let new = self.path.with_extension("new");
-        // What a daemon that was killed has left.
+        // A daemon that was killed may have left this file.
         let _ = fs::remove_file(&new);
         let written = create(&new)
             .and_then(|mut file| file.write_all(&text))

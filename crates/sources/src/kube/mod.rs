@@ -1,8 +1,8 @@
-//! Source of pods: the Kubernetes API, of which it watches the pods of this node and the metadata of
+//! A source of pods: the Kubernetes API. Watches the pods of this node and the metadata of
 //! namespaces.
 //!
-//! Three tasks: one for each watch, and one that owns the [`Index`] and tells the registry. What the API
-//! server told last holds until it tells something else, however long it is away.
+//! Three tasks: one for each watch, and one that owns the [`Index`] and sends its results to the registry. What the
+//! API server sent last stays valid until it sends something else, however long it is unreachable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,31 +34,31 @@ use support::backoff::Timeouts;
 use watch::{Change, Watch};
 use watch_error::{Reason, WatchError};
 
-/// Changes that may wait: enough that a watch never waits for long, few enough to be bounded.
+/// Capacity of the change queues: large enough that a watch never waits for long, small enough to be bounded.
 const CHANNEL: usize = 64;
-/// Shortest time between two messages to the registry: a hundred pods that start at once are told in
-/// some few.
+/// Minimum time between two messages to the registry, so that a hundred pods that start at once need only
+/// a few messages.
 const PACE: Duration = Duration::from_millis(5);
-/// How long to wait for namespaces once the pods are there.
+/// How long pods wait for the namespaces once they are listed.
 const NAMESPACES_WAIT: Duration = Duration::from_secs(1);
-/// The same where what is served already, as last known, had heard of them.
+/// The same while last known pods are served, which take the namespaces' annotations into account.
 const NAMESPACES_WAIT_KNOWN: Duration = Duration::from_secs(30);
 
 /// What to watch, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The node whose pods are wanted.
+    /// The node whose pods are watched.
     pub node: String,
     /// Which pods are served.
     pub scope: Scope,
-    /// How patient to be with the API server.
+    /// Timeouts for the API server.
     pub timeouts: Timeouts,
-    /// Where the pods are kept for the next start; none: nowhere.
+    /// Where the pods are stored for the next start; none: they are not stored.
     pub last_known: Option<LastKnown>,
 }
 
-/// Watches until nobody listens at `tx`. `listed` is dropped once the pods there are were told for the
-/// first time. `health` is kept up to date.
+/// Watches until the receiver of `tx` is dropped. Drops `listed` once the existing pods have been sent for the
+/// first time. Keeps `health` up to date.
 pub async fn run<L: Send>(
     client: Client,
     options: Options,
@@ -89,7 +89,7 @@ pub async fn run<L: Send>(
     };
     let _ = watches.spawn(pod_watch.run());
     let _ = watches.spawn(namespace_watch.run());
-    let mut told = None;
+    let mut last_sent = None;
     let mut known_before = 0;
     if let Some(file) = options.last_known {
         let pods = file.read();
@@ -97,14 +97,14 @@ pub async fn run<L: Send>(
         if known_before > 0 {
             tracing::info!(
                 pods = known_before,
-                "pods as last known are served until the API server answers"
+                "serving the last known pods until the API server answers"
             );
             if tx.send(SourceEvent::Replace(pods)).await.is_err() {
                 return;
             }
         }
         let (to_keep, kept) = watch_channel::channel(Told::default());
-        told = Some(to_keep);
+        last_sent = Some(to_keep);
         let _ = watches.spawn(file.keep(kept));
     }
     let feed = Feed {
@@ -113,7 +113,7 @@ pub async fn run<L: Send>(
         health,
         tx,
         listed: Some(listed),
-        told,
+        last_sent,
         known_before,
         pods: WatchState::default(),
         namespaces: WatchState::default(),
@@ -121,7 +121,7 @@ pub async fn run<L: Send>(
         pods_changed: false,
         troubles_changed: false,
     };
-    // The watches end with their channels; should one of them panic, so does this.
+    // The watches end when their channels close; if one of them panics, so does this function.
     feed.run(pods, namespaces).await;
     while let Some(ended) = watches.join_next().await {
         if let Err(error) = ended
@@ -132,33 +132,33 @@ pub async fn run<L: Send>(
     }
 }
 
-/// Owns the index, and tells what becomes of it.
+/// Owns the index and sends its results.
 struct Feed<L> {
     index: Index,
-    /// Whose pods they are.
+    /// The node whose pods these are.
     node: String,
     health: Arc<Health>,
     tx: mpsc::Sender<SourceEvent>,
-    /// Dropped when the first pods were told.
+    /// Dropped once the first pods have been sent.
     listed: Option<L>,
-    /// The pods as last told, where they are kept.
-    told: Option<watch_channel::Sender<Told>>,
-    /// How many pods were told before the API server answered.
+    /// Receives the pods as last sent, if they are stored.
+    last_sent: Option<watch_channel::Sender<Told>>,
+    /// How many pods were sent before the API server answered.
     known_before: usize,
     pods: WatchState,
     namespaces: WatchState,
-    /// As last told.
+    /// The problems as last sent.
     problems: Vec<String>,
-    /// Whether there are pods to tell.
+    /// Whether there are pods to send.
     pods_changed: bool,
-    /// Whether there may be problems to tell.
+    /// Whether there may be problems to send.
     troubles_changed: bool,
 }
 
-/// What is known of a watch.
+/// The state of a watch.
 #[derive(Default)]
 struct WatchState {
-    /// When everything was first there.
+    /// When all objects were first listed.
     listed: Option<Instant>,
     trouble: Option<WatchError>,
 }
@@ -169,12 +169,12 @@ impl<L> Feed<L> {
         mut pods: mpsc::Receiver<Change<PodRecord>>,
         mut namespaces: mpsc::Receiver<Change<Mark>>,
     ) {
-        // The first news after a quiet time goes out at once.
+        // The first change after a quiet time is sent at once.
         let mut free = Instant::now();
         loop {
             let due = self.due().map(|due| due.max(free));
             if due.is_some_and(|due| due <= Instant::now()) {
-                if self.tell().await.is_err() {
+                if self.publish().await.is_err() {
                     return;
                 }
                 free = Instant::now() + PACE;
@@ -192,7 +192,7 @@ impl<L> Feed<L> {
                     None => return,
                 },
             }
-            // What is there already goes into the same message.
+            // Changes that are already queued go into the same message.
             while let Ok(change) = pods.try_recv() {
                 self.pod(change);
             }
@@ -202,19 +202,19 @@ impl<L> Feed<L> {
         }
     }
 
-    /// When to tell what there is; none: there is nothing to tell.
+    /// When to send the next message; none: there is nothing to send.
     fn due(&self) -> Option<Instant> {
         let troubles = self.troubles_changed.then(Instant::now);
         let pods = self.pods_from().filter(|_| self.pods_changed);
         troubles.into_iter().chain(pods).min()
     }
 
-    /// From when on pods may be told. What is served depends on what the namespaces say, but does not wait
-    /// for it for long, and not at all where we may not read them.
+    /// From when on pods may be sent. Which pods are served depends on the namespaces' annotations, but pods wait
+    /// for them only for a short time, and not at all if the daemon may not read them.
     fn pods_from(&self) -> Option<Instant> {
         let pods = self.pods.listed?;
-        let told = self.listed.is_none();
-        Some(if told || self.namespaces_have_spoken() {
+        let published = self.listed.is_none();
+        Some(if published || self.namespaces_are_known() {
             pods
         } else if self.known_before > 0 {
             pods + NAMESPACES_WAIT_KNOWN
@@ -223,8 +223,8 @@ impl<L> Feed<L> {
         })
     }
 
-    /// Whether what they say is known, or never will be.
-    fn namespaces_have_spoken(&self) -> bool {
+    /// Whether the namespaces' annotations are known, or never will be.
+    fn namespaces_are_known(&self) -> bool {
         let trouble = self.namespaces.trouble.as_ref();
         self.namespaces.listed.is_some()
             || trouble.is_some_and(|trouble| trouble.reason == Reason::Forbidden)
@@ -262,7 +262,7 @@ impl<L> Feed<L> {
         };
     }
 
-    async fn tell(&mut self) -> Result<(), mpsc::error::SendError<SourceEvent>> {
+    async fn publish(&mut self) -> Result<(), mpsc::error::SendError<SourceEvent>> {
         self.troubles_changed = false;
         for resource in Resource::ALL {
             self.health
@@ -278,10 +278,10 @@ impl<L> Feed<L> {
         if self.pods_changed && self.pods_from().is_some_and(|from| from <= now) {
             self.pods_changed = false;
             let pods = self.index.parsed();
-            if let Some(told) = &self.told
-                && self.namespaces_have_spoken()
+            if let Some(last_sent) = &self.last_sent
+                && self.namespaces_are_known()
             {
-                let _ = told.send_replace(Arc::new(pods.clone()));
+                let _ = last_sent.send_replace(Arc::new(pods.clone()));
             }
             self.tx.send(SourceEvent::Replace(pods)).await?;
             self.listed = None;
@@ -289,7 +289,7 @@ impl<L> Feed<L> {
         Ok(())
     }
 
-    /// Whether pods are served that an earlier daemon knew, with what namespaces said then.
+    /// Whether the pods of an earlier daemon are served, with the namespaces' annotations of that time.
     fn served_before(&self) -> bool {
         self.known_before > 0 && self.pods.listed.is_none()
     }
@@ -300,21 +300,21 @@ impl<L> Feed<L> {
             let meanwhile = if self.pods.listed.is_some() || self.served_before() {
                 "pods are served as last known"
             } else {
-                "no pod is served before it answers"
+                "no pod is served until it answers"
             };
             problems.push(format!("{}; {meanwhile}", trouble.text));
         }
         if let Some(trouble) = &self.namespaces.trouble {
             let meanwhile = if self.namespaces.listed.is_some() || self.served_before() {
-                "annotations of namespaces count as last known"
+                "annotations of namespaces apply as last known"
             } else {
-                "annotations of namespaces do not count"
+                "annotations of namespaces are ignored"
             };
             problems.push(format!("{}; {meanwhile}", trouble.text));
         }
         if self.pods.listed.is_some() && !self.index.has_pods() {
             problems.push(format!(
-                "the API server knows no pod of node {}: is that the name of this node? `kubectl get nodes` shows it",
+                "the API server has no pods for node {}: is that this node's name? `kubectl get nodes` lists them",
                 self.node
             ));
         }
@@ -324,14 +324,14 @@ impl<L> Feed<L> {
 }
 
 impl WatchState {
-    /// Everything is there; whether for the first time.
+    /// All objects are listed. Returns whether this is the first time.
     fn reset(&mut self) -> bool {
         let first = self.listed.is_none();
         let _ = self.listed.get_or_insert_with(Instant::now);
         first
     }
 
-    /// Whether that is news.
+    /// Returns whether the state has changed.
     fn set_trouble(&mut self, trouble: Option<WatchError>) -> bool {
         let news =
             self.trouble.as_ref().map(|old| &old.text) != trouble.as_ref().map(|new| &new.text);

@@ -1,4 +1,4 @@
-//! One object as it arrives from the API server: who it is, and what it says or why that can't be read.
+//! One object from the API server: its name, and its content or why that can't be read.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use pods::scope::EXEMPT;
 
-/// What is watched.
+/// The kinds of objects that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// This node's pods.
@@ -21,7 +21,7 @@ impl Resource {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Pods, Self::Namespaces];
 
-    /// As RBAC and metrics call it.
+    /// The name in RBAC and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pods => "pods",
@@ -29,7 +29,7 @@ impl Resource {
         }
     }
 
-    /// `kind` of one.
+    /// The `kind` of one object.
     pub const fn kind(self) -> &'static str {
         match self {
             Self::Pods => "Pod",
@@ -38,10 +38,10 @@ impl Resource {
     }
 }
 
-/// Names an object among those of its kind.
+/// Identifies an object among those of its kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name {
-    /// `metadata.namespace`; empty for what has none.
+    /// `metadata.namespace`; empty for objects without a namespace.
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
@@ -57,19 +57,19 @@ impl fmt::Display for Name {
     }
 }
 
-/// What is read from an object.
+/// The content that is read from an object.
 pub trait Content: Sized {
-    /// What kind of object it is in.
+    /// The kind of object that has this content.
     const RESOURCE: Resource;
 
-    /// Reads it.
+    /// Reads the content of `object`.
     ///
     /// # Errors
     /// The field that can't be read, and why.
     fn read(object: Value) -> Result<Self, String>;
 }
 
-/// An object. Reading one never fails, so that one that is malformed does not end the watch.
+/// An object. Deserializing one never fails, so that a malformed object does not end the watch.
 #[derive(Clone, Debug)]
 pub struct Object<C> {
     /// Its name.
@@ -78,7 +78,7 @@ pub struct Object<C> {
     pub uid: String,
     /// `metadata.resourceVersion`.
     pub version: String,
-    /// What it says, or the field that can't be read and why.
+    /// Its content, or the field that can't be read and why.
     pub content: Result<C, String>,
 }
 
@@ -116,8 +116,8 @@ impl Content for Box<Pod> {
     }
 }
 
-/// The larger part of a Pod, of which nothing says what is probed: not worth reading, and no reason to
-/// give a pod up should it be malformed.
+/// Large parts of a Pod that do not affect its probes. They are not deserialized, so that a malformed
+/// field in them does not make the pod unreadable.
 const BULK: [(&str, &[&str]); 3] = [
     ("metadata", &["managedFields"]),
     ("spec", &["affinity", "tolerations", "volumes"]),
@@ -147,7 +147,7 @@ impl Content for ExemptAnnotation {
         match value {
             None => Ok(Self(None)),
             Some(Value::String(value)) => Ok(Self(Some(value))),
-            Some(_) => Err(format!("metadata.annotations.{EXEMPT}: is no text")),
+            Some(_) => Err(format!("metadata.annotations.{EXEMPT}: is not a string")),
         }
     }
 }
@@ -156,7 +156,7 @@ fn read<T: serde::de::DeserializeOwned>(object: Value) -> Result<T, String> {
     let mut track = serde_path_to_error::Track::new();
     T::deserialize(serde_path_to_error::Deserializer::new(object, &mut track)).map_err(|error| {
         let path = track.path().to_string();
-        // The value's own error may name the path too.
+        // The value's own error may contain the path, too.
         let text = error.to_string();
         let text = text.strip_prefix(&format!("{path}: ")).unwrap_or(&text);
         match path.as_str() {

@@ -1,17 +1,17 @@
-//! What is known of all objects of one kind, whatever the order in which it was told.
+//! All known objects of one kind, whatever the order in which events arrive.
 //!
 //! An object's `resourceVersion` is the revision of the store at which it was written. Kubernetes
-//! promises since 1.35 that those of one kind can be compared as numbers (KEP-5504), and they could ever
-//! since there is etcd 3. One that is no number is taken as newer than all before it.
+//! guarantees since 1.35 that those of one kind can be compared as numbers (KEP-5504), and in practice they could
+//! since etcd 3. A version that is not a number counts as newer than all before it.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::object::Name;
 
-/// Objects that were deleted are remembered against late news of them.
+/// How many deleted objects are remembered, so that late events do not bring them back.
 const TOMBSTONES: usize = 1024;
 
-/// One object and what is kept of it.
+/// One object and the value kept of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item<V> {
     /// Its name.
@@ -20,17 +20,17 @@ pub struct Item<V> {
     pub uid: String,
     /// `metadata.resourceVersion`.
     pub version: String,
-    /// What is kept of it.
+    /// The value kept of it.
     pub value: V,
 }
 
-/// All objects of one kind. Each method tells whether any value has changed.
+/// All objects of one kind. Each method that changes them returns whether any value has changed.
 #[derive(Debug)]
 pub struct Table<V> {
     entries: BTreeMap<Name, Entry<V>>,
-    /// The last list's version: what is not newer was in it, or gone by then.
+    /// The version of the last list: what is not newer was in the list, or was deleted by then.
     floor: Option<u64>,
-    /// When objects were deleted since, oldest first.
+    /// At which versions objects were deleted since, oldest first.
     graves: VecDeque<(Name, u64)>,
 }
 
@@ -90,13 +90,13 @@ impl<V: PartialEq> Table<V> {
         };
         let survives = match (entry.version, version) {
             (Some(known), Some(deleted)) => known > deleted,
-            // Another object of that name has taken its place since.
+            // Another object has taken this name since.
             _ => !entry.uid.is_empty() && !uid.is_empty() && entry.uid != uid,
         };
         !survives && self.entries.remove(name).is_some()
     }
 
-    /// These are all objects at `version`; what was known before is forgotten.
+    /// `items` are all objects at `version`; all previous state is dropped.
     pub fn reset(&mut self, version: &str, items: Vec<Item<V>>) -> bool {
         let old = std::mem::take(&mut self.entries);
         self.floor = None;
@@ -113,7 +113,7 @@ impl<V: PartialEq> Table<V> {
         !same
     }
 
-    /// What is kept of the object `name`.
+    /// The value kept of the object `name`.
     pub fn get(&self, name: &Name) -> Option<&V> {
         self.entries.get(name).map(|entry| &entry.value)
     }
@@ -137,7 +137,7 @@ fn number(version: &str) -> Option<u64> {
     version.parse().ok()
 }
 
-/// Whether news of `version` are no news to who knows what was at `known`.
+/// Whether an event of `version` is not newer than the state at `known`.
 fn not_newer(version: Option<u64>, known: Option<u64>) -> bool {
     matches!((version, known), (Some(version), Some(known)) if version <= known)
 }

@@ -1,8 +1,8 @@
-//! The bearer token that each request to the API server bears, read from its file each time.
+//! The bearer token for requests to the API server, read from its file for each request.
 //!
-//! A ServiceAccount's token is replaced every hour or so. kube's own layer keeps it for a minute by the
-//! wall clock: on a node whose clock was ahead when the daemon started, and was set right then, that minute
-//! can last for days. There are a few requests an hour, and the file is a kilobyte in memory.
+//! A ServiceAccount's token is replaced every hour or so. kube's own layer caches it for a minute by the wall
+//! clock: on a node whose clock was ahead when the daemon started and was corrected then, that minute can last for
+//! days. Reading it each time is cheap: there are a few requests an hour, and the file is a kilobyte in memory.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub struct TokenFile {
 }
 
 impl TokenFile {
-    /// The token is in the file at `path`, whenever a request is made.
+    /// The token in the file at `path`, which is read for each request.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -29,11 +29,11 @@ impl TokenFile {
         }
     }
 
-    /// Adds the token. Where the file can't be read, the last one read will do: some remove the file once it
-    /// was read.
+    /// Adds the token. If the file can't be read, the last token read is used, because some setups remove the file
+    /// after it was read.
     ///
     /// # Errors
-    /// [`AuthError`]: there never was one, or it is no text that a header can hold.
+    /// [`AuthError`]: no token was ever read, or it is not valid in a header.
     pub fn authorize<B>(&self, mut request: Request<B>) -> Result<Request<B>, BoxError> {
         let mut last = self.last.lock();
         match std::fs::read_to_string(&self.path) {

@@ -1,9 +1,9 @@
-//! Lists and watches one kind of objects for as long as the daemon lives, whatever the API server does.
+//! Lists and watches one kind of objects for as long as the daemon runs, whatever the API server does.
 //!
-//! As client-go's reflector does it: everything there is comes first, as a watch that begins with it
-//! where the server can do that (`sendInitialEvents`, which needs little memory), else as a list; then
-//! come changes, from that version on. A watch that ends goes on where it ended. Where the server no
-//! longer has that version everything comes anew, at least as new as what was last seen.
+//! It works like client-go's reflector. First it gets all objects: with a watch that begins with them if the
+//! server supports that (`sendInitialEvents`, which needs little memory), else with a list. Then it gets changes
+//! from that version on. A watch that ends is resumed where it ended. If the server no longer has that version, it
+//! gets all objects again, at least as new as the last version seen.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,16 +22,16 @@ use super::table::Item;
 use super::watch_error::{Reason, WatchError, is_refused_as_it_is, is_too_large};
 use support::backoff::{Backoff, Timeouts};
 
-/// Objects in one answer to a list from the store; lists from the server's cache come in one.
+/// Page size for a list from the store; a list from the server's cache comes in one page.
 const PAGE: u32 = 250;
-/// Shortest time after which the server is to end a watch, seconds: as client-go has it.
+/// Minimum time in seconds after which the server ends a watch: the same as in client-go.
 const WATCH_SECONDS: u32 = 240;
-/// On the bookmark that ends what a watch begins with.
+/// Annotation of the bookmark that ends a watch's initial events.
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
-/// Failures of the usual kind in a row that are worth a word.
+/// How many usual failures in a row are reported as a problem.
 const USUAL_FAILURES: u32 = 3;
 
-/// One piece of news of one kind of objects.
+/// One change of one kind of objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change<V> {
     /// These are all objects at this version.
@@ -40,31 +40,31 @@ pub enum Change<V> {
     Apply(Item<V>),
     /// An object was deleted.
     Delete(Item<V>),
-    /// The server can't be watched; none: it can again.
+    /// The watch has failed; none: it works again.
     WatchError(Option<WatchError>),
 }
 
-/// Watches one kind of objects, of which `C` is read and `V` is kept.
+/// Watches one kind of objects: reads `C` from each and keeps `V`.
 pub struct Watch<C, V> {
-    /// To the API server.
+    /// The client of the API server.
     pub client: Client,
-    /// Field selector, if not all objects are wanted.
+    /// Field selector; none: all objects.
     pub fields: Option<String>,
-    /// How patient it is.
+    /// Timeouts for the server.
     pub timeouts: Timeouts,
-    /// Told how it is.
+    /// Receives the state of the watch.
     pub health: Arc<Health>,
-    /// What is kept of an object.
+    /// Converts an object to what is kept of it.
     pub keep: Box<dyn Fn(Object<C>) -> Item<V> + Send + Sync>,
-    /// Told what there is.
+    /// Receives the changes.
     pub changes: mpsc::Sender<Change<V>>,
 }
 
-/// Why a watch does not go on.
+/// Why a watch ends.
 enum End {
-    /// Nobody listens any more.
-    Unheard,
-    /// Something went wrong.
+    /// The receiver of the changes is dropped.
+    ReceiverDropped,
+    /// A failure.
     WatchError(WatchError),
 }
 
@@ -74,16 +74,16 @@ impl From<WatchError> for End {
     }
 }
 
-/// From where to go on.
+/// Where to resume.
 #[derive(Default)]
 struct Position {
-    /// The version to watch from; none: everything is needed first.
+    /// The version to watch from; none: all objects are needed first.
     resume: Option<String>,
-    /// The last version seen: nothing older will do.
+    /// The last version seen: nothing older is accepted.
     seen: Option<String>,
-    /// Whether the server has said that it does not know the version last seen: what it has now counts.
+    /// Whether the server has reported that it does not have the last version seen: its current state counts then.
     latest: bool,
-    /// Whether it can't begin a watch with everything there is.
+    /// Whether the server can't begin a watch with all objects.
     lists_only: bool,
 }
 
@@ -91,7 +91,7 @@ struct Position {
 #[serde(bound = "C: Content")]
 struct List<C> {
     metadata: ListMeta,
-    // The server writes null for none.
+    // The server sends null for an empty list.
     items: Option<Vec<Object<C>>>,
 }
 
@@ -107,7 +107,7 @@ struct ListMeta {
 impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
     const RESOURCE: Resource = C::RESOURCE;
 
-    /// Watches until nobody listens.
+    /// Watches until the receiver of the changes is dropped.
     pub async fn run(self) {
         let mut backoff = Backoff::new(&self.timeouts);
         let mut position = Position::default();
@@ -119,18 +119,21 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             let was_up = health.is_up();
             health.down();
             let trouble = match end {
-                Err(End::Unheard) => return,
+                Err(End::ReceiverDropped) => return,
                 Err(End::WatchError(trouble)) => trouble,
                 Ok(()) => WatchError::new(
                     Reason::Closed,
-                    format!("the API server ends each watch of {} at once", Self::name()),
+                    format!(
+                        "the API server closes each watch of {} at once",
+                        Self::name()
+                    ),
                 ),
             };
             if was_up && began.elapsed() >= self.timeouts.steady {
                 backoff.reset();
                 failures = 0;
                 if trouble.reason == Reason::Closed {
-                    continue; // as it should, after some minutes
+                    continue; // expected, after some minutes
                 }
             }
             failures += 1;
@@ -139,7 +142,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 && position.resume.take().is_some()
                 && trouble.reason == Reason::Expired
             {
-                // The server answers: the pauses that led here were for one that did not.
+                // The server answers again, and the long pauses were meant for a server that does not.
                 backoff.reset();
             }
             let pause = backoff
@@ -154,8 +157,8 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 "watch failed"
             );
             if !trouble.reason.is_usual() || failures >= USUAL_FAILURES {
-                let told = self.changes.send(Change::WatchError(Some(trouble))).await;
-                if told.is_err() {
+                let sent = self.changes.send(Change::WatchError(Some(trouble))).await;
+                if sent.is_err() {
                     return;
                 }
             }
@@ -170,7 +173,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         Self::RESOURCE.name()
     }
 
-    /// Watches from where we are; returns when the server ends the watch.
+    /// Watches from the current position; returns when the server ends the watch.
     async fn follow(&self, position: &mut Position, backoff: &mut Backoff) -> Result<(), End> {
         let (events, initial) = loop {
             if position.resume.is_none() && position.lists_only {
@@ -181,7 +184,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             let request = self.watch_request(initial, &position.version(), seconds)?;
             let begun = self.client.request_events::<Object<C>>(request);
             match self
-                .unless_unheard(timeout(self.timeouts.begin, begun))
+                .unless_dropped(timeout(self.timeouts.begin, begun))
                 .await?
             {
                 Err(_) => return Err(Self::late("begin to watch").into()),
@@ -197,14 +200,14 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         };
         let mut events = pin!(events);
         if initial {
-            let all = self.unless_unheard(timeout(
+            let all = self.unless_dropped(timeout(
                 self.timeouts.initial,
                 self.all(events.as_mut(), position),
             ));
             match all.await? {
-                Ok(all) => self.tell(all?).await?,
+                Ok(all) => self.send(all?).await?,
                 Err(_) => {
-                    // It may be one that has never heard of such watches, and begins an ordinary one.
+                    // The server may be too old for `sendInitialEvents` and have begun an ordinary watch.
                     position.lists_only = true;
                     return Err(Self::late("send all").into());
                 }
@@ -212,10 +215,10 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         }
         let health = self.health.of(Self::RESOURCE);
         health.up();
-        self.tell(Change::WatchError(None)).await?;
+        self.send(Change::WatchError(None)).await?;
         loop {
             let next = timeout(self.timeouts.silence, events.try_next());
-            let event = match self.unless_unheard(next).await? {
+            let event = match self.unless_dropped(next).await? {
                 Ok(Ok(Some(event))) => event,
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Err(error)) => return Err(Self::failed(&error, "watch").into()),
@@ -245,9 +248,9 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 }
             };
             if let Some(change) = change {
-                self.tell(change).await?;
+                self.send(change).await?;
             }
-            // Told first: what we are ended in is told again.
+            // The position moves after the change is sent: a change whose sending is cancelled is received again.
             if !version.is_empty() {
                 position.resume = Some(version.clone());
                 position.seen = Some(version);
@@ -255,7 +258,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         }
     }
 
-    /// Everything there is, as the watch begins with it.
+    /// All objects, from the initial events of the watch.
     async fn all<S>(&self, mut events: S, position: &mut Position) -> Result<Change<V>, WatchError>
     where
         S: futures_util::Stream<Item = kube::Result<WatchEvent<Object<C>>>> + Unpin,
@@ -287,7 +290,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 }
                 None => {
                     let text = format!(
-                        "the API server ended the watch of {} before all were sent",
+                        "the API server ended the watch of {} before it had sent all of them",
                         Self::name()
                     );
                     return Err(WatchError::new(Reason::Closed, text));
@@ -296,8 +299,8 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         }
     }
 
-    /// Everything there is, as a list: from the server's cache, at least as new as what was seen; from the
-    /// store, in pages, where the cache has not got that far.
+    /// All objects, from a list: from the server's cache, at least as new as the last version seen; or from the
+    /// store, in pages, if the cache is older than that.
     async fn list(&self, position: &mut Position) -> Result<(), End> {
         let paged = position.latest;
         let version = Some(position.version()).filter(|version| !version.is_empty());
@@ -316,7 +319,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 Self::request().list(&params)
             }
             .map_err(|error| Self::unsendable(&error))?;
-            let page = self.unless_unheard(timeout(self.timeouts.list, self.page(request)));
+            let page = self.unless_dropped(timeout(self.timeouts.list, self.page(request)));
             let page = match page.await? {
                 Err(_) => return Err(Self::late("list").into()),
                 Ok(Ok(page)) => page,
@@ -332,7 +335,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             params.continue_token = Some(page.metadata.next);
         };
         self.health.of(Self::RESOURCE).listed();
-        self.tell(position.reached(version, items)).await
+        self.send(position.reached(version, items)).await
     }
 
     async fn page(&self, request: http::Request<Vec<u8>>) -> kube::Result<List<C>> {
@@ -370,13 +373,16 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         .map_err(|error| Self::unsendable(&error))
     }
 
-    async fn tell(&self, change: Change<V>) -> Result<(), End> {
-        self.changes.send(change).await.map_err(|_| End::Unheard)
+    async fn send(&self, change: Change<V>) -> Result<(), End> {
+        self.changes
+            .send(change)
+            .await
+            .map_err(|_| End::ReceiverDropped)
     }
 
-    async fn unless_unheard<T>(&self, future: impl Future<Output = T>) -> Result<T, End> {
+    async fn unless_dropped<T>(&self, future: impl Future<Output = T>) -> Result<T, End> {
         tokio::select! {
-            () = self.changes.closed() => Err(End::Unheard),
+            () = self.changes.closed() => Err(End::ReceiverDropped),
             output = future => Ok(output),
         }
     }
@@ -391,24 +397,24 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
     }
 
     fn unsendable(error: &kube::core::request::Error) -> WatchError {
-        let text = format!("no request for {} can be made: {error}", Self::name());
+        let text = format!("can't build a request for {}: {error}", Self::name());
         WatchError::new(Reason::Malformed, text)
     }
 }
 
 impl Position {
-    /// The version to ask for.
+    /// The version to request.
     fn version(&self) -> String {
         match (&self.resume, &self.seen) {
             (Some(version), _) => version.clone(),
             (None, _) if self.latest => String::new(),
             (None, Some(version)) => version.clone(),
-            // Whatever the server has in its cache: a list from the store is a burden on large clusters.
+            // Any version that the server has in its cache: a list from the store is a burden on large clusters.
             (None, None) => "0".to_owned(),
         }
     }
 
-    /// Learns from a refusal that the version last seen can't be had.
+    /// Notes from an error of the server that it does not have the last version seen.
     fn note(&mut self, error: &kube::Error) {
         if let kube::Error::Api(status) = error
             && self.resume.is_none()
@@ -417,7 +423,7 @@ impl Position {
         }
     }
 
-    /// Everything at `version` is known.
+    /// All objects at `version` are known.
     fn reached<V>(&mut self, version: String, items: Vec<Item<V>>) -> Change<V> {
         self.latest = false;
         self.resume = Some(version.clone());

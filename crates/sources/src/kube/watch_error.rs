@@ -1,4 +1,4 @@
-//! What goes wrong between us and the API server, in words that an operator can act on.
+//! Failures between the daemon and the API server, with messages that an operator can act on.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -9,31 +9,31 @@ use kube::core::Status;
 use super::object::Resource;
 use support::error_chain::chain;
 
-/// The kind of a trouble, as metrics count it.
+/// The kind of a failure, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// It can't be reached, or the connection broke.
+    /// The server can't be reached, or the connection broke.
     Unreachable,
-    /// It did not answer in time.
+    /// The server did not answer in time.
     Timeout,
-    /// It does not accept our token (401).
+    /// The server rejects the token (401).
     Unauthorized,
-    /// It does not let us (403).
+    /// The server denies permission (403).
     Forbidden,
-    /// It no longer has the version from which we want to go on (410): everything is listed again.
+    /// The server no longer has the version to resume from (410): everything is listed again.
     Expired,
-    /// It answers with any other error.
+    /// The server answered with any other error.
     Server,
-    /// It answers with what we can't read.
+    /// The server's answer can't be parsed.
     Malformed,
-    /// It ended the watch soon after it began.
+    /// The server ended the watch soon after it began.
     Closed,
-    /// It has sent nothing for longer than it should.
+    /// The server has sent nothing for too long.
     Silent,
 }
 
 impl Reason {
-    /// All, in the order of their numbers.
+    /// All kinds, in the order of their numbers.
     pub const ALL: [Self; 9] = [
         Self::Unreachable,
         Self::Timeout,
@@ -46,7 +46,7 @@ impl Reason {
         Self::Silent,
     ];
 
-    /// Name in metrics.
+    /// The name in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
@@ -61,27 +61,27 @@ impl Reason {
         }
     }
 
-    /// Whether it happens to a healthy server too, and is worth a word only when it does not stop.
+    /// Whether it also occurs with a healthy server, and is reported only if it repeats.
     pub const fn is_usual(self) -> bool {
         matches!(self, Self::Expired | Self::Closed | Self::Silent)
     }
 }
 
-/// Something went wrong.
+/// A failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchError {
     /// Its kind.
     pub reason: Reason,
-    /// For people: what, and what to do.
+    /// For operators: what failed, and what to do.
     pub text: String,
-    /// How long the server asks us to wait.
+    /// How long to wait before a retry, if the server has set it.
     pub retry_after: Option<Duration>,
-    /// Whether there is no use in going on from the version we have.
+    /// Whether resuming from the known version is useless.
     pub relist: bool,
 }
 
 impl WatchError {
-    /// One of which we know all there is to know.
+    /// A failure with only a kind and a text.
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
         Self {
             reason,
@@ -91,7 +91,7 @@ impl WatchError {
         }
     }
 
-    /// What the client says about a request to `verb` `resource`.
+    /// The client's error for a request to `verb` `resource`.
     pub fn of_client(error: &kube::Error, verb: &str, resource: Resource) -> Self {
         let name = resource.name();
         match error {
@@ -102,7 +102,7 @@ impl WatchError {
             ),
             kube::Error::FromUtf8(error) => Self::new(
                 Reason::Malformed,
-                format!("the API server's answer to {verb} {name} is no text: {error}"),
+                format!("the API server's answer to {verb} {name} is not UTF-8 text: {error}"),
             ),
             kube::Error::Auth(error) => Self::no_token(error),
             kube::Error::Service(error) => match error.downcast_ref() {
@@ -123,41 +123,43 @@ impl WatchError {
         Self::new(Reason::Unreachable, text)
     }
 
-    /// The server's refusal to `verb` `resource`.
+    /// The server's error for a request to `verb` `resource`.
     pub fn of_status(status: &Status, verb: &str, resource: Resource) -> Self {
         let name = resource.name();
-        let said = match (status.message.trim(), status.reason.trim()) {
-            ("", "") => "nothing".to_owned(),
-            ("", said) | (said, _) => said.to_owned(),
+        let message = match (status.message.trim(), status.reason.trim()) {
+            ("", "") => "(no message)".to_owned(),
+            ("", message) | (message, _) => message.to_owned(),
         };
         let (reason, text) = match (status.code, status.reason.as_str()) {
             (401, _) => (
                 Reason::Unauthorized,
                 format!(
                     "the API server does not accept our token to {verb} {name} (HTTP 401): is it the \
-                     token of a ServiceAccount that exists, of this cluster? Its file is read again \
-                     each time. The server says: {said}"
+                     token of an existing ServiceAccount of this cluster? Its file is read again \
+                     for each request. The server's message: {message}"
                 ),
             ),
             (403, _) => (
                 Reason::Forbidden,
                 format!(
-                    "the API server does not let us {verb} {name} (HTTP 403): bind a ClusterRole \
+                    "the API server does not allow us to {verb} {name} (HTTP 403): bind a ClusterRole \
                      with this rule to the ServiceAccount: {{apiGroups: [\"\"], resources: \
-                     [\"{name}\"], verbs: [\"get\", \"list\", \"watch\"]}}. The server says: {said}"
+                     [\"{name}\"], verbs: [\"get\", \"list\", \"watch\"]}}. The server's message: {message}"
                 ),
             ),
             (410, _) | (_, "Expired" | "Gone") => (
                 Reason::Expired,
-                format!("the API server no longer has the version to {verb} {name} from: {said}"),
+                format!(
+                    "the API server no longer has the resourceVersion from which to {verb} {name}: {message}"
+                ),
             ),
             (408 | 504, _) | (_, "Timeout" | "ServerTimeout") => (
                 Reason::Timeout,
-                format!("the API server took too long to {verb} {name}: {said}"),
+                format!("the API server took too long to {verb} {name}: {message}"),
             ),
             (code, _) => (
                 Reason::Server,
-                format!("the API server can't {verb} {name} (HTTP {code}): {said}"),
+                format!("the API server can't {verb} {name} (HTTP {code}): {message}"),
             ),
         };
         let details = status.details.as_ref();
@@ -175,13 +177,13 @@ impl WatchError {
     }
 }
 
-/// Whether the server will never take the request as it is.
+/// Whether the server will never accept the request as it is.
 pub const fn is_refused_as_it_is(status: &Status) -> bool {
     matches!(status.code, 400 | 404 | 405 | 406 | 415 | 422)
 }
 
-/// Whether the server has not got as far as the version we asked for: as a rule it lags behind the one we
-/// asked before, but one restored from a backup never gets there.
+/// Whether the server has not reached the requested version yet. Usually it lags behind the server that was asked
+/// before; a server restored from a backup never reaches it.
 pub fn is_too_large(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     causes
@@ -199,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_rule_is_named_as_it_is_to_be_pasted() {
+    fn a_missing_rule_is_reported_ready_to_paste() {
         let forbidden = status(
             403,
             "Forbidden",
@@ -215,7 +217,7 @@ mod tests {
             trouble.text
         );
         assert!(trouble.text.ends_with(&forbidden.message));
-        assert!(!trouble.relist, "what we know stays good");
+        assert!(!trouble.relist, "the known state stays valid");
     }
 
     #[test]
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_told_with_its_sources_none_twice() {
+    fn an_error_is_reported_with_each_source_once() {
         #[derive(Debug, thiserror::Error)]
         #[error("no connection")]
         struct Outer(#[source] Middle);

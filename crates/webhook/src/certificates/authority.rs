@@ -1,5 +1,5 @@
-//! Making certificates: an authority that signs one certificate, and whose key is then forgotten. There is
-//! nothing to steal with which another certificate could be made.
+//! Issues certificates: each has its own authority, whose key is discarded after one signature. No stored key can
+//! be stolen and used to issue another certificate.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,16 +8,16 @@ use rcgen::{
     KeyPair, KeyUsagePurpose,
 };
 
-/// How long certificates live, and when the next one is made.
+/// How long certificates are valid, and when the next one is issued.
 #[derive(Clone, Debug)]
 pub struct Lifetimes {
-    /// From making a certificate to its expiry.
+    /// Time from issuing a certificate to its expiry.
     pub validity: Duration,
-    /// How long before its expiry the next one is made.
+    /// How long before its expiry the next one is issued.
     pub renew_before: Duration,
-    /// How long before it is made a certificate is already valid, for clocks that are behind.
+    /// How long before its issue a certificate is already valid, because some clocks are slow.
     pub skew: Duration,
-    /// How long the API servers must have been told to trust a certificate before it is served.
+    /// How long the caBundle must contain an authority before its certificate is served.
     pub settle: Duration,
 }
 
@@ -33,28 +33,28 @@ impl Default for Lifetimes {
     }
 }
 
-/// A new certificate, all of it PEM.
+/// A new certificate, as PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Made {
     /// The authority's certificate.
     pub authority: String,
-    /// What it signed.
+    /// The certificate that it signed.
     pub certificate: String,
-    /// The key of that.
+    /// The key of that certificate.
     pub key: String,
 }
 
-/// Makes a certificate for a server with these DNS `names`.
+/// Issues a certificate for a server with these DNS `names`.
 ///
 /// # Errors
-/// A name is none, or there are no random numbers.
+/// A name is invalid, or random numbers are not available.
 pub fn make(
     names: &[String],
     lifetimes: &Lifetimes,
     now: SystemTime,
 ) -> Result<Made, rcgen::Error> {
     let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    // To the second, as certificates have it.
+    // Certificates contain whole seconds.
     let now = UNIX_EPOCH + Duration::from_secs(seconds);
     let params = |names: &[String], name: String| -> Result<CertificateParams, rcgen::Error> {
         let mut params = CertificateParams::new(names)?;

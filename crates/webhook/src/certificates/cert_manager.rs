@@ -1,5 +1,5 @@
-//! Keeps the certificate that we make ourselves: in the Secret, in the caBundle, in what is served, renewed in
-//! time. Every replica does the same, and none leads: whoever writes first has written for all.
+//! Manages the certificate that the webhook issues itself: keeps Secret, caBundle and served certificate consistent,
+//! and renews it in time. Every replica does the same, without a leader: the first write is valid for all replicas.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,32 +11,32 @@ use super::trust::{Needs, Step, Trust, step};
 use crate::metrics::Metrics;
 use support::backoff::{Backoff, Timeouts};
 
-/// How often to look whether all is as it should be.
+/// Interval of the checks.
 pub const POLL: Duration = Duration::from_secs(15);
-/// How often another replica may be first in one look.
+/// How many times another replica may write first during one check.
 const ATTEMPTS: usize = 8;
 
-/// What time it is.
+/// Returns the current time.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
-/// Keeps the certificate.
+/// Manages the certificate.
 pub struct CertManager {
     store: Store,
     needs: Needs,
     clock: Clock,
     serving: Arc<Serving>,
     metrics: Arc<Metrics>,
-    /// The last good one seen.
+    /// The last valid content of the Secret.
     held: Option<Trust>,
     served: Option<Pair>,
-    /// The bundle that was in place at the last look, and since when it is.
+    /// The caBundle that was in place at the last check, and since when.
     in_place: Option<(String, SystemTime)>,
-    /// As last told.
+    /// The last logged error.
     trouble: Option<String>,
 }
 
 impl CertManager {
-    /// Keeps what `store` has as `needs` say, and `serving` up to date.
+    /// Keeps the objects of `store` as `needs` require, and `serving` up to date.
     pub fn new(
         store: Store,
         needs: Needs,
@@ -57,7 +57,7 @@ impl CertManager {
         }
     }
 
-    /// Looks again and again; never ends. `first` is dropped when there is a certificate to serve.
+    /// Checks repeatedly; never returns. Drops `first` when there is a certificate to serve.
     pub async fn run<B>(mut self, first: B) {
         let mut first = Some(first);
         let paced = |first| {
@@ -84,7 +84,7 @@ impl CertManager {
                     let text = error.to_string();
                     if self.trouble.as_ref() != Some(&text) {
                         let ready = first.is_none();
-                        tracing::warn!(error = %text, ready, "keeping the webhook's certificate");
+                        tracing::warn!(error = %text, ready, "can't keep the webhook's certificate up to date");
                         self.trouble = Some(text);
                     }
                     backoff.pause()
@@ -94,10 +94,10 @@ impl CertManager {
         }
     }
 
-    /// Looks once, and does what is to do.
+    /// Checks once, and makes the necessary changes.
     ///
     /// # Errors
-    /// Something could not be done; what was served is.
+    /// A request failed; the served certificate is unchanged.
     pub async fn look(&mut self) -> Result<(), StoreError> {
         let mut conflicts = 0;
         loop {
@@ -109,8 +109,8 @@ impl CertManager {
     }
 
     async fn try_once(&mut self) -> Result<(), StoreError> {
-        // Before the Secret: whoever changes the caBundle after this makes our patch of it fail, so that an older
-        // bundle never replaces a newer one.
+        // Read before the Secret: a later change of the caBundle makes our patch fail, so that an older bundle
+        // never replaces a newer one.
         let configured = self.store.configuration().await;
         let stored = self.store.secret().await?;
         let now = (self.clock)();
@@ -142,14 +142,14 @@ impl CertManager {
             }
         };
         self.serve(&trust, now);
-        let told = match configured {
+        let trusted = match configured {
             Ok(configured) => self.store.trust(&configured, trust.bundle()).await,
             Err(error) => Err(error),
         };
-        match &told {
+        match &trusted {
             Ok(changed) => {
                 if *changed {
-                    tracing::info!("told API servers whom to trust (caBundle)");
+                    tracing::info!("updated caBundle");
                 }
                 let before = self.in_place.as_ref().map(|(bundle, _)| bundle.as_str());
                 if *changed || before != Some(trust.bundle()) {
@@ -158,12 +158,12 @@ impl CertManager {
             }
             Err(_) => self.in_place = None,
         }
-        self.metrics.set_in_place(told.is_ok());
+        self.metrics.set_in_place(trusted.is_ok());
         self.held = Some(trust);
-        told.map(drop)
+        trusted.map(drop)
     }
 
-    /// Whether API servers have had the time to learn of all of the bundle.
+    /// Whether the whole bundle has been in place long enough for all API servers to use it.
     fn is_settled(&self, trust: &Trust, now: SystemTime) -> bool {
         self.in_place.as_ref().is_some_and(|(bundle, since)| {
             bundle == trust.bundle() && *since + self.needs.lifetimes.settle <= now

@@ -1,4 +1,4 @@
-//! The certificate from files that somebody else renews: cert-manager, say, by way of a mounted Secret.
+//! The certificate from files that another program renews: for example cert-manager, through a mounted Secret.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::pair::{Pair, PairError};
 use crate::directory::{Directory, consistently};
 use crate::metrics::Metrics;
 
-/// The certificate, with those that lead to its authority after it.
+/// The certificate, followed by its intermediate certificates.
 const CERTIFICATE: &str = "tls.crt";
 /// Its key.
 const KEY: &str = "tls.key";
@@ -21,12 +21,12 @@ pub enum FilesError {
     /// A file, or the directory, can't be read.
     #[error("{name}: {source}")]
     Read {
-        /// Which.
+        /// Its name.
         name: &'static str,
-        /// What the system says.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// They can't be used.
+    /// The pair can't be used.
     #[error(transparent)]
     Unusable(#[from] PairError),
 }
@@ -34,7 +34,7 @@ pub enum FilesError {
 /// The pair in `directory`.
 ///
 /// # Errors
-/// It is not there, or can't be used.
+/// It does not exist, or can't be used.
 pub fn read(directory: &Path) -> Result<Pair, FilesError> {
     let load = |files: &Path| {
         let read =
@@ -48,8 +48,8 @@ pub fn read(directory: &Path) -> Result<Pair, FilesError> {
     })?
 }
 
-/// Serves what is in `path`, and what comes there after that. `first` is dropped when there is something to
-/// serve. Never ends.
+/// Serves the certificate in `path` and its successors. Drops `first` when there is a certificate to serve.
+/// Never returns.
 pub async fn follow<B>(path: PathBuf, serving: Arc<Serving>, metrics: Arc<Metrics>, first: B) {
     let mut first = Some(first);
     let mut directory = Directory::new(path.clone());
@@ -72,8 +72,8 @@ pub async fn follow<B>(path: PathBuf, serving: Arc<Serving>, metrics: Arc<Metric
                 if trouble.as_ref() != Some(&text) {
                     metrics.certificate(None);
                     let meanwhile = match first {
-                        Some(_) => "no connection is accepted before it can",
-                        None => "the last good one is served",
+                        Some(_) => "no connection is accepted until there is a valid certificate",
+                        None => "the last good certificate is served",
                     };
                     tracing::error!(directory = ?path, error = %text, meanwhile, "this certificate can't be used");
                     trouble = Some(text);

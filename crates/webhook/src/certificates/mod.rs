@@ -1,8 +1,8 @@
-//! The certificate that the webhook serves: from files that somebody else renews, or made and renewed by
-//! ourselves.
+//! The certificate that the webhook serves: from files that another program renews, or issued and renewed by
+//! the webhook itself.
 //!
-//! Either way it is swapped in place: connections that stand go on, the next handshake gets the new one. What
-//! can't be used never replaces what can.
+//! In both cases a new certificate takes effect without a restart: open connections continue, the next handshake
+//! uses the new one. An unusable certificate never replaces a usable one.
 
 pub mod authority;
 pub mod cert_manager;
@@ -20,7 +20,7 @@ use rustls::sign::CertifiedKey;
 
 use pair::Pair;
 
-/// The certificate of the moment. Whatever name a client asks for, and whether it does: there is one only.
+/// The current certificate. It is the only one, so it is used whether or not a client sends a server name.
 #[derive(Default)]
 pub struct Serving(RwLock<Option<Arc<CertifiedKey>>>);
 

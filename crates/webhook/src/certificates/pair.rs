@@ -1,4 +1,4 @@
-//! A certificate with its key, as PEM and checked.
+//! A certificate with its key, read from PEM and checked.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-/// A chain and its key, which fit.
+/// A certificate chain and the matching key.
 #[derive(Clone, Debug)]
 pub struct Pair {
     key: Arc<CertifiedKey>,
@@ -18,10 +18,10 @@ pub struct Pair {
 /// Why a pair can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PairError {
-    /// No PEM, or none of the right kind.
+    /// The text is not PEM, or has no item of the right kind.
     #[error("{0}")]
     Pem(String),
-    /// They do not belong together, or the key is of an unknown kind.
+    /// They do not match, or the key is of an unknown kind.
     #[error("certificate and key can't be used together: {0}")]
     Unfit(#[from] rustls::Error),
     /// The certificate can't be read.
@@ -33,7 +33,7 @@ pub enum PairError {
 }
 
 impl Pair {
-    /// The pair of a chain and a key, both PEM, that is good at `now`.
+    /// The pair of a chain and a key, both PEM, that is valid at `now`.
     ///
     /// # Errors
     /// It can't be used.
@@ -98,10 +98,10 @@ pub fn certificates(
     CertificateDer::pem_slice_iter(pem).collect()
 }
 
-/// What is wrong with the PEM of a certificate or key (`what`).
+/// The message for an error in the PEM of a certificate or key (`what`).
 fn not_pem(what: &str, error: &rustls::pki_types::pem::Error) -> String {
     match error {
-        rustls::pki_types::pem::Error::NoItemsFound => format!("there is no {what} in PEM"),
+        rustls::pki_types::pem::Error::NoItemsFound => format!("no PEM-encoded {what} found"),
         error => format!("{what}: {error}"),
     }
 }
@@ -109,7 +109,7 @@ fn not_pem(what: &str, error: &rustls::pki_types::pem::Error) -> String {
 /// When a certificate expires.
 ///
 /// # Errors
-/// It is no X.509 certificate.
+/// It is not an X.509 certificate.
 pub fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
     let (_, certificate) =
         x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;

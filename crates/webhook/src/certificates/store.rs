@@ -1,5 +1,5 @@
-//! The Secret and the MutatingWebhookConfiguration in the API server. Each write says what it is based on: if
-//! another replica was first, it is refused.
+//! The Secret and the MutatingWebhookConfiguration in the API server. Each write names the version that it is based
+//! on, so that it fails if another replica has written first.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use serde_json::json;
 use super::trust::Trust;
 use support::error_chain::chain;
 
-/// How long the API server may take for one request.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Timeout of one request to the API server.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Where things are.
+/// The names of the objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     /// The webhook's namespace.
@@ -35,30 +35,30 @@ pub struct Names {
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody else was first.
-    #[error("another replica was first")]
+    /// Another replica has written first.
+    #[error("another replica has written first")]
     Conflict,
-    /// The API server does not let us.
+    /// The request is forbidden.
     #[error(
-        "the API server does not let us {verb}: apply deploy/webhook again, with its Secret, its Role and ClusterRole and their bindings to the ServiceAccount. It says: {message}"
+        "the API server does not allow us to {verb}: apply deploy/webhook again, with its Secret, its Role and ClusterRole and their bindings to the ServiceAccount. Its message: {message}"
     )]
     Forbidden {
-        /// What we wanted.
+        /// The attempted request.
         verb: String,
-        /// What it says.
+        /// The API server's message.
         message: String,
     },
-    /// It can't be reached, did not answer in time, or failed.
+    /// The API server can't be reached, did not answer in time, or returned an error.
     #[error("can't {verb}: {message}")]
     Failed {
-        /// What we wanted.
+        /// The attempted request.
         verb: String,
-        /// Why not.
+        /// Why it failed.
         message: String,
     },
 }
 
-/// Both objects.
+/// Access to both objects.
 #[derive(Clone)]
 pub struct Store {
     secrets: Api<Secret>,
@@ -66,14 +66,14 @@ pub struct Store {
     names: Names,
 }
 
-/// The Secret as it was read; none if it is not there.
+/// The Secret as it was read; `None` if it does not exist.
 pub struct Stored(Option<Secret>);
 
 /// The MutatingWebhookConfiguration as it was read.
 pub struct Configured(MutatingWebhookConfiguration);
 
 impl Store {
-    /// Asks by `client`.
+    /// Sends requests with `client`.
     pub fn new(client: Client, names: Names) -> Self {
         Self {
             secrets: Api::namespaced(client.clone(), &names.namespace),
@@ -92,10 +92,10 @@ impl Store {
         ask(verb, self.secrets.get_opt(secret)).await.map(Stored)
     }
 
-    /// Puts `trust` into the Secret, which must be as it was when `stored` was read.
+    /// Writes `trust` to the Secret, which must not have changed since `stored` was read.
     ///
     /// # Errors
-    /// It is not, or can't be written.
+    /// It has changed, or can't be written.
     pub async fn write(&self, stored: Stored, trust: &Trust) -> Result<(), StoreError> {
         let Names {
             namespace, secret, ..
@@ -112,7 +112,7 @@ impl Store {
         trust.write(object.data.get_or_insert_default());
         let written = if is_new {
             let verb = format!(
-                "create Secret {namespace}/{secret} (`kubectl apply -k deploy/webhook` has it, empty)"
+                "create Secret {namespace}/{secret} (`kubectl apply -k deploy/webhook` creates it, empty)"
             );
             ask(verb, self.secrets.create(&params, &object)).await
         } else {
@@ -125,7 +125,7 @@ impl Store {
     /// Reads the MutatingWebhookConfiguration.
     ///
     /// # Errors
-    /// It is not there, or can't be read.
+    /// It does not exist, or can't be read.
     pub async fn configuration(&self) -> Result<Configured, StoreError> {
         let name = &self.names.configuration;
         let verb = format!("get MutatingWebhookConfiguration {name}");
@@ -134,16 +134,17 @@ impl Store {
             .map(Configured)
     }
 
-    /// Whether API servers were told to trust `bundle`.
+    /// Whether `bundle` is the caBundle of our webhooks.
     pub fn trusts(&self, configured: &Configured, bundle: &str) -> bool {
         let ours = configured.ours(&self.names);
         !ours.is_empty() && ours.into_iter().all(|(_, has)| is(has, bundle))
     }
 
-    /// Has API servers trust `bundle`; `configured` must be as it was read. Whether there was anything to do.
+    /// Sets `bundle` as the caBundle of our webhooks; the object must not have changed since `configured` was read.
+    /// Returns whether there was anything to change.
     ///
     /// # Errors
-    /// It has changed, calls no webhook of ours, or can't be written.
+    /// It has changed, has no webhook that calls us, or can't be written.
     pub async fn trust(&self, configured: &Configured, bundle: &str) -> Result<bool, StoreError> {
         let name = &self.names.configuration;
         let verb = format!("patch MutatingWebhookConfiguration {name}");
@@ -178,7 +179,7 @@ impl Store {
         let patch: Patch<()> = Patch::Json(JsonPatch(patch));
         let params = PatchParams::default();
         let patched = self.configurations.patch(name, &params, &patch);
-        // A test that fails makes the patch one that can't be processed.
+        // If the test operation fails, the API server answers 422.
         ask_unless(&[CONFLICT, UNPROCESSABLE], verb, patched)
             .await
             .map(|_| true)
@@ -186,14 +187,14 @@ impl Store {
 }
 
 impl Stored {
-    /// What it holds, if that is ours.
+    /// Its content, if it has our keys.
     pub fn trust(&self) -> Option<Trust> {
         self.0.as_ref()?.data.as_ref().and_then(Trust::read)
     }
 }
 
 impl Configured {
-    /// The webhooks that call us: index and bundle.
+    /// The webhooks that call our Service: index and bundle.
     fn ours(&self, names: &Names) -> Vec<(usize, Option<&ByteString>)> {
         let webhooks = self.0.webhooks.iter().flatten().enumerate();
         webhooks
@@ -215,29 +216,29 @@ fn is(has: Option<&ByteString>, bundle: &str) -> bool {
     has.is_some_and(|has| has.0 == bundle.as_bytes())
 }
 
-/// HTTP's 409: of an update or a creation, another one came first.
+/// HTTP 409: another update or creation was earlier.
 const CONFLICT: u16 = 409;
-/// HTTP's 422.
+/// HTTP 422.
 const UNPROCESSABLE: u16 = 422;
 
 async fn ask<T>(
     verb: String,
-    asked: impl Future<Output = Result<T, kube::Error>>,
+    request: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, StoreError> {
-    ask_unless(&[CONFLICT], verb, asked).await
+    ask_unless(&[CONFLICT], verb, request).await
 }
 
-/// What the API server answers to `asked`; with one of the statuses `conflicts` the object was not as it had been read.
+/// The API server's answer to `request`. The statuses `conflicts` mean that the object has changed since it was read.
 async fn ask_unless<T>(
     conflicts: &[u16],
     verb: String,
-    asked: impl Future<Output = Result<T, kube::Error>>,
+    request: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, StoreError> {
-    let error = match tokio::time::timeout(PATIENCE, asked).await {
+    let error = match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(Ok(answer)) => return Ok(answer),
         Ok(Err(error)) => error,
         Err(_) => {
-            let message = "the API server took too long".to_owned();
+            let message = "the API server did not answer in time".to_owned();
             return Err(StoreError::Failed { verb, message });
         }
     };

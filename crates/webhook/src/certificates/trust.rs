@@ -1,9 +1,9 @@
-//! What is kept in the Secret, and what becomes of it: decisions only.
+//! The content of the Secret, and the decisions about its changes, without I/O.
 //!
-//! A renewal takes two steps, so that no API server ever meets a certificate that it does not trust yet. First the
-//! next certificate is made, and its authority goes into the bundle that API servers trust, beside the one before.
-//! Only when that has been in place for a while is the next one served. The authority before stays in the bundle
-//! until it expires: a replica that still serves its certificate is trusted as long as that is good at all.
+//! A renewal takes two steps, so that no API server ever receives a certificate that it does not trust yet. First the
+//! next certificate is issued, and its authority is added to the bundle that API servers trust, beside the previous
+//! one. The next certificate is served only after the bundle has been in place for a while. The previous authority
+//! stays in the bundle until it expires, so that a replica that still serves its certificate is trusted until then.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use rustls::pki_types::{ServerName, UnixTime};
 use super::authority::{Lifetimes, Made, make};
 use super::pair::{self, Pair};
 
-/// Keys of the Secret. The first three are those that cert-manager and others use.
+/// Keys of the Secret. The first three are the usual ones, used by cert-manager among others.
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 const AUTHORITIES: &str = "ca.crt";
 const NEXT_CERTIFICATE: &str = "next-tls.crt";
 const NEXT_KEY: &str = "next-tls.key";
-/// Most authorities in the bundle. Two are usual; more come about where somebody has the certificate made anew
-/// again and again.
+/// Maximum number of authorities in the bundle. Two are usual; there are more if someone forces new certificates
+/// repeatedly.
 const AUTHORITIES_MAX: usize = 8;
 
 /// A certificate and its key, as PEM.
@@ -36,50 +36,50 @@ pub struct Pem {
     key: Vec<u8>,
 }
 
-/// What the Secret holds.
+/// The content of the Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trust {
-    /// What is served.
+    /// The certificate to serve.
     current: Pem,
-    /// What is served next.
+    /// The certificate to serve next.
     next: Option<Pem>,
-    /// Whom API servers are to trust: certificates of authorities, newest first, as PEM.
+    /// The authorities that API servers must trust: certificates, newest first, as PEM.
     bundle: String,
 }
 
-/// Who asks, and what for.
+/// The requirements for the certificate.
 #[derive(Clone, Debug)]
 pub struct Needs {
-    /// The names that a certificate must be good for; the first is what API servers ask for.
+    /// The names that a certificate must be valid for; API servers use the first.
     pub names: Vec<String>,
-    /// How long certificates live.
+    /// How long certificates are valid.
     pub lifetimes: Lifetimes,
 }
 
-/// What to do.
+/// The next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// All is well.
+    /// Nothing to change.
     Keep,
-    /// Put this into the Secret instead.
+    /// Write this to the Secret.
     Write(Trust, WriteReason),
 }
 
 /// Why the Secret is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteReason {
-    /// There was no certificate that could be used.
+    /// There was no usable certificate.
     Missing,
-    /// The certificate will expire: the next one is there.
+    /// The certificate expires soon, so the next one is added.
     Renewal,
-    /// API servers trust the next one: it is served.
+    /// API servers trust the next certificate, so it becomes the current one.
     Turn,
     /// An authority has expired.
     Expired,
 }
 
 impl Trust {
-    /// Reads a Secret's data; none if it has none of ours, or can't be read.
+    /// Reads a Secret's data; `None` if it lacks our keys, or can't be read.
     pub fn read(data: &BTreeMap<String, ByteString>) -> Option<Self> {
         let bytes = |key: &str| data.get(key).map(|bytes| bytes.0.clone());
         let pem = |certificate, key| {
@@ -95,7 +95,7 @@ impl Trust {
         })
     }
 
-    /// Puts it into a Secret's data; keys that are not ours stay.
+    /// Writes it to a Secret's data; other keys are unchanged.
     pub fn write(&self, data: &mut BTreeMap<String, ByteString>) {
         let mut set = |key: &str, bytes: Option<&[u8]>| match bytes {
             Some(bytes) => drop(data.insert(key.to_owned(), ByteString(bytes.to_vec()))),
@@ -109,17 +109,17 @@ impl Trust {
         set(NEXT_KEY, next.map(|next| &*next.key));
     }
 
-    /// Whom API servers are to trust, as PEM.
+    /// The authorities that API servers must trust, as PEM.
     pub fn bundle(&self) -> &str {
         &self.bundle
     }
 
-    /// What is to be served, if it can be.
+    /// The pair to serve, if it is usable.
     pub fn serving(&self, needs: &Needs, now: SystemTime) -> Option<Pair> {
         usable(&self.current, &self.bundle, needs, now)
     }
 
-    /// One with a certificate that was just made, trusting those who sign for `before` too.
+    /// One with a newly issued certificate, which also trusts the authorities of bundle `before`.
     fn made(made: Made, before: &str, now: SystemTime) -> Self {
         Self {
             current: Pem {
@@ -131,7 +131,7 @@ impl Trust {
         }
     }
 
-    /// This one with a next certificate that was just made.
+    /// This one with a newly issued next certificate.
     fn with_next(&self, made: Made, now: SystemTime) -> Self {
         let next = Self::made(made, &self.bundle, now);
         Self {
@@ -142,11 +142,11 @@ impl Trust {
     }
 }
 
-/// What to do with what is `stored` in the Secret, given what this replica has `held` so far, and whether API
-/// servers are known to trust all of the bundle.
+/// The next step, given what is `stored` in the Secret, what this replica has `held` so far, and whether the bundle
+/// is `settled`: API servers have had time to trust all of it.
 ///
 /// # Errors
-/// No certificate can be made.
+/// No certificate can be issued.
 pub fn step(
     stored: Option<&Trust>,
     held: Option<&Trust>,
@@ -156,7 +156,7 @@ pub fn step(
 ) -> Result<Step, rcgen::Error> {
     let make = || make(&needs.names, &needs.lifetimes, now);
     let Some(trust) = stored else {
-        // Emptied, to have a new certificate: the one served meanwhile is trusted until its time.
+        // Someone emptied the Secret to force a new certificate. Trust the one served meanwhile until it expires.
         return Ok(
             match held.filter(|held| held.serving(needs, now).is_some()) {
                 Some(held) => Step::Write(held.with_next(make()?, now), WriteReason::Renewal),
@@ -206,7 +206,7 @@ fn turned(trust: &Trust, next: &Pem) -> Trust {
     }
 }
 
-/// The pair, if clients that trust `bundle` accept it for our name at `now`.
+/// The pair, if clients that trust `bundle` accept it for our names at `now`.
 fn usable(pem: &Pem, bundle: &str, needs: &Needs, now: SystemTime) -> Option<Pair> {
     let pair = Pair::from_pem(&pem.certificate, &pem.key, now).ok()?;
     let mut roots = RootCertStore::empty();
@@ -225,7 +225,7 @@ fn usable(pem: &Pem, bundle: &str, needs: &Needs, now: SystemTime) -> Option<Pai
     Some(pair)
 }
 
-/// The certificates of both texts, without those that have expired or can't be read.
+/// The certificates of both texts, except those that have expired or can't be read.
 fn joined(newer: &str, older: &str, now: SystemTime) -> String {
     const END: &str = "-----END CERTIFICATE-----";
     let good = |pem: &&str| {

@@ -1,4 +1,4 @@
-//! Golden reviews in `golden/`, and what is no review at all.
+//! Golden reviews in `golden/`, and bodies that are not reviews.
 
 use json_patch::Patch;
 use k8s_openapi::ByteString;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A review as an API server sends it, and what is to come back. The patch stands there as JSON, not as base64.
+/// A review as an API server sends it, and the expected answer, with the patch as JSON instead of base64.
 #[derive(Deserialize)]
 struct Golden {
     review: Value,
@@ -31,7 +31,7 @@ fn warnings(answer: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// Takes the patch out of an answer.
+/// Removes the patch from an answer and returns it.
 fn take_patch(answer: &mut Value) -> Option<Value> {
     let patch = answer["response"].as_object_mut()?.remove("patch")?;
     let ByteString(bytes) = serde_json::from_value(patch).expect("base64");
@@ -52,7 +52,7 @@ fn check(golden: &str) {
     let mut pod = golden.review["request"]["object"].clone();
     json_patch::patch(&mut pod, &patch).expect("it can be applied");
     assert_eq!(Some(&pod), golden.pod.as_ref());
-    // Reinvoked after other webhooks, we find nothing more to do.
+    // A reinvocation after other webhooks changes nothing more.
     let mut again = golden.review;
     again["request"]["object"] = pod;
     let (outcome, _) = self::answer(again.to_string().as_bytes());
@@ -65,17 +65,17 @@ fn a_pod_with_each_kind_of_probe() {
 }
 
 #[test]
-fn a_dry_run_is_answered_as_any_other() {
+fn a_dry_run_is_answered_like_any_other_review() {
     check(include_str!("golden/dry-run.json"));
 }
 
 #[test]
-fn a_pod_that_says_no_is_left_as_it_is() {
+fn a_pod_that_opts_out_is_unchanged() {
     check(include_str!("golden/opted-out.json"));
 }
 
 #[test]
-fn what_is_no_pod_is_not_looked_at() {
+fn objects_other_than_pods_are_not_read() {
     check(include_str!("golden/deployment.json"));
 }
 
@@ -130,7 +130,7 @@ fn only_pods_that_are_being_created_are_rewritten() {
 }
 
 #[test]
-fn a_pod_that_cannot_be_understood_is_admitted_with_a_warning() {
+fn a_pod_that_cannot_be_read_is_admitted_with_a_warning() {
     for object in [
         Value::Null,
         json!("a Pod"),
@@ -146,7 +146,7 @@ fn a_pod_that_cannot_be_understood_is_admitted_with_a_warning() {
     }
 }
 
-/// A review whose object is this text.
+/// A review with `text` as its object.
 fn with_object(text: &str) -> String {
     let review = pod_review(&json!("OBJECT")).to_string();
     review.replace("\"OBJECT\"", text)
@@ -168,23 +168,23 @@ fn nesting_of_any_depth_is_admitted_with_a_warning() {
         assert_eq!(answer["response"]["allowed"], true);
         assert_eq!(warnings(&answer).len(), 1);
     }
-    // Where nobody looks it does not matter.
+    // In parts that are not read, nesting does not matter.
     let text = probed().to_string();
     let status = format!("{{\"status\":{nested},{}", &text[1..]);
     let (outcome, _) = answer(with_object(&status).as_bytes());
     assert_eq!(outcome, Outcome::Patched);
 }
 
-/// More values than are read of a Pod.
+/// More values than are read from a Pod.
 const MANY: usize = 100_000;
 
 #[test]
-fn an_object_that_would_take_too_much_memory_is_not_read() {
+fn an_object_that_needs_too_much_memory_is_not_read() {
     let many = format!("{{\"metadata\":{{\"labels\":[{}0]}}}}", "{},".repeat(MANY));
     let (outcome, answer) = answer(with_object(&many).as_bytes());
     assert_eq!(outcome, Outcome::NotUnderstood);
     assert!(warnings(&answer)[0].contains("more than 100000 values"));
-    // What is in a string is one value.
+    // A string is one value, whatever its content.
     let mut pod = probed();
     let text = "\\\",[{".repeat(MANY);
     pod["spec"]["containers"][0]["env"] = json!([{"name": "TEXT", "value": text}]);
@@ -193,7 +193,7 @@ fn an_object_that_would_take_too_much_memory_is_not_read() {
 }
 
 #[test]
-fn another_version_is_allowed_in_its_own_version() {
+fn a_review_of_another_version_is_allowed_in_that_version() {
     let mut review = pod_review(&probed());
     review["apiVersion"] = json!("admission.k8s.io/v1beta1");
     let (outcome, answer) = answer(review.to_string().as_bytes());
@@ -205,7 +205,7 @@ fn another_version_is_allowed_in_its_own_version() {
 }
 
 #[test]
-fn what_is_no_review_is_refused() {
+fn a_body_that_is_not_a_review_is_refused() {
     for body in [
         "",
         "no JSON",
@@ -232,7 +232,7 @@ fn what_is_no_review_is_refused() {
 }
 
 #[test]
-fn warnings_are_as_short_as_the_api_server_wants_them() {
+fn warnings_fit_the_limits_of_the_api_server() {
     let long = shorten(vec!["é".repeat(500)]);
     assert!(long[0].len() <= WARNING_MAX && long[0].ends_with('…'));
     let many = shorten(vec!["w".to_owned(); 100]);
@@ -246,7 +246,7 @@ fn warnings_are_as_short_as_the_api_server_wants_them() {
 
 proptest::proptest! {
     #[test]
-    fn no_text_makes_it_panic(body in ".{0,200}") {
+    fn no_text_causes_a_panic(body in ".{0,200}") {
         let _ = review(body.as_bytes(), &Rewriting::default());
         let _ = review(with_object(&body).as_bytes(), &Rewriting::default());
     }

@@ -1,5 +1,5 @@
-//! Memory for answers that their clients have not read yet: bounded for all of them together, and the connection
-//! whose answer waits for longest goes first, with all that it has not read. An API server reads at once.
+//! Bounds the memory of all answers that clients have not read yet. When it is exceeded, the connection with the
+//! oldest unread answer is closed, with all its unread answers. An API server reads answers at once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::connections::Activity;
 
-/// What the stream and the task of an answer take, however short it is, in bytes: a generous estimate.
+/// Memory for the stream and the task of an answer of any length, in bytes: a generous estimate.
 const BESIDE: usize = 4 << 10;
 
 /// Shared by all connections of a server.
@@ -20,14 +20,14 @@ pub(super) struct Answers {
 
 #[derive(Default)]
 struct Inner {
-    /// Bytes of those that are waiting, and of what is beside them.
+    /// Bytes of the waiting answers, including [`BESIDE`] for each.
     held: usize,
     next: u64,
-    /// Bytes and connection of each answer that is not sent yet, oldest first.
+    /// Bytes and connection of each unsent answer, oldest first.
     waiting: BTreeMap<u64, (usize, Arc<Activity>)>,
 }
 
-/// An answer's bytes, which count until nobody holds them any more.
+/// An answer's bytes, which count until they are dropped.
 struct Held {
     bytes: Bytes,
     id: u64,
@@ -35,7 +35,7 @@ struct Held {
 }
 
 impl Answers {
-    /// For `most` bytes.
+    /// A limit of `most` bytes.
     pub(super) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self {
             most,
@@ -43,8 +43,8 @@ impl Answers {
         })
     }
 
-    /// The same bytes, counted until they are sent on the connection of `activity`. Where there are too many, the
-    /// connections of the oldest are closed.
+    /// Returns the same bytes, which count until they are sent on the connection of `activity`. Beyond the limit,
+    /// the connections with the oldest answers are closed.
     pub(super) fn hold(self: &Arc<Self>, bytes: Bytes, activity: &Arc<Activity>) -> Bytes {
         if bytes.is_empty() {
             return bytes;
@@ -65,7 +65,7 @@ impl Answers {
 }
 
 impl Inner {
-    /// Closes the connection of the oldest answer: none of its answers counts any more.
+    /// Closes the connection of the oldest answer; none of its answers counts any more.
     fn close_the_oldest(&mut self) {
         let Some((_, (_, oldest))) = self.waiting.first_key_value() else {
             return;
@@ -105,7 +105,7 @@ mod tests {
     use super::super::connections::Connections;
     use super::*;
 
-    /// Whether the connection was asked to close.
+    /// Whether the connection was signalled to close.
     async fn is_closed(activity: &Activity) -> bool {
         let closed = tokio::time::timeout(Duration::from_millis(1), activity.closed());
         closed.await.is_ok()
@@ -116,17 +116,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_that_is_not_read_goes() {
+    async fn the_connection_with_the_oldest_unread_answer_is_closed() {
         let (answers, connections) = (Answers::new(4 * BESIDE), Connections::new(8));
         let (slow, quick) = (connections.enter(), connections.enter());
         let answer = |bytes: usize, activity| answers.hold(vec![7; bytes].into(), activity);
         let mut unread = answer(600, &slow.activity);
-        // What was read no longer counts, however much it was.
+        // Answers that were read no longer count, whatever their size.
         for _ in 0..10 {
             assert_eq!(answer(BESIDE, &quick.activity), vec![7; BESIDE]);
         }
         assert_eq!(held(&answers), 600 + BESIDE);
-        // A part of it is as good as the whole: the memory is one.
+        // While a part of an answer is unread, all its memory counts.
         drop(unread.split_to(599));
         let another = answer(3 * BESIDE, &quick.activity);
         assert!(is_closed(&slow.activity).await && !is_closed(&quick.activity).await);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_goes_with_all_that_it_has_not_read_and_no_other_does() {
+    async fn closing_a_connection_frees_all_its_unread_answers_and_no_others() {
         let (answers, connections) = (Answers::new(4 * BESIDE), Connections::new(8));
         let (slow, quick) = (connections.enter(), connections.enter());
         let answer = |bytes: usize, activity| answers.hold(vec![7; bytes].into(), activity);
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_short_ones_count_too() {
+    async fn many_short_answers_count_too() {
         let (answers, connections) = (Answers::new(10 * BESIDE), Connections::new(8));
         let slow = connections.enter();
         let quick = connections.enter();
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_is_longer_than_all_may_be_is_sent_all_the_same() {
+    async fn a_single_answer_above_the_limit_is_sent() {
         let (answers, connections) = (Answers::new(1000), Connections::new(8));
         let place = connections.enter();
         let answer = answers.hold(vec![7; 2000].into(), &place.activity);

@@ -1,4 +1,4 @@
-//! Reading a body within its limits.
+//! Reads a body within the limits.
 
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -14,9 +14,9 @@ pub(super) enum BodyError {
     TooLong(usize),
     #[error("the body took too long")]
     TooSlow,
-    #[error("there is no memory for the body, try again")]
+    #[error("no memory is left for the body, try again")]
     NoRoom,
-    #[error("the body broke off: {0}")]
+    #[error("the body is incomplete: {0}")]
     Broken(hyper::Error),
 }
 
@@ -26,7 +26,7 @@ impl From<NoRoom> for BodyError {
     }
 }
 
-/// The whole body, for which `share` has the room.
+/// Reads the whole body; `share` reserves the memory for it.
 pub(super) async fn read(
     mut body: Incoming,
     share: &mut Share,
@@ -38,7 +38,7 @@ pub(super) async fn read(
         return Err(BodyError::TooLong(limits.body));
     }
     let until = Instant::now() + limits.body_time;
-    // Copied: a frame of one byte would keep the whole buffer that it came in.
+    // Copy the data, because even a frame of one byte keeps the whole receive buffer alive.
     let mut bytes = Vec::new();
     loop {
         let frame = tokio::select! {

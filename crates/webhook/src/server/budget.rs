@@ -1,5 +1,5 @@
-//! Memory for bodies that are being read: bounded for all of them together, and the oldest makes room. Those of
-//! an API server are there within milliseconds, so the oldest is a client's that dawdles.
+//! Bounds the memory of all bodies that are being read. Beyond the bound, the oldest body is given up. Bodies of an
+//! API server are complete within milliseconds, so the oldest belongs to a slow client.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// What a body may have without asking: an ordinary Pod never waits for an extraordinary one.
+/// Bytes of each body that do not count, so that an ordinary Pod never waits for a large one.
 const FREE: usize = 64 << 10;
 
 /// Shared by all requests of a server.
@@ -20,11 +20,11 @@ pub(super) struct Budget {
 struct Inner {
     left: usize,
     next: u64,
-    /// Bodies being read, oldest first, each with how to have it given up.
+    /// Bodies being read, oldest first, each with the signal to give it up.
     reading: BTreeMap<u64, Arc<Notify>>,
 }
 
-/// A body's share, given back when dropped.
+/// A body's share of the memory, returned when dropped.
 pub(super) struct Share {
     budget: Arc<Budget>,
     id: u64,
@@ -32,7 +32,7 @@ pub(super) struct Share {
     given_up: Arc<Notify>,
 }
 
-/// There is no room, or another body took it.
+/// There is no memory left, or another body took it.
 #[derive(Debug)]
 pub(super) struct NoRoom;
 
@@ -49,7 +49,7 @@ impl Budget {
         })
     }
 
-    /// A share for a body about to be read.
+    /// A share for a body that will be read next.
     pub(super) fn share(self: &Arc<Self>) -> Share {
         let given_up = Arc::new(Notify::new());
         let mut inner = self.inner.lock();
@@ -71,14 +71,14 @@ impl Budget {
 }
 
 impl Share {
-    /// Makes sure of memory for a body of `len` bytes so far.
+    /// Reserves memory for a body of `len` bytes so far.
     pub(super) async fn cover(&mut self, len: usize) -> Result<(), NoRoom> {
         let needed = len.saturating_sub(FREE).saturating_sub(self.held);
         if needed == 0 {
             return Ok(());
         }
         loop {
-            // Before the look, or what is given back in between goes unnoticed.
+            // Register before the check, so that memory returned in between is noticed.
             let freed = self.budget.freed.notified();
             {
                 let mut inner = self.budget.inner.lock();
@@ -99,12 +99,12 @@ impl Share {
         }
     }
 
-    /// Waits until another body needs this one's room.
+    /// Waits until another body needs this body's memory.
     pub(super) async fn given_up(&self) {
         self.given_up.notified().await;
     }
 
-    /// The body is there: it keeps its room, and is no longer asked to go.
+    /// The body is complete: it keeps its memory and can no longer be given up.
     pub(super) fn complete(&self) {
         let _ = self.budget.inner.lock().reading.remove(&self.id);
     }
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_makes_room() {
+    async fn the_oldest_body_is_given_up_for_a_new_one() {
         let budget = Budget::new(1000, 8);
         let mut slow = budget.share();
         slow.cover(FREE + 800).await.expect("room");
@@ -133,12 +133,12 @@ mod tests {
         let reader = tokio::spawn(async move {
             slow.given_up().await;
         });
-        quick.cover(FREE + 800).await.expect("made by the other");
+        quick.cover(FREE + 800).await.expect("freed by the other");
         reader.await.expect("given up");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_is_complete_keeps_its_room() {
+    async fn a_complete_body_keeps_its_memory() {
         let budget = Budget::new(1000, 8);
         let mut complete = budget.share();
         complete.cover(FREE + 800).await.expect("room");
@@ -150,14 +150,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ordinary_bodies_need_no_room() {
+    async fn ordinary_bodies_do_not_count() {
         let budget = Budget::new(0, 8);
         budget.share().cover(FREE).await.expect("free");
         assert!(budget.share().cover(FREE + 1).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_more_than_allowed_and_the_oldest_is_given_up() {
+    async fn the_oldest_body_is_given_up_when_there_are_too_many() {
         let budget = Budget::new(0, 2);
         let shares = [budget.share(), budget.share(), budget.share()];
         shares[0].given_up().await;

@@ -1,4 +1,4 @@
-//! One connection, from its handshake to its end.
+//! Serves one connection, from its handshake to its end.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -22,18 +22,18 @@ use super::{Phase, Shared, reached};
 
 /// Largest head of a request, in bytes.
 const HEAD_MAX: u32 = 16 << 10;
-/// Requests at once on one HTTP/2 connection; Go's client opens another one for more.
+/// Concurrent requests on one HTTP/2 connection; Go's client opens another connection for more.
 const STREAMS: u32 = 100;
 /// What a client may send on one HTTP/2 stream, and on the connection, before we have read it, in bytes.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// When to ask whether the other end still lives, and how long to wait for its answer.
+/// Interval of HTTP/2 keepalive pings, and how long to wait for the answer.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take to close.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Serves `stream` until it ends, is told to or exceeds a limit.
+/// Serves `stream` until it ends, has to close, or exceeds a limit.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     tls: Option<TlsAcceptor>,
@@ -49,9 +49,9 @@ pub(super) async fn serve(
         done = handshake => match done {
             Ok(Ok(stream)) => return talk(shared, place, stream, phase).await,
             Ok(Err(error)) => error.to_string(),
-            Err(_) => "it took too long".to_owned(),
+            Err(_) => "it did not complete in time".to_owned(),
         },
-        () = place.activity.closed() => "it made room for another".to_owned(),
+        () = place.activity.closed() => "the connection was closed to make room for another".to_owned(),
     };
     shared.routes.handshake_failed(&failure);
 }
@@ -75,7 +75,7 @@ where
     });
     let builder = builder(limits.idle);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    // Those that are there already are asked to go when we leave; those that come then, when we end.
+    // Connections that exist already are shut down in phase Leaving, those accepted later in phase Ending.
     let mut next_phase = match *phase.borrow() {
         Phase::Serving => Phase::Leaving,
         Phase::Leaving | Phase::Ending => Phase::Ending,
@@ -101,7 +101,7 @@ where
             }
             () = sleep_until(deadline) => match timeouts(&place.activity, limits.idle) {
                 Some(later) => deadline = later,
-                // What never asked anything gets no good-bye.
+                // A connection without any request is closed without a graceful shutdown.
                 None if closing || place.activity.last().is_none() => return,
                 None => {
                     connection.as_mut().graceful_shutdown();
@@ -113,7 +113,7 @@ where
     }
 }
 
-/// Until when a connection may go on; none: it has been idle for too long.
+/// Until when a connection may stay open; `None`: it has been idle for too long.
 fn timeouts(activity: &Activity, idle: Duration) -> Option<Instant> {
     if activity.is_busy() {
         return Some(Instant::now() + idle);

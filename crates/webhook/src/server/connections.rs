@@ -1,4 +1,4 @@
-//! The connections of a server: how many there are, and which one goes when there are too many.
+//! Counts the connections of a server, and selects which one to close when there are too many.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,25 +17,25 @@ pub(super) struct Connections {
     open: Mutex<HashMap<u64, Arc<Activity>>>,
 }
 
-/// What one connection does.
+/// The activity of one connection.
 pub(super) struct Activity {
     began: Instant,
-    /// Requests being answered.
+    /// Requests in progress.
     requests: AtomicUsize,
-    /// Milliseconds from `began` to the end of the last request; 0: there was none.
+    /// Milliseconds from `began` to the end of the last request; 0: no request yet.
     last: AtomicU64,
     opened: u64,
     close: Notify,
 }
 
-/// A connection's place, given back when dropped.
+/// A connection's place, released when dropped.
 pub(super) struct Place {
     connections: Arc<Connections>,
     id: u64,
     pub(super) activity: Arc<Activity>,
 }
 
-/// Marks a request as being answered until dropped.
+/// Marks a request as in progress until dropped.
 pub(super) struct Busy(Arc<Activity>);
 
 impl Connections {
@@ -48,9 +48,9 @@ impl Connections {
         })
     }
 
-    /// A place for a new connection. Where there is none left, the connection that matters least is closed:
-    /// one that never made a request before one that did, one that is idle before one that is not, and the one
-    /// that is so for longest.
+    /// A place for a new connection. If none is left, the least important connection is closed: idle ones
+    /// before busy ones, then those that never made a request before the others, then the one that has been
+    /// in that state for longest.
     pub(super) fn enter(self: &Arc<Self>) -> Place {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let activity = Arc::new(Activity {
@@ -78,7 +78,7 @@ impl Connections {
         }
     }
 
-    /// How many there are.
+    /// The number of connections.
     pub(super) fn count(&self) -> usize {
         self.open.lock().len()
     }
@@ -90,7 +90,7 @@ impl Activity {
         (self.is_busy(), last > 0, last, self.opened)
     }
 
-    /// A request begins.
+    /// Records that a request begins.
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         let _ = self.requests.fetch_add(1, Ordering::Relaxed);
         Busy(Arc::clone(self))
@@ -108,12 +108,12 @@ impl Activity {
         }
     }
 
-    /// Asks the connection to make room.
+    /// Signals the connection to close.
     pub(super) fn close(&self) {
         self.close.notify_one();
     }
 
-    /// Waits until the connection has to make room.
+    /// Waits until the connection has to close.
     pub(super) async fn closed(&self) {
         self.close.notified().await;
     }
@@ -137,7 +137,7 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    /// Whether `place` was told to close.
+    /// Whether `place` was signalled to close.
     async fn is_closed(place: &Place) -> bool {
         tokio::time::timeout(Duration::from_millis(1), place.activity.closed())
             .await
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_never_asked_goes_before_one_that_did() {
+    async fn a_connection_without_requests_is_closed_first() {
         let connections = Connections::new(3);
         let served = connections.enter();
         drop(served.activity.begin());
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_those_that_are_idle_the_one_that_is_so_for_longest_goes() {
+    async fn the_connection_that_has_been_idle_for_longest_is_closed() {
         let connections = Connections::new(2);
         let places = [connections.enter(), connections.enter()];
         drop(places[1].activity.begin());
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_place_is_given_back() {
+    async fn a_dropped_place_is_released() {
         let connections = Connections::new(1);
         drop(connections.enter());
         assert_eq!(connections.count(), 0);

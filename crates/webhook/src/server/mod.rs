@@ -1,7 +1,7 @@
-//! The servers of the webhook: admission over TLS, and health and metrics in the clear on an address of their own.
+//! The servers of the webhook: admission over TLS, and health and metrics without TLS on a separate address.
 //!
-//! HTTP/1.1 and HTTP/2. Nothing is unbounded: connections, the time for a handshake, a head and a body, the size
-//! of a body, that of all bodies together and of all answers. Whoever exceeds a bound loses, and nobody else notices.
+//! They speak HTTP/1.1 and HTTP/2. Everything is bounded: connections, the time for a handshake, a head and a body,
+//! the size of a body, of all bodies together and of all answers. A client that exceeds a bound affects only itself.
 
 mod answers;
 mod body;
@@ -30,19 +30,19 @@ pub use limits::Limits;
 use routes::Routes;
 pub use routes::{Admission, Observation};
 
-/// Between attempts to accept while the process has no descriptor left.
+/// Pause between attempts to accept while the process has no file descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 1024;
 
-/// How far a server is on its way out.
+/// The phase of a server's shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// It serves.
     Serving,
-    /// Connections that are there are closed once they are idle; new ones are still served, for it takes the
-    /// cluster a moment to send them elsewhere.
+    /// Existing connections are closed once they are idle; new ones are still served, because the cluster needs
+    /// a moment to route them elsewhere.
     Leaving,
-    /// No new ones; those there are end with the requests under way.
+    /// No new connections are accepted; existing ones end after the requests in progress.
     Ending,
 }
 
@@ -63,11 +63,11 @@ struct Shared {
 }
 
 impl Server {
-    /// An admission server that listens on `address`, with TLS 1.2 or 1.3 and a certificate by `resolver` for each
-    /// handshake, whatever name the client asks for.
+    /// An admission server that listens on `address`, with TLS 1.2 or 1.3. `resolver` provides the certificate for
+    /// each handshake, regardless of the server name that the client sends.
     ///
     /// # Errors
-    /// The address is another process's, or may not be used.
+    /// The address is in use by another process, or not permitted.
     pub fn admission(
         address: SocketAddr,
         resolver: Arc<dyn ResolvesServerCert>,
@@ -87,7 +87,7 @@ impl Server {
     /// A server of health and metrics that listens on `address`.
     ///
     /// # Errors
-    /// As above.
+    /// As for [`Self::admission`].
     pub fn observation(address: SocketAddr, observation: Observation) -> anyhow::Result<Self> {
         let limits = Limits {
             connections: 64,
@@ -118,18 +118,18 @@ impl Server {
         })
     }
 
-    /// Where it listens, with its real port.
+    /// The address on which it listens, with the actual port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many connections there are, to be asked at any time.
+    /// Returns a function that returns the current number of connections.
     pub fn connections(&self) -> impl Fn() -> usize + Send + Sync + 'static {
         let connections = Arc::clone(&self.shared.connections);
         move || connections.count()
     }
 
-    /// Serves until `phase` is [`Phase::Ending`] and every request under way is answered.
+    /// Serves until `phase` is [`Phase::Ending`] and every request in progress is answered.
     pub async fn serve(self, mut phase: watch::Receiver<Phase>) {
         let mut connections = JoinSet::new();
         loop {
@@ -140,7 +140,7 @@ impl Server {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    // Answers are small and awaited.
+                    // Answers are small and the client waits for them.
                     let _ = stream.set_nodelay(true);
                     let _ = connections.spawn(connection::serve(
                         Arc::clone(&self.shared),
@@ -162,7 +162,7 @@ impl Server {
 
 /// Waits until `phase` is at least `wanted`.
 async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
-    // A sender that is gone will not say any more: the end.
+    // A dropped sender sends no more phases: treat it as the end.
     let _ = phase.wait_for(|phase| *phase >= wanted).await;
 }
 

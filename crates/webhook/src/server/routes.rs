@@ -1,4 +1,4 @@
-//! What each server answers.
+//! The routes of each server.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,18 +21,18 @@ use support::readiness::Readiness;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
-/// A body this long is read as JSON apart from all others, one at a time.
+/// Bodies of at least this size are parsed on a separate thread, one at a time.
 const LARGE: usize = 256 << 10;
 
 type Reply = Response<Bytes>;
 
-/// What a server serves.
+/// The routes of a server.
 pub(super) enum Routes {
     Admission(Admission),
     Observation(Observation),
 }
 
-/// The admission server: `/mutate`, and health of the very way that reviews take.
+/// The admission server: `/mutate`, and health checks over the same path as reviews.
 pub struct Admission {
     rewriting: watch::Receiver<Arc<Rewriting>>,
     readiness: Readiness,
@@ -50,7 +50,7 @@ pub struct Observation {
 }
 
 impl Admission {
-    /// Answers reviews by the `rewriting` of the moment.
+    /// Answers reviews with the current value of `rewriting`.
     pub fn new(
         rewriting: watch::Receiver<Arc<Rewriting>>,
         readiness: Readiness,
@@ -99,9 +99,9 @@ impl Admission {
         if body.len() < LARGE {
             return review(&body, &rewriting).map_err(|error| no_review(&error));
         }
-        // Milliseconds of work: in order, and on a thread that nobody else waits for.
+        // This takes milliseconds, so do it one at a time on a thread that blocks no other request.
         let Ok(turn) = Arc::clone(&self.large).acquire_owned().await else {
-            return Err(internal("no turn"));
+            return Err(internal("large reviews can't be processed"));
         };
         let work = tokio::task::spawn_blocking(move || {
             let reviewed = review(&body, &rewriting);
@@ -116,7 +116,7 @@ impl Admission {
 }
 
 impl Routes {
-    /// Answers, whatever it is.
+    /// Answers any request.
     pub(super) async fn answer(&self, request: Request<Incoming>, limits: &Limits) -> Reply {
         let path = request.uri().path();
         match (self, path) {
@@ -133,7 +133,7 @@ impl Routes {
         }
     }
 
-    /// Notes a TLS handshake that failed: by an API server that does not trust us yet, or by somebody else.
+    /// Counts a failed TLS handshake, of an API server that does not trust the certificate yet or of any other client.
     pub(super) fn handshake_failed(&self, why: &str) {
         tracing::debug!(why, "a TLS handshake failed");
         if let Self::Admission(admission) = self {
@@ -142,7 +142,7 @@ impl Routes {
     }
 }
 
-/// Whether the body says that it is JSON; parameters do not matter.
+/// Whether the request's content type is JSON, with or without parameters.
 fn is_json(request: &Request<Incoming>) -> bool {
     request
         .headers()
@@ -161,7 +161,7 @@ fn get(method: &Method, answer: impl FnOnce() -> Reply) -> Reply {
 }
 
 fn only(method: Method) -> Reply {
-    let text = format!("only {method}\n");
+    let text = format!("only {method} is allowed\n");
     let mut refusal = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
     if let Ok(value) = HeaderValue::from_str(method.as_str()) {
         let _ = refusal.headers_mut().insert(ALLOW, value);

@@ -1,5 +1,5 @@
-//! The settings in a ConfigMap that is watched in the API server: a change counts at once. To a mounted file the
-//! kubelet takes it a minute later.
+//! The settings in a ConfigMap that is watched in the API server: a change applies at once, while the kubelet
+//! updates a mounted file up to a minute later.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -15,16 +15,16 @@ use super::{Holder, parse};
 use crate::Rewriting;
 use support::error_chain::chain;
 
-/// A change counts within 5 s, also one that was made while the API server was away.
+/// Longest pause between attempts, so that a change made while the API server was unreachable applies within 5 s.
 const LONGEST: Duration = Duration::from_secs(3);
 
-/// Follows the settings in ConfigMap `name` of `namespace`, through whatever the API server does. Where there is
-/// none, the defaults hold; where it was deleted, what held last. Never ends.
+/// Follows the settings in ConfigMap `name` of `namespace`, regardless of API server failures. If it does not
+/// exist, the defaults apply; if it is deleted, the last settings stay in use. Never returns.
 pub async fn follow<B>(client: Client, namespace: &str, name: &str, mut holder: Holder<B>) {
     let place = format!("ConfigMap {namespace}/{name}");
     let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let config_maps: Api<ConfigMap> = Api::namespaced(client, namespace);
-    // After a failure it tries again, and goes on or begins anew with what there is.
+    // After a failure the watcher tries again, and resumes the watch or lists again.
     let mut events = pin!(watcher(config_maps, only).backoff(Soon(DefaultBackoff::default())));
     let mut listed = None;
     while let Some(event) = events.next().await {
@@ -41,14 +41,16 @@ pub async fn follow<B>(client: Client, namespace: &str, name: &str, mut holder: 
                 let why = chain(&error);
                 holder.out_of_sight(
                     &place,
-                    format!("it can't be watched (the Role of deploy/webhook allows it): {why}"),
+                    format!(
+                        "it can't be watched (deploy/webhook has a Role that allows it): {why}"
+                    ),
                 );
             }
         }
     }
 }
 
-/// As long as client-go waits, but never for longer than [`LONGEST`].
+/// The pauses of client-go, limited to [`LONGEST`].
 struct Soon(DefaultBackoff);
 
 impl Iterator for Soon {

@@ -1,4 +1,4 @@
-//! The settings as files: a ConfigMap that is mounted, one file for each key, read again when they change.
+//! The settings as files: a mounted ConfigMap with one file for each key, read again after each change.
 
 use std::fs;
 use std::io::{self, Read};
@@ -8,7 +8,7 @@ use super::{ENABLED, Holder, PORT, PREFIX, SettingsError, parse};
 use crate::Rewriting;
 use crate::directory::{Directory, consistently};
 
-/// Longest file, in bytes: no setting is longer.
+/// Maximum file size, in bytes: no setting is longer.
 const FILE_MAX: u64 = 4096;
 
 const KEYS: [&str; 3] = [ENABLED, PORT, PREFIX];
@@ -16,12 +16,12 @@ const KEYS: [&str; 3] = [ENABLED, PORT, PREFIX];
 /// The settings in `directory`.
 ///
 /// # Errors
-/// The directory or a file in it can't be read, or a value is wrong.
+/// The directory or a file in it can't be read, or a value is invalid.
 pub fn read(directory: &Path) -> Result<Rewriting, SettingsError> {
     consistently(directory, |directory| parse(|key| value(directory, key)))?
 }
 
-/// The text in file `key`; none if there is no such file.
+/// The text in file `key`; `None` if there is no such file.
 fn value(directory: &Path, key: &'static str) -> Result<Option<String>, SettingsError> {
     let read = || {
         let mut text = String::new();
@@ -29,7 +29,7 @@ fn value(directory: &Path, key: &'static str) -> Result<Option<String>, Settings
             .take(FILE_MAX + 1)
             .read_to_string(&mut text)?;
         if text.len() as u64 > FILE_MAX {
-            return Err(io::Error::other("longer than any setting"));
+            return Err(io::Error::other(format!("longer than {FILE_MAX} bytes")));
         }
         Ok(text)
     };
@@ -40,17 +40,17 @@ fn value(directory: &Path, key: &'static str) -> Result<Option<String>, Settings
     }
 }
 
-/// Whether there is a file for none of the keys.
+/// Whether the directory has no file for any of the keys.
 pub(super) fn is_empty(directory: &Path) -> bool {
     directory.is_dir() && KEYS.iter().all(|key| !directory.join(key).exists())
 }
 
-/// Follows the settings in `path`. Never ends.
+/// Follows the settings in `path`. Never returns.
 pub async fn follow<B>(path: PathBuf, mut holder: Holder<B>) {
     let mut directory = Directory::new(path.clone());
     let place = path.display().to_string();
     loop {
-        // Of a mounted ConfigMap that was deleted the kubelet leaves an empty directory.
+        // When a mounted ConfigMap is deleted, the kubelet leaves an empty directory.
         if !holder.is_waiting() && is_empty(&path) {
             holder.missing(&place);
         } else {

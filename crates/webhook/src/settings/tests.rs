@@ -1,4 +1,4 @@
-//! What is read, and what becomes of changes.
+//! Reading the settings, and following changes.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::files::read;
 use super::*;
 use sources::kube::client;
 
-/// Nothing here takes that long: "applied within 5 s".
+/// No step of a test takes this long: changes are applied within 5 s.
 const LATE: Duration = Duration::from_secs(5);
 const NAMESPACE: &str = "probe-handler-system";
 const NAME: &str = "probe-handler";
@@ -30,7 +30,7 @@ fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 #[test]
-fn what_is_not_set_has_its_default() {
+fn a_missing_key_has_its_default() {
     assert_eq!(
         read(directory(&[]).path()).expect("good"),
         Rewriting::default()
@@ -53,7 +53,7 @@ fn each_key_is_read() {
 }
 
 #[test]
-fn one_wrong_value_and_nothing_is_taken() {
+fn one_invalid_value_makes_all_settings_invalid() {
     for (key, value) in [
         (ENABLED, "yes"),
         (ENABLED, "flase"),
@@ -120,10 +120,10 @@ impl Followed {
         let _ = timeout(LATE, wait)
             .await
             .expect("in time")
-            .expect("it goes on");
+            .expect("the task runs");
     }
 
-    /// Whether there have been good settings.
+    /// Whether valid settings have been read.
     fn is_ready(&mut self) -> bool {
         self.first.try_recv() == Err(oneshot::error::TryRecvError::Closed)
     }
@@ -162,11 +162,11 @@ async fn a_change_is_applied_and_a_mistake_is_not() {
         .await;
     assert!(
         !followed.settings.borrow().enabled,
-        "the last good one holds"
+        "the last good settings stay in use"
     );
     write("true");
     followed.until(|settings| settings.enabled).await;
-    // A directory that vanishes says nothing.
+    // A directory that disappears changes nothing.
     drop(directory);
     followed
         .until_metric("webhook_settings_reloads_total{result=\"failed\"} 2")
@@ -174,9 +174,9 @@ async fn a_change_is_applied_and_a_mistake_is_not() {
     assert!(followed.settings.borrow().enabled);
 }
 
-/// The kubelet leaves an empty directory of a ConfigMap that is deleted.
+/// When a ConfigMap is deleted, the kubelet leaves an empty directory.
 #[test]
-fn what_held_last_holds_when_the_files_go() {
+fn the_last_settings_stay_in_use_when_the_files_disappear() {
     let directory = directory(&[(ENABLED, "false"), ("other", "")]);
     assert!(!files::is_empty(directory.path()));
     fs::remove_file(directory.path().join(ENABLED)).expect("removed");
@@ -194,9 +194,9 @@ fn what_held_last_holds_when_the_files_go() {
     assert!(!settings.borrow().enabled);
 }
 
-/// What is changed while the API server is away counts when it is back.
+/// The change is applied when the API server is back.
 #[tokio::test]
-async fn a_change_while_the_api_server_was_away_is_applied() {
+async fn a_change_while_the_api_server_was_unreachable_is_applied() {
     let server = ApiServer::start().await;
     set(&server, "true");
     let mut followed = Followed::config_map(&server);
@@ -207,12 +207,12 @@ async fn a_change_while_the_api_server_was_away_is_applied() {
     followed.until(|settings| !settings.enabled).await;
     assert!(
         !followed.scrape().contains("result=\"failed\""),
-        "its absence is no bad setting"
+        "an unreachable API server is not an invalid setting"
     );
 }
 
 #[tokio::test]
-async fn nothing_is_rewritten_before_there_are_good_settings() {
+async fn nothing_is_rewritten_before_valid_settings_are_read() {
     let directory = directory(&[(ENABLED, "?")]);
     let mut followed = Followed::directory(directory.path());
     followed
@@ -224,7 +224,7 @@ async fn nothing_is_rewritten_before_there_are_good_settings() {
     followed.until(|settings| settings.enabled).await;
 }
 
-/// The ConfigMap has this value.
+/// Sets the value in the ConfigMap.
 fn set(server: &ApiServer, enabled: &str) {
     let _ = server.put(
         "configmaps",
@@ -252,14 +252,14 @@ async fn a_change_of_the_config_map_is_applied_and_a_mistake_is_not() {
         .await;
     assert!(
         followed.settings.borrow().enabled,
-        "the last good one holds"
+        "the last good settings stay in use"
     );
     set(&server, "false");
     followed.until(|settings| !settings.enabled).await;
 }
 
 #[tokio::test]
-async fn without_a_config_map_the_defaults_hold_and_after_one_its_last_word() {
+async fn without_a_config_map_the_defaults_apply_and_after_its_deletion_the_last_settings() {
     let server = ApiServer::start().await;
     let mut followed = Followed::config_map(&server);
     followed.until(|settings| settings.enabled).await;
@@ -270,7 +270,7 @@ async fn without_a_config_map_the_defaults_hold_and_after_one_its_last_word() {
     let port = json!({"metadata": {"namespace": NAMESPACE, "name": NAME},
         "data": {ENABLED: "false", PORT: "15999"}});
     let _ = server.put("configmaps", port);
-    // Seen after the deletion, which has changed nothing.
+    // This is seen after the deletion, which has changed nothing.
     followed
         .until(|settings| settings.port.get() == 15999)
         .await;
@@ -278,7 +278,7 @@ async fn without_a_config_map_the_defaults_hold_and_after_one_its_last_word() {
 }
 
 #[tokio::test]
-async fn a_config_map_that_may_not_be_read_keeps_the_webhook_from_rewriting() {
+async fn without_permission_to_read_the_config_map_nothing_is_rewritten() {
     let server = ApiServer::start().await;
     set(&server, "true");
     server.forbid("configmaps", true);

@@ -271,7 +271,7 @@ pub(super) fn nonzero_port(text: &str) -> Result<NonZeroU16, InvalidValue> {
 pub(super) fn prefix(text: &str) -> Result<Prefix, InvalidValue> {
     text.parse().map_err(|_| {
         InvalidValue::new(
-            "no path prefix",
+            "not a path prefix",
             "give nothing, or words of letters, digits, -, _ and . with a / before each",
         )
     })

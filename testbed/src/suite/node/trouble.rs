@@ -231,7 +231,7 @@ fn namespaces_forbidden(env: &mut Env) -> Result<()> {
         .order(|server| server.forbid("namespaces", true))?;
     let pod = env.pod(usual::pod("unexempted"))?;
     again(env, "daemon-without-namespaces")?;
-    let said = env.problem(&["namespaces", "HTTP 403", "do not count"])?;
+    let said = env.problem(&["namespaces", "HTTP 403", "are ignored"])?;
     ensure!(
         said.contains("verbs: [\"get\", \"list\", \"watch\"]"),
         "no rule: {said}"
@@ -262,7 +262,7 @@ fn away_at_start(env: &mut Env) -> Result<()> {
         status == 503 && body.contains("pods listed from the API server"),
         "/readyz answers {status}: {body}"
     );
-    let _said = env.problem(&["can't watch pods", "no pod is served before it answers"])?;
+    let _said = env.problem(&["can't watch pods", "no pod is served until it answers"])?;
     env.mesh_alone(&pod)?;
     env.node.api.start_again()?;
     env.daemon.wait_ready()?;

@@ -121,7 +121,7 @@ fn malformed(env: &Env) -> Result<()> {
         }
     })?;
     pod.run()?;
-    let _said = env.problem(&["testbed/malformed", "ISTIO_KUBE_APP_PROBERS", "no JSON"])?;
+    let _said = env.problem(&["testbed/malformed", "ISTIO_KUBE_APP_PROBERS", "not a JSON"])?;
     env.truth(&good)?;
     pod.end()?;
     env.no_problem()

@@ -1,4 +1,4 @@
-//! The API server away, slow, forgetful, or unwilling: what is known holds, and the watches come back.
+//! The API server unreachable, slow, restored or denying access: the known state stays, and the watches recover.
 
 use serde_json::json;
 
@@ -27,14 +27,14 @@ async fn not_ready_before_the_first_list() {
 }
 
 #[tokio::test]
-async fn a_watch_that_ends_goes_on_where_it_ended() {
+async fn a_watch_that_ends_is_resumed_where_it_ended() {
     let (server, mut source) = synced().await;
     let version = server.put("pods", pod("b"));
     source.until_pods(&["a", "b"]).await;
     for cut in [
         Cut::End,
         Cut::MidLine,
-        Cut::Error(500, "InternalError", "etcd is away"),
+        Cut::Error(500, "InternalError", "etcd is down"),
     ] {
         let asked = server.asked().len();
         server.cut("pods", cut.clone());
@@ -68,9 +68,9 @@ async fn nothing_is_lost_between_two_watches() {
 }
 
 #[tokio::test]
-async fn a_bookmark_moves_on_where_to_go_on_from() {
+async fn a_bookmark_moves_the_version_to_resume_from() {
     let (server, mut source) = synced().await;
-    // Other pods' events, which we do not see, move the revision on and the old ones out.
+    // Events of other pods, which the watch does not include, raise the revision and push old events out.
     server.put(
         "pods",
         with(pod("elsewhere"), "/spec/nodeName", json!("node-2")),
@@ -96,7 +96,7 @@ async fn a_bookmark_moves_on_where_to_go_on_from() {
 }
 
 #[tokio::test]
-async fn a_version_that_is_gone_leads_to_a_list_that_replaces_and_drops_none_between() {
+async fn an_expired_version_leads_to_a_list_that_replaces_all_pods_at_once() {
     for initial_events in [true, false] {
         let mut server = server().await;
         if !initial_events {
@@ -106,7 +106,7 @@ async fn a_version_that_is_gone_leads_to_a_list_that_replaces_and_drops_none_bet
         let mut source = Source::start(&server);
         source.until_pods(&["a", "gone"]).await;
         server.until(|s| s.watching("pods") == 1).await;
-        // While we are not watching, things happen and are forgotten.
+        // Changes happen, and are compacted, while no watch is established.
         server.fail("pods", true, Fault::Hang);
         let asked = server.asked().len();
         server.cut("pods", Cut::End);
@@ -120,7 +120,10 @@ async fn a_version_that_is_gone_leads_to_a_list_that_replaces_and_drops_none_bet
             .await;
         assert_eq!(failures(&source, Reason::Expired), 1);
         assert_eq!(source.health.of(Resource::Pods).lists(), 2);
-        assert_eq!(source.problems, [""; 0], "that is business as usual");
+        assert_eq!(
+            source.problems, [""; 0],
+            "an expired version is not a problem"
+        );
         let asked = server.asked();
         let first = asked.iter().rfind(|asked| {
             asked.resource == "pods"
@@ -156,7 +159,7 @@ async fn an_error_410_in_the_stream_leads_to_a_list() {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_back_without_our_version_is_asked_again_at_once() {
+async fn a_server_that_returns_without_our_version_is_listed_at_once() {
     let server = server().await;
     let timeouts = Timeouts {
         first: Duration::from_millis(1),
@@ -167,7 +170,7 @@ async fn a_server_that_comes_back_without_our_version_is_asked_again_at_once() {
     source.until_pods(&["a"]).await;
     server.until(|s| s.watching("pods") == 1).await;
     // Ten pauses that double are a second, twenty a quarter of an hour.
-    let away = || {
+    let fail_ten_times = || {
         for _ in 0..10 {
             server.fail(
                 "pods",
@@ -176,9 +179,9 @@ async fn a_server_that_comes_back_without_our_version_is_asked_again_at_once() {
             );
         }
     };
-    away();
+    fail_ten_times();
     server.fail("pods", true, Fault::Status(410, "Expired", "too old"));
-    away();
+    fail_ten_times();
     let asked = server.asked().len();
     server.cut("pods", Cut::End);
     server.until(|s| s.asked().len() > asked).await;
@@ -187,7 +190,7 @@ async fn a_server_that_comes_back_without_our_version_is_asked_again_at_once() {
 }
 
 #[tokio::test]
-async fn with_the_server_away_the_last_known_state_holds() {
+async fn the_last_known_state_holds_while_the_server_is_unreachable() {
     let (server, mut source) = synced().await;
     let stopped = server.stop().await;
     source
@@ -218,7 +221,7 @@ async fn with_the_server_away_the_last_known_state_holds() {
 }
 
 #[tokio::test]
-async fn a_list_that_takes_long_leaves_the_last_known_state() {
+async fn a_slow_list_keeps_the_last_known_state() {
     let (server, mut source) = synced().await;
     server.fail("pods", true, Fault::Status(410, "Expired", "too old"));
     server.fail("pods", true, Fault::Hang);
@@ -235,7 +238,7 @@ async fn a_list_that_takes_long_leaves_the_last_known_state() {
 }
 
 #[tokio::test]
-async fn a_server_that_never_answers_is_given_up_in_time() {
+async fn a_request_without_an_answer_times_out() {
     let server = server().await;
     server.fail("pods", true, Fault::Hang);
     let timeouts = Timeouts {
@@ -252,7 +255,7 @@ async fn a_server_that_never_answers_is_given_up_in_time() {
 }
 
 #[tokio::test]
-async fn a_watch_on_which_nothing_comes_is_begun_again() {
+async fn a_silent_watch_is_restarted() {
     let server = server().await;
     let timeouts = Timeouts {
         silence: Duration::from_millis(5),
@@ -276,7 +279,7 @@ async fn a_watch_on_which_nothing_comes_is_begun_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_each_watch_at_once_is_not_hammered_in_silence() {
+async fn a_server_that_ends_each_watch_at_once_is_reported() {
     let (server, mut source) = synced().await;
     for _ in 0..4 {
         let asked = server.asked().len();
@@ -286,23 +289,23 @@ async fn a_server_that_ends_each_watch_at_once_is_not_hammered_in_silence() {
             .await;
     }
     source
-        .until_problem("ends each watch of pods at once")
+        .until_problem("closes each watch of pods at once")
         .await;
     assert!(failures(&source, Reason::Closed) >= 3);
     source.until(|source| source.problems.is_empty()).await;
 }
 
 #[tokio::test]
-async fn a_missing_rule_is_said_and_found_when_it_comes() {
+async fn a_missing_rule_is_reported_until_it_exists() {
     let server = server().await;
-    let says = "pods is forbidden: User \"system:serviceaccount:probe-handler:probe-handler\" cannot watch resource \"pods\" in API group \"\" at the cluster scope";
-    server.fail("pods", true, Fault::Status(403, "Forbidden", says));
+    let message = "pods is forbidden: User \"system:serviceaccount:probe-handler:probe-handler\" cannot watch resource \"pods\" in API group \"\" at the cluster scope";
+    server.fail("pods", true, Fault::Status(403, "Forbidden", message));
     let mut source = Source::start(&server);
     let rule = r#"{apiGroups: [""], resources: ["pods"], verbs: ["get", "list", "watch"]}"#;
     source.until_problem(rule).await;
     let problem = source.problems[0].clone();
     assert!(
-        problem.contains(says) && problem.ends_with("no pod is served before it answers"),
+        problem.contains(message) && problem.ends_with("no pod is served until it answers"),
         "{problem}"
     );
     assert!(!source.is_listed());
@@ -326,7 +329,7 @@ async fn pods_are_served_where_namespaces_may_not_be_read() {
     source.until_pods(&["a"]).await;
     source.until_problem(r#"resources: ["namespaces"]"#).await;
     source
-        .until_problem("annotations of namespaces do not count")
+        .until_problem("annotations of namespaces are ignored")
         .await;
     server
         .until(|s| {
@@ -343,7 +346,7 @@ async fn pods_are_served_where_namespaces_may_not_be_read() {
 }
 
 #[tokio::test]
-async fn a_token_that_expired_is_tried_again() {
+async fn an_expired_token_is_retried() {
     let (server, mut source) = synced().await;
     for _ in 0..3 {
         server.fail(
@@ -370,7 +373,7 @@ async fn a_token_that_expired_is_tried_again() {
     assert_eq!(
         source.health.of(Resource::Pods).lists(),
         1,
-        "it goes on where it was"
+        "the watch resumes where it ended"
     );
 }
 
@@ -388,7 +391,7 @@ async fn a_token_file_is_sent() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_replaced_is_used_at_once() {
+async fn a_replaced_token_is_used_at_once() {
     let server = server().await;
     let directory = tempfile::tempdir().unwrap();
     let token = directory.path().join("token");
@@ -403,7 +406,7 @@ async fn a_token_that_was_replaced_is_used_at_once() {
     source.until_problem("does not accept our token").await;
     std::fs::write(&token, "second").unwrap();
     source.until(|source| source.problems.is_empty()).await;
-    // Removed once it was read, it still counts.
+    // A token file that is removed after it was read still counts.
     std::fs::remove_file(&token).unwrap();
     server.cut("pods", Cut::End);
     server.put("pods", pod("b"));
@@ -415,7 +418,7 @@ async fn a_token_that_was_replaced_is_used_at_once() {
 }
 
 #[tokio::test]
-async fn a_token_that_cant_be_read_is_said_to_be_so() {
+async fn an_unreadable_token_is_reported() {
     let server = server().await;
     let directory = tempfile::tempdir().unwrap();
     let token = directory.path().join("token");
@@ -430,7 +433,7 @@ async fn a_token_that_cant_be_read_is_said_to_be_so() {
 }
 
 #[tokio::test]
-async fn over_tls_the_clusters_authority_is_trusted_and_no_other() {
+async fn tls_trusts_the_clusters_authority_and_no_other() {
     let (server, certificate) = ApiServer::start_tls().await;
     server.put("pods", pod("a"));
     let config = |trusted: &Certificate| {
@@ -447,9 +450,9 @@ async fn over_tls_the_clusters_authority_is_trusted_and_no_other() {
 }
 
 #[tokio::test]
-async fn answers_that_are_none_are_survived() {
+async fn malformed_answers_are_survived() {
     let (server, mut source) = synced().await;
-    for (fault, says) in [
+    for (fault, message) in [
         (Fault::Plain(502, "<html>Bad Gateway</html>"), "Bad Gateway"),
         (Fault::Hangup, "can't watch pods"),
         (
@@ -457,11 +460,11 @@ async fn answers_that_are_none_are_survived() {
             "slow down",
         ),
         (
-            Fault::Status(500, "InternalError", "etcd is away"),
-            "etcd is away",
+            Fault::Status(500, "InternalError", "etcd is down"),
+            "etcd is down",
         ),
     ] {
-        // kube's client asks once more by itself where a connection was closed before an answer.
+        // kube's client retries once by itself if a connection is closed before an answer.
         for _ in 0..3 {
             server.fail("pods", true, fault.clone());
         }
@@ -469,7 +472,7 @@ async fn answers_that_are_none_are_survived() {
         server.cut("pods", Cut::End);
         source
             .until_while(
-                |s| s.problems.iter().any(|p| p.contains(says)),
+                |s| s.problems.iter().any(|p| p.contains(message)),
                 |s| s.has("a"),
             )
             .await;
@@ -483,7 +486,7 @@ async fn answers_that_are_none_are_survived() {
 }
 
 #[tokio::test]
-async fn a_list_that_is_no_json_is_asked_for_again() {
+async fn a_list_that_is_not_json_is_requested_again() {
     let server = server().await.without_initial_events();
     server.fail("pods", false, Fault::Garbage);
     let mut source = Source::start(&server);
@@ -495,13 +498,13 @@ async fn a_list_that_is_no_json_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn after_a_restore_from_a_backup_what_the_server_has_now_counts() {
+async fn after_a_restore_from_a_backup_the_servers_current_state_counts() {
     for initial_events in [true, false] {
         let mut server = ApiServer::start().await;
         if !initial_events {
             server = server.without_initial_events();
         }
-        // More than a page.
+        // More than one page.
         for number in 0..300 {
             server.put("pods", pod(&format!("p-{number:03}")));
         }
@@ -519,7 +522,7 @@ async fn after_a_restore_from_a_backup_what_the_server_has_now_counts() {
         server
             .until(|s| s.asked().len() > asked && s.watching("pods") == 1)
             .await;
-        // Its revision is below those of old, and counts.
+        // Its revision is lower than the old ones, and counts.
         server.put("pods", pod("new"));
         source
             .until_while(|s| s.has("new"), |s| s.names().len() >= 299)
@@ -533,7 +536,7 @@ async fn after_a_restore_from_a_backup_what_the_server_has_now_counts() {
 }
 
 #[tokio::test]
-async fn it_ends_when_nobody_listens() {
+async fn it_ends_when_the_receiver_is_dropped() {
     let (server, mut source) = synced().await;
     source.events.close();
     let task = &mut source.task;

@@ -1,4 +1,4 @@
-//! When the registry is told: at once after a quiet time, and never more often than it can take.
+//! When the registry receives messages: at once after a quiet time, then at most one per [`PACE`].
 
 use tokio::time::{Instant, advance};
 
@@ -25,7 +25,7 @@ fn feed() -> Fed {
         health: Arc::new(Health::default()),
         tx,
         listed: Some(()),
-        told: None,
+        last_sent: None,
         known_before: 0,
         pods: WatchState::default(),
         namespaces: WatchState::default(),
@@ -54,8 +54,8 @@ fn mark(name: &str, exempt: Option<&str>) -> crate::kube::table::Item<Mark> {
     namespace_item(serde_json::from_value(namespace(name, exempt)).unwrap())
 }
 
-/// What is said of a node without any pod.
-const NO_POD: &str = "knows no pod of node node-1";
+/// The problem of a node without any pod.
+const NO_POD: &str = "has no pods for node node-1";
 
 impl Fed {
     /// The number of pods in the next message, and when it came.
@@ -75,7 +75,7 @@ impl Fed {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_change_goes_out_at_once_and_those_that_follow_together() {
+async fn the_first_change_is_sent_at_once_and_the_following_ones_together() {
     let mut fed = feed();
     fed.namespaces
         .send(Change::Reset("1".to_owned(), Vec::new()))
@@ -141,18 +141,18 @@ async fn pods_wait_for_namespaces_but_not_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_trouble_is_told_once() {
+async fn the_same_failure_is_reported_once() {
     let mut fed = feed();
     let trouble = || Change::WatchError(Some(WatchError::new(Reason::Unreachable, "no route")));
     fed.pods.send(trouble()).await.unwrap();
-    let told = fed.events.recv().await.unwrap();
-    let text = "no route; no pod is served before it answers".to_owned();
-    assert_eq!(told, SourceEvent::Problems(vec![text]));
+    let sent = fed.events.recv().await.unwrap();
+    let text = "no route; no pod is served until it answers".to_owned();
+    assert_eq!(sent, SourceEvent::Problems(vec![text]));
     fed.pods.send(trouble()).await.unwrap();
     fed.pods.send(trouble()).await.unwrap();
     fed.pods.send(Change::WatchError(None)).await.unwrap();
-    let told = fed.events.recv().await.unwrap();
-    assert_eq!(told, SourceEvent::Problems(Vec::new()));
+    let sent = fed.events.recv().await.unwrap();
+    assert_eq!(sent, SourceEvent::Problems(Vec::new()));
 }
 
 #[test]

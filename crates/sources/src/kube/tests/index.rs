@@ -1,4 +1,4 @@
-//! The index: whatever the order and number of what it is told, it ends where a fresh list would.
+//! The index: events in any order and number lead to the same state as a fresh list.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ fn uids(index: &Index) -> Vec<String> {
 }
 
 #[test]
-fn a_reading_is_what_understand_says() {
+fn a_reading_is_the_result_of_parse_pod() {
     let whole = json!({
         "metadata": {"name": "a", "namespace": "shop", "uid": "u",
             "annotations": {"status.sidecar.istio.io/port": "15020"},
@@ -96,7 +96,7 @@ fn a_large_annotation_is_not_kept() {
 }
 
 #[test]
-fn so_are_not_a_thousand_malformed_originals() {
+fn a_thousand_malformed_originals_are_not_kept() {
     let probers: BTreeMap<String, Value> = (0..10_000)
         .map(|number| (format!("/no-such-path/{number}"), json!({})))
         .collect();
@@ -111,7 +111,7 @@ fn so_are_not_a_thousand_malformed_originals() {
 }
 
 #[test]
-fn a_mirror_pod_is_known_by_the_uid_that_the_kubelet_gave_it() {
+fn a_mirror_pod_has_the_uid_that_the_kubelet_gave_it() {
     let mut mirror = pod("etcd-node-1");
     mirror["metadata"]["annotations"] =
         json!({"kubernetes.io/config.hash": "0a1b", "kubernetes.io/config.mirror": "0a1b"});
@@ -121,8 +121,8 @@ fn a_mirror_pod_is_known_by_the_uid_that_the_kubelet_gave_it() {
 }
 
 #[test]
-fn a_pod_that_claims_the_uid_of_another_is_left_alone() {
-    // By name before it and after it.
+fn a_pod_that_claims_the_uid_of_another_is_not_served() {
+    // Its name sorts before, then after, that of the other pod.
     for impostor in ["a-impostor", "z-impostor"] {
         let mut claim = pod(impostor);
         claim["metadata"]["annotations"] = json!({
@@ -155,7 +155,7 @@ fn more_than_a_hundred_problems_are_counted() {
 }
 
 #[test]
-fn old_news_change_nothing() {
+fn old_events_change_nothing() {
     let mut index = Index::default();
     assert!(index.reset("10", vec![record(at(pod("a"), 5))]));
     let ended = |version| {
@@ -164,40 +164,37 @@ fn old_news_change_nothing() {
             version,
         ))
     };
-    assert!(!index.apply(ended(5)), "as old as what is known");
-    assert!(
-        !index.apply(ended(10)),
-        "not in the list, though old enough"
-    );
+    assert!(!index.apply(ended(5)), "the known version");
+    assert!(!index.apply(ended(10)), "not newer than the list");
     assert!(
         !index.apply(record(at(pod("b"), 9))),
-        "gone before the list"
+        "deleted before the list"
     );
     assert!(
         !index.delete(&ended(8)),
-        "of what came back before the list"
+        "deleted and created again before the list"
     );
     assert!(index.apply(ended(11)));
     assert_eq!(index.parsed()[0].not_served, Some(NotServed::Ended));
     assert!(index.delete(&ended(12)));
-    assert!(!index.delete(&ended(12)), "said twice");
-    assert!(!index.apply(ended(11)), "said late");
+    assert!(!index.delete(&ended(12)), "sent twice");
+    assert!(!index.apply(ended(11)), "sent late");
     assert!(index.parsed().is_empty());
     assert!(index.apply(record(at(pod("a"), 13))), "a new one");
 }
 
 #[test]
-fn a_late_end_of_an_old_pod_is_not_that_of_the_new_one_of_its_name() {
+fn a_late_deletion_of_an_old_pod_keeps_the_new_pod_of_the_same_name() {
     let mut index = Index::default();
     let old = record(with(pod("a"), "/metadata/uid", json!("old")));
     let new = record(with(pod("a"), "/metadata/uid", json!("new")));
     index.apply(old.clone());
     index.apply(new);
-    assert!(!index.delete(&old), "even where versions say nothing");
+    assert!(!index.delete(&old), "even if versions can't be compared");
     assert_eq!(uids(&index), ["new"]);
 }
 
-/// One write to the store: of object 0 to 3; what, or its end.
+/// One write to the store: an object from 0 to 3, with its value or its deletion.
 type Write = (u8, Option<u8>);
 
 fn name(object: u8) -> Name {
@@ -216,7 +213,7 @@ fn item(object: u8, version: u64, value: u8) -> Item<u8> {
     }
 }
 
-/// What is in the store after `writes`.
+/// The objects in the store after `writes`.
 fn listed(writes: &[Write]) -> Vec<Item<u8>> {
     let mut store = BTreeMap::new();
     for (version, (object, value)) in (1..).zip(writes) {
@@ -235,8 +232,8 @@ fn contents(table: &Table<u8>) -> Vec<(Name, u8)> {
         .collect()
 }
 
-/// Events of writes after the list at `from`, in any order, some of them more than once, and some from
-/// before the list too.
+/// Events of the writes after the list at `from`, in any order, some of them more than once, and some
+/// from before the list.
 fn history() -> impl Strategy<Value = (Vec<Write>, usize, Vec<usize>)> {
     let write = (0..4_u8, prop::option::weighted(0.7, any::<u8>()));
     prop::collection::vec(write, 1..24)

@@ -1,4 +1,4 @@
-//! A start while the API server is away.
+//! A start while the API server is unreachable.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -8,12 +8,13 @@ use super::*;
 use crate::kube::last_known::LastKnown;
 use support::missing::Missing;
 
-struct Quota {
+/// A file of last known pods.
+struct StoredPods {
     file: PathBuf,
     _directory: tempfile::TempDir,
 }
 
-impl Quota {
+impl StoredPods {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self {
@@ -37,7 +38,7 @@ impl Quota {
         Source::with_options(client, options)
     }
 
-    /// A source has known pod `a`, has kept it, and is gone; so is its API server.
+    /// A source has received pod `a`, has stored it, and has ended; so has its API server.
     async fn with_a_pod() -> Self {
         let kept = Self::new();
         let server = server().await;
@@ -58,8 +59,8 @@ impl Quota {
 }
 
 #[tokio::test]
-async fn what_was_known_is_told_before_the_api_server_answers() {
-    let kept = Quota::with_a_pod().await;
+async fn the_last_known_pods_are_sent_before_the_api_server_answers() {
+    let kept = StoredPods::with_a_pod().await;
     let server = ApiServer::start().await;
     let url = server.url();
     let stopped = server.stop().await;
@@ -67,10 +68,10 @@ async fn what_was_known_is_told_before_the_api_server_answers() {
     let mut source = kept.source(url);
     source.until_pods(&["a"]).await;
     source.until_problem("pods are served as last known").await;
-    // They are not what there is until the API server says so.
+    // The pods do not count as listed until the API server answers.
     assert!(!source.is_listed());
 
-    // In the meantime `a` has gone.
+    // In the meantime `a` has been deleted.
     let server = stopped.start().await;
     let _ = server.put("namespaces", namespace("shop", None));
     let _ = server.put("pods", pod("b"));
@@ -82,24 +83,24 @@ async fn what_was_known_is_told_before_the_api_server_answers() {
 }
 
 #[tokio::test]
-async fn a_pod_is_told_as_it_was() {
-    let kept = Quota::with_a_pod().await;
+async fn a_pod_is_read_as_it_was_written() {
+    let kept = StoredPods::with_a_pod().await;
     let server = server().await;
     let mut source = Source::start(&server);
     source.until_pods(&["a"]).await;
     let read = kept.by(NODE).read();
     assert_eq!(read.len(), 1);
-    // But for its addresses, which may be another sandbox's by now.
-    let mut told = read[0].pod.as_deref().expect("a pod").clone();
-    assert!(std::mem::take(&mut told.ips_are_old));
-    assert_eq!(Some(&told), source.pods[0].pod.as_deref());
+    // Only its addresses may belong to another sandbox by now.
+    let mut read_back = read[0].pod.as_deref().expect("a pod").clone();
+    assert!(std::mem::take(&mut read_back.ips_are_old));
+    assert_eq!(Some(&read_back), source.pods[0].pod.as_deref());
     let mode = fs::metadata(&kept.file).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_not_believed() {
-    let kept = Quota::with_a_pod().await;
+async fn an_unsuitable_file_is_ignored() {
+    let kept = StoredPods::with_a_pod().await;
     let known = || kept.by(NODE).read().len();
     assert_eq!(known(), 1);
     assert_eq!(kept.by("other-node").read().len(), 0);
@@ -118,7 +119,7 @@ async fn what_is_not_ours_is_not_believed() {
         fs::write(&kept.file, text.replace(good, bad)).unwrap();
         assert_eq!(known(), 0, "{bad}");
     }
-    // A path in it leads nowhere.
+    // A path in the file is ignored.
     let with_path = text.replace("\"netns\":null", "\"netns\":\"/proc/1/ns/net\"");
     assert_ne!(with_path, text);
     fs::write(&kept.file, with_path).unwrap();

@@ -1,4 +1,4 @@
-//! The source of pods against a double of the API server, by the real client.
+//! The source of pods, with the real client, against a double of the API server.
 
 mod connection;
 mod feed;
@@ -24,14 +24,14 @@ use pods::scope::Scope;
 
 /// The node whose pods are watched.
 const NODE: &str = "node-1";
-/// Nothing here takes that long.
+/// No step takes this long.
 const LATE: Duration = Duration::from_secs(20);
 
 /// The source under test.
 struct Source {
     events: mpsc::Receiver<SourceEvent>,
     health: Arc<Health>,
-    /// Ends when the first pods were told.
+    /// Dropped once the first pods have been sent.
     listed: oneshot::Receiver<()>,
     pods: Vec<Arc<ParsedPod>>,
     problems: Vec<String>,
@@ -44,7 +44,7 @@ impl Drop for Source {
     }
 }
 
-/// As quick as tests need it.
+/// Timeouts short enough for tests.
 fn timeouts() -> Timeouts {
     Timeouts {
         first: Duration::from_millis(1),
@@ -121,7 +121,7 @@ impl Source {
             .await;
     }
 
-    /// The pods that are to be served.
+    /// The pods that are served.
     fn names(&self) -> Vec<&str> {
         let served = self.pods.iter().filter(|pod| pod.pod.is_some());
         served.map(|pod| pod.id.name.as_str()).collect()
@@ -131,7 +131,7 @@ impl Source {
         self.names().contains(&name)
     }
 
-    /// Whether it was said that the first pods are there.
+    /// Whether the first pods have been sent.
     fn is_listed(&mut self) -> bool {
         self.listed.try_recv() != Err(oneshot::error::TryRecvError::Empty)
     }
@@ -152,7 +152,7 @@ fn pod(name: &str) -> Value {
     })
 }
 
-/// `object` with `value` at `pointer`, whose parent must be there.
+/// `object` with `value` at `pointer`, whose parent must exist.
 fn with(mut object: Value, pointer: &str, value: Value) -> Value {
     let (parent, field) = pointer.rsplit_once('/').unwrap();
     object.pointer_mut(parent).unwrap()[field] = value;
@@ -175,7 +175,7 @@ async fn server() -> ApiServer {
     server
 }
 
-/// A server with pod `a`, and a source that knows it and watches.
+/// A server with pod `a`, and a source that has received it and watches.
 async fn synced() -> (ApiServer, Source) {
     let server = server().await;
     let mut source = Source::start(&server);

@@ -8,7 +8,7 @@ use api_server_double::ApiServer;
 use pods::parse::NotServed;
 
 #[tokio::test]
-async fn pods_of_this_node_and_metadata_of_namespaces_are_all_that_is_asked_for() {
+async fn only_pods_of_this_node_and_metadata_of_namespaces_are_requested() {
     let server = server().await;
     server.put(
         "pods",
@@ -34,7 +34,7 @@ async fn pods_of_this_node_and_metadata_of_namespaces_are_all_that_is_asked_for(
 }
 
 #[tokio::test]
-async fn a_pod_is_told_when_it_is_bound_and_until_it_is_gone() {
+async fn a_pod_is_sent_from_its_binding_to_its_deletion() {
     let (server, mut source) = synced().await;
     let mut unbound = pod("b");
     drop(unbound["spec"].as_object_mut().unwrap().remove("nodeName"));
@@ -42,7 +42,7 @@ async fn a_pod_is_told_when_it_is_bound_and_until_it_is_gone() {
     server.put("pods", unbound.clone());
     server.put("pods", with(unbound.clone(), "/spec/nodeName", json!(NODE)));
     source.until_pods(&["a", "b"]).await;
-    // Terminating: its containers, and with them its probes, run on.
+    // A terminating pod: its containers, and so its probes, keep running.
     let terminating = with(
         pod("b"),
         "/metadata/deletionTimestamp",
@@ -64,7 +64,7 @@ async fn a_pod_that_has_ended_is_not_served() {
 }
 
 #[tokio::test]
-async fn a_pod_that_comes_again_under_its_name_is_another_one() {
+async fn a_pod_created_again_under_its_name_is_another_pod() {
     let (server, mut source) = synced().await;
     server.delete("pods", "shop", "a");
     server.put("pods", with(pod("a"), "/metadata/uid", json!("uid-2")));
@@ -74,7 +74,7 @@ async fn a_pod_that_comes_again_under_its_name_is_another_one() {
 }
 
 #[tokio::test]
-async fn changes_that_mean_nothing_to_probes_are_not_told() {
+async fn changes_that_do_not_affect_probes_are_not_sent() {
     let (server, mut source) = synced().await;
     for beat in 0..20 {
         let condition = json!([{"type": "Ready", "status": "True", "message": beat.to_string()}]);
@@ -83,12 +83,16 @@ async fn changes_that_mean_nothing_to_probes_are_not_told() {
     server.put("pods", pod("b"));
     let before = source.pods.clone();
     source.next().await;
-    assert_eq!(source.names(), ["a", "b"], "the next news is the next pod");
+    assert_eq!(
+        source.names(),
+        ["a", "b"],
+        "the next message is the next pod"
+    );
     assert_eq!(source.pods[0], before[0]);
 }
 
 #[tokio::test]
-async fn a_namespaces_annotation_counts_whether_it_comes_before_its_pods_or_after() {
+async fn a_namespaces_annotation_applies_to_earlier_and_later_pods() {
     let server = server().await;
     server.put("namespaces", namespace("shop", Some("false")));
     let mut source = Source::start(&server);
@@ -125,16 +129,16 @@ async fn a_namespaces_annotation_that_is_neither_true_nor_false_is_a_problem() {
 }
 
 #[tokio::test]
-async fn an_object_that_cant_be_read_is_a_problem_and_hurts_no_other() {
+async fn an_unreadable_object_is_a_problem_and_affects_no_other() {
     let server = server().await;
     let port = "/spec/containers/0/livenessProbe/httpGet/port";
     server.put("pods", with(pod("bad"), port, json!({"no": "port"})));
     let mut source = Source::start(&server);
-    let says = "Pod shop/bad: spec.containers[0].livenessProbe.httpGet.port: invalid type";
-    source.until_problem(says).await;
+    let problem = "Pod shop/bad: spec.containers[0].livenessProbe.httpGet.port: invalid type";
+    source.until_problem(problem).await;
     source.until_pods(&["a"]).await;
     assert_eq!(source.health.of(Resource::Pods).unreadable(), 1);
-    // Also on the watch, which goes on.
+    // The same on the watch, which goes on.
     server.until(|s| s.watching("pods") == 1).await;
     server.put(
         "pods",
@@ -153,12 +157,12 @@ async fn an_object_that_cant_be_read_is_a_problem_and_hurts_no_other() {
         .asked()
         .into_iter()
         .filter(|asked| asked.resource == "pods");
-    assert_eq!(watches.count(), 1, "one watch did it all");
+    assert_eq!(watches.count(), 1, "a single watch");
     assert_eq!(source.health.of(Resource::Pods).unreadable(), 0);
 }
 
 #[tokio::test]
-async fn what_is_malformed_beside_the_probes_does_not_matter() {
+async fn malformed_fields_that_do_not_affect_probes_are_ignored() {
     let (server, mut source) = synced().await;
     let odd = with(pod("b"), "/spec/affinity", json!("none"));
     let odd = with(odd, "/status/conditions", json!(7));
@@ -177,7 +181,7 @@ async fn mistakes_in_a_served_pod_are_problems() {
 }
 
 #[tokio::test]
-async fn a_hundred_pods_at_once_are_told_in_a_few_messages() {
+async fn a_hundred_pods_at_once_are_sent_in_a_few_messages() {
     let (server, mut source) = synced().await;
     for number in 0..100 {
         server.put("pods", pod(&format!("b-{number:03}")));
@@ -191,7 +195,7 @@ async fn a_hundred_pods_at_once_are_told_in_a_few_messages() {
 }
 
 #[tokio::test]
-async fn a_server_that_cant_begin_a_watch_with_everything_is_asked_for_a_list() {
+async fn a_server_without_initial_events_is_listed_instead() {
     let server = ApiServer::start().await.without_initial_events();
     server.put("pods", pod("a"));
     let mut source = Source::start(&server);

@@ -1,4 +1,4 @@
-//! What of a cluster the certificate lives in: a Secret, and the MutatingWebhookConfiguration that says whom to trust.
+//! The objects of a cluster that certificates use: the Secret, and the MutatingWebhookConfiguration with the caBundle.
 
 use std::ops::Deref;
 
@@ -25,7 +25,7 @@ impl Deref for Cluster {
 }
 
 impl Cluster {
-    /// One with a MutatingWebhookConfiguration as deploy/webhook has it, of which one webhook is somebody else's.
+    /// Starts one with the MutatingWebhookConfiguration of deploy/webhook, to which a foreign webhook is added.
     pub async fn start() -> Self {
         let server = ApiServer::start().await;
         let webhook = |name: &str, service: &str| {
@@ -46,7 +46,7 @@ impl Cluster {
         client::client(Config::new(self.url())).expect("a client")
     }
 
-    /// An empty Secret, as deploy/webhook has it.
+    /// Creates an empty Secret, like deploy/webhook.
     pub fn put_empty_secret(&self) {
         let secret =
             json!({"type": "Opaque", "metadata": {"name": SECRET, "namespace": NAMESPACE}});
@@ -65,7 +65,7 @@ impl Cluster {
             .expect("it is there")
     }
 
-    /// caBundle of each webhook.
+    /// The caBundle of each webhook.
     pub fn bundles(&self) -> Vec<Option<String>> {
         let configuration = self.configuration();
         let webhooks = configuration["webhooks"].as_array().expect("webhooks");
@@ -77,8 +77,8 @@ impl Cluster {
         webhooks.iter().map(bundle).collect()
     }
 
-    /// Takes the caBundles away, as a careless `kubectl replace` does.
-    pub fn forget_bundles(&self) {
+    /// Removes the caBundles, like a careless `kubectl replace`.
+    pub fn remove_bundles(&self) {
         let mut configuration = self.configuration();
         for webhook in configuration["webhooks"].as_array_mut().expect("webhooks") {
             let client = webhook["clientConfig"].as_object_mut().expect("a client");

@@ -1,4 +1,4 @@
-//! What becomes of the Secret, at which time.
+//! Decisions about the Secret over time.
 
 use super::super::pair::Pair;
 use super::super::trust::{Step, Trust, WriteReason, step};
@@ -15,7 +15,7 @@ fn next(trust: Option<&Trust>, settled: bool, now: SystemTime) -> Step {
     step(trust, trust, settled, &needs(), now).expect("made")
 }
 
-/// One that was made at `now`.
+/// One that was issued at `now`.
 fn fresh(now: SystemTime) -> Trust {
     written(next(None, false, now), WriteReason::Missing)
 }
@@ -25,7 +25,7 @@ fn leaf(trust: &Trust, now: SystemTime) -> Pair {
 }
 
 #[test]
-fn a_certificate_is_made_once_and_kept_until_its_time() {
+fn a_certificate_is_issued_once_and_kept_until_its_renewal() {
     let now = SystemTime::now();
     let trust = fresh(now);
     assert_eq!(count(trust.bundle()), 1);
@@ -47,7 +47,7 @@ fn a_renewal_takes_two_steps_and_both_authorities_are_trusted_between_them() {
     assert!(prepared.bundle().contains(first.bundle().trim()));
     assert!(
         leaf(&prepared, now) == leaf(&first, now),
-        "the old one is served still"
+        "the old one is still served"
     );
     assert_eq!(
         next(Some(&prepared), false, now),
@@ -60,7 +60,7 @@ fn a_renewal_takes_two_steps_and_both_authorities_are_trusted_between_them() {
     assert_eq!(
         turned.bundle(),
         prepared.bundle(),
-        "replicas with the old one are trusted"
+        "replicas that serve the old one are trusted"
     );
     assert_eq!(next(Some(&turned), true, now + DAY), Step::Keep);
 
@@ -71,7 +71,7 @@ fn a_renewal_takes_two_steps_and_both_authorities_are_trusted_between_them() {
 }
 
 #[test]
-fn a_secret_that_was_emptied_means_a_new_certificate_without_a_gap() {
+fn emptying_the_secret_issues_a_new_certificate_without_a_gap() {
     let now = SystemTime::now();
     let held = fresh(now);
     let emptied = step(None, Some(&held), false, &needs(), now).expect("made");
@@ -81,14 +81,14 @@ fn a_secret_that_was_emptied_means_a_new_certificate_without_a_gap() {
 }
 
 #[test]
-fn what_cannot_be_served_is_replaced() {
+fn an_unusable_certificate_is_replaced() {
     let now = SystemTime::now();
     let trust = fresh(now);
-    // Every replica was down for longer than it was good.
+    // The certificate expired while every replica was down.
     let later = now + 91 * DAY;
     let replaced = written(next(Some(&trust), true, later), WriteReason::Missing);
     assert_eq!(count(replaced.bundle()), 1);
-    // For a Service of another name.
+    // The certificate is for a Service with another name.
     let renamed = Needs {
         names: vec!["other.ns.svc".to_owned()],
         ..needs()
@@ -99,12 +99,12 @@ fn what_cannot_be_served_is_replaced() {
     assert_eq!(
         count(replaced.bundle()),
         2,
-        "replicas with the old name are trusted"
+        "replicas that serve the old name are trusted"
     );
 }
 
 #[test]
-fn a_secret_is_read_as_it_was_written_and_foreign_keys_stay() {
+fn a_secret_is_read_as_written_and_foreign_keys_are_kept() {
     let now = SystemTime::now();
     let first = fresh(now);
     let prepared = written(
@@ -127,7 +127,7 @@ fn a_secret_is_read_as_it_was_written_and_foreign_keys_stay() {
 }
 
 #[test]
-fn a_secret_that_is_damaged_is_made_anew() {
+fn a_damaged_secret_is_replaced() {
     let now = SystemTime::now();
     let mut good = Data::new();
     fresh(now).write(&mut good);

@@ -27,34 +27,38 @@ fn pair(made: &Made) -> Pair {
 }
 
 #[test]
-fn what_can_not_be_used_is_told_by_its_name() {
+fn errors_name_what_cannot_be_used() {
     let now = SystemTime::now();
     let (one, two) = (made(now), made(now));
     let old = made(now - 91 * DAY);
     let directory = tempfile::tempdir().expect("directory");
-    let told = || read(directory.path()).expect_err("bad").to_string();
-    assert!(told().starts_with("tls.crt: No such file"), "{}", told());
+    let message = || read(directory.path()).expect_err("bad").to_string();
+    assert!(
+        message().starts_with("tls.crt: No such file"),
+        "{}",
+        message()
+    );
     write(directory.path(), &one.certificate, &two.key);
-    assert!(told().contains("together"), "{}", told());
+    assert!(message().contains("together"), "{}", message());
     write(directory.path(), &one.certificate, "");
-    assert_eq!(told(), "there is no key in PEM");
+    assert_eq!(message(), "no PEM-encoded key found");
     write(directory.path(), "", &one.key);
-    assert_eq!(told(), "there is no certificate in PEM");
+    assert_eq!(message(), "no PEM-encoded certificate found");
     write(directory.path(), "no PEM", "");
-    let both = "there is no certificate in PEM; there is no key in PEM";
-    assert_eq!(told(), both);
+    let both = "no PEM-encoded certificate found; no PEM-encoded key found";
+    assert_eq!(message(), both);
     write(directory.path(), &old.certificate, &old.key);
-    assert_eq!(told(), "the certificate has expired");
+    assert_eq!(message(), "the certificate has expired");
     write(directory.path(), &one.certificate, &one.key);
     let _ = read(directory.path()).expect("good");
-    // cert-manager's file has the chain.
+    // cert-manager's file contains the chain.
     let chain = format!("{}{}", two.certificate, two.authority);
     write(directory.path(), &chain, &two.key);
     assert_eq!(read(directory.path()).expect("good").chain().len(), 2);
 }
 
 #[tokio::test]
-async fn a_new_pair_is_served_and_a_bad_one_is_not() {
+async fn a_new_pair_is_served_and_an_invalid_one_is_not() {
     let now = SystemTime::now();
     let (one, two) = (made(now), made(now));
     let directory = tempfile::tempdir().expect("directory");
@@ -92,7 +96,7 @@ async fn a_new_pair_is_served_and_a_bad_one_is_not() {
             || text.contains("certificate_reloads_total{result=\"failed\"} 3")
     })
     .await;
-    assert!(served(&pair(&one)), "the last good one");
+    assert!(served(&pair(&one)), "the last good certificate is served");
     write(directory.path(), &two.certificate, &two.key);
     until(&|_| served(&pair(&two))).await;
     following.abort();

@@ -1,4 +1,4 @@
-//! Replicas that keep the certificate together.
+//! Several replicas that manage the same certificate.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,13 +14,13 @@ use super::cluster::{CONFIGURATION, CONFIGURATIONS, Cluster, SECRET};
 use super::*;
 use crate::metrics::Metrics;
 
-/// A replica of the webhook, as far as certificates go.
+/// The certificate management of one replica of the webhook.
 struct Replica {
     keeper: CertManager,
     serving: Arc<Serving>,
 }
 
-/// A clock that is set by hand, in seconds from now.
+/// A clock that tests advance, in seconds from now.
 #[derive(Clone, Default)]
 struct Hand(Arc<AtomicU64>);
 
@@ -51,17 +51,17 @@ impl Replica {
     }
 
     async fn look(&mut self) {
-        self.keeper.look().await.expect("all is well");
+        self.keeper.look().await.expect("no error");
     }
 
-    /// The leaf that it serves.
+    /// The leaf certificate that it serves.
     fn leaf(&self) -> Vec<u8> {
         let certified = self.serving.0.read().clone();
         certified.expect("a certificate").cert[0].to_vec()
     }
 }
 
-/// Whether a client that trusts what API servers are told trusts what is served.
+/// Whether a client that trusts the caBundle accepts the served certificate.
 fn is_trusted(server: &Cluster, replica: &Replica, now: SystemTime) -> bool {
     let mut data = server.data();
     let bundle = server.bundles()[1].clone().unwrap_or_default();
@@ -71,12 +71,12 @@ fn is_trusted(server: &Cluster, replica: &Replica, now: SystemTime) -> bool {
         k8s_openapi::ByteString(bundle.into_bytes()),
     ));
     let current = own(&data);
-    // What was served before the turn is trusted by the same bundle: it was checked then.
+    // That the same bundle trusts the previously served certificate was checked before.
     current.is_some_and(|pair| pair.chain()[0].as_ref() == replica.leaf())
 }
 
 #[tokio::test]
-async fn the_first_look_makes_a_certificate_and_has_it_trusted() {
+async fn the_first_check_issues_a_certificate_and_sets_the_ca_bundle() {
     for exists in [false, true] {
         let server = Cluster::start().await;
         if exists {
@@ -86,9 +86,9 @@ async fn the_first_look_makes_a_certificate_and_has_it_trusted() {
         replica.look().await;
         assert!(is_trusted(&server, &replica, SystemTime::now()));
         let bundles = server.bundles();
-        assert_eq!(bundles[0], None, "another's webhook is left alone");
+        assert_eq!(bundles[0], None, "a foreign webhook is unchanged");
         assert_eq!(count(bundles[1].as_ref().expect("ours")), 1);
-        // And changes nothing after that.
+        // Later checks change nothing.
         let writes = || ["create", "update", "patch"].map(|verb| server.written(verb));
         let before = writes();
         replica.look().await;
@@ -98,7 +98,7 @@ async fn the_first_look_makes_a_certificate_and_has_it_trusted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_start_at_once_agree_on_one_certificate() {
+async fn replicas_that_start_together_use_one_certificate() {
     for exists in [false, true] {
         let server = Cluster::start().await;
         if exists {
@@ -118,7 +118,7 @@ async fn replicas_that_start_at_once_agree_on_one_certificate() {
             assert!(is_trusted(&server, replica, SystemTime::now()));
         }
         let verb = if exists { "update" } else { "create" };
-        assert_eq!(server.written(verb), 1, "one of them wrote for all");
+        assert_eq!(server.written(verb), 1, "only one replica writes");
         assert_eq!(server.written("patch"), 1);
     }
 }
@@ -143,7 +143,7 @@ async fn a_renewal_leaves_no_replica_untrusted_at_any_time() {
         assert_eq!(
             replica.leaf(),
             first,
-            "not before API servers trust the next one"
+            "the next one is not served before the caBundle contains it"
         );
     }
     let both = server.bundles()[1].clone().expect("ours");
@@ -154,13 +154,13 @@ async fn a_renewal_leaves_no_replica_untrusted_at_any_time() {
     assert_eq!(
         replicas[1].leaf(),
         first,
-        "nor before they had the time to learn of it"
+        "nor before API servers have had time to use the caBundle"
     );
     hand.advance(Duration::from_secs(31));
     replicas[1].look().await;
     assert_ne!(replicas[1].leaf(), first);
     assert!(is_trusted(&server, &replicas[1], now()));
-    // The other one still serves the old one: that is trusted too.
+    // The other replica still serves the old certificate, which is trusted too.
     assert_eq!(replicas[0].leaf(), first);
     assert_eq!(server.bundles()[1].as_deref(), Some(both.as_str()));
     replicas[0].look().await;
@@ -175,7 +175,7 @@ async fn a_renewal_leaves_no_replica_untrusted_at_any_time() {
 }
 
 #[tokio::test]
-async fn a_bundle_that_somebody_took_away_is_put_back() {
+async fn a_removed_ca_bundle_is_restored() {
     let server = Cluster::start().await;
     let hand = Hand::default();
     let mut replica = Replica::new(&server, &hand);
@@ -183,15 +183,19 @@ async fn a_bundle_that_somebody_took_away_is_put_back() {
     hand.advance(61 * DAY);
     replica.look().await;
     let (bundle, leaf) = (server.bundles(), replica.leaf());
-    server.forget_bundles();
+    server.remove_bundles();
     hand.advance(Duration::from_secs(61));
     replica.look().await;
     assert_eq!(server.bundles(), bundle);
-    assert_eq!(replica.leaf(), leaf, "the time to learn of it begins anew");
+    assert_eq!(
+        replica.leaf(),
+        leaf,
+        "the time for API servers to use the caBundle starts again"
+    );
 }
 
 #[tokio::test]
-async fn without_permission_to_patch_the_certificate_is_served_all_the_same() {
+async fn the_certificate_is_served_even_without_permission_to_patch() {
     let server = Cluster::start().await;
     let mut replica = Replica::new(&server, &Hand::default());
     server.forbid(CONFIGURATIONS, true);
@@ -210,7 +214,7 @@ async fn without_permission_to_patch_the_certificate_is_served_all_the_same() {
 }
 
 #[tokio::test]
-async fn what_is_served_goes_on_while_the_api_server_is_away() {
+async fn the_certificate_is_served_while_the_api_server_is_unreachable() {
     let server = Cluster::start().await;
     let mut replica = Replica::new(&server, &Hand::default());
     replica.look().await;
@@ -218,7 +222,7 @@ async fn what_is_served_goes_on_while_the_api_server_is_away() {
     for status in [500, 503, 401, 404] {
         server.fail("secrets", false, Fault::Status(status, "Failed", "failed"));
         if status == 404 {
-            // A Secret that is not there is made anew, which fails too.
+            // If the Secret does not exist, creating it fails too.
             server.fail("secrets", false, Fault::Status(500, "Failed", "failed"));
         }
         assert!(replica.keeper.look().await.is_err(), "{status}");

@@ -1,5 +1,4 @@
-//! Certificates: what is decided, what is written where, and several replicas at once against a double of the API
-//! server.
+//! Certificates: decisions, files, and several replicas at once against a double of the API server.
 
 mod cluster;
 mod deciding;

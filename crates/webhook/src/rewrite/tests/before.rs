@@ -1,4 +1,4 @@
-//! Pods that somebody has rewritten before.
+//! Pods that were rewritten before.
 
 use super::*;
 use crate::revert::revert;
@@ -15,7 +15,7 @@ fn later(mut pod: Value) -> Value {
 }
 
 #[test]
-fn a_pod_that_we_have_rewritten_stays() {
+fn a_pod_that_our_webhook_has_rewritten_is_unchanged() {
     for value in [None, Some("true"), Some("nonsense")] {
         let mut pod = two_probes();
         if let Some(value) = value {
@@ -29,7 +29,7 @@ fn a_pod_that_we_have_rewritten_stays() {
 }
 
 #[test]
-fn a_container_that_came_since_is_rewritten_too() {
+fn a_container_added_since_is_rewritten_too() {
     let pod = later(rewritten(&two_probes()));
     let pod = rewritten(&pod);
     assert_eq!(pod["metadata"]["annotations"][REWRITE], "false");
@@ -47,19 +47,19 @@ fn a_container_that_came_since_is_rewritten_too() {
             "/app-lifecycle/web/prestopz"
         ]
     );
-    // The same as if it had been there from the beginning.
+    // The result is the same as if the container had existed from the beginning.
     assert_eq!(pod, rewritten(&later(two_probes())));
 }
 
 #[test]
-fn it_gets_the_port_that_the_pod_has() {
+fn an_added_container_gets_the_rewrite_port_of_its_pod() {
     let pod = later(rewritten(&two_probes()));
     let other = Rewriting {
         port: NonZeroU16::new(19999).unwrap(),
         ..Rewriting::default()
     };
     assert_eq!(apply(&pod, &admit(&pod, &other)), rewritten(&pod));
-    // One that probes this very port is rewritten: left native, it would always pass.
+    // A probe of this port is rewritten too, because it would always pass otherwise.
     let mut pod = rewritten(&two_probes());
     let clash = json!({"name": "late", "readinessProbe": {"tcpSocket": {"port": 15020}}});
     pod["spec"]["containers"]
@@ -73,7 +73,7 @@ fn it_gets_the_port_that_the_pod_has() {
 }
 
 #[test]
-fn a_path_that_another_probe_goes_to_is_not_given_to_a_second_one() {
+fn a_path_that_another_probe_uses_is_not_used_again() {
     let mut pod = rewritten(&two_probes());
     let late = json!({"name": "late", "livenessProbe": {"tcpSocket": {"port": 1}},
         "readinessProbe": {"httpGet": {"port": 8080, "path": "/app-health/late/livez"}}});
@@ -81,28 +81,28 @@ fn a_path_that_another_probe_goes_to_is_not_given_to_a_second_one() {
     assert_eq!(
         untouched(&pod),
         [
-            "container \"late\", livenessProbe: another probe goes to /app-health/late/livez already; left as it is"
+            "container \"late\", livenessProbe: another probe already uses /app-health/late/livez; unchanged"
         ]
     );
 }
 
 #[test]
-fn the_false_that_we_have_set_is_not_the_pods_own_wish() {
+fn the_false_that_our_webhook_has_set_is_not_the_pods_own_value() {
     let off = Rewriting {
         enabled: false,
         ..Rewriting::default()
     };
-    // The pod said nothing: the setting, off by now, counts.
+    // The pod had no annotation, so the setting applies, which is off by now.
     let silent = later(rewritten(&two_probes()));
     assert_eq!(admit(&silent, &off), Admission::default());
-    // It said yes.
+    // The pod's own value was true.
     let willing = annotated(two_probes(), REWRITE, "true");
     let willing = later(apply(&willing, &admit(&willing, &off)));
     assert_eq!(admit(&willing, &off).changed, 1);
 }
 
 #[test]
-fn istio_is_told_again_not_to_rewrite() {
+fn the_annotation_that_stops_istio_is_set_again() {
     let pod = annotated(rewritten(&two_probes()), REWRITE, "true");
     let pod = rewritten(&pod);
     assert_eq!(pod["metadata"]["annotations"][REWRITE], "false");
@@ -110,7 +110,7 @@ fn istio_is_told_again_not_to_rewrite() {
 }
 
 #[test]
-fn a_pod_that_istio_has_rewritten_stays() {
+fn a_pod_that_istio_has_rewritten_is_unchanged() {
     let probers = r#"{"/app-health/web/livez":{"tcpSocket":{"port":80}}}"#;
     let mut pod = web(json!({"livenessProbe":
         {"httpGet": {"path": "/app-health/web/livez", "port": 15020, "scheme": "HTTP"}}}));
@@ -125,13 +125,13 @@ fn a_pod_that_istio_has_rewritten_stays() {
     assert_eq!(
         untouched(&later(pod)),
         [
-            "1 probes and hooks are left as they are, for Istio's injector has rewritten others of this Pod"
+            "1 probes and hooks are unchanged because Istio's injector has rewritten others of this Pod"
         ]
     );
 }
 
 #[test]
-fn an_annotation_that_is_not_ours_is_not_lost() {
+fn a_foreign_annotation_is_not_lost() {
     for value in [
         "",
         "nonsense",
@@ -145,7 +145,7 @@ fn an_annotation_that_is_not_ours_is_not_lost() {
         let warnings = untouched(&pod);
         assert_eq!(warnings.len(), 1, "{value}");
         assert!(
-            warnings[0].starts_with("the Pod is left as it is: annotation probe-handler.io/probes is there, but no probe is rewritten"),
+            warnings[0].starts_with("the Pod is unchanged: annotation probe-handler.io/probes is set, but no probe is rewritten"),
             "{warnings:?}"
         );
         assert_eq!(revert(&pod).patch, [], "{value}");
@@ -155,7 +155,7 @@ fn an_annotation_that_is_not_ours_is_not_lost() {
 }
 
 #[test]
-fn entries_of_others_beside_ours_are_kept() {
+fn foreign_entries_beside_ours_are_kept() {
     let mut pod = rewritten(&two_probes());
     let mut entries = originals(&pod);
     entries["/app-health/gone/livez"] = json!({"anything": [1]});
@@ -168,19 +168,19 @@ fn entries_of_others_beside_ours_are_kept() {
 }
 
 #[test]
-fn a_probe_that_came_back_in_place_of_a_rewritten_one_stays() {
+fn a_probe_that_replaces_a_rewritten_one_is_unchanged() {
     let mut pod = rewritten(&two_probes());
     pod["spec"]["containers"][0]["livenessProbe"] = json!({"httpGet": {"port": 81}});
     assert_eq!(
         untouched(&pod),
         [
-            "container \"web\", livenessProbe: annotation probe-handler.io/probes has an original for /app-health/web/livez already; left as it is"
+            "container \"web\", livenessProbe: annotation probe-handler.io/probes already has an original for /app-health/web/livez; unchanged"
         ]
     );
 }
 
 #[test]
-fn reverting_gives_back_the_pods_own_annotations() {
+fn reverting_restores_the_pods_own_annotations() {
     for (annotations, after) in [
         (json!({}), json!(null)),
         (json!({"a": "b"}), json!({"a": "b"})),
@@ -196,7 +196,7 @@ fn reverting_gives_back_the_pods_own_annotations() {
 }
 
 #[test]
-fn reverting_takes_away_metadata_that_only_we_have_made() {
+fn reverting_removes_metadata_that_rewriting_created() {
     let mut pod = two_probes();
     pod.as_object_mut().unwrap().remove("metadata");
     let rewritten = rewritten(&pod);
@@ -204,7 +204,7 @@ fn reverting_takes_away_metadata_that_only_we_have_made() {
 }
 
 #[test]
-fn reverting_leaves_what_changed_beside_the_probes() {
+fn reverting_keeps_other_changes_beside_the_probes() {
     let mut pod = rewritten(&two_probes());
     pod["spec"]["containers"][0]["livenessProbe"]["periodSeconds"] = json!(7);
     pod["spec"]["containers"][0]["image"] = json!("web:2");
@@ -217,7 +217,7 @@ fn reverting_leaves_what_changed_beside_the_probes() {
 }
 
 #[test]
-fn reverting_keeps_the_annotation_while_something_needs_it() {
+fn reverting_keeps_the_annotation_while_a_probe_needs_it() {
     let mut pod = rewritten(&two_probes());
     let mut entries = originals(&pod);
     entries["/app-health/web/livez"] = json!({"tcpSocket": {"port": 80}, "httpGet": {"port": 80}});

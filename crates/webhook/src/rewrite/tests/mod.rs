@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::*;
 
-/// A Pod with one container `web`, which has a port `http`, made of `fields`.
+/// A Pod with one container `web` that has a port `http` and `fields`.
 fn web(fields: Value) -> Value {
     let mut container = json!({"name": "web", "ports": [{"name": "http", "containerPort": 8080}]});
     for (key, value) in fields.as_object().unwrap() {
@@ -20,7 +20,7 @@ fn web(fields: Value) -> Value {
     json!({"metadata": {"name": "web-0"}, "spec": {"containers": [container]}})
 }
 
-/// The same with an annotation.
+/// `pod` with an annotation.
 fn annotated(mut pod: Value, key: &str, value: &str) -> Value {
     pod["metadata"]["annotations"][key] = json!(value);
     pod
@@ -39,7 +39,7 @@ fn rewritten(pod: &Value) -> Value {
     apply(pod, &admission)
 }
 
-/// The warnings for a Pod that is left as it is.
+/// The warnings for a Pod that is unchanged.
 fn untouched(pod: &Value) -> Vec<String> {
     let admission = admit(pod, &Rewriting::default());
     assert_eq!(admission.patch, [], "{pod}");

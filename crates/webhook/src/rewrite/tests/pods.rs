@@ -1,4 +1,4 @@
-//! Which pods and which containers.
+//! Which pods and containers are rewritten.
 
 use super::*;
 
@@ -35,7 +35,7 @@ fn containers_that_keep_running_are_rewritten() {
 }
 
 #[test]
-fn consuls_proxies_are_known_by_consuls_annotation() {
+fn consuls_proxies_are_recognized_by_consuls_annotation() {
     let pod = annotated(
         json!({"metadata": {}, "spec": {"containers": [
             {"name": "web", "livenessProbe": probe()},
@@ -47,7 +47,7 @@ fn consuls_proxies_are_known_by_consuls_annotation() {
 }
 
 #[test]
-fn some_pods_are_none_of_our_business() {
+fn some_pods_are_not_handled() {
     for (field, value) in [
         ("hostNetwork", json!(true)),
         ("os", json!({"name": "windows"})),
@@ -66,13 +66,13 @@ fn some_pods_are_none_of_our_business() {
         pod["spec"][field] = value;
         assert_eq!(rewritten_containers(&pod), ["web"], "{field}");
     }
-    // The app is the guest of a virtual machine: the daemon leaves it alone unless it asks to be served.
+    // The app runs in a virtual machine: the daemon serves it only with the annotation.
     let mut guest = web(json!({"livenessProbe": probe()}));
     guest["metadata"]["labels"] = json!({"kubevirt.io": "virt-launcher"});
     assert_eq!(untouched(&guest), [""; 0]);
     let asking = annotated(guest, "probe-handler.io/exempt", "true");
     assert_eq!(rewritten_containers(&asking), ["web"]);
-    // The kubelet runs the probes of the file that a mirror pod shows, not those of the mirror.
+    // The kubelet runs the probes of the static pod's file, not those of its mirror pod.
     let mirror = annotated(
         web(json!({"livenessProbe": probe()})),
         "kubernetes.io/config.mirror",
@@ -82,7 +82,7 @@ fn some_pods_are_none_of_our_business() {
 }
 
 #[test]
-fn what_is_no_pod_that_we_understand_stays_and_is_told() {
+fn a_pod_that_cannot_be_read_is_unchanged_with_a_warning() {
     for (pod, why) in [
         (json!(null), "invalid type: null, expected Pod"),
         (json!("x"), "invalid type: string \"x\", expected Pod"),
@@ -102,7 +102,7 @@ fn what_is_no_pod_that_we_understand_stays_and_is_told() {
         assert_eq!(
             untouched(&pod),
             [format!(
-                "the Pod is left as it is, it can't be understood: {why}"
+                "the Pod is unchanged because it can't be read: {why}"
             )]
         );
     }
@@ -157,20 +157,20 @@ fn the_annotation_decides_for_its_pod_and_the_setting_for_the_others() {
 }
 
 #[test]
-fn a_pod_that_the_api_server_would_refuse_for_its_annotations_stays() {
+fn a_pod_whose_annotations_would_become_too_large_is_unchanged() {
     let headers = json!([{"name": "X", "value": "x".repeat(200)}]);
     let long = web(json!({"livenessProbe": {"httpGet": {"port": 80, "httpHeaders": headers}}}));
     let pod = annotated(long, "big", &"x".repeat(annotations::LIMIT - 200));
     let warnings = untouched(&pod);
     assert_eq!(warnings.len(), 1);
     assert!(
-        warnings[0].ends_with("bytes, of which 262144 are allowed"),
+        warnings[0].ends_with("bytes; at most 262144 are allowed"),
         "{warnings:?}"
     );
 }
 
 #[test]
-fn a_pod_of_which_the_daemon_would_serve_a_part_only_stays() {
+fn a_pod_with_more_probes_than_the_daemon_serves_is_unchanged() {
     let path = format!("/{}", "p".repeat(14_000));
     let container = |n: usize| json!({"name": format!("c{n}"), "livenessProbe": {"httpGet": {"port": 80, "path": path}}});
     for (count, stays) in [(4, false), (5, true)] {

@@ -1,4 +1,4 @@
-//! Every kind of probe and hook, and every field of them.
+//! All kinds of probes and hooks, with all their fields.
 
 use super::*;
 
@@ -96,7 +96,7 @@ fn every_other_field_is_kept() {
     assert_eq!(pod["spec"]["containers"][0]["livenessProbe"], expected);
     assert_eq!(pod["spec"]["containers"][0]["tomorrow"], true);
     assert_eq!(pod["spec"]["tomorrow"], json!({"x": 1}));
-    // The daemon gives up before the kubelet does.
+    // The daemon times out before the kubelet.
     assert_eq!(
         originals(&pod)["/app-health/web/livez"]["timeoutSeconds"],
         2
@@ -104,7 +104,7 @@ fn every_other_field_is_kept() {
 }
 
 #[test]
-fn the_patch_holds_only_what_changes() {
+fn the_patch_contains_only_changes() {
     let pod = annotated(
         web(
             json!({"livenessProbe": {"httpGet": {"path": "/", "port": 80, "httpHeaders": [
@@ -140,7 +140,7 @@ fn the_patch_holds_only_what_changes() {
 }
 
 #[test]
-fn port_and_prefix_are_settings() {
+fn port_and_prefix_are_configurable() {
     let pod = web(json!({"livenessProbe": {"tcpSocket": {"port": 80}}}));
     let rewriting = Rewriting {
         port: NonZeroU16::new(19999).unwrap(),

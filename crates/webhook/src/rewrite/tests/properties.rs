@@ -1,4 +1,4 @@
-//! What holds for every Pod.
+//! Properties that hold for every Pod.
 
 use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
@@ -13,7 +13,7 @@ use ::pods::probes::probes;
 use ::pods::scope::Selection;
 use model::{Probe, ProbeMode};
 
-/// The probes of a Pod as the daemon serves them: originals of rewritten ones, and native ones.
+/// The probes of a Pod as the daemon serves them: the originals of rewritten probes, and native probes.
 fn served(pod: &Value) -> Vec<Probe> {
     let typed: Pod = serde_json::from_value(pod.clone()).unwrap();
     let recovered = recover(&typed, probes(&typed, &[]).0, &[]);
@@ -33,7 +33,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn twice_is_once(pod in pod()) {
+    fn rewriting_is_idempotent(pod in pod()) {
         let once = apply(&pod, &admit(&pod, &Rewriting::default()));
         let again = admit(&once, &Rewriting::default());
         prop_assert_eq!(again.patch, vec![]);
@@ -58,8 +58,8 @@ proptest! {
     fn the_daemon_serves_what_was_declared(pod in pod()) {
         let before = served(&pod);
         let mut after = served(&apply(&pod, &admit(&pod, &Rewriting::default())));
-        // Two kinds of probe work only once they are rewritten: the kubelet refuses tcpSocket hooks,
-        // and on a port that is rewritten already a probe of the app can't be told from ours.
+        // Two kinds of probes work only once they are rewritten: the kubelet rejects tcpSocket hooks, and
+        // a native probe of the rewrite port can't be distinguished from a rewritten one.
         let reading = Reading::new(&pod).unwrap();
         let begun = match reading.before {
             Before::Ours { port, .. } => Some(port),
@@ -80,14 +80,14 @@ proptest! {
     }
 
     #[test]
-    fn a_rewritten_pod_is_served_by_us(pod in pod()) {
+    fn the_daemon_serves_a_rewritten_pod(pod in pod()) {
         prop_assume!(is_original(&pod));
         let admission = admit(&pod, &Rewriting::default());
         let rewritten = apply(&pod, &admission);
         let typed: Pod = serde_json::from_value(rewritten).unwrap();
         let parsed = parse_pod(&typed, &Selection::default());
         let found = parsed.pod.and_then(|pod| pod.rewritten.clone());
-        // What Istio's injector rewrote before is taken over as it was.
+        // Probes that Istio's injector rewrote are taken over unchanged.
         let found = found.filter(|found| found.mode != ProbeMode::Takeover);
         prop_assert_eq!(
             found.as_ref().map(|found| (found.mode, found.port, found.originals.len())),
@@ -96,7 +96,7 @@ proptest! {
     }
 
     #[test]
-    fn kubernetes_takes_what_it_took_before(pod in pod()) {
+    fn a_valid_pod_stays_valid(pod in pod()) {
         if valid::check(&pod).is_ok() {
             let rewritten = apply(&pod, &admit(&pod, &Rewriting::default()));
             prop_assert_eq!(valid::check(&rewritten), Ok(()));
@@ -104,7 +104,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_rewritten_to_no_port_or_another(pod in pod(), port in 1..=65535u16) {
+    fn every_rewritten_probe_uses_the_rewrite_port(pod in pod(), port in 1..=65535u16) {
         prop_assume!(is_original(&pod));
         let rewriting = Rewriting {
             port: NonZeroU16::new(port).unwrap(),

@@ -1,9 +1,9 @@
-//! Probes and hooks that stay as they are.
+//! Probes and hooks that are not rewritten.
 
 use super::*;
 
 #[test]
-fn what_the_mesh_is_not_in_the_way_of_stays_without_a_word() {
+fn probes_that_the_mesh_does_not_affect_are_skipped_without_a_warning() {
     for fields in [
         json!({}),
         json!({"livenessProbe": {"exec": {"command": ["true"]}}}),
@@ -17,7 +17,7 @@ fn what_the_mesh_is_not_in_the_way_of_stays_without_a_word() {
 }
 
 #[test]
-fn what_cannot_be_served_stays_and_is_told() {
+fn probes_that_cannot_be_served_are_skipped_with_a_warning() {
     for (fields, why) in [
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "host": "10.0.0.7"}}}),
@@ -33,7 +33,7 @@ fn what_cannot_be_served_stays_and_is_told() {
         ),
         (
             json!({"readinessProbe": {"httpGet": {"port": "metrics"}}}),
-            "readinessProbe: httpGet.port \"metrics\" is no port name of this container, nor a number",
+            "readinessProbe: httpGet.port \"metrics\" is neither a port name of this container nor a number",
         ),
         (
             json!({"startupProbe": {"grpc": {"port": 0}}}),
@@ -41,7 +41,7 @@ fn what_cannot_be_served_stays_and_is_told() {
         ),
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "path": "//x"}}}),
-            "livenessProbe: httpGet.path \"//x\" is no plain path",
+            "livenessProbe: httpGet.path \"//x\" has a scheme, a host, or spaces or non-ASCII characters in its query",
         ),
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "scheme": "ftp"}}}),
@@ -55,15 +55,15 @@ fn what_cannot_be_served_stays_and_is_told() {
             json!({"livenessProbe": {"httpGet": {"port": 80}, "exec": {}}}),
             "livenessProbe: has 2 actions, must have exactly one",
         ),
-        // gRPC over TLS, as Kubernetes 1.37 has it: the daemon would speak plaintext.
+        // gRPC over TLS, new in Kubernetes 1.37: the daemon would use plaintext.
         (
             json!({"livenessProbe": {"grpc": {"port": 80, "mode": "TLS"}}}),
-            "livenessProbe: grpc.mode is a field that we don't know",
+            "livenessProbe: grpc.mode is an unknown field",
         ),
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "httpHeaders": [
                 {"name": "a", "value": "b", "valueFrom": {}}]}}}),
-            "livenessProbe: httpHeaders.valueFrom is a field that we don't know",
+            "livenessProbe: httpHeaders.valueFrom is an unknown field",
         ),
         (
             json!({"livenessProbe": {"httpGet": {"port": 80, "httpHeaders": [
@@ -73,13 +73,13 @@ fn what_cannot_be_served_stays_and_is_told() {
     ] {
         assert_eq!(
             untouched(&web(fields)),
-            [format!("container \"web\", {why}; left as it is")]
+            [format!("container \"web\", {why}; unchanged")]
         );
     }
 }
 
 #[test]
-fn the_others_of_its_container_are_rewritten_all_the_same() {
+fn other_probes_of_the_same_container_are_rewritten() {
     let pod = web(json!({
         "livenessProbe": {"httpGet": {"port": 80, "host": "elsewhere"}},
         "readinessProbe": {"exec": {"command": ["true"]}},
@@ -101,21 +101,21 @@ fn the_others_of_its_container_are_rewritten_all_the_same() {
 }
 
 #[test]
-fn a_container_whose_name_fits_into_no_path_stays() {
+fn a_container_whose_name_cannot_be_part_of_a_path_is_skipped() {
     for name in ["", "a/b", "a b", "ü", "a?b", "a%2f"] {
         let mut pod = web(json!({"livenessProbe": {"tcpSocket": {"port": 80}}}));
         pod["spec"]["containers"][0]["name"] = json!(name);
         assert_eq!(
             untouched(&pod),
             [format!(
-                "container {name:?}, livenessProbe: the container's name does not fit into a path; left as it is"
+                "container {name:?}, livenessProbe: the container's name can't be part of a path; unchanged"
             )]
         );
     }
 }
 
 #[test]
-fn of_two_containers_with_one_name_the_second_stays() {
+fn the_second_container_with_the_same_name_is_skipped() {
     let container = json!({"name": "web", "livenessProbe": {"tcpSocket": {"port": 80}}});
     let pod = json!({"spec": {"containers": [container, container]}});
     let admission = admit(&pod, &Rewriting::default());
@@ -124,8 +124,8 @@ fn of_two_containers_with_one_name_the_second_stays() {
 }
 
 #[test]
-fn a_pod_that_probes_the_rewrite_port_itself_stays() {
-    // Taken to the daemon, every connection to that port is accepted: a TCP probe would always pass.
+fn a_pod_that_probes_the_rewrite_port_itself_is_unchanged() {
+    // The daemon accepts every connection to that port, so a TCP probe would always pass.
     for action in [
         json!({"tcpSocket": {"port": 15020}}),
         json!({"httpGet": {"port": 15020, "path": "/healthz/ready"}}),
@@ -136,14 +136,14 @@ fn a_pod_that_probes_the_rewrite_port_itself_stays() {
         assert_eq!(
             untouched(&pod),
             [
-                "the Pod is left as it is: container \"web\", readinessProbe: probes port 15020, the rewrite port"
+                "the Pod is unchanged: container \"web\", readinessProbe: probes port 15020, the rewrite port"
             ]
         );
     }
 }
 
 #[test]
-fn a_pod_with_a_probe_that_somebody_else_has_rewritten_stays() {
+fn a_pod_with_a_probe_that_another_program_has_rewritten_is_unchanged() {
     for port in [15020, 8080] {
         let pod = web(json!({
             "readinessProbe": {"tcpSocket": {"port": 80}},
@@ -151,7 +151,7 @@ fn a_pod_with_a_probe_that_somebody_else_has_rewritten_stays() {
         assert_eq!(
             untouched(&pod),
             [
-                "the Pod is left as it is: container \"web\", startupProbe: looks rewritten, but its original is not there"
+                "the Pod is unchanged: container \"web\", startupProbe: looks rewritten, but has no original"
             ]
         );
     }

@@ -1,4 +1,4 @@
-//! What Kubernetes demands of a Pod's probes, so that nobody's Pod is refused because of us.
+//! Kubernetes' rules for a Pod's probes, to check that rewriting never makes a valid Pod invalid.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Clients: TLS, and over it HTTP by hand or by hyper.
+//! Clients: TLS, and HTTP over it, written by hand or with hyper.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,11 +17,11 @@ use tokio_rustls::client::TlsStream;
 
 use super::NAME;
 
-/// How a client connects.
+/// Settings with which a client connects.
 #[derive(Clone)]
 pub struct Dial {
     pub address: SocketAddr,
-    /// PEM of all authorities that are trusted.
+    /// The trusted authorities, as PEM.
     pub authorities: Vec<u8>,
     pub alpn: &'static [&'static [u8]],
     pub sni: bool,
@@ -86,7 +86,7 @@ impl Dial {
 
     pub async fn tls(&self) -> io::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(self.address).await?;
-        // As Go's clients have it.
+        // The same as Go's clients.
         stream.set_nodelay(true)?;
         let name = ServerName::try_from(NAME).expect("name");
         TlsConnector::from(Arc::new(self.config()))
@@ -110,7 +110,7 @@ impl Dial {
         Ok(Connection::Http1(sender))
     }
 
-    /// Posts a review over a connection of its own.
+    /// Posts a review over a separate connection.
     pub async fn review(&self, body: &[u8]) -> io::Result<Answer> {
         self.connect()
             .await?
@@ -120,7 +120,7 @@ impl Dial {
     }
 }
 
-/// A POST of a review, as API servers make it.
+/// A POST of a review, as API servers send it.
 pub fn post(body: &[u8]) -> Request<Full<Bytes>> {
     request(
         Method::POST,

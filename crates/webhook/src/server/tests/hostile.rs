@@ -1,4 +1,4 @@
-//! Clients that dawdle, flood, or speak something else. Whatever they do, others are served.
+//! Clients that are slow, send floods, or use another protocol. None of them affects other clients.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use super::client::{Dial, post};
 use super::*;
 
-/// Limits that tests need not wait for.
+/// Limits that are short enough for tests.
 fn quick() -> Limits {
     Limits {
         handshake: Duration::from_millis(300),
@@ -21,18 +21,18 @@ fn quick() -> Limits {
     }
 }
 
-/// Reads until the server closes the connection; what it said before.
+/// Reads until the server closes the connection; returns what it sent before.
 async fn until_closed(stream: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
-    let mut said = Vec::new();
-    let closed = timeout(LATE, stream.read_to_end(&mut said)).await;
-    // A reset, or an end without TLS's good-bye, is an end too.
+    let mut received = Vec::new();
+    let closed = timeout(LATE, stream.read_to_end(&mut received)).await;
+    // A reset, or an end without TLS close_notify, is an end too.
     let _ = closed.expect("closed in time");
-    said
+    received
 }
 
 async fn others_are_served(webhook: &Webhook) {
     let dial = Dial::new(webhook.address, &webhook.authority);
-    // Limits as short as these cut off anybody, where the machine stands still for a moment.
+    // With limits this short, any client may be cut off when the machine pauses for a moment.
     const TRIES: usize = 3;
     let mut answer = None;
     for _ in 0..TRIES {
@@ -46,7 +46,7 @@ async fn others_are_served(webhook: &Webhook) {
 }
 
 #[tokio::test]
-async fn a_handshake_that_never_comes_is_cut_off() {
+async fn a_connection_without_a_complete_handshake_is_closed() {
     let webhook = Webhook::with(quick());
     let mut silent = TcpStream::connect(webhook.address)
         .await
@@ -62,8 +62,8 @@ async fn a_handshake_that_never_comes_is_cut_off() {
     half.write_all(&[22, 3, 1, 2, 0, 1]).await.expect("sent");
     others_are_served(&webhook).await;
     for stream in [&mut silent, &mut garbage, &mut half] {
-        let said = until_closed(stream).await;
-        assert!(!said.starts_with(b"HTTP"), "no word without TLS");
+        let received = until_closed(stream).await;
+        assert!(!received.starts_with(b"HTTP"), "no answer without TLS");
     }
     others_are_served(&webhook).await;
 }
@@ -76,24 +76,24 @@ async fn tls_older_than_1_2_is_refused() {
             .await
             .expect("connected");
         stream.write_all(&client_hello(minor)).await.expect("sent");
-        let mut said = [0; 7];
-        let read = timeout(LATE, stream.read_exact(&mut said)).await;
+        let mut received = [0; 7];
+        let read = timeout(LATE, stream.read_exact(&mut received)).await;
         let _ = read.expect("in time").expect("an answer");
         // A record of a handshake, or a fatal alert: protocol_version (70) or handshake_failure (40)
         // (RFC 5246, 6.2.1 and 7.2).
         match minor {
-            3 => assert_eq!(said[0], 22, "TLS 1.2 is spoken: {said:?}"),
+            3 => assert_eq!(received[0], 22, "TLS 1.2 is accepted: {received:?}"),
             _ => assert!(
-                said[0] == 21 && said[5] == 2 && [40, 70].contains(&said[6]),
-                "{minor}: {said:?}"
+                received[0] == 21 && received[5] == 2 && [40, 70].contains(&received[6]),
+                "{minor}: {received:?}"
             ),
         }
     }
     others_are_served(&webhook).await;
 }
 
-/// A ClientHello of SSL 3.0 (0) or TLS 1.0 to 1.2 (1 to 3), which can do nothing newer, and else offers what we
-/// take.
+/// A ClientHello with SSL 3.0 (0) or TLS 1.0 to 1.2 (1 to 3) as its newest version. Everything else that it
+/// offers is accepted.
 fn client_hello(minor: u8) -> Vec<u8> {
     let mut body = vec![3, minor];
     body.extend([7; 32]); // random
@@ -119,7 +119,7 @@ fn client_hello(minor: u8) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_head_that_trickles_is_cut_off() {
+async fn a_slow_head_is_cut_off() {
     let webhook = Webhook::with(quick());
     let dial = Dial::new(webhook.address, &webhook.authority);
     for (dial, begin) in [
@@ -134,32 +134,32 @@ async fn a_head_that_trickles_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_body_that_trickles_is_cut_off() {
+async fn a_slow_body_is_cut_off() {
     let webhook = Webhook::with(quick());
     let dial = Dial::new(webhook.address, &webhook.authority).http1();
     let mut stream = dial.tls().await.expect("handshake");
     let head = "POST /mutate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.expect("sent");
     others_are_served(&webhook).await;
-    let said = until_closed(&mut stream).await;
-    let said = String::from_utf8_lossy(&said);
-    assert!(said.starts_with("HTTP/1.1 408"), "{said}");
+    let received = until_closed(&mut stream).await;
+    let received = String::from_utf8_lossy(&received);
+    assert!(received.starts_with("HTTP/1.1 408"), "{received}");
 }
 
 #[tokio::test]
-async fn a_connection_that_is_idle_for_long_is_closed() {
+async fn an_idle_connection_is_closed() {
     let webhook = Webhook::with(quick());
     let dial = Dial::new(webhook.address, &webhook.authority);
     for dial in [dial.clone(), dial.http1()] {
         let mut connection = dial.connect().await.expect("connected");
         let answer = connection.review(&review()).await.expect("answered");
         assert!(answer.is_patched());
-        let gone = async {
+        let closing = async {
             while (webhook.connections)() > 0 {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(LATE, gone).await.expect("closed");
+        timeout(LATE, closing).await.expect("closed");
         drop(connection);
     }
 }
@@ -179,21 +179,21 @@ async fn endless_and_malformed_heads_are_refused() {
         "GET\r\n\r\n",
     ] {
         let mut stream = dial.tls().await.expect("handshake");
-        // The server may hang up before it has all.
+        // The server may close the connection before it has received everything.
         let _ = stream.write_all(head.as_bytes()).await;
-        let said = until_closed(&mut stream).await;
+        let received = until_closed(&mut stream).await;
         assert!(
-            !said.starts_with(b"HTTP/1.1 200"),
+            !received.starts_with(b"HTTP/1.1 200"),
             "{}",
-            String::from_utf8_lossy(&said)
+            String::from_utf8_lossy(&received)
         );
     }
     others_are_served(&webhook).await;
 }
 
-/// More connections than there is room for, none of which ever says anything.
+/// Opens more connections than allowed, none of which sends anything.
 #[tokio::test]
-async fn a_flood_of_silent_connections_locks_nobody_out() {
+async fn a_flood_of_silent_connections_does_not_block_other_clients() {
     let webhook = Webhook::with(Limits {
         connections: 50,
         ..Limits::default()
@@ -214,13 +214,13 @@ async fn a_flood_of_silent_connections_locks_nobody_out() {
     let answer = kept
         .review(&review())
         .await
-        .expect("the one that stood goes on");
+        .expect("the open connection continues");
     assert!(answer.is_patched());
 }
 
-/// Large bodies, none of which ends, over many connections at once.
+/// Sends large bodies without an end over many connections at once.
 #[tokio::test]
-async fn bodies_that_never_end_share_a_bounded_memory_and_delay_nobody() {
+async fn endless_bodies_share_a_bounded_memory_and_delay_no_other_client() {
     let webhook = Webhook::with(Limits {
         bodies: 4 << 20,
         ..Limits::default()
@@ -231,7 +231,7 @@ async fn bodies_that_never_end_share_a_bounded_memory_and_delay_nobody() {
         let mut stream = dial.tls().await.expect("handshake");
         let head = "POST /mutate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 8000000\r\n\r\n";
         stream.write_all(head.as_bytes()).await.expect("sent");
-        // As much as the server takes; it may refuse the rest.
+        // Send as much as the server accepts; it may refuse the rest.
         let _: io::Result<()> = stream.write_all(&vec![b' '; 1 << 20]).await;
         flood.push(stream);
     }
@@ -242,12 +242,12 @@ async fn bodies_that_never_end_share_a_bounded_memory_and_delay_nobody() {
     let answer = timeout(LATE, dial.review(&large)).await.expect("in time");
     assert!(
         answer.expect("answered").is_patched(),
-        "a large one takes the room of the oldest"
+        "a large body takes the memory of the oldest"
     );
     others_are_served(&webhook).await;
 }
 
-/// Answers that nobody reads: HTTP/2 with no room for them.
+/// Reads no answers: HTTP/2 without flow-control window for them.
 #[tokio::test]
 async fn a_client_that_reads_no_answers_is_cut_off() {
     let webhook = Webhook::with(Limits {
@@ -268,7 +268,7 @@ async fn a_client_that_reads_no_answers_is_cut_off() {
         let ended = tokio::spawn(connection);
         let mut answers = Vec::new();
         for _ in 0..50 {
-            // Cut off in the middle of it, the client fails to send the next one.
+            // Once it is cut off, the client fails to send the next request.
             let Ok(answer) = sender.send_request(post(&review())).await else {
                 break;
             };
@@ -278,9 +278,13 @@ async fn a_client_that_reads_no_answers_is_cut_off() {
         let answer = timeout(LATE, kept.review(&review()))
             .await
             .expect("in time");
-        assert!(answer.expect("the one that reads goes on").is_patched());
+        assert!(
+            answer
+                .expect("the client that reads continues")
+                .is_patched()
+        );
     }
-    // What the client still holds does not end its connection.
+    // Answers that the client still holds do not end its connection.
     let (first, _sender, _answers) = &mut dawdlers[0];
     let ended = timeout(LATE, first).await.expect("closed in time");
     drop(ended.expect("no panic"));

@@ -1,4 +1,4 @@
-//! How a server ends.
+//! How a server shuts down.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -7,7 +7,7 @@ use super::client::Dial;
 use super::*;
 
 #[tokio::test]
-async fn connections_that_stand_are_asked_to_go_and_new_ones_are_served_for_a_while() {
+async fn open_connections_are_closed_and_new_ones_are_served_for_a_while() {
     let webhook = Webhook::start();
     let dial = Dial::new(webhook.address, &webhook.authority);
     let mut standing = Vec::new();
@@ -23,17 +23,17 @@ async fn connections_that_stand_are_asked_to_go_and_new_ones_are_served_for_a_wh
         standing.push(connection);
     }
     webhook.phase.send_replace(Phase::Leaving);
-    let gone = async {
+    let closing = async {
         while (webhook.connections)() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(LATE, gone).await.expect("they go");
+    timeout(LATE, closing).await.expect("they close");
     assert!(dial.review(&review()).await.expect("answered").is_patched());
 }
 
 #[tokio::test]
-async fn a_request_under_way_is_answered_before_the_end() {
+async fn a_request_in_progress_is_answered_before_the_end() {
     let mut webhook = Webhook::start();
     let dial = Dial::new(webhook.address, &webhook.authority).http1();
     let mut stream = dial.tls().await.expect("handshake");
@@ -45,7 +45,7 @@ async fn a_request_under_way_is_answered_before_the_end() {
     );
     stream.write_all(head.as_bytes()).await.expect("sent");
     stream.flush().await.expect("sent");
-    // It says so once it has read the head: from then on there is a request under way.
+    // The server sends 100 Continue once it has read the head: from then on the request is in progress.
     let mut go_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
     let read = stream.read_exact(&mut go_on);
     let _ = timeout(LATE, read).await.expect("in time").expect("read");
@@ -54,13 +54,13 @@ async fn a_request_under_way_is_answered_before_the_end() {
     stream.flush().await.expect("sent");
     webhook.phase.send_replace(Phase::Ending);
     stream.write_all(&body[10..]).await.expect("sent");
-    let mut said = Vec::new();
-    let read = stream.read_to_end(&mut said);
+    let mut received = Vec::new();
+    let read = stream.read_to_end(&mut received);
     let _ = timeout(LATE, read).await.expect("closed");
     assert!(
-        said.starts_with(b"HTTP/1.1 200"),
+        received.starts_with(b"HTTP/1.1 200"),
         "{}",
-        String::from_utf8_lossy(&said)
+        String::from_utf8_lossy(&received)
     );
     timeout(LATE, &mut webhook.task)
         .await

@@ -1,4 +1,4 @@
-//! The real server on loopback, and clients that behave and that do not.
+//! The real server on loopback, with well-behaved and hostile clients.
 
 mod client;
 mod hostile;
@@ -24,10 +24,10 @@ use support::readiness::Readiness;
 
 /// The name on the certificate.
 const NAME: &str = "probe-handler-webhook.probe-handler-system.svc";
-/// Nothing here takes that long.
+/// No step of a test takes this long.
 const LATE: Duration = Duration::from_secs(20);
 
-/// A server under test. Gone when dropped.
+/// A server under test, stopped when dropped.
 struct Webhook {
     address: SocketAddr,
     serving: Arc<Serving>,

@@ -1,4 +1,4 @@
-//! What the server does for clients that behave.
+//! The server with well-behaved clients.
 
 use http::{Method, StatusCode};
 use tokio::time::timeout;
@@ -21,18 +21,18 @@ async fn reviews_are_answered_over_http2_and_http1() {
 }
 
 #[tokio::test]
-async fn a_client_that_names_no_server_gets_the_certificate_too() {
+async fn a_client_without_a_server_name_gets_the_certificate_too() {
     let webhook = Webhook::start();
     let mut dial = Dial::new(webhook.address, &webhook.authority);
     dial.sni = false;
     assert!(dial.review(&review()).await.expect("answered").is_patched());
-    // Without ALPN the first bytes tell.
+    // Without ALPN the first bytes determine the protocol.
     dial.alpn = &[];
     assert!(dial.review(&review()).await.expect("answered").is_patched());
 }
 
 #[tokio::test]
-async fn what_is_no_review_gets_its_status() {
+async fn a_request_that_is_not_a_review_gets_an_error_status() {
     let webhook = Webhook::start();
     let json = Some("application/json");
     let get = |path| request(Method::GET, path, None, b"");
@@ -80,7 +80,7 @@ async fn what_is_no_review_gets_its_status() {
 }
 
 #[tokio::test]
-async fn readiness_is_told_where_reviews_are_taken() {
+async fn readiness_is_served_on_the_port_of_reviews() {
     let webhook = Webhook::start();
     let dial = Dial::new(webhook.address, &webhook.authority);
     let ready = || request(Method::GET, "/readyz", None, b"");
@@ -96,9 +96,9 @@ async fn readiness_is_told_where_reviews_are_taken() {
     );
 }
 
-/// A pod of 3 MiB, the most that an API server takes.
+/// A pod of 3 MiB, the maximum that an API server accepts.
 #[tokio::test]
-async fn the_largest_pod_there_can_be_is_rewritten() {
+async fn the_largest_possible_pod_is_rewritten() {
     let webhook = Webhook::start();
     let dial = Dial::new(webhook.address, &webhook.authority);
     let text = "<&>".repeat(1 << 20);
@@ -113,13 +113,13 @@ async fn the_largest_pod_there_can_be_is_rewritten() {
 }
 
 #[tokio::test]
-async fn a_longer_body_is_refused() {
+async fn a_body_above_the_limit_is_refused() {
     let webhook = Webhook::start();
     let dial = Dial::new(webhook.address, &webhook.authority);
     let body = vec![b' '; Limits::default().body + 1];
     for dial in [dial.clone(), dial.http1()] {
         let mut connection = dial.connect().await.expect("connected");
-        // Over HTTP/1.1 the connection may close before all of it was sent.
+        // Over HTTP/1.1 the connection may close before the whole body is sent.
         if let Ok(answer) = connection.review(&body).await {
             assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
         }
@@ -127,7 +127,7 @@ async fn a_longer_body_is_refused() {
     }
 }
 
-/// A new certificate, while requests go on over connections that stand and over new ones.
+/// Installs new certificates during requests over open and new connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_change_under_load_and_no_request_fails() {
     const RENEWALS: usize = 20;
@@ -160,7 +160,7 @@ async fn certificates_change_under_load_and_no_request_fails() {
     }
     for made in &all {
         install(&webhook.serving, made);
-        // Only the new authority is trusted here: this handshake is the new certificate's.
+        // Only the new authority is trusted here, so this handshake uses the new certificate.
         let dial = Dial::new(webhook.address, made.authority.as_bytes());
         assert!(dial.review(&review()).await.expect("answered").is_patched());
     }
