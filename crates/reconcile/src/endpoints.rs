@@ -281,6 +281,7 @@ fn carry_over_route(new: Option<&mut Arc<Route>>, old: Option<&Arc<Route>>) {
         && new.action == old.action
         && new.timeout == old.timeout
         && new.shorter == old.shorter
+        && new.agents == old.agents
         && new.mode == old.mode
     {
         *new = Arc::clone(old);

@@ -247,6 +247,33 @@ fn a_route_declared_otherwise_starts_anew() {
     }
 }
 
+#[test]
+fn a_changed_user_agent_of_a_second_member_replaces_the_route() {
+    let declared = |agent: &str| {
+        let mut readiness = http(80, "/h");
+        let Action::Http { user_agent, .. } = &mut readiness else {
+            unreachable!("an HTTP probe");
+        };
+        *user_agent = Some(agent.to_owned());
+        PodRoutes::new(&pod(
+            vec![
+                probe("web", ProbeKind::Liveness, http(80, "/h"), 1),
+                probe("web", ProbeKind::Readiness, readiness, 1),
+            ],
+            None,
+        ))
+    };
+    let old = declared("before");
+    see_success(&old.routes()[0]);
+    for (agent, kept) in [("before", 1), ("after", 0)] {
+        let mut new = declared(agent);
+        new.carry_over(&old);
+        let route = &new.routes()[0];
+        assert_eq!(route.agents, [agent]);
+        assert_eq!(route.stats.counts().0, kept, "{agent}");
+    }
+}
+
 const KINDS: [ProbeKind; 5] = [
     ProbeKind::Liveness,
     ProbeKind::Readiness,
