@@ -96,7 +96,7 @@ impl HttpCheck<'_> {
                 Step::Follow(next, referer) => (next, referer),
                 Step::Elsewhere => {
                     return Ok(Finding::healthy(format!(
-                        "HTTP {} to another host, which the kubelet does not follow",
+                        "HTTP {} redirect to another host, which the kubelet does not follow",
                         response.status
                     )));
                 }
@@ -125,7 +125,10 @@ impl HttpCheck<'_> {
             request.header("host"),
         )
         .ok_or_else(|| {
-            Finding::without_answer(Reason::BadResponse, "redirect from a target that is no URL")
+            Finding::without_answer(
+                Reason::BadResponse,
+                "redirect from a request target that is not a valid URL",
+            )
         })
     }
 
@@ -210,7 +213,7 @@ fn parse(head: &[u8]) -> Result<Request<'_>, Finding> {
 fn closed(error: String, written: &io::Result<()>) -> Finding {
     let detail = match written {
         Ok(()) => error,
-        Err(write) => format!("{error}; sending the request: {write}"),
+        Err(write) => format!("{error}; cannot send the request: {write}"),
     };
     Finding::without_answer(Reason::ConnectionClosed, detail)
 }

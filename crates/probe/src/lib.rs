@@ -38,7 +38,7 @@ async fn in_time<T>(deadline: Option<Instant>, work: impl Future<Output = T>) ->
 }
 
 /// What a body says of which the rest did not come in time.
-const BODY_LATE: &str = "no whole body within the probe's timeout";
+const BODY_LATE: &str = "the body was incomplete at the end of the probe's timeout";
 
 /// What a check found; [`Finding::verdict`] adds how long it took.
 #[must_use]

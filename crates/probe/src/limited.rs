@@ -36,7 +36,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.left == 0 {
-            return Poll::Ready(Err(io::Error::other("the app sends without end")));
+            return Poll::Ready(Err(io::Error::other(
+                "the app sent more data than a check reads",
+            )));
         }
         if self.turn >= TURN {
             self.turn = 0;
@@ -100,7 +102,10 @@ mod tests {
             }
         };
         assert_eq!(read, 100_000);
-        assert_eq!(error.to_string(), "the app sends without end");
+        assert_eq!(
+            error.to_string(),
+            "the app sent more data than a check reads"
+        );
     }
 
     #[tokio::test]

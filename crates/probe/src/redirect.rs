@@ -68,7 +68,7 @@ impl Hop {
     pub fn step(&self, pod: IpAddr, location: &[u8]) -> Step {
         let location = ascii(location);
         let Ok(mut url) = self.url.join(&location) else {
-            return Step::Invalid("Location is no URL");
+            return Step::Invalid("Location is not a valid URL");
         };
         let same_host = match url.host() {
             Some(Host::Ipv4(ip)) => pod == ip,
@@ -79,7 +79,7 @@ impl Hop {
             return Step::Elsewhere;
         }
         if !matches!(url.scheme(), "http" | "https") {
-            return Step::Invalid("Location has another scheme than http and https");
+            return Step::Invalid("the scheme of Location is neither http nor https");
         }
         url.set_fragment(None);
         let absolute = Url::parse(&location).is_ok();

@@ -435,8 +435,8 @@ impl<W: EndpointWriter> Registry<W> {
                     if !failed_before.contains(&address) {
                         tracing::error!(
                             %address, pod = %new.endpoint.pod.id, %error,
-                            "cannot put an endpoint into the kernel: its probes are left alone; is \
-                             --endpoints-capacity too small?"
+                            "cannot put an endpoint into the kernel: its probes are not served; if the map is \
+                             full, raise --endpoints-capacity"
                         );
                     }
                     // What stood there before still does, in the kernel.
@@ -468,7 +468,7 @@ impl<W: EndpointWriter> Registry<W> {
             }
             Err(error) => {
                 if self.stuck.insert(address) {
-                    tracing::error!(%address, %error, "cannot take an endpoint out of the kernel");
+                    tracing::error!(%address, %error, "cannot remove an endpoint from the kernel: trying again with the next change");
                 }
             }
         }
@@ -516,7 +516,7 @@ impl<W: EndpointWriter> Registry<W> {
                         if conflicts.insert(address) && !self.conflicts.contains(&address) {
                             tracing::warn!(
                                 %address, pod = %entry.pod.id, %other,
-                                "two pods have the same address: the probes of both are left alone there"
+                                "two pods have the same address: the probes of neither are served there"
                             );
                         }
                     }

@@ -35,7 +35,7 @@ const SPLICE_BYTES: usize = 64 * 1024;
 const SPLICE_GRACE: Duration = Duration::from_secs(1);
 
 /// What there is to say of a pod whose sockets may be elsewhere.
-const ELSEWHERE: &str = "nothing listens in the pod's network namespace, pilot-agent neither: the app is in a guest, or not up yet";
+const ELSEWHERE: &str = "neither app nor pilot-agent listens in the pod's network namespace: the app runs in a guest, or has not started yet";
 
 /// One connection.
 pub(super) struct Connection<'a> {
@@ -60,7 +60,7 @@ impl Connection<'_> {
         };
         match decision {
             Decision::More | Decision::Relay => {
-                debug!(address = %self.endpoint.address, "no declared probe: relayed");
+                debug!(address = %self.endpoint.address, "relaying connection: it matches no declared probe");
                 self.relay("undeclared").await;
             }
             Decision::Splice(route) => {
@@ -129,7 +129,10 @@ impl Connection<'_> {
         let address = SocketAddr::new(visited.ip(), route.action.port());
         let check = async {
             let Ok(Some(request)) = Request::parse(&self.bytes) else {
-                return Finding::without_answer(Reason::BadResponse, "the request is malformed");
+                return Finding::without_answer(
+                    Reason::BadResponse,
+                    "the request head is malformed",
+                );
             };
             match &route.action {
                 Action::Http { scheme, target, .. } => {
@@ -250,7 +253,7 @@ impl Connection<'_> {
         };
         let detail = match &spliced {
             Ok(()) => String::new(),
-            Err(error) => format!("ended by: {error}"),
+            Err(error) => format!("connection failed: {error}"),
         };
         if spliced.is_err() {
             reset(app);
@@ -268,6 +271,6 @@ impl Connection<'_> {
 fn overloaded() -> Finding {
     Finding::without_answer(
         Reason::Overloaded,
-        "more checks in flight than the pod may have",
+        "the pod has reached its limit of checks in flight",
     )
 }

@@ -46,7 +46,7 @@ impl Handler {
                 Lane::Slow | Lane::Excluded => self.slow.serve(kubelet, endpoint, since).await,
             },
             None => {
-                debug!(%address, "endpoint is gone: relayed");
+                debug!(%address, "relaying connection: its endpoint was removed");
                 self.metrics.relayed("endpoint_gone");
                 Box::pin(relay(kubelet, address, &[])).await;
             }

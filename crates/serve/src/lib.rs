@@ -127,7 +127,7 @@ impl Handler {
             Err(error) => {
                 let _ = self.metrics.accept_errors.inc();
                 if !self.reserve.use_for(&error) && !failing {
-                    warn!(%error, "accepting connections fails");
+                    warn!(%error, "cannot accept connections");
                 }
                 sleep(ACCEPT_PAUSE).await;
                 true

@@ -170,17 +170,17 @@ impl Metrics {
         build::register(registry);
         registry.register(
             "pods",
-            "Pods whose probes are to be served, by mesh and state",
+            "Pods with probes to serve, by mesh and state",
             metrics.pods.clone(),
         );
         registry.register(
             "endpoints",
-            "Addresses and ports served at present",
+            "Endpoints (address and port) served now",
             metrics.endpoints.clone(),
         );
         registry.register(
             "endpoints_failed",
-            "Addresses and ports that the kernel's map did not take, or did not give back",
+            "Endpoints that could not be added to the kernel's map, or removed from it",
             metrics.endpoints_failed.clone(),
         );
         registry.register(
@@ -197,12 +197,12 @@ impl Metrics {
         );
         registry.register(
             "relayed",
-            "Connections of the kubelet relayed as if we did not exist, by reason",
+            "Kubelet connections relayed to the pod through the mesh, by reason",
             metrics.relayed.clone(),
         );
         registry.register(
             "unknown_peers",
-            "Connections to the handler that no hook saw being made; each was reset",
+            "Connections to the handler that no eBPF program recorded; each was reset",
             metrics.unknown_peers.clone(),
         );
         registry.register(
@@ -217,7 +217,7 @@ impl Metrics {
         );
         registry.register(
             "accept_errors",
-            "Failed accepts of the handler, for want of descriptors as a rule",
+            "Failed accepts of the handler, usually because no file descriptors are left",
             metrics.accept_errors.clone(),
         );
         metrics

@@ -29,9 +29,9 @@ pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
         StatusChange::PassesAgain => tell!(info, "probe passes again"),
         StatusChange::StandsAside => tell!(
             info,
-            "the pod cannot be dialled from inside: its probe is relayed as if we did not exist"
+            "cannot dial the app from inside the pod: relaying its probe through the mesh"
         ),
-        StatusChange::None => tell!(debug, "probed"),
+        StatusChange::None => tell!(debug, "probe result"),
     }
     metrics.verdict(pod, route, verdict);
 }

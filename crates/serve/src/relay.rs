@@ -89,7 +89,7 @@ pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[
     let mut app = match connected {
         Ok(app) => app,
         Err(error) => {
-            debug!(%address, %error, "relay: connecting failed");
+            debug!(%address, %error, "cannot connect the relay to the pod");
             return reset(kubelet);
         }
     };
@@ -98,7 +98,7 @@ pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[
         copy_bidirectional(&mut kubelet, &mut app, None).await
     };
     if let Err(error) = relayed.await {
-        debug!(%address, %error, "relay: broken");
+        debug!(%address, %error, "relayed connection failed");
         reset(app);
         reset(kubelet);
     }

@@ -48,7 +48,7 @@ impl Reserve {
                 return;
             }
             self.ran_out.store(false, Ordering::Release);
-            tracing::info!("descriptors are free again: the handler takes connections");
+            tracing::info!("file descriptors are free again: the handler accepts connections");
         }
         self.pulse.beat();
     }
@@ -82,7 +82,7 @@ impl Reserve {
         if !again {
             tracing::warn!(
                 %error,
-                "no descriptors left: new probes go their own way until there are; is RLIMIT_NOFILE too low?"
+                "no file descriptors left: new probes are not redirected to the handler until some are free; raise RLIMIT_NOFILE"
             );
         }
     }

@@ -33,7 +33,7 @@ pub(super) async fn bounded(
         biased;
         finding = check => finding,
         () = expired(deadline(route, since)) => {
-            Finding::without_answer(Reason::TimedOut, "no whole answer within the probe's timeout")
+            Finding::without_answer(Reason::TimedOut, "no complete answer within the probe's timeout")
         }
         () = hung_up(kubelet) => given_up(route, since),
     }
@@ -49,9 +49,12 @@ pub(super) fn given_up(route: &Route, since: Instant) -> Finding {
     match deadline(route, since).is_some_and(is_late) || route.shorter.iter().any(ends) {
         true => Finding::without_answer(
             Reason::TimedOut,
-            "no whole answer before the kubelet gave up, at the end of the probe's timeout",
+            "no complete answer before the kubelet closed its connection at the end of the probe's timeout",
         ),
-        false => Finding::without_answer(Reason::Cancelled, "the kubelet hung up"),
+        false => Finding::without_answer(
+            Reason::Cancelled,
+            "the kubelet closed its connection before the answer",
+        ),
     }
 }
 

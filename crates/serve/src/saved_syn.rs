@@ -39,8 +39,8 @@ pub fn obstacle() -> Option<&'static str> {
     let always = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies")
         .is_ok_and(|value| value.trim() == "2");
     always.then_some(
-        "net.ipv4.tcp_syncookies is 2, so that the kernel keeps no SYN, and the kubelet's connections can't be told from \
-         others: set it to 1, with which the kernel sends SYN cookies when it has to",
+        "net.ipv4.tcp_syncookies is 2: the kernel saves no SYN, so the handler cannot identify the kubelet's connections; \
+         set it to 1, with which the kernel sends SYN cookies only while a SYN queue overflows",
     )
 }
 

@@ -106,7 +106,7 @@ impl Chunked {
         self.excess = (self.excess + self.line.len() as u64 + 2)
             .saturating_sub(size.saturating_mul(2).saturating_add(16));
         if self.excess > EXCESS_LIMIT {
-            return Err(ResponseError::Malformed("more framing than data"));
+            return Err(ResponseError::Malformed("too much chunk framing"));
         }
         self.line.clear();
         self.state = if size == 0 {

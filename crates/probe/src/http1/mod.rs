@@ -39,10 +39,10 @@ impl ResponseHead {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ResponseError {
     /// The bytes are no HTTP/1 response.
-    #[error("no valid HTTP response: {0}")]
+    #[error("invalid HTTP response: {0}")]
     Malformed(&'static str),
     /// Status line and headers, interim responses included, are too long.
-    #[error("more than {HEAD_LIMIT} bytes, or {HEADERS_LIMIT}, of headers")]
+    #[error("more than {HEAD_LIMIT} bytes of headers, or more than {HEADERS_LIMIT} headers")]
     HeadTooLarge,
     /// The stream ended before the response did.
     #[error("the app closed the connection before its answer was complete")]
@@ -171,14 +171,14 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, R
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(ResponseError::HeadTooLarge),
-        Err(httparse::Error::Status) => return Err(ResponseError::Malformed("status line")),
-        Err(httparse::Error::Version) => return Err(ResponseError::Malformed("version")),
-        Err(_) => return Err(ResponseError::Malformed("header")),
+        Err(httparse::Error::Status) => return Err(ResponseError::Malformed("bad status line")),
+        Err(httparse::Error::Version) => return Err(ResponseError::Malformed("bad version")),
+        Err(_) => return Err(ResponseError::Malformed("bad header")),
     };
     check_lines(&buffer[..length])?;
     let status = response.code.unwrap_or_default();
     if status < 100 {
-        return Err(ResponseError::Malformed("status code"));
+        return Err(ResponseError::Malformed("bad status code"));
     }
     let location = values(response.headers, "location")
         .next()
@@ -191,7 +191,7 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, R
 /// Whether Go takes the header lines of `head` (its net/textproto `readMIMEHeader`). A name may have spaces in it, and is
 /// no name that anybody looks for then.
 fn check_lines(head: &[u8]) -> Result<(), ResponseError> {
-    const BAD: ResponseError = ResponseError::Malformed("header");
+    const BAD: ResponseError = ResponseError::Malformed("bad header");
     let mut lines = head.split(|&byte| byte == b'\n').skip(1).peekable();
     // The first one can't go on with the status line.
     if matches!(lines.peek(), Some([b' ' | b'\t', ..])) {
@@ -238,12 +238,12 @@ fn framing(
     let chunked = match (minor_version, codings.next(), codings.next()) {
         (0, ..) | (_, None, _) => false,
         (_, Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => true,
-        _ => return Err(ResponseError::Malformed("transfer coding")),
+        _ => return Err(ResponseError::Malformed("bad transfer coding")),
     };
     let mut lengths = values(headers, "content-length");
     let length = lengths.next();
     if length.is_some_and(|length| lengths.any(|other| other != length)) {
-        return Err(ResponseError::Malformed("several content lengths"));
+        return Err(ResponseError::Malformed("conflicting content lengths"));
     }
     Ok(match (status, length) {
         (100..200 | 204 | 304, _) => Framing::Length(0),
@@ -259,7 +259,7 @@ fn content_length(value: &[u8]) -> Result<u64, ResponseError> {
         .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|digits| digits.parse::<i64>().ok())
         .and_then(|length| u64::try_from(length).ok())
-        .ok_or(ResponseError::Malformed("content length"))
+        .ok_or(ResponseError::Malformed("bad content length"))
 }
 
 /// The trimmed values of header `name`, in order.
