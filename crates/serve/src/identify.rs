@@ -1,4 +1,4 @@
-//! Whose connection it is, and what for: everything before its first bytes.
+//! Identifies a connection by its flow and its endpoint, before its first bytes are read.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -53,14 +53,14 @@ impl Handler {
         }
     }
 
-    /// The flow of the very connection that was accepted: another one may have come from the same address and port
-    /// before.
+    /// The flow of this connection. Its peer's address and port are not enough to find it: an earlier connection may have
+    /// had the same.
     fn flow(&self, kubelet: &TcpStream, peer: SocketAddr) -> Option<AcceptedFlow> {
         let isn = saved_syn::take_isn(kubelet)?;
         self.flows.take(ConnectionId { peer, isn })
     }
 
-    /// Serves a connection to a pod whose checks cost much, on the thread of `worker`.
+    /// Serves a connection to a costly pod, on the thread of `worker`.
     pub(super) async fn serve_slowly(
         &self,
         kubelet: TcpStream,
@@ -95,21 +95,21 @@ impl Handler {
         metered(serving, &endpoint.pod.cost, worker, exclude).await;
     }
 
-    /// A connection that the kubelet has already closed: a TCP probe, or nobody to answer to.
+    /// Concludes a connection that the kubelet has already closed: it is a TCP probe, or needs no answer.
     async fn closed(&self, mut kubelet: TcpStream, endpoint: &Endpoint, since: Instant) {
         let Routes::Native(NativeRoutes { tcp: Some(tcp), .. }) = &endpoint.routes else {
             return;
         };
         let mut byte = [0];
         match timeout(PATIENCE, kubelet.read(&mut byte)).await {
-            // It had said something: another kind of probe.
+            // It sent bytes: not a TCP probe.
             Ok(Ok(1..)) | Err(_) => {}
             Ok(Ok(0) | Err(_)) => self.connected(endpoint, tcp, since),
         }
     }
 
-    /// The kubelet's connect() was all that it wanted. The kernel side lets it through only to a port on
-    /// which the app listens.
+    /// Concludes a TCP probe, which passes with the kubelet's connect(): the eBPF programs redirect it only if the
+    /// app listens on the port.
     pub(super) fn connected(&self, endpoint: &Endpoint, tcp: &Route, since: Instant) {
         self.conclude(endpoint, tcp, Finding::healthy(""), since);
     }

@@ -1,4 +1,4 @@
-//! Noting a verdict: in metrics and `status` each one, in the log what is news.
+//! Records a verdict: metrics and `status` get each one, the log gets only changes.
 
 use tracing::{debug, info};
 
@@ -7,11 +7,11 @@ use crate::metrics::Metrics;
 use model::PodId;
 use probe::verdict::Verdict;
 
-/// Notes the verdict of `route` of `pod`. A probe that goes on failing as it did is told of once: of a pod that is
-/// never ready there would be a line each second.
+/// Records the verdict of `route` of `pod`. A probe that keeps failing in the same way is logged once: a pod that is
+/// never ready would otherwise add a line each second.
 pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
     let outcome = verdict.outcome(route.is_hook());
-    // A level that is off costs no words: most probes pass as they did.
+    // A macro, so that a disabled level formats nothing: most probes pass as before.
     macro_rules! tell {
         ($level:ident, $what:literal) => {
             $level!(
