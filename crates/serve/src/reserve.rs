@@ -81,7 +81,7 @@ impl Reserve {
         if !again {
             tracing::warn!(
                 %error,
-                "no file descriptors left: new probes are not redirected to the handler until some are free; raise RLIMIT_NOFILE"
+                "no file descriptors left: new probes bypass the handler until some are free; raise RLIMIT_NOFILE"
             );
         }
     }

@@ -1,5 +1,5 @@
-//! Decodes the chunked transfer coding, exactly as strict as Go's net/http/internal/chunked.go, with which
-//! the kubelet itself would read the answer.
+//! Decodes the chunked transfer coding, as strict and as lenient as Go's net/http/internal/chunked.go, with
+//! which the kubelet itself would read the answer.
 
 use super::ResponseError;
 

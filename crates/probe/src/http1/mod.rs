@@ -1,7 +1,7 @@
 //! Parses an HTTP/1 response without I/O: the caller feeds bytes and gets the status.
 //!
-//! Exactly as strict as Go's net/http client (response.go, transfer.go), with which the kubelet itself would
-//! read it, except for the limits on its size.
+//! As strict and as lenient as Go's net/http client (response.go, transfer.go), with which the kubelet itself
+//! would read it, except for the limits on its size.
 
 use std::mem::MaybeUninit;
 

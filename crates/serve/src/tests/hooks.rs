@@ -20,7 +20,7 @@ fn hook_get(address: std::net::SocketAddr, target: &str) -> String {
     )
 }
 
-/// What a preStop hook of `/stop` at `address` comes to.
+/// Runs a preStop hook of `/stop` at `address`: the answer, and the verdict's reason and outcome.
 async fn stop(address: std::net::SocketAddr) -> (io::Result<String>, Reason, Outcome) {
     let hook = route(ProbeKind::PreStop, http(address.port(), "/stop"), LONG);
     let declared = HttpRoute {
@@ -95,7 +95,7 @@ async fn a_hook_has_no_timeout_but_ends_when_the_kubelet_hangs_up() {
     while app.seen().is_empty() {
         tokio::task::yield_now().await;
     }
-    // With the clock paused, any timer that there was would go off now.
+    // If there were a timer, it would expire now.
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(3600)).await;
     tokio::time::resume();
@@ -108,7 +108,7 @@ async fn a_hook_has_no_timeout_but_ends_when_the_kubelet_hangs_up() {
 }
 
 #[tokio::test]
-async fn a_probe_and_a_hook_of_one_target_are_told_apart_by_user_agent() {
+async fn the_user_agent_distinguishes_a_hook_from_a_probe_of_the_same_target() {
     let app = App::saying("HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n").await;
     let action = || http(app.address.port(), "/");
     let probe = route(ProbeKind::Liveness, action(), LONG);

@@ -10,7 +10,7 @@ use probe::verdict::{Outcome, Reason};
 
 const SHORT: Duration = Duration::from_millis(200);
 
-/// What the answer `acts` comes to within `patience`.
+/// The result of a probe, with the timeout `patience`, of an app that answers with `acts`.
 async fn outcome(acts: Vec<Act>, patience: Duration) -> (u16, Reason) {
     let app = App::new(move |_, _| acts.clone()).await;
     probe(&app, patience).await
@@ -54,7 +54,7 @@ async fn the_kubelets_request_reaches_the_app_byte_for_byte_from_inside_the_pod(
 }
 
 #[tokio::test]
-async fn answers_that_the_kubelet_would_take() {
+async fn answers_that_the_kubelet_accepts_are_healthy() {
     let large = format!("X: {}\r\n", "x".repeat(1000)).repeat(15);
     for answer in [
         say("HTTP/1.0 200 OK\r\n\r\nuntil close"),
@@ -63,12 +63,12 @@ async fn answers_that_the_kubelet_would_take() {
             "HTTP/1.1 200 OK\r\n{large}Content-Length: 0\r\n\r\n"
         )),
         say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
-        // Keeps the connection open: the framing tells the end.
+        // Keeps the connection open: the framing marks the end.
         vec![
             Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()),
             Act::Hang,
         ],
-        // Endless: more than the kubelet reads is not read.
+        // An endless body: no more is read than the kubelet reads.
         vec![
             Act::Say("HTTP/1.1 200 OK\r\n\r\n".to_owned()),
             Act::Repeat("endless"),
@@ -87,7 +87,7 @@ async fn answers_that_the_kubelet_would_take() {
 }
 
 #[tokio::test]
-async fn answers_that_the_kubelet_would_not_take() {
+async fn answers_that_the_kubelet_rejects_fail() {
     for (answer, reason) in [
         (vec![], Reason::ConnectionClosed),
         (vec![Act::Reset], Reason::ConnectionClosed),
@@ -110,7 +110,7 @@ async fn answers_that_the_kubelet_would_not_take() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_or_stalls_is_one_that_breaks_for_the_kubelet_too() {
+async fn the_kubelet_gets_an_incomplete_body_if_the_apps_breaks_off_or_stalls() {
     let head = |rest: &str| format!("HTTP/1.1 503 Some\r\n{rest}");
     for (answer, time) in [
         (say(head("Content-Length: 5\r\n\r\ncut")), LONG),
@@ -130,7 +130,7 @@ async fn a_body_that_breaks_or_stalls_is_one_that_breaks_for_the_kubelet_too() {
             ],
             LONG,
         ),
-        // An endless stream of events, say.
+        // For example a stream of events.
         (
             vec![Act::Say(head("Content-Length: 5\r\n\r\nslow")), Act::Hang],
             SHORT,
@@ -140,7 +140,7 @@ async fn a_body_that_breaks_or_stalls_is_one_that_breaks_for_the_kubelet_too() {
         let (route, endpoint) = http_endpoint(app.address, "/", time);
         let world = World::new([endpoint]).await;
         let answer = world.ask(app.address, &get(app.address, "/")).await;
-        // Go's client finds the end of the stream where the body should be: io.ErrUnexpectedEOF.
+        // Go's client reads the end of the stream where the body should be: io.ErrUnexpectedEOF.
         assert_eq!(
             answer.expect("an answer"),
             "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 1\r\nConnection: close\r\n\r\n"
@@ -164,7 +164,7 @@ async fn a_slow_app_has_the_probes_timeout_less_a_margin() {
 }
 
 #[tokio::test]
-async fn a_port_that_nobody_listens_on_is_refused() {
+async fn a_port_on_which_nothing_listens_is_refused() {
     let address = nobody();
     let (route, endpoint) = http_endpoint(address, "/", LONG);
     let world = World::new([endpoint]).await;
@@ -205,7 +205,7 @@ async fn a_request_may_come_byte_by_byte() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 }
 
-/// What a chain of redirects comes to: `next` gives the Location for a request's target, or none for 204.
+/// The result of a probe through redirects, and the request heads. `next`: the Location for a request's target; none: 204.
 async fn redirected(
     next: impl Fn(&str, u16) -> Option<String> + Send + Sync + 'static,
 ) -> ((u16, Reason), Vec<String>) {
@@ -255,7 +255,7 @@ async fn a_redirect_to_another_port_of_the_pod_is_followed() {
 }
 
 #[tokio::test]
-async fn a_redirect_to_another_host_is_success_without_going_there() {
+async fn a_redirect_to_another_host_is_a_success_and_not_followed() {
     let (result, heads) = redirected(|_, port| Some(format!("http://127.0.0.2:{port}/"))).await;
     assert_eq!((result, heads.len()), ((200, Reason::Healthy), 1));
 }
@@ -267,7 +267,7 @@ async fn a_redirect_loop_stops_where_the_kubelet_stops() {
 }
 
 #[tokio::test]
-async fn other_3xx_are_left_to_the_kubelet() {
+async fn other_3xx_are_passed_on() {
     for head in [
         "HTTP/1.1 302 F\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 304 N\r\nLocation: /x\r\n\r\n",
@@ -281,7 +281,7 @@ async fn other_3xx_are_left_to_the_kubelet() {
 }
 
 #[tokio::test]
-async fn a_redirect_to_nowhere_fails() {
+async fn a_redirect_that_cannot_be_followed_fails() {
     for (location, reason) in [
         ("ftp://127.0.0.1/", Reason::BadResponse),
         ("http://[", Reason::BadResponse),
