@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 /// this takes no time unless the pod's address is gone. A closed socket would then retransmit its FIN for
 /// minutes, and keep the dead namespace alive. The limit does not apply to the handshake: an app whose accept
 /// queue is full may take as long as the probe's timeout allows.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
+const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Creates sockets that reach the app past the mesh.
 pub trait Dial: Send + Sync + 'static {
@@ -30,7 +30,7 @@ pub trait Dial: Send + Sync + 'static {
 /// timeout of its own.
 pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = dialer.socket(to)?;
-    speak_first(&socket);
+    delay_ack(&socket);
     let connected = connect(&socket, to)?;
     socket.set_tcp_nodelay(true)?;
     // With a positive SO_LINGER, close() blocks this thread, and every other check on it, until the peer has
@@ -43,7 +43,7 @@ pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
             return Err(error);
         }
     }
-    SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(ACK_TIMEOUT))?;
     // If nothing listens there, and the kernel gave the socket that same port, TCP connects it to itself.
     if stream.local_addr()? == to {
         return Err(io::ErrorKind::ConnectionRefused.into());
@@ -54,7 +54,7 @@ pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
 /// Makes the handshake's last ACK leave with the first bytes that we send: without TCP_QUICKACK the kernel's
 /// `tcp_rcv_synsent_state_process` delays that ACK, for 200 ms at most. So the app wakes up once, for a
 /// connection that already has its request. If this fails, it wakes up twice.
-fn speak_first(socket: &Socket) {
+fn delay_ack(socket: &Socket) {
     let _ = socket.set_tcp_quickack(false);
 }
 

@@ -88,7 +88,7 @@ fn config() -> Result<Arc<ClientConfig>, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_custom_certificate_verifier(Arc::new(AcceptAny))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.enable_sni = false;
@@ -99,9 +99,9 @@ fn config() -> Result<Arc<ClientConfig>, rustls::Error> {
 
 /// Accepts any certificate without parsing it: it may be of version 1, or expired.
 #[derive(Debug)]
-struct Anyone;
+struct AcceptAny;
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,

@@ -15,7 +15,7 @@ use serve::table::{Endpoint, HttpRoute, NativeRoutes, Route, Routes, ServedPod};
 
 /// Most endpoints of one pod: two addresses, with each probe on a port of its own. Someone who may add addresses to a pod
 /// must not fill the kernel's map, which all pods share.
-const ENDPOINTS: usize = 2 * PROBES_LIMIT;
+const MAX_ENDPOINTS: usize = 2 * PROBES_LIMIT;
 
 /// An endpoint that should exist, not yet bound to a [`ServedPod`].
 #[derive(Clone)]
@@ -105,7 +105,7 @@ impl PodRoutes {
             })
         };
         let endpoints = addresses.into_iter().flat_map(at);
-        endpoints.take(ENDPOINTS).collect()
+        endpoints.take(MAX_ENDPOINTS).collect()
     }
 
     /// Every route once, in no order.

@@ -24,7 +24,7 @@ const IN_FLIGHT_PER_ROUTE: usize = 4;
 
 /// At most this many addresses of a pod are served while its status contains none, because someone who may configure its
 /// interfaces can add any number.
-const UNNAMED: usize = 32;
+const MAX_WITHOUT_STATUS: usize = 32;
 
 /// Where a pod can be served.
 #[derive(Clone)]
@@ -90,9 +90,13 @@ impl PodEntry {
     }
 
     /// Recomputes the addresses. Must be called when the pod or its placement has changed.
-    fn settle(&mut self) {
+    fn update_addresses(&mut self) {
         let ips = self.named();
-        let most = if ips.is_empty() { UNNAMED } else { usize::MAX };
+        let most = if ips.is_empty() {
+            MAX_WITHOUT_STATUS
+        } else {
+            usize::MAX
+        };
         self.addresses = self
             .placement
             .iter()
@@ -130,7 +134,7 @@ impl PodEntry {
             self.outdated = None;
         }
         self.pod = pod;
-        self.settle();
+        self.update_addresses();
     }
 
     /// Computes the endpoints that should exist at its addresses, without those in `conflicts`; none while it has
@@ -207,7 +211,7 @@ impl Installed {
     }
 
     /// Whether both belong to one pod in one namespace.
-    fn is_of_the_pod_of(&self, other: &Self) -> bool {
+    fn has_same_pod(&self, other: &Self) -> bool {
         self.endpoint.pod.id == other.endpoint.pod.id && self.value.netns_id == other.value.netns_id
     }
 }
@@ -290,7 +294,7 @@ impl<W: EndpointWriter> Registry<W> {
         for pod in pods {
             let entry = match old.remove(&pod.id.uid) {
                 Some(entry) if Arc::ptr_eq(&entry.pod, &pod) || entry.pod == pod => entry,
-                Some(mut entry) if stays(&entry.pod, &pod) => {
+                Some(mut entry) if keeps_placement(&entry.pod, &pod) => {
                     entry.update(pod);
                     changed = true;
                     entry
@@ -358,7 +362,7 @@ impl<W: EndpointWriter> Registry<W> {
             entry.outdated = None;
         }
         entry.obstacle = obstacle;
-        entry.settle();
+        entry.update_addresses();
         self.reconcile();
     }
 
@@ -407,7 +411,7 @@ impl<W: EndpointWriter> Registry<W> {
                 // An address that moves to another pod is removed first: for a moment it is not served.
                 wanted
                     .get(*address)
-                    .is_none_or(|new| !new.same(now) && !new.is_of_the_pod_of(now))
+                    .is_none_or(|new| !new.same(now) && !new.has_same_pod(now))
             })
             .map(|(address, _)| *address)
             .collect();
@@ -534,7 +538,7 @@ impl<W: EndpointWriter> Registry<W> {
 
 /// Whether a changed pod keeps its placement: nothing has changed that decides its namespace or how it is
 /// dialled.
-fn stays(old: &Pod, new: &Pod) -> bool {
+fn keeps_placement(old: &Pod, new: &Pod) -> bool {
     (&old.netns, old.mesh, old.proxy_uid) == (&new.netns, new.mesh, new.proxy_uid)
 }
 

@@ -35,7 +35,7 @@ pub(super) async fn send(kubelet: &mut TcpStream, status: u16, whole: bool) -> i
 
 /// Waits for the kubelet to close its connection after the answer: closing ours with unread bytes would reset the
 /// connection, and the kubelet could lose the answer.
-pub(super) async fn part(mut kubelet: TcpStream) {
+pub(super) async fn drain(mut kubelet: TcpStream) {
     let drained = async {
         let mut scratch = [0; 512];
         let mut left = LINGER_BYTES;
@@ -51,7 +51,7 @@ pub(super) async fn part(mut kubelet: TcpStream) {
 
 /// Closes the connection to an app that has answered. An app that closes first, as `Connection: close` requests, would
 /// leave its socket in TIME_WAIT for a minute, in the pod. Nothing more is sent on it, so a reset is safe and avoids that.
-pub(super) async fn let_go(app: Option<TcpStream>) {
+pub(super) async fn close_app(app: Option<TcpStream>) {
     let Some(mut app) = app else {
         return;
     };

@@ -26,7 +26,7 @@ use probe::verdict::Reason;
 use probe::{Finding, grpc, tcp};
 
 /// How long to wait for the first bytes where no probe of the endpoint has a longer timeout.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many bytes of the kubelet are read while the app is being dialled: more than any ClientHello has.
 const SPLICE_BYTES: usize = 64 * 1024;
@@ -72,7 +72,7 @@ impl Connection<'_> {
                 match spliced {
                     Ok(finding) => self.conclude(&route, finding),
                     Err(finding) if finding.reason == Reason::Dial => {
-                        self.stand_aside(&route, finding).await;
+                        self.relay_undialled(&route, finding).await;
                     }
                     Err(finding) => {
                         self.conclude(&route, finding);
@@ -87,7 +87,7 @@ impl Connection<'_> {
                     None => overloaded(),
                 };
                 if finding.reason == Reason::Dial {
-                    self.stand_aside(&route, finding).await;
+                    self.relay_undialled(&route, finding).await;
                 } else if finding.reason == Reason::Refused && self.is_elsewhere(&route).await {
                     self.conclude(&route, Finding::without_answer(Reason::Dial, ELSEWHERE));
                     self.relay("elsewhere").await;
@@ -102,7 +102,12 @@ impl Connection<'_> {
     /// kubelet closed the connection without sending a byte.
     async fn first_bytes(&mut self) -> Option<Decision> {
         let by_agent = self.handler.shared_process.load(Ordering::Relaxed);
-        let patience = self.since + self.endpoint.routes.longest_timeout().max(PATIENCE);
+        let patience = self.since
+            + self
+                .endpoint
+                .routes
+                .longest_timeout()
+                .max(FIRST_BYTES_TIMEOUT);
         loop {
             let read = tokio::select! {
                 biased;
@@ -175,7 +180,7 @@ impl Connection<'_> {
 
     /// Relays the connection through the mesh: the pod could not be dialled because of the node (its namespace
     /// has lost the address, no descriptors are left, ...), so the check shows nothing about the app.
-    async fn stand_aside(self, route: &Route, finding: Finding) {
+    async fn relay_undialled(self, route: &Route, finding: Finding) {
         self.handler.reserve.use_if_needed();
         self.conclude(route, finding);
         self.relay("not_dialled").await;
@@ -189,7 +194,7 @@ impl Connection<'_> {
             && tokio::select! {
                 biased;
                 agent = agent => agent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused),
-                () = sleep(PATIENCE) => false,
+                () = sleep(FIRST_BYTES_TIMEOUT) => false,
             }
     }
 
@@ -212,12 +217,12 @@ impl Connection<'_> {
         } else {
             let sent =
                 answer::send(&mut self.kubelet, status, reason != Reason::BodyIncomplete).await;
-            let part = async {
+            let drained = async {
                 if sent.is_ok() {
-                    answer::part(self.kubelet).await;
+                    answer::drain(self.kubelet).await;
                 }
             };
-            let _ended = tokio::join!(part, answer::let_go(spent));
+            let _ended = tokio::join!(drained, answer::close_app(spent));
         }
     }
 

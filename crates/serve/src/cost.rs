@@ -19,7 +19,7 @@ const PROMPT: Rate = Rate {
     burst: Duration::from_millis(100),
 };
 /// What they may cost on any thread.
-const AT_ALL: Rate = Rate {
+const TOTAL: Rate = Rate {
     per_second: Duration::from_millis(250),
     burst: Duration::from_millis(2_500),
 };
@@ -46,7 +46,7 @@ pub struct PodCost(Mutex<State>);
 #[derive(Debug)]
 struct State {
     prompt: Bucket,
-    at_all: Bucket,
+    total: Bucket,
     excluded_until: Option<Instant>,
 }
 
@@ -82,7 +82,7 @@ impl PodCost {
         };
         Self(Mutex::new(State {
             prompt: bucket(PROMPT),
-            at_all: bucket(AT_ALL),
+            total: bucket(TOTAL),
             excluded_until: None,
         }))
     }
@@ -103,12 +103,12 @@ impl PodCost {
     pub(super) fn spend(&self, cost: Duration, now: Instant) -> bool {
         let mut state = self.0.lock();
         state.prompt.add(cost, now);
-        state.at_all.add(cost, now);
+        state.total.add(cost, now);
         let was_excluded = state.excluded_until.is_some_and(|until| now < until);
-        if was_excluded || !state.at_all.overflows(now) {
+        if was_excluded || !state.total.overflows(now) {
             return false;
         }
-        state.at_all.level = Duration::ZERO;
+        state.total.level = Duration::ZERO;
         state.excluded_until = Some(now + EXCLUDED_FOR);
         true
     }

@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::Handler;
 use super::answer::reset;
-use super::connection::{Connection, PATIENCE};
+use super::connection::{Connection, FIRST_BYTES_TIMEOUT};
 use super::cost::{Lane, metered};
 use super::flows::{AcceptedFlow, ConnectionId};
 use super::relay::relay;
@@ -101,7 +101,7 @@ impl Handler {
             return;
         };
         let mut byte = [0];
-        match timeout(PATIENCE, kubelet.read(&mut byte)).await {
+        match timeout(FIRST_BYTES_TIMEOUT, kubelet.read(&mut byte)).await {
             // It sent bytes: not a TCP probe.
             Ok(Ok(1..)) | Err(_) => {}
             Ok(Ok(0) | Err(_)) => self.connected(endpoint, tcp, since),

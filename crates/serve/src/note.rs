@@ -12,7 +12,7 @@ use probe::verdict::Verdict;
 pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
     let outcome = verdict.outcome(route.is_hook());
     // A macro, so that a disabled level formats nothing: most probes pass as before.
-    macro_rules! tell {
+    macro_rules! log_change {
         ($level:ident, $what:literal) => {
             $level!(
                 %pod,
@@ -25,13 +25,13 @@ pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
         };
     }
     match route.stats.status_change(outcome, &verdict) {
-        StatusChange::Fails => tell!(info, "probe fails"),
-        StatusChange::PassesAgain => tell!(info, "probe passes again"),
-        StatusChange::StandsAside => tell!(
+        StatusChange::Fails => log_change!(info, "probe fails"),
+        StatusChange::PassesAgain => log_change!(info, "probe passes again"),
+        StatusChange::StandsAside => log_change!(
             info,
             "cannot dial the app from inside the pod: relaying its probe through the mesh"
         ),
-        StatusChange::None => tell!(debug, "probe result"),
+        StatusChange::None => log_change!(debug, "probe result"),
     }
     metrics.verdict(pod, route, verdict);
 }

@@ -17,10 +17,10 @@ use super::answer::reset;
 /// After this long without traffic TCP probes the peer, and again after the same time: a peer that vanished is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// How much an app may send to a spliced probe at full speed: a hundred times what the kubelet reads of a body. Bytes.
-const AT_ONCE: u64 = 1 << 20;
+const FULL_SPEED_BYTES: u64 = 1 << 20;
 /// How much it may send in each [`PACE`] after that, so that no app keeps this thread busy. Bytes.
-const SLOWLY: u64 = 64 * 1024;
-/// The interval for [`SLOWLY`].
+const PACED_BYTES: u64 = 64 * 1024;
+/// The interval for [`PACED_BYTES`].
 const PACE: Duration = Duration::from_millis(50);
 /// How long a relay may take to connect. TCP's own limit is longer than any client waits.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -46,11 +46,11 @@ pub(super) async fn copy_bidirectional(
     let (mut kubelet_read, mut kubelet_write) = kubelet.split();
     let (mut app_read, mut app_write) = app.split();
     // A splice has a grace. It serves a probe, of whose answer the kubelet reads little.
-    let at_once = match grace {
-        Some(_) => AT_ONCE,
+    let full_speed = match grace {
+        Some(_) => FULL_SPEED_BYTES,
         None => u64::MAX,
     };
-    let mut down = pin!(one_way(&mut app_read, &mut kubelet_write, at_once));
+    let mut down = pin!(one_way(&mut app_read, &mut kubelet_write, full_speed));
     {
         let mut up = pin!(one_way(&mut kubelet_read, &mut app_write, u64::MAX));
         tokio::select! {
@@ -104,13 +104,17 @@ pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[
     }
 }
 
-/// Copies to the end: the first `at_once` bytes at full speed, the rest at [`SLOWLY`] every [`PACE`].
-async fn one_way(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>, at_once: u64) -> io::Result<()> {
-    let mut copied = copy(&mut from.take(at_once), to).await?;
-    let mut part = at_once;
+/// Copies to the end: the first `full_speed` bytes at full speed, the rest at [`PACED_BYTES`] every [`PACE`].
+async fn one_way(
+    from: &mut ReadHalf<'_>,
+    to: &mut WriteHalf<'_>,
+    full_speed: u64,
+) -> io::Result<()> {
+    let mut copied = copy(&mut from.take(full_speed), to).await?;
+    let mut part = full_speed;
     while copied == part {
         sleep(PACE).await;
-        part = SLOWLY;
+        part = PACED_BYTES;
         copied = copy(&mut from.take(part), to).await?;
     }
     to.shutdown().await
@@ -131,7 +135,7 @@ mod tests {
     }
 
     /// Has an app send `length` bytes to a kubelet. Returns how many the kubelet read, and how long it took.
-    async fn pumped(length: u64, grace: Option<Duration>) -> (u64, Duration) {
+    async fn relayed(length: u64, grace: Option<Duration>) -> (u64, Duration) {
         let (mut kubelet, mut kubelets_end) = pair().await;
         let (mut app, mut apps_end) = pair().await;
         let begun = Instant::now();
@@ -146,26 +150,26 @@ mod tests {
             kubelets_end.shutdown().await.expect("ended");
             read
         };
-        let (pumped, (), read) = tokio::join!(
+        let (relayed, (), read) = tokio::join!(
             copy_bidirectional(&mut kubelet, &mut app, grace),
             sending,
             reading
         );
-        pumped.expect("pumped");
+        relayed.expect("relayed");
         (read, begun.elapsed())
     }
 
     #[tokio::test]
     async fn a_splice_slows_down_an_app_that_sends_much_and_loses_nothing() {
         let grace = Some(Duration::from_secs(5));
-        let (read, took) = pumped(AT_ONCE + 2 * SLOWLY, grace).await;
-        assert_eq!(read, AT_ONCE + 2 * SLOWLY);
+        let (read, took) = relayed(FULL_SPEED_BYTES + 2 * PACED_BYTES, grace).await;
+        assert_eq!(read, FULL_SPEED_BYTES + 2 * PACED_BYTES);
         assert!(took >= 2 * PACE, "{took:?}");
-        let (read, _) = pumped(AT_ONCE, grace).await;
-        assert_eq!(read, AT_ONCE);
+        let (read, _) = relayed(FULL_SPEED_BYTES, grace).await;
+        assert_eq!(read, FULL_SPEED_BYTES);
         // A relay is not slowed down.
-        let (read, took) = pumped(AT_ONCE + 64 * SLOWLY, None).await;
-        assert_eq!(read, AT_ONCE + 64 * SLOWLY);
+        let (read, took) = relayed(FULL_SPEED_BYTES + 64 * PACED_BYTES, None).await;
+        assert_eq!(read, FULL_SPEED_BYTES + 64 * PACED_BYTES);
         assert!(took < 64 * PACE, "{took:?}");
     }
 }

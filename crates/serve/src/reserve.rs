@@ -17,7 +17,7 @@ use super::pulse::Pulse;
 /// Descriptors in the reserve. A check needs two.
 const SIZE: usize = 64;
 /// The file that each of them opens.
-const ANYTHING: &str = "/dev/null";
+const FILE: &str = "/dev/null";
 
 /// The reserve.
 pub struct Reserve {
@@ -68,7 +68,7 @@ impl Reserve {
 
     /// Closes the reserve if no descriptor can be opened now.
     pub fn use_if_needed(&self) {
-        if let Err(error) = File::open(ANYTHING) {
+        if let Err(error) = File::open(FILE) {
             let _ = self.use_for(&error);
         }
     }
@@ -89,7 +89,7 @@ impl Reserve {
     fn fill(&self) -> io::Result<()> {
         let mut held = self.held.lock();
         while held.len() < SIZE {
-            match File::open(ANYTHING) {
+            match File::open(FILE) {
                 Ok(file) => held.push(file.into()),
                 Err(error) => {
                     // Leave the free descriptors to the connections that are being served.

@@ -179,7 +179,7 @@ pub(super) async fn read_all(stream: &mut TcpStream) -> io::Result<String> {
 #[derive(Clone)]
 pub(super) enum Act {
     /// Sends this text.
-    Say(String),
+    Send(String),
     /// Sends this text again and again until the client closes the connection.
     Repeat(&'static str),
     Pause(Duration),
@@ -188,8 +188,8 @@ pub(super) enum Act {
     Reset,
 }
 
-pub(super) fn say(text: impl Into<String>) -> Vec<Act> {
-    vec![Act::Say(text.into())]
+pub(super) fn send(text: impl Into<String>) -> Vec<Act> {
+    vec![Act::Send(text.into())]
 }
 
 /// An app that closes the connection after each answer.
@@ -241,9 +241,9 @@ impl App {
     }
 
     /// An app that always sends `answer`.
-    pub(super) async fn saying(answer: impl Into<String>) -> Self {
+    pub(super) async fn answering(answer: impl Into<String>) -> Self {
         let answer = answer.into();
-        Self::new(move |_, _| say(answer.clone())).await
+        Self::new(move |_, _| send(answer.clone())).await
     }
 
     pub(super) fn seen(&self) -> Vec<(IpAddr, String)> {
@@ -264,7 +264,7 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
 
 async fn perform(mut stream: TcpStream, act: Act) -> Option<TcpStream> {
     match act {
-        Act::Say(text) => write(&mut stream, &text).await?,
+        Act::Send(text) => write(&mut stream, &text).await?,
         Act::Repeat(text) => loop {
             write(&mut stream, text).await?;
         },
@@ -347,9 +347,9 @@ pub(super) fn endpoint(address: SocketAddr, routes: Routes) -> Endpoint {
 }
 
 /// Dials a pod whose namespace has lost its address, so that the source cannot be bound.
-pub(super) struct Homeless;
+pub(super) struct WithoutAddress;
 
-impl Dial for Homeless {
+impl Dial for WithoutAddress {
     fn socket(&self, _to: SocketAddr) -> io::Result<Socket> {
         Err(io::ErrorKind::AddrNotAvailable.into())
     }

@@ -17,9 +17,9 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 const MS: Duration = Duration::from_millis(1);
 
 /// Uses this much processor time before it dials.
-struct Laborious(Duration);
+struct CostlyDial(Duration);
 
-impl Dial for Laborious {
+impl Dial for CostlyDial {
     fn socket(&self, to: SocketAddr) -> std::io::Result<Socket> {
         // This counts the thread's own time, because other processes may use the processor too.
         let end = thread_time() + self.0;
@@ -33,7 +33,7 @@ fn thread_time() -> Duration {
     Duration::from(time)
 }
 
-fn laborious(address: SocketAddr, work: Duration) -> Endpoint {
+fn costly(address: SocketAddr, work: Duration) -> Endpoint {
     let declared = HttpRoute {
         probe: Some(route(ProbeKind::Liveness, http(address.port(), "/"), LONG)),
         hook: None,
@@ -42,13 +42,13 @@ fn laborious(address: SocketAddr, work: Duration) -> Endpoint {
         http: [("/".to_owned(), declared)].into(),
         ..NativeRoutes::default()
     };
-    endpoint_dialled(address, Routes::Native(native), Arc::new(Laborious(work)))
+    endpoint_dialled(address, Routes::Native(native), Arc::new(CostlyDial(work)))
 }
 
 #[tokio::test]
 async fn a_pod_whose_dials_cost_much_is_served_by_the_slow_lane() {
-    let app = App::saying(OK).await;
-    let endpoint = laborious(app.address, 150 * MS);
+    let app = App::answering(OK).await;
+    let endpoint = costly(app.address, 150 * MS);
     let pod = Arc::clone(&endpoint.pod);
     let world = World::new([endpoint]).await;
     assert_eq!(pod.cost.lane(Instant::now()), Lane::Prompt);
@@ -62,8 +62,8 @@ async fn a_pod_whose_dials_cost_much_is_served_by_the_slow_lane() {
 
 #[tokio::test]
 async fn a_pod_that_has_cost_too_much_is_relayed_through_the_mesh() {
-    let app = App::saying(OK).await;
-    let endpoint = laborious(app.address, 150 * MS);
+    let app = App::answering(OK).await;
+    let endpoint = costly(app.address, 150 * MS);
     let pod = Arc::clone(&endpoint.pod);
     let world = World::new([endpoint]).await;
     assert!(!pod.cost.spend(2_490 * MS, Instant::now()));

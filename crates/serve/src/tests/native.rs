@@ -19,7 +19,7 @@ async fn outcome(acts: Vec<Act>, patience: Duration) -> (u16, Reason) {
 #[tokio::test]
 async fn every_status_is_passed_on_and_nothing_else() {
     for status in (200..600).step_by(7).chain([204, 304, 404, 500, 503, 599]) {
-        let app = App::saying(format!(
+        let app = App::answering(format!(
             "HTTP/1.1 {status} Some\r\nX-App: secret\r\nContent-Length: 0\r\n\r\n"
         ))
         .await;
@@ -45,7 +45,7 @@ async fn every_status_is_passed_on_and_nothing_else() {
 
 #[tokio::test]
 async fn the_kubelets_request_reaches_the_app_byte_for_byte_from_inside_the_pod() {
-    let app = App::saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let app = App::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     let (_, endpoint) = http_endpoint(app.address, "/a?b=c&d", LONG);
     let world = World::new([endpoint]).await;
     let request = "GET /a?b=c&d HTTP/1.1\r\nhost: Custom.example\r\nX-CaSe:  kept \r\n\r\n";
@@ -57,29 +57,29 @@ async fn the_kubelets_request_reaches_the_app_byte_for_byte_from_inside_the_pod(
 async fn answers_that_the_kubelet_accepts_are_healthy() {
     let large = format!("X: {}\r\n", "x".repeat(1000)).repeat(15);
     for answer in [
-        say("HTTP/1.0 200 OK\r\n\r\nuntil close"),
-        say("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
-        say(format!(
+        send("HTTP/1.0 200 OK\r\n\r\nuntil close"),
+        send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+        send(format!(
             "HTTP/1.1 200 OK\r\n{large}Content-Length: 0\r\n\r\n"
         )),
-        say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
         // Keeps the connection open: the framing marks the end.
         vec![
-            Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()),
+            Act::Send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()),
             Act::Hang,
         ],
         // An endless body: no more is read than the kubelet reads.
         vec![
-            Act::Say("HTTP/1.1 200 OK\r\n\r\n".to_owned()),
+            Act::Send("HTTP/1.1 200 OK\r\n\r\n".to_owned()),
             Act::Repeat("endless"),
         ],
         // Slow, but in time.
         vec![
-            Act::Say("HTTP/1.1 200".to_owned()),
+            Act::Send("HTTP/1.1 200".to_owned()),
             Act::Pause(SHORT / 4),
-            Act::Say(" OK\r\nContent-Length: 2\r\n\r\no".to_owned()),
+            Act::Send(" OK\r\nContent-Length: 2\r\n\r\no".to_owned()),
             Act::Pause(SHORT / 4),
-            Act::Say("k".to_owned()),
+            Act::Send("k".to_owned()),
         ],
     ] {
         assert_eq!(outcome(answer, LONG).await, (200, Reason::Healthy));
@@ -91,15 +91,15 @@ async fn answers_that_the_kubelet_rejects_fail() {
     for (answer, reason) in [
         (vec![], Reason::ConnectionClosed),
         (vec![Act::Reset], Reason::ConnectionClosed),
-        (say("HTTP/1.1 200 OK\r\n"), Reason::ConnectionClosed),
-        (say("SSH-2.0-OpenSSH_9.6\r\n"), Reason::BadResponse),
+        (send("HTTP/1.1 200 OK\r\n"), Reason::ConnectionClosed),
+        (send("SSH-2.0-OpenSSH_9.6\r\n"), Reason::BadResponse),
         (
-            say("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
+            send("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
             Reason::BadResponse,
         ),
         (
             vec![
-                Act::Say("HTTP/1.1 200 OK\r\n".to_owned()),
+                Act::Send("HTTP/1.1 200 OK\r\n".to_owned()),
                 Act::Repeat("X: endless\r\n"),
             ],
             Reason::BadResponse,
@@ -113,18 +113,18 @@ async fn answers_that_the_kubelet_rejects_fail() {
 async fn the_kubelet_gets_an_incomplete_body_if_the_apps_breaks_off_or_stalls() {
     let head = |rest: &str| format!("HTTP/1.1 503 Some\r\n{rest}");
     for (answer, time) in [
-        (say(head("Content-Length: 5\r\n\r\ncut")), LONG),
+        (send(head("Content-Length: 5\r\n\r\ncut")), LONG),
         (
-            say(head("Transfer-Encoding: chunked\r\n\r\n5\r\ncut")),
+            send(head("Transfer-Encoding: chunked\r\n\r\n5\r\ncut")),
             LONG,
         ),
         (
-            say(head("Transfer-Encoding: chunked\r\n\r\nno chunk\r\n")),
+            send(head("Transfer-Encoding: chunked\r\n\r\nno chunk\r\n")),
             LONG,
         ),
         (
             vec![
-                Act::Say(head("\r\nuntil the connection ends")),
+                Act::Send(head("\r\nuntil the connection ends")),
                 Act::Pause(SHORT / 4),
                 Act::Reset,
             ],
@@ -132,7 +132,7 @@ async fn the_kubelet_gets_an_incomplete_body_if_the_apps_breaks_off_or_stalls() 
         ),
         // For example a stream of events.
         (
-            vec![Act::Say(head("Content-Length: 5\r\n\r\nslow")), Act::Hang],
+            vec![Act::Send(head("Content-Length: 5\r\n\r\nslow")), Act::Hang],
             SHORT,
         ),
     ] {
@@ -155,7 +155,7 @@ async fn the_kubelet_gets_an_incomplete_body_if_the_apps_breaks_off_or_stalls() 
 async fn a_slow_app_has_the_probes_timeout_less_a_margin() {
     for slow in [
         vec![Act::Hang],
-        vec![Act::Say("HTTP/1.1 200 OK\r\n".to_owned()), Act::Hang],
+        vec![Act::Send("HTTP/1.1 200 OK\r\n".to_owned()), Act::Hang],
     ] {
         let began = tokio::time::Instant::now();
         assert_eq!(outcome(slow, SHORT).await, (504, Reason::TimedOut));
@@ -192,7 +192,7 @@ async fn when_the_kubelet_hangs_up_the_check_ends() {
 
 #[tokio::test]
 async fn a_request_may_come_byte_by_byte() {
-    let app = App::saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let app = App::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     let (_, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mut kubelet = world.connect(app.address).await;
@@ -211,7 +211,7 @@ async fn redirected(
 ) -> ((u16, Reason), Vec<String>) {
     let app = App::new(move |head, address| {
         let target = head.split(' ').nth(1).unwrap_or_default();
-        say(match next(target, address.port()) {
+        send(match next(target, address.port()) {
             Some(location) => format!("HTTP/1.1 302 F\r\nLocation: {location}\r\n\r\nbody"),
             None => "HTTP/1.1 204 N\r\n\r\n".to_owned(),
         })
@@ -247,7 +247,7 @@ async fn redirects_within_the_pod_are_followed_inside_the_pod() {
 
 #[tokio::test]
 async fn a_redirect_to_another_port_of_the_pod_is_followed() {
-    let other = App::saying("HTTP/1.1 418 Tea\r\n\r\n").await;
+    let other = App::answering("HTTP/1.1 418 Tea\r\n\r\n").await;
     let location = format!("http://{}/x", other.address);
     let (result, _) = redirected(move |_, _| Some(location.clone())).await;
     assert_eq!(result, (418, Reason::HttpStatus));
@@ -273,7 +273,7 @@ async fn other_3xx_are_passed_on() {
         "HTTP/1.1 304 N\r\nLocation: /x\r\n\r\n",
         "HTTP/1.1 300 M\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
     ] {
-        let app = App::saying(head).await;
+        let app = App::answering(head).await;
         let (status, reason) = probe(&app, LONG).await;
         assert_eq!(format!("HTTP/1.1 {status}"), head[..12]);
         assert_eq!((reason, app.seen().len()), (Reason::Healthy, 1));

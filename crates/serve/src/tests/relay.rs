@@ -9,7 +9,7 @@ use super::harness::*;
 
 #[tokio::test]
 async fn undeclared_requests_are_relayed_and_declared_ones_are_not() {
-    let app = App::saying("HTTP/1.1 200 OK\r\nX-App: seen\r\nContent-Length: 2\r\n\r\nok").await;
+    let app = App::answering("HTTP/1.1 200 OK\r\nX-App: seen\r\nContent-Length: 2\r\n\r\nok").await;
     let (route, endpoint) = http_endpoint(app.address, "/healthz?a=1", LONG);
     let world = World::new([endpoint]).await;
     let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000));
@@ -107,7 +107,7 @@ async fn a_relay_to_a_closed_port_is_a_reset() {
 
 #[tokio::test]
 async fn an_endpoint_that_is_gone_is_relayed() {
-    let app = App::saying("HTTP/1.1 204 N\r\n\r\n").await;
+    let app = App::answering("HTTP/1.1 204 N\r\n\r\n").await;
     let world = World::new([]).await;
     let answer = world.ask(app.address, &get(app.address, "/")).await;
     assert_eq!(answer.expect("an answer"), "HTTP/1.1 204 N\r\n\r\n");
@@ -140,9 +140,13 @@ async fn a_client_that_waits_for_the_server_to_send_first_is_relayed() {
 
 #[tokio::test]
 async fn a_pod_that_cannot_be_dialled_from_inside_is_relayed_to() {
-    let app = App::saying("HTTP/1.1 204 No Content\r\n\r\n").await;
+    let app = App::answering("HTTP/1.1 204 No Content\r\n\r\n").await;
     let (route, endpoint) = http_endpoint(app.address, "/", LONG);
-    let endpoint = endpoint_dialled(app.address, endpoint.routes, std::sync::Arc::new(Homeless));
+    let endpoint = endpoint_dialled(
+        app.address,
+        endpoint.routes,
+        std::sync::Arc::new(WithoutAddress),
+    );
     let world = World::new([endpoint]).await;
     let answer = world
         .ask(app.address, &get(app.address, "/"))

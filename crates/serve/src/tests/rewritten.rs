@@ -62,7 +62,7 @@ fn https(address: SocketAddr, target: &str) -> Action {
 
 #[tokio::test]
 async fn the_app_gets_the_original_request() {
-    let app = App::saying(OK).await;
+    let app = App::answering(OK).await;
     let agent = nobody();
     let action = http(app.address.port(), "/healthz?full=1");
     let headers = format!(
@@ -82,7 +82,7 @@ async fn the_app_gets_the_original_request() {
 
 #[tokio::test]
 async fn http_failures_are_passed_on() {
-    let app = App::saying("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").await;
+    let app = App::answering("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").await;
     let result = probe(http(app.address.port(), "/")).await;
     assert_eq!(result, (503, Reason::HttpStatus));
     let result = probe(http(nobody().port(), "/")).await;
@@ -91,8 +91,8 @@ async fn http_failures_are_passed_on() {
 
 #[tokio::test]
 async fn paths_without_a_route_are_relayed_to_the_agent() {
-    let app = App::saying(OK).await;
-    let agent = App::saying("HTTP/1.1 400 Agent\r\n\r\n").await;
+    let app = App::answering(OK).await;
+    let agent = App::answering("HTTP/1.1 400 Agent\r\n\r\n").await;
     let route = route(ProbeKind::Liveness, http(app.address.port(), "/"), LONG);
     let paths = HashMap::from([(PATH.to_owned(), Arc::clone(&route))]);
     let world = World::new([endpoint(agent.address, Routes::Rewritten(paths))]).await;
@@ -125,7 +125,7 @@ async fn refused(action: Action, agent: SocketAddr) -> (std::io::Result<String>,
 
 #[tokio::test]
 async fn a_refused_probe_is_relayed_if_pilot_agent_does_not_listen_in_the_pod_either() {
-    let agent = App::saying("HTTP/1.1 200 Agent\r\n\r\n").await;
+    let agent = App::answering("HTTP/1.1 200 Agent\r\n\r\n").await;
     let closed = http(nobody().port(), "/");
     let (answer, reason) = refused(closed.clone(), agent.address).await;
     assert!(answer.expect("an answer").starts_with("HTTP/1.1 500 "));
@@ -146,7 +146,7 @@ async fn a_refused_probe_is_relayed_if_pilot_agent_does_not_listen_in_the_pod_ei
 
 #[tokio::test]
 async fn a_tcp_probe_is_answered_with_a_status() {
-    let app = App::saying("").await;
+    let app = App::answering("").await;
     let port = app.address.port();
     assert_eq!(probe(Action::Tcp { port }).await, (200, Reason::Healthy));
     let port = nobody().port();
@@ -196,7 +196,7 @@ async fn a_head_that_is_too_large_is_a_bad_response_in_both_http_versions() {
 
 #[tokio::test]
 async fn a_redirect_leads_from_http_to_https_and_back() {
-    let plain = App::saying("HTTP/1.1 418 Tea\r\n\r\n").await;
+    let plain = App::answering("HTTP/1.1 418 Tea\r\n\r\n").await;
     for alpn in ["http/1.1", "h2"] {
         let back = format!("http://{}/end", plain.address);
         let secure = TlsApp::new(
@@ -208,7 +208,7 @@ async fn a_redirect_leads_from_http_to_https_and_back() {
         )
         .await;
         let there = format!("https://{}/secure", secure.address);
-        let first = App::saying(format!(
+        let first = App::answering(format!(
             "HTTP/1.1 307 T\r\nLocation: {there}\r\nContent-Length: 0\r\n\r\n"
         ))
         .await;
@@ -225,7 +225,7 @@ async fn a_redirect_leads_from_http_to_https_and_back() {
 
 #[tokio::test]
 async fn an_app_without_tls_fails_an_https_probe() {
-    let app = App::saying("HTTP/1.0 400 Bad\r\n\r\n").await;
+    let app = App::answering("HTTP/1.0 400 Bad\r\n\r\n").await;
     // The app receives a ClientHello instead of a head, and waits until the handler closes the connection.
     let result = probe_in_vain(https(app.address, "/")).await;
     assert_eq!(result, (504, Reason::TimedOut));

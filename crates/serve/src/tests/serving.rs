@@ -16,7 +16,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 #[tokio::test]
 async fn a_connection_that_is_not_the_kubelets_is_reset() {
-    let app = App::saying(OK).await;
+    let app = App::answering(OK).await;
     let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mut stranger = world.connect_as(None).await;
@@ -50,7 +50,7 @@ fn tcp_routes(port: u16, with_http: bool) -> (Arc<crate::table::Route>, NativeRo
 #[tokio::test]
 async fn a_connection_without_bytes_is_a_tcp_probe_and_does_not_reach_the_app() {
     for (with_http, closed) in [(false, false), (true, false), (false, true), (true, true)] {
-        let app = App::saying(OK).await;
+        let app = App::answering(OK).await;
         let (tcp, native) = tcp_routes(app.address.port(), with_http);
         let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
         drop(world.connect_as(Some((app.address, closed))).await);
@@ -66,7 +66,7 @@ async fn a_connection_without_bytes_is_a_tcp_probe_and_does_not_reach_the_app() 
 
 #[tokio::test]
 async fn bytes_on_a_port_with_only_a_tcp_probe_are_relayed() {
-    let app = App::saying(OK).await;
+    let app = App::answering(OK).await;
     let (tcp, native) = tcp_routes(app.address.port(), false);
     let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
     assert_eq!(
@@ -82,7 +82,7 @@ async fn bytes_on_a_port_with_only_a_tcp_probe_are_relayed() {
 
 #[tokio::test]
 async fn a_tcp_and_an_http_probe_may_share_a_port() {
-    let app = App::saying(OK).await;
+    let app = App::answering(OK).await;
     let (tcp, native) = tcp_routes(app.address.port(), true);
     let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
     assert_eq!(world.status(app.address, &get(app.address, "/")).await, 200);
@@ -92,7 +92,7 @@ async fn a_tcp_and_an_http_probe_may_share_a_port() {
 
 #[tokio::test]
 async fn a_closed_connection_counts_only_as_a_tcp_probe() {
-    let app = App::saying(OK).await;
+    let app = App::answering(OK).await;
     let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let flow = Some((app.address, true));
@@ -138,7 +138,7 @@ async fn a_pod_has_a_limit_of_checks_in_flight() {
 #[tokio::test]
 async fn an_app_that_hangs_does_not_delay_probes_of_other_pods() {
     let hanging = App::new(|_, _| vec![Act::Hang]).await;
-    let healthy = App::saying(OK).await;
+    let healthy = App::answering(OK).await;
     let (_, one) = http_endpoint(hanging.address, "/", LONG);
     let (_, other) = http_endpoint(healthy.address, "/", LONG);
     let world = World::new([one, other]).await;
@@ -152,7 +152,7 @@ async fn an_app_that_hangs_does_not_delay_probes_of_other_pods() {
 #[tokio::test]
 async fn draining_serves_the_backlog_and_what_is_in_flight() {
     let app = App::new(|head, _| {
-        let mut acts = say(OK);
+        let mut acts = send(OK);
         if head.starts_with("GET /slow ") {
             acts.insert(0, Act::Pause(Duration::from_millis(300)));
         }
@@ -212,7 +212,7 @@ async fn dropping_the_handler_ends_all_connections() {
 
 #[tokio::test]
 async fn an_ipv4_mapped_destination_is_served_by_the_ipv4_endpoint() {
-    let app = App::saying(OK).await;
+    let app = App::answering(OK).await;
     let (_, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mapped = format!("[::ffff:127.0.0.1]:{}", app.address.port());
@@ -222,7 +222,7 @@ async fn an_ipv4_mapped_destination_is_served_by_the_ipv4_endpoint() {
 
 #[tokio::test]
 async fn failing_accepts_are_counted_and_do_not_spin() {
-    let app = App::saying(OK).await;
+    let app = App::answering(OK).await;
     let (_, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mut connections = tokio::task::JoinSet::new();

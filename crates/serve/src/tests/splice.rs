@@ -104,7 +104,7 @@ async fn splices_count_against_the_pods_limit() {
 async fn a_pod_that_cannot_be_dialled_from_inside_gets_its_tls_relayed() {
     let (listener, address) = listening().await;
     let (https, _, native) = routes(address.port(), LONG);
-    let endpoint = endpoint_dialled(address, Routes::Native(native), Arc::new(Homeless));
+    let endpoint = endpoint_dialled(address, Routes::Native(native), Arc::new(WithoutAddress));
     let world = World::new([endpoint]).await;
     let mut kubelet = world.connect(address).await;
     let hello = hello();
@@ -164,7 +164,7 @@ async fn a_splice_ends_soon_after_the_kubelet_hangs_up_even_if_the_app_does_not(
 
 #[tokio::test]
 async fn undeclared_protocols_on_the_port_are_relayed_through_the_mesh() {
-    let app = App::saying("HTTP/1.1 200 OK\r\n\r\n").await;
+    let app = App::answering("HTTP/1.1 200 OK\r\n\r\n").await;
     let (https, grpc, mut native) = routes(app.address.port(), LONG);
     native.grpc = None;
     let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
