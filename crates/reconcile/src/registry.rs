@@ -192,9 +192,9 @@ impl PodEntry {
 /// How [`Registry::replace`] changed the pods.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Replaced {
-    /// New, or with another namespace than before: the caller must find their namespaces.
+    /// New, or changed so that the old placement no longer holds: the caller must find their namespaces.
     pub started: Vec<Arc<Pod>>,
-    /// Removed, or with another namespace than before.
+    /// Removed, or changed so that the old placement no longer holds.
     pub stopped: Vec<PodId>,
 }
 
