@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-/// Identifies one accepted connection among all others (see [`probe_handler_common::flow::FlowKey`]).
+/// Identifies one accepted connection among all others (see `probe_handler_common::flow::FlowKey`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionId {
     /// The peer's address and port.

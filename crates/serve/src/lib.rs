@@ -57,7 +57,7 @@ pub struct Handler {
     /// Counts connections and verdicts.
     pub metrics: Arc<Metrics>,
     /// Whether the kubelet's process also runs other components (k3s, MicroK8s): see
-    /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
+    /// `kernel::kubelet::Kubelet::is_shared_process`.
     pub shared_process: Arc<AtomicBool>,
     /// File descriptors for use when no others are left.
     pub reserve: Reserve,
