@@ -1,4 +1,4 @@
-//! The seam between checks and the pod's network namespace.
+//! Dialling the app: the interface between checks and the pod's network namespace.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,16 +7,16 @@ use std::time::Duration;
 use socket2::{SockRef, Socket};
 use tokio::net::TcpStream;
 
-/// How long the kernel may wait for the app's kernel to acknowledge what we sent. Both are the same kernel,
-/// so it takes no time, unless the pod's address is gone: a closed socket would then go on trying to say so
-/// for minutes, and keep the dead namespace alive meanwhile. Of the handshake it is not asked: an app whose
+/// How long the kernel may wait for an acknowledgement of what we sent. The app's kernel is the same one, so
+/// this takes no time unless the pod's address is gone. A closed socket would then retransmit its FIN for
+/// minutes, and keep the dead namespace alive. The limit does not apply to the handshake: an app whose accept
 /// queue is full may take as long as the probe's timeout allows.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(3);
+const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Makes sockets from which the app can be reached past the mesh.
+/// Creates sockets that reach the app past the mesh.
 pub trait Dial: Send + Sync + 'static {
-    /// A non-blocking TCP socket in the pod's network namespace, its source and owner as the pod's
-    /// mesh wants them, ready to connect to `to`.
+    /// A non-blocking TCP socket in the pod's network namespace, with the source and owner that the rules of
+    /// the pod's mesh let pass, ready to connect to `to`.
     ///
     /// # Errors
     /// Those of `setns`, `socket` and `bind`.
@@ -26,15 +26,15 @@ pub trait Dial: Send + Sync + 'static {
 /// Connects to `to` (the pod's own address) from inside the pod.
 ///
 /// # Errors
-/// Those of [`Dial::socket`] and `connect`; `ConnectionRefused` for a socket that met itself. Has no timeout
-/// of its own.
+/// Those of [`Dial::socket`] and `connect`; `ConnectionRefused` for a socket that connected to itself. Has no
+/// timeout of its own.
 pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = dialer.socket(to)?;
-    speak_first(&socket);
+    delay_ack(&socket);
     let connected = connect(&socket, to)?;
     socket.set_tcp_nodelay(true)?;
-    // With a positive SO_LINGER close() blocks until the app's kernel has acknowledged our FIN, and with
-    // it every other check on this thread.
+    // With a positive SO_LINGER, close() blocks this thread, and every other check on it, until the peer has
+    // acknowledged our FIN.
     socket.set_linger(None)?;
     let stream = TcpStream::from_std(socket.into())?;
     if !connected {
@@ -43,27 +43,27 @@ pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
             return Err(error);
         }
     }
-    SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    // With nobody listening there, TCP connects a socket to itself if it was given that very port.
+    SockRef::from(&stream).set_tcp_user_timeout(Some(ACK_TIMEOUT))?;
+    // If nothing listens there, and the kernel gave the socket that same port, TCP connects it to itself.
     if stream.local_addr()? == to {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     Ok(stream)
 }
 
-/// The last step of the handshake leaves with what we send first (the kernel's `tcp_rcv_synsent_state_process`
-/// holds an acknowledgement back while quick ones are off, 200 ms at most): the app is woken once, for a
-/// connection that has its request. Where this fails, it is woken twice.
-fn speak_first(socket: &Socket) {
+/// Makes the handshake's last ACK leave with the first bytes that we send: without TCP_QUICKACK the kernel's
+/// `tcp_rcv_synsent_state_process` delays that ACK, for 200 ms at most. So the app wakes up once, for a
+/// connection that already has its request. If this fails, it wakes up twice.
+fn delay_ack(socket: &Socket) {
     let _ = socket.set_tcp_quickack(false);
 }
 
-/// Begins to connect; whether the connection stands already. To a pod's own address the whole handshake
-/// happens within `connect()`, although it says EINPROGRESS: asking saves a round through the reactor.
+/// Begins to connect. Returns whether the connection is already established: to a pod's own address the whole
+/// handshake happens within `connect()`, although it returns EINPROGRESS. This saves a wait in the reactor.
 fn connect(socket: &Socket, to: SocketAddr) -> io::Result<bool> {
     match socket.connect(&to.into()) {
         Ok(()) => Ok(true),
-        // There is no peer before the handshake is over, nor after it has failed.
+        // The socket has a peer only once the handshake has succeeded.
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
             Ok(socket.peer_addr().is_ok())
         }
@@ -71,9 +71,9 @@ fn connect(socket: &Socket, to: SocketAddr) -> io::Result<bool> {
     }
 }
 
-/// Sends what the kernel takes of `bytes` without waiting, and gives the rest. A stream that was just
-/// dialled takes a request's head as a rule; the runtime would first ask the reactor whether it does. An
-/// error is left for the next attempt to meet.
+/// Sends as much of `bytes` as the kernel accepts without blocking, and returns the rest. A stream that was
+/// just dialled usually accepts a whole request head, without the wait in the reactor that the runtime's own
+/// write begins with. An error is ignored here: the next write returns it.
 pub fn send_at_once<'a>(stream: &TcpStream, bytes: &'a [u8]) -> &'a [u8] {
     let sent = SockRef::from(stream).send(bytes).unwrap_or_default();
     bytes.get(sent..).unwrap_or_default()
@@ -86,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    /// As the real one, with the kubelet's own SO_LINGER.
+    /// Creates sockets with the SO_LINGER that the kubelet sets.
     struct Lingering;
 
     impl Dial for Lingering {
@@ -112,12 +112,12 @@ mod tests {
             .bind("127.0.0.1:0".parse().expect("address"))
             .expect("bind");
         let address = silent.local_addr().expect("address");
-        let error = dial(&Lingering, address).await.expect_err("nobody listens");
+        let error = dial(&Lingering, address).await.expect_err("a refusal");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]
-    async fn what_cannot_be_sent_at_once_is_left() {
+    async fn bytes_that_cannot_be_sent_at_once_are_returned() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let stream = dial(&Lingering, address).await.expect("a connection");
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(send_at_once(&stream, &[]).len(), 0);
     }
 
-    /// Dials from the very address that it is to dial, as the kernel may choose where the app's port is in
+    /// Binds the socket to the address that it dials, which the kernel may also choose if the app's port is in
     /// the ephemeral range.
     struct Mirror;
 
@@ -140,12 +140,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_connects_to_itself_has_met_no_app() {
-        // On an address of its own: no other test takes the port before the dial does.
+    async fn a_socket_that_connects_to_itself_counts_as_refused() {
+        // No other test uses this address, so none takes the port before the dial does.
         let free = TcpListener::bind("127.0.0.2:0").await.expect("bind");
         let address = free.local_addr().expect("address");
         drop(free);
-        let error = dial(&Mirror, address).await.expect_err("nobody listens");
+        let error = dial(&Mirror, address).await.expect_err("a refusal");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

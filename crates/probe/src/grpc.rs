@@ -1,5 +1,5 @@
-//! A gRPC health check, as kubernetes pkg/probe/grpc/grpc.go makes it: plaintext, the service in the
-//! message, the probe's timeout for all of it.
+//! A gRPC health check as kubernetes pkg/probe/grpc/grpc.go makes it: in plaintext, with the service in the
+//! message, and with the probe's timeout for dial and call together.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -28,13 +28,14 @@ use super::dial::{Dial, dial};
 use super::verdict::Reason;
 use super::{Finding, http2};
 
-/// How long after a failed dial the next one follows.
+/// The wait after the first failed dial.
 const BACKOFF: Duration = Duration::from_secs(1);
-/// How much longer it is each time.
+/// The factor by which each further wait is longer.
 const BACKOFF_GROWTH: f64 = 1.6;
 
-/// Asks the app at `address` for the health of `service`, under the kubelet's `user_agent`, telling it
-/// `deadline`. With `redial` an app that does not listen is dialled again while there is time. Has no timeout of its own.
+/// Requests the health of `service` from the app at `address`, with the kubelet's `user_agent` and with the time until
+/// `deadline` as the call's timeout. With `redial`, an app that does not listen is dialled again until the deadline. Has no
+/// timeout of its own.
 pub async fn check(
     dialer: &dyn Dial,
     address: SocketAddr,
@@ -87,8 +88,8 @@ async fn call(
     })
 }
 
-/// Dials as long as there is time for it, once where there is no deadline: grpc-go tries again where an app does not listen yet, or no more (its
-/// doc/connection-backoff.md: after a second, then 1.6 times as long each time).
+/// Dials until `deadline`; only once if there is none. Like grpc-go, dials again if the app does not listen (its
+/// doc/connection-backoff.md: after a second, then after 1.6 times as long each time).
 async fn dial_until(
     dialer: &dyn Dial,
     address: SocketAddr,
@@ -110,9 +111,9 @@ async fn dial_until(
     }
 }
 
-/// What a failed call means.
+/// The finding for a failed call.
 fn refused(status: &tonic::Status) -> Finding {
-    // A failure of the connection comes as a status too, with its cause.
+    // tonic returns a failed connection as a status too, with the cause.
     let transport =
         std::error::Error::source(status).is_some_and(|cause| cause.is::<hyper::Error>());
     match status.code() {
@@ -122,7 +123,7 @@ fn refused(status: &tonic::Status) -> Finding {
     }
 }
 
-/// One HTTP/2 connection as tonic wants it.
+/// One HTTP/2 connection, as the service that tonic requires.
 struct Transport {
     sender: SendRequest<Body>,
     user_agent: Option<HeaderValue>,
@@ -146,9 +147,9 @@ impl Service<http::Request<Body>> for Transport {
     }
 }
 
-/// Status details, base64 in a header or trailer: nobody reads them, but they must be that. tonic panics where not.
+/// Status details, in a header or trailer. They are not used, but must be valid base64: otherwise tonic panics.
 const DETAILS: &str = "grpc-status-details-bin";
-/// How a message is compressed, if its own flag says that it is.
+/// The compression of messages whose flag marks them as compressed.
 const ENCODING: &str = "grpc-encoding";
 /// `UNKNOWN` of google.golang.org/grpc/codes.
 const UNKNOWN: HeaderValue = HeaderValue::from_static("2");
@@ -156,10 +157,10 @@ const UNKNOWN: HeaderValue = HeaderValue::from_static("2");
 /// `INTERNAL` of the same.
 const INTERNAL: HeaderValue = HeaderValue::from_static("13");
 
-/// The answer as grpc-go, which is in the kubelet, takes it and tonic does not: an answer that is not gRPC's own type,
-/// or whose HTTP status is not 200, is none, nor is one whose status details are malformed (grpc-go
-/// internal/transport/http2_client.go, `operateHeaders`); a status counts where the stream ends, and an encoding
-/// concerns compressed messages only.
+/// Adapts the answer so that tonic judges it as grpc-go does, which the kubelet uses (grpc-go
+/// internal/transport/http2_client.go, `operateHeaders`). An answer is invalid if its content type is not gRPC's, if its
+/// HTTP status is not 200, or if its status details are malformed. A status counts only at the end of the stream, and an
+/// encoding only for compressed messages.
 fn as_by_grpc_go(response: http::Response<Incoming>) -> http::Response<Body> {
     let (mut parts, body) = response.into_parts();
     let headers = &mut parts.headers;
@@ -181,7 +182,7 @@ fn as_by_grpc_go(response: http::Response<Incoming>) -> http::Response<Body> {
     http::Response::from_parts(parts, Body::new(body))
 }
 
-/// Takes status details out of `headers`; those that are malformed make the answer one of status INTERNAL.
+/// Removes status details from `headers`. If they are malformed, sets the status to INTERNAL.
 fn without_details(headers: &mut HeaderMap) {
     let details = headers.remove(DETAILS);
     if details.is_some_and(|details| lenient().decode(details).is_err()) {
@@ -189,14 +190,14 @@ fn without_details(headers: &mut HeaderMap) {
     }
 }
 
-/// Base64 with padding or without, as grpc-go reads it.
+/// Base64 with or without padding, as grpc-go accepts it.
 fn lenient() -> GeneralPurpose {
     let config =
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     GeneralPurpose::new(&alphabet::STANDARD, config)
 }
 
-/// Whether `content_type` is application/grpc, with a subtype or parameters or without
+/// Whether `content_type` is application/grpc, with or without a subtype or parameters
 /// (grpc-go internal/grpcutil/method.go, `ContentSubtype`).
 fn is_grpc(content_type: &HeaderValue) -> bool {
     let rest = content_type.as_bytes().strip_prefix(b"application/grpc");
@@ -220,7 +221,7 @@ mod tests {
         }
     }
 
-    /// An address on which nobody listens before somebody calls `listen`.
+    /// An address on which nothing listens until `listen` is called.
     fn reserved() -> (TcpSocket, SocketAddr) {
         let socket = TcpSocket::new_v4().expect("socket");
         socket
@@ -230,7 +231,7 @@ mod tests {
         (socket, address)
     }
 
-    /// What comes of an app that answers with these headers, SERVING, and these trailers.
+    /// The finding for an app that answers with these headers, SERVING, and these trailers.
     async fn answered(
         headers: &'static [(&'static str, &'static str)],
         trailers: &'static [(&'static str, &'static str)],
@@ -268,7 +269,7 @@ mod tests {
     const OK: &[(&str, &str)] = &[("grpc-status", "0")];
 
     #[tokio::test]
-    async fn an_answer_of_another_type_is_none() {
+    async fn an_answer_of_another_content_type_fails() {
         for (content_type, healthy) in [
             ("application/grpc", true),
             ("application/grpc+proto", true),
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_status_counts_at_the_end_and_an_encoding_where_it_is_used() {
+    async fn a_status_counts_at_the_end_and_an_encoding_only_if_used() {
         const TYPE: (&str, &str) = ("content-type", "application/grpc");
         let encoded = answered(&[TYPE, ("grpc-encoding", "gzip")], OK).await;
         assert_eq!(encoded.reason, Reason::Healthy, "{encoded:?}");
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_app_that_listens_a_moment_later_is_dialled_again() {
+    async fn an_app_that_does_not_listen_yet_is_dialled_again() {
         let (socket, address) = reserved();
         let begun = Instant::now();
         let deadline = Some(begun + Duration::from_secs(60));
@@ -333,12 +334,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_not_where_there_is_no_time_for_it() {
+    async fn an_app_is_not_dialled_again_after_the_deadline() {
         let (_socket, address) = reserved();
         let begun = Instant::now();
         let deadline = Some(begun + BACKOFF);
         let refused = dial_until(&Plain, address, deadline).await;
-        assert_eq!(refused.expect_err("nobody listens").reason, Reason::Refused);
+        assert_eq!(refused.expect_err("a refusal").reason, Reason::Refused);
         assert!(begun.elapsed() < BACKOFF, "at once");
     }
 }

@@ -1,4 +1,4 @@
-//! One HTTP check, as the kubelet's prober makes it (kubernetes pkg/probe/http/http.go).
+//! One HTTP check as the kubelet's prober makes it (kubernetes pkg/probe/http/http.go).
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,24 +18,24 @@ use model::Scheme;
 
 /// One HTTP check.
 pub struct HttpCheck<'a> {
-    /// Reaches the pod.
+    /// Dials the pod.
     pub dialer: &'a dyn Dial,
-    /// Where the app is: pod IP and the app's port.
+    /// The app's address: pod IP and the app's port.
     pub address: SocketAddr,
-    /// TLS or not.
+    /// Whether to use TLS.
     pub scheme: Scheme,
-    /// The request head for the app, a GET, empty line included. Over HTTP/1 it is sent as it is.
+    /// The request head for the app: a GET, empty line included. Over HTTP/1 it is sent unchanged.
     pub head: &'a [u8],
-    /// Of a lifecycle hook the kubelet reads the body, but it is no matter whether that breaks off.
+    /// Whether this is a lifecycle hook. The kubelet reads its body too, but accepts an incomplete one.
     pub hook: bool,
-    /// When a body that is not there yet has come too late; what happens before there is a status is the caller's.
+    /// When a body must be complete. The caller bounds the time until there is a status.
     pub deadline: Option<Instant>,
 }
 
 impl HttpCheck<'_> {
-    /// Executes the check. `connection` is one to `address` (or the dial's error). The last one used may
-    /// be left in `spent`: closing it takes longer than answering the kubelet, who should not wait for it.
-    /// Has no timeout of its own but for the body: drop it.
+    /// Executes the check. `connection` is a connection to `address`, or the error of the dial. May leave the
+    /// last connection used in `spent`, because closing it can take longer than answering the kubelet, which
+    /// should not wait for that. Has a timeout of its own for the body only: drop it to stop it earlier.
     pub async fn run(
         self,
         connection: io::Result<TcpStream>,
@@ -61,7 +61,7 @@ impl HttpCheck<'_> {
         found.unwrap_or_else(Failure::into_finding)
     }
 
-    /// Goes from request to request for as long as there are redirects to follow.
+    /// Makes the request, and one more for each redirect that the kubelet would follow.
     async fn chain(
         &self,
         mut connection: io::Result<TcpStream>,
@@ -80,7 +80,7 @@ impl HttpCheck<'_> {
                     *spent = Some(stream);
                     response
                 }
-                // Boxed: TLS and HTTP/2 take many times the state of a plain check, which would carry it.
+                // Boxed, because TLS and HTTP/2 need many times the state of a plain check, which would contain it.
                 Scheme::Https => Box::pin(self.https(stream, bytes)).await?,
             };
             let location = match &response.location {
@@ -96,7 +96,7 @@ impl HttpCheck<'_> {
                 Step::Follow(next, referer) => (next, referer),
                 Step::Elsewhere => {
                     return Ok(Finding::healthy(format!(
-                        "HTTP {} to another host, which the kubelet does not follow",
+                        "HTTP {} redirect to another host, which the kubelet does not follow",
                         response.status
                     )));
                 }
@@ -125,11 +125,14 @@ impl HttpCheck<'_> {
             request.header("host"),
         )
         .ok_or_else(|| {
-            Finding::without_answer(Reason::BadResponse, "redirect from a target that is no URL")
+            Finding::without_answer(
+                Reason::BadResponse,
+                "redirect from a request target that is not a valid URL",
+            )
         })
     }
 
-    /// One request and its response over TLS, in the HTTP version that the app chooses.
+    /// Makes one request over TLS, in the HTTP version that the app chooses.
     async fn https(&self, stream: TcpStream, head: &[u8]) -> Result<ResponseHead, Failure> {
         let secured = tls::secure(stream, self.address.ip()).await?;
         let answer = if secured.http2 {
@@ -142,14 +145,14 @@ impl HttpCheck<'_> {
         Ok(answer)
     }
 
-    /// One request, of which `rest` is still to be sent, and its response over HTTP/1.
+    /// Makes one request over HTTP/1, of which `rest` is not sent yet.
     async fn http1(
         &self,
         mut stream: impl AsyncRead + AsyncWrite + Unpin,
         rest: &[u8],
     ) -> Result<ResponseHead, Finding> {
-        // An app may answer and hang up before it has read the whole request: whether it did, its
-        // answer tells.
+        // An app may answer and close the connection before it has read the whole request. So a failed
+        // write matters only if there is no answer.
         let written = stream.write_all(rest).await;
         let mut reader = ResponseReader::default();
         let mut buffer = Vec::with_capacity(4096);
@@ -173,7 +176,7 @@ impl HttpCheck<'_> {
                     Ok(false) => {}
                     Err(error) => break Some(rejected(error)),
                 },
-                // Go too takes a TLS stream that ends without a close_notify for ended.
+                // Like Go, take a TLS stream that ends without a close_notify as ended.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => match reader.end() {
                     Ok(()) => break None,
                     Err(error) => break Some(closed(error.to_string(), &written)),
@@ -186,7 +189,7 @@ impl HttpCheck<'_> {
         };
         match (reader.into_head(), failure) {
             (Some(head), None) => Ok(head),
-            // The body of a redirect is no matter, as in Go's client.
+            // The body of a redirect is ignored, as in Go's client.
             (Some(head), Some(_)) if self.hook || head.leads_on() => Ok(head),
             (Some(head), Some(failure)) => {
                 Err(Finding::body_incomplete(head.status, failure.detail))
@@ -210,7 +213,7 @@ fn parse(head: &[u8]) -> Result<Request<'_>, Finding> {
 fn closed(error: String, written: &io::Result<()>) -> Finding {
     let detail = match written {
         Ok(()) => error,
-        Err(write) => format!("{error}; sending the request: {write}"),
+        Err(write) => format!("{error}; cannot send the request: {write}"),
     };
     Finding::without_answer(Reason::ConnectionClosed, detail)
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 to an app: the connection, and one GET over it.
+//! HTTP/2 to an app: a connection, and one GET over it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use super::{BODY_LATE, BODY_LIMIT, Finding, HEAD_LIMIT, WIRE_LIMIT, in_time};
 /// Flow control window (RFC 9113, 6.9.2). Bytes.
 const WINDOW: u32 = 65_535;
 
-/// The tasks of one connection.
+/// The spawned tasks of one connection.
 #[derive(Clone, Default)]
 struct Tasks(Arc<Mutex<JoinSet<()>>>);
 
@@ -39,7 +39,7 @@ where
     }
 }
 
-/// A connection's tasks end with it: dropped checks leave nothing behind.
+/// Aborts a connection's tasks when dropped, so that a dropped check leaves nothing behind.
 pub(super) struct Connection(Tasks);
 
 impl Drop for Connection {
@@ -51,7 +51,7 @@ impl Drop for Connection {
 /// Begins HTTP/2 on `stream`.
 ///
 /// # Errors
-/// The other side speaks something else, or hung up.
+/// The app does not speak HTTP/2, or closed the connection.
 pub(super) async fn connect<S, B>(stream: S) -> hyper::Result<(SendRequest<B>, Connection)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -64,7 +64,7 @@ where
     let (sender, connection) = Builder::new(tasks.clone())
         .timer(TokioTimer::new())
         .max_header_list_size(HEAD_LIMIT as u32)
-        // What an app may send unasked, in this process's memory: no more than the protocol's minimum.
+        // The window bounds what an app may make this process buffer: no more than the protocol's minimum.
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .handshake(TokioIo::new(Limited::new(stream, WIRE_LIMIT)))
@@ -73,8 +73,8 @@ where
     Ok((sender, guard))
 }
 
-/// Makes `request` to `authority` (where the request has no Host), and reads as much of the answer as the
-/// kubelet reads, until `deadline`. For a lifecycle hook (`hook`) the body is no matter.
+/// Makes `request`, to `authority` if it has no Host, and reads as much of the answer as the kubelet reads,
+/// until `deadline`. For a lifecycle hook (`hook`) the body may fail.
 pub(super) async fn get<S>(
     stream: S,
     request: &Request<'_>,
@@ -98,7 +98,7 @@ where
             .map(|value| value.as_bytes().to_vec())
             .filter(|value| !value.is_empty()),
     };
-    // 204 and 304 have none, whatever the stream does.
+    // 204 and 304 have no body, whatever follows in the stream.
     if head.leads_on() || matches!(head.status, 204 | 304) {
         return Ok(head);
     }
@@ -123,7 +123,7 @@ async fn read(body: &mut Incoming) -> hyper::Result<()> {
     Ok(())
 }
 
-/// The request in HTTP/2's terms: its Host becomes the authority.
+/// Translates the request to HTTP/2: its Host becomes the authority.
 fn translate(
     request: &Request<'_>,
     authority: &str,
@@ -150,17 +150,17 @@ fn translate(
     Ok(translated)
 }
 
-/// What an HTTP/2 failure means.
+/// The finding for an HTTP/2 failure.
 pub(super) fn failed(error: hyper::Error) -> Finding {
     let cause = std::error::Error::source(&error);
     let h2 = cause.and_then(|cause| cause.downcast_ref::<h2::Error>());
-    // In h2's own words: an app may send a text of its own with GOAWAY.
+    // Use h2's description of the reason: the app's own text in GOAWAY must not reach the log.
     let detail = match (h2.and_then(h2::Error::reason), cause) {
         (Some(reason), _) => format!("{error}: {}", reason.description()),
         (None, Some(cause)) => format!("{error}: {cause}"),
         (None, None) => error.to_string(),
     };
-    // A stream that h2 itself resets is an answer that breaks the rules or our limits.
+    // If h2 itself resets the stream, the answer violates the protocol or our limits.
     let closed = error.is_closed()
         || error.is_canceled()
         || error.is_incomplete_message()
@@ -187,7 +187,7 @@ mod tests {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: app\r\n\r\n";
 
     #[tokio::test]
-    async fn what_the_app_says_in_goaway_is_not_repeated() {
+    async fn the_debug_data_of_goaway_is_not_in_the_detail() {
         const SECRET: &[u8] = b"card 4111";
         let (ours, mut apps) = duplex(64 * 1024);
         let app = async {
@@ -209,11 +209,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_without_end_are_not_read_without_end() {
+    async fn an_app_that_sends_frames_without_end_is_cut_off() {
         let (ours, mut apps) = duplex(64 * 1024);
         let app = async move {
             let mut sent = 0;
-            // SETTINGS, then PING's answers that nobody asked for (RFC 9113, 6.7).
+            // SETTINGS, then unsolicited PING acknowledgements (RFC 9113, 6.7).
             let mut frames = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
             while apps.write_all(&frames).await.is_ok() {
                 sent += frames.len();
@@ -231,11 +231,14 @@ mod tests {
             ),
             "{finding:?}"
         );
-        assert!(finding.detail.contains("without end"), "{finding:?}");
+        assert!(
+            finding.detail.contains("more data than a check reads"),
+            "{finding:?}"
+        );
         assert!(sent < WIRE_LIMIT + 256 * 1024, "{sent} bytes");
     }
 
-    /// The body of an app's answer to its first request, whose head has been sent.
+    /// Sends the head of the answer to the app's first request. Returns the stream for its body.
     async fn answering(apps: DuplexStream) -> h2::SendStream<Bytes> {
         let mut connection = h2::server::handshake(apps).await.expect("a handshake");
         let (_, mut respond) = connection
@@ -256,7 +259,7 @@ mod tests {
         let app = tokio::spawn(answering(apps));
         let request = Request::parse(REQUEST).expect("valid").expect("whole");
         let mut answer = pin!(get(ours, &request, "app", true, None));
-        // Time passes once nobody has anything left to do.
+        // The paused clock advances once all tasks are idle.
         let early = timeout(Duration::from_secs(1), answer.as_mut()).await;
         assert!(early.is_err(), "it waits for the body");
         let mut body = app.await.expect("it answers");

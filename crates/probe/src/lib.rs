@@ -1,4 +1,4 @@
-//! Executing one check as the kubelet would have. Knows nothing of Kubernetes objects.
+//! Executes one check as the kubelet would. Independent of Kubernetes objects.
 
 use std::io;
 
@@ -18,18 +18,18 @@ pub mod tcp;
 mod tls;
 pub mod verdict;
 
-/// The body that the kubelet reads at most of a probe's answer (kubernetes pkg/probe/http/http.go,
+/// How much of the body of a probe's answer the kubelet reads at most (kubernetes pkg/probe/http/http.go,
 /// `maxRespBodyLength`). Bytes.
 pub const BODY_LIMIT: usize = 10 * 1024;
 
-/// The most that a head (status or request line, and headers) may take. Bytes.
+/// The maximum size of a head: status or request line, and headers. Bytes.
 pub use model::bounds::HEAD_LIMIT;
 
-/// The most that is read of an app's TLS connection, certificates and all, and of its HTTP/2 connection: window updates,
-/// settings, session tickets may come without end. Bytes.
+/// How much is read at most of an app's TLS connection, certificates included, and of its HTTP/2 connection, because
+/// an app may send window updates, settings and session tickets without end. Bytes.
 const WIRE_LIMIT: usize = 192 * 1024;
 
-/// What `work` gives, unless `deadline` comes before.
+/// The result of `work`; none if `deadline` passes first.
 async fn in_time<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
     match deadline {
         Some(deadline) => timeout_at(deadline, work).await.ok(),
@@ -37,14 +37,14 @@ async fn in_time<T>(deadline: Option<Instant>, work: impl Future<Output = T>) ->
     }
 }
 
-/// What a body says of which the rest did not come in time.
-const BODY_LATE: &str = "no whole body within the probe's timeout";
+/// Detail of a verdict about a body that was incomplete at the deadline.
+const BODY_LATE: &str = "the body was incomplete at the end of the probe's timeout";
 
-/// What a check found; [`Finding::verdict`] adds how long it took.
+/// The result of a check; [`Finding::verdict`] adds its duration.
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Why.
+    /// Why the check ended as it did.
     pub reason: Reason,
     /// As in [`Verdict::status`].
     pub status: u16,
@@ -70,7 +70,7 @@ impl Finding {
         }
     }
 
-    /// The check passed without an HTTP answer of the app's.
+    /// The check passed without an HTTP answer from the app.
     pub fn healthy(detail: impl Into<String>) -> Self {
         Self {
             reason: Reason::Healthy,
@@ -79,7 +79,7 @@ impl Finding {
         }
     }
 
-    /// There is no answer of the app's to pass on.
+    /// The app gave no answer that could be passed on.
     pub fn without_answer(reason: Reason, detail: impl Into<String>) -> Self {
         let status = match reason {
             Reason::Spliced => 200,
@@ -95,7 +95,7 @@ impl Finding {
         }
     }
 
-    /// The app answered HTTP with `status`, but not to the end of its body.
+    /// The app answered HTTP with `status`, but with an incomplete body.
     pub fn body_incomplete(status: u16, detail: impl Into<String>) -> Self {
         Self {
             reason: Reason::BodyIncomplete,
@@ -104,7 +104,7 @@ impl Finding {
         }
     }
 
-    /// The dial of the app failed with `error`.
+    /// Dialling the app failed with `error`.
     pub fn dial(error: &io::Error) -> Self {
         let reason = match error.kind() {
             io::ErrorKind::ConnectionRefused => Reason::Refused,

@@ -1,5 +1,5 @@
-//! An app's connection of which only so much is read, a little at a time: frames and records without end are not
-//! bounded by what is kept of them.
+//! Limits how much is read of an app's connection, in all and at a time. Limits on what is kept are not enough, because an
+//! app may send frames and records without end of which nothing is kept.
 
 use std::io;
 use std::pin::Pin;
@@ -7,10 +7,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How much is read before others of this thread have their turn. Bytes.
+/// How much is read before the task yields to others on its thread. Bytes.
 const TURN: usize = 16 * 1024;
 
-/// A stream from which `left` bytes more may be read, to the next read's end; asked for more it fails.
+/// A stream of which `left` more bytes may be read; the read that reaches the limit still completes, the next one fails.
 #[derive(Debug)]
 pub(super) struct Limited<S> {
     stream: S,
@@ -19,7 +19,7 @@ pub(super) struct Limited<S> {
 }
 
 impl<S> Limited<S> {
-    /// At most `limit` bytes of `stream`.
+    /// Limits reading of `stream` to `limit` bytes.
     pub(super) fn new(stream: S, limit: usize) -> Self {
         Self {
             stream,
@@ -36,7 +36,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.left == 0 {
-            return Poll::Ready(Err(io::Error::other("the app sends without end")));
+            return Poll::Ready(Err(io::Error::other(
+                "the app sent more data than a check reads",
+            )));
         }
         if self.turn >= TURN {
             self.turn = 0;
@@ -89,7 +91,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn no_more_is_read_than_may_be() {
+    async fn reading_beyond_the_limit_fails() {
         let mut endless = Limited::new(tokio::io::repeat(b'x'), 100_000);
         let mut buffer = vec![0; 1_000];
         let mut read = 0;
@@ -100,11 +102,14 @@ mod tests {
             }
         };
         assert_eq!(read, 100_000);
-        assert_eq!(error.to_string(), "the app sends without end");
+        assert_eq!(
+            error.to_string(),
+            "the app sent more data than a check reads"
+        );
     }
 
     #[tokio::test]
-    async fn others_have_their_turn_meanwhile() {
+    async fn reading_yields_to_other_tasks() {
         let mut endless = Limited::new(tokio::io::repeat(b'x'), usize::MAX);
         let mut buffer = vec![0; 1_000];
         let mut turns = 0;

@@ -1,4 +1,4 @@
-//! Where a redirect leads, and whether the kubelet would go there.
+//! Resolves a redirect, and decides whether the kubelet would follow it.
 //!
 //! Source: `RedirectChecker` in kubernetes pkg/probe/http/http.go, `Client.do` and `refererForURL` in
 //! Go's net/http/client.go.
@@ -9,39 +9,39 @@ use url::{Host, Url};
 
 use model::Scheme;
 
-/// Requests that the kubelet's client makes at most, the first included: it stops "after 10 redirects",
-/// which it counts by the requests made.
+/// Most requests that the kubelet's client makes for one probe, the first included: it stops "after 10
+/// redirects", but counts requests.
 pub const REQUESTS_LIMIT: usize = 10;
 
-/// Whether `status` is one that Go's client follows, given a Location.
+/// Whether `status` is a redirect that Go's client follows if there is a Location.
 pub const fn is_redirect(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308)
 }
 
-/// Where one request of a chain goes.
+/// The target of one request in a chain of redirects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {
     url: Url,
-    /// The authority as Go has it in `URL.Host`: `url` would drop the scheme's default port.
+    /// The authority as in Go's `URL.Host`, because `url` drops the scheme's default port.
     authority: String,
-    /// A Host header of the kubelet's that differs from the authority.
+    /// The kubelet's Host header, if it differs from the authority.
     custom_host: Option<Vec<u8>>,
 }
 
 /// What to do about a redirect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Go on there, with this Referer.
+    /// Follow it, with this Referer.
     Follow(Hop, Option<String>),
-    /// The kubelet would not follow to this host: it takes the redirect itself as the answer.
+    /// The kubelet would not follow it to this host, and would take the redirect itself as the answer.
     Elsewhere,
     /// The kubelet's client would fail.
     Invalid(&'static str),
 }
 
 impl Hop {
-    /// The first request, as the kubelet makes it to the pod: `host` is its Host header. None if
-    /// `target` makes no URL.
+    /// The first request, as the kubelet makes it to the pod: `host` is its Host header. None if there is no
+    /// valid URL with `target`.
     pub fn first(
         scheme: Scheme,
         address: SocketAddr,
@@ -64,11 +64,11 @@ impl Hop {
         })
     }
 
-    /// What a redirect from here to `location` means for a probe of the pod at `pod`.
+    /// What to do about a redirect from here to `location`, for a probe of the pod at `pod`.
     pub fn step(&self, pod: IpAddr, location: &[u8]) -> Step {
         let location = ascii(location);
         let Ok(mut url) = self.url.join(&location) else {
-            return Step::Invalid("Location is no URL");
+            return Step::Invalid("Location is not a valid URL");
         };
         let same_host = match url.host() {
             Some(Host::Ipv4(ip)) => pod == ip,
@@ -79,7 +79,7 @@ impl Hop {
             return Step::Elsewhere;
         }
         if !matches!(url.scheme(), "http" | "https") {
-            return Step::Invalid("Location has another scheme than http and https");
+            return Step::Invalid("the scheme of Location is neither http nor https");
         }
         url.set_fragment(None);
         let absolute = Url::parse(&location).is_ok();
@@ -100,14 +100,14 @@ impl Hop {
             Self {
                 url,
                 authority,
-                // Go keeps a Host of the caller's own only where the redirect is relative.
+                // Go keeps the caller's own Host only if the redirect is relative.
                 custom_host: self.custom_host.clone().filter(|_| !absolute),
             },
             referer,
         )
     }
 
-    /// The Host header for a request there.
+    /// The request's Host header.
     pub fn host(&self) -> &[u8] {
         self.custom_host
             .as_deref()
@@ -122,7 +122,7 @@ impl Hop {
         }
     }
 
-    /// TLS or not.
+    /// The scheme: whether to use TLS.
     pub fn scheme(&self) -> Scheme {
         if self.url.scheme() == "https" {
             Scheme::Https
@@ -131,7 +131,7 @@ impl Hop {
         }
     }
 
-    /// The port there.
+    /// The port.
     pub fn port(&self) -> u16 {
         self.url.port_or_known_default().unwrap_or(80)
     }
@@ -145,7 +145,7 @@ fn authority(url: &Url) -> String {
     }
 }
 
-/// `location` with every other byte than ASCII percent-encoded, as Go sends it on.
+/// `location` with all non-ASCII bytes percent-encoded, as in Go.
 fn ascii(location: &[u8]) -> String {
     location.iter().fold(String::new(), |mut text, &byte| {
         if byte.is_ascii() {
@@ -218,7 +218,7 @@ mod tests {
             "http://[fd00:0::1]:9/",
             "Http 9 / [fd00::1]:9 http://[fd00::1]:8080/",
         );
-        // The kubelet's own URL names the port also where it is the scheme's default.
+        // The kubelet's own URL includes the port even if it is the scheme's default.
         follows(
             "http://10.0.0.1:80/",
             None,
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn from_https_to_http_there_is_no_referer() {
+    fn a_redirect_from_https_to_http_has_no_referer() {
         follows(
             "https://10.0.0.1:8443/",
             None,
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_custom_host_lasts_across_relative_redirects_only() {
+    fn a_custom_host_is_kept_for_relative_redirects_only() {
         let from = "http://10.0.0.1:8080/";
         let host = Some("app.example");
         follows(
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_or_no_http_fails() {
+    fn a_location_that_is_not_an_http_url_is_invalid() {
         let (hop, pod) = first("http://10.0.0.1:8080/", None);
         for location in ["http://[", "http://10.0.0.1:99999/", "ftp://10.0.0.1/"] {
             assert!(

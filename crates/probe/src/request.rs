@@ -1,11 +1,11 @@
-//! The request head that the kubelet sent, and the heads made of it for the app.
+//! Parses the request head that the kubelet sent, and makes the heads for the app from it.
 
 use std::mem::MaybeUninit;
 
-/// Most headers in a request of the kubelet's that is looked at.
+/// Most headers in a request that is parsed.
 pub use model::bounds::HEADERS_LIMIT;
 
-/// Headers that HTTP/2 does not have (RFC 9113, 8.2.2), TE included, of which it has one value only.
+/// Headers that HTTP/2 does not allow (RFC 9113, 8.2.2). TE is here too: HTTP/2 allows only one of its values.
 const NOT_IN_HTTP2: [&str; 6] = [
     "connection",
     "keep-alive",
@@ -28,15 +28,15 @@ pub struct Request<'a> {
     pub length: usize,
 }
 
-/// The bytes are no HTTP/1 request head.
+/// The bytes are not a valid HTTP/1 request head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
 impl<'a> Request<'a> {
-    /// Parses the head at the beginning of `bytes`; none while it is not whole.
+    /// Parses the head at the beginning of `bytes`; none while it is incomplete.
     ///
     /// # Errors
-    /// [`Malformed`] if `bytes` do not begin an HTTP/1 request, or one of more than 256 headers.
+    /// [`Malformed`] if `bytes` do not begin an HTTP/1 request, or have more than 256 headers.
     pub fn parse(bytes: &'a [u8]) -> Result<Option<Self>, Malformed> {
         let mut headers = [const { MaybeUninit::uninit() }; HEADERS_LIMIT];
         let mut request = httparse::Request::new(&mut []);
@@ -64,7 +64,7 @@ impl<'a> Request<'a> {
             .map(|(_, value)| *value)
     }
 
-    /// The headers that HTTP/2 has.
+    /// The headers that HTTP/2 allows.
     pub fn in_http2(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         self.but(&NOT_IN_HTTP2)
     }
@@ -77,7 +77,7 @@ impl<'a> Request<'a> {
             .filter(move |(name, _)| !named(name))
     }
 
-    /// The head without Authorization, as the kubelet sends it where a hook's TLS falls back to plaintext.
+    /// The head without Authorization, as the kubelet sends it when a hook falls back from TLS to plaintext.
     pub fn without_authorization(&self) -> Vec<u8> {
         let mut head = Head::get(self.target);
         for (name, value) in self.but(&["authorization"]) {
@@ -86,7 +86,7 @@ impl<'a> Request<'a> {
         head.finish()
     }
 
-    /// Whether a body is announced.
+    /// Whether the head announces a body.
     pub fn has_body(&self) -> bool {
         self.header("transfer-encoding").is_some()
             || self
@@ -94,8 +94,8 @@ impl<'a> Request<'a> {
                 .is_some_and(|length| length != b"0")
     }
 
-    /// The head for the app of a probe that came by an agent's port `from`: `target` on the app's port
-    /// `to`, the kubelet's headers as they are but for Connection, and for a Host that carries the agent's port.
+    /// The head for the app, of a probe that was sent to an agent's port `from`: `target` on the app's port `to`.
+    /// The kubelet's headers are unchanged except Connection, and a Host that contains the agent's port.
     pub fn rewritten(&self, target: &str, from: u16, to: u16) -> Vec<u8> {
         let mut head = Head::get(target);
         for (name, value) in self.but(&["connection"]) {
@@ -109,8 +109,8 @@ impl<'a> Request<'a> {
         head.finish()
     }
 
-    /// The head that follows a redirect to `target`: the same headers, but for `host`, and for a
-    /// Referer unless the kubelet sent one itself.
+    /// The head that follows a redirect to `target`: the same headers, with `host`, and with the Referer unless
+    /// the kubelet sent one itself.
     pub fn redirected(&self, target: &str, host: &[u8], referer: Option<&str>) -> Vec<u8> {
         let mut head = Head::get(target);
         if self.header("host").is_none() {
@@ -132,7 +132,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// `host` with port `to` where it carries port `from`; another port, or none, is what somebody wants.
+/// `host` with port `from` replaced by `to`. A host with another port, or without one, was configured so: it is unchanged.
 fn with_port(host: &[u8], from: u16, to: u16) -> Vec<u8> {
     match host.strip_suffix(format!(":{from}").as_bytes()) {
         Some(name) => [name, format!(":{to}").as_bytes()].concat(),
@@ -140,7 +140,7 @@ fn with_port(host: &[u8], from: u16, to: u16) -> Vec<u8> {
     }
 }
 
-/// A request head in the making.
+/// Builds a request head.
 struct Head(Vec<u8>);
 
 impl Head {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_parsed_once_it_is_whole() {
+    fn a_head_is_parsed_once_it_is_complete() {
         assert_eq!(Request::parse(&HEAD[..HEAD.len() - 1]), Ok(None));
         let request = parse(HEAD);
         assert_eq!(
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redirected_request_has_the_kubelets_headers_and_says_where_it_comes_from() {
+    fn a_redirected_request_has_the_kubelets_headers_and_a_referer() {
         assert_eq!(
             text(
                 parse(b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nConnection: close\r\n\r\n")
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_seen() {
+    fn an_announced_body_is_recognized() {
         for (header, body) in [
             ("Content-Length: 0", false),
             ("Content-Length: 1", true),

@@ -1,4 +1,4 @@
-//! TLS to an app, as the kubelet's prober does it: encrypted, verified by nobody.
+//! TLS to an app as the kubelet's prober uses it: encrypted, without verification of the certificate.
 
 use std::io;
 use std::net::IpAddr;
@@ -16,16 +16,16 @@ use super::limited::Limited;
 use super::verdict::Reason;
 use super::{Finding, WIRE_LIMIT};
 
-/// A connection with TLS.
+/// A TLS connection.
 pub(super) struct Secured {
     pub(super) stream: TlsStream<Limited<TcpStream>>,
-    /// The app chose HTTP/2.
+    /// Whether the app chose HTTP/2.
     pub(super) http2: bool,
 }
 
-/// Why there is no such connection.
+/// Why there is no TLS connection.
 pub(super) enum Failure {
-    /// The app answered in plaintext, for all we can tell.
+    /// The app seems to have answered in plaintext.
     Plaintext(Finding),
     /// Any other reason.
     Other(Finding),
@@ -45,8 +45,8 @@ impl From<Finding> for Failure {
     }
 }
 
-/// Agrees on TLS over `stream` with the app at `ip`: any certificate, HTTP/2 offered before HTTP/1.1, no
-/// server name (an IP address is none).
+/// Makes the TLS handshake over `stream` with the app at `ip`. Accepts any certificate, offers HTTP/2 before
+/// HTTP/1.1, and sends no server name, because an IP address is none.
 pub(super) async fn secure(stream: TcpStream, ip: IpAddr) -> Result<Secured, Failure> {
     let config =
         config().map_err(|error| Finding::without_answer(Reason::Tls, error.to_string()))?;
@@ -71,7 +71,7 @@ fn failed(error: &io::Error) -> Failure {
     };
     let finding = Finding::without_answer(reason, format!("TLS handshake: {error}"));
     match by_tls {
-        // The first byte begins no record of TLS.
+        // The first byte is not the type of a TLS record.
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
             Failure::Plaintext(finding)
         }
@@ -79,7 +79,7 @@ fn failed(error: &io::Error) -> Failure {
     }
 }
 
-/// The one configuration, made at first use.
+/// The shared configuration, created at first use.
 fn config() -> Result<Arc<ClientConfig>, rustls::Error> {
     static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
     if let Some(config) = CONFIG.get() {
@@ -88,20 +88,20 @@ fn config() -> Result<Arc<ClientConfig>, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_custom_certificate_verifier(Arc::new(AcceptAny))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.enable_sni = false;
-    // A probe is to find the app as a newcomer would.
+    // Each probe must make a full handshake, as a new client does.
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::clone(CONFIG.get_or_init(|| Arc::new(config))))
 }
 
-/// Trusts anyone, and does not even look at the certificate: it may be of version 1, or expired.
+/// Accepts any certificate without parsing it: it may be of version 1, or expired.
 #[derive(Debug)]
-struct Anyone;
+struct AcceptAny;
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,

@@ -1,4 +1,4 @@
-//! What came out of a check.
+//! The result of a check.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// The app said it is healthy: HTTP 200 to 399, TCP connected, gRPC SERVING.
+    /// The app is healthy: HTTP 200 to 399, TCP connected, gRPC SERVING.
     Healthy,
-    /// The app answered HTTP below 200 or from 400 on.
+    /// The app answered HTTP with a status below 200 or above 399.
     HttpStatus,
     /// The app refused the connection.
     Refused,
@@ -18,32 +18,32 @@ pub enum Reason {
     TimedOut,
     /// The app closed or reset the connection before its answer was complete.
     ConnectionClosed,
-    /// The app's status came, its body did not come whole. The kubelet takes that for an error of its prober's: it
-    /// tries again at once, twice at most, and then throws the result away (kubernetes pkg/probe/http/http.go,
+    /// The app sent a status, but not the whole body. The kubelet takes that as an error of its own prober: it
+    /// tries again at once, twice at most, and then discards the result (kubernetes pkg/probe/http/http.go,
     /// `DoHTTPProbe`; pkg/kubelet/prober/worker.go, `doProbe`).
     BodyIncomplete,
-    /// The app's answer is no valid response of the probe's protocol, or is larger than allowed.
+    /// The app's answer is not a valid response of the probe's protocol, or exceeds a limit.
     BadResponse,
     /// More requests than the kubelet makes for one probe: ten, redirects included.
     TooManyRedirects,
-    /// TLS could not be agreed upon.
+    /// The TLS handshake failed.
     Tls,
-    /// gRPC: the app answered, with another status than SERVING.
+    /// gRPC: the app answered with a status other than SERVING.
     NotServing,
     /// gRPC: the call failed (unimplemented, unknown service, ...).
     GrpcStatus,
-    /// The pod could not be dialled for a reason on the node (namespace gone, no memory, ...).
+    /// The pod could not be dialled because of the node (namespace gone, no memory, ...).
     Dial,
-    /// More checks in flight than this pod may have.
+    /// The pod has reached its limit of checks in flight.
     Overloaded,
-    /// The kubelet hung up first: nobody is there to hear a verdict.
+    /// The kubelet closed its connection before there was a verdict.
     Cancelled,
-    /// Bytes were spliced both ways, end to end encrypted: what was said is not ours to see.
+    /// Bytes were spliced both ways. HTTPS is encrypted end to end and gRPC is not parsed, so the result is unknown.
     Spliced,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 15] = [
         Self::Healthy,
         Self::HttpStatus,
@@ -83,7 +83,7 @@ impl Reason {
         }
     }
 
-    /// Whether the app could be talked to at all. A lifecycle hook fails only where it could not.
+    /// Whether the app was reached and answered. A lifecycle hook fails only if it was not.
     pub const fn reached_app(self) -> bool {
         matches!(
             self,
@@ -92,7 +92,7 @@ impl Reason {
     }
 }
 
-/// The class of a verdict, as the kubelet will see it.
+/// The class of a verdict, as the kubelet sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -100,7 +100,7 @@ pub enum Outcome {
     Success,
     /// Probe failed.
     Failure,
-    /// Not known to us (spliced, or the kubelet hung up), or thrown away by the kubelet.
+    /// Not known (spliced, relayed, or the kubelet closed its connection first), or discarded by the kubelet.
     Unknown,
 }
 
@@ -119,23 +119,23 @@ impl Outcome {
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// Why.
+    /// Why the check ended as it did.
     pub reason: Reason,
-    /// The status code for the kubelet, 100 to 999: the app's own where there is one, 500 where the
-    /// app could not be reached, 504 where it was too slow.
+    /// The status code for the kubelet, 100 to 999: the app's own if it answered, 500 if it could not be
+    /// reached, 504 if it was too slow.
     pub status: u16,
-    /// For people: what happened, without anything the app said in its body.
+    /// A text for people. Contains nothing from the body of the app's answer.
     pub detail: String,
-    /// From accepting the kubelet's connection to the verdict; none where it was refused in the kernel.
+    /// From accepting the kubelet's connection to the verdict; none if an eBPF program refused the connection.
     pub latency: Option<Duration>,
 }
 
 impl Verdict {
-    /// How the kubelet will take it: by status for a probe; for a lifecycle hook (`hook`) by whether
-    /// the app was reached.
+    /// How the kubelet judges it: a probe by its status, a lifecycle hook (`hook`) by whether the app was
+    /// reached.
     pub fn outcome(&self, hook: bool) -> Outcome {
         match self.reason {
-            // A pod that cannot be dialled is relayed to: plain networking gives the answer.
+            // If the pod cannot be dialled, the connection is relayed: the kubelet gets another answer.
             Reason::Cancelled | Reason::Spliced | Reason::Dial | Reason::BodyIncomplete => {
                 Outcome::Unknown
             }
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_passes_on_200_to_399_as_in_the_kubelet() {
+    fn a_probe_passes_with_200_to_399_as_in_the_kubelet() {
         for (status, outcome) in [
             (199, Outcome::Failure),
             (200, Outcome::Success),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_passes_on_any_status_and_fails_when_the_app_cannot_be_reached() {
+    fn a_hook_passes_with_any_status_and_fails_if_the_app_cannot_be_reached() {
         assert_eq!(
             verdict(Reason::HttpStatus, 500).outcome(true),
             Outcome::Success

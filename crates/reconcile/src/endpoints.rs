@@ -1,5 +1,5 @@
-//! From a pod to the endpoints that the handler serves: probes that can't be told apart on the wire
-//! share a route, and all addresses of a pod share their routes.
+//! Turns a pod into the endpoints that the handler serves. Probes with indistinguishable requests share a
+//! route, and all addresses of a pod share its routes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -13,25 +13,25 @@ use model::inbound::Inbound;
 use model::{Action, Pod, Probe, ProbeMode, Rewritten, Scheme};
 use serve::table::{Endpoint, HttpRoute, NativeRoutes, Route, Routes, ServedPod};
 
-/// At how many endpoints one pod is served at most: two addresses, and each probe on a port of its own. Who may give a
-/// pod addresses is not to fill the kernel's map, which is for all.
-const ENDPOINTS: usize = 2 * PROBES_LIMIT;
+/// Most endpoints of one pod: two addresses, with each probe on a port of its own. Someone who may add addresses to a pod
+/// must not fill the kernel's map, which all pods share.
+const MAX_ENDPOINTS: usize = 2 * PROBES_LIMIT;
 
-/// An endpoint as wanted, before it is bound to a pod that is served.
+/// An endpoint that should exist, not yet bound to a [`ServedPod`].
 #[derive(Clone)]
 pub struct WantedEndpoint {
     /// Pod IP and port, as the kubelet dials it.
     pub address: SocketAddr,
     /// `GATE`, `REDIRECT` and `KERNEL` of `probe_handler_common::endpoint`.
     pub flags: u32,
-    /// Where the pod's mesh listens for inbound connections.
+    /// The port on which the pod's mesh listens for inbound connections.
     pub mesh_port: Option<u16>,
-    /// What is served there.
+    /// The checks served there.
     pub routes: Routes,
 }
 
 impl WantedEndpoint {
-    /// The endpoint, served for `pod`.
+    /// Binds the endpoint to `pod`.
     pub fn serve(self, pod: Arc<ServedPod>) -> Endpoint {
         Endpoint {
             address: self.address,
@@ -41,8 +41,8 @@ impl WantedEndpoint {
     }
 }
 
-/// All routes of one pod, by port. Addresses come later: they may be known only once the pod's
-/// network namespace is.
+/// All routes of one pod, by port. Addresses are given later: they may be unknown until the pod's network
+/// namespace has been found.
 #[derive(Clone, Default)]
 pub struct PodRoutes {
     inbound: Option<Inbound>,
@@ -50,8 +50,8 @@ pub struct PodRoutes {
 }
 
 impl PodRoutes {
-    /// The routes that `pod` declares, with nothing seen on them yet. Where a port is both the app's
-    /// own and the rewrite port, it is the rewrite port.
+    /// The routes that `pod` declares, with empty statistics. A port that is both the app's own and the rewrite
+    /// port counts as the rewrite port.
     pub fn new(pod: &Pod) -> Self {
         let mut native = BTreeMap::<u16, NativeGroups>::new();
         for probe in &pod.probes {
@@ -70,7 +70,7 @@ impl PodRoutes {
         }
     }
 
-    /// Takes over every route of `previous` that is declared just the same, with what was seen on it.
+    /// Keeps every route of `previous` whose declaration is unchanged, with its statistics.
     pub fn carry_over(&mut self, previous: &Self) {
         for (port, routes) in &mut self.ports {
             match (routes, previous.ports.get(port)) {
@@ -85,7 +85,7 @@ impl PodRoutes {
         }
     }
 
-    /// One endpoint for each of `addresses` and each port, sorted, no address twice. `kernel`: see [`path::flags`].
+    /// One endpoint for each distinct address of `addresses` and each port, sorted. `kernel`: see [`path::flags`].
     pub fn endpoints(&self, addresses: &[IpAddr], kernel: Option<HttpBy>) -> Vec<WantedEndpoint> {
         let mut addresses: Vec<_> = addresses.iter().map(IpAddr::to_canonical).collect();
         addresses.sort_unstable();
@@ -105,10 +105,10 @@ impl PodRoutes {
             })
         };
         let endpoints = addresses.into_iter().flat_map(at);
-        endpoints.take(ENDPOINTS).collect()
+        endpoints.take(MAX_ENDPOINTS).collect()
     }
 
-    /// Every route, each once, in no order.
+    /// Every route once, in no order.
     pub fn routes(&self) -> Vec<Arc<Route>> {
         self.ports.values().flat_map(Routes::all).cloned().collect()
     }
@@ -126,8 +126,8 @@ fn rewritten_routes(rewritten: &Rewritten) -> Routes {
     Routes::Rewritten(routes)
 }
 
-/// The probes of one port, grouped by what can be told apart on the wire. Headers can't: they are the
-/// kubelet's, and go to the app as it sends them.
+/// The probes of one port, grouped by protocol, target and whether they are hooks. Headers do not matter: the
+/// app gets those of each request.
 #[derive(Default)]
 struct NativeGroups {
     tcp: Option<Group>,
@@ -149,7 +149,7 @@ impl NativeGroups {
             } => {
                 join_one(&mut self.https, probe);
                 if probe.kind.is_hook() {
-                    // Answered in plaintext, the kubelet tries a hook again without TLS
+                    // If a hook is answered in plaintext, the kubelet tries it again without TLS
                     // (kubernetes pkg/kubelet/lifecycle/handlers.go, `isHTTPResponseError`).
                     join(&mut self.http_hooks, target.clone(), &in_plaintext(probe));
                 }
@@ -248,12 +248,12 @@ fn agent(action: &Action) -> Option<String> {
     }
 }
 
-/// None is a hook's: no timeout at all, longer than any.
+/// The longest timeout. None, as of a hook, means no timeout, and is longer than any.
 fn longest(timeouts: impl Iterator<Item = Option<Duration>>) -> Option<Duration> {
     timeouts.reduce(|a, b| Some(a?.max(b?))).unwrap_or_default()
 }
 
-/// All but the longest, each once.
+/// All timeouts but the longest, each once.
 fn shorter(timeouts: impl Iterator<Item = Option<Duration>> + Clone) -> Vec<Duration> {
     let longest = longest(timeouts.clone());
     let shorter: BTreeSet<_> = timeouts
@@ -281,6 +281,7 @@ fn carry_over_route(new: Option<&mut Arc<Route>>, old: Option<&Arc<Route>>) {
         && new.action == old.action
         && new.timeout == old.timeout
         && new.shorter == old.shorter
+        && new.agents == old.agents
         && new.mode == old.mode
     {
         *new = Arc::clone(old);

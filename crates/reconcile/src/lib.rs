@@ -1,5 +1,5 @@
-//! Pods and the network namespaces in which they are to endpoints: in the kernel, by whoever implements
-//! [`EndpointWriter`], and in the handler's table.
+//! Turns pods and their network namespaces into endpoints: in the kernel, through an [`EndpointWriter`], and in
+//! the handler's table.
 
 pub mod endpoints;
 pub mod path;

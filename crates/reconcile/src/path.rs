@@ -1,28 +1,28 @@
-//! Which of the two data paths serves an endpoint.
+//! Decides which of the two data paths serves an endpoint.
 //!
-//! The handler's path exempts declared paths only, and answers with a status code; the kernel's is the kubelet's own
-//! connection, and exempts a port.
+//! The handler's path exempts only declared HTTP paths from the mesh, and answers with a status code. The kernel path
+//! exempts the kubelet's own connections to a port.
 
 use probe_handler_common::endpoint::{GATE, KERNEL, REDIRECT};
 
 use serve::table::{NativeRoutes, Routes};
 
-/// What serves plaintext HTTP where both paths could.
+/// Which path serves plaintext HTTP where both can.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HttpBy {
-    /// The handler; the kernel path while the handler does not answer.
+    /// The handler, and the kernel path while the handler does not answer.
     #[default]
     Handler,
     /// The kernel path alone.
     Kernel,
 }
 
-/// The flags of an endpoint with `routes`. `kernel` is what serves HTTP where the pod can be served by the kernel path;
-/// none where it can't.
+/// The flags of an endpoint with `routes`. `kernel`: which path serves HTTP, if the pod can be served by the kernel path;
+/// none if it cannot.
 pub fn flags(routes: &Routes, kernel: Option<HttpBy>) -> u32 {
     match routes {
-        // The app does not listen there: nothing to gate on, and nothing to exempt.
+        // The app does not listen on this port, so there is nothing to gate on or to exempt.
         Routes::Rewritten(_) => REDIRECT,
         Routes::Native(routes) => match (kind(routes), kernel) {
             (Kind::Opaque, Some(_)) | (Kind::Http, Some(HttpBy::Kernel)) => KERNEL,
@@ -32,13 +32,13 @@ pub fn flags(routes: &Routes, kernel: Option<HttpBy>) -> u32 {
     }
 }
 
-/// What is declared on a port.
+/// The kind of checks declared on a port.
 enum Kind {
     /// Plaintext HTTP.
     Http,
-    /// TCP, HTTPS or gRPC, whose bytes the handler does not look into either.
+    /// TCP, HTTPS or gRPC, whose bytes the handler does not parse either.
     Opaque,
-    /// More than one of these: what the kubelet's connection is for has to be seen.
+    /// More than one of these: the handler must classify each connection.
     Several,
 }
 
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_handler_does_not_look_into_takes_the_kernel_path() {
+    fn tcp_https_and_grpc_take_the_kernel_path() {
         for routes in [
             native(true, false, false, false),
             native(false, false, true, false),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn http_takes_the_handlers_path_while_it_answers_unless_told_otherwise() {
+    fn http_takes_the_handlers_path_unless_set_to_the_kernel_path() {
         let http = native(false, true, false, false);
         let both = GATE | REDIRECT | KERNEL;
         assert_eq!(flags(&http, Some(HttpBy::Handler)), both);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn several_kinds_on_one_port_have_to_be_looked_at() {
+    fn several_kinds_on_one_port_take_the_handlers_path() {
         for routes in [
             native(true, true, false, false),
             native(false, true, true, false),
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn rewritten_probes_are_the_handlers() {
+    fn rewritten_probes_take_the_handlers_path() {
         let rewritten = Routes::Rewritten(Default::default());
         assert_eq!(flags(&rewritten, Some(HttpBy::Kernel)), REDIRECT);
     }

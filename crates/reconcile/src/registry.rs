@@ -1,4 +1,4 @@
-//! Desired pods and known namespaces to endpoints, in the kernel and in the handler's table, as a diff.
+//! Computes endpoints from pods and their namespaces, and applies the differences to the kernel and the handler's table.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -16,46 +16,46 @@ use probe::dial::Dial;
 use serve::cost::PodCost;
 use serve::table::{Endpoint, EndpointTable, ServedPod};
 
-/// Fewest checks that a pod may have in flight.
+/// The lowest limit of checks in flight for a pod.
 const MIN_IN_FLIGHT: usize = 16;
-/// Checks in flight for each declared one: the kubelet has one at a time for each probe, but may already
-/// send the next while we have not yet noticed that it hung up on the last.
+/// Checks in flight for each route. The kubelet makes one at a time for each probe, but may begin the next
+/// before we notice that it has closed the connection of the last.
 const IN_FLIGHT_PER_ROUTE: usize = 4;
 
-/// At how many addresses a pod is served at most while its status names none: those who may configure its interfaces can
-/// make any number.
-const UNNAMED: usize = 32;
+/// At most this many addresses of a pod are served while its status contains none, because someone who may configure its
+/// interfaces can add any number.
+const MAX_WITHOUT_STATUS: usize = 32;
 
 /// Where a pod can be served.
 #[derive(Clone)]
 pub struct Placement {
     /// Its network namespace.
     pub netns: NetnsId,
-    /// Which of the pod's sandboxes this is: one that is made anew has another number, though the kernel may
-    /// give its namespace the old one's.
+    /// Number of the pod's sandbox: a new sandbox has another number, even if the kernel reuses the old one's
+    /// namespace number.
     pub sandbox: u64,
-    /// The namespace's id as seen from the kubelet's.
+    /// The namespace's id as seen from the kubelet's namespace.
     pub netns_id: i32,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Dials from inside it.
+    /// Dials from inside the namespace.
     pub dialer: Arc<dyn Dial>,
-    /// What its checks have cost lately.
+    /// What its checks have cost recently.
     pub cost: Arc<PodCost>,
-    /// What serves HTTP, where our rules in its namespace let the kernel path serve it; none: the handler serves all.
+    /// Which path serves HTTP, if our rules are in its namespace; none: the handler serves all its probes.
     pub kernel: Option<HttpBy>,
 }
 
-/// What keeps a pod from being served.
+/// Why a pod is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// Its namespace is not known; why.
+    /// Its namespace is not known; the reason.
     NoNamespace(String),
     /// Its canary dial was captured by the mesh's rules; details.
     Captured(String),
-    /// To dial inside it costs too much; details.
+    /// Dialling inside it costs too much; details.
     Costly(String),
-    /// Its loopback interface, over which dials inside it go, is down; details.
+    /// Its loopback interface, which dials inside it use, is down; details.
     LoDown(String),
 }
 
@@ -63,36 +63,40 @@ pub enum Obstacle {
 pub struct PodEntry {
     /// The pod.
     pub pod: Arc<Pod>,
-    /// Where it is, if known.
+    /// Where it can be served, if known.
     pub placement: Option<Placement>,
     /// Why it is not served, if it is not.
     pub obstacle: Option<Obstacle>,
-    /// What is served, wherever it is.
+    /// Its routes, which do not depend on the placement.
     pub routes: PodRoutes,
     served: Option<Arc<ServedPod>>,
-    /// See [`Entry::addresses`].
+    /// See [`PodEntry::addresses`].
     addresses: Vec<IpAddr>,
-    /// What should stand for it, unless an obstacle is in the way; none: to be worked out.
+    /// The endpoints that should exist for it if there is no obstacle; none: not computed yet.
     wanted: Option<Vec<(SocketAddr, Installed)>>,
-    /// The sandbox in which it was found last, and may be no longer.
+    /// The sandbox in which it was found last.
     sandbox: Option<u64>,
-    /// The addresses that its status named when it was found in another sandbox than before, or before this daemon
-    /// began: those of the old one, maybe.
+    /// The addresses in its status when it was found in a new sandbox, or before this daemon started. They may be those
+    /// of the old sandbox.
     outdated: Option<Vec<IpAddr>>,
 }
 
 impl PodEntry {
-    /// Where it can be served: the addresses in its namespace and, as soon as its status names any, of those
-    /// only the ones named. Who may configure interfaces in a pod could otherwise give it any address that the
-    /// kubelet talks to: another pod's, the API server's.
+    /// The addresses at which it can be served: those in its namespace, and once its status contains any, only
+    /// those that are also there. Otherwise someone who may configure the pod's interfaces could give it any
+    /// address that the kubelet connects to: another pod's, the API server's.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
     }
 
-    /// To be called when pod or placement have changed.
-    fn settle(&mut self) {
+    /// Recomputes the addresses. Must be called when the pod or its placement has changed.
+    fn update_addresses(&mut self) {
         let ips = self.named();
-        let most = if ips.is_empty() { UNNAMED } else { usize::MAX };
+        let most = if ips.is_empty() {
+            MAX_WITHOUT_STATUS
+        } else {
+            usize::MAX
+        };
         self.addresses = self
             .placement
             .iter()
@@ -104,9 +108,9 @@ impl PodEntry {
         self.wanted = None;
     }
 
-    /// The addresses that its status names, where they count. A sandbox that is made anew gets another address,
-    /// which the kubelet probes at once but tells the API server later: until it has, the status is of the
-    /// sandbox before, and says nothing.
+    /// The addresses in its status, if they are current. A new sandbox gets another address, which the kubelet
+    /// probes at once but reports to the API server later. Until then the status contains the address of the
+    /// old sandbox, and is ignored.
     pub fn named(&self) -> &[IpAddr] {
         match &self.outdated {
             Some(outdated) if *outdated == self.pod.ips && !self.has_one_of(outdated) => &[],
@@ -114,13 +118,13 @@ impl PodEntry {
         }
     }
 
-    /// Whether one of `ips` is in its namespace: a sandbox may be given the address of the one before.
+    /// Whether one of `ips` is in its namespace: a new sandbox may get the address of the old one.
     fn has_one_of(&self, ips: &[IpAddr]) -> bool {
         let placement = self.placement.as_ref();
         placement.is_some_and(|placement| ips.iter().any(|ip| placement.addresses.contains(ip)))
     }
 
-    /// It is now another object of the same pod.
+    /// Replaces the pod by a newer version of the same object.
     fn update(&mut self, pod: Arc<Pod>) {
         let mut routes = PodRoutes::new(&pod);
         routes.carry_over(&self.routes);
@@ -130,12 +134,12 @@ impl PodEntry {
             self.outdated = None;
         }
         self.pod = pod;
-        self.settle();
+        self.update_addresses();
     }
 
-    /// What should stand for it at its addresses, those `conflicts` left out; none while it is nowhere. What is
-    /// `installed` is kept as it is where nothing has changed: statistics and connections hang on it.
-    fn work_out(
+    /// Computes the endpoints that should exist at its addresses, without those in `conflicts`; none while it has
+    /// no placement. Reuses unchanged endpoints of `installed`, because statistics and connections refer to them.
+    fn compute_wanted(
         &mut self,
         conflicts: &BTreeSet<IpAddr>,
         installed: &HashMap<SocketAddr, Installed>,
@@ -185,16 +189,16 @@ impl PodEntry {
     }
 }
 
-/// What became of the pods named by a source.
+/// How [`Registry::replace`] changed the pods.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Replaced {
-    /// New, or living elsewhere than before: to be looked for.
+    /// New, or changed so that the old placement no longer holds: the caller must find their namespaces.
     pub started: Vec<Arc<Pod>>,
-    /// Gone, or living elsewhere than before.
+    /// Removed, or changed so that the old placement no longer holds.
     pub stopped: Vec<PodId>,
 }
 
-/// An endpoint as it now stands.
+/// An installed endpoint.
 #[derive(Clone)]
 struct Installed {
     value: EndpointValue,
@@ -206,32 +210,32 @@ impl Installed {
         self.value == other.value && Arc::ptr_eq(&self.endpoint, &other.endpoint)
     }
 
-    /// Whether both are of one pod in one namespace.
-    fn is_of_the_pod_of(&self, other: &Self) -> bool {
+    /// Whether both belong to one pod in one namespace.
+    fn has_same_pod(&self, other: &Self) -> bool {
         self.endpoint.pod.id == other.endpoint.pod.id && self.value.netns_id == other.value.netns_id
     }
 }
 
 /// Turns pods into endpoints.
 pub struct Registry<W> {
-    /// None until the kernel side is there: what should stand is only noted.
+    /// None until the eBPF programs are loaded: until then changes are only recorded.
     writer: Option<W>,
     table: Arc<EndpointTable>,
     pods: BTreeMap<String, PodEntry>,
     installed: HashMap<SocketAddr, Installed>,
-    /// Addresses that pods in different namespaces claim; served for none of them. Said once each.
+    /// Addresses that pods in different namespaces have; served for none of them. Logged once each.
     conflicts: BTreeSet<IpAddr>,
-    /// Endpoints that the kernel did not take; tried again with every change. Said once each.
+    /// Endpoints that could not be added to the kernel; tried again with every change. Logged once each.
     failed: BTreeSet<SocketAddr>,
-    /// Endpoints that stand in the kernel though nobody wants them, for they could not be taken out; tried
-    /// again with every change. Said once each.
+    /// Unneeded endpoints that could not be removed from the kernel; tried again with every change. Logged once
+    /// each.
     stuck: BTreeSet<SocketAddr>,
-    /// Whether changes are only noted.
+    /// Whether changes are only recorded: see [`Registry::hold`].
     held: bool,
 }
 
 impl<W: EndpointWriter> Registry<W> {
-    /// An empty registry that writes to the kernel by `writer` and to the handler by `table`.
+    /// An empty registry that writes to the kernel through `writer`, and to the handler's `table`.
     pub fn new(writer: W, table: Arc<EndpointTable>) -> Self {
         Self {
             writer: Some(writer),
@@ -239,7 +243,7 @@ impl<W: EndpointWriter> Registry<W> {
         }
     }
 
-    /// An empty registry that notes what should stand, until [`Registry::begin`].
+    /// An empty registry that only records changes until [`Registry::begin`].
     pub fn waiting(table: Arc<EndpointTable>) -> Self {
         Self {
             writer: None,
@@ -253,7 +257,7 @@ impl<W: EndpointWriter> Registry<W> {
         }
     }
 
-    /// The kernel side is there: carries out by `writer` what was noted.
+    /// Applies the recorded changes through `writer`, once the eBPF programs are loaded.
     pub fn begin(&mut self, writer: W) {
         self.writer = Some(writer);
         self.reconcile();
@@ -264,17 +268,17 @@ impl<W: EndpointWriter> Registry<W> {
         &self.pods
     }
 
-    /// Endpoints that now stand, in the kernel and in the table.
+    /// The number of endpoints installed in the kernel and in the table.
     pub fn installed(&self) -> usize {
         self.installed.len()
     }
 
-    /// Endpoints that are not as they should be: the kernel did not take them, or did not give them back.
+    /// The number of endpoints that could not be added to the kernel, or removed from it.
     pub fn failed(&self) -> usize {
         self.failed.union(&self.stuck).count()
     }
 
-    /// The addresses of `entry` that another pod has too: nobody is served there.
+    /// The addresses of `entry` that another pod has too: neither pod is served there.
     pub fn conflicts(&self, entry: &PodEntry) -> Vec<IpAddr> {
         let addresses = entry.addresses().iter().copied();
         addresses
@@ -282,7 +286,7 @@ impl<W: EndpointWriter> Registry<W> {
             .collect()
     }
 
-    /// The pods are now `pods`, and no others.
+    /// Replaces all pods by `pods`.
     pub fn replace(&mut self, pods: Vec<Arc<Pod>>) -> Replaced {
         let mut replaced = Replaced::default();
         let mut old = std::mem::take(&mut self.pods);
@@ -290,7 +294,7 @@ impl<W: EndpointWriter> Registry<W> {
         for pod in pods {
             let entry = match old.remove(&pod.id.uid) {
                 Some(entry) if Arc::ptr_eq(&entry.pod, &pod) || entry.pod == pod => entry,
-                Some(mut entry) if stays(&entry.pod, &pod) => {
+                Some(mut entry) if keeps_placement(&entry.pod, &pod) => {
                     entry.update(pod);
                     changed = true;
                     entry
@@ -318,7 +322,7 @@ impl<W: EndpointWriter> Registry<W> {
         replaced
             .stopped
             .extend(old.into_values().map(|entry| entry.pod.id.clone()));
-        // Most news of pods is none to us: of their conditions, their containers' states.
+        // Most updates change only conditions or container states, which do not matter here.
         let failed = self.failed() > 0;
         if changed || failed || replaced != Replaced::default() {
             self.reconcile();
@@ -326,8 +330,8 @@ impl<W: EndpointWriter> Registry<W> {
         replaced
     }
 
-    /// Pod `uid` was found, or found elsewhere; none: it was lost, or may not be served, for the reason in
-    /// `obstacle`. A pod that is no longer known is passed over.
+    /// Sets the placement of pod `uid`; none: it was lost. `obstacle`: why it may not be served, if so. Ignores a
+    /// pod that is no longer in the registry.
     pub fn place(&mut self, uid: &str, placement: Option<Placement>, obstacle: Option<Obstacle>) {
         let Some(entry) = self.pods.get_mut(uid) else {
             return;
@@ -349,7 +353,7 @@ impl<W: EndpointWriter> Registry<W> {
             }
         }
         entry.placement = placement;
-        // It is this sandbox's after all, and holds the pod to it from now on.
+        // The status is this sandbox's after all: from now on it limits the addresses again.
         if entry
             .outdated
             .as_ref()
@@ -358,11 +362,11 @@ impl<W: EndpointWriter> Registry<W> {
             entry.outdated = None;
         }
         entry.obstacle = obstacle;
-        entry.settle();
+        entry.update_addresses();
         self.reconcile();
     }
 
-    /// Whether pod `uid` may be served where it is; where it is does not change.
+    /// Sets whether pod `uid` may be served, without changing its placement.
     pub fn set_obstacle(&mut self, uid: &str, obstacle: Option<Obstacle>) {
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.obstacle = obstacle;
@@ -370,7 +374,7 @@ impl<W: EndpointWriter> Registry<W> {
         }
     }
 
-    /// Whether the kernel path may serve pod `uid` where it is, and what serves HTTP then.
+    /// Sets whether the kernel path may serve pod `uid`, and which path serves HTTP then.
     pub fn set_kernel(&mut self, uid: &str, kernel: Option<HttpBy>) {
         if let Some(entry) = self.pods.get_mut(uid)
             && let Some(placement) = &mut entry.placement
@@ -382,19 +386,19 @@ impl<W: EndpointWriter> Registry<W> {
         }
     }
 
-    /// Changes from now on are only noted, until [`Registry::release`].
+    /// Records changes from now on without applying them, until [`Registry::release`].
     pub fn hold(&mut self) {
         self.held = true;
     }
 
-    /// Carries out what was noted.
+    /// Applies the recorded changes.
     pub fn release(&mut self) {
         self.held = false;
         self.reconcile();
     }
 
-    /// Makes kernel and table what the pods want. An endpoint stands in the table before the kernel sends
-    /// connections its way, and leaves the kernel before it leaves the table.
+    /// Makes kernel and table match the pods. An endpoint is added to the table before the kernel redirects
+    /// connections to it, and removed from the kernel before it is removed from the table.
     fn reconcile(&mut self) {
         if self.held || self.writer.is_none() {
             return;
@@ -404,10 +408,10 @@ impl<W: EndpointWriter> Registry<W> {
             .installed
             .iter()
             .filter(|(address, now)| {
-                // One that goes to another pod is taken away first: for a moment it is nobody's.
+                // An address that moves to another pod is removed first: for a moment it is not served.
                 wanted
                     .get(*address)
-                    .is_none_or(|new| !new.same(now) && !new.is_of_the_pod_of(now))
+                    .is_none_or(|new| !new.same(now) && !new.has_same_pod(now))
             })
             .map(|(address, _)| *address)
             .collect();
@@ -435,11 +439,11 @@ impl<W: EndpointWriter> Registry<W> {
                     if !failed_before.contains(&address) {
                         tracing::error!(
                             %address, pod = %new.endpoint.pod.id, %error,
-                            "cannot put an endpoint into the kernel: its probes are left alone; is \
-                             --endpoints-capacity too small?"
+                            "cannot put an endpoint into the kernel: its probes are not served; if the map is \
+                             full, raise --endpoints-capacity"
                         );
                     }
-                    // What stood there before still does, in the kernel.
+                    // If there was an endpoint before, the kernel still has it.
                     if stood {
                         self.withdraw(address);
                     } else {
@@ -451,15 +455,15 @@ impl<W: EndpointWriter> Registry<W> {
         }
     }
 
-    /// Takes an endpoint out of the kernel, then out of the table.
+    /// Removes an endpoint from the kernel, then from the table.
     fn withdraw(&mut self, address: SocketAddr) {
         self.take(address);
         let _ = self.table.remove(address);
         let _ = self.installed.remove(&address);
     }
 
-    /// Takes an endpoint out of the kernel. Where that fails the handler, which finds it in no table, only
-    /// relays what is sent its way.
+    /// Removes an endpoint from the kernel. If that fails, the handler relays connections to the endpoint,
+    /// because it does not find it in the table.
     fn take(&mut self, address: SocketAddr) {
         let writer = self.writer.as_mut();
         match writer.map_or(Ok(()), |writer| writer.take(address)) {
@@ -468,15 +472,18 @@ impl<W: EndpointWriter> Registry<W> {
             }
             Err(error) => {
                 if self.stuck.insert(address) {
-                    tracing::error!(%address, %error, "cannot take an endpoint out of the kernel");
+                    tracing::error!(
+                        %address, %error,
+                        "cannot remove an endpoint from the kernel: trying again with the next change"
+                    );
                 }
             }
         }
     }
 
-    /// The endpoints that should stand.
+    /// The endpoints that should exist.
     fn wanted(&mut self) -> HashMap<SocketAddr, Installed> {
-        if self.settle_contests() {
+        if self.update_conflicts() {
             for entry in self.pods.values_mut() {
                 entry.wanted = None;
             }
@@ -487,19 +494,19 @@ impl<W: EndpointWriter> Registry<W> {
                 continue;
             }
             if entry.wanted.is_none() {
-                entry.wanted = entry.work_out(&self.conflicts, &self.installed);
+                entry.wanted = entry.compute_wanted(&self.conflicts, &self.installed);
             }
             for (address, installed) in entry.wanted.iter().flatten() {
-                // Two pods in one namespace (a mistake in a directory's manifests): the first one has it.
+                // Two pods in one namespace (a mistake in a directory's manifests): the first one is served.
                 let _ = wanted.entry(*address).or_insert_with(|| installed.clone());
             }
         }
         wanted
     }
 
-    /// Finds the addresses that more than one namespace claims. Which pod the node would reach there is
-    /// not known, so nobody is answered for. Tells whether they are others than before.
-    fn settle_contests(&mut self) -> bool {
+    /// Finds the addresses that are in more than one namespace. It is not known which of the pods the node would
+    /// reach there, so none is served. Returns whether these addresses have changed.
+    fn update_conflicts(&mut self) -> bool {
         let mut owners: HashMap<IpAddr, (NetnsId, &PodId)> = HashMap::new();
         let mut conflicts = BTreeSet::new();
         for entry in self.pods.values() {
@@ -516,7 +523,7 @@ impl<W: EndpointWriter> Registry<W> {
                         if conflicts.insert(address) && !self.conflicts.contains(&address) {
                             tracing::warn!(
                                 %address, pod = %entry.pod.id, %other,
-                                "two pods have the same address: the probes of both are left alone there"
+                                "two pods have the same address: the probes of neither are served there"
                             );
                         }
                     }
@@ -529,9 +536,9 @@ impl<W: EndpointWriter> Registry<W> {
     }
 }
 
-/// Whether a pod that changed can be served from where it is: nothing that decides about its namespace or
-/// the way it is dialled is different.
-fn stays(old: &Pod, new: &Pod) -> bool {
+/// Whether a changed pod keeps its placement: nothing has changed that decides its namespace or how it is
+/// dialled.
+fn keeps_placement(old: &Pod, new: &Pod) -> bool {
     (&old.netns, old.mesh, old.proxy_uid) == (&new.netns, new.mesh, new.proxy_uid)
 }
 

@@ -1,25 +1,25 @@
-//! Where endpoints are put for the kernel to see.
+//! The interface through which the registry writes endpoints to the kernel's map.
 
 use std::net::SocketAddr;
 
 use probe_handler_common::endpoint::EndpointValue;
 
-/// The kernel did not do what it was asked for.
+/// The kernel did not add or remove an endpoint.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct WriteError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// Where the registry puts endpoints.
+/// Writes endpoints to the kernel's map.
 pub trait EndpointWriter: Send {
-    /// Puts an endpoint, in place of what stood there.
+    /// Adds an endpoint, replacing any other at its address.
     ///
     /// # Errors
-    /// The kernel's: the map is full, or out of memory.
+    /// Those of the kernel: the map is full, or memory is exhausted.
     fn put(&mut self, address: SocketAddr, value: EndpointValue) -> Result<(), WriteError>;
 
-    /// Takes an endpoint away; one that is not there is no error.
+    /// Removes an endpoint. It is no error if there is none.
     ///
     /// # Errors
-    /// The kernel's.
+    /// Those of the kernel.
     fn take(&mut self, address: SocketAddr) -> Result<(), WriteError>;
 }

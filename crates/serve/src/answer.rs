@@ -1,4 +1,4 @@
-//! How a connection with the kubelet ends.
+//! Answering, draining and closing the kubelet's connection.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,21 +10,21 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long the kubelet has to hang up once it has our answer.
+/// How long the kubelet has to close its connection after our answer.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long an app has to close once it has answered, before we do.
+/// How long an app has to close its connection after its answer, before we close it.
 const CLOSING: Duration = Duration::from_millis(100);
-/// How many bytes it may still send meanwhile.
+/// How many bytes the kubelet may send in that time.
 const LINGER_BYTES: usize = 16 * 1024;
 
-/// Answers with `status` and nothing else; where that is not the `whole` answer, a body is announced that does not
-/// come: an error to the kubelet, as the app's own was.
+/// Answers with `status` and nothing else. Where the app's answer was not `whole`, announces a body that does not follow,
+/// so that the kubelet sees an incomplete body, as it would from the app.
 ///
 /// # Errors
-/// The kubelet has gone.
+/// The kubelet has closed its connection.
 pub(super) async fn send(kubelet: &mut TcpStream, status: u16, whole: bool) -> io::Result<()> {
     let head = head(status, whole);
-    // The answer and our end of the stream leave in one segment.
+    // MSG_MORE sends the answer and our FIN in one segment.
     let flags = libc::MSG_MORE | libc::MSG_NOSIGNAL;
     let sent = SockRef::from(&*kubelet)
         .send_with_flags(head.as_bytes(), flags)
@@ -33,9 +33,9 @@ pub(super) async fn send(kubelet: &mut TcpStream, status: u16, whole: bool) -> i
     kubelet.shutdown().await
 }
 
-/// Waits for the kubelet to hang up once it was answered: closing with unread bytes would reset the
-/// connection and could take the answer away from it.
-pub(super) async fn part(mut kubelet: TcpStream) {
+/// Waits for the kubelet to close its connection after the answer: closing ours with unread bytes would reset the
+/// connection, and the kubelet could lose the answer.
+pub(super) async fn drain(mut kubelet: TcpStream) {
     let drained = async {
         let mut scratch = [0; 512];
         let mut left = LINGER_BYTES;
@@ -49,25 +49,25 @@ pub(super) async fn part(mut kubelet: TcpStream) {
     let _ = timeout(LINGER, drained).await;
 }
 
-/// Closes a connection that an app has answered on. An app that closes first, as it was asked to (`Connection: close`),
-/// would leave its end in TIME_WAIT for a minute, in the pod: it hears nothing any more, so it is reset.
-pub(super) async fn let_go(app: Option<TcpStream>) {
+/// Closes the connection to an app that has answered. An app that closes first, as `Connection: close` requests, would
+/// leave its socket in TIME_WAIT for a minute, in the pod. Nothing more is sent on it, so a reset is safe and avoids that.
+pub(super) async fn close_app(app: Option<TcpStream>) {
     let Some(mut app) = app else {
         return;
     };
-    // One that has more to say, or goes on, is closed as usual.
+    // If the app sends more, or does not close, close our end as usual.
     if let Ok(Ok(0)) = timeout(CLOSING, app.read(&mut [0; 512])).await {
         reset_on_drop(&app);
     }
 }
 
-/// All that is sent.
+/// The whole answer.
 fn head(status: u16, whole: bool) -> String {
     let phrase = StatusCode::from_u16(status)
         .ok()
         .and_then(|status| status.canonical_reason())
         .unwrap_or_default();
-    // RFC 9110, 8.6: no Content-Length with 1xx and 204; with 304 it would tell another length.
+    // RFC 9110, 8.6: no Content-Length with 1xx and 204; with 304 it would be the length of another response.
     let length = match status {
         100..200 | 204 | 304 => "",
         _ if whole => "Content-Length: 0\r\n",
@@ -82,19 +82,19 @@ pub(super) fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// Has the connection be reset when it is dropped.
+/// Makes dropping the stream reset its connection.
 pub(super) fn reset_on_drop(stream: &TcpStream) {
-    // Where this fails the socket is gone already.
+    // This fails only if the socket is already gone.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// Whether the connection was reset, or both ends have closed it: what was read from it before is nobody's wish any more.
+/// Whether the connection was reset, or both ends have closed it: then the request read from it before needs no answer.
 pub(super) fn is_gone(kubelet: &TcpStream) -> bool {
-    // `tcpi_state` is the first byte of struct tcp_info; of the states only that which it has then matters.
+    // `tcpi_state` is the first byte of struct tcp_info. After a reset, or once both ends have closed, it is TCP_CLOSE.
     const TCP_CLOSE: u8 = 7;
     let mut state = 0_u8;
     let mut length = 1;
-    // SAFETY: an open socket; the kernel writes as many bytes as the length says, which is one.
+    // SAFETY: an open socket; the kernel writes at most `length` bytes, which is one.
     let result = unsafe {
         libc::getsockopt(
             kubelet.as_raw_fd(),
@@ -107,7 +107,7 @@ pub(super) fn is_gone(kubelet: &TcpStream) -> bool {
     result != 0 || state == TCP_CLOSE
 }
 
-/// Returns when the kubelet has hung up. Whatever else it sends while it waits for an answer is dropped.
+/// Returns when the kubelet has closed its connection. Discards what it sends before that.
 pub(super) async fn hung_up(kubelet: &TcpStream) {
     let mut scratch = [0; 512];
     while kubelet.readable().await.is_ok() {
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_a_status_and_no_body() {
+    fn an_answer_has_a_status_and_no_body() {
         for (status, expect) in [
             (
                 200,

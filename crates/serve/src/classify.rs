@@ -1,4 +1,4 @@
-//! What a connection is, by its first bytes and by what its endpoint declares.
+//! Classifies a connection by its first bytes and by what its endpoint declares.
 
 use std::sync::Arc;
 
@@ -10,31 +10,31 @@ use probe::request::Request;
 /// What to do with a connection.
 #[derive(Clone)]
 pub enum Decision {
-    /// More bytes are needed to tell.
+    /// More bytes are needed to decide.
     More,
-    /// Not declared: relay it as if we did not exist.
+    /// Not declared: relay it through the mesh.
     Relay,
     /// A declared check that is end-to-end encrypted or HTTP/2: splice it.
     Splice(Arc<Route>),
-    /// A declared HTTP request: the bytes are its whole head, and we answer it.
+    /// A declared HTTP request, whose whole head is there: check the app and answer.
     Check(Arc<Route>),
 }
 
-/// What the first bytes begin.
+/// The protocol that the first bytes belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
     /// A TLS handshake.
     Tls,
-    /// HTTP/2 with prior knowledge, as gRPC in plaintext has it.
+    /// HTTP/2 with prior knowledge, which gRPC in plaintext uses.
     Http2,
     /// An HTTP/1 GET.
     Get,
-    /// Something that no probe begins with.
+    /// Anything else: not a probe.
     Other,
 }
 
-/// Decides by the `bytes` seen so far. `by_agent`: a GET on an app's own port must have the User-Agent of the
-/// probe too, for the kubelet's process makes other connections than a kubelet's.
+/// Decides by the `bytes` received so far. `by_agent`: a GET on an app's own port must also have the User-Agent of the
+/// probe, because the kubelet's process makes connections for other components too.
 pub fn decide(routes: &Routes, bytes: &[u8], by_agent: bool) -> Decision {
     match (routes, protocol(bytes)) {
         (_, None) => Decision::More,
@@ -59,11 +59,12 @@ fn splice(route: Option<&Arc<Route>>) -> Decision {
     route.map_or(Decision::Relay, |route| Decision::Splice(Arc::clone(route)))
 }
 
-/// What `bytes` begin; none while it may still become several things.
+/// The protocol of `bytes`; none while several are still possible.
 fn protocol(bytes: &[u8]) -> Option<Protocol> {
     /// Record type handshake, and the major version of all TLS versions (RFC 8446, 5.1).
     const TLS: &[u8] = &[0x16, 0x03];
-    /// The whole connection preface (RFC 9113, 3.4): less than that is no HTTP/2 yet, and nothing of it goes to the app.
+    /// The whole connection preface (RFC 9113, 3.4). Until it is complete, the connection is not classified as HTTP/2, and
+    /// the app gets none of its bytes.
     const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const GET: &[u8] = b"GET ";
     let whole = |pattern: &[u8]| bytes.starts_with(pattern);
@@ -76,14 +77,14 @@ fn protocol(bytes: &[u8]) -> Option<Protocol> {
     }
 }
 
-/// Whether the GET in `bytes` is a declared one.
+/// Decides about the GET in `bytes`: checks it only if it is declared.
 fn request(routes: &Routes, bytes: &[u8], by_agent: bool) -> Decision {
     let request = match Request::parse(bytes) {
         Ok(Some(request)) if request.length <= HEAD_LIMIT => request,
         Ok(None) if bytes.len() < HEAD_LIMIT => return Decision::More,
         _ => return Decision::Relay,
     };
-    // Bytes behind the head are a body that was not announced, or another request.
+    // Bytes after the head are an unannounced body or another request.
     if request.method != "GET" || request.has_body() || bytes.len() != request.length {
         return Decision::Relay;
     }
@@ -94,8 +95,8 @@ fn request(routes: &Routes, bytes: &[u8], by_agent: bool) -> Decision {
     route.map_or(Decision::Relay, |route| Decision::Check(Arc::clone(route)))
 }
 
-/// The route of `request` on an app's own port. The same target may be declared by a probe and by a
-/// lifecycle hook; the kubelet's User-Agent tells which one calls.
+/// The route of `request` on an app's own port. Both a probe and a lifecycle hook may declare the same
+/// target; the kubelet's User-Agent shows which of them this request is.
 fn native_route<'a>(
     native: &'a NativeRoutes,
     request: &Request<'_>,
@@ -125,7 +126,7 @@ mod tests {
     use crate::tests::client_hello;
     use model::{Action, ProbeKind, ProbeMode};
 
-    /// A route that is known by `name`.
+    /// A route whose container is `name`.
     fn route(name: &str, kind: ProbeKind) -> Arc<Route> {
         Arc::new(Route {
             members: vec![(name.to_owned(), kind)],
@@ -146,7 +147,7 @@ mod tests {
         Some(route(name, ProbeKind::PreStop))
     }
 
-    /// All kinds on one port; `/both` by a probe and a hook.
+    /// Routes of all kinds on one port; a probe and a hook declare `/both`.
     fn everything() -> Routes {
         let targets = [
             ("/probe?a=b", probe("probe"), None),
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_bytes_tell_the_protocol() {
+    fn the_first_bytes_determine_the_protocol() {
         let all = everything();
         for (bytes, expect) in [
             ("", "more"),
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_is_known_by_its_user_agent() {
+    fn a_hook_is_identified_by_its_user_agent() {
         let all = everything();
         for (target, agent, expect) in [
             ("/both", "kube-probe/1.36", "check both-probe"),
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_process_that_is_more_than_a_kubelet_the_user_agent_counts() {
+    fn in_a_shared_process_the_user_agent_must_match_too() {
         let declaring = |name: &str, kind, agents: &[&str]| {
             let mut route = Arc::into_inner(route(name, kind)).expect("the only one");
             route.agents = agents.iter().map(|agent| (*agent).to_owned()).collect();
@@ -312,7 +313,7 @@ mod tests {
             (&[], &[], "kube-lifecycle/1.36", "check hook"),
             (&[], &[], "kubectl/v1.36.0", "relay"),
             (&[], &[], "", "relay"),
-            // Of two probes that share the target one may declare its own.
+            // Of two probes that share the target, one may declare a User-Agent and the other none.
             (&["mine/1"], &[], "kube-probe/1.36", "check probe"),
             (&["mine/1", "mine/2"], &[], "mine/2", "check probe"),
             (&["mine/1"], &["mine/2"], "mine/2", "check hook"),

@@ -1,13 +1,13 @@
-//! What a TLS client says first: whether it may be the kubelet.
+//! Decides by the ClientHello whether a TLS client may be a probe of the kubelet.
 
 use rustls::server::Acceptor;
 
-/// Whether a connection that begins with `bytes`, of a TLS handshake, may be a probe. None while too little of
-/// the ClientHello is there to tell.
+/// Whether a connection that begins with `bytes` of a TLS handshake may be a probe. None while the ClientHello
+/// is incomplete.
 ///
-/// The kubelet dials an address and names no server: Go sends no server_name for an IP (crypto/tls
-/// `hostnameInSNI`), and the probe's Host header changes nothing of that. Others in the kubelet's process do: an
-/// API server that is part of it names the Service when it calls a webhook or an aggregated API.
+/// The kubelet dials an IP address, for which Go sends no server_name (crypto/tls `hostnameInSNI`), whatever
+/// Host header the probe has. Other components in the kubelet's process do send one: an API server there names
+/// the Service when it calls a webhook or an aggregated API.
 pub(super) fn may_be_probe(mut bytes: &[u8]) -> Option<bool> {
     let mut acceptor = Acceptor::default();
     while !bytes.is_empty() {
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_probe_names_no_server() {
+    fn a_client_hello_with_a_server_name_is_no_probe() {
         for (server, probe) in [
             ("10.0.0.7", true),
             ("fd00::7", true),
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_client_hello_is_no_probe() {
+    fn bytes_that_are_no_client_hello_are_no_probe() {
         assert_eq!(may_be_probe(b"\x16\x03\x01\x00\x05hello"), Some(false));
         assert_eq!(may_be_probe(b"\x16\x03\x01\xff\xff"), Some(false));
     }

@@ -1,4 +1,4 @@
-//! A connection of the kubelet's to an endpoint of ours, from its first bytes to its end.
+//! Serves one connection from the kubelet to an endpoint, from its first bytes to its end.
 
 use std::borrow::Cow;
 use std::io;
@@ -25,31 +25,32 @@ use probe::request::Request;
 use probe::verdict::Reason;
 use probe::{Finding, grpc, tcp};
 
-/// How long the kubelet has for its first bytes where no probe of the endpoint has a longer timeout.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for the first bytes where no probe of the endpoint has a longer timeout.
+pub(super) const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How much the kubelet may say before the app is there to hear it: more than any hello.
+/// How many bytes of the kubelet are read while the app is being dialled: more than any ClientHello has.
 const SPLICE_BYTES: usize = 64 * 1024;
 
-/// How long an app may go on with a spliced probe after the kubelet has hung up.
+/// How long a splice may go on after the kubelet has ended its side.
 const SPLICE_GRACE: Duration = Duration::from_secs(1);
 
-/// What there is to say of a pod whose sockets may be elsewhere.
-const ELSEWHERE: &str = "nothing listens in the pod's network namespace, pilot-agent neither: the app is in a guest, or not up yet";
+/// Detail of a verdict about a pod whose sockets may be in a guest.
+const ELSEWHERE: &str = "neither app nor pilot-agent listens in the pod's network namespace: the app runs in a guest, or \
+    has not started yet";
 
 /// One connection.
 pub(super) struct Connection<'a> {
     pub(super) handler: &'a Handler,
     pub(super) endpoint: &'a Endpoint,
     pub(super) kubelet: TcpStream,
-    /// What the kubelet has said so far.
+    /// What the kubelet has sent so far.
     pub(super) bytes: Vec<u8>,
-    /// When it was accepted.
+    /// When the connection was accepted.
     pub(super) since: Instant,
 }
 
 impl Connection<'_> {
-    /// Serves it.
+    /// Serves the connection to its end.
     pub(super) async fn serve(mut self) {
         let pod = &self.endpoint.pod;
         let Some(decision) = self.first_bytes().await else {
@@ -60,7 +61,7 @@ impl Connection<'_> {
         };
         match decision {
             Decision::More | Decision::Relay => {
-                debug!(address = %self.endpoint.address, "no declared probe: relayed");
+                debug!(address = %self.endpoint.address, "relaying connection: it matches no declared probe");
                 self.relay("undeclared").await;
             }
             Decision::Splice(route) => {
@@ -71,7 +72,7 @@ impl Connection<'_> {
                 match spliced {
                     Ok(finding) => self.conclude(&route, finding),
                     Err(finding) if finding.reason == Reason::Dial => {
-                        self.stand_aside(&route, finding).await;
+                        self.relay_undialled(&route, finding).await;
                     }
                     Err(finding) => {
                         self.conclude(&route, finding);
@@ -86,7 +87,7 @@ impl Connection<'_> {
                     None => overloaded(),
                 };
                 if finding.reason == Reason::Dial {
-                    self.stand_aside(&route, finding).await;
+                    self.relay_undialled(&route, finding).await;
                 } else if finding.reason == Reason::Refused && self.is_elsewhere(&route).await {
                     self.conclude(&route, Finding::without_answer(Reason::Dial, ELSEWHERE));
                     self.relay("elsewhere").await;
@@ -97,16 +98,21 @@ impl Connection<'_> {
         }
     }
 
-    /// Reads until the bytes tell what the visit is for, or it is clear that they never will. None: the
-    /// kubelet hung up without a word.
+    /// Reads until the bytes are enough to classify the connection, or cannot become enough. None: the
+    /// kubelet closed the connection without sending a byte.
     async fn first_bytes(&mut self) -> Option<Decision> {
         let by_agent = self.handler.shared_process.load(Ordering::Relaxed);
-        let patience = self.since + self.endpoint.routes.longest_timeout().max(PATIENCE);
+        let patience = self.since
+            + self
+                .endpoint
+                .routes
+                .longest_timeout()
+                .max(FIRST_BYTES_TIMEOUT);
         loop {
             let read = tokio::select! {
                 biased;
                 read = self.kubelet.read_buf(&mut self.bytes) => read,
-                // Whoever waits for the other side to speak first is no probe.
+                // A client that waits for the server to send first is not a probe.
                 () = expired(Some(patience)) => return Some(Decision::Relay),
             };
             match read {
@@ -115,7 +121,7 @@ impl Connection<'_> {
                     decision => return Some(decision),
                 },
                 _ if self.bytes.is_empty() => return None,
-                // Half-closed, maybe: what there was is relayed.
+                // The kubelet may only have ended its side: relay what it sent.
                 _ => return Some(Decision::Relay),
             }
         }
@@ -129,7 +135,10 @@ impl Connection<'_> {
         let address = SocketAddr::new(visited.ip(), route.action.port());
         let check = async {
             let Ok(Some(request)) = Request::parse(&self.bytes) else {
-                return Finding::without_answer(Reason::BadResponse, "the request is malformed");
+                return Finding::without_answer(
+                    Reason::BadResponse,
+                    "the request head is malformed",
+                );
             };
             match &route.action {
                 Action::Http { scheme, target, .. } => {
@@ -156,7 +165,7 @@ impl Connection<'_> {
                     let check =
                         |redial| grpc::check(dialer, address, service, agent, deadline, redial);
                     let found = Box::pin(check(false)).await;
-                    // Where nobody lives there is nobody to wait for.
+                    // Dial again only if the app may be in this namespace at all.
                     match found.reason {
                         Reason::Refused if !self.is_elsewhere(route).await => {
                             Box::pin(check(true)).await
@@ -169,58 +178,58 @@ impl Connection<'_> {
         bounded(check, &self.kubelet, route, self.since).await
     }
 
-    /// Behaves as if we did not exist: the pod could not be dialled for a reason on the node (its namespace
-    /// has lost the address, no descriptors are left, ...), which says nothing about the app.
-    async fn stand_aside(self, route: &Route, finding: Finding) {
+    /// Relays the connection through the mesh: the pod could not be dialled because of the node (its namespace
+    /// has lost the address, no descriptors are left, ...), so the check shows nothing about the app.
+    async fn relay_undialled(self, route: &Route, finding: Finding) {
         self.handler.reserve.use_if_needed();
         self.conclude(route, finding);
         self.relay("not_dialled").await;
     }
 
-    /// Whether the pod's sockets are elsewhere, in a guest as under Kata: where pilot-agent itself, whose probes these
-    /// are but for us, does not listen in the pod's network namespace either, the app's refusal says nothing.
+    /// Whether the pod's sockets are in a guest, as under Kata. Without this daemon, pilot-agent would answer these
+    /// probes. If it does not listen in the pod's network namespace either, a refusal there shows nothing about the app.
     async fn is_elsewhere(&self, route: &Route) -> bool {
         let agent = dial(&*self.endpoint.pod.dialer, self.endpoint.address);
         route.mode == ProbeMode::Takeover
             && tokio::select! {
                 biased;
                 agent = agent => agent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused),
-                () = sleep(PATIENCE) => false,
+                () = sleep(FIRST_BYTES_TIMEOUT) => false,
             }
     }
 
-    /// Leaves it to where the kubelet wanted to go, counted as `why`.
+    /// Relays the connection to the address that the kubelet dialled; counts it under reason `why`.
     async fn relay(self, why: &'static str) {
         self.handler.metrics.relayed(why);
         Box::pin(relay(self.kubelet, self.endpoint.address, &self.bytes)).await;
     }
 
-    /// Notes what was found and tells the kubelet, if it still listens; then lets go of `spent`.
+    /// Records the finding, answers the kubelet if it still waits, and closes `spent`.
     async fn answer(mut self, route: &Route, finding: Finding, spent: Option<TcpStream>) {
         let Finding { reason, status, .. } = finding;
         self.conclude(route, finding);
         if reason == Reason::Cancelled {
             return;
         }
-        // Any status would pass for success with a lifecycle hook.
+        // For a lifecycle hook the kubelet takes any status as success.
         if route.is_hook() && !reason.reached_app() {
             reset(self.kubelet);
         } else {
             let sent =
                 answer::send(&mut self.kubelet, status, reason != Reason::BodyIncomplete).await;
-            let part = async {
+            let drained = async {
                 if sent.is_ok() {
-                    answer::part(self.kubelet).await;
+                    answer::drain(self.kubelet).await;
                 }
             };
-            let _ended = tokio::join!(part, answer::let_go(spent));
+            let _ended = tokio::join!(drained, answer::close_app(spent));
         }
     }
 
-    /// Splices the kubelet and the app together.
+    /// Copies bytes between the kubelet and the app, both ways.
     ///
     /// # Errors
-    /// What kept the app from being dialled.
+    /// Why the app could not be dialled, or that the kubelet did not wait for it.
     async fn splice(&mut self, route: &Route) -> Result<Finding, Finding> {
         let deadline = deadline(route, self.since);
         let mut dialling = pin!(dial(&*self.endpoint.pod.dialer, self.endpoint.address));
@@ -250,7 +259,7 @@ impl Connection<'_> {
         };
         let detail = match &spliced {
             Ok(()) => String::new(),
-            Err(error) => format!("ended by: {error}"),
+            Err(error) => format!("connection failed: {error}"),
         };
         if spliced.is_err() {
             reset(app);
@@ -268,6 +277,6 @@ impl Connection<'_> {
 fn overloaded() -> Finding {
     Finding::without_answer(
         Reason::Overloaded,
-        "more checks in flight than the pod may have",
+        "the pod has reached its limit of checks in flight",
     )
 }

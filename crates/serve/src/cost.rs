@@ -1,7 +1,7 @@
-//! What one pod's checks cost in processor time, and how they are served because of it.
+//! Measures the processor time that each pod's checks cost, and chooses the thread that serves them.
 //!
-//! A pod decides how much work its probes make: by redirects, by TLS, by frames, and, where it may configure its
-//! network, by netfilter rules that cost the thread that dials a tenth of a second for each packet. Its neighbours
+//! A pod controls how much work its probes cause: by redirects, TLS and HTTP/2 frames and, where it may configure its
+//! network, by netfilter rules that cost the dialling thread a tenth of a second for each packet. Other pods' probes
 //! must not wait for that.
 
 use std::future::{Future, poll_fn};
@@ -13,40 +13,40 @@ use parking_lot::Mutex;
 
 use super::worker::Worker;
 
-/// What a pod's checks may cost on the handler's own thread. A probe costs about 0.15 ms.
+/// What a pod's checks may cost on the thread that accepts connections. A probe costs about 0.15 ms.
 const PROMPT: Rate = Rate {
     per_second: Duration::from_millis(50),
     burst: Duration::from_millis(100),
 };
-/// What they may cost at all.
-const AT_ALL: Rate = Rate {
+/// What they may cost on any thread.
+const TOTAL: Rate = Rate {
     per_second: Duration::from_millis(250),
     burst: Duration::from_millis(2_500),
 };
-/// How long a pod whose checks cost more is left alone.
+/// How long a pod whose checks cost more than that is not served.
 pub const EXCLUDED_FOR: Duration = Duration::from_secs(60);
-/// A shorter time is taken as it is; for a longer one it matters whether the thread ran at all.
+/// Up to this, elapsed time counts as processor time. Above it, involuntary context switches are taken into account.
 const SHORT: Duration = Duration::from_micros(200);
 
 /// How a pod's checks are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// On the handler's own thread.
+    /// On the thread that accepts connections.
     Prompt,
-    /// On a thread of lower priority, with others of its kind.
+    /// On a thread of lower priority, shared by all costly pods.
     Slow,
-    /// Not at all, for a while.
+    /// Not at all, for [`EXCLUDED_FOR`].
     Excluded,
 }
 
-/// Processor time that one pod's checks have cost lately.
+/// Processor time that one pod's checks have cost recently.
 #[derive(Debug)]
 pub struct PodCost(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
     prompt: Bucket,
-    at_all: Bucket,
+    total: Bucket,
     excluded_until: Option<Instant>,
 }
 
@@ -64,7 +64,7 @@ struct Bucket {
     at: Instant,
 }
 
-/// A time that is being measured.
+/// A running measurement.
 struct Meter {
     begun: Instant,
     before: Option<Usage>,
@@ -73,7 +73,7 @@ struct Meter {
 // === impl PodCost ===
 
 impl PodCost {
-    /// Nothing spent yet.
+    /// A pod that has cost nothing yet.
     pub fn new(now: Instant) -> Self {
         let bucket = |rate| Bucket {
             rate,
@@ -82,7 +82,7 @@ impl PodCost {
         };
         Self(Mutex::new(State {
             prompt: bucket(PROMPT),
-            at_all: bucket(AT_ALL),
+            total: bucket(TOTAL),
             excluded_until: None,
         }))
     }
@@ -99,16 +99,16 @@ impl PodCost {
         }
     }
 
-    /// Notes `cost` of processor time; true when the pod is to be left alone from now on.
+    /// Records `cost` of processor time. Returns true when this excludes the pod.
     pub(super) fn spend(&self, cost: Duration, now: Instant) -> bool {
         let mut state = self.0.lock();
         state.prompt.add(cost, now);
-        state.at_all.add(cost, now);
+        state.total.add(cost, now);
         let was_excluded = state.excluded_until.is_some_and(|until| now < until);
-        if was_excluded || !state.at_all.overflows(now) {
+        if was_excluded || !state.total.overflows(now) {
             return false;
         }
-        state.at_all.level = Duration::ZERO;
+        state.total.level = Duration::ZERO;
         state.excluded_until = Some(now + EXCLUDED_FOR);
         true
     }
@@ -146,9 +146,9 @@ impl Meter {
         }
     }
 
-    /// What it cost. Time in which the kernel handled packets for the thread counts, although some kernels
-    /// (CONFIG_IRQ_TIME_ACCOUNTING) do not count it as the thread's: so it is the time that passed, unless the thread
-    /// had to wait for a processor meanwhile.
+    /// The cost so far. Includes the time in which the kernel handled packets for the thread, which kernels with
+    /// CONFIG_IRQ_TIME_ACCOUNTING do not count as the thread's. So the cost is the elapsed time, unless the thread
+    /// was preempted: then it is the thread's processor time.
     fn stop(self, now: Instant) -> Duration {
         let passed = now.saturating_duration_since(self.begun);
         let usage = (passed > SHORT)
@@ -174,8 +174,8 @@ fn processor_time(usage: &Usage) -> Duration {
         .sum()
 }
 
-/// Runs `work` for a pod on the thread of `worker`: what it costs is noted in `cost`, and while it runs the worker
-/// counts as busy. `excluded` is called when the pod has spent too much.
+/// Runs `work` for a pod on the thread of `worker`, adds its processor time to `cost`, and marks the worker as busy while
+/// it runs. Calls `excluded` when the pod has cost too much.
 pub(super) async fn metered<T>(
     mut work: Pin<&mut impl Future<Output = T>>,
     cost: &PodCost,
@@ -203,10 +203,9 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn usual_probes_are_served_promptly_for_ever() {
+    fn a_hundred_usual_probes_a_second_stay_in_the_prompt_lane() {
         let begun = Instant::now();
         let cost = PodCost::new(begun);
-        // A hundred probes a second.
         for n in 0..10_000_u32 {
             let now = begun + n * 10 * MS;
             assert_eq!(cost.lane(now), Lane::Prompt);
@@ -215,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_costly_check_makes_the_next_ones_slow_until_it_is_paid_for() {
+    fn a_costly_check_moves_its_pod_to_the_slow_lane_until_its_cost_has_leaked_away() {
         let begun = Instant::now();
         let cost = PodCost::new(begun);
         assert!(!cost.spend(300 * MS, begun));
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_goes_on_costing_much_is_left_alone_for_a_while() {
+    fn a_pod_that_stays_costly_is_excluded_for_a_while() {
         let begun = Instant::now();
         let cost = PodCost::new(begun);
         let mut excluded = None;
@@ -243,12 +242,12 @@ mod tests {
             excluded - begun
         );
         assert_eq!(cost.lane(excluded), Lane::Excluded);
-        assert!(!cost.spend(80 * MS, excluded + MS), "it is said once");
+        assert!(!cost.spend(80 * MS, excluded + MS), "reported once");
         assert_ne!(cost.lane(excluded + EXCLUDED_FOR), Lane::Excluded);
     }
 
     #[test]
-    fn work_is_measured_and_waiting_is_not() {
+    fn a_meter_counts_work() {
         let meter = Meter::start(Instant::now());
         let mut sum = 0_u64;
         let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! Whose connection it is, and what for: everything before its first bytes.
+//! Identifies a connection by its flow and its endpoint, before its first bytes are read.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::Handler;
 use super::answer::reset;
-use super::connection::{Connection, PATIENCE};
+use super::connection::{Connection, FIRST_BYTES_TIMEOUT};
 use super::cost::{Lane, metered};
 use super::flows::{AcceptedFlow, ConnectionId};
 use super::relay::relay;
@@ -46,21 +46,21 @@ impl Handler {
                 Lane::Slow | Lane::Excluded => self.slow.serve(kubelet, endpoint, since).await,
             },
             None => {
-                debug!(%address, "endpoint is gone: relayed");
+                debug!(%address, "relaying connection: its endpoint was removed");
                 self.metrics.relayed("endpoint_gone");
                 Box::pin(relay(kubelet, address, &[])).await;
             }
         }
     }
 
-    /// The flow of the very connection that was accepted: another one may have come from the same address and port
-    /// before.
+    /// The flow of this connection. Its peer's address and port are not enough to find it: an earlier connection may have
+    /// had the same.
     fn flow(&self, kubelet: &TcpStream, peer: SocketAddr) -> Option<AcceptedFlow> {
         let isn = saved_syn::take_isn(kubelet)?;
         self.flows.take(ConnectionId { peer, isn })
     }
 
-    /// Serves a connection to a pod whose checks cost much, on the thread of `worker`.
+    /// Serves a connection to a costly pod, on the thread of `worker`.
     pub(super) async fn serve_slowly(
         &self,
         kubelet: TcpStream,
@@ -95,21 +95,21 @@ impl Handler {
         metered(serving, &endpoint.pod.cost, worker, exclude).await;
     }
 
-    /// A connection that the kubelet has already closed: a TCP probe, or nobody to answer to.
+    /// Concludes a connection that the kubelet has already closed: it is a TCP probe, or needs no answer.
     async fn closed(&self, mut kubelet: TcpStream, endpoint: &Endpoint, since: Instant) {
         let Routes::Native(NativeRoutes { tcp: Some(tcp), .. }) = &endpoint.routes else {
             return;
         };
         let mut byte = [0];
-        match timeout(PATIENCE, kubelet.read(&mut byte)).await {
-            // It had said something: another kind of probe.
+        match timeout(FIRST_BYTES_TIMEOUT, kubelet.read(&mut byte)).await {
+            // It sent bytes: not a TCP probe.
             Ok(Ok(1..)) | Err(_) => {}
             Ok(Ok(0) | Err(_)) => self.connected(endpoint, tcp, since),
         }
     }
 
-    /// The kubelet's connect() was all that it wanted. The kernel side lets it through only to a port on
-    /// which the app listens.
+    /// Concludes a TCP probe, which passes with the kubelet's connect(): the eBPF programs redirect it only if the
+    /// app listens on the port.
     pub(super) fn connected(&self, endpoint: &Endpoint, tcp: &Route, since: Instant) {
         self.conclude(endpoint, tcp, Finding::healthy(""), since);
     }

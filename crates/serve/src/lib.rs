@@ -1,4 +1,4 @@
-//! Accepting redirected connections, telling protocols apart, routing, answering.
+//! Accepts redirected connections, classifies them by protocol, and checks, splices or relays them.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -41,36 +41,36 @@ pub mod table;
 mod tests;
 pub mod worker;
 
-/// How long no connection must have come for the backlog to count as empty while draining. A connection
-/// that was redirected before the programs were taken off is in the backlog within microseconds.
+/// How long no connection must arrive for the backlog to count as empty while draining. A connection
+/// that was redirected before the programs were detached is in the backlog within microseconds.
 const DRAIN_QUIET: Duration = Duration::from_millis(100);
 
 /// How long to wait after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Serves the connections that the kernel side sends our way.
+/// Serves the connections that the eBPF programs redirect to it.
 pub struct Handler {
-    /// Tells the kubelet's connections from all others.
+    /// Identifies the kubelet's connections.
     pub flows: Arc<dyn Flows>,
-    /// What is served.
+    /// The endpoints that it serves.
     pub table: Arc<EndpointTable>,
-    /// Where it is counted.
+    /// Counts connections and verdicts.
     pub metrics: Arc<Metrics>,
-    /// Whether the kubelet's process has more to do than a kubelet (k3s, MicroK8s): see
-    /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
+    /// Whether the kubelet's process also runs other components (k3s, MicroK8s): see
+    /// `kernel::kubelet::Kubelet::is_shared_process`.
     pub shared_process: Arc<AtomicBool>,
-    /// Descriptors for hard times.
+    /// File descriptors for use when no others are left.
     pub reserve: Reserve,
-    /// Where pods are served whose checks cost much.
+    /// Serves pods whose checks are costly.
     pub slow: SlowLane,
-    /// Called when a pod's checks have cost so much that it is left alone.
+    /// Called when a pod's checks have cost so much that it is not served for a while.
     pub exclude: Box<dyn Fn(&PodId) + Send + Sync>,
 }
 
 impl Handler {
-    /// Accepts and serves connections while it is the turn of `worker`, on whose thread this runs, until `drain` becomes true
-    /// (or its sender is gone), then those that were already on their way, and returns when the last one is done. Has
-    /// no deadline: dropping it ends all connections at once. One call for each listener and worker.
+    /// Accepts and serves connections while `worker`, on whose thread this runs, has the turn, until `drain` becomes true
+    /// (or its sender is dropped). Then serves what is left in the backlog, and returns when the last connection has ended.
+    /// Has no deadline: dropping it ends all connections at once. Call it once for each listener and worker.
     pub async fn serve(
         self: Arc<Self>,
         worker: Arc<Worker>,
@@ -86,7 +86,7 @@ impl Handler {
             tokio::select! {
                 accepted = listener.accept() => {
                     failing = self.accepted(accepted, &worker, &mut connections, failing).await;
-                    // Serve it before looking for the next one.
+                    // Serve this connection before accepting the next.
                     yield_now().await;
                 }
                 Some(done) = connections.join_next() => reap(done),
@@ -107,7 +107,7 @@ impl Handler {
         }
     }
 
-    /// Starts serving what was accepted; whether accepting fails. `failing`: it did the last time.
+    /// Starts serving an accepted connection. Returns whether accepting failed; `failing`: whether it failed the last time.
     async fn accepted(
         self: &Arc<Self>,
         accepted: io::Result<(TcpStream, SocketAddr)>,
@@ -127,7 +127,7 @@ impl Handler {
             Err(error) => {
                 let _ = self.metrics.accept_errors.inc();
                 if !self.reserve.use_for(&error) && !failing {
-                    warn!(%error, "accepting connections fails");
+                    warn!(%error, "cannot accept connections");
                 }
                 sleep(ACCEPT_PAUSE).await;
                 true
@@ -136,8 +136,8 @@ impl Handler {
     }
 }
 
-/// A listener of one worker. Each worker has the same socket under a descriptor of its own; the runtime of a worker whose
-/// turn it is not is not woken by it.
+/// The listener of one worker. All workers share one socket, each through its own descriptor. It is registered only with
+/// the runtime of the worker that has the turn, so that it wakes no other.
 enum Listener {
     Accepting(TcpListener),
     Idle(StdListener),
@@ -157,7 +157,7 @@ impl Listener {
             }
             (Self::Accepting(listener), false) => match listener.into_std() {
                 Ok(listener) => Self::Idle(listener),
-                // Not in the runtime's power to refuse: it hands out what it was given.
+                // The runtime only hands out the socket that it was given: this cannot fail.
                 Err(error) => unreachable!("{error}"),
             },
             (unchanged, _) => unchanged,

@@ -1,5 +1,5 @@
-//! Everything that is counted, in Prometheus' terms. Label sets are bounded: a pod's series go when
-//! the pod goes. `docs/metrics.md` shows a scrape.
+//! The daemon's Prometheus metrics. Label sets are bounded: a pod's series are removed with the pod.
+//! `docs/metrics.md` shows a scrape.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use support::build;
 /// Prefix of every metric's name.
 pub const PREFIX: &str = "probe_handler";
 
-/// Pods that have gone are remembered for the checks that were still in flight for them.
+/// How many removed pods are remembered, so that checks still in flight for them add no series.
 const REMEMBERED_PODS: usize = 1024;
 
 /// Labels of a probe.
@@ -33,7 +33,7 @@ pub struct ProbeLabels {
     /// Container that declares the probe.
     pub container: String,
     /// `liveness`, `readiness`, `startup`, `poststart`, `prestop`; joined with `+` where several
-    /// declare the very same check.
+    /// declare the same check.
     pub probe: String,
 }
 
@@ -55,7 +55,7 @@ pub struct VerdictLabels {
 }
 
 impl VerdictLabels {
-    /// Those of the probe alone.
+    /// The labels of the probe alone.
     fn probe_labels(&self) -> ProbeLabels {
         ProbeLabels {
             namespace: self.namespace.clone(),
@@ -66,11 +66,11 @@ impl VerdictLabels {
     }
 }
 
-/// Why a connection was relayed to the pod as if we did not exist.
+/// Why a connection was relayed to the pod through the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RelayLabels {
-    /// `undeclared` (no probe of the pod looks like this), `endpoint_gone`, `not_dialled` (the pod
-    /// cannot be dialled from inside, for a reason on the node), or `elsewhere` (its sockets are in a guest).
+    /// `undeclared` (it matches no probe of the pod), `endpoint_gone`, `not_dialled` (the pod cannot be dialled
+    /// from inside because of the node), `elsewhere` (its sockets are in a guest) or `too_costly` (its checks are).
     pub reason: &'static str,
 }
 
@@ -90,13 +90,13 @@ pub enum PodState {
     Pending,
     /// Its endpoints are in place.
     Serving,
-    /// Its canary failed: left alone until one passes.
+    /// Its canary dial failed: not served until one passes.
     Captured,
-    /// To dial inside it costs too much: left alone until it no longer does.
+    /// Dialling inside it costs too much: not served until it no longer does.
     Costly,
-    /// Its loopback interface is down: left alone until it is up.
+    /// Its loopback interface is down: not served until it is up.
     LoDown,
-    /// Another pod has an address of it too: both are left alone there.
+    /// Another pod has one of its addresses too: neither is served there.
     Conflict,
 }
 
@@ -114,11 +114,11 @@ impl PodState {
     }
 }
 
-/// What each pod's series are labelled with, so that they can be removed.
+/// The labels of each pod's series, so that they can be removed.
 #[derive(Default)]
 struct Tracked {
     series: HashMap<PodId, HashSet<VerdictLabels>>,
-    /// The last pods that have gone, newest last.
+    /// The pods removed last, newest at the end.
     gone: VecDeque<PodId>,
 }
 
@@ -131,19 +131,19 @@ pub struct Metrics {
     verdicts: Family<VerdictLabels, Counter>,
     latency: Family<ProbeLabels, Histogram>,
     relayed: Family<RelayLabels, Counter>,
-    /// Connections to the handler that no hook of ours saw being made; each was reset.
+    /// Connections to the handler that no eBPF program recorded; each was reset.
     pub unknown_peers: Counter,
     /// Pods whose canary dial was captured by the mesh's rules.
     pub canary_failures: Counter,
     /// Connections accepted by the handler.
     pub accepted: Counter,
-    /// Addresses and ports served at present.
+    /// Endpoints (address and port) served now.
     pub endpoints: Gauge,
-    /// Addresses and ports that the kernel's map did not take, or did not give back.
+    /// Endpoints that could not be added to the kernel's map, or removed from it.
     pub endpoints_failed: Gauge,
     /// 1 while all programs are attached to the kubelet's cgroup, else 0.
     pub attached: Gauge,
-    /// Failed accepts, for want of descriptors as a rule.
+    /// Failed accepts, usually because no file descriptors are left.
     pub accept_errors: Counter,
 }
 
@@ -170,17 +170,17 @@ impl Metrics {
         build::register(registry);
         registry.register(
             "pods",
-            "Pods whose probes are to be served, by mesh and state",
+            "Pods with probes to serve, by mesh and state",
             metrics.pods.clone(),
         );
         registry.register(
             "endpoints",
-            "Addresses and ports served at present",
+            "Endpoints (address and port) served now",
             metrics.endpoints.clone(),
         );
         registry.register(
             "endpoints_failed",
-            "Addresses and ports that the kernel's map did not take, or did not give back",
+            "Endpoints that could not be added to the kernel's map, or removed from it",
             metrics.endpoints_failed.clone(),
         );
         registry.register(
@@ -197,12 +197,12 @@ impl Metrics {
         );
         registry.register(
             "relayed",
-            "Connections of the kubelet relayed as if we did not exist, by reason",
+            "Kubelet connections relayed to the pod through the mesh, by reason",
             metrics.relayed.clone(),
         );
         registry.register(
             "unknown_peers",
-            "Connections to the handler that no hook saw being made; each was reset",
+            "Connections to the handler that no eBPF program recorded; each was reset",
             metrics.unknown_peers.clone(),
         );
         registry.register(
@@ -217,14 +217,14 @@ impl Metrics {
         );
         registry.register(
             "accept_errors",
-            "Failed accepts of the handler, for want of descriptors as a rule",
+            "Failed accepts of the handler, usually because no file descriptors are left",
             metrics.accept_errors.clone(),
         );
         metrics
     }
 
-    /// Notes the verdict of `route` of `pod`, in the route's own statistics too. A pod that has gone
-    /// gets no series again from a check that was still in flight.
+    /// Counts the verdict of `route` of `pod`, in the route's own statistics too. A check that was still in
+    /// flight when its pod was removed adds no series for it.
     pub fn verdict(&self, pod: &PodId, route: &Route, verdict: Verdict) {
         let outcome = verdict.outcome(route.is_hook());
         let labels = VerdictLabels {
@@ -252,13 +252,13 @@ impl Metrics {
         route.stats.record(outcome, verdict);
     }
 
-    /// Says that `pod` is there: needed for one that comes back under the UID it had when it went.
+    /// Lets `pod` have series again: needed for a pod that returns with the UID it had when it was removed.
     pub fn adopt(&self, pod: &PodId) {
         self.tracked.lock().gone.retain(|gone| gone != pod);
     }
 
-    /// Removes the series of `pod`, which has gone. A pod of the same name and another UID keeps
-    /// those it has added to.
+    /// Removes the series of `pod`, which was removed. A pod of the same name and another UID keeps
+    /// the series to which it has added.
     pub fn forget(&self, pod: &PodId) {
         let mut tracked = self.tracked.lock();
         if !tracked.gone.contains(pod) {
@@ -310,7 +310,7 @@ impl Metrics {
         *counted = counts.into_keys().collect();
     }
 
-    /// Notes a connection relayed as if we did not exist.
+    /// Counts a connection relayed through the mesh.
     pub fn relayed(&self, reason: &'static str) {
         let _ = self.relayed.get_or_create(&RelayLabels { reason }).inc();
     }

@@ -1,4 +1,4 @@
-//! Noting a verdict: in metrics and `status` each one, in the log what is news.
+//! Records a verdict: metrics and `status` get each one, the log gets only changes.
 
 use tracing::{debug, info};
 
@@ -7,12 +7,12 @@ use crate::metrics::Metrics;
 use model::PodId;
 use probe::verdict::Verdict;
 
-/// Notes the verdict of `route` of `pod`. A probe that goes on failing as it did is told of once: of a pod that is
-/// never ready there would be a line each second.
+/// Records the verdict of `route` of `pod`. A probe that keeps failing in the same way is logged once: a pod that is
+/// never ready would otherwise add a line each second.
 pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
     let outcome = verdict.outcome(route.is_hook());
-    // A level that is off costs no words: most probes pass as they did.
-    macro_rules! tell {
+    // A macro, so that a disabled level formats nothing: most probes pass as before.
+    macro_rules! log_change {
         ($level:ident, $what:literal) => {
             $level!(
                 %pod,
@@ -25,13 +25,13 @@ pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
         };
     }
     match route.stats.status_change(outcome, &verdict) {
-        StatusChange::Fails => tell!(info, "probe fails"),
-        StatusChange::PassesAgain => tell!(info, "probe passes again"),
-        StatusChange::StandsAside => tell!(
+        StatusChange::Fails => log_change!(info, "probe fails"),
+        StatusChange::PassesAgain => log_change!(info, "probe passes again"),
+        StatusChange::StandsAside => log_change!(
             info,
-            "the pod cannot be dialled from inside: its probe is relayed as if we did not exist"
+            "cannot dial the app from inside the pod: relaying its probe through the mesh"
         ),
-        StatusChange::None => tell!(debug, "probed"),
+        StatusChange::None => log_change!(debug, "probe result"),
     }
     metrics.verdict(pod, route, verdict);
 }

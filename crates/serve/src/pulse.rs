@@ -1,10 +1,10 @@
-//! The sign of life by which the kernel side knows that the handler takes connections.
+//! The heartbeat by which the eBPF programs see that the handler accepts connections.
 
-/// Tells the programs whether the handler takes connections.
+/// Reports to the programs whether the handler accepts connections.
 pub trait Pulse: Send + Sync + 'static {
-    /// It does, now. To be repeated within the heartbeat's timeout.
+    /// Reports that it does now. Must be repeated within the heartbeat's timeout.
     fn beat(&self);
 
-    /// It does not, until the next [`Pulse::beat`]: the programs leave every connection alone at once.
+    /// Reports that it does not: from now until the next [`Pulse::beat`] the programs redirect no connection.
     fn stop(&self);
 }

@@ -1,4 +1,4 @@
-//! Bytes both ways between two connections: what is not ours to answer.
+//! Copies bytes both ways between the kubelet and the app, for connections that the handler does not answer itself.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,19 +14,19 @@ use tracing::debug;
 
 use super::answer::reset;
 
-/// A peer that has gone without a word is noticed after this long without traffic, twice.
+/// After this long without traffic TCP probes the peer, and again after the same time: a peer that vanished is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// What an app may send to a spliced probe as fast as it can: a hundred times what the kubelet reads of a body. Bytes.
-const AT_ONCE: u64 = 1 << 20;
-/// And then, so that no app keeps this thread busy,
-const SLOWLY: u64 = 64 * 1024;
-/// each so often.
+/// How much an app may send to a spliced probe at full speed: a hundred times what the kubelet reads of a body. Bytes.
+const FULL_SPEED_BYTES: u64 = 1 << 20;
+/// How much it may send in each [`PACE`] after that, so that no app keeps this thread busy. Bytes.
+const PACED_BYTES: u64 = 64 * 1024;
+/// The interval for [`PACED_BYTES`].
 const PACE: Duration = Duration::from_millis(50);
-/// How long a relay's connection may take to stand: nobody waits for as long as TCP itself would.
+/// How long a relay may take to connect. TCP's own limit is longer than any client waits.
 const CONNECT: Duration = Duration::from_secs(30);
 
-/// Copies bytes both ways until both ends are done. An end's half-close is passed on. `grace`: how long
-/// the app may go on once the kubelet has ended its side; none: until it is done or one of both is gone.
+/// Copies bytes both ways until both ends have closed. Passes on half-closes. `grace`: how long the app may
+/// go on once the kubelet has ended its side; none: until it ends its own, or either connection fails.
 ///
 /// # Errors
 /// The first error of either connection.
@@ -45,12 +45,12 @@ pub(super) async fn copy_bidirectional(
     }
     let (mut kubelet_read, mut kubelet_write) = kubelet.split();
     let (mut app_read, mut app_write) = app.split();
-    // Of a probe's answer the kubelet reads a little.
-    let at_once = match grace {
-        Some(_) => AT_ONCE,
+    // A splice has a grace. It serves a probe, of whose answer the kubelet reads little.
+    let full_speed = match grace {
+        Some(_) => FULL_SPEED_BYTES,
         None => u64::MAX,
     };
-    let mut down = pin!(one_way(&mut app_read, &mut kubelet_write, at_once));
+    let mut down = pin!(one_way(&mut app_read, &mut kubelet_write, full_speed));
     {
         let mut up = pin!(one_way(&mut kubelet_read, &mut app_write, u64::MAX));
         tokio::select! {
@@ -61,7 +61,7 @@ pub(super) async fn copy_bidirectional(
             done = &mut up => done?,
         }
     }
-    // The kubelet's half is read to its end: should the rest of it go, only the socket says so.
+    // The kubelet's side is read to its end: that its connection fails shows only as an error on the socket.
     let down = async {
         tokio::select! {
             done = down => done,
@@ -77,8 +77,8 @@ pub(super) async fn copy_bidirectional(
     }
 }
 
-/// Relays the kubelet's connection, which began with `bytes`, to `address` as if we did not exist: from
-/// the daemon's own network namespace, through the mesh. What goes wrong there the kubelet sees as a reset.
+/// Relays the kubelet's connection, which began with `bytes`, to `address` from the daemon's own network
+/// namespace, so through the mesh, as without this daemon. The kubelet sees any failure there as a reset.
 pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[u8]) {
     let connected = tokio::select! {
         connected = timeout(CONNECT, TcpStream::connect(address)) => {
@@ -89,7 +89,7 @@ pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[
     let mut app = match connected {
         Ok(app) => app,
         Err(error) => {
-            debug!(%address, %error, "relay: connecting failed");
+            debug!(%address, %error, "cannot connect the relay to the pod");
             return reset(kubelet);
         }
     };
@@ -98,19 +98,23 @@ pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[
         copy_bidirectional(&mut kubelet, &mut app, None).await
     };
     if let Err(error) = relayed.await {
-        debug!(%address, %error, "relay: broken");
+        debug!(%address, %error, "relayed connection failed");
         reset(app);
         reset(kubelet);
     }
 }
 
-/// Copies to the end: `at_once` bytes as fast as it goes, whatever is more at [`SLOWLY`] every [`PACE`].
-async fn one_way(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>, at_once: u64) -> io::Result<()> {
-    let mut copied = copy(&mut from.take(at_once), to).await?;
-    let mut part = at_once;
+/// Copies to the end: the first `full_speed` bytes at full speed, the rest at [`PACED_BYTES`] every [`PACE`].
+async fn one_way(
+    from: &mut ReadHalf<'_>,
+    to: &mut WriteHalf<'_>,
+    full_speed: u64,
+) -> io::Result<()> {
+    let mut copied = copy(&mut from.take(full_speed), to).await?;
+    let mut part = full_speed;
     while copied == part {
         sleep(PACE).await;
-        part = SLOWLY;
+        part = PACED_BYTES;
         copied = copy(&mut from.take(part), to).await?;
     }
     to.shutdown().await
@@ -130,8 +134,8 @@ mod tests {
         (one.expect("connected"), two.expect("accepted").0)
     }
 
-    /// An app that sends `length` bytes to a kubelet that reads them all: what comes, and how long it takes.
-    async fn pumped(length: u64, grace: Option<Duration>) -> (u64, Duration) {
+    /// Has an app send `length` bytes to a kubelet. Returns how many the kubelet read, and how long it took.
+    async fn relayed(length: u64, grace: Option<Duration>) -> (u64, Duration) {
         let (mut kubelet, mut kubelets_end) = pair().await;
         let (mut app, mut apps_end) = pair().await;
         let begun = Instant::now();
@@ -142,30 +146,30 @@ mod tests {
         let reading = async move {
             let read = tokio::io::copy(&mut kubelets_end, &mut tokio::io::sink()).await;
             let read = read.expect("read");
-            // All it says is that it is done.
+            // It sends nothing but its FIN.
             kubelets_end.shutdown().await.expect("ended");
             read
         };
-        let (pumped, (), read) = tokio::join!(
+        let (relayed, (), read) = tokio::join!(
             copy_bidirectional(&mut kubelet, &mut app, grace),
             sending,
             reading
         );
-        pumped.expect("pumped");
+        relayed.expect("relayed");
         (read, begun.elapsed())
     }
 
     #[tokio::test]
-    async fn what_an_app_sends_without_end_is_slowed_down_and_not_lost() {
+    async fn a_splice_slows_down_an_app_that_sends_much_and_loses_nothing() {
         let grace = Some(Duration::from_secs(5));
-        let (read, took) = pumped(AT_ONCE + 2 * SLOWLY, grace).await;
-        assert_eq!(read, AT_ONCE + 2 * SLOWLY);
+        let (read, took) = relayed(FULL_SPEED_BYTES + 2 * PACED_BYTES, grace).await;
+        assert_eq!(read, FULL_SPEED_BYTES + 2 * PACED_BYTES);
         assert!(took >= 2 * PACE, "{took:?}");
-        let (read, _) = pumped(AT_ONCE, grace).await;
-        assert_eq!(read, AT_ONCE);
-        // A relay is for anything.
-        let (read, took) = pumped(AT_ONCE + 64 * SLOWLY, None).await;
-        assert_eq!(read, AT_ONCE + 64 * SLOWLY);
+        let (read, _) = relayed(FULL_SPEED_BYTES, grace).await;
+        assert_eq!(read, FULL_SPEED_BYTES);
+        // A relay is not slowed down.
+        let (read, took) = relayed(FULL_SPEED_BYTES + 64 * PACED_BYTES, None).await;
+        assert_eq!(read, FULL_SPEED_BYTES + 64 * PACED_BYTES);
         assert!(took < 64 * PACE, "{took:?}");
     }
 }

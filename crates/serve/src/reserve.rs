@@ -1,9 +1,8 @@
-//! Descriptors kept in reserve.
+//! A reserve of file descriptors.
 //!
-//! Without any left, a connection that was accepted could not be served: there is none for the app's. So some are held
-//! back. When they are needed they are given up, and the programs hear at once that the handler takes no more
-//! connections: what is on its way is served, what comes later goes its own way. It takes connections again once the
-//! reserve is there again.
+//! An accepted connection needs another descriptor for the connection to the app. So some descriptors are held in
+//! reserve. When no others are left, the reserve is closed, and the pulse stops at once: connections that are already
+//! redirected are served, later ones are not redirected. The pulse starts again once the reserve can be refilled.
 
 use std::fs::File;
 use std::io;
@@ -15,10 +14,10 @@ use parking_lot::Mutex;
 
 use super::pulse::Pulse;
 
-/// How many are held back: a check takes two.
+/// Descriptors in the reserve. A check needs two.
 const SIZE: usize = 64;
-/// What is opened for it.
-const ANYTHING: &str = "/dev/null";
+/// The file that each of them opens.
+const FILE: &str = "/dev/null";
 
 /// The reserve.
 pub struct Reserve {
@@ -28,7 +27,7 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// Fills the reserve. While it has to be used, `pulse` stops.
+    /// Fills the reserve. `pulse` stops while the reserve is in use.
     pub fn new(pulse: Arc<dyn Pulse>) -> Self {
         let reserve = Self {
             held: Mutex::default(),
@@ -41,24 +40,24 @@ impl Reserve {
         reserve
     }
 
-    /// Says that the handler takes connections, unless there are no descriptors for them.
+    /// Beats the pulse if there are descriptors for new connections.
     pub fn beat(&self) {
         if self.ran_out.load(Ordering::Acquire) {
             if self.fill().is_err() {
                 return;
             }
             self.ran_out.store(false, Ordering::Release);
-            tracing::info!("descriptors are free again: the handler takes connections");
+            tracing::info!("file descriptors are free again: the handler accepts connections");
         }
         self.pulse.beat();
     }
 
-    /// Says that the handler takes no connections, until the next [`Reserve::beat`].
+    /// Stops the pulse until the next [`Reserve::beat`].
     pub fn stop(&self) {
         self.pulse.stop();
     }
 
-    /// Gives the reserve up if `error` says that there are no descriptors left; whether it does.
+    /// Closes the reserve if `error` means that no descriptors are left. Returns whether it means that.
     pub fn use_for(&self, error: &io::Error) -> bool {
         let none_left = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
         if none_left {
@@ -67,22 +66,22 @@ impl Reserve {
         none_left
     }
 
-    /// Gives the reserve up if no descriptor can be had now.
+    /// Closes the reserve if no descriptor can be opened now.
     pub fn use_if_needed(&self) {
-        if let Err(error) = File::open(ANYTHING) {
+        if let Err(error) = File::open(FILE) {
             let _ = self.use_for(&error);
         }
     }
 
     fn give_up(&self, error: &io::Error) {
-        // Before anything else is accepted.
+        // The pulse stops first: with the reserve closed, accepting works again.
         let again = self.ran_out.swap(true, Ordering::AcqRel);
         self.pulse.stop();
         self.held.lock().clear();
         if !again {
             tracing::warn!(
                 %error,
-                "no descriptors left: new probes go their own way until there are; is RLIMIT_NOFILE too low?"
+                "no file descriptors left: new probes bypass the handler until some are free; raise RLIMIT_NOFILE"
             );
         }
     }
@@ -90,10 +89,10 @@ impl Reserve {
     fn fill(&self) -> io::Result<()> {
         let mut held = self.held.lock();
         while held.len() < SIZE {
-            match File::open(ANYTHING) {
+            match File::open(FILE) {
                 Ok(file) => held.push(file.into()),
                 Err(error) => {
-                    // What is left is for those that are being served.
+                    // Leave the free descriptors to the connections that are being served.
                     held.clear();
                     return Err(error);
                 }
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn without_descriptors_the_pulse_stops_until_the_reserve_is_there_again() {
+    fn without_descriptors_the_pulse_stops_until_the_reserve_is_refilled() {
         let pulse = Arc::new(Counted::default());
         let reserve = Reserve::new(Arc::clone(&pulse) as Arc<dyn Pulse>);
         reserve.beat();
@@ -139,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_is_kept_while_descriptors_can_be_had() {
+    fn the_reserve_is_kept_while_descriptors_are_free() {
         let reserve = Reserve::new(Arc::new(Counted::default()));
         reserve.use_if_needed();
         assert_eq!(reserve.held.lock().len(), SIZE);

@@ -1,4 +1,4 @@
-//! Executing a route's check within its time, for as long as the kubelet waits for it.
+//! Bounds a route's check by its timeout and by the kubelet's connection.
 
 use std::future::Future;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use super::table::{Endpoint, Route};
 use probe::Finding;
 use probe::verdict::Reason;
 
-/// When a check of `route` that was accepted at `since` must be over: a margin before the kubelet itself
-/// gives up, so that it hears our answer; never, for a lifecycle hook.
+/// When a check of `route` that was accepted at `since` must end: a margin before the kubelet's own
+/// timeout, so that our answer arrives in time; none for a lifecycle hook.
 pub(super) fn deadline(route: &Route, since: Instant) -> Option<Instant> {
     let timeout = route.timeout?;
     let margin = (timeout / 100).clamp(Duration::from_millis(5), Duration::from_millis(50));
     Some(since + timeout.saturating_sub(margin))
 }
 
-/// What `check` of `route`, for a connection that was accepted at `since`, finds, unless its time is over or the
-/// kubelet hangs up before.
+/// Runs `check` of `route` for a connection that was accepted at `since`, until its deadline or until the kubelet
+/// closes the connection.
 pub(super) async fn bounded(
     check: impl Future<Output = Finding>,
     kubelet: &TcpStream,
@@ -33,15 +33,15 @@ pub(super) async fn bounded(
         biased;
         finding = check => finding,
         () = expired(deadline(route, since)) => {
-            Finding::without_answer(Reason::TimedOut, "no whole answer within the probe's timeout")
+            Finding::without_answer(Reason::TimedOut, "no complete answer within the probe's timeout")
         }
         () = hung_up(kubelet) => given_up(route, since),
     }
 }
 
-/// What there is to say of a check of `route` for which the kubelet no longer waits. Its clock began when it dialled,
-/// which on a busy node is a while before we accepted: where it hangs up towards the end, its time was over. Where
-/// several probes share the route, it may have been one with a shorter timeout.
+/// The finding for a check of `route` whose connection the kubelet has closed. The kubelet's timeout began when it
+/// dialled, on a busy node well before we accepted. So a connection closed near the end of the timeout counts as timed
+/// out. Where several probes share the route, the timeout may be a shorter one.
 pub(super) fn given_up(route: &Route, since: Instant) -> Finding {
     let elapsed = since.elapsed();
     let is_late = |deadline: Instant| elapsed >= deadline.duration_since(since) * 9 / 10;
@@ -49,9 +49,12 @@ pub(super) fn given_up(route: &Route, since: Instant) -> Finding {
     match deadline(route, since).is_some_and(is_late) || route.shorter.iter().any(ends) {
         true => Finding::without_answer(
             Reason::TimedOut,
-            "no whole answer before the kubelet gave up, at the end of the probe's timeout",
+            "no complete answer before the kubelet closed its connection at the end of the probe's timeout",
         ),
-        false => Finding::without_answer(Reason::Cancelled, "the kubelet hung up"),
+        false => Finding::without_answer(
+            Reason::Cancelled,
+            "the kubelet closed its connection before the answer",
+        ),
     }
 }
 
@@ -64,7 +67,7 @@ pub(super) async fn expired(deadline: Option<Instant>) {
 }
 
 impl Handler {
-    /// Notes what was found on `route`, accepted at `since`.
+    /// Records the finding of a check of `route`, accepted at `since`.
     pub(super) fn conclude(
         &self,
         endpoint: &Endpoint,
@@ -103,7 +106,7 @@ mod tests {
         }
     }
 
-    /// A kubelet's connection on which it has hung up, and we know it.
+    /// Our end of a connection that the kubelet has closed, once that can be read.
     async fn abandoned() -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
         let address = listener.local_addr().expect("address");
@@ -115,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_kubelet_that_hangs_up_when_its_time_is_over_saw_a_timeout() {
+    async fn a_kubelet_that_hangs_up_near_the_end_of_the_timeout_saw_a_timeout() {
         let ours = abandoned().await;
         tokio::time::pause();
         let since = Instant::now();
@@ -124,7 +127,7 @@ mod tests {
             (Duration::from_secs(0), Reason::Cancelled),
             (Duration::from_millis(8_900), Reason::Cancelled),
             (Duration::from_millis(9_100), Reason::TimedOut),
-            // We were late to look, and both have happened.
+            // Both have happened by the time we look.
             (Duration::from_secs(11), Reason::TimedOut),
         ] {
             advance(elapsed.saturating_sub(since.elapsed())).await;
@@ -137,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn so_it_did_when_the_time_of_a_probe_is_over_that_shares_the_route() {
+    async fn a_shorter_timeout_of_a_probe_that_shares_the_route_counts_too() {
         let ours = abandoned().await;
         tokio::time::pause();
         let since = Instant::now();

@@ -1,5 +1,5 @@
-//! The SYN with which an accepted connection began: it holds what tells this connection from others that came from
-//! the same address and port (TCP_SAVE_SYN and TCP_SAVED_SYN, Linux 4.2).
+//! The initial sequence number of an accepted connection, read from its saved SYN (TCP_SAVE_SYN and TCP_SAVED_SYN,
+//! Linux 4.2). It distinguishes the connection from earlier ones with the same peer address and port.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,7 +11,7 @@ const IPV6_HEADER: usize = 40;
 /// Protocol number of TCP.
 const TCP: u8 = 6;
 
-/// Has the kernel keep the SYN of each connection that `listener` accepts from now on.
+/// Makes the kernel save the SYN of each connection that `listener` receives from now on.
 ///
 /// # Errors
 /// Those of setsockopt(2).
@@ -33,23 +33,23 @@ pub fn keep(listener: &impl AsFd) -> io::Result<()> {
     }
 }
 
-/// Why no SYN is kept of any connection, if so: the kernel makes no use of what it could keep.
+/// Why the kernel saves no SYNs at all, if that is so.
 pub fn obstacle() -> Option<&'static str> {
-    // Of the calling thread's network namespace, as the listeners are.
+    // This reads the setting of the calling thread's network namespace, which is also the listeners'.
     let always = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies")
         .is_ok_and(|value| value.trim() == "2");
     always.then_some(
-        "net.ipv4.tcp_syncookies is 2, so that the kernel keeps no SYN, and the kubelet's connections can't be told from \
-         others: set it to 1, with which the kernel sends SYN cookies when it has to",
+        "net.ipv4.tcp_syncookies is 2: the kernel saves no SYN, so the handler cannot identify the kubelet's connections; \
+         set it to 1, with which the kernel sends SYN cookies only while a SYN queue overflows",
     )
 }
 
-/// The initial sequence number of the peer of `stream`, which [`keep`]'s listener accepted; a second call finds nothing. None
-/// where the kernel kept no SYN: with SYN cookies it does not.
+/// The peer's initial sequence number of `stream`, which the listener given to [`keep`] accepted. None on a second call, and
+/// where the kernel did not save the SYN, as with SYN cookies.
 pub fn take_isn(stream: &impl AsFd) -> Option<u32> {
     let mut syn = [0_u8; SYN_BYTES];
     let mut length = SYN_BYTES as libc::socklen_t;
-    // SAFETY: an open socket, and a buffer of the length given, of which the kernel writes at most that.
+    // SAFETY: an open socket, and a buffer of the length given; the kernel writes at most that many bytes.
     let result = unsafe {
         libc::getsockopt(
             stream.as_fd().as_raw_fd(),
@@ -70,7 +70,7 @@ fn isn(packet: &[u8]) -> Option<u32> {
     const SEQUENCE: usize = 4;
     let tcp = match packet.first()? >> 4 {
         4 => usize::from(packet.first()? & 0xf) * 4,
-        // On loopback nobody adds extension headers; whoever does is not understood.
+        // Loopback adds no extension headers. A packet that has one is not parsed.
         6 if packet.get(6) == Some(&TCP) => IPV6_HEADER,
         _ => return None,
     };
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_is_read_behind_either_header() {
+    fn the_sequence_number_is_read_after_either_ip_header() {
         let tcp = [0x1f, 0x90, 0, 80, 0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 0];
         let v4 = [&[0x45][..], &[0; 19], &tcp].concat();
         assert_eq!(isn(&v4), Some(0xdead_beef));
@@ -101,8 +101,8 @@ mod tests {
     }
 
     #[test]
-    fn two_connections_from_one_port_differ() {
-        // On addresses of its own: no other test takes the ports.
+    fn two_connections_from_one_port_have_different_numbers() {
+        // No other test uses these addresses, so none takes the ports.
         let listener = TcpListener::bind("127.0.0.7:0").expect("listener");
         keep(&listener).expect("kept");
         let to = listener.local_addr().expect("address");

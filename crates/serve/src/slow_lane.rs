@@ -1,4 +1,4 @@
-//! The thread for pods whose checks cost much: they are served last.
+//! Serves costly pods on a thread of their own, with low priority.
 
 use std::net::TcpStream as StdStream;
 use std::sync::{Arc, Weak};
@@ -12,27 +12,26 @@ use super::table::Endpoint;
 use super::worker::Worker;
 use super::{Handler, reap};
 
-/// A connection of the kubelet's to a pod of the slow lane.
+/// A connection from the kubelet to a pod of the slow lane.
 pub(super) struct Handover {
     kubelet: StdStream,
     endpoint: Arc<Endpoint>,
     since: Instant,
-    /// Dropped when it is served.
+    /// Dropped when the connection has been served.
     _served: oneshot::Sender<()>,
 }
 
-/// Where connections are handed over to the slow lane.
+/// Hands connections over to the slow lane's thread.
 pub struct SlowLane(mpsc::UnboundedSender<Handover>);
 
 impl SlowLane {
-    /// The lane, and what its thread serves.
+    /// The lane, and the connections for its thread to serve.
     pub fn new() -> (Self, SlowConnections) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (Self(sender), SlowConnections(receiver))
     }
 
-    /// Has the connection served there, and waits until it is. A connection that can't be handed over is dropped with its
-    /// thread.
+    /// Hands the connection over and waits until it has been served. Drops the connection if the lane's thread has ended.
     pub(super) async fn serve(&self, kubelet: TcpStream, endpoint: Arc<Endpoint>, since: Instant) {
         let (served, done) = oneshot::channel();
         let Ok(kubelet) = kubelet.into_std() else {
@@ -44,17 +43,17 @@ impl SlowLane {
             since,
             _served: served,
         });
-        // An error says that it was served.
+        // An error means that the connection has been served: the sender is only ever dropped.
         let _ = done.await;
     }
 }
 
-/// The connections that were handed over. At most as many as the kubelet makes to those pods; each of them bounds its
-/// checks in flight.
+/// The connections that were handed over. Unbounded, because the kubelet makes only so many to those pods, and each pod
+/// has a limit of checks in flight.
 pub struct SlowConnections(mpsc::UnboundedReceiver<Handover>);
 
 impl SlowConnections {
-    /// Serves them until the lane is gone.
+    /// Serves them until the [`SlowLane`] or the handler is dropped.
     pub async fn run(mut self, handler: Weak<Handler>, worker: Arc<Worker>) {
         let mut connections = JoinSet::new();
         loop {

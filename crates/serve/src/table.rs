@@ -1,4 +1,4 @@
-//! What the handler serves: endpoints, their routes, and what was last seen on each.
+//! The endpoints that the handler serves, their routes, and each route's statistics.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -19,9 +19,9 @@ pub struct ServedPod {
     pub id: PodId,
     /// Its mesh.
     pub mesh: Mesh,
-    /// How to dial it.
+    /// Dials its app.
     pub dialer: Arc<dyn Dial>,
-    /// What its checks have cost lately.
+    /// What its checks have cost recently.
     pub cost: Arc<PodCost>,
     /// Most checks that may be in flight at once.
     pub max_in_flight: usize,
@@ -30,7 +30,7 @@ pub struct ServedPod {
 }
 
 impl ServedPod {
-    /// A place for one check in flight; none when the pod has as many as it may have.
+    /// Admits one more check in flight; none when the pod has reached its limit.
     pub fn admit(self: &Arc<Self>) -> Option<InFlight> {
         self.in_flight
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| {
@@ -43,7 +43,7 @@ impl ServedPod {
     }
 }
 
-/// Holds a pod's place for one check until dropped.
+/// Counts as one of the pod's checks in flight until dropped.
 pub struct InFlight {
     pod: Arc<ServedPod>,
 }
@@ -54,12 +54,12 @@ impl Drop for InFlight {
     }
 }
 
-/// One declared check, and everyone who declared just this one.
+/// One check, and all the probes and hooks that declare it.
 pub struct Route {
-    /// (container, kind) of each declaration. Two probes with the same port and target can't be told
-    /// apart on the wire; they share the route, and with it verdicts and counts.
+    /// (container, kind) of each declaration. Two probes with the same port and target send the same
+    /// requests, so they share the route, and with it verdicts and counts.
     pub members: Vec<(String, ProbeKind)>,
-    /// What it does.
+    /// What the check does.
     pub action: Action,
     /// The User-Agents that the members declare, where the kubelet does not send its own.
     pub agents: Vec<String>,
@@ -67,14 +67,14 @@ pub struct Route {
     pub timeout: Option<Duration>,
     /// The timeouts of other members, which are shorter.
     pub shorter: Vec<Duration>,
-    /// The way by which it is served.
+    /// How the probes reach the handler.
     pub mode: ProbeMode,
-    /// What happened so far.
+    /// Its verdicts so far.
     pub stats: RouteStats,
 }
 
 impl Route {
-    /// Whether only lifecycle hooks declared it.
+    /// Whether only lifecycle hooks declare it.
     pub fn is_hook(&self) -> bool {
         self.members.iter().all(|(_, kind)| kind.is_hook())
     }
@@ -103,24 +103,24 @@ impl Route {
     }
 }
 
-/// What a verdict has to tell that those before it did not.
+/// What a verdict changes, compared with those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusChange {
     /// Nothing.
     None,
-    /// It fails, or for another reason than before.
+    /// The probe fails, and did not before, or did for another reason.
     Fails,
-    /// It passes, and did not before.
+    /// The probe passes, and did not before.
     PassesAgain,
-    /// It is left to plain networking, and was not before.
+    /// The probe is relayed because the pod cannot be dialled, and was not before.
     StandsAside,
 }
 
-/// What happened on a route.
+/// The verdicts of a route.
 #[derive(Default)]
 pub struct RouteStats {
     last: Mutex<Option<(Instant, Verdict)>>,
-    /// How it failed last, unless it has passed since.
+    /// How it failed last, unless it has passed since then.
     failing: Mutex<Option<(Reason, u16)>>,
     success: AtomicU64,
     failure: AtomicU64,
@@ -128,7 +128,7 @@ pub struct RouteStats {
 }
 
 impl RouteStats {
-    /// What `verdict`, whose outcome this is, has to tell that those before did not.
+    /// What `verdict`, with this `outcome`, changes compared with those before it.
     pub fn status_change(&self, outcome: Outcome, verdict: &Verdict) -> StatusChange {
         let mut failing = self.failing.lock();
         let mut unless_known = |news| {
@@ -139,7 +139,7 @@ impl RouteStats {
             }
         };
         match (outcome, verdict.reason) {
-            // The kubelet makes an event of this one too.
+            // The kubelet reports an event for an incomplete body too.
             (Outcome::Failure, _) | (_, Reason::BodyIncomplete) => {
                 unless_known(StatusChange::Fails)
             }
@@ -148,7 +148,7 @@ impl RouteStats {
                 Some(_) => StatusChange::PassesAgain,
                 None => StatusChange::None,
             },
-            // Whatever it failed with before, the app was there.
+            // A splice reached the app, so the earlier failure is over.
             (Outcome::Unknown, Reason::Spliced) => {
                 *failing = None;
                 StatusChange::None
@@ -157,7 +157,7 @@ impl RouteStats {
         }
     }
 
-    /// Notes a verdict.
+    /// Records a verdict.
     pub fn record(&self, outcome: Outcome, verdict: Verdict) {
         let counter = match outcome {
             Outcome::Success => &self.success,
@@ -168,12 +168,12 @@ impl RouteStats {
         *self.last.lock() = Some((Instant::now(), verdict));
     }
 
-    /// The last verdict and when it came.
+    /// The last verdict, and when it was recorded.
     pub fn last(&self) -> Option<(Instant, Verdict)> {
         self.last.lock().clone()
     }
 
-    /// How many verdicts of each outcome: success, failure, unknown.
+    /// The number of verdicts by outcome: success, failure, unknown.
     pub fn counts(&self) -> (u64, u64, u64) {
         (
             self.success.load(Ordering::Relaxed),
@@ -187,23 +187,23 @@ impl RouteStats {
 pub struct Endpoint {
     /// Pod IP and port, as the kubelet dials it.
     pub address: SocketAddr,
-    /// Whose it is.
+    /// The pod that it belongs to.
     pub pod: Arc<ServedPod>,
-    /// What is served there.
+    /// The checks served there.
     pub routes: Routes,
 }
 
-/// What is served on an endpoint. A clone shares its routes.
+/// The checks served on an endpoint. A clone shares the routes.
 #[derive(Clone)]
 pub enum Routes {
     /// The app's own port.
     Native(NativeRoutes),
-    /// An agent's port: the rewritten path (`/app-health/<container>/livez`) to the original check.
+    /// An agent's port: from rewritten path (`/app-health/<container>/livez`) to original check.
     Rewritten(HashMap<String, Arc<Route>>),
 }
 
 impl Routes {
-    /// The longest timeout of its probes; zero where there are none.
+    /// The longest timeout of the probes; zero if there is none.
     pub fn longest_timeout(&self) -> Duration {
         fn timeout(route: &Arc<Route>) -> Option<Duration> {
             route.timeout
@@ -238,25 +238,25 @@ impl Routes {
     }
 }
 
-/// What was declared on one of the app's own ports.
+/// The checks declared on one of the app's own ports.
 #[derive(Default, Clone)]
 pub struct NativeRoutes {
     /// `tcpSocket`.
     pub tcp: Option<Arc<Route>>,
-    /// `httpGet`, plaintext: request target (path and query) to its route.
+    /// `httpGet`, plaintext: from request target (path and query) to route.
     pub http: HashMap<String, HttpRoute>,
-    /// `httpGet` with scheme HTTPS, any target: it is spliced.
+    /// `httpGet` with scheme HTTPS and any target, because it is spliced.
     pub https: Option<Arc<Route>>,
-    /// `grpc`, any service: it is spliced.
+    /// `grpc` with any service, because it is spliced.
     pub grpc: Option<Arc<Route>>,
 }
 
-/// A plaintext httpGet target.
+/// The routes of one plaintext `httpGet` target.
 #[derive(Default, Clone)]
 pub struct HttpRoute {
     /// Declared by probes.
     pub probe: Option<Arc<Route>>,
-    /// Declared by lifecycle hooks: their User-Agent is `kube-lifecycle/...`.
+    /// Declared by lifecycle hooks, whose User-Agent is `kube-lifecycle/...`.
     pub hook: Option<Arc<Route>>,
 }
 
@@ -272,12 +272,12 @@ impl EndpointTable {
         self.endpoints.read().get(&address).cloned()
     }
 
-    /// Puts `endpoint` at its address, in place of what stood there.
+    /// Inserts `endpoint`, replacing any other at its address.
     pub fn insert(&self, endpoint: Arc<Endpoint>) {
         let _ = self.endpoints.write().insert(endpoint.address, endpoint);
     }
 
-    /// Takes the endpoint at `address` away.
+    /// Removes and returns the endpoint at `address`.
     pub fn remove(&self, address: SocketAddr) -> Option<Arc<Endpoint>> {
         self.endpoints.write().remove(&address)
     }
@@ -287,12 +287,12 @@ impl EndpointTable {
         self.endpoints.read().values().cloned().collect()
     }
 
-    /// How many there are.
+    /// The number of endpoints.
     pub fn len(&self) -> usize {
         self.endpoints.read().len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no endpoints.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -303,7 +303,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_probe_that_goes_on_as_it_did_is_no_news() {
+    fn only_a_change_of_the_result_is_reported() {
         let stats = RouteStats::default();
         for (reason, status, news) in [
             (Reason::Healthy, 200, StatusChange::None),
@@ -317,7 +317,7 @@ mod tests {
             (Reason::Healthy, 204, StatusChange::PassesAgain),
             (Reason::Healthy, 200, StatusChange::None),
             (Reason::Refused, 500, StatusChange::Fails),
-            // HTTPS or gRPC, of which we never hear that it passes.
+            // HTTPS or gRPC, whose result the handler does not see.
             (Reason::Spliced, 200, StatusChange::None),
             (Reason::Refused, 500, StatusChange::Fails),
             (Reason::Dial, 500, StatusChange::StandsAside),

@@ -1,21 +1,21 @@
-//! A thread that serves connections: whether it is alive, and whether it is its turn to accept.
+//! The state of a thread that serves connections: whether it is alive, and whether it has the turn to accept.
 //!
-//! Several threads can serve, one of them accepts. A check that makes the kernel work for a long time (see
-//! [`super::cost`]) holds up its thread, and whatever else that thread serves; then the next thread accepts.
+//! Several threads can serve; one of them accepts. A check that makes the kernel work for a long time (see
+//! [`super::cost`]) blocks its thread, and with it all other connections of that thread. Then the next thread accepts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-/// How often a worker says that it is alive.
+/// How often a worker must call [`Worker::beat`].
 pub const BEAT: Duration = Duration::from_millis(100);
-/// A worker that has been busy with one thing for longer than this is held up,
+/// A worker that has been busy with one task for longer than this is held up.
 const BUSY: Duration = Duration::from_millis(75);
-/// and so is one that has not said that it is alive for this long.
+/// A worker without a beat for longer than this is held up too.
 const SILENT: Duration = Duration::from_millis(350);
 
-/// One thread, as others see it. Times are milliseconds since `epoch`, plus one; 0 is never.
+/// The state of one thread, shared with others. Times are milliseconds since `epoch`, plus one; 0 means never.
 #[derive(Debug)]
 pub struct Worker {
     name: &'static str,
@@ -28,7 +28,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// The worker number `index`, whose turn it is when `turn` says so. Counts as alive from now on.
+    /// Worker `index`, which has the turn while `turn` is `index`. Counts as alive from now on.
     pub fn new(name: &'static str, index: usize, turn: watch::Receiver<usize>) -> Self {
         Self {
             name,
@@ -41,51 +41,51 @@ impl Worker {
         }
     }
 
-    /// Name of its thread.
+    /// The name of its thread.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Whether it is this worker's turn to accept.
+    /// Whether this worker has the turn to accept.
     pub fn has_turn(&self) -> bool {
         *self.turn.borrow() == self.index
     }
 
-    /// Changes whenever the turn does.
+    /// A receiver that changes whenever the turn does.
     pub fn turns(&self) -> watch::Receiver<usize> {
         self.turn.clone()
     }
 
-    /// To be called by its thread every [`BEAT`].
+    /// Records that its thread is alive. The thread must call this every [`BEAT`].
     pub fn beat(&self) {
         self.last_beat
             .store(self.stamp(Instant::now()), Ordering::Relaxed);
         let _ = self.beats.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often it has said that it is alive.
+    /// The number of beats so far.
     pub fn beats(&self) -> u64 {
         self.beats.load(Ordering::Relaxed)
     }
 
-    /// How long ago it last said that it is alive.
+    /// The time since the last beat.
     pub fn silent_for(&self, now: Instant) -> Duration {
         self.since(&self.last_beat, now).unwrap_or_default()
     }
 
-    /// Whether others should take over.
+    /// Whether another worker should have the turn instead.
     pub fn is_held_up(&self, now: Instant) -> bool {
         self.since(&self.busy_since, now)
             .is_some_and(|busy| busy > BUSY)
             || self.silent_for(now) > SILENT
     }
 
-    /// Its thread begins to work on something, at `now`.
+    /// Records that its thread begins a task at `now`.
     pub(super) fn busy(&self, now: Instant) {
         self.busy_since.store(self.stamp(now), Ordering::Relaxed);
     }
 
-    /// Its thread is done with it.
+    /// Records that its thread has ended the task.
     pub(super) fn idle(&self) {
         self.busy_since.store(0, Ordering::Relaxed);
     }
@@ -103,7 +103,8 @@ impl Worker {
     }
 }
 
-/// Whose turn it is next, given whose it is and who is held up: nobody else's while nobody else could do better.
+/// Which worker has the turn next, given which has it `now` and which are held up. It changes only from a worker that is
+/// held up to one that is not.
 pub fn next_turn(now: usize, held_up: &[bool]) -> usize {
     if held_up.get(now) != Some(&true) {
         return now;
@@ -122,14 +123,14 @@ mod tests {
         assert_eq!(
             next_turn(1, &[false, false]),
             1,
-            "it does not go back by itself"
+            "the turn does not go back by itself"
         );
         assert_eq!(next_turn(1, &[false, true]), 0);
-        assert_eq!(next_turn(1, &[true, true]), 1, "nobody could do better");
+        assert_eq!(next_turn(1, &[true, true]), 1, "all are held up");
     }
 
     #[test]
-    fn a_worker_is_held_up_by_long_work_or_when_it_says_nothing() {
+    fn a_worker_is_held_up_by_a_long_task_or_by_missing_beats() {
         let (_turns, turn) = watch::channel(0);
         let worker = Worker::new("handler", 0, turn);
         let now = Instant::now();
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_knows_its_turn() {
+    fn a_worker_has_the_turn_once_it_is_given() {
         let (turns, turn) = watch::channel(0);
         let worker = Worker::new("standby", 1, turn);
         assert!(!worker.has_turn());

@@ -1,25 +1,25 @@
-//! The chunked transfer coding, as strict and as lenient as Go's net/http/internal/chunked.go, by
+//! Decodes the chunked transfer coding, as strict and as lenient as Go's net/http/internal/chunked.go, with
 //! which the kubelet itself would read the answer.
 
 use super::ResponseError;
 
 /// Longest chunk-size line, extensions included. Bytes.
 const LINE_LIMIT: usize = 4096;
-/// Longest trailer section: what Go's 4 KiB reader can look ahead. Bytes.
+/// Longest trailer section: as far as Go's 4 KiB reader can look ahead. Bytes.
 const TRAILER_LIMIT: usize = 4096;
-/// Framing beyond 16 bytes and twice the data per chunk that is borne in all. Bytes.
+/// How much framing is accepted in all, beyond 16 bytes plus twice the data for each chunk. Bytes.
 const EXCESS_LIMIT: u64 = 16 * 1024;
 
-/// Where in the coding we are.
+/// The current position in the coding.
 #[derive(Debug)]
 enum State {
-    /// In the line that tells the next chunk's size.
+    /// In the line with the next chunk's size.
     Size,
-    /// In a chunk, so many bytes before its end.
+    /// In a chunk, this many bytes before its end.
     Data(u64),
-    /// Before the CR LF (true: only LF is left) that ends a chunk.
+    /// In the CR LF that ends a chunk.
     DataEnd { seen_cr: bool },
-    /// Behind the last chunk.
+    /// After the last chunk.
     Trailer,
 }
 
@@ -41,8 +41,8 @@ impl Chunked {
         }
     }
 
-    /// Takes `bytes`; true once the body and its trailers are complete or `budget` (bytes of data
-    /// that are still wanted) is used up.
+    /// Decodes `bytes`. Returns true once the body and its trailers are complete, or `budget` (bytes of data
+    /// still to read) is used up.
     pub(super) fn feed(
         &mut self,
         mut bytes: &[u8],
@@ -100,13 +100,13 @@ impl Chunked {
         Ok(false)
     }
 
-    /// The size line is complete.
+    /// Begins the chunk whose size line is now complete.
     fn begin_chunk(&mut self) -> Result<(), ResponseError> {
         let size = chunk_size(&self.line)?;
         self.excess = (self.excess + self.line.len() as u64 + 2)
             .saturating_sub(size.saturating_mul(2).saturating_add(16));
         if self.excess > EXCESS_LIMIT {
-            return Err(ResponseError::Malformed("more framing than data"));
+            return Err(ResponseError::Malformed("too much chunk framing"));
         }
         self.line.clear();
         self.state = if size == 0 {
@@ -118,7 +118,7 @@ impl Chunked {
     }
 }
 
-/// The size in a whole size line: hexadecimal digits, an extension, CR LF.
+/// The size in a complete size line: hexadecimal digits, an extension, CR LF.
 fn chunk_size(line: &[u8]) -> Result<u64, ResponseError> {
     const BAD: ResponseError = ResponseError::Malformed("bad chunk size");
     let line = line.strip_suffix(b"\r\n").ok_or(BAD)?;

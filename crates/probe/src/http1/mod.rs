@@ -1,7 +1,7 @@
-//! Reading an HTTP/1 response, without I/O: bytes go in, the status comes out.
+//! Parses an HTTP/1 response without I/O: the caller feeds bytes and gets the status.
 //!
-//! As strict and as lenient as Go's net/http client (response.go, transfer.go), by which the kubelet
-//! itself would have read it, but for the limits on its size.
+//! As strict and as lenient as Go's net/http client (response.go, transfer.go), with which the kubelet itself
+//! would read it, except for the limits on its size.
 
 use std::mem::MaybeUninit;
 
@@ -15,11 +15,11 @@ mod chunked;
 #[cfg(test)]
 mod tests;
 
-/// Most headers (or trailers) in one head. 16 KiB have room for at most 5,461 of them; an app that
-/// sends more than this is broken.
+/// Most headers (or trailers) in one head. An app that sends more than this is broken; 16 KiB would have room
+/// for 5,461.
 const HEADERS_LIMIT: usize = 512;
 
-/// What the check wants to know of a response.
+/// The parts of a response head that the check needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseHead {
     /// Status code, 100 to 999.
@@ -29,30 +29,30 @@ pub struct ResponseHead {
 }
 
 impl ResponseHead {
-    /// Whether it is a redirect that Go's client would consider. The body of one is no matter to it.
+    /// Whether it is a redirect that Go's client would consider. That client ignores the body of one.
     pub fn leads_on(&self) -> bool {
         is_redirect(self.status) && self.location.is_some()
     }
 }
 
-/// Why there is no whole response.
+/// Why there is no complete response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ResponseError {
-    /// The bytes are no HTTP/1 response.
-    #[error("no valid HTTP response: {0}")]
+    /// The bytes are not a valid HTTP/1 response.
+    #[error("invalid HTTP response: {0}")]
     Malformed(&'static str),
     /// Status line and headers, interim responses included, are too long.
-    #[error("more than {HEAD_LIMIT} bytes, or {HEADERS_LIMIT}, of headers")]
+    #[error("more than {HEAD_LIMIT} bytes of headers, or more than {HEADERS_LIMIT} headers")]
     HeadTooLarge,
     /// The stream ended before the response did.
     #[error("the app closed the connection before its answer was complete")]
     CutShort,
 }
 
-/// How the body's end is told.
+/// What marks the end of the body.
 #[derive(Debug)]
 enum Framing {
-    /// `Content-Length`, or no body: so many bytes left.
+    /// `Content-Length`, or no body: this many bytes are left.
     Length(u64),
     Chunked(Chunked),
     UntilClose,
@@ -61,13 +61,13 @@ enum Framing {
 /// Reads one response.
 #[derive(Debug)]
 pub struct ResponseReader {
-    /// What came of the current head so far.
+    /// The part of the current head received so far.
     buffer: Vec<u8>,
-    /// Bytes of interim responses before it.
+    /// Bytes of interim responses before the current head.
     interim: usize,
-    /// The final head and the body's framing, once there.
+    /// The final head and the body's framing, once the head is complete.
     response: Option<(ResponseHead, Framing)>,
-    /// How much more of the body we want.
+    /// How many more bytes of the body to read.
     budget: usize,
 }
 
@@ -83,11 +83,11 @@ impl Default for ResponseReader {
 }
 
 impl ResponseReader {
-    /// Takes `bytes` from the stream; true once no more are wanted: the response is complete, or as
+    /// Parses `bytes` from the stream. Returns true once no more are needed: the response is complete, or as
     /// much of its body was read as the kubelet reads.
     ///
     /// # Errors
-    /// The bytes are no response that Go's client would take.
+    /// The bytes are not a response that Go's client would accept.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, ResponseError> {
         if let Some((_, framing)) = &mut self.response {
             return framing.feed(bytes, &mut self.budget);
@@ -97,7 +97,7 @@ impl ResponseReader {
             if self.interim + length > HEAD_LIMIT {
                 return Err(ResponseError::HeadTooLarge);
             }
-            // Interim responses are passed over; 101 is final, as nobody asked for an upgrade.
+            // Interim responses are skipped. 101 is final, because the request has no Upgrade.
             if head.status < 200 && head.status != 101 {
                 let _ = self.buffer.drain(..length);
                 self.interim += length;
@@ -114,10 +114,10 @@ impl ResponseReader {
         Ok(false)
     }
 
-    /// The stream has ended.
+    /// Reports that the stream has ended.
     ///
     /// # Errors
-    /// [`ResponseError::CutShort`] where the response was to go on.
+    /// [`ResponseError::CutShort`] if the response is incomplete.
     pub fn end(&self) -> Result<(), ResponseError> {
         match &self.response {
             Some((_, Framing::UntilClose)) => Ok(()),
@@ -125,12 +125,12 @@ impl ResponseReader {
         }
     }
 
-    /// The final head, once it is there; the body may still be under way.
+    /// The final head, once it is complete; the body may still be incomplete.
     pub fn head(&self) -> Option<&ResponseHead> {
         self.response.as_ref().map(|(head, _)| head)
     }
 
-    /// As [`Self::head`], for keeps.
+    /// As [`Self::head`], by value.
     pub fn into_head(self) -> Option<ResponseHead> {
         self.response.map(|(head, _)| head)
     }
@@ -153,9 +153,9 @@ impl Framing {
     }
 }
 
-/// The head at the beginning of `buffer` with its length, once it is whole.
+/// The head at the beginning of `buffer`, with its length and the body's framing, once it is complete.
 fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, ResponseError> {
-    // httparse would pass over empty lines, Go does not.
+    // httparse would skip empty lines; Go does not.
     if matches!(buffer.first(), Some(b'\r' | b'\n')) {
         return Err(ResponseError::Malformed("empty status line"));
     }
@@ -164,21 +164,21 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, R
     let parsed = httparse::ParserConfig::default()
         .allow_multiple_spaces_in_response_status_delimiters(true)
         .allow_obsolete_multiline_headers_in_responses(true)
-        // Lines whose name has a space in it: see `check_lines`.
+        // Headers whose name contains a space: see `check_lines`.
         .ignore_invalid_headers_in_responses(true)
         .parse_response_with_uninit_headers(&mut response, buffer, &mut headers);
     let length = match parsed {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(ResponseError::HeadTooLarge),
-        Err(httparse::Error::Status) => return Err(ResponseError::Malformed("status line")),
-        Err(httparse::Error::Version) => return Err(ResponseError::Malformed("version")),
-        Err(_) => return Err(ResponseError::Malformed("header")),
+        Err(httparse::Error::Status) => return Err(ResponseError::Malformed("bad status line")),
+        Err(httparse::Error::Version) => return Err(ResponseError::Malformed("bad version")),
+        Err(_) => return Err(ResponseError::Malformed("bad header")),
     };
     check_lines(&buffer[..length])?;
     let status = response.code.unwrap_or_default();
     if status < 100 {
-        return Err(ResponseError::Malformed("status code"));
+        return Err(ResponseError::Malformed("bad status code"));
     }
     let location = values(response.headers, "location")
         .next()
@@ -188,12 +188,12 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, R
     Ok(Some((length, ResponseHead { status, location }, framing)))
 }
 
-/// Whether Go takes the header lines of `head` (its net/textproto `readMIMEHeader`). A name may have spaces in it, and is
-/// no name that anybody looks for then.
+/// Checks that Go would accept the header lines of `head` (its net/textproto `readMIMEHeader`). A name may contain spaces;
+/// such a header is ignored.
 fn check_lines(head: &[u8]) -> Result<(), ResponseError> {
-    const BAD: ResponseError = ResponseError::Malformed("header");
+    const BAD: ResponseError = ResponseError::Malformed("bad header");
     let mut lines = head.split(|&byte| byte == b'\n').skip(1).peekable();
-    // The first one can't go on with the status line.
+    // The first line must not be a continuation line.
     if matches!(lines.peek(), Some([b' ' | b'\t', ..])) {
         return Err(BAD);
     }
@@ -222,13 +222,13 @@ fn check_lines(head: &[u8]) -> Result<(), ResponseError> {
     Ok(())
 }
 
-/// RFC 9110, 5.6.2.
+/// Whether `byte` may occur in a token (RFC 9110, 5.6.2).
 const fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
 }
 
-/// How long the body is (Go's `readTransfer`, `parseTransferEncoding` and `fixLength`).
+/// How the body is framed (Go's `readTransfer`, `parseTransferEncoding` and `fixLength`).
 fn framing(
     status: u16,
     minor_version: u8,
@@ -238,12 +238,12 @@ fn framing(
     let chunked = match (minor_version, codings.next(), codings.next()) {
         (0, ..) | (_, None, _) => false,
         (_, Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => true,
-        _ => return Err(ResponseError::Malformed("transfer coding")),
+        _ => return Err(ResponseError::Malformed("bad transfer coding")),
     };
     let mut lengths = values(headers, "content-length");
     let length = lengths.next();
     if length.is_some_and(|length| lengths.any(|other| other != length)) {
-        return Err(ResponseError::Malformed("several content lengths"));
+        return Err(ResponseError::Malformed("conflicting content lengths"));
     }
     Ok(match (status, length) {
         (100..200 | 204 | 304, _) => Framing::Length(0),
@@ -259,7 +259,7 @@ fn content_length(value: &[u8]) -> Result<u64, ResponseError> {
         .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|digits| digits.parse::<i64>().ok())
         .and_then(|length| u64::try_from(length).ok())
-        .ok_or(ResponseError::Malformed("content length"))
+        .ok_or(ResponseError::Malformed("bad content length"))
 }
 
 /// The trimmed values of header `name`, in order.

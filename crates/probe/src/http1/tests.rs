@@ -1,10 +1,10 @@
-//! What is a whole response, what is none, and what is taken from it.
+//! Which bytes are a complete response, which are not, and what is read from it.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// What came of a response whose stream ended behind `bytes`, given in pieces.
+/// The result for a stream that ends after these pieces: status and Location.
 fn read<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> Result<(u16, Option<String>), ResponseError> {
@@ -26,7 +26,7 @@ fn read<'a>(
     Ok((head.status, location))
 }
 
-/// The whole, and every cut in two, and single bytes, give the same.
+/// Asserts the result for the response as a whole, cut in two at every place, and byte by byte.
 #[track_caller]
 fn check(response: &str, expect: Result<u16, ResponseError>) {
     let bytes = response.as_bytes();
@@ -55,7 +55,7 @@ fn malformed(response: &str) {
 const CUT: Result<u16, ResponseError> = Err(ResponseError::CutShort);
 
 #[test]
-fn every_final_status_is_taken() {
+fn every_final_status_is_accepted() {
     for status in 200..=999 {
         check(
             &format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n"),
@@ -169,7 +169,7 @@ fn the_body_ends_where_its_framing_says() {
 }
 
 #[test]
-fn bad_framing_is_no_response() {
+fn bad_framing_is_malformed() {
     for (headers, body) in [
         ("Content-Length: -1", ""),
         ("Content-Length: +1", "a"),
@@ -195,7 +195,7 @@ fn bad_framing_is_no_response() {
 }
 
 #[test]
-fn http_1_0_knows_no_transfer_coding() {
+fn http_1_0_has_no_transfer_coding() {
     check(
         "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nanything",
         Ok(200),
@@ -207,7 +207,7 @@ fn http_1_0_knows_no_transfer_coding() {
 }
 
 #[test]
-fn some_statuses_have_no_body_whatever_the_headers_say() {
+fn some_statuses_have_no_body_whatever_the_headers() {
     for status in [204, 304] {
         for headers in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
             check(
@@ -219,7 +219,7 @@ fn some_statuses_have_no_body_whatever_the_headers_say() {
 }
 
 #[test]
-fn interim_responses_are_passed_over() {
+fn interim_responses_are_skipped() {
     check(
         "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n\
          HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n",
@@ -292,7 +292,7 @@ fn no_more_of_the_body_is_read_than_the_kubelet_reads() {
 }
 
 #[test]
-fn endless_framing_is_refused() {
+fn endless_framing_is_rejected() {
     let chunk = format!("1;{}\r\na\r\n", "x".repeat(4000));
     malformed(&format!(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{}",
@@ -309,7 +309,7 @@ fn endless_framing_is_refused() {
 }
 
 #[test]
-fn the_first_location_counts_and_an_empty_one_is_none() {
+fn the_first_location_counts_and_an_empty_one_does_not() {
     let location = |headers: &str| {
         let response = format!("HTTP/1.1 302 Found\r\n{headers}\r\nContent-Length: 0\r\n\r\n");
         read([response.as_bytes()]).expect("a response").1
@@ -322,7 +322,7 @@ fn the_first_location_counts_and_an_empty_one_is_none() {
     assert_eq!(location("X: y"), None);
 }
 
-/// Things that responses are made of, and some that they are not.
+/// Fragments of responses, and random bytes.
 fn fragment() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         prop::sample::select(vec![

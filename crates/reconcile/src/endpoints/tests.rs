@@ -1,4 +1,4 @@
-//! Grouping, carrying over, and addresses.
+//! Tests of grouping, carrying over, and addresses.
 
 use std::time::Duration;
 
@@ -95,7 +95,7 @@ fn probes_of_one_target_share_a_route_with_the_longest_timeout() {
 }
 
 #[test]
-fn hooks_and_probes_of_one_target_have_a_route_each() {
+fn a_hook_and_a_probe_of_one_target_have_separate_routes() {
     let routes = PodRoutes::new(&pod(
         vec![
             probe("web", ProbeKind::Liveness, http(80, "/h"), 1),
@@ -111,7 +111,7 @@ fn hooks_and_probes_of_one_target_have_a_route_each() {
 }
 
 #[test]
-fn protocols_on_one_port_are_kept_apart() {
+fn each_protocol_on_a_port_has_its_own_route() {
     let https = Action::Http {
         scheme: Scheme::Https,
         port: 80,
@@ -138,7 +138,7 @@ fn protocols_on_one_port_are_kept_apart() {
         (tcp.members.len(), tcp.timeout),
         (2, Some(Duration::from_secs(3)))
     );
-    // A hook has no timeout: nothing is longer.
+    // A hook has no timeout, which counts as the longest.
     let https = native.https.as_ref().unwrap();
     assert_eq!((https.members.len(), https.timeout), (2, None));
     let grpc = native.grpc.as_ref().unwrap();
@@ -146,7 +146,7 @@ fn protocols_on_one_port_are_kept_apart() {
         (grpc.members.len(), grpc.timeout),
         (1, Some(Duration::from_secs(4)))
     );
-    // The kubelet tries an HTTPS hook again in plaintext, a probe it does not.
+    // The kubelet tries an HTTPS hook again in plaintext, but not a probe.
     let fallback = &native.http["/s"];
     assert!(native.http.len() == 1 && fallback.probe.is_none());
     let fallback = fallback.hook.as_ref().unwrap();
@@ -231,7 +231,7 @@ fn a_pod_without_probes_or_addresses_has_no_endpoints() {
 }
 
 #[test]
-fn a_route_declared_otherwise_starts_anew() {
+fn a_route_with_a_changed_declaration_starts_with_empty_statistics() {
     let live = |target, seconds| {
         PodRoutes::new(&pod(
             vec![probe("web", ProbeKind::Liveness, http(80, target), seconds)],
@@ -244,6 +244,33 @@ fn a_route_declared_otherwise_starts_anew() {
         let mut new = live(target, seconds);
         new.carry_over(&old);
         assert_eq!(new.routes()[0].stats.counts().0, kept, "{target} {seconds}");
+    }
+}
+
+#[test]
+fn a_changed_user_agent_of_a_second_member_replaces_the_route() {
+    let declared = |agent: &str| {
+        let mut readiness = http(80, "/h");
+        let Action::Http { user_agent, .. } = &mut readiness else {
+            unreachable!("an HTTP probe");
+        };
+        *user_agent = Some(agent.to_owned());
+        PodRoutes::new(&pod(
+            vec![
+                probe("web", ProbeKind::Liveness, http(80, "/h"), 1),
+                probe("web", ProbeKind::Readiness, readiness, 1),
+            ],
+            None,
+        ))
+    };
+    let old = declared("before");
+    see_success(&old.routes()[0]);
+    for (agent, kept) in [("before", 1), ("after", 0)] {
+        let mut new = declared(agent);
+        new.carry_over(&old);
+        let route = &new.routes()[0];
+        assert_eq!(route.agents, [agent]);
+        assert_eq!(route.stats.counts().0, kept, "{agent}");
     }
 }
 
@@ -302,7 +329,7 @@ fn any_pod() -> impl Strategy<Value = Pod> {
         })
 }
 
-/// What every route says of its members, sorted.
+/// Every member of every route, with port and protocol, sorted.
 fn members(routes: &PodRoutes) -> Vec<(String, ProbeKind, u16, &'static str)> {
     let mut all: Vec<_> = routes
         .routes()
@@ -328,7 +355,7 @@ proptest! {
         for p in &pod.probes {
             let protocol = p.action.protocol();
             declared.push((p.container.clone(), p.kind, p.action.port(), protocol));
-            // Such a hook may be tried again in plaintext.
+            // The kubelet may try such a hook again in plaintext.
             if p.kind.is_hook() && protocol == "https" {
                 declared.push((p.container.clone(), p.kind, p.action.port(), "http"));
             }
@@ -347,13 +374,13 @@ proptest! {
             };
             let route = route.expect("the probe has a route");
             prop_assert!(route.members.contains(&(probe.container.clone(), probe.kind)));
-            // No member is cut short.
+            // No member has a longer timeout than its route.
             prop_assert!(route.timeout.is_none() || probe.timeout <= route.timeout);
         }
     }
 
     #[test]
-    fn every_rewritten_path_has_its_route(pod in any_pod()) {
+    fn every_rewritten_path_has_a_route(pod in any_pod()) {
         let routes = PodRoutes::new(&pod);
         if let Some(rewritten) = &pod.rewritten {
             let Routes::Rewritten(by_path) = &routes.ports[&rewritten.port] else {
@@ -376,7 +403,7 @@ proptest! {
         for route in same.routes() {
             prop_assert_eq!(route.stats.counts(), (1, 0, 0));
         }
-        // Another declaration changes nothing of what is declared, whatever is carried over.
+        // Carrying over never changes what the new pod declares.
         let fresh = members(&PodRoutes::new(&after));
         let mut other = PodRoutes::new(&after);
         other.carry_over(&old);

@@ -1,4 +1,4 @@
-//! Endpoints follow pods, in the right order, and never for the wrong one.
+//! Endpoints follow their pods, change in the right order, and never serve the wrong pod.
 
 mod properties;
 mod status;
@@ -15,23 +15,23 @@ use model::{Action, Mesh, Probe, ProbeKind};
 use probe::verdict::{Outcome, Reason, Verdict};
 use serve::table::Routes;
 
-/// What a registry asked of the kernel: an endpoint of a namespace, or none.
+/// A call of the registry: adds an endpoint of a namespace, or removes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Call {
     Put(SocketAddr, i32),
     Take(SocketAddr),
 }
 
-/// The kernel's map, and how it behaves.
+/// A stand-in for the kernel's map, with failures to order.
 #[derive(Default)]
 struct Kernel {
     map: BTreeMap<SocketAddr, EndpointValue>,
     calls: Vec<Call>,
-    /// Which of the calls from now on fail.
+    /// Whether each of the next calls fails, the last element first.
     failing: Vec<bool>,
-    /// Most endpoints that it holds.
+    /// The map's capacity.
     capacity: Option<usize>,
-    /// Rules that the order of calls broke.
+    /// Calls that came in the wrong order.
     broken: Vec<String>,
 }
 
@@ -39,18 +39,18 @@ impl Kernel {
     fn called(&mut self, call: Call) -> Result<(), WriteError> {
         self.calls.push(call);
         if self.failing.pop() == Some(true) {
-            Err(WriteError("no place".into()))
+            Err(WriteError("no space".into()))
         } else {
             Ok(())
         }
     }
 }
 
-/// Writes to a [`Kernel`], with an eye on the table.
+/// Writes to a [`Kernel`], and checks the order of changes to kernel and table.
 struct Writer {
     kernel: Arc<Mutex<Kernel>>,
     table: Arc<EndpointTable>,
-    /// Taking these out has failed before: they have left the table.
+    /// Endpoints whose removal has failed before: they are no longer in the table.
     late: BTreeSet<SocketAddr>,
 }
 
@@ -60,14 +60,14 @@ impl EndpointWriter for Writer {
         let dialled = self.table.get(address).map(|endpoint| dialled(&endpoint));
         if dialled != Some(value.netns_id) {
             kernel.broken.push(format!(
-                "{address} is put for {}, and dialled in {dialled:?}",
+                "{address} is added for {}, but dialled in {dialled:?}",
                 value.netns_id
             ));
         }
         kernel.called(Call::Put(address, value.netns_id))?;
         let full = kernel.capacity == Some(kernel.map.len());
         if full && !kernel.map.contains_key(&address) {
-            return Err(WriteError("no place".into()));
+            return Err(WriteError("no space".into()));
         }
         let _ = kernel.map.insert(address, value);
         let _ = self.late.remove(&address);
@@ -77,9 +77,9 @@ impl EndpointWriter for Writer {
     fn take(&mut self, address: SocketAddr) -> Result<(), WriteError> {
         let mut kernel = self.kernel.lock();
         if self.table.get(address).is_none() && !self.late.contains(&address) {
-            kernel
-                .broken
-                .push(format!("{address} left the table before the kernel"));
+            kernel.broken.push(format!(
+                "{address} was removed from the table before the kernel"
+            ));
         }
         let taken = kernel.called(Call::Take(address));
         if taken.is_ok() {
@@ -92,7 +92,7 @@ impl EndpointWriter for Writer {
     }
 }
 
-/// Dials nothing: its error says in which namespace it would have.
+/// Always fails to dial: the error's number is the namespace in which it would dial.
 struct DialIn(i32);
 
 impl Dial for DialIn {
@@ -103,12 +103,12 @@ impl Dial for DialIn {
 
 fn dialled(endpoint: &Endpoint) -> i32 {
     match endpoint.pod.dialer.socket(endpoint.address) {
-        Ok(_) => panic!("a socket of nowhere"),
+        Ok(_) => panic!("unexpected socket"),
         Err(error) => error.raw_os_error().expect("a namespace's id"),
     }
 }
 
-/// A registry with all that it writes to.
+/// A registry, with the kernel and the table to which it writes.
 struct Bench {
     registry: Registry<Writer>,
     kernel: Arc<Mutex<Kernel>>,
@@ -135,7 +135,7 @@ impl Bench {
             .replace(pods.into_iter().map(Arc::new).collect())
     }
 
-    /// One with these pods, pod N in namespace N at its addresses.
+    /// A bench with these pods: pod N in namespace N, with its addresses.
     fn with(pods: &[(u8, &[&str])]) -> Self {
         let mut bench = Self::new();
         let _ = bench.replace(pods.iter().map(|(uid, _)| pod(*uid, 80)).collect());
@@ -146,7 +146,7 @@ impl Bench {
         bench
     }
 
-    /// As the daemon does it: a pod that stays in its namespace keeps its dialer.
+    /// Places a pod as the daemon does: a pod that stays in its namespace keeps its dialer.
     fn place(&mut self, uid: u8, netns: u8, addresses: &[&str]) {
         let mut new = placement(netns, addresses);
         let uid = uid.to_string();
@@ -159,12 +159,12 @@ impl Bench {
         self.registry.place(&uid, Some(new), None);
     }
 
-    /// What was asked of the kernel since the last time.
+    /// The calls to the kernel since the last time.
     fn calls(&self) -> Vec<Call> {
         std::mem::take(&mut self.kernel.lock().calls)
     }
 
-    /// What the kernel holds: each endpoint and the namespace that it is gated in.
+    /// The endpoints in the kernel, each with the namespace in which it is gated.
     fn kernel(&self) -> BTreeMap<SocketAddr, i32> {
         let kernel = self.kernel.lock();
         kernel
@@ -174,7 +174,7 @@ impl Bench {
             .collect()
     }
 
-    /// What the handler finds: each endpoint and the namespace that it is dialled in.
+    /// The endpoints in the table, each with the namespace in which it is dialled.
     fn table(&self) -> BTreeMap<SocketAddr, i32> {
         let all = self.table.all();
         all.iter()
@@ -182,12 +182,12 @@ impl Bench {
             .collect()
     }
 
-    /// Kernel and handler hold just these endpoints.
+    /// Asserts that kernel and table contain exactly these endpoints.
     #[track_caller]
     fn serves(&self, expect: &[(&str, i32)]) {
         let expect: BTreeMap<_, _> = expect.iter().map(|(at, id)| (address(at), *id)).collect();
-        assert_eq!(self.kernel(), expect, "the kernel's");
-        assert_eq!(self.table(), expect, "the handler's");
+        assert_eq!(self.kernel(), expect, "in the kernel");
+        assert_eq!(self.table(), expect, "in the table");
         assert_eq!(self.registry.installed(), expect.len());
         self.kept_order();
     }
@@ -249,7 +249,7 @@ fn captured() -> Option<Obstacle> {
 }
 
 #[test]
-fn an_endpoint_stands_in_the_table_before_the_kernel_and_leaves_it_after() {
+fn an_endpoint_is_added_to_the_table_before_the_kernel_and_removed_after() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1", "fd00::1"])]);
     bench.serves(&[("10.0.0.1:80", 1), ("[fd00::1]:80", 1)]);
     bench.place(1, 1, &["fd00::1"]);
@@ -270,16 +270,16 @@ fn a_pod_that_is_not_found_yet_is_not_served() {
 }
 
 #[test]
-fn an_address_that_moves_to_another_pod_is_taken_away_first() {
+fn an_address_that_moves_to_another_pod_is_removed_first() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1"]), (2, &["10.0.0.2"])]);
-    // The second has its address before the first is known to have lost it.
+    // The second pod has the address before the first is known to have lost it.
     bench.place(2, 2, &["10.0.0.1"]);
     bench.serves(&[]);
     let _ = bench.calls();
     bench.place(1, 1, &["10.0.0.3"]);
     bench.serves(&[("10.0.0.1:80", 2), ("10.0.0.3:80", 1)]);
 
-    // At one go: the old pod is gone and the new one, in the same place, is there.
+    // One change replaces the old pod by a new one in the same namespace.
     let mut bench = Bench::with(&[(1, &["10.0.0.1"]), (2, &["10.0.0.2"])]);
     bench.place(2, 1, &["10.0.0.1"]);
     bench.serves(&[("10.0.0.1:80", 1)]);
@@ -301,7 +301,7 @@ fn a_pod_in_another_namespace_is_dialled_there() {
 }
 
 #[test]
-fn an_id_that_the_kernel_gave_to_another_namespace_changes_the_dialler() {
+fn a_namespace_that_gets_the_id_of_another_changes_the_dialer() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1"])]);
     let before = bench.table.get(address("10.0.0.1:80")).expect("endpoint");
     let mut elsewhere = placement(1, &["10.0.0.1"]);
@@ -313,10 +313,10 @@ fn an_id_that_the_kernel_gave_to_another_namespace_changes_the_dialler() {
 }
 
 #[test]
-fn an_address_claimed_by_two_namespaces_is_served_for_neither() {
+fn an_address_in_two_namespaces_is_served_for_neither() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1"]), (2, &["10.0.0.1", "10.0.0.2"])]);
     bench.serves(&[("10.0.0.2:80", 2)]);
-    // Not even when one of both is left alone: which of them the node reaches is not known.
+    // Not even if one of them has an obstacle: it is not known which of them the node reaches.
     bench.registry.set_obstacle("1", captured());
     bench.serves(&[("10.0.0.2:80", 2)]);
     bench.registry.place("1", None, None);
@@ -359,7 +359,7 @@ fn a_pod_applied_again_keeps_its_endpoints_and_counts() {
         .calls()
         .iter()
         .any(|call| matches!(call, Call::Take(_)));
-    assert!(!takes, "its endpoint was gone for a moment");
+    assert!(!takes, "its endpoint was removed for a moment");
     bench.serves(&[("10.0.0.1:80", 1), ("10.0.0.1:81", 1)]);
     let served = bench.table.get(address("10.0.0.1:80")).expect("endpoint");
     let Routes::Native(native) = &served.routes else {
@@ -370,7 +370,7 @@ fn a_pod_applied_again_keeps_its_endpoints_and_counts() {
 }
 
 #[test]
-fn a_pod_whose_mesh_or_namespace_changed_is_looked_for_anew() {
+fn a_pod_whose_mesh_or_namespace_changed_is_searched_for_again() {
     for change in [
         |pod: &mut Pod| pod.mesh = Mesh::Consul,
         |pod: &mut Pod| pod.proxy_uid = Some(1),
@@ -387,7 +387,7 @@ fn a_pod_whose_mesh_or_namespace_changed_is_looked_for_anew() {
 }
 
 #[test]
-fn what_is_placed_before_the_kernel_side_is_there_stands_once_it_is() {
+fn pods_placed_before_the_programs_are_loaded_are_served_afterwards() {
     let table = Arc::new(EndpointTable::default());
     let mut registry = Registry::waiting(Arc::clone(&table));
     let _ = registry.replace(vec![Arc::new(pod(1, 80)), Arc::new(pod(2, 80))]);
@@ -439,7 +439,7 @@ fn a_pod_that_is_lost_releases_its_namespace() {
 }
 
 #[test]
-fn a_captured_pod_is_left_alone_until_its_canary_passes() {
+fn a_captured_pod_is_not_served_until_its_canary_passes() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1"])]);
     bench.registry.set_obstacle("1", captured());
     bench.serves(&[]);
@@ -448,7 +448,7 @@ fn a_captured_pod_is_left_alone_until_its_canary_passes() {
 }
 
 #[test]
-fn what_a_full_kernel_does_not_take_is_tried_again_and_harms_nobody() {
+fn an_endpoint_for_which_the_map_is_full_is_tried_again_and_affects_no_other() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1"]), (2, &["10.0.0.2"])]);
     bench.kernel.lock().capacity = Some(2);
     let _ = bench.replace(vec![pod(1, 80), pod(2, 80), pod(3, 80)]);
@@ -462,7 +462,7 @@ fn what_a_full_kernel_does_not_take_is_tried_again_and_harms_nobody() {
 }
 
 #[test]
-fn an_endpoint_that_cannot_be_changed_is_taken_out() {
+fn an_endpoint_that_cannot_be_changed_is_removed() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1"])]);
     bench.kernel.lock().failing = vec![true];
     let mut changed = pod(1, 80);
@@ -475,11 +475,11 @@ fn an_endpoint_that_cannot_be_changed_is_taken_out() {
 }
 
 #[test]
-fn an_endpoint_that_stays_in_the_kernel_is_taken_out_with_the_next_change() {
+fn an_endpoint_that_stays_in_the_kernel_is_removed_with_the_next_change() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1"])]);
     bench.kernel.lock().failing = vec![true];
     let _ = bench.replace(Vec::new());
-    // The handler finds no endpoint and relays; the pod's namespace is not held.
+    // The handler finds no endpoint, so it relays; nothing keeps the pod's namespace alive.
     assert!(bench.table.is_empty());
     assert_eq!(bench.registry.failed(), 1);
     let _ = bench.replace(Vec::new());
@@ -488,7 +488,7 @@ fn an_endpoint_that_stays_in_the_kernel_is_taken_out_with_the_next_change() {
 }
 
 #[test]
-fn changes_held_back_are_carried_out_together() {
+fn held_changes_are_applied_together() {
     let mut bench = Bench::with(&[(1, &["10.0.0.1"]), (2, &[])]);
     bench.registry.hold();
     bench.place(1, 1, &["10.0.0.9"]);

@@ -1,4 +1,4 @@
-//! Series come and go with pods.
+//! Series are added and removed with their pods.
 
 use prometheus_client::encoding::text::encode;
 
@@ -69,7 +69,7 @@ fn a_forgotten_pod_leaves_no_series() {
 }
 
 #[test]
-fn a_check_that_ends_after_its_pod_brings_no_series_back() {
+fn a_check_that_ends_after_its_pod_adds_no_series() {
     let mut registry = Registry::with_prefix(PREFIX);
     let metrics = Metrics::new(&mut registry);
     let (cart, route) = (pod("cart-0", "1"), route(ProbeKind::Liveness));
@@ -100,7 +100,7 @@ fn a_pod_that_takes_over_a_name_keeps_its_own_series() {
 }
 
 #[test]
-fn the_memory_of_pods_that_have_gone_is_bounded() {
+fn the_number_of_remembered_pods_is_bounded() {
     let metrics = Metrics::new(&mut Registry::default());
     for n in 0..REMEMBERED_PODS + 10 {
         metrics.forget(&pod("cart-0", &n.to_string()));

@@ -1,7 +1,7 @@
-//! A kubelet, an app, and a handler between them.
+//! Stand-ins for a kubelet and an app, with a handler between them.
 //!
-//! The in-pod dial comes from 127.0.0.6, a relay from 127.0.0.1: so the app sees which way a connection
-//! came.
+//! The in-pod dial comes from 127.0.0.6, a relay from 127.0.0.1, so the app's peer address shows which of the
+//! two a connection is.
 
 use std::collections::HashMap;
 use std::io;
@@ -35,10 +35,10 @@ use model::{Action, Mesh, PodId, ProbeKind, ProbeMode, Scheme};
 use probe::dial::Dial;
 use probe::verdict::{Reason, Verdict};
 
-/// Where the in-pod dial comes from.
+/// The source address of the in-pod dial.
 pub(super) const IN_POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
 
-/// Nothing in these tests takes longer than this unless it hangs.
+/// A timeout that these tests reach only if something hangs.
 pub(super) const LONG: Duration = Duration::from_secs(20);
 
 pub(super) struct InPod;
@@ -47,7 +47,7 @@ impl Dial for InPod {
     fn socket(&self, _to: SocketAddr) -> io::Result<Socket> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
         socket.bind(&SocketAddr::new(IN_POD, 0).into())?;
-        // Must not block the handler.
+        // The handler must clear this: it would make close() block.
         socket.set_linger(Some(Duration::from_secs(1)))?;
         Ok(socket)
     }
@@ -70,7 +70,7 @@ impl Pulse for NoPulse {
     fn stop(&self) {}
 }
 
-/// A handler at work.
+/// A running handler.
 pub(super) struct World {
     pub(super) handler: Arc<Handler>,
     pub(super) address: SocketAddr,
@@ -105,7 +105,7 @@ impl World {
         });
         let (turns, turn) = watch::channel(0);
         let worker = Arc::new(Worker::new("handler", 0, turn));
-        // On one thread with the rest: a test has no other.
+        // The lane runs on the test's only thread.
         let lane = slow_connections.run(Arc::downgrade(&handler), Arc::clone(&worker));
         let _lane = tokio::spawn(lane);
         let (listener, address) = listening().await;
@@ -126,12 +126,12 @@ impl World {
         }
     }
 
-    /// A connection of the kubelet's to `original`.
+    /// Connects as the kubelet to `original`.
     pub(super) async fn connect(&self, original: SocketAddr) -> TcpStream {
         self.connect_as(Some((original, false))).await
     }
 
-    /// A connection to the handler, with the flow given: its original destination, and whether it is closed.
+    /// Connects to the handler. `flow`: original destination of the flow, and whether it is closed.
     pub(super) async fn connect_as(&self, flow: Option<(SocketAddr, bool)>) -> TcpStream {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -141,16 +141,16 @@ impl World {
             let flow = AcceptedFlow { original, closed };
             let _ = self.flows.0.lock().insert(peer.expect("address"), flow);
         }
-        // Blocking, which on loopback ends without the handler: awaited, it would run into its reset.
+        // A blocking connect, which on loopback needs no accept: if it were awaited, the handler could reset it first.
         socket.connect(&self.address.into()).expect("connect");
         socket.set_nonblocking(true).expect("non-blocking");
         TcpStream::from_std(socket.into()).expect("a stream")
     }
 
-    /// Sends `request` as the kubelet and reads until the handler hangs up.
+    /// Sends `request` as the kubelet, and reads until the handler closes the connection.
     pub(super) async fn ask(&self, original: SocketAddr, request: &str) -> io::Result<String> {
         let mut kubelet = self.connect(original).await;
-        // The handler may reset before it has read all.
+        // The handler may reset the connection before it has read the whole request.
         let _ = kubelet.write_all(request.as_bytes()).await;
         read_all(&mut kubelet).await
     }
@@ -171,37 +171,38 @@ pub(super) async fn read_all(stream: &mut TcpStream) -> io::Result<String> {
     let mut answer = Vec::new();
     let _ = timeout(LONG, stream.read_to_end(&mut answer))
         .await
-        .expect("the handler hangs up")?;
+        .expect("the handler closes the connection")?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// What an app does once it has read a request's head.
+/// A step of an app's reaction to a request head.
 #[derive(Clone)]
 pub(super) enum Act {
-    Say(String),
-    /// Says it until the other side hangs up.
+    /// Sends this text.
+    Send(String),
+    /// Sends this text again and again until the client closes the connection.
     Repeat(&'static str),
     Pause(Duration),
-    /// Waits until the other side hangs up.
+    /// Waits until the client closes the connection.
     Hang,
     Reset,
 }
 
-pub(super) fn say(text: impl Into<String>) -> Vec<Act> {
-    vec![Act::Say(text.into())]
+pub(super) fn send(text: impl Into<String>) -> Vec<Act> {
+    vec![Act::Send(text.into())]
 }
 
-/// An app that closes after each answer.
+/// An app that closes the connection after each answer.
 pub(super) struct App {
     pub(super) address: SocketAddr,
     /// Peer and head of each request.
     seen: Arc<Mutex<Vec<(IpAddr, String)>>>,
-    /// Connections of which the other end is still open.
+    /// The number of open connections.
     pub(super) open: Arc<AtomicUsize>,
 }
 
 impl App {
-    /// `script`: what to do about a request head, the address of the app given.
+    /// `script`: the reaction to a request head, given the address of the app.
     pub(super) async fn new(
         script: impl Fn(&str, SocketAddr) -> Vec<Act> + Send + Sync + 'static,
     ) -> Self {
@@ -239,10 +240,10 @@ impl App {
         app
     }
 
-    /// Always says `answer`.
-    pub(super) async fn saying(answer: impl Into<String>) -> Self {
+    /// An app that always sends `answer`.
+    pub(super) async fn answering(answer: impl Into<String>) -> Self {
         let answer = answer.into();
-        Self::new(move |_, _| say(answer.clone())).await
+        Self::new(move |_, _| send(answer.clone())).await
     }
 
     pub(super) fn seen(&self) -> Vec<(IpAddr, String)> {
@@ -252,7 +253,7 @@ impl App {
 
 async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
-    // More may follow it at once, as after the preface of HTTP/2.
+    // More bytes may follow at once, as after the preface of HTTP/2.
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
         if !matches!(stream.read_buf(&mut head).await, Ok(1..)) {
             break;
@@ -263,7 +264,7 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
 
 async fn perform(mut stream: TcpStream, act: Act) -> Option<TcpStream> {
     match act {
-        Act::Say(text) => write(&mut stream, &text).await?,
+        Act::Send(text) => write(&mut stream, &text).await?,
         Act::Repeat(text) => loop {
             write(&mut stream, text).await?;
         },
@@ -286,15 +287,15 @@ async fn write(stream: &mut (impl AsyncWrite + Unpin), text: &str) -> Option<()>
     stream.write_all(text.as_bytes()).await.ok()
 }
 
-/// A listener, and where it is.
+/// A listener and its address.
 pub(super) async fn listening() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     (listener, address)
 }
 
-/// An address on which nobody listens. Its port is held for as long as the tests run: one that is given
-/// back is at once some other test's, whose app answers.
+/// An address on which nothing listens. Its port stays bound while the tests run, because another test's app
+/// could take a free one.
 pub(super) fn nobody() -> SocketAddr {
     static HELD: LazyLock<TcpSocket> = LazyLock::new(|| {
         let socket = TcpSocket::new_v4().expect("socket");
@@ -305,7 +306,7 @@ pub(super) fn nobody() -> SocketAddr {
     HELD.local_addr().expect("address")
 }
 
-/// What a TLS client that dials `server` says first.
+/// The ClientHello of a TLS client that dials `server`.
 pub(crate) fn client_hello(server: &str) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -345,10 +346,10 @@ pub(super) fn endpoint(address: SocketAddr, routes: Routes) -> Endpoint {
     endpoint_dialled(address, routes, Arc::new(InPod))
 }
 
-/// A pod whose namespace has lost its address: the dial's source can't be bound.
-pub(super) struct Homeless;
+/// Dials a pod whose namespace has lost its address, so that the source cannot be bound.
+pub(super) struct WithoutAddress;
 
-impl Dial for Homeless {
+impl Dial for WithoutAddress {
     fn socket(&self, _to: SocketAddr) -> io::Result<Socket> {
         Err(io::ErrorKind::AddrNotAvailable.into())
     }
@@ -378,7 +379,7 @@ pub(super) fn endpoint_dialled(
     }
 }
 
-/// A liveness probe of `target` at `address`, and where it is served.
+/// The route of a liveness probe of `target` at `address`, and its endpoint.
 pub(super) fn http_endpoint(
     address: SocketAddr,
     target: &str,
@@ -396,7 +397,7 @@ pub(super) fn http_endpoint(
     (route, endpoint(address, Routes::Native(native)))
 }
 
-/// The probe request that the kubelet makes of `target`.
+/// The request that the kubelet sends for a probe of `target`.
 pub(super) fn get(address: SocketAddr, target: &str) -> String {
     format!(
         "GET {target} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: kube-probe/1.36\r\n\
@@ -404,7 +405,7 @@ pub(super) fn get(address: SocketAddr, target: &str) -> String {
     )
 }
 
-/// Waits for the next verdict of `route`, where there is none yet.
+/// Waits for the first verdict of `route`. Returns its last one.
 pub(super) async fn verdict(route: &Route) -> Verdict {
     let last = async {
         loop {
@@ -417,7 +418,7 @@ pub(super) async fn verdict(route: &Route) -> Verdict {
     timeout(LONG, last).await.expect("a verdict")
 }
 
-/// What a probe of the path `/` of `app` comes to: the status for the kubelet, and why.
+/// Probes the path `/` of `app`: the status that the kubelet gets, and the reason.
 pub(super) async fn probe(app: &App, patience: Duration) -> (u16, Reason) {
     let (route, endpoint) = http_endpoint(app.address, "/", patience);
     let world = World::new([endpoint]).await;

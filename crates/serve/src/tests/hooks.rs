@@ -20,7 +20,7 @@ fn hook_get(address: std::net::SocketAddr, target: &str) -> String {
     )
 }
 
-/// What a preStop hook of `/stop` at `address` comes to.
+/// Runs a preStop hook of `/stop` at `address`: the answer, and the verdict's reason and outcome.
 async fn stop(address: std::net::SocketAddr) -> (io::Result<String>, Reason, Outcome) {
     let hook = route(ProbeKind::PreStop, http(address.port(), "/stop"), LONG);
     let declared = HttpRoute {
@@ -40,7 +40,7 @@ async fn stop(address: std::net::SocketAddr) -> (io::Result<String>, Reason, Out
 #[tokio::test]
 async fn any_status_of_the_app_reaches_the_kubelet() {
     for status in [200, 404, 500, 503] {
-        let app = App::saying(format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n")).await;
+        let app = App::answering(format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n")).await;
         let (answer, _, outcome) = stop(app.address).await;
         let answer = answer.expect("an answer");
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")));
@@ -51,7 +51,7 @@ async fn any_status_of_the_app_reaches_the_kubelet() {
 
 #[tokio::test]
 async fn the_body_of_a_hook_does_not_matter() {
-    let app = App::saying("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ncut").await;
+    let app = App::answering("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ncut").await;
     let (answer, reason, _) = stop(app.address).await;
     assert!(answer.expect("an answer").starts_with("HTTP/1.1 200 OK"));
     assert_eq!(reason, Reason::Healthy);
@@ -95,7 +95,7 @@ async fn a_hook_has_no_timeout_but_ends_when_the_kubelet_hangs_up() {
     while app.seen().is_empty() {
         tokio::task::yield_now().await;
     }
-    // With the clock paused, any timer that there was would go off now.
+    // If there were a timer, it would expire now.
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(3600)).await;
     tokio::time::resume();
@@ -108,8 +108,8 @@ async fn a_hook_has_no_timeout_but_ends_when_the_kubelet_hangs_up() {
 }
 
 #[tokio::test]
-async fn a_probe_and_a_hook_of_one_target_are_told_apart_by_user_agent() {
-    let app = App::saying("HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n").await;
+async fn the_user_agent_distinguishes_a_hook_from_a_probe_of_the_same_target() {
+    let app = App::answering("HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n").await;
     let action = || http(app.address.port(), "/");
     let probe = route(ProbeKind::Liveness, action(), LONG);
     let hook = route(ProbeKind::PostStart, action(), LONG);
@@ -132,7 +132,7 @@ async fn a_probe_and_a_hook_of_one_target_are_told_apart_by_user_agent() {
 
 #[tokio::test]
 async fn a_rewritten_tcp_hook_is_a_status_or_a_reset() {
-    let app = App::saying("").await;
+    let app = App::answering("").await;
     let agent = nobody();
     for (address, reached) in [(app.address, true), (nobody(), false)] {
         let port = address.port();

@@ -1,4 +1,4 @@
-//! The handler over real sockets on loopback, with a stand-in for the kernel side.
+//! Tests of the handler over real sockets on loopback, with stand-ins for the eBPF programs.
 
 mod harness;
 mod hooks;

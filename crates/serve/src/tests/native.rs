@@ -10,7 +10,7 @@ use probe::verdict::{Outcome, Reason};
 
 const SHORT: Duration = Duration::from_millis(200);
 
-/// What the answer `acts` comes to within `patience`.
+/// The result of a probe, with the timeout `patience`, of an app that answers with `acts`.
 async fn outcome(acts: Vec<Act>, patience: Duration) -> (u16, Reason) {
     let app = App::new(move |_, _| acts.clone()).await;
     probe(&app, patience).await
@@ -19,7 +19,7 @@ async fn outcome(acts: Vec<Act>, patience: Duration) -> (u16, Reason) {
 #[tokio::test]
 async fn every_status_is_passed_on_and_nothing_else() {
     for status in (200..600).step_by(7).chain([204, 304, 404, 500, 503, 599]) {
-        let app = App::saying(format!(
+        let app = App::answering(format!(
             "HTTP/1.1 {status} Some\r\nX-App: secret\r\nContent-Length: 0\r\n\r\n"
         ))
         .await;
@@ -45,7 +45,7 @@ async fn every_status_is_passed_on_and_nothing_else() {
 
 #[tokio::test]
 async fn the_kubelets_request_reaches_the_app_byte_for_byte_from_inside_the_pod() {
-    let app = App::saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let app = App::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     let (_, endpoint) = http_endpoint(app.address, "/a?b=c&d", LONG);
     let world = World::new([endpoint]).await;
     let request = "GET /a?b=c&d HTTP/1.1\r\nhost: Custom.example\r\nX-CaSe:  kept \r\n\r\n";
@@ -54,32 +54,32 @@ async fn the_kubelets_request_reaches_the_app_byte_for_byte_from_inside_the_pod(
 }
 
 #[tokio::test]
-async fn answers_that_the_kubelet_would_take() {
+async fn answers_that_the_kubelet_accepts_are_healthy() {
     let large = format!("X: {}\r\n", "x".repeat(1000)).repeat(15);
     for answer in [
-        say("HTTP/1.0 200 OK\r\n\r\nuntil close"),
-        say("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
-        say(format!(
+        send("HTTP/1.0 200 OK\r\n\r\nuntil close"),
+        send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+        send(format!(
             "HTTP/1.1 200 OK\r\n{large}Content-Length: 0\r\n\r\n"
         )),
-        say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
-        // Keeps the connection open: the framing tells the end.
+        send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        // Keeps the connection open: the framing marks the end.
         vec![
-            Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()),
+            Act::Send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned()),
             Act::Hang,
         ],
-        // Endless: more than the kubelet reads is not read.
+        // An endless body: no more is read than the kubelet reads.
         vec![
-            Act::Say("HTTP/1.1 200 OK\r\n\r\n".to_owned()),
+            Act::Send("HTTP/1.1 200 OK\r\n\r\n".to_owned()),
             Act::Repeat("endless"),
         ],
         // Slow, but in time.
         vec![
-            Act::Say("HTTP/1.1 200".to_owned()),
+            Act::Send("HTTP/1.1 200".to_owned()),
             Act::Pause(SHORT / 4),
-            Act::Say(" OK\r\nContent-Length: 2\r\n\r\no".to_owned()),
+            Act::Send(" OK\r\nContent-Length: 2\r\n\r\no".to_owned()),
             Act::Pause(SHORT / 4),
-            Act::Say("k".to_owned()),
+            Act::Send("k".to_owned()),
         ],
     ] {
         assert_eq!(outcome(answer, LONG).await, (200, Reason::Healthy));
@@ -87,19 +87,19 @@ async fn answers_that_the_kubelet_would_take() {
 }
 
 #[tokio::test]
-async fn answers_that_the_kubelet_would_not_take() {
+async fn answers_that_the_kubelet_rejects_fail() {
     for (answer, reason) in [
         (vec![], Reason::ConnectionClosed),
         (vec![Act::Reset], Reason::ConnectionClosed),
-        (say("HTTP/1.1 200 OK\r\n"), Reason::ConnectionClosed),
-        (say("SSH-2.0-OpenSSH_9.6\r\n"), Reason::BadResponse),
+        (send("HTTP/1.1 200 OK\r\n"), Reason::ConnectionClosed),
+        (send("SSH-2.0-OpenSSH_9.6\r\n"), Reason::BadResponse),
         (
-            say("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
+            send("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
             Reason::BadResponse,
         ),
         (
             vec![
-                Act::Say("HTTP/1.1 200 OK\r\n".to_owned()),
+                Act::Send("HTTP/1.1 200 OK\r\n".to_owned()),
                 Act::Repeat("X: endless\r\n"),
             ],
             Reason::BadResponse,
@@ -110,29 +110,29 @@ async fn answers_that_the_kubelet_would_not_take() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_or_stalls_is_one_that_breaks_for_the_kubelet_too() {
+async fn the_kubelet_gets_an_incomplete_body_if_the_apps_breaks_off_or_stalls() {
     let head = |rest: &str| format!("HTTP/1.1 503 Some\r\n{rest}");
     for (answer, time) in [
-        (say(head("Content-Length: 5\r\n\r\ncut")), LONG),
+        (send(head("Content-Length: 5\r\n\r\ncut")), LONG),
         (
-            say(head("Transfer-Encoding: chunked\r\n\r\n5\r\ncut")),
+            send(head("Transfer-Encoding: chunked\r\n\r\n5\r\ncut")),
             LONG,
         ),
         (
-            say(head("Transfer-Encoding: chunked\r\n\r\nno chunk\r\n")),
+            send(head("Transfer-Encoding: chunked\r\n\r\nno chunk\r\n")),
             LONG,
         ),
         (
             vec![
-                Act::Say(head("\r\nuntil the connection ends")),
+                Act::Send(head("\r\nuntil the connection ends")),
                 Act::Pause(SHORT / 4),
                 Act::Reset,
             ],
             LONG,
         ),
-        // An endless stream of events, say.
+        // For example a stream of events.
         (
-            vec![Act::Say(head("Content-Length: 5\r\n\r\nslow")), Act::Hang],
+            vec![Act::Send(head("Content-Length: 5\r\n\r\nslow")), Act::Hang],
             SHORT,
         ),
     ] {
@@ -140,7 +140,7 @@ async fn a_body_that_breaks_or_stalls_is_one_that_breaks_for_the_kubelet_too() {
         let (route, endpoint) = http_endpoint(app.address, "/", time);
         let world = World::new([endpoint]).await;
         let answer = world.ask(app.address, &get(app.address, "/")).await;
-        // Go's client finds the end of the stream where the body should be: io.ErrUnexpectedEOF.
+        // Go's client reads the end of the stream where the body should be: io.ErrUnexpectedEOF.
         assert_eq!(
             answer.expect("an answer"),
             "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 1\r\nConnection: close\r\n\r\n"
@@ -155,7 +155,7 @@ async fn a_body_that_breaks_or_stalls_is_one_that_breaks_for_the_kubelet_too() {
 async fn a_slow_app_has_the_probes_timeout_less_a_margin() {
     for slow in [
         vec![Act::Hang],
-        vec![Act::Say("HTTP/1.1 200 OK\r\n".to_owned()), Act::Hang],
+        vec![Act::Send("HTTP/1.1 200 OK\r\n".to_owned()), Act::Hang],
     ] {
         let began = tokio::time::Instant::now();
         assert_eq!(outcome(slow, SHORT).await, (504, Reason::TimedOut));
@@ -164,7 +164,7 @@ async fn a_slow_app_has_the_probes_timeout_less_a_margin() {
 }
 
 #[tokio::test]
-async fn a_port_that_nobody_listens_on_is_refused() {
+async fn a_port_on_which_nothing_listens_is_refused() {
     let address = nobody();
     let (route, endpoint) = http_endpoint(address, "/", LONG);
     let world = World::new([endpoint]).await;
@@ -192,7 +192,7 @@ async fn when_the_kubelet_hangs_up_the_check_ends() {
 
 #[tokio::test]
 async fn a_request_may_come_byte_by_byte() {
-    let app = App::saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let app = App::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     let (_, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mut kubelet = world.connect(app.address).await;
@@ -205,13 +205,13 @@ async fn a_request_may_come_byte_by_byte() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 }
 
-/// What a chain of redirects comes to: `next` gives the Location for a request's target, or none for 204.
+/// The result of a probe through redirects, and the request heads. `next`: the Location for a request's target; none: 204.
 async fn redirected(
     next: impl Fn(&str, u16) -> Option<String> + Send + Sync + 'static,
 ) -> ((u16, Reason), Vec<String>) {
     let app = App::new(move |head, address| {
         let target = head.split(' ').nth(1).unwrap_or_default();
-        say(match next(target, address.port()) {
+        send(match next(target, address.port()) {
             Some(location) => format!("HTTP/1.1 302 F\r\nLocation: {location}\r\n\r\nbody"),
             None => "HTTP/1.1 204 N\r\n\r\n".to_owned(),
         })
@@ -247,7 +247,7 @@ async fn redirects_within_the_pod_are_followed_inside_the_pod() {
 
 #[tokio::test]
 async fn a_redirect_to_another_port_of_the_pod_is_followed() {
-    let other = App::saying("HTTP/1.1 418 Tea\r\n\r\n").await;
+    let other = App::answering("HTTP/1.1 418 Tea\r\n\r\n").await;
     let location = format!("http://{}/x", other.address);
     let (result, _) = redirected(move |_, _| Some(location.clone())).await;
     assert_eq!(result, (418, Reason::HttpStatus));
@@ -255,7 +255,7 @@ async fn a_redirect_to_another_port_of_the_pod_is_followed() {
 }
 
 #[tokio::test]
-async fn a_redirect_to_another_host_is_success_without_going_there() {
+async fn a_redirect_to_another_host_is_a_success_and_not_followed() {
     let (result, heads) = redirected(|_, port| Some(format!("http://127.0.0.2:{port}/"))).await;
     assert_eq!((result, heads.len()), ((200, Reason::Healthy), 1));
 }
@@ -267,13 +267,13 @@ async fn a_redirect_loop_stops_where_the_kubelet_stops() {
 }
 
 #[tokio::test]
-async fn other_3xx_are_left_to_the_kubelet() {
+async fn other_3xx_are_passed_on() {
     for head in [
         "HTTP/1.1 302 F\r\nContent-Length: 0\r\n\r\n",
         "HTTP/1.1 304 N\r\nLocation: /x\r\n\r\n",
         "HTTP/1.1 300 M\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
     ] {
-        let app = App::saying(head).await;
+        let app = App::answering(head).await;
         let (status, reason) = probe(&app, LONG).await;
         assert_eq!(format!("HTTP/1.1 {status}"), head[..12]);
         assert_eq!((reason, app.seen().len()), (Reason::Healthy, 1));
@@ -281,7 +281,7 @@ async fn other_3xx_are_left_to_the_kubelet() {
 }
 
 #[tokio::test]
-async fn a_redirect_to_nowhere_fails() {
+async fn a_redirect_that_cannot_be_followed_fails() {
     for (location, reason) in [
         ("ftp://127.0.0.1/", Reason::BadResponse),
         ("http://[", Reason::BadResponse),

@@ -1,4 +1,4 @@
-//! What is not declared is relayed from the host, byte for byte.
+//! Undeclared connections are relayed from the host, byte for byte.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::harness::*;
 
 #[tokio::test]
 async fn undeclared_requests_are_relayed_and_declared_ones_are_not() {
-    let app = App::saying("HTTP/1.1 200 OK\r\nX-App: seen\r\nContent-Length: 2\r\n\r\nok").await;
+    let app = App::answering("HTTP/1.1 200 OK\r\nX-App: seen\r\nContent-Length: 2\r\n\r\nok").await;
     let (route, endpoint) = http_endpoint(app.address, "/healthz?a=1", LONG);
     let world = World::new([endpoint]).await;
     let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000));
@@ -37,7 +37,7 @@ async fn undeclared_requests_are_relayed_and_declared_ones_are_not() {
         let (peer, head) = app.seen().pop().expect("the app was reached");
         assert_ne!(peer, IN_POD, "{request:?} was exempted from the mesh");
         assert!(request.starts_with(&head), "{head:?}");
-        // Where the request is longer than what the app reads, a reset may follow the answer.
+        // If the request is longer than what the app reads, a reset may follow the answer.
         if head.len() == request.len() {
             let answer = answer.expect("the app's answer");
             assert!(answer.ends_with("X-App: seen\r\nContent-Length: 2\r\n\r\nok"));
@@ -56,7 +56,7 @@ async fn a_relay_honours_half_close_on_both_sides() {
         assert_ne!(
             peer.ip(),
             IN_POD,
-            "what is not declared must not be dialled"
+            "an undeclared connection must not be dialled in the pod"
         );
         let mut all = Vec::new();
         let _ = stream.read_to_end(&mut all).await.expect("read");
@@ -83,16 +83,16 @@ async fn a_relay_ends_when_the_kubelet_is_gone_though_the_app_goes_on() {
     kubelet.write_all(b"hello").await.expect("write");
     kubelet.shutdown().await.expect("shutdown");
     let (mut app, _) = listener.accept().await.expect("accept");
-    let mut heard = String::new();
-    let _ = app.read_to_string(&mut heard).await.expect("read");
-    assert_eq!(heard, "hello");
+    let mut received = String::new();
+    let _ = app.read_to_string(&mut received).await.expect("read");
+    assert_eq!(received, "hello");
     SockRef::from(&kubelet)
         .set_linger(Some(Duration::ZERO))
         .expect("linger");
     drop(kubelet);
-    // Nobody reads or writes any more: only the end of the relay can be seen here.
+    // This side neither reads nor writes: only the end of the relay causes an error here.
     let ended = tokio::time::timeout(LONG, app.ready(Interest::ERROR)).await;
-    let _ = ended.expect("the relay goes on").expect("the app's socket");
+    let _ = ended.expect("the relay ends").expect("the app's socket");
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn a_relay_to_a_closed_port_is_a_reset() {
 
 #[tokio::test]
 async fn an_endpoint_that_is_gone_is_relayed() {
-    let app = App::saying("HTTP/1.1 204 N\r\n\r\n").await;
+    let app = App::answering("HTTP/1.1 204 N\r\n\r\n").await;
     let world = World::new([]).await;
     let answer = world.ask(app.address, &get(app.address, "/")).await;
     assert_eq!(answer.expect("an answer"), "HTTP/1.1 204 N\r\n\r\n");
@@ -115,7 +115,7 @@ async fn an_endpoint_that_is_gone_is_relayed() {
 }
 
 #[tokio::test]
-async fn who_waits_for_the_other_side_to_speak_first_is_relayed() {
+async fn a_client_that_waits_for_the_server_to_send_first_is_relayed() {
     let (listener, address) = listening().await;
     let (_, endpoint) = http_endpoint(address, "/", Duration::from_millis(50));
     let world = World::new([endpoint]).await;
@@ -140,17 +140,21 @@ async fn who_waits_for_the_other_side_to_speak_first_is_relayed() {
 
 #[tokio::test]
 async fn a_pod_that_cannot_be_dialled_from_inside_is_relayed_to() {
-    let app = App::saying("HTTP/1.1 204 No Content\r\n\r\n").await;
+    let app = App::answering("HTTP/1.1 204 No Content\r\n\r\n").await;
     let (route, endpoint) = http_endpoint(app.address, "/", LONG);
-    let endpoint = endpoint_dialled(app.address, endpoint.routes, std::sync::Arc::new(Homeless));
+    let endpoint = endpoint_dialled(
+        app.address,
+        endpoint.routes,
+        std::sync::Arc::new(WithoutAddress),
+    );
     let world = World::new([endpoint]).await;
     let answer = world
         .ask(app.address, &get(app.address, "/"))
         .await
-        .expect("what plain networking gives");
+        .expect("the relayed answer");
     assert_eq!(answer, "HTTP/1.1 204 No Content\r\n\r\n");
     let (peer, _) = app.seen().pop().expect("the app was reached");
     assert_ne!(peer, IN_POD);
-    // It says nothing of the app's health.
+    // This shows nothing about the app's health.
     assert_eq!(route.stats.counts(), (0, 0, 1));
 }

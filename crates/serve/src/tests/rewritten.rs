@@ -1,4 +1,4 @@
-//! Probes that come by an agent's port: the original check is executed, whatever its kind.
+//! Probes that are sent to an agent's port: the original check is executed, whatever its kind.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,12 +15,12 @@ use crate::table::Routes;
 use model::{Action, ProbeKind, ProbeMode, Scheme};
 use probe::verdict::{Outcome, Reason};
 
-/// The timeout of probes that are to run out of time.
+/// The timeout of probes that must time out.
 const SECOND: Duration = Duration::from_secs(1);
 const PATH: &str = "/app-health/app/livez";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
-/// What a probe of `action` comes to when it comes by the agent's port with `headers`.
+/// The result of a probe of `action` that is sent to the agent's port with `headers`.
 async fn probe_with(action: Action, agent: SocketAddr, headers: &str) -> (u16, Reason) {
     probe_within(LONG, action, agent, headers).await
 }
@@ -39,7 +39,7 @@ async fn probe_within(
     (status, verdict(&route).await.reason)
 }
 
-/// The same of a probe that never gets an answer.
+/// The result of a probe of `action` that never gets an answer.
 async fn probe_in_vain(action: Action) -> (u16, Reason) {
     let agent = nobody();
     probe_within(SECOND, action, agent, &format!("Host: {agent}\r\n")).await
@@ -62,7 +62,7 @@ fn https(address: SocketAddr, target: &str) -> Action {
 
 #[tokio::test]
 async fn the_app_gets_the_original_request() {
-    let app = App::saying(OK).await;
+    let app = App::answering(OK).await;
     let agent = nobody();
     let action = http(app.address.port(), "/healthz?full=1");
     let headers = format!(
@@ -81,8 +81,8 @@ async fn the_app_gets_the_original_request() {
 }
 
 #[tokio::test]
-async fn http_failures_come_through() {
-    let app = App::saying("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").await;
+async fn http_failures_are_passed_on() {
+    let app = App::answering("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").await;
     let result = probe(http(app.address.port(), "/")).await;
     assert_eq!(result, (503, Reason::HttpStatus));
     let result = probe(http(nobody().port(), "/")).await;
@@ -90,9 +90,9 @@ async fn http_failures_come_through() {
 }
 
 #[tokio::test]
-async fn paths_that_are_not_the_tables_are_relayed_to_the_agent() {
-    let app = App::saying(OK).await;
-    let agent = App::saying("HTTP/1.1 400 Agent\r\n\r\n").await;
+async fn paths_without_a_route_are_relayed_to_the_agent() {
+    let app = App::answering(OK).await;
+    let agent = App::answering("HTTP/1.1 400 Agent\r\n\r\n").await;
     let route = route(ProbeKind::Liveness, http(app.address.port(), "/"), LONG);
     let paths = HashMap::from([(PATH.to_owned(), Arc::clone(&route))]);
     let world = World::new([endpoint(agent.address, Routes::Rewritten(paths))]).await;
@@ -113,7 +113,7 @@ async fn paths_that_are_not_the_tables_are_relayed_to_the_agent() {
     assert_eq!(app.seen(), []);
 }
 
-/// What a taken-over probe, which finds its port closed, gets while pilot-agent is at `agent`, and why.
+/// The answer to a taken-over probe whose port is closed, and the reason. `agent`: the address of pilot-agent.
 async fn refused(action: Action, agent: SocketAddr) -> (std::io::Result<String>, Reason) {
     let mut route = route(ProbeKind::Liveness, action, LONG);
     Arc::get_mut(&mut route).expect("ours alone").mode = ProbeMode::Takeover;
@@ -124,8 +124,8 @@ async fn refused(action: Action, agent: SocketAddr) -> (std::io::Result<String>,
 }
 
 #[tokio::test]
-async fn where_pilot_agent_does_not_listen_inside_either_a_refusal_says_nothing() {
-    let agent = App::saying("HTTP/1.1 200 Agent\r\n\r\n").await;
+async fn a_refused_probe_is_relayed_if_pilot_agent_does_not_listen_in_the_pod_either() {
+    let agent = App::answering("HTTP/1.1 200 Agent\r\n\r\n").await;
     let closed = http(nobody().port(), "/");
     let (answer, reason) = refused(closed.clone(), agent.address).await;
     assert!(answer.expect("an answer").starts_with("HTTP/1.1 500 "));
@@ -139,14 +139,14 @@ async fn where_pilot_agent_does_not_listen_inside_either_a_refusal_says_nothing(
         let begun = tokio::time::Instant::now();
         let (answer, reason) = refused(closed, nobody()).await;
         assert!(answer.is_err() || answer.is_ok_and(|answer| answer.is_empty()));
-        assert_eq!(reason, Reason::Dial, "relayed, to nobody here");
-        assert!(begun.elapsed() < LONG / 2, "without waiting for anybody");
+        assert_eq!(reason, Reason::Dial, "relayed, where nothing listens");
+        assert!(begun.elapsed() < LONG / 2, "it does not wait");
     }
 }
 
 #[tokio::test]
-async fn tcp_is_a_status() {
-    let app = App::saying("").await;
+async fn a_tcp_probe_is_answered_with_a_status() {
+    let app = App::answering("").await;
     let port = app.address.port();
     assert_eq!(probe(Action::Tcp { port }).await, (200, Reason::Healthy));
     let port = nobody().port();
@@ -174,7 +174,7 @@ async fn https_works_with_any_certificate_and_tls_version_and_http_version() {
 }
 
 #[tokio::test]
-async fn https_statuses_come_through_in_both_http_versions() {
+async fn https_statuses_are_passed_on_in_both_http_versions() {
     for alpn in ["http/1.1", "h2"] {
         let app = TlsApp::new(Key::Ecdsa, &rustls::version::TLS13, Some(alpn), 503, None).await;
         let result = probe(https(app.address, "/")).await;
@@ -196,7 +196,7 @@ async fn a_head_that_is_too_large_is_a_bad_response_in_both_http_versions() {
 
 #[tokio::test]
 async fn a_redirect_leads_from_http_to_https_and_back() {
-    let plain = App::saying("HTTP/1.1 418 Tea\r\n\r\n").await;
+    let plain = App::answering("HTTP/1.1 418 Tea\r\n\r\n").await;
     for alpn in ["http/1.1", "h2"] {
         let back = format!("http://{}/end", plain.address);
         let secure = TlsApp::new(
@@ -208,14 +208,14 @@ async fn a_redirect_leads_from_http_to_https_and_back() {
         )
         .await;
         let there = format!("https://{}/secure", secure.address);
-        let first = App::saying(format!(
+        let first = App::answering(format!(
             "HTTP/1.1 307 T\r\nLocation: {there}\r\nContent-Length: 0\r\n\r\n"
         ))
         .await;
         let result = probe(http(first.address.port(), "/")).await;
         assert_eq!(result, (418, Reason::HttpStatus), "{alpn}");
         assert_eq!(secure.seen().target, "/secure");
-        let (_, last) = plain.seen().pop().expect("it was reached");
+        let (_, last) = plain.seen().pop().expect("the app was reached");
         assert!(
             last.starts_with("GET /end ") && !last.contains("Referer"),
             "{last}"
@@ -225,8 +225,8 @@ async fn a_redirect_leads_from_http_to_https_and_back() {
 
 #[tokio::test]
 async fn an_app_without_tls_fails_an_https_probe() {
-    let app = App::saying("HTTP/1.0 400 Bad\r\n\r\n").await;
-    // It never sees a head: what it sees is a ClientHello, and it hangs up only when we do.
+    let app = App::answering("HTTP/1.0 400 Bad\r\n\r\n").await;
+    // The app receives a ClientHello instead of a head, and waits until the handler closes the connection.
     let result = probe_in_vain(https(app.address, "/")).await;
     assert_eq!(result, (504, Reason::TimedOut));
     let ssh = super::servers::greeting("SSH-2.0-OpenSSH_9.6\r\n").await;
@@ -295,7 +295,7 @@ async fn a_check_over_http2_that_ran_out_of_time_leaves_nothing_behind() {
     }
 }
 
-/// An app without TLS, as Go's server is one: it tells whoever speaks TLS to it, in plaintext. What it was asked.
+/// An app without TLS that, like Go's server, answers a ClientHello in plaintext. The task returns the plaintext request.
 async fn plaintext_app() -> (SocketAddr, tokio::task::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
     let address = listener.local_addr().expect("address");

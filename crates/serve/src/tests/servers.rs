@@ -1,4 +1,4 @@
-//! Apps that speak TLS, HTTP/2 and gRPC.
+//! Apps with TLS, HTTP/2 and gRPC.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tower::Service;
 
 use super::harness::listening;
 
-/// What an app saw of the last request.
+/// The last request that an app received.
 #[derive(Clone, Default)]
 pub(super) struct Seen {
     pub(super) target: String,
@@ -32,7 +32,7 @@ pub(super) struct Seen {
     pub(super) host: String,
     pub(super) user_agent: String,
     pub(super) headers: Vec<String>,
-    /// Of the TLS handshake.
+    /// Server name in the TLS handshake.
     pub(super) server_name: Option<String>,
 }
 
@@ -57,7 +57,7 @@ fn note(seen: &Mutex<Seen>, request: &http::Request<Incoming>) {
     seen.headers = request.headers().keys().map(ToString::to_string).collect();
 }
 
-/// Which kind of key and certificate.
+/// The kind of key and certificate.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Key {
     Ecdsa,
@@ -83,12 +83,12 @@ impl Key {
             ),
         };
         let key = PrivateKeyDer::try_from(key).expect("a key");
-        let key = ring::sign::any_supported_type(&key).expect("a key that ring knows");
+        let key = ring::sign::any_supported_type(&key).expect("a key that ring supports");
         CertifiedKey::new(vec![CertificateDer::from(certificate)], key)
     }
 }
 
-/// Gives out one certificate and notes the name asked for.
+/// Serves one certificate, and records the server name in the ClientHello.
 #[derive(Debug)]
 struct Certificate {
     key: Arc<CertifiedKey>,
@@ -110,7 +110,7 @@ pub(super) struct TlsApp {
 }
 
 impl TlsApp {
-    /// Always answers `status`, with `location` if given, in the HTTP version that `alpn` says.
+    /// An app that always answers `status`, with `location` if given, in the HTTP version of `alpn`.
     pub(super) async fn new(
         key: Key,
         version: &'static rustls::SupportedProtocolVersion,
@@ -121,7 +121,7 @@ impl TlsApp {
         let asked = Arc::default();
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[version])
-            .expect("a version that ring knows")
+            .expect("a version that ring supports")
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(Certificate {
                 key: Arc::new(key.certified()),
@@ -174,7 +174,7 @@ impl TlsApp {
     }
 }
 
-/// An app with the gRPC health service: `` and `up` serve, `down` does not.
+/// An app with the gRPC health service: the empty service and `up` are SERVING, `down` is not.
 pub(super) struct Grpc {
     pub(super) address: SocketAddr,
     seen: Arc<Mutex<Seen>>,
@@ -218,7 +218,7 @@ impl Grpc {
     }
 }
 
-/// The address of a server that says `text` to everyone, then ends its side and takes what comes.
+/// The address of a server that sends `text` on each connection, ends its side, and reads until the client closes.
 pub(super) async fn greeting(text: &'static str) -> SocketAddr {
     let (listener, address) = listening().await;
     tokio::spawn(async move {

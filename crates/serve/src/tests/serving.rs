@@ -1,4 +1,4 @@
-//! Who is served, how many at once, and until when.
+//! Which connections are served, how many at once, and how serving ends.
 
 use std::io;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use probe::verdict::{Outcome, Reason};
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 #[tokio::test]
-async fn whoever_is_not_the_kubelet_is_reset() {
-    let app = App::saying(OK).await;
+async fn a_connection_that_is_not_the_kubelets_is_reset() {
+    let app = App::answering(OK).await;
     let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mut stranger = world.connect_as(None).await;
-    // Whichever comes first after the reset meets it.
+    // The first operation after the reset fails.
     let written = stranger.write_all(get(app.address, "/").as_bytes()).await;
     let error = match written {
         Ok(()) => read_all(&mut stranger).await.expect_err("a reset"),
@@ -48,9 +48,9 @@ fn tcp_routes(port: u16, with_http: bool) -> (Arc<crate::table::Route>, NativeRo
 }
 
 #[tokio::test]
-async fn a_tcp_probe_is_a_connection_without_a_word_and_does_not_touch_the_app() {
+async fn a_connection_without_bytes_is_a_tcp_probe_and_does_not_reach_the_app() {
     for (with_http, closed) in [(false, false), (true, false), (false, true), (true, true)] {
-        let app = App::saying(OK).await;
+        let app = App::answering(OK).await;
         let (tcp, native) = tcp_routes(app.address.port(), with_http);
         let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
         drop(world.connect_as(Some((app.address, closed))).await);
@@ -65,8 +65,8 @@ async fn a_tcp_probe_is_a_connection_without_a_word_and_does_not_touch_the_app()
 }
 
 #[tokio::test]
-async fn a_word_on_a_port_that_declares_tcp_alone_is_relayed() {
-    let app = App::saying(OK).await;
+async fn bytes_on_a_port_with_only_a_tcp_probe_are_relayed() {
+    let app = App::answering(OK).await;
     let (tcp, native) = tcp_routes(app.address.port(), false);
     let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
     assert_eq!(
@@ -82,7 +82,7 @@ async fn a_word_on_a_port_that_declares_tcp_alone_is_relayed() {
 
 #[tokio::test]
 async fn a_tcp_and_an_http_probe_may_share_a_port() {
-    let app = App::saying(OK).await;
+    let app = App::answering(OK).await;
     let (tcp, native) = tcp_routes(app.address.port(), true);
     let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
     assert_eq!(world.status(app.address, &get(app.address, "/")).await, 200);
@@ -91,8 +91,8 @@ async fn a_tcp_and_an_http_probe_may_share_a_port() {
 }
 
 #[tokio::test]
-async fn a_closed_connection_counts_for_nothing_but_tcp() {
-    let app = App::saying(OK).await;
+async fn a_closed_connection_counts_only_as_a_tcp_probe() {
+    let app = App::answering(OK).await;
     let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let flow = Some((app.address, true));
@@ -104,7 +104,7 @@ async fn a_closed_connection_counts_for_nothing_but_tcp() {
 }
 
 #[tokio::test]
-async fn a_pod_has_only_so_many_checks_in_flight() {
+async fn a_pod_has_a_limit_of_checks_in_flight() {
     let app = App::new(|_, _| vec![Act::Hang]).await;
     let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let bound = endpoint.pod.max_in_flight;
@@ -122,7 +122,7 @@ async fn a_pod_has_only_so_many_checks_in_flight() {
     assert_eq!(world.status(app.address, &get(app.address, "/")).await, 503);
     assert_eq!(verdict(&route).await.reason, Reason::Overloaded);
 
-    // A place is free again as soon as a check has ended.
+    // When a check has ended, another one is admitted.
     drop(waiting);
     while route.stats.counts().2 < bound as u64 {
         tokio::task::yield_now().await;
@@ -136,9 +136,9 @@ async fn a_pod_has_only_so_many_checks_in_flight() {
 }
 
 #[tokio::test]
-async fn one_pods_hanging_app_does_not_hold_up_anothers_probe() {
+async fn an_app_that_hangs_does_not_delay_probes_of_other_pods() {
     let hanging = App::new(|_, _| vec![Act::Hang]).await;
-    let healthy = App::saying(OK).await;
+    let healthy = App::answering(OK).await;
     let (_, one) = http_endpoint(hanging.address, "/", LONG);
     let (_, other) = http_endpoint(healthy.address, "/", LONG);
     let world = World::new([one, other]).await;
@@ -152,7 +152,7 @@ async fn one_pods_hanging_app_does_not_hold_up_anothers_probe() {
 #[tokio::test]
 async fn draining_serves_the_backlog_and_what_is_in_flight() {
     let app = App::new(|head, _| {
-        let mut acts = say(OK);
+        let mut acts = send(OK);
         if head.starts_with("GET /slow ") {
             acts.insert(0, Act::Pause(Duration::from_millis(300)));
         }
@@ -170,7 +170,7 @@ async fn draining_serves_the_backlog_and_what_is_in_flight() {
     while app.seen().is_empty() {
         tokio::task::yield_now().await;
     }
-    // These are in the backlog, or accepted already, when the handler hears that it is to drain.
+    // These are in the backlog, or already accepted, when draining begins.
     let mut backlog = Vec::new();
     for _ in 0..3 {
         backlog.push(world.connect(app.address).await);
@@ -186,10 +186,10 @@ async fn draining_serves_the_backlog_and_what_is_in_flight() {
     }
     timeout(LONG, world.serving)
         .await
-        .expect("it ends when the last one is done")
+        .expect("serving ends with the last connection")
         .expect("no panic");
     let late = tokio::net::TcpStream::connect(world.address).await;
-    assert!(late.is_err(), "nobody listens any more");
+    assert!(late.is_err(), "the listener is closed");
 }
 
 #[tokio::test]
@@ -211,8 +211,8 @@ async fn dropping_the_handler_ends_all_connections() {
 }
 
 #[tokio::test]
-async fn an_ipv4_mapped_destination_is_the_ipv4_endpoint() {
-    let app = App::saying(OK).await;
+async fn an_ipv4_mapped_destination_is_served_by_the_ipv4_endpoint() {
+    let app = App::answering(OK).await;
     let (_, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mapped = format!("[::ffff:127.0.0.1]:{}", app.address.port());
@@ -222,7 +222,7 @@ async fn an_ipv4_mapped_destination_is_the_ipv4_endpoint() {
 
 #[tokio::test]
 async fn failing_accepts_are_counted_and_do_not_spin() {
-    let app = App::saying(OK).await;
+    let app = App::answering(OK).await;
     let (_, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
     let mut connections = tokio::task::JoinSet::new();
@@ -242,14 +242,14 @@ async fn failing_accepts_are_counted_and_do_not_spin() {
 }
 
 #[tokio::test]
-async fn a_connection_takes_little_memory_before_it_is_known_what_for() {
+async fn a_connection_needs_little_memory_before_it_is_classified() {
     let world = World::new([]).await;
     let stream = world.connect_as(None).await;
     let peer = stream.local_addr().expect("address");
     let serving = world
         .handler
         .identify(stream, peer, tokio::time::Instant::now(), &world.worker);
-    // It is copied when its task is made.
+    // The future is copied when its task is spawned.
     let size = size_of_val(&serving);
     assert!(size <= 6 * 1024, "{size} bytes");
 }

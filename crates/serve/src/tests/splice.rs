@@ -1,4 +1,4 @@
-//! HTTPS and gRPC on the app's own port go end to end.
+//! HTTPS and gRPC on the app's own port are spliced end to end.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ fn hello() -> Vec<u8> {
     client_hello("10.0.0.7")
 }
 
-/// Declares HTTPS and gRPC probes at `port`.
+/// The routes of HTTPS and gRPC probes at `port`.
 fn routes(port: u16, timeout: Duration) -> (Arc<Route>, Arc<Route>, NativeRoutes) {
     let https = Action::Http {
         scheme: Scheme::Https,
@@ -81,7 +81,7 @@ async fn a_refused_dial_is_a_reset() {
 }
 
 #[tokio::test]
-async fn splices_count_against_the_pods_bound() {
+async fn splices_count_against_the_pods_limit() {
     let (listener, address) = listening().await;
     let (https, _, native) = routes(address.port(), LONG);
     let endpoint = endpoint(address, Routes::Native(native));
@@ -104,28 +104,28 @@ async fn splices_count_against_the_pods_bound() {
 async fn a_pod_that_cannot_be_dialled_from_inside_gets_its_tls_relayed() {
     let (listener, address) = listening().await;
     let (https, _, native) = routes(address.port(), LONG);
-    let endpoint = endpoint_dialled(address, Routes::Native(native), Arc::new(Homeless));
+    let endpoint = endpoint_dialled(address, Routes::Native(native), Arc::new(WithoutAddress));
     let world = World::new([endpoint]).await;
     let mut kubelet = world.connect(address).await;
     let hello = hello();
     kubelet.write_all(&hello).await.expect("write");
     let (mut app, peer) = listener.accept().await.expect("accept");
     assert_ne!(peer.ip(), IN_POD);
-    let mut heard = vec![0; hello.len()];
-    let _ = app.read_exact(&mut heard).await.expect("read");
-    assert_eq!(heard, hello);
+    let mut received = vec![0; hello.len()];
+    let _ = app.read_exact(&mut received).await.expect("read");
+    assert_eq!(received, hello);
     assert_eq!(https.stats.counts(), (0, 0, 1));
 }
 
 #[tokio::test]
-async fn a_splice_that_waits_for_its_app_ends_with_the_kubelet() {
+async fn a_splice_that_waits_for_its_app_ends_when_the_kubelet_hangs_up() {
     let queue = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     queue.bind(&any.into()).expect("bind");
     queue.listen(0).expect("listen");
     let address = queue.local_addr().expect("address").as_socket();
     let address = address.expect("an IP address");
-    let _in_the_way = std::net::TcpStream::connect(address).expect("the queue takes one");
+    let _in_the_way = std::net::TcpStream::connect(address).expect("the queue has room for one");
 
     // An HTTPS hook on the probe's port has no timeout at all.
     let (https, _, native) = routes(address.port(), LONG);
@@ -137,7 +137,7 @@ async fn a_splice_that_waits_for_its_app_ends_with_the_kubelet() {
 }
 
 #[tokio::test]
-async fn a_reset_of_the_apps_is_a_reset_for_the_kubelet() {
+async fn a_reset_by_the_app_is_a_reset_for_the_kubelet() {
     let app = App::new(|_, _| vec![Act::Reset]).await;
     let (_, grpc, native) = routes(app.address.port(), LONG);
     let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
@@ -149,7 +149,7 @@ async fn a_reset_of_the_apps_is_a_reset_for_the_kubelet() {
 }
 
 #[tokio::test]
-async fn an_app_that_never_ends_its_side_is_let_go_after_the_kubelet_has() {
+async fn a_splice_ends_soon_after_the_kubelet_hangs_up_even_if_the_app_does_not() {
     let (listener, address) = listening().await;
     let (https, _, native) = routes(address.port(), LONG);
     let world = World::new([endpoint(address, Routes::Native(native))]).await;
@@ -163,8 +163,8 @@ async fn an_app_that_never_ends_its_side_is_let_go_after_the_kubelet_has() {
 }
 
 #[tokio::test]
-async fn what_is_not_declared_on_the_port_meets_the_mesh() {
-    let app = App::saying("HTTP/1.1 200 OK\r\n\r\n").await;
+async fn undeclared_protocols_on_the_port_are_relayed_through_the_mesh() {
+    let app = App::answering("HTTP/1.1 200 OK\r\n\r\n").await;
     let (https, grpc, mut native) = routes(app.address.port(), LONG);
     native.grpc = None;
     let world = World::new([endpoint(app.address, Routes::Native(native))]).await;

@@ -1,4 +1,4 @@
-//! Whatever happens to pods and namespaces, what stands is what should.
+//! Property tests: after any sequence of events, exactly the right endpoints exist.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Something that happens to a registry of pods 0 to 3 in namespaces 1 to 3.
+/// An event for a registry with pods 0 to 3 in namespaces 1 to 3.
 #[derive(Clone, Debug)]
 enum Event {
-    /// The pods, each with its port and mesh, and the addresses that its status names.
+    /// The pods, each with its port, its mesh and the addresses in its status.
     Replace(BTreeMap<u8, (u16, Mesh, Vec<&'static str>)>),
     /// A pod's namespace and addresses.
     Place(u8, Option<(u8, Vec<&'static str>)>, bool),
@@ -19,7 +19,7 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     let mesh = prop_oneof![4 => Just(Mesh::Istio), 1 => Just(Mesh::Linkerd)];
     let addresses = || prop::sample::subsequence(vec!["10.0.0.1", "10.0.0.2", "fd00::1"], 0..=3);
-    // Most pods are not named yet, or are by all of their addresses: else hardly any would be served.
+    // The status of most pods contains none or all of the addresses: otherwise hardly any pod would be served.
     let ips = prop_oneof![
         2 => Just(Vec::new()),
         1 => Just(vec!["10.0.0.1", "10.0.0.2", "fd00::1"]),
@@ -54,7 +54,7 @@ fn happen(bench: &mut Bench, event: Event) {
     }
 }
 
-/// Everything that can be seen of a registry's endpoints.
+/// Everything that is visible of a registry's endpoints.
 fn seen(bench: &Bench) -> BTreeMap<SocketAddr, (EndpointValue, PodId, i32, usize)> {
     let kernel = bench.kernel.lock();
     let all = bench.table.all();
@@ -72,10 +72,10 @@ fn seen(bench: &Bench) -> BTreeMap<SocketAddr, (EndpointValue, PodId, i32, usize
 }
 
 proptest! {
-    /// However the pods came to be as they are, and whatever went wrong in the kernel on the way. What a status
-    /// names counts in any case as soon as it is told anew; until then it may be of the sandbox before.
+    /// Endpoints depend only on the last state, not on earlier events or failures in the kernel. The addresses in a
+    /// status certainly count once they change; until then they may be those of the old sandbox.
     #[test]
-    fn endpoints_depend_on_what_is_not_on_what_was(
+    fn endpoints_depend_only_on_the_last_state(
         events in prop::collection::vec((event(), prop::collection::vec(prop::bool::weighted(0.2), 0..4)), 0..30),
     ) {
         let mut bench = Bench::new();
@@ -84,7 +84,7 @@ proptest! {
             happen(&mut bench, event);
             let table = bench.table();
             for (address, netns) in bench.kernel() {
-                // One that could not be taken out is in no table; every other is dialled where it is gated.
+                // An endpoint that could not be removed is not in the table; all others are dialled where they are gated.
                 prop_assert!(table.get(&address).is_none_or(|dialled| *dialled == netns));
             }
             prop_assert!(table.keys().all(|address| bench.kernel().contains_key(address)));
@@ -93,13 +93,13 @@ proptest! {
         let last: Vec<Pod> =
             bench.registry.pods().values().map(|entry| Pod::clone(&entry.pod)).collect();
         prop_assert_eq!(bench.replace(last.clone()), Replaced::default());
-        let told_anew = |mut pod: Pod| {
+        let with_new_status = |mut pod: Pod| {
             if !pod.ips.is_empty() {
                 pod.ips.push(ip("10.0.0.9"));
             }
             pod
         };
-        let last: Vec<Pod> = last.into_iter().map(told_anew).collect();
+        let last: Vec<Pod> = last.into_iter().map(with_new_status).collect();
         prop_assert_eq!(bench.replace(last.clone()), Replaced::default());
 
         let mut fresh = Bench::new();
