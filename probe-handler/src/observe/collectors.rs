@@ -107,7 +107,10 @@ impl Collector for Watches {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         self.gauges(
             &mut encoder,
-            ("watch_up", "1 while the daemon has a watch at the API server."),
+            (
+                "watch_up",
+                "1 while the daemon has a watch at the API server.",
+            ),
             None,
             |watch| Some(f64::from(u8::from(watch.is_up()))),
         )?;
