@@ -343,10 +343,7 @@ fn admin_socket(path: &Path) -> Finding {
     let shown = path.display();
     match admin_socket::look_ahead(path) {
         Ok(Found::Nothing) => pass(requirement, shown.to_string()),
-        Ok(Found::Stale) => pass(
-            requirement,
-            format!("{shown}, replacing an unused socket"),
-        ),
+        Ok(Found::Stale) => pass(requirement, format!("{shown}, replacing an unused socket")),
         Ok(Found::Answered) => not_met(
             State::Warn,
             requirement,

@@ -1,4 +1,4 @@
-//! Keeps the kernel path of a pod: our rules in its namespace, and the proof that they work.
+//! Maintains the kernel path of a pod: our rules in its namespace, and the trials that verify them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use reconcile::path::HttpBy;
 /// Which path serves a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Path {
-    /// The kernel's, where the protocol allows it.
+    /// The kernel path, where the protocol allows it.
     Kernel,
-    /// The handler's, for all; why.
+    /// The handler, for all probes, and why.
     Handler(String),
 }
 
-/// The kernel path, once the programs are loaded; closed without one where there is none.
+/// The kernel path, once the programs are loaded; closed without a value if it is disabled.
 pub type KernelPathWatch = watch::Receiver<Option<Arc<KernelPath>>>;
 
-/// Puts rules into pods and tries them.
+/// Installs rules in pods and verifies them.
 pub struct KernelPath {
     exemption: Arc<Exemption>,
     connecting: Arc<ConnectingMap>,
@@ -34,7 +34,7 @@ pub struct KernelPath {
 }
 
 impl KernelPath {
-    /// `http` is what serves HTTP where the kernel path is there.
+    /// `http` is what serves HTTP in pods that have the kernel path.
     pub fn new(
         exemption: Exemption,
         connecting: Arc<ConnectingMap>,
@@ -49,12 +49,12 @@ impl KernelPath {
         }
     }
 
-    /// What serves HTTP on `path`, as the registry wants to know it.
+    /// What serves HTTP on `path`, in the form that the registry takes; None if the handler serves all probes.
     pub fn kernel(&self, path: &Path) -> Option<HttpBy> {
         (*path == Path::Kernel).then_some(self.http)
     }
 
-    /// Keeps our rules in `netns`, whose pod has `addresses`.
+    /// Maintains our rules in `netns`, whose pod has `addresses`.
     pub fn keep<'a>(&'a self, netns: &'a Arc<Netns>, addresses: &'a [IpAddr]) -> Keeping<'a> {
         Keeping {
             kernel_path: self,
@@ -65,11 +65,11 @@ impl KernelPath {
         }
     }
 
-    /// Tries our rules; puts them before that at `first`, and where they turn out not to do.
+    /// Verifies our rules. Installs them before that if this is the `first` time, or if they turn out not to work.
     async fn establish(&self, netns: &Arc<Netns>, addresses: &[IpAddr], first: bool) -> Path {
         if self.shared_process.load(Ordering::Relaxed) {
             return Path::Handler(
-                "the kubelet's process is more than a kubelet: the kernel path would exempt all that it connects to \
+                "the kubelet's process also contains other programs: the kernel path would exempt all its connections to \
                  probed ports"
                     .to_owned(),
             );
@@ -83,7 +83,7 @@ impl KernelPath {
         }
     }
 
-    /// One trial for each family that the pod has: all have to pass.
+    /// One trial for each address family of the pod; all must pass.
     async fn try_all(&self, netns: &Netns, addresses: &[IpAddr]) -> Path {
         let mut path = Path::Handler("it has no address yet".to_owned());
         for (_, address) in by_family(addresses) {
@@ -96,7 +96,7 @@ impl KernelPath {
     }
 }
 
-/// Rules in one pod that are kept.
+/// The rules in one pod, which are maintained.
 pub struct Keeping<'a> {
     kernel_path: &'a KernelPath,
     netns: &'a Arc<Netns>,
@@ -106,7 +106,7 @@ pub struct Keeping<'a> {
 }
 
 impl Keeping<'_> {
-    /// Which path serves the pod, at first and whenever that has changed.
+    /// Returns which path serves the pod: first at once, then whenever it changes.
     pub async fn next(&mut self) -> Path {
         loop {
             if let Some(told) = &self.told {
@@ -126,7 +126,7 @@ impl Keeping<'_> {
     }
 }
 
-/// The first address of each family, if there is one.
+/// The first address of each address family, if there is one.
 fn by_family(addresses: &[IpAddr]) -> impl Iterator<Item = (Family, IpAddr)> + '_ {
     let first = |family| {
         let of = |address: &&IpAddr| address.is_ipv4() == (family == Family::V4);
@@ -135,7 +135,7 @@ fn by_family(addresses: &[IpAddr]) -> impl Iterator<Item = (Family, IpAddr)> + '
     Family::ALL.into_iter().filter_map(first)
 }
 
-/// Puts our rules for the families that the pod has, on a thread that may wait for the kernel.
+/// Installs our rules for the pod's address families, on a thread that may block in the kernel.
 async fn put(
     exemption: Arc<Exemption>,
     netns: Arc<Netns>,
@@ -149,7 +149,7 @@ async fn put(
     });
     match put.await {
         Ok(put) => put.map_err(Error::told),
-        Err(error) => Err(format!("putting rules into the pod failed: {error}")),
+        Err(error) => Err(format!("installing rules in the pod failed: {error}")),
     }
 }
 
@@ -159,18 +159,19 @@ fn judge(trial: Trial) -> Path {
         Trial::Passed => return Path::Kernel,
         Trial::Captured { port } => format!(
             "a trial connection from the node to its port {port}, on which nothing listens, was accepted: a rule of \
-             the mesh captures it in spite of ours"
+             the mesh captures it despite our rules"
         ),
         Trial::NotMet => {
-            "a trial connection from the node did not meet our rules with the address that it had: \
-             something on the way changes it (SNAT)"
+            "a trial connection from the node did not reach our rules with its original address: \
+             the node or network changes the address (SNAT)"
                 .to_owned()
         }
         Trial::Unproven(why) => why,
     })
 }
 
-/// When to try again: soon while a pod is starting, now and then for ever, because rules may change under a running pod.
+/// Time until the next trial: short while a pod is starting, and longer later, but without end, because the rules of a
+/// running pod may change.
 fn until_next(path: &Path, attempt: u32) -> Duration {
     match path {
         Path::Kernel => Duration::from_secs(30),
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn each_family_is_tried_once() {
+    fn one_address_of_each_family_is_tried() {
         let ip = |text: &str| text.parse().expect("address");
         let addresses = [ip("fd00::1"), ip("10.0.0.1"), ip("10.0.0.2")];
         let tried: Vec<_> = by_family(&addresses).collect();
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_the_kernel_path_is_tried_again_soon_and_then_less_often() {
+    fn failed_trials_are_repeated_soon_and_then_less_often() {
         let handler = Path::Handler(String::new());
         assert_eq!(until_next(&handler, 0), Duration::from_millis(100));
         assert_eq!(until_next(&handler, 99), Duration::from_millis(25_600));

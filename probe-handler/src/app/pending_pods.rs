@@ -1,21 +1,21 @@
-//! Pods that are not served for want of a network namespace or an address, and what the log said of them.
-//! Every pod is so for a moment when it starts, and at the daemon's own start all are: only what stays so is
-//! worth a line.
+//! Pods that are not served because their network namespace or address is not found, and what was logged about them.
+//! Every pod is in this state for a moment when it starts, and all pods are at the daemon's own start: only a pod that
+//! stays in it is logged.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use reconcile::registry::PodEntry;
 
-/// For how long a pod may not be served before the log says why.
+/// How long a pod is not served before that is logged.
 pub const GRACE: Duration = Duration::from_secs(10);
-/// How many pods are named at once for the same cause; of more the log tells the number.
+/// Number of pods that a log line names for one cause; of the others it has the number.
 const NAMED: usize = 5;
 
-/// How many causes are said of a pod: some name addresses, of which a pod can give itself any number.
+/// Number of causes that are logged for a pod: some contain addresses, and a pod can give itself any number of them.
 const SAID: usize = 8;
 
-/// What is known of the pods that are waited for.
+/// The pods that are not served yet.
 #[derive(Debug, Default)]
 pub struct PendingPods {
     pods: BTreeMap<String, Waiting>,
@@ -25,7 +25,7 @@ pub struct PendingPods {
 struct Waiting {
     since: Instant,
     why: String,
-    /// The causes that were said already.
+    /// The causes that were already logged.
     said: Vec<String>,
 }
 
@@ -34,18 +34,18 @@ struct Waiting {
 pub struct Line {
     /// Why these pods are not served.
     pub why: String,
-    /// UIDs of the pods, the first few of them.
+    /// UIDs of the first few pods.
     pub pods: Vec<String>,
-    /// How many more there are.
+    /// Number of further pods.
     pub more: usize,
 }
 
 impl PendingPods {
-    /// What is known of a pod has changed: the addresses in its namespace, or those in its status.
+    /// Updates a pod after the addresses in its namespace or its status have changed.
     pub fn placed(&mut self, entry: &PodEntry, now: Instant) {
         let uid = &entry.pod.id.uid;
         if entry.placement.is_none() {
-            return; // Said by whoever looks for it.
+            return; // The task that looks for its namespace reports it.
         }
         match without_address(entry) {
             Some(why) => self.lost(uid, why, now),
@@ -57,7 +57,7 @@ impl PendingPods {
         }
     }
 
-    /// Pod `uid` is not served, for this reason.
+    /// Records that pod `uid` is not served because of `why`.
     pub fn lost(&mut self, uid: &str, why: String, now: Instant) {
         match self.pods.get_mut(uid) {
             Some(waiting) => waiting.why = why,
@@ -72,19 +72,19 @@ impl PendingPods {
         }
     }
 
-    /// Pod `uid` is served, or gone; whether the log had said that it is not served.
+    /// Removes pod `uid`, which is served or was deleted; returns whether it was logged as not served.
     pub fn done(&mut self, uid: &str) -> bool {
         let waiting = self.pods.remove(uid);
         waiting.is_some_and(|waiting| !waiting.said.is_empty())
     }
 
-    /// When there is next something to say.
+    /// When the next line is due.
     pub fn due(&self) -> Option<Instant> {
         let unsaid = self.pods.values().filter(|waiting| waiting.is_news());
         unsaid.map(|waiting| waiting.since + GRACE).min()
     }
 
-    /// What there is to say now, once for each pod and cause.
+    /// The lines that are due now, once for each pod and cause.
     pub fn take(&mut self, now: Instant) -> Vec<Line> {
         let mut causes: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (uid, waiting) in &mut self.pods {
@@ -103,7 +103,7 @@ impl PendingPods {
     }
 }
 
-/// Why a pod whose namespace is known is not served at all of its addresses.
+/// Why a pod whose namespace is known is not served at every address.
 fn without_address(entry: &PodEntry) -> Option<String> {
     let found = &entry.placement.as_ref()?.addresses;
     let told = entry.named();
@@ -114,8 +114,8 @@ fn without_address(entry: &PodEntry) -> Option<String> {
         return None;
     }
     Some(format!(
-        "status.podIPs {told:?} and the addresses in its network namespace {found:?} disagree: the probes of \
-         those that are not in both are left alone"
+        "status.podIPs {told:?} and the addresses in its network namespace {found:?} differ: probes of addresses \
+         that are not in both are not served"
     ))
 }
 
@@ -138,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn what_lasts_is_said_once_for_each_cause() {
+    fn a_lasting_cause_is_logged_once() {
         let (mut unserved, start) = (PendingPods::default(), Instant::now());
         unserved.lost("a", "no cgroup".to_owned(), start);
         assert_eq!(unserved.due(), Some(start + GRACE));
         assert_eq!(unserved.take(start + GRACE / 2), []);
         assert_eq!(unserved.take(start + GRACE), [line("no cgroup", &["a"])]);
         assert_eq!(unserved.due(), None);
-        // It gets further, and falls back: only the first is news.
+        // The pod changes to another cause and back: each cause is logged only once.
         unserved.lost("a", "no process".to_owned(), start + GRACE);
         assert_eq!(unserved.take(start + GRACE), [line("no process", &["a"])]);
         unserved.lost("a", "no cgroup".to_owned(), start + GRACE);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_finds_ever_new_causes_is_not_listened_to_for_ever() {
+    fn a_limited_number_of_causes_is_logged_for_a_pod() {
         let (mut unserved, start) = (PendingPods::default(), Instant::now());
         let said = (0..100).flat_map(|cause| {
             unserved.lost("a", format!("cause {cause}"), start);
@@ -166,18 +166,18 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_is_never_said() {
+    fn a_cause_that_ends_in_time_is_not_logged() {
         let (mut unserved, start) = (PendingPods::default(), Instant::now());
         unserved.lost("a", "no cgroup".to_owned(), start);
         assert!(!unserved.done("a"));
         assert_eq!(unserved.due(), None);
-        // Another time begins anew.
+        // The next time starts a new grace period.
         unserved.lost("a", "no cgroup".to_owned(), start + GRACE);
         assert_eq!(unserved.take(start + GRACE), []);
     }
 
     #[test]
-    fn of_many_pods_the_number_is_said() {
+    fn of_many_pods_the_line_has_the_number() {
         let (mut unserved, start) = (PendingPods::default(), Instant::now());
         for pod in 0..100 {
             unserved.lost(&format!("{pod:03}"), "no cgroup".to_owned(), start);
