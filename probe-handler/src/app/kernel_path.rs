@@ -60,7 +60,7 @@ impl KernelPath {
             kernel_path: self,
             netns,
             addresses,
-            told: None,
+            reported: None,
             attempt: 0,
         }
     }
@@ -101,7 +101,7 @@ pub struct Keeping<'a> {
     kernel_path: &'a KernelPath,
     netns: &'a Arc<Netns>,
     addresses: &'a [IpAddr],
-    told: Option<Path>,
+    reported: Option<Path>,
     attempt: u32,
 }
 
@@ -109,17 +109,17 @@ impl Keeping<'_> {
     /// Returns which path serves the pod: first at once, then whenever it changes.
     pub async fn next(&mut self) -> Path {
         loop {
-            if let Some(told) = &self.told {
-                tokio::time::sleep(until_next(told, self.attempt)).await;
+            if let Some(reported) = &self.reported {
+                tokio::time::sleep(until_next(reported, self.attempt)).await;
                 self.attempt = self.attempt.saturating_add(1);
             }
             let path = self
                 .kernel_path
-                .establish(self.netns, self.addresses, self.told.is_none())
+                .establish(self.netns, self.addresses, self.reported.is_none())
                 .await;
-            if self.told.as_ref() != Some(&path) {
+            if self.reported.as_ref() != Some(&path) {
                 self.attempt = 0;
-                self.told = Some(path.clone());
+                self.reported = Some(path.clone());
                 return path;
             }
         }

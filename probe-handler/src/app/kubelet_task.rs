@@ -31,7 +31,7 @@ pub struct Attachment {
     /// The kubelet to whose cgroup they are attached.
     pub kubelet: Option<Kubelet>,
     /// The kubelet whose process id is in the programs' configuration, so that they may still serve it.
-    told: Option<Kubelet>,
+    configured: Option<Kubelet>,
     /// When they were attached.
     pub since: Option<Instant>,
     /// Why they are not attached; logged once.
@@ -48,7 +48,7 @@ impl Attachment {
         Self {
             programs,
             kubelet: None,
-            told: None,
+            configured: None,
             since: None,
             trouble: None,
             draining: false,
@@ -59,11 +59,15 @@ impl Attachment {
     /// Removes the process id of an ended kubelet from the programs' configuration. The programs may stay attached, but
     /// another process may soon have the id.
     fn forget_if_gone(&mut self, config: &ProgramConfig, finder: &Finder) {
-        if !self.told.as_ref().is_some_and(|told| finder.is_gone(told)) {
+        if !self
+            .configured
+            .as_ref()
+            .is_some_and(|configured| finder.is_gone(configured))
+        {
             return;
         }
         match config.update(|config| config.kubelet_pid = NO_PROCESS) {
-            Ok(()) => self.told = None,
+            Ok(()) => self.configured = None,
             Err(error) => {
                 tracing::debug!(%error, "cannot remove the kubelet's process id from the programs' configuration");
             }
@@ -84,7 +88,7 @@ impl Attachment {
                     "cannot set the kubelet's process id in the programs' configuration: {error}"
                 )
             })?;
-        self.told = kubelet.filter.is_some().then(|| kubelet.clone());
+        self.configured = kubelet.filter.is_some().then(|| kubelet.clone());
         let moved = self
             .kubelet
             .as_ref()

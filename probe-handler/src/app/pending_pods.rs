@@ -13,7 +13,7 @@ pub const GRACE: Duration = Duration::from_secs(10);
 const NAMED: usize = 5;
 
 /// Number of causes that are logged for a pod: some contain addresses, and a pod can give itself any number of them.
-const SAID: usize = 8;
+const MAX_CAUSES: usize = 8;
 
 /// The pods that are not served yet.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ struct Waiting {
     since: Instant,
     why: String,
     /// The causes that were already logged.
-    said: Vec<String>,
+    logged: Vec<String>,
 }
 
 /// A line for the log.
@@ -65,7 +65,7 @@ impl PendingPods {
                 let waiting = Waiting {
                     since: now,
                     why,
-                    said: Vec::new(),
+                    logged: Vec::new(),
                 };
                 let _ = self.pods.insert(uid.to_owned(), waiting);
             }
@@ -75,21 +75,21 @@ impl PendingPods {
     /// Removes pod `uid`, which is served or was deleted; returns whether it was logged as not served.
     pub fn done(&mut self, uid: &str) -> bool {
         let waiting = self.pods.remove(uid);
-        waiting.is_some_and(|waiting| !waiting.said.is_empty())
+        waiting.is_some_and(|waiting| !waiting.logged.is_empty())
     }
 
     /// When the next line is due.
     pub fn due(&self) -> Option<Instant> {
-        let unsaid = self.pods.values().filter(|waiting| waiting.is_news());
-        unsaid.map(|waiting| waiting.since + GRACE).min()
+        let unlogged = self.pods.values().filter(|waiting| waiting.is_unlogged());
+        unlogged.map(|waiting| waiting.since + GRACE).min()
     }
 
     /// The lines that are due now, once for each pod and cause.
     pub fn take(&mut self, now: Instant) -> Vec<Line> {
         let mut causes: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (uid, waiting) in &mut self.pods {
-            if waiting.is_news() && now >= waiting.since + GRACE {
-                waiting.said.push(waiting.why.clone());
+            if waiting.is_unlogged() && now >= waiting.since + GRACE {
+                waiting.logged.push(waiting.why.clone());
                 let pods = causes.entry(waiting.why.clone()).or_default();
                 pods.push(uid.clone());
             }
@@ -106,22 +106,22 @@ impl PendingPods {
 /// Why a pod whose namespace is known is not served at every address.
 fn without_address(entry: &PodEntry) -> Option<String> {
     let found = &entry.placement.as_ref()?.addresses;
-    let told = entry.named();
+    let in_status = entry.named();
     if found.is_empty() {
         return Some("its network namespace has no address (yet)".to_owned());
     }
-    if told.iter().all(|ip| found.contains(ip)) {
+    if in_status.iter().all(|ip| found.contains(ip)) {
         return None;
     }
     Some(format!(
-        "status.podIPs {told:?} and the addresses in its network namespace {found:?} differ: probes of addresses \
+        "status.podIPs {in_status:?} and the addresses in its network namespace {found:?} differ: probes of addresses \
          that are not in both are not served"
     ))
 }
 
 impl Waiting {
-    fn is_news(&self) -> bool {
-        self.said.len() < SAID && !self.said.contains(&self.why)
+    fn is_unlogged(&self) -> bool {
+        self.logged.len() < MAX_CAUSES && !self.logged.contains(&self.why)
     }
 }
 
@@ -157,11 +157,11 @@ mod tests {
     #[test]
     fn a_limited_number_of_causes_is_logged_for_a_pod() {
         let (mut unserved, start) = (PendingPods::default(), Instant::now());
-        let said = (0..100).flat_map(|cause| {
+        let logged = (0..100).flat_map(|cause| {
             unserved.lost("a", format!("cause {cause}"), start);
             unserved.take(start + GRACE)
         });
-        assert_eq!(said.count(), SAID);
+        assert_eq!(logged.count(), MAX_CAUSES);
         assert_eq!(unserved.due(), None);
     }
 
@@ -182,8 +182,8 @@ mod tests {
         for pod in 0..100 {
             unserved.lost(&format!("{pod:03}"), "no cgroup".to_owned(), start);
         }
-        let said = unserved.take(start + GRACE);
-        assert_eq!(said.len(), 1);
-        assert_eq!((said[0].pods.len(), said[0].more), (NAMED, 100 - NAMED));
+        let logged = unserved.take(start + GRACE);
+        assert_eq!(logged.len(), 1);
+        assert_eq!((logged[0].pods.len(), logged[0].more), (NAMED, 100 - NAMED));
     }
 }

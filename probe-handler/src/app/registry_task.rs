@@ -131,7 +131,7 @@ impl RegistryTask {
                 }
                 Some(pod) = self.too_costly.recv() => self.exclude(&pod),
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
-                    self.say_unserved();
+                    self.log_unserved();
                     continue;
                 }
                 Some(ended) = self.running.join_next() => {
@@ -303,7 +303,7 @@ impl RegistryTask {
     }
 
     /// Logs which pods are still not served, and why.
-    fn say_unserved(&mut self) {
+    fn log_unserved(&mut self) {
         let shared = self.shared.lock();
         for line in self.unserved.take(Instant::now()) {
             let known = shared.registry.pods();
