@@ -1,30 +1,30 @@
-//! The daemon's heap: one for all threads, and what is freed goes back to the node.
+//! The daemon's heap: one for all threads, which returns freed memory to the node.
 //!
-//! Pods come and go for months, and what each is known by is many small pieces. glibc's heap keeps the pages that any
-//! piece is left on: with 1,000 pods of which ten were replaced each second it grew by a tenth, and stayed as it was
-//! when all pods had gone. jemalloc's neither grows nor stays (docs/benchmarks.md).
+//! Pods are added and removed for months, and the data of each pod is many small allocations. glibc's heap keeps every page
+//! with a remaining allocation: with 1,000 pods of which ten were replaced each second it grew by a tenth, and did not shrink
+//! when all pods were removed. jemalloc's heap did not grow, and shrank (docs/benchmarks.md).
 
-/// jemalloc is built for one page size, which on x86_64 is the only one. Elsewhere a node may have larger pages than
-/// the machine that built the program, and it would not start there.
+/// jemalloc is built for one page size, and x86_64 has only one. On other architectures a node may have larger pages than
+/// the build machine, and the program would not start there.
 #[cfg(target_arch = "x86_64")]
 mod jemalloc {
     #[global_allocator]
     static HEAP: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-    /// The program's own options, in a variable that the library looks for (jemalloc(3), "TUNING"). One arena: of our
-    /// threads one is busy at a time as a rule. Pages go back at once: those that wait for a while, as by default,
-    /// wait for ever where nobody allocates any more.
-    // SAFETY: the name is jemalloc's, with the prefix that tikv-jemallocator builds it with, and so is the type: a
-    // reference to an array is a pointer to its first byte, and the text ends in a zero.
+    /// Options of jemalloc, in a variable that the library reads (jemalloc(3), "TUNING"). One arena is enough because usually
+    /// only one of our threads is busy. Pages are returned at once: by default they are returned after a delay, but only at a
+    /// later allocation, which may never come.
+    // SAFETY: name and type are those that jemalloc expects, with the prefix that tikv-jemallocator builds it with: a
+    // reference to an array is a pointer to its first byte, and the text ends with a zero byte.
     #[unsafe(export_name = "_rjem_malloc_conf")]
     static MALLOC_CONF: &[u8; 44] = b"narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0\0";
 }
 
-/// Has all threads allocate from one heap where that is glibc's, which gives each thread one of its own, against
-/// waiting for each other. To be called before there are threads.
+/// Makes all threads use one heap where the heap is glibc's, which by default gives each thread its own to avoid contention.
+/// Call it before other threads exist.
 pub(crate) fn use_one() {
     #[cfg(all(target_env = "gnu", not(target_arch = "x86_64")))]
-    // SAFETY: a setting of the allocator, plain integers; mallopt(3) asks for nothing but to be called before
-    // other threads allocate, which costs no more than the effect.
+    // SAFETY: sets an option of the allocator, with plain integers. mallopt(3) only has to be called before other threads
+    // allocate; a later call would only have less effect.
     let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }

@@ -1,4 +1,4 @@
-//! The probe-handler binary: reads the command line and hands over to the library.
+//! The probe-handler binary: reads the command line and calls the library.
 
 mod heap;
 

@@ -1,4 +1,4 @@
-//! What this node must offer, tried rather than assumed.
+//! The requirements on the node, verified by trying them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,23 +13,23 @@ use kernel::programs::{LoadOptions, Programs};
 use kernel::{capabilities, cgroup, dial, locate};
 use support::listen::{self, Share};
 
-/// What to try.
+/// What `preflight` checks.
 #[derive(Clone, Debug)]
 pub struct PreflightOptions {
     /// How to find the kubelet.
     pub search: Search,
-    /// Where pods' cgroups are; none: wherever cgroup file systems are mounted.
+    /// Where pods' cgroups are; None: all mounted cgroup file systems.
     pub cgroup_root: Option<PathBuf>,
     /// The admin address that the agent would bind, if any.
     pub admin: Option<SocketAddr>,
-    /// The handler's port; 0: any.
+    /// The handler's port; 0: any free port.
     pub handler_port: u16,
-    /// The Unix socket that the agent would make.
+    /// The Unix socket that the agent would create.
     pub admin_socket: PathBuf,
 }
 
-/// Tries every requirement. Programs are attached to the kubelet's cgroup for a moment, without any
-/// endpoint: no connection is touched.
+/// Checks every requirement. The programs are attached to the kubelet's cgroup briefly, without any
+/// endpoint, so no connection changes.
 pub fn run(options: &PreflightOptions) -> Vec<Finding> {
     let mut findings = vec![
         kernel_release(),
@@ -76,7 +76,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        // A verifier log says all in its first lines.
+        // The first lines of a verifier log show the cause.
         let line: String = cause
             .to_string()
             .lines()
@@ -109,12 +109,12 @@ fn kernel_release() -> Finding {
     let release = release.trim().to_owned();
     match version(&release) {
         Some(version) if version >= (5, 10) => pass(requirement, release),
-        // Distributions carry features back: whether the programs load is what counts.
+        // Distributions backport features, so only loading the programs is conclusive.
         _ => not_met(
             State::Warn,
             requirement,
             release,
-            "older kernels are not tested; see whether the programs load below",
+            "older kernels are not tested; check below whether the programs load",
         ),
     }
 }
@@ -123,7 +123,7 @@ fn capabilities() -> Finding {
     let requirement = "capabilities";
     let missing = capabilities::missing();
     if missing.is_empty() {
-        return pass(requirement, "all that are needed");
+        return pass(requirement, "all required");
     }
     let list = |show: fn(&capabilities::Need) -> String| {
         missing
@@ -146,7 +146,7 @@ fn capabilities() -> Finding {
     )
 }
 
-/// What the agent keeps once it stands, tried on a thread of its own.
+/// The privileges that the agent keeps after its start, determined on a separate thread.
 fn given_up() -> Finding {
     let requirement = "privileges kept after the start";
     let tried = std::thread::spawn(|| {
@@ -154,7 +154,7 @@ fn given_up() -> Finding {
         Ok(capabilities::effective())
     })
     .join()
-    .unwrap_or_else(|_| Err(io::Error::other("the attempt ended")));
+    .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")));
     match tried {
         Ok(kept) if kept.is_empty() => not_met(
             State::Fail,
@@ -167,7 +167,7 @@ fn given_up() -> Finding {
             State::Fail,
             requirement,
             error.to_string(),
-            "allow capset(2) and prctl(2): does a seccomp profile forbid them?",
+            "allow capset(2) and prctl(2); a seccomp profile may forbid them",
         ),
     }
 }
@@ -186,13 +186,13 @@ fn cgroup2() -> Finding {
     }
 }
 
-/// Where pods are looked for, and whether the kernel tells of changes there.
+/// Where the agent looks for pods, and whether inotify works there.
 fn pods_cgroups(root: Option<&Path>) -> Finding {
     let requirement = "pods' cgroups";
     let found = match locate::hierarchies(root) {
         Ok(found) => found,
         Err(error) => {
-            let remedy = "mount the node's /sys/fs/cgroup, or give its place with --cgroup-root";
+            let remedy = "mount the node's /sys/fs/cgroup, or set --cgroup-root";
             return not_met(State::Fail, requirement, error.to_string(), remedy);
         }
     };
@@ -206,8 +206,8 @@ fn pods_cgroups(root: Option<&Path>) -> Finding {
             State::Warn,
             requirement,
             format!("{}; inotify: {error}", paths.join(", ")),
-            "pods are found later without it; raise fs.inotify.max_user_instances, or find out which program of the \
-             same user uses them up",
+            "without inotify the agent polls and finds pods later; raise fs.inotify.max_user_instances, or find out which \
+             program of the same user has all instances",
         ),
     }
 }
@@ -222,11 +222,11 @@ fn kubelet_finding(kubelet: &Result<Kubelet, kernel::kubelet::Error>) -> Finding
             };
             let shared = match (kubelet.filter, kubelet.shared_with) {
                 (Some(_), others) if others > 0 => {
-                    format!(", shared with {others} processes that are left alone")
+                    format!(", shared with {others} processes that are not served")
                 }
                 (None, others) if others > 0 && kubelet.pid.is_some() => {
                     format!(
-                        ", with {others} processes that can't be told from it in this pid namespace"
+                        ", with {others} processes that can't be distinguished from it in this pid namespace"
                     )
                 }
                 _ => String::new(),
@@ -259,13 +259,13 @@ fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
     };
     let mut findings = vec![pass(loading, format!("{} programs", programs.ids().len()))];
     findings.push(if programs.refuses_with_econnrefused() {
-        pass(refusing, "bpf_set_retval is there")
+        pass(refusing, "bpf_set_retval is available")
     } else {
         not_met(
             State::Warn,
             refusing,
             "no bpf_set_retval for connect programs: a closed port is refused with EPERM",
-            "probes fail all the same; Linux 6.1 has it",
+            "probes of closed ports still fail; Linux 6.1 and later have bpf_set_retval",
         )
     });
     findings.push(match kubelet {
@@ -295,7 +295,7 @@ fn netns_ids() -> Finding {
             State::Fail,
             requirement,
             error.to_string(),
-            "CAP_NET_ADMIN and a kernel with CONFIG_NET_NS",
+            "add CAP_NET_ADMIN, and use a kernel with CONFIG_NET_NS",
         ),
     }
 }
@@ -321,7 +321,7 @@ fn ports(options: &PreflightOptions) -> Vec<Finding> {
             State::Warn,
             SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], handler)),
             Share::Alone,
-            "without IPv6 loopback, probes of IPv6 pods are left alone",
+            "without IPv6 on loopback, probes of IPv6 pods are not served",
         ),
     ];
     findings.extend(options.admin.map(|admin| {
@@ -329,10 +329,10 @@ fn ports(options: &PreflightOptions) -> Vec<Finding> {
             "admin port",
             State::Warn,
             admin,
-            // As the agent does: one that runs already shares it.
+            // Like the agent, which shares the port with a running agent.
             Share::Upgrade,
-            "probes are served without it, and it is tried again every few seconds; choose another --admin-addr, one of \
-             this machine that no other program has, or none",
+            "probes are served without it, and the agent retries every 2 s; set --admin-addr to an address and port of this \
+             machine that no other program uses, or to none",
         )
     }));
     findings
@@ -343,22 +343,18 @@ fn admin_socket(path: &Path) -> Finding {
     let shown = path.display();
     match admin_socket::look_ahead(path) {
         Ok(Found::Nothing) => pass(requirement, shown.to_string()),
-        Ok(Found::Stale) => pass(
-            requirement,
-            format!("{shown}, in place of one that nobody answers on"),
-        ),
+        Ok(Found::Stale) => pass(requirement, format!("{shown}, replacing an unused socket")),
         Ok(Found::Answered) => not_met(
             State::Warn,
             requirement,
             format!("a daemon answers on {shown}"),
-            "it runs already; a second one needs another --admin-socket",
+            "a daemon is already running; a second one needs a different --admin-socket",
         ),
         Err(error) => not_met(
             State::Warn,
             requirement,
             format!("{error:#}"),
-            "probes are served without it, and it is tried again every few seconds; give --admin-socket a path that \
-             can be written",
+            "probes are served without it, and the agent retries every 2 s; set --admin-socket to a writable path",
         ),
     }
 }
@@ -368,7 +364,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn releases_are_read_as_distributions_write_them() {
+    fn releases_of_distributions_are_parsed() {
         assert_eq!(version("5.10.0-28-amd64"), Some((5, 10)));
         assert_eq!(version("6.18.44-fc"), Some((6, 18)));
         assert_eq!(version("4.18.0-553.el8"), Some((4, 18)));

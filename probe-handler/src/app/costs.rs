@@ -1,4 +1,4 @@
-//! Whether dialling inside a pod costs too much.
+//! Whether dials inside a pod cost too much processor time.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use kernel::canary::BEARABLE;
 /// How many dials in a row must be cheap before a pod counts as cheap again.
 const CHEAP: u32 = 2;
 
-/// What the dials inside one pod have cost.
+/// The cost of the dials inside one pod.
 #[derive(Debug, Default)]
 pub struct Costs {
-    /// The last one that cost too much, and how many have not since then.
+    /// The cost of the last dial that cost too much, and the number of cheap dials since.
     too_much: Option<(Duration, u32)>,
 }
 
 impl Costs {
-    /// A dial has cost this much processor time.
+    /// Records a dial that cost this much processor time.
     pub fn note(&mut self, cost: Duration) {
         self.too_much = match self.too_much {
             _ if cost > BEARABLE => Some((cost, 0)),
@@ -24,7 +24,7 @@ impl Costs {
         };
     }
 
-    /// What a dial costs, if that is too much.
+    /// The cost of a dial, if it is too much.
     pub fn too_much(&self) -> Option<Duration> {
         self.too_much.map(|(cost, _)| cost)
     }
@@ -35,8 +35,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_dear_dial_is_too_much_until_two_in_a_row_are_cheap() {
-        let (dear, cheap) = (2 * BEARABLE, BEARABLE / 100);
+    fn after_one_costly_dial_two_cheap_ones_in_a_row_are_needed() {
+        let (costly, cheap) = (2 * BEARABLE, BEARABLE / 100);
         let mut costs = Costs::default();
         let mut noted = |cost| {
             costs.note(cost);
@@ -44,10 +44,10 @@ mod tests {
         };
         assert_eq!(noted(cheap), None);
         assert_eq!(noted(BEARABLE), None);
-        assert_eq!(noted(dear), Some(dear));
-        assert_eq!(noted(cheap), Some(dear));
-        assert_eq!(noted(3 * dear), Some(3 * dear));
-        assert_eq!(noted(cheap), Some(3 * dear));
+        assert_eq!(noted(costly), Some(costly));
+        assert_eq!(noted(cheap), Some(costly));
+        assert_eq!(noted(3 * costly), Some(3 * costly));
+        assert_eq!(noted(cheap), Some(3 * costly));
         assert_eq!(noted(cheap), None);
         assert_eq!(noted(cheap), None);
     }

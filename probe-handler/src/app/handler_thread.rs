@@ -1,11 +1,11 @@
-//! The threads that answer probes, and the one that watches them.
+//! The threads that answer probes, and the watchdog.
 //!
 //! | thread | serves |
 //! |---|---|
-//! | `handler` | connections; it accepts them, unless it is held up |
+//! | `handler` | connections; it accepts them unless a check holds it up |
 //! | `standby` | the same, while `handler` is held up |
-//! | `slow-lane` | pods whose checks cost much processor time, at a lower priority |
-//! | `watchdog` | nothing: it gives the turn to accept to a thread that is not held up, and ends a process whose handler stands still |
+//! | `slow-lane` | pods whose checks cost much processor time, at low priority |
+//! | `watchdog` | nothing: it decides which thread accepts, and ends the process when a thread makes no progress |
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -27,28 +27,28 @@ use serve::{Handler, saved_syn};
 use support::listen::{self, Share};
 use support::missing::{Missing, Part};
 
-/// Connections that may wait to be accepted: every probe of a full node at once.
+/// Backlog of the listeners: every probe of a full node at once.
 const BACKLOG: i32 = 4096;
-/// Threads that accept, the one that does so as a rule first.
+/// Threads that can accept; the first one usually does.
 const NAMES: [&str; 2] = ["handler", "standby"];
-/// How often the node's settings are read again.
+/// Interval between reads of the node's settings.
 const SETTINGS: Duration = Duration::from_secs(5);
-/// How often the watchdog looks.
+/// Interval between looks of the watchdog.
 const LOOK: Duration = Duration::from_millis(50);
-/// How many looks a thread may stand still before the process ends: 10 s. Looks are counted, and not time: a process that was
-/// stopped as a whole goes on where it was.
+/// Number of looks without progress of a thread after which the process ends: 10 s. Looks are counted instead of time,
+/// because a process that was stopped as a whole must continue afterwards.
 const PATIENCE: u32 = 200;
-/// The process's exit code then: EX_SOFTWARE of sysexits.h.
+/// The exit code of that: EX_SOFTWARE of sysexits.h.
 const STOOD_STILL: i32 = 70;
 
-/// The handler, serving on its own threads.
+/// The handler, which serves on its own threads.
 pub struct HandlerThread {
     v4: SocketAddr,
     v6: Vec<SocketAddr>,
     workers: Vec<Arc<Worker>>,
     drain: watch::Sender<bool>,
     ended: watch::Receiver<usize>,
-    /// Ends the watchdog when it is dropped.
+    /// Dropping it ends the watchdog.
     _watched: mpsc::Sender<()>,
 }
 
@@ -60,10 +60,10 @@ pub struct Alive {
 }
 
 impl HandlerThread {
-    /// Listens on loopback at `port` (0: any free one) and starts to serve; on IPv6 also at the ports that follow.
+    /// Listens on loopback at `port` (0: any free port), on ::1 also at the following ports, and starts to serve.
     ///
     /// # Errors
-    /// The port is taken; no thread can be started.
+    /// The port is in use, or a thread can't be started.
     pub fn start(
         handler: Arc<Handler>,
         slow: SlowConnections,
@@ -73,14 +73,14 @@ impl HandlerThread {
         let v4 = listen::tcp((Ipv4Addr::LOCALHOST, port).into(), Share::Alone, BACKLOG).with_context(|| {
             format!(
                 "cannot listen on 127.0.0.1:{port} for the handler: choose another --handler-port, or 0 \
-                 for any free one"
+                 for any free port"
             )
         })?;
         let at_v6 = (Ipv6Addr::LOCALHOST, port).into();
         let v6 = match listen::ports(at_v6, HANDLER_PORTS_V6, BACKLOG) {
             Ok(listeners) => listeners,
             Err(error) => {
-                tracing::warn!(%error, "no listeners on ::1: probes of IPv6 pods are left alone");
+                tracing::warn!(%error, "cannot listen on ::1: probes of IPv6 pods are not served");
                 Vec::new()
             }
         };
@@ -92,7 +92,7 @@ impl HandlerThread {
         let listeners: Vec<StdListener> = std::iter::once(v4).chain(v6).collect();
         for listener in &listeners {
             saved_syn::keep(listener)
-                .context("cannot have the kernel keep the SYN of connections")?;
+                .context("cannot make the kernel keep the SYNs of connections")?;
         }
 
         let (turns, turn) = watch::channel(0);
@@ -126,11 +126,11 @@ impl HandlerThread {
         let weak: Weak<Handler> = Arc::downgrade(&handler);
         let _thread = spawn(lane.name(), move |runtime| {
             if let Err(error) = scheduling::give_way() {
-                tracing::debug!(%error, "the slow lane has the usual priority");
+                tracing::debug!(%error, "cannot lower the priority of the slow lane");
             }
             runtime.block_on(slow.run(weak, lane));
         })?;
-        // The programs may be attached from now on.
+        // First heartbeat: from now on the programs may be attached.
         if usable(missing) {
             handler.reserve.beat();
         }
@@ -154,17 +154,17 @@ impl HandlerThread {
         self.v4.port()
     }
 
-    /// The first of the ports on ::1, where there is IPv6.
+    /// The first of the ports on ::1, if there is IPv6.
     pub fn port_v6(&self) -> Option<u16> {
         self.v6.first().map(SocketAddr::port)
     }
 
-    /// Where it listens.
+    /// The addresses on which it listens.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         std::iter::once(self.v4).chain(self.v6.clone()).collect()
     }
 
-    /// Whether its threads are alive: none has said nothing for `timeout`.
+    /// Liveness of its threads: each must have made progress within `timeout`.
     pub fn alive(&self, timeout: Duration) -> Alive {
         Alive {
             workers: self.workers.clone(),
@@ -172,13 +172,13 @@ impl HandlerThread {
         }
     }
 
-    /// Stops accepting once the backlog is served; resolves when the last check has ended.
+    /// Serves the backlog, then stops accepting; resolves when the last check has ended.
     pub fn drain(&self) -> impl Future<Output = ()> + use<> {
         let _ = self.drain.send(true);
         self.ended_with(NAMES.len())
     }
 
-    /// Resolves when one of the threads has ended, for whatever reason.
+    /// Resolves when any of the threads has ended.
     pub fn ended(&self) -> impl Future<Output = ()> + use<> {
         self.ended_with(1)
     }
@@ -186,23 +186,27 @@ impl HandlerThread {
     fn ended_with(&self, threads: usize) -> impl Future<Output = ()> + use<> {
         let mut ended = self.ended.clone();
         async move {
-            // An error says that the threads are gone without a word.
+            // An error means that all threads have ended without reporting it.
             let _ = ended.wait_for(|ended| *ended >= threads).await;
         }
     }
 }
 
 impl Alive {
-    /// Which threads stand still, and for how long.
+    /// Checks that all threads make progress.
     ///
     /// # Errors
-    /// There are such threads; a text for people.
+    /// The threads that do not, and for how long, as text.
     pub fn check(&self) -> Result<(), String> {
         let now = Instant::now();
         let silent = self.workers.iter().filter_map(|worker| {
             let silent = worker.silent_for(now);
-            (silent > self.timeout)
-                .then(|| format!("thread {} stands still for {silent:.1?}", worker.name()))
+            (silent > self.timeout).then(|| {
+                format!(
+                    "thread {} has made no progress for {silent:.1?}",
+                    worker.name()
+                )
+            })
         });
         match silent.collect::<Vec<_>>() {
             silent if silent.is_empty() => Ok(()),
@@ -211,7 +215,7 @@ impl Alive {
     }
 }
 
-/// Starts a thread with a runtime and the capabilities of the others.
+/// Starts a thread with a runtime, and with the capabilities of the other threads.
 fn spawn(
     name: &'static str,
     work: impl FnOnce(Runtime) + Send + 'static,
@@ -230,7 +234,7 @@ fn spawn(
         .with_context(|| format!("cannot start thread {name}"))
 }
 
-/// Serves `listeners` on the thread of `worker`, and says all the while that it is alive.
+/// Serves `listeners` on the thread of `worker`, while `beating` reports that it is alive.
 async fn serve(
     handler: Arc<Handler>,
     worker: Arc<Worker>,
@@ -238,7 +242,7 @@ async fn serve(
     draining: watch::Receiver<bool>,
     beating: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
-    // As tasks: whatever wakes the runtime's root future costs an event of its own.
+    // As tasks, because each wake-up of the runtime's root future costs an additional event.
     let mut serving = JoinSet::new();
     for listener in listeners {
         let serve = Arc::clone(&handler).serve(Arc::clone(&worker), listener, draining.clone());
@@ -252,7 +256,7 @@ async fn serve(
     Ok(())
 }
 
-/// Says that the thread is alive; and that the handler is, if the thread is the one that accepts.
+/// Records that the thread is alive; if it is the thread that accepts, also sends the handler's heartbeat.
 async fn beat(handler: Arc<Handler>, worker: Arc<Worker>, missing: Missing) {
     let mut looked = Instant::now();
     let mut is_usable = usable(&missing);
@@ -273,7 +277,8 @@ async fn beat(handler: Arc<Handler>, worker: Arc<Worker>, missing: Missing) {
     }
 }
 
-/// Whether the node's settings let the handler know whose connections it accepts; where not, it is noted as missing.
+/// Whether the node's settings let the handler identify the connections that it accepts; if not, the handler is recorded
+/// as missing.
 fn usable(missing: &Missing) -> bool {
     let obstacle = saved_syn::obstacle();
     match obstacle {
@@ -283,7 +288,7 @@ fn usable(missing: &Missing) -> bool {
     obstacle.is_none()
 }
 
-/// Gives the turn to a worker that is not held up, and ends the process when a worker stands still.
+/// Gives the turn to accept to a worker that is not held up, and ends the process when a worker makes no progress.
 fn watch_over(workers: &[Arc<Worker>], turns: &watch::Sender<usize>, stop: &mpsc::Receiver<()>) {
     let mut looks: Vec<(u64, u32)> = vec![(0, 0); workers.len()];
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOOK) {
@@ -295,7 +300,7 @@ fn watch_over(workers: &[Arc<Worker>], turns: &watch::Sender<usize>, stop: &mpsc
             tracing::debug!(
                 from = workers[turn].name(),
                 to = workers[next].name(),
-                "held up"
+                "a check holds up the thread: another one accepts"
             );
             let _ = turns.send_replace(next);
         }
@@ -307,10 +312,10 @@ fn watch_over(workers: &[Arc<Worker>], turns: &watch::Sender<usize>, stop: &mpsc
             if *still >= PATIENCE {
                 tracing::error!(
                     thread = worker.name(),
-                    "stands still for {:?}: this process ends, to be started anew",
+                    "the thread has made no progress for {:?}: exiting, so that the supervisor restarts the daemon",
                     LOOK * PATIENCE
                 );
-                // The main thread may stand still too: nothing is waited for but the log.
+                // The main thread may hang too, so only the log is flushed.
                 std::process::exit(STOOD_STILL);
             }
         }

@@ -1,4 +1,4 @@
-//! Keeps the kernel path of a pod: our rules in its namespace, and the proof that they work.
+//! Maintains the kernel path of a pod: our rules in its namespace, and the trials that verify them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,16 +18,16 @@ const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
 /// Which path serves a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Path {
-    /// The kernel's, where the protocol allows it.
+    /// The kernel path, where the protocol allows it.
     Kernel,
-    /// The handler's, for all; why.
+    /// The handler, for all probes, and why.
     Handler(String),
 }
 
-/// The kernel path, once the programs are loaded; closed without one where there is none.
+/// The kernel path, once the programs are loaded; closed without a value if it is disabled.
 pub type KernelPathWatch = watch::Receiver<Option<Arc<KernelPath>>>;
 
-/// Puts rules into pods and tries them.
+/// Installs rules in pods and verifies them.
 pub struct KernelPath {
     exemption: Arc<Exemption>,
     connecting: Arc<ConnectingMap>,
@@ -38,7 +38,7 @@ pub struct KernelPath {
 }
 
 impl KernelPath {
-    /// `http` is what serves HTTP where the kernel path is there; `succeeds` is whether an earlier daemon's is still there.
+    /// `http` is what serves HTTP in pods that have the kernel path; `succeeds` is whether an earlier daemon's is still there.
     pub fn new(
         exemption: Exemption,
         connecting: Arc<ConnectingMap>,
@@ -55,12 +55,12 @@ impl KernelPath {
         }
     }
 
-    /// What serves HTTP on `path`, as the registry wants to know it.
+    /// What serves HTTP on `path`, in the form that the registry takes; None if the handler serves all probes.
     pub fn kernel(&self, path: &Path) -> Option<HttpBy> {
         (*path == Path::Kernel).then_some(self.http)
     }
 
-    /// Keeps our rules in `netns`, whose pod has `addresses`.
+    /// Maintains our rules in `netns`, whose pod has `addresses`.
     pub fn keep<'a>(&'a self, netns: &'a Arc<Netns>, addresses: &'a [IpAddr]) -> Keeping<'a> {
         Keeping {
             kernel_path: self,
@@ -71,12 +71,12 @@ impl KernelPath {
                     |error| tracing::debug!(%error, "a pod's rules are looked at by time only"),
                 )
                 .ok(),
-            told: None,
+            reported: None,
             attempt: 0,
         }
     }
 
-    /// One trial for each family that the pod has: all have to pass.
+    /// One trial for each address family of the pod; all must pass.
     async fn try_all(&self, netns: &Netns, addresses: &[IpAddr]) -> Path {
         let mut path = Path::Handler("it has no address yet".to_owned());
         for (_, address) in by_family(addresses) {
@@ -89,14 +89,14 @@ impl KernelPath {
     }
 }
 
-/// Rules in one pod that are kept.
+/// The rules in one pod, which are maintained.
 pub struct Keeping<'a> {
     kernel_path: &'a KernelPath,
     netns: &'a Arc<Netns>,
     addresses: &'a [IpAddr],
     /// None: the trial is repeated by time alone.
     watch: Option<RulesWatch>,
-    told: Option<Path>,
+    reported: Option<Path>,
     attempt: u32,
 }
 
@@ -112,9 +112,9 @@ impl Keeping<'_> {
         loop {
             self.until_next().await;
             let path = self.establish().await;
-            if self.told.as_ref() != Some(&path) {
+            if self.reported.as_ref() != Some(&path) {
                 self.attempt = 0;
-                self.told = Some(path.clone());
+                self.reported = Some(path.clone());
                 return path;
             }
         }
@@ -124,13 +124,13 @@ impl Keeping<'_> {
 impl Keeping<'_> {
     /// Waits until the next trial is due: by time, and while the kernel path serves as soon as rules change.
     async fn until_next(&mut self) {
-        let Some(told) = &self.told else {
+        let Some(reported) = &self.reported else {
             return;
         };
-        let by_time = tokio::time::sleep(until_next(told, self.attempt));
+        let by_time = tokio::time::sleep(until_next(reported, self.attempt));
         self.attempt = self.attempt.saturating_add(1);
         match &self.watch {
-            Some(watch) if *told == Path::Kernel => {
+            Some(watch) if *reported == Path::Kernel => {
                 // Who may change the pod's rules may do so all the time.
                 tokio::time::sleep(BETWEEN_TRIALS).await;
                 tokio::select! {
@@ -150,12 +150,12 @@ impl Keeping<'_> {
         let (kernel_path, netns, addresses) = (self.kernel_path, self.netns, self.addresses);
         if kernel_path.shared_process.load(Ordering::Relaxed) {
             return Path::Handler(
-                "the kubelet's process is more than a kubelet: the kernel path would exempt all that it connects to \
+                "the kubelet's process also contains other programs: the kernel path would exempt all its connections to \
                  probed ports"
                     .to_owned(),
             );
         }
-        if self.told.is_some() && kernel_path.try_all(netns, addresses).await == Path::Kernel {
+        if self.reported.is_some() && kernel_path.try_all(netns, addresses).await == Path::Kernel {
             return Path::Kernel;
         }
         let exemption = Arc::clone(&kernel_path.exemption);
@@ -181,7 +181,7 @@ fn by_family(addresses: &[IpAddr]) -> impl Iterator<Item = (Family, IpAddr)> + '
     Family::ALL.into_iter().filter_map(first)
 }
 
-/// Puts our rules for the families that the pod has, on a thread that may wait for the kernel.
+/// Installs our rules for the pod's address families, on a thread that may block in the kernel.
 async fn put(
     exemption: Arc<Exemption>,
     netns: Arc<Netns>,
@@ -195,7 +195,7 @@ async fn put(
     });
     match put.await {
         Ok(put) => put.map_err(Error::told),
-        Err(error) => Err(format!("putting rules into the pod failed: {error}")),
+        Err(error) => Err(format!("installing rules in the pod failed: {error}")),
     }
 }
 
@@ -205,18 +205,19 @@ fn judge(trial: Trial) -> Path {
         Trial::Passed => return Path::Kernel,
         Trial::Captured { port } => format!(
             "a trial connection from the node to its port {port}, on which nothing listens, was accepted: a rule of \
-             the mesh captures it in spite of ours"
+             the mesh captures it despite our rules"
         ),
         Trial::NotMet => {
-            "a trial connection from the node did not meet our rules with the address that it had: \
-             something on the way changes it (SNAT)"
+            "a trial connection from the node did not reach our rules with its original address: \
+             the node or network changes the address (SNAT)"
                 .to_owned()
         }
         Trial::Unproven(why) => why,
     })
 }
 
-/// When to try again: soon while a pod is starting, now and then for ever, because rules may change under a running pod.
+/// Time until the next trial: short while a pod is starting, and longer later, but without end, because the rules of a
+/// running pod may change.
 fn until_next(path: &Path, attempt: u32) -> Duration {
     match path {
         Path::Kernel => Duration::from_secs(30),
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn each_family_is_tried_once() {
+    fn one_address_of_each_family_is_tried() {
         let ip = |text: &str| text.parse().expect("address");
         let addresses = [ip("fd00::1"), ip("10.0.0.1"), ip("10.0.0.2")];
         let tried: Vec<_> = by_family(&addresses).collect();
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_the_kernel_path_is_tried_again_soon_and_then_less_often() {
+    fn failed_trials_are_repeated_soon_and_then_less_often() {
         let handler = Path::Handler(String::new());
         assert_eq!(until_next(&handler, 0), Duration::from_millis(100));
         assert_eq!(until_next(&handler, 99), Duration::from_millis(25_600));

@@ -1,4 +1,4 @@
-//! Keeps the programs on the kubelet's cgroup, wherever the kubelet goes.
+//! Keeps the programs attached to the kubelet's cgroup, also when the kubelet moves to another cgroup.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,12 +13,12 @@ use kernel::programs::Programs;
 use serve::metrics::Metrics;
 use support::readiness::{BlockReady, Readiness};
 
-/// How often to look. A restarted kubelet must be attached to within 100 ms; a look at one that is still
-/// there is a few small reads of /proc.
+/// Interval between looks. The programs must be attached to a restarted kubelet within 100 ms; a look at an unchanged
+/// kubelet costs a few small reads of /proc.
 const PERIOD: Duration = Duration::from_millis(40);
-/// What readiness waits for while the programs are not attached.
+/// The condition that readiness waits for while the programs are not attached.
 pub const AWAITED: &str = "kubelet";
-/// How long to wait before a kubelet that could not be attached to is tried again: that takes some work.
+/// Interval between attempts to attach to the same kubelet after a failure, because an attempt costs time.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// No process has this id (`PID_MAX_LIMIT` of include/linux/threads.h).
@@ -30,25 +30,25 @@ pub struct Attachment {
     pub programs: Programs,
     /// The kubelet to whose cgroup they are attached.
     pub kubelet: Option<Kubelet>,
-    /// The kubelet whose process the programs were told, and may serve still.
-    told: Option<Kubelet>,
-    /// When they were.
+    /// The kubelet whose process id is in the programs' configuration, so that they may still serve it.
+    configured: Option<Kubelet>,
+    /// When they were attached.
     pub since: Option<Instant>,
-    /// What keeps them from being attached; said once.
+    /// Why they are not attached; logged once.
     pub trouble: Option<String>,
-    /// Set when the daemon drains: nothing is attached any more.
+    /// Set when the daemon drains: no more attachments.
     pub draining: bool,
-    /// Told the handler: [`Kubelet::is_shared_process`].
+    /// Shared with the handler: [`Kubelet::is_shared_process`].
     shared_process: Arc<AtomicBool>,
 }
 
 impl Attachment {
-    /// Programs loaded, but attached nowhere.
+    /// Loaded programs that are not attached yet.
     pub fn new(programs: Programs, shared_process: Arc<AtomicBool>) -> Self {
         Self {
             programs,
             kubelet: None,
-            told: None,
+            configured: None,
             since: None,
             trouble: None,
             draining: false,
@@ -56,31 +56,39 @@ impl Attachment {
         }
     }
 
-    /// Has the programs forget a kubelet that is gone for sure: they may stay where they are, but its process id may be
-    /// another process's before long.
+    /// Removes the process id of an ended kubelet from the programs' configuration. The programs may stay attached, but
+    /// another process may soon have the id.
     fn forget_if_gone(&mut self, config: &ProgramConfig, finder: &Finder) {
-        if !self.told.as_ref().is_some_and(|told| finder.is_gone(told)) {
+        if !self
+            .configured
+            .as_ref()
+            .is_some_and(|configured| finder.is_gone(configured))
+        {
             return;
         }
         match config.update(|config| config.kubelet_pid = NO_PROCESS) {
-            Ok(()) => self.told = None,
+            Ok(()) => self.configured = None,
             Err(error) => {
-                tracing::debug!(%error, "cannot tell the programs that the kubelet is gone");
+                tracing::debug!(%error, "cannot remove the kubelet's process id from the programs' configuration");
             }
         }
     }
 
-    /// Attaches to `kubelet`'s cgroup, after telling the programs which process it is.
+    /// Sets the kubelet's process id in the programs' configuration, then attaches them to its cgroup.
     ///
     /// # Errors
-    /// What to tell the operator.
+    /// A message for the operator.
     pub fn attach(&mut self, config: &ProgramConfig, kubelet: Kubelet) -> Result<(), String> {
         let shared_process = kubelet.is_shared_process();
         self.shared_process.store(shared_process, Ordering::Relaxed);
         config
             .update(|config| config.kubelet_pid = kubelet.filter.unwrap_or_default())
-            .map_err(|error| format!("cannot tell the programs the kubelet's process: {error}"))?;
-        self.told = kubelet.filter.is_some().then(|| kubelet.clone());
+            .map_err(|error| {
+                format!(
+                    "cannot set the kubelet's process id in the programs' configuration: {error}"
+                )
+            })?;
+        self.configured = kubelet.filter.is_some().then(|| kubelet.clone());
         let moved = self
             .kubelet
             .as_ref()
@@ -98,13 +106,13 @@ impl Attachment {
             "{}",
             match (kubelet.pid, kubelet.filter) {
                 (_, Some(_)) if kubelet.shared_with > 0 =>
-                    "attached to the kubelet's cgroup, which it shares: other processes there are left alone",
+                    "attached to the kubelet's cgroup, which other processes share: they are not served",
                 (_, Some(_)) => "attached to the kubelet's cgroup",
                 (Some(_), None) =>
-                    "attached to the kubelet's cgroup: in this pid namespace, which is not the node's own, every \
+                    "attached to the kubelet's cgroup: because this is not the node's own pid namespace, every \
                      process in it counts as the kubelet",
                 (None, None) =>
-                    "attached to the cgroup given: every process in it counts as the kubelet",
+                    "attached to the configured cgroup: every process in it counts as the kubelet",
             }
         );
         self.kubelet = Some(kubelet);
@@ -114,7 +122,8 @@ impl Attachment {
     }
 }
 
-/// Looks for the kubelet for ever. Not ready while it is not attached to; `waiting`: it was not so far.
+/// Follows the kubelet until the drain. While the programs are not attached, the daemon is not ready; `waiting` is set if
+/// they are not attached yet.
 pub async fn run(
     attachment: Arc<Mutex<Attachment>>,
     config: ProgramConfig,
@@ -164,7 +173,7 @@ pub async fn run(
             },
             Err(error) => error.to_string(),
         };
-        // Wherever the programs still are, the kubelet that is to be served is not there.
+        // The programs may still be attached somewhere, but the kubelet is not there.
         attachment.kubelet = None;
         attachment.forget_if_gone(&config, &finder);
         if waiting.is_none() {

@@ -1,8 +1,7 @@
-//! The daemon put together: what is started in which order, on which thread, and how it ends.
+//! Puts the daemon together: which parts start in which order, on which thread, and how the daemon ends.
 //!
-//! Two threads with a runtime each, beside the log's and those that read files. The main thread follows pods,
-//! namespaces and the kubelet and serves the admin socket; the handler's thread does nothing but answer
-//! probes, so that parsing a thousand manifests delays none.
+//! The main thread follows pods, namespaces and the kubelet and serves the admin socket. The handler's threads do nothing
+//! but answer probes, so that parsing a thousand manifests delays none. ARCHITECTURE.md lists all threads.
 
 pub mod cleanup;
 mod costs;
@@ -62,11 +61,11 @@ use sources::{dir, kube};
 use support::missing::Missing;
 use support::readiness::{BlockReady, Readiness};
 
-/// Room for messages between tasks: enough that a source or a pod never waits for long, few enough that
-/// what is not yet applied stays bounded.
+/// Capacity of channels between tasks: large enough that a source or a pod does not wait for long, small enough
+/// that unapplied messages stay bounded.
 const CHANNEL: usize = 64;
 
-/// How long what is still being read has at the end.
+/// Maximum time that pending reads have at the end.
 const LAST_READS: Duration = Duration::from_millis(500);
 
 /// The programs and their maps, if they could be loaded.
@@ -75,13 +74,13 @@ type LoadResult = Result<(Programs, Maps, Option<String>), ProgramsError>;
 /// The parts of the daemon that run for as long as it does.
 type Tasks = JoinSet<anyhow::Result<()>>;
 
-/// Builds the daemon and runs it until SIGTERM or SIGINT and the drain that follows. What it serves without is noted
-/// in `missing`.
+/// Builds the daemon and runs it until a signal stops it and it has drained. `missing` lists the parts that it runs
+/// without.
 ///
 /// # Errors
-/// A failed start, with what to do next; a part of the daemon that ended, after the drain.
+/// The start failed (with what to do next), or a part of the daemon ended (after the drain).
 pub fn run(config: AgentConfig, missing: Missing) -> anyhow::Result<()> {
-    // Before any thread is started that is to have them too.
+    // Before other threads start, because they inherit it.
     if let Err(error) = scheduling::ask_for_short_slices() {
         tracing::debug!(%error, "no short time slices");
     }
@@ -98,12 +97,12 @@ pub fn run(config: AgentConfig, missing: Missing) -> anyhow::Result<()> {
         };
         daemon.serve(&mut stop).await
     });
-    // A read that hangs (a manifest on a file system that does not answer) does not keep us.
+    // A read that hangs (a manifest on a file system that does not answer) must not block the exit.
     runtime.shutdown_timeout(LAST_READS);
     ended
 }
 
-/// A daemon that serves.
+/// A running daemon.
 struct Daemon {
     attachment: Arc<Mutex<Attachment>>,
     readiness: Readiness,
@@ -121,7 +120,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     raise_descriptor_limit();
     let own_netns = Netns::current().context("cannot open the node's network namespace")?;
 
-    // What takes the start its time is the kernel's verifier: the pods are asked for, and looked for, meanwhile.
+    // The kernel's verifier takes most of the start's time; meanwhile pods are listed and looked for.
     let (pins, no_pins) = match config.kernel_path.then(|| Pins::new(&config.bpffs)) {
         None => (None, None),
         Some(Ok(pins)) => (Some(pins), None),
@@ -165,7 +164,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     spawn(&mut tasks, registry.run(from_source));
     let parts = (Arc::clone(&watch_health), missing.clone());
     let mut source = Some((parts, source_events));
-    // The directory's watcher has a thread of the library's own, which comes when there is nothing left to give up.
+    // The watcher of a directory creates a thread in the library, so it starts after capabilities are dropped.
     if matches!(config.pods, PodSource::Kubernetes { .. })
         && let Some((parts, events)) = source.take()
     {
@@ -192,7 +191,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         &watch_health,
         &maps.counters,
     );
-    // Nothing comes of it before the programs are attached.
+    // Endpoints have no effect before the programs are attached.
     shared.lock().registry.begin(maps.endpoints);
 
     let shared_process = Arc::new(AtomicBool::new(false));
@@ -264,9 +263,9 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     }
     .bind(config.admin_addr, &config.admin_socket, missing.clone());
 
-    // Before the first attachment: what is kept has to do for those that come later too. The log's and the
-    // handler's thread and those for blocking work do it for themselves.
-    capabilities::give_up_others().context("cannot give up capabilities")?;
+    // Before the first attachment, so that later ones need no other capabilities. The threads of the log and the handler
+    // and those for blocking work drop theirs themselves.
+    capabilities::give_up_others().context("cannot drop capabilities")?;
 
     let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
@@ -313,14 +312,14 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     })
 }
 
-/// Loads the programs on a thread of its own, which ends with that. It has all capabilities that the start has, unlike
-/// those for blocking work.
+/// Loads the programs on a separate thread, which then ends. Unlike the threads for blocking work, it keeps all
+/// capabilities of the start.
 fn load(options: LoadOptions) -> anyhow::Result<oneshot::Receiver<LoadResult>> {
     let (done, loaded) = oneshot::channel();
     let _detached = std::thread::Builder::new()
         .name("load".to_owned())
         .spawn(move || {
-            // Nobody listens where the start has failed meanwhile.
+            // The receiver is dropped if the start has failed meanwhile.
             let _ = done.send(Programs::load_or_without_pins(options));
         })
         .context("cannot start a thread")?;
@@ -341,7 +340,7 @@ fn kernel_path(
     let succeeds = pins.is_some_and(Pins::are_there);
     if let Some(Err(error)) = pins.map(|pins| exemption.pin(pins)) {
         let error = anyhow::Error::from(error);
-        tracing::warn!("the program that pods' rules ask has no name in them: {error:#}");
+        tracing::warn!("cannot pin the program that the rules in pods call: {error:#}");
     }
     Ok(Arc::new(KernelPath::new(
         exemption,
@@ -352,7 +351,7 @@ fn kernel_path(
     )))
 }
 
-/// Starts the source of pods, which tells `events`.
+/// Starts the source of pods, which sends `events`.
 async fn start_source(
     config: &AgentConfig,
     readiness: &Readiness,
@@ -394,11 +393,11 @@ async fn start_source(
 }
 
 impl Daemon {
-    /// Serves until `stop` says so, then drains; a second `stop` ends the drain at once.
+    /// Serves until a signal arrives, then drains; a second signal ends the drain at once.
     ///
     /// # Errors
-    /// Why it ended, if `stop` did not say so: the daemon can't know the truth any more, so it drains, and
-    /// probes go their own way.
+    /// A part ended without a signal. The daemon's state may then be wrong, so it also drains, and probes go through
+    /// the mesh.
     async fn serve(mut self, stop: &mut Shutdown) -> anyhow::Result<()> {
         let (admin_stop, admin_stopped) = tokio::sync::oneshot::channel::<()>();
         let admin = tokio::spawn(self.admin.serve(async {
@@ -419,7 +418,7 @@ impl Daemon {
         };
         tracing::info!(
             why,
-            "draining: new probes go their own way, those under way are answered"
+            "draining: new probes are no longer redirected, in-flight probes are answered"
         );
         self.readiness.drain();
         {
@@ -436,29 +435,29 @@ impl Daemon {
         tokio::select! {
             () = drained => tracing::info!("drained"),
             () = tokio::time::sleep(self.drain_timeout) => {
-                tracing::warn!(timeout = ?self.drain_timeout, "checks still in flight are dropped");
+                tracing::warn!(timeout = ?self.drain_timeout, "drain timeout: aborting in-flight checks");
             }
-            signal = stop.signal() => tracing::warn!(signal, "asked again: checks in flight are dropped"),
+            signal = stop.signal() => tracing::warn!(signal, "second signal: aborting in-flight checks"),
         }
         self.attachment.lock().programs.leave();
         self.tasks.abort_all();
         let _ = admin_stop.send(());
-        // The socket file goes with the server; a client that hangs on to it has had its time.
+        // The server removes the socket file; a client that keeps its connection open can't delay that.
         let _ = tokio::time::timeout(Duration::from_secs(1), admin).await;
         tracing::info!("ended");
         ended.map(|_| ())
     }
 }
 
-/// Has the programs, which stay, send nothing more to the handler: no heartbeat is fresh enough.
+/// Makes the programs, which remain, redirect nothing to the handler: no heartbeat is fresh enough.
 fn send_nothing_more(config: &ProgramConfig) {
     if let Err(error) = config.update(|config| config.heartbeat_timeout_ns = 0) {
         tracing::debug!(%error, "the programs go by the heartbeat's age");
     }
 }
 
-/// Raises the limit of open descriptors as far as it goes: a pod takes three, a check under way two more, and
-/// the usual soft limit of 1,024 is for programs that use select(2).
+/// Raises the limit of open descriptors to the hard limit: a pod needs three, an in-flight check two more, and
+/// the usual soft limit of 1,024 exists for programs that use select(2).
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
@@ -476,14 +475,13 @@ fn check_privileges() -> anyhow::Result<()> {
     troubles.extend(dial::unsuitable_group());
     anyhow::ensure!(
         troubles.is_empty(),
-        "this process may not do what it has to: {}; run it as root in a privileged container, and see \
-         `probe-handler preflight`",
+        "missing privileges: {}; run this as root in a privileged container, and see `probe-handler preflight`",
         troubles.join("; ")
     );
     Ok(())
 }
 
-/// What is counted elsewhere, and read when it is asked for.
+/// Registers the metrics whose values are read at each scrape.
 fn register(
     registry: &mut MetricsRegistry,
     config: &AgentConfig,
@@ -499,7 +497,7 @@ fn register(
     }
 }
 
-/// Starts a part of the daemon that does not fail by itself.
+/// Starts a part of the daemon that returns no error.
 fn spawn(tasks: &mut Tasks, part: impl Future<Output = ()> + Send + 'static) {
     let _ = tasks.spawn(async move {
         part.await;
@@ -507,9 +505,9 @@ fn spawn(tasks: &mut Tasks, part: impl Future<Output = ()> + Send + 'static) {
     });
 }
 
-/// Attaches to the kubelet that runs now. A kubelet that does not run (yet) is waited for, and `ready` is
-/// given back; one that can't be attached to is a failed start. Who has its name in another network namespace may be a
-/// container's process, while the kubelet is restarted.
+/// Attaches to the running kubelet. If no kubelet runs yet, returns `ready` so that the daemon waits for it; if attaching
+/// fails, the start fails. A process of its name in another network namespace may be a container's, while the kubelet
+/// restarts.
 fn attach_now(
     config: &AgentConfig,
     attachment: &Mutex<Attachment>,
@@ -537,7 +535,7 @@ fn attach_now(
     }
 }
 
-/// How to find the kubelet, as the configuration says.
+/// How to find the kubelet, from the configuration.
 pub fn search(kubelet: &KubeletConfig) -> Search {
     Search {
         names: kubelet.names.clone(),
@@ -546,13 +544,13 @@ pub fn search(kubelet: &KubeletConfig) -> Search {
     }
 }
 
-/// Has the programs log each decision through aya-log.
+/// Enables the programs' log of each decision, by aya-log.
 fn log_from_kernel(programs: &mut Programs, config: &ProgramConfig) -> anyhow::Result<()> {
     use tokio::io::unix::AsyncFd;
     config.update(|config| config.verbose = 1)?;
     let logger = programs.logger().context("cannot read the programs' log")?;
-    // SAFETY: the logger keeps one ring buffer's descriptor open for as long as it lives, and `AsyncFd`
-    // owns the logger.
+    // SAFETY: the logger keeps the ring buffer's descriptor open until it is dropped, and `AsyncFd` owns the
+    // logger.
     let mut logger = unsafe { AsyncFd::register(logger) }
         .map_err(|error| anyhow::anyhow!("cannot watch the programs' log: {error}"))?;
     let _reader = tokio::spawn(async move {

@@ -1,21 +1,21 @@
-//! How soon a pod's changes are followed.
+//! Limits how often changes of a pod's addresses are followed.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// How many changes of a pod's addresses are followed at once in a second.
+/// Number of changes per second that are followed immediately.
 const CHANGES: u32 = 16;
 
-/// Keeps a pod that changes its addresses all the time from keeping us busy: the first changes of a second
-/// are followed at once, more of them when it is over.
+/// Prevents a pod that changes its addresses continuously from using much processor time: the first changes of a second
+/// are followed immediately, later ones when the second is over.
 pub struct Pace {
     since: Instant,
     changes: u32,
 }
 
 impl Pace {
-    /// For a pod that has changed nothing yet.
+    /// For a pod without changes so far.
     pub fn new() -> Self {
         Self {
             since: Instant::now(),
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_that_changes_its_addresses_all_the_time_is_followed_at_a_pace() {
+    async fn continuous_changes_of_a_pods_addresses_are_followed_at_a_limited_rate() {
         let (mut pace, begun) = (Pace::new(), Instant::now());
         for _ in 0..CHANGES {
             pace.wait().await;
@@ -48,13 +48,13 @@ mod tests {
         assert_eq!(
             begun.elapsed(),
             Duration::ZERO,
-            "the first are followed at once"
+            "the first changes are followed immediately"
         );
         for _ in 0..10 * CHANGES {
             pace.wait().await;
         }
         assert_eq!(begun.elapsed(), Duration::from_secs(10));
-        // One that has calmed down is followed at once again.
+        // After a pause, changes are followed immediately again.
         tokio::time::advance(Duration::from_secs(5)).await;
         let calm = Instant::now();
         pace.wait().await;

@@ -1,21 +1,21 @@
-//! Pods that are not served for want of a network namespace or an address, and what the log said of them.
-//! Every pod is so for a moment when it starts, and at the daemon's own start all are: only what stays so is
-//! worth a line.
+//! Pods that are not served because their network namespace or address is not found, and what was logged about them.
+//! Every pod is in this state for a moment when it starts, and all pods are at the daemon's own start: only a pod that
+//! stays in it is logged.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use reconcile::registry::PodEntry;
 
-/// For how long a pod may not be served before the log says why.
+/// How long a pod is not served before that is logged.
 pub const GRACE: Duration = Duration::from_secs(10);
-/// How many pods are named at once for the same cause; of more the log tells the number.
+/// Number of pods that a log line names for one cause; of the others it has the number.
 const NAMED: usize = 5;
 
-/// How many causes are said of a pod: some name addresses, of which a pod can give itself any number.
-const SAID: usize = 8;
+/// Number of causes that are logged for a pod: some contain addresses, and a pod can give itself any number of them.
+const MAX_CAUSES: usize = 8;
 
-/// What is known of the pods that are waited for.
+/// The pods that are not served yet.
 #[derive(Debug, Default)]
 pub struct PendingPods {
     pods: BTreeMap<String, Waiting>,
@@ -25,8 +25,8 @@ pub struct PendingPods {
 struct Waiting {
     since: Instant,
     why: String,
-    /// The causes that were said already.
-    said: Vec<String>,
+    /// The causes that were already logged.
+    logged: Vec<String>,
 }
 
 /// A line for the log.
@@ -34,18 +34,18 @@ struct Waiting {
 pub struct Line {
     /// Why these pods are not served.
     pub why: String,
-    /// UIDs of the pods, the first few of them.
+    /// UIDs of the first few pods.
     pub pods: Vec<String>,
-    /// How many more there are.
+    /// Number of further pods.
     pub more: usize,
 }
 
 impl PendingPods {
-    /// What is known of a pod has changed: the addresses in its namespace, or those in its status.
+    /// Updates a pod after the addresses in its namespace or its status have changed.
     pub fn placed(&mut self, entry: &PodEntry, now: Instant) {
         let uid = &entry.pod.id.uid;
         if entry.placement.is_none() {
-            return; // Said by whoever looks for it.
+            return; // The task that looks for its namespace reports it.
         }
         match without_address(entry) {
             Some(why) => self.lost(uid, why, now),
@@ -57,7 +57,7 @@ impl PendingPods {
         }
     }
 
-    /// Pod `uid` is not served, for this reason.
+    /// Records that pod `uid` is not served because of `why`.
     pub fn lost(&mut self, uid: &str, why: String, now: Instant) {
         match self.pods.get_mut(uid) {
             Some(waiting) => waiting.why = why,
@@ -65,31 +65,31 @@ impl PendingPods {
                 let waiting = Waiting {
                     since: now,
                     why,
-                    said: Vec::new(),
+                    logged: Vec::new(),
                 };
                 let _ = self.pods.insert(uid.to_owned(), waiting);
             }
         }
     }
 
-    /// Pod `uid` is served, or gone; whether the log had said that it is not served.
+    /// Removes pod `uid`, which is served or was deleted; returns whether it was logged as not served.
     pub fn done(&mut self, uid: &str) -> bool {
         let waiting = self.pods.remove(uid);
-        waiting.is_some_and(|waiting| !waiting.said.is_empty())
+        waiting.is_some_and(|waiting| !waiting.logged.is_empty())
     }
 
-    /// When there is next something to say.
+    /// When the next line is due.
     pub fn due(&self) -> Option<Instant> {
-        let unsaid = self.pods.values().filter(|waiting| waiting.is_news());
-        unsaid.map(|waiting| waiting.since + GRACE).min()
+        let unlogged = self.pods.values().filter(|waiting| waiting.is_unlogged());
+        unlogged.map(|waiting| waiting.since + GRACE).min()
     }
 
-    /// What there is to say now, once for each pod and cause.
+    /// The lines that are due now, once for each pod and cause.
     pub fn take(&mut self, now: Instant) -> Vec<Line> {
         let mut causes: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (uid, waiting) in &mut self.pods {
-            if waiting.is_news() && now >= waiting.since + GRACE {
-                waiting.said.push(waiting.why.clone());
+            if waiting.is_unlogged() && now >= waiting.since + GRACE {
+                waiting.logged.push(waiting.why.clone());
                 let pods = causes.entry(waiting.why.clone()).or_default();
                 pods.push(uid.clone());
             }
@@ -103,25 +103,25 @@ impl PendingPods {
     }
 }
 
-/// Why a pod whose namespace is known is not served at all of its addresses.
+/// Why a pod whose namespace is known is not served at every address.
 fn without_address(entry: &PodEntry) -> Option<String> {
     let found = &entry.placement.as_ref()?.addresses;
-    let told = entry.named();
+    let in_status = entry.named();
     if found.is_empty() {
         return Some("its network namespace has no address (yet)".to_owned());
     }
-    if told.iter().all(|ip| found.contains(ip)) {
+    if in_status.iter().all(|ip| found.contains(ip)) {
         return None;
     }
     Some(format!(
-        "status.podIPs {told:?} and the addresses in its network namespace {found:?} disagree: the probes of \
-         those that are not in both are left alone"
+        "status.podIPs {in_status:?} and the addresses in its network namespace {found:?} differ: probes of addresses \
+         that are not in both are not served"
     ))
 }
 
 impl Waiting {
-    fn is_news(&self) -> bool {
-        self.said.len() < SAID && !self.said.contains(&self.why)
+    fn is_unlogged(&self) -> bool {
+        self.logged.len() < MAX_CAUSES && !self.logged.contains(&self.why)
     }
 }
 
@@ -138,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn what_lasts_is_said_once_for_each_cause() {
+    fn a_lasting_cause_is_logged_once() {
         let (mut unserved, start) = (PendingPods::default(), Instant::now());
         unserved.lost("a", "no cgroup".to_owned(), start);
         assert_eq!(unserved.due(), Some(start + GRACE));
         assert_eq!(unserved.take(start + GRACE / 2), []);
         assert_eq!(unserved.take(start + GRACE), [line("no cgroup", &["a"])]);
         assert_eq!(unserved.due(), None);
-        // It gets further, and falls back: only the first is news.
+        // The pod changes to another cause and back: each cause is logged only once.
         unserved.lost("a", "no process".to_owned(), start + GRACE);
         assert_eq!(unserved.take(start + GRACE), [line("no process", &["a"])]);
         unserved.lost("a", "no cgroup".to_owned(), start + GRACE);
@@ -155,35 +155,35 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_finds_ever_new_causes_is_not_listened_to_for_ever() {
+    fn a_limited_number_of_causes_is_logged_for_a_pod() {
         let (mut unserved, start) = (PendingPods::default(), Instant::now());
-        let said = (0..100).flat_map(|cause| {
+        let logged = (0..100).flat_map(|cause| {
             unserved.lost("a", format!("cause {cause}"), start);
             unserved.take(start + GRACE)
         });
-        assert_eq!(said.count(), SAID);
+        assert_eq!(logged.count(), MAX_CAUSES);
         assert_eq!(unserved.due(), None);
     }
 
     #[test]
-    fn what_passes_is_never_said() {
+    fn a_cause_that_ends_in_time_is_not_logged() {
         let (mut unserved, start) = (PendingPods::default(), Instant::now());
         unserved.lost("a", "no cgroup".to_owned(), start);
         assert!(!unserved.done("a"));
         assert_eq!(unserved.due(), None);
-        // Another time begins anew.
+        // The next time starts a new grace period.
         unserved.lost("a", "no cgroup".to_owned(), start + GRACE);
         assert_eq!(unserved.take(start + GRACE), []);
     }
 
     #[test]
-    fn of_many_pods_the_number_is_said() {
+    fn of_many_pods_the_line_has_the_number() {
         let (mut unserved, start) = (PendingPods::default(), Instant::now());
         for pod in 0..100 {
             unserved.lost(&format!("{pod:03}"), "no cgroup".to_owned(), start);
         }
-        let said = unserved.take(start + GRACE);
-        assert_eq!(said.len(), 1);
-        assert_eq!((said[0].pods.len(), said[0].more), (NAMED, 100 - NAMED));
+        let logged = unserved.take(start + GRACE);
+        assert_eq!(logged.len(), 1);
+        assert_eq!((logged[0].pods.len(), logged[0].more), (NAMED, 100 - NAMED));
     }
 }

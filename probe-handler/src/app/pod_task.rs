@@ -1,5 +1,5 @@
-//! Follows one pod's network namespace: finds it, learns its addresses and whether its `lo` is up, proves the dial by
-//! canary, and notices when any of that changes. What is done inside the namespace is done by [`super::pod_work`].
+//! Follows one pod's network namespace: finds it, reads its addresses and whether its `lo` is up, verifies the dial by a
+//! canary, and detects when any of that changes. Work inside the namespace runs through [`super::pod_work`].
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,56 +25,56 @@ use kernel::nsid::Nsids;
 use model::Pod;
 use model::netns::NetnsId;
 
-/// How often to look for a namespace that is not there yet.
+/// Interval between looks for a namespace that does not exist yet.
 const SEARCH_PERIOD: Duration = Duration::from_millis(50);
-/// How often to see whether the namespace at the path is still the same.
+/// Interval between checks whether the namespace at the path is still the same.
 const IDENTITY_PERIOD: Duration = Duration::from_millis(250);
 
-/// When addresses are read again of which it is not known whose they are.
+/// Time until addresses are read again if it is not known whether some are the node's.
 const UNSURE_PERIOD: Duration = Duration::from_secs(1);
 
-/// How many addresses of a pod are looked at: those who may configure its interfaces can make any number.
+/// Number of addresses of a pod that are read: a process that may configure its interfaces can add any number.
 const ADDRESSES: usize = 1024;
 
-/// How long a pod waits for a thread that dials before it is served without a canary: so long the dials of others, which
-/// may have rules that cost seconds, keep it waiting.
+/// How long a pod waits for a thread that dials before it is served without a canary. The dials of other pods, whose
+/// rules may cost seconds, can't delay it for longer.
 const QUEUED: Duration = Duration::from_millis(100);
 
-/// Why nothing is dialled.
+/// Why no dial is made.
 pub const LO_DOWN: &str = "its loopback interface (lo) is down";
 
-/// What a pod's task has to say.
+/// A change that a pod's task reports.
 #[derive(Debug)]
 pub struct Event {
     /// UID of the pod.
     pub uid: String,
-    /// Tells the tasks of a pod that was removed and added again apart.
+    /// Distinguishes the tasks of a pod that was removed and added again.
     pub generation: u64,
     /// The change.
     pub change: PodChange,
 }
 
-/// PodChange of a pod.
+/// A change of a pod.
 #[derive(Debug)]
 pub enum PodChange {
     /// It can be served.
     Placed(Place),
-    /// It cannot; why.
+    /// It can't be served, and why.
     Lost(String),
     /// The canary dial was repeated.
     Canary(Trial),
-    /// Which path serves it is known, or has changed.
+    /// The path that serves it is now known, or has changed.
     Path(kernel_path::Path),
 }
 
-/// A canary dial, or why there was none.
+/// The result of a canary dial, or why none was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
-    /// What it showed.
+    /// The result.
     pub canary: Canary,
-    /// The processor time that it cost, the dearer family's; none: nothing was dialled.
+    /// The processor time of the most expensive dial; None: no dial was made.
     pub cost: Option<Duration>,
-    /// What a dial costs, if that is too much: see [`Costs`].
+    /// The cost of a dial, if it is too much: see [`Costs`].
     pub too_much: Option<Duration>,
 }
 
@@ -87,13 +87,13 @@ impl Trial {
         }
     }
 
-    /// Whether it says nothing new after `other`: no two dials cost the same.
+    /// Whether it means the same as `other`. The exact costs are ignored, because they always differ.
     fn is_as(&self, other: &Self) -> bool {
         self.canary == other.canary && self.too_much.is_some() == other.too_much.is_some()
     }
 }
 
-/// Where a pod lives.
+/// Where a pod is.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// Its network namespace.
@@ -104,15 +104,15 @@ pub struct Place {
     pub nsid: i32,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Whether its loopback interface is up, over which all dials inside it go.
+    /// Whether its loopback interface, which all dials inside it use, is up.
     pub lo_up: bool,
-    /// The canary dial.
+    /// The result of the canary dial.
     pub trial: Trial,
     /// Which path serves it, if that is known already.
     pub path: Option<kernel_path::Path>,
 }
 
-/// Follows `pod`, telling `events`, until aborted or nobody listens.
+/// Follows `pod` and sends `events`, until the task is aborted or the receiver is dropped.
 pub async fn run(
     pod: Arc<Pod>,
     generation: u64,
@@ -128,7 +128,7 @@ pub async fn run(
         kernel_path,
         events,
     };
-    // Ends only when the registry is gone.
+    // Returns only when the registry has ended.
     let _ = match &follower.pod.netns {
         Some(path) => follower.follow_path(path).await,
         None => follower.follow_cgroup(&locator).await,
@@ -143,11 +143,11 @@ struct Follower {
     events: mpsc::Sender<Event>,
 }
 
-/// The registry is gone.
+/// The registry has ended.
 struct Closed;
 
 impl Follower {
-    /// Follows what is at `path`.
+    /// Follows the namespace at `path`.
     async fn follow_path(&self, path: &Path) -> Result<(), Closed> {
         let mut last_trouble = String::new();
         let mut sandbox = 0;
@@ -200,7 +200,7 @@ impl Follower {
         }
     }
 
-    /// Serves the pod from `netns` for ever, through whatever trouble there is.
+    /// Serves the pod from `netns`, retrying after errors, until the registry has ended.
     async fn serve(&self, netns: Arc<Netns>, sandbox: u64) -> Result<(), Closed> {
         let mut last_trouble = String::new();
         let mut costs = Costs::default();
@@ -233,7 +233,7 @@ impl Follower {
                 }
                 Err(error) => {
                     drop(turn);
-                    format!("its network namespace cannot be used: {error}")
+                    format!("cannot use its network namespace: {error}")
                 }
             };
             if trouble != last_trouble {
@@ -254,7 +254,7 @@ impl Follower {
     }
 }
 
-/// A pod in one namespace, to which there is a subscription.
+/// A pod in one namespace, whose address changes are subscribed to.
 struct Stay<'a> {
     follower: &'a Follower,
     netns: &'a Arc<Netns>,
@@ -264,7 +264,7 @@ struct Stay<'a> {
 }
 
 impl Stay<'_> {
-    /// Serves the pod for as long as that can be done, from what was `seen` in `turn` on; returns why it no longer can.
+    /// Serves the pod, starting with what was `seen` in `turn`; returns why it can no longer be served.
     async fn serve(
         &self,
         watch: &AddressWatch,
@@ -293,7 +293,7 @@ impl Stay<'_> {
             let mut last = match left_waiting {
                 true => Trial {
                     too_much: costs.too_much(),
-                    ..Trial::unproven("no dial yet: those inside other pods take long")
+                    ..Trial::unproven("no dial yet: dials inside other pods take long")
                 },
                 false => self.dial(plans, permit, turn, costs).await,
             };
@@ -356,7 +356,7 @@ impl Stay<'_> {
         turn.work(permit, move || look(&inside, &pod)).await
     }
 
-    /// Another canary dial, at `when` at the earliest.
+    /// Repeats the canary dial, not before `when`.
     async fn try_again(&self, when: Instant, costs: &mut Costs) -> Trial {
         sleep_until(when).await;
         match self.look().await {
@@ -368,7 +368,8 @@ impl Stay<'_> {
         }
     }
 
-    /// One canary dial for each family that the pod has: rules differ by family. Captured in one is captured.
+    /// One canary dial for each address family of the pod, because rules differ by family. A capture in one family counts
+    /// for the pod.
     async fn dial(
         &self,
         plans: Vec<Plan>,
@@ -410,15 +411,15 @@ impl Stay<'_> {
         }
     }
 
-    /// The kernel path, if there is one; waits for the programs where they are still loading.
+    /// The kernel path, if it is enabled. Waits while the programs are still loading.
     async fn kernel_path(&self) -> Option<Arc<KernelPath>> {
         let mut ready = self.follower.kernel_path.clone();
-        // An error says that there is none.
+        // An error means that the kernel path is disabled.
         let found = ready.wait_for(Option::is_some).await.ok()?;
         found.clone()
     }
 
-    /// Keeps the pod's kernel path, where there is one to be kept, until the registry is gone.
+    /// Maintains the pod's kernel path, if it is enabled, until the registry has ended.
     async fn keep_kernel_path(&self, kept: Option<Keeping<'_>>) -> Closed {
         let Some(mut kept) = kept else {
             return std::future::pending().await;
@@ -448,13 +449,13 @@ impl Stay<'_> {
         let socket = match outcome {
             Outcome::Is(canary) => return (canary, cost, turn),
             Outcome::Accepted(socket) => socket,
-            // No thread waits for an answer that never comes.
+            // Awaited without a thread, because the answer may never come.
             Outcome::Waits(socket) => match canary::answer(socket, to).await {
                 Ok(socket) => socket,
                 Err(canary) => return (canary, cost, turn),
             },
         };
-        // To close it sends packets through the pod's rules.
+        // Closing it sends packets through the pod's rules, which may cost processor time.
         let permit = pool.dial().await;
         let (canary, turn) = turn
             .work(permit, move || canary::accepted(&socket, to))
@@ -463,7 +464,7 @@ impl Stay<'_> {
     }
 }
 
-/// What both families' canaries show together.
+/// The combined result of the canaries of both address families.
 fn both(result: Canary, one: Canary) -> Canary {
     match (&result, &one) {
         (Canary::Captured { .. }, _) | (Canary::Passed, Canary::Unproven(_)) => result,
@@ -471,17 +472,17 @@ fn both(result: Canary, one: Canary) -> Canary {
     }
 }
 
-/// What is seen in a pod's network namespace.
+/// The state of a pod's network namespace.
 struct Seen {
     addresses: Vec<IpAddr>,
-    /// Whether it could be told of all of them whose they are.
+    /// Whether it is known for all addresses if they are the node's.
     all: bool,
     lo_up: bool,
-    /// How to try a dial in each family.
+    /// How to make a canary dial in each address family.
     plans: Vec<Plan>,
 }
 
-/// Looks into a pod's network namespace. Takes a while where the pod has much in it.
+/// Reads the state of a pod's network namespace. This takes long if the namespace contains much.
 fn look(netns: &Netns, pod: &Pod) -> io::Result<Seen> {
     let (addresses, all) = pod_addresses(netns)?;
     let lo_up = loopback::is_up(netns)?;
@@ -502,8 +503,8 @@ fn look(netns: &Netns, pod: &Pod) -> io::Result<Seen> {
     })
 }
 
-/// The addresses at which a pod may be served: its own, but never the node's, whatever a pod that may
-/// configure its interfaces gives itself; and whether that could be told of all of them.
+/// The addresses at which a pod may be served: those of its interfaces, except the node's own, which a pod that may
+/// configure its interfaces could add. Also returns whether this could be determined for all of them.
 fn pod_addresses(netns: &Netns) -> io::Result<(Vec<IpAddr>, bool)> {
     let mut addresses = addresses::of_interfaces(netns, ADDRESSES)?;
     let routes = Routes::new()?;
@@ -511,7 +512,7 @@ fn pod_addresses(netns: &Netns) -> io::Result<(Vec<IpAddr>, bool)> {
     addresses.retain(|address| match routes.is_local(*address) {
         Ok(is_local) => !is_local,
         Err(error) => {
-            tracing::debug!(%address, %error, "whether this is the node's own address is not known: left alone");
+            tracing::debug!(%address, %error, "cannot determine whether this is the node's own address: not served");
             all = false;
             false
         }
@@ -519,18 +520,18 @@ fn pod_addresses(netns: &Netns) -> io::Result<(Vec<IpAddr>, bool)> {
     Ok((addresses, all))
 }
 
-/// Refuses the node's own namespace.
+/// Rejects the node's own namespace.
 fn not_the_nodes(netns: Netns) -> io::Result<Netns> {
     if netns.id() == Netns::current()?.id() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "this is the node's own network namespace: pods of the host network are left alone",
+            "this is the node's own network namespace: pods of the host network are not served",
         ));
     }
     Ok(netns)
 }
 
-/// The namespace's id as seen from the kubelet's, and a subscription to its addresses.
+/// The namespace's id as seen from the kubelet's namespace, and a subscription to its addresses.
 fn subscribe(netns: &Netns) -> io::Result<(i32, AddressWatch)> {
     let nsid = Nsids::new()?.assign(netns)?;
     Ok((nsid, AddressWatch::new(netns)?))
@@ -548,8 +549,8 @@ async fn replaced(path: &Path, id: NetnsId) -> String {
     }
 }
 
-/// When to try the canary again: soon while the mesh is still starting, now and then for ever, for rules
-/// may change under a running pod.
+/// Time until the canary is repeated: short while the mesh is still starting, and longer later, but without end, because
+/// the rules of a running pod may change.
 fn until_next(last: &Trial, attempt: u32) -> Duration {
     match (last.too_much, &last.canary) {
         (Some(_), _) | (_, Canary::Captured { .. }) => Duration::from_secs(2),
@@ -563,7 +564,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unproven_canary_is_tried_again_soon_and_then_less_often() {
+    fn an_unproven_canary_is_repeated_soon_and_then_less_often() {
         let unproven = Trial::unproven("");
         assert_eq!(until_next(&unproven, 0), Duration::from_millis(100));
         assert_eq!(until_next(&unproven, 100), Duration::from_millis(6_400));
@@ -572,16 +573,16 @@ mod tests {
             ..unproven.clone()
         };
         assert_eq!(until_next(&captured, 9), Duration::from_secs(2));
-        let dear = Trial {
+        let costly = Trial {
             too_much: Some(Duration::from_millis(100)),
             canary: Canary::Passed,
             ..unproven
         };
-        assert_eq!(until_next(&dear, 9), Duration::from_secs(2));
+        assert_eq!(until_next(&costly, 9), Duration::from_secs(2));
     }
 
     #[test]
-    fn captured_in_one_family_is_captured_and_one_that_passes_will_do() {
+    fn one_captured_family_is_enough_to_fail_and_else_one_that_passes_is_enough() {
         let unproven = || Canary::Unproven("no listener".to_owned());
         let captured = || Canary::Captured { port: 1 };
         assert_eq!(both(Canary::Passed, unproven()), Canary::Passed);

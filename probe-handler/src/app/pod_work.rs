@@ -1,10 +1,10 @@
-//! Work in pods' network namespaces: on a few threads apart, one piece of each pod at a time, at a pace that follows
-//! from what the pod's work costs.
+//! Work in pods' network namespaces: on a few separate threads, one piece of work per pod at a time, at a rate that depends
+//! on what the pod's work costs.
 //!
-//! Who may configure a pod's network decides what it costs to look into it or to dial inside it, and the kernel can't be
-//! interrupted in either. So one pod takes one thread at most, for one twentieth of the time in the long run. Looks and
-//! dials have threads of their own: what new pods wait for takes no dial, and looks have an end
-//! ([`kernel::netlink`]), while packets take as long as the pod's rules are many.
+//! A process that may configure a pod's network controls the cost of looks into it and dials inside it, and the kernel
+//! can interrupt neither. So one pod uses at most one thread, and in the long run for one twentieth of the time. Looks and
+//! dials have separate threads: new pods wait for looks only, and looks are bounded ([`kernel::netlink`]), while the time
+//! of a dial grows with the pod's rules.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,21 +14,21 @@ use tokio::time::{Instant, sleep_until};
 
 use kernel::cputime::thread_cpu_time;
 
-/// Looks at the same moment. A look at a usual pod takes less than a millisecond of the processor; to take all of these
-/// threads all of the time needs more than [`REST`] times as many pods that do their worst.
+/// Maximum number of concurrent looks. A look at a normal pod takes less than a millisecond of processor time; occupying all
+/// of these threads all of the time takes more than [`REST`] times as many hostile pods.
 const LOOKS: usize = 4;
 
-/// How many times as long as its last work has cost a pod is left in peace.
+/// After work, a pod waits for this many times the processor time of the work.
 const REST: u32 = 20;
 
-/// The threads.
+/// The limits of concurrent work.
 pub struct PodPool {
     looks: Arc<Semaphore>,
     dials: Arc<Semaphore>,
 }
 
 impl PodPool {
-    /// For a machine with this many processors: dials take half of them at most.
+    /// For a machine with this many processors: dials use at most half of them.
     pub fn new(processors: usize) -> Arc<Self> {
         Arc::new(Self {
             looks: Arc::new(Semaphore::new(LOOKS)),
@@ -36,31 +36,31 @@ impl PodPool {
         })
     }
 
-    /// A thread to look into a namespace, once one is free.
+    /// Waits for a free thread to look into a namespace.
     pub async fn look(&self) -> Permit {
-        // The semaphores are never closed; work without a permit does no harm.
+        // The semaphores are never closed, and work without a permit would do no harm.
         Permit(Arc::clone(&self.looks).acquire_owned().await.ok())
     }
 
-    /// A thread to dial, once one is free.
+    /// Waits for a free thread to dial.
     pub async fn dial(&self) -> Permit {
         Permit(Arc::clone(&self.dials).acquire_owned().await.ok())
     }
 }
 
-/// A thread that is free for one piece of work.
+/// A permit to use a thread for one piece of work.
 #[expect(dead_code, reason = "held for its drop")]
 pub struct Permit(Option<OwnedSemaphorePermit>);
 
 /// One pod's share of the threads.
 pub struct PodWork {
     pool: Arc<PodPool>,
-    /// When the pod's next work may begin. Locked while there is some under way.
+    /// When the pod's next work may begin. Locked while work is in progress.
     next: Arc<Mutex<Instant>>,
 }
 
 impl PodWork {
-    /// Of a pod for which nothing has been done yet.
+    /// For a pod without work so far.
     pub fn new(pool: Arc<PodPool>) -> Self {
         Self {
             pool,
@@ -68,12 +68,12 @@ impl PodWork {
         }
     }
 
-    /// The threads.
+    /// The limits of concurrent work.
     pub fn pool(&self) -> &PodPool {
         &self.pool
     }
 
-    /// Waits until it is the pod's turn: nothing else is done for it, and it has rested.
+    /// Waits for the pod's turn: its other work is done, and its waiting time is over.
     pub async fn turn(&self) -> Turn {
         let next = Arc::clone(&self.next).lock_owned().await;
         sleep_until(*next).await;
@@ -84,18 +84,18 @@ impl PodWork {
     }
 }
 
-/// A pod's turn: as long as it lasts, nobody else does any work for the pod. What it costs counts when it is over, also
-/// where nobody has waited for that.
+/// A pod's turn: while it exists, no other work runs for the pod. The cost of the work is applied when the turn is dropped,
+/// even if the caller did not wait for the work.
 pub struct Turn {
     next: OwnedMutexGuard<Instant>,
     cost: Duration,
 }
 
 impl Turn {
-    /// Does `work` on a thread apart. Dropping the future does not end the work, nor the turn.
+    /// Runs `work` on a separate thread. Dropping the future ends neither the work nor the turn.
     ///
     /// # Panics
-    /// As `work` does.
+    /// If `work` panics.
     pub async fn work<T: Send + 'static>(
         mut self,
         permit: Permit,
@@ -112,7 +112,7 @@ impl Turn {
             Ok(done) => done,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                // The runtime ends, and this task with it.
+                // The runtime is shutting down, and ends this task too.
                 Err(_) => std::future::pending().await,
             },
         }
@@ -125,7 +125,7 @@ impl Drop for Turn {
     }
 }
 
-/// For how long a pod rests whose work has cost this much processor time.
+/// How long a pod waits after work that cost this much processor time.
 fn rest(cost: Duration) -> Duration {
     cost.saturating_mul(REST)
 }
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_rests_twenty_times_as_long_as_its_work_has_cost() {
+    fn a_pod_waits_twenty_times_the_cost_of_its_work() {
         assert_eq!(rest(Duration::ZERO), Duration::ZERO);
         assert_eq!(rest(Duration::from_micros(300)), Duration::from_millis(6));
         assert_eq!(rest(Duration::from_millis(100)), Duration::from_secs(2));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_costs_is_followed_by_a_rest() {
+    async fn the_next_turn_waits_after_costly_work() {
         let work = PodWork::new(PodPool::new(1));
         let permit = work.pool().look().await;
         let turn = work.turn().await;
@@ -163,12 +163,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pod_has_one_thread_though_nobody_waits_for_its_work() {
+    async fn a_pod_has_one_thread_even_if_its_work_is_not_awaited() {
         let work = PodWork::new(PodPool::new(1));
         let (go, wait) = mpsc::channel::<()>();
         let permit = work.pool().dial().await;
         let turn = work.turn().await;
-        // Begun, and given up.
+        // Started, and its future dropped.
         let begun = turn.work(permit, move || wait.recv());
         assert!(
             tokio::time::timeout(Duration::from_millis(1), begun)
@@ -181,7 +181,7 @@ mod tests {
                 .await
                 .is_err()
         );
-        // Nor is there another thread to dial, but there is one to look.
+        // The only thread for dials is in use, but a thread for looks is free.
         let dial = tokio::time::timeout(Duration::from_millis(1), work.pool().dial());
         assert!(dial.await.is_err());
         drop(work.pool().look().await);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_in_the_work_reaches_who_waits_for_it() {
+    async fn a_panic_in_the_work_reaches_the_caller() {
         let work = PodWork::new(PodPool::new(1));
         let task = tokio::spawn(async move {
             let permit = work.pool().look().await;

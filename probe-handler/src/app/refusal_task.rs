@@ -1,4 +1,4 @@
-//! Brings the kernel's own verdicts to the probes they were given for.
+//! Records the kernel's refusals as results of the refused probes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,28 +12,28 @@ use serve::metrics::Metrics;
 use serve::note::note;
 use serve::table::EndpointTable;
 
-/// How often to look; whoever asks for the status looks too. The ring buffer has room for thousands.
+/// Interval between looks; each request of the status looks too. The ring buffer has room for thousands of refusals.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// The kernel's refusals, and where they are noted.
+/// The kernel's refusals, and where they are recorded.
 pub struct Refusals {
-    /// What the kernel says.
+    /// The refusals from the kernel.
     pub ring: RefusalRing,
-    /// What is served.
+    /// The served endpoints.
     pub table: Arc<EndpointTable>,
-    /// Where it is counted.
+    /// The metrics that count them.
     pub metrics: Arc<Metrics>,
 }
 
 impl Refusals {
-    /// Notes those since the last time.
+    /// Records the refusals since the last call.
     pub fn note(&self) {
         for address in self.ring.take() {
             record(address, &self.table, &self.metrics);
         }
     }
 
-    /// Notes them for ever.
+    /// Records refusals periodically, without end.
     pub async fn follow(&self) {
         let mut looks = interval(PERIOD);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -44,11 +44,11 @@ impl Refusals {
     }
 }
 
-/// At connect time nobody knows which of a port's probes it is, and it makes no difference: the port is
-/// closed to each of them.
+/// Records a refusal for every probe of the port: at connect time it is not known which of them the kubelet makes, and the
+/// port is closed for each.
 fn record(address: SocketAddr, table: &EndpointTable, metrics: &Metrics) {
     let Some(endpoint) = table.get(address) else {
-        return; // its pod went in the meantime
+        return; // its pod was removed meanwhile
     };
     for route in endpoint.routes.all() {
         let verdict = Verdict {

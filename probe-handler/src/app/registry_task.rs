@@ -1,4 +1,4 @@
-//! Feeds the registry: from the source of pods, and from the tasks that follow each pod's namespace.
+//! Updates the registry from the source of pods, and from the tasks that follow each pod's namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
@@ -29,25 +29,25 @@ use serve::metrics::{Metrics, PodState};
 use sources::source::SourceEvent;
 use support::readiness::BlockReady;
 
-/// Why a pod is left alone whose checks take more than their share.
-const CHECKS_COST_TOO_MUCH: &str = "its checks cost more than 250 ms of processor time a second";
+/// Why a pod is not served whose checks cost too much.
+const CHECKS_COST_TOO_MUCH: &str = "its checks cost more than 250 ms of processor time per second";
 
-/// What `status` needs to see of pods.
+/// The state of pods that `status` shows.
 pub struct PodsState {
     /// Pods, placements and endpoints.
     pub registry: Registry<EndpointMap>,
-    /// What the source said of each pod, served or not.
+    /// Each pod of the source, served or not.
     pub parsed: Vec<Arc<ParsedPod>>,
-    /// What is wrong with the source.
+    /// Problems of the source.
     pub problems: Vec<String>,
     /// Last canary of each pod, by UID.
     pub canaries: BTreeMap<String, (Canary, Instant)>,
-    /// Which path serves each pod, by UID; nothing where there is only the handler's.
+    /// Which path serves each pod, by UID; empty if the kernel path is disabled.
     pub paths: BTreeMap<String, Path>,
 }
 
 impl PodsState {
-    /// Nothing known yet.
+    /// Without pods yet.
     pub fn new(registry: Registry<EndpointMap>) -> Self {
         Self {
             registry,
@@ -65,12 +65,12 @@ pub struct RegistryTask {
     metrics: Arc<Metrics>,
     locator: Arc<Locator>,
     pool: Arc<PodPool>,
-    /// None: the handler serves all.
+    /// None: the handler serves all pods.
     kernel_path: KernelPathWatch,
     followers: BTreeMap<String, Follower>,
     running: JoinSet<()>,
     generation: u64,
-    /// Held until every pod of the first list was looked at once.
+    /// Held until the daemon has looked at every pod of the first list.
     pods_ready: Option<BlockReady>,
     first_look: Option<BTreeSet<String>>,
     unserved: PendingPods,
@@ -86,7 +86,7 @@ struct Follower {
 }
 
 impl RegistryTask {
-    /// Not ready (`pods_ready`) until the first pods stand.
+    /// The daemon is not ready (`pods_ready`) until it has looked at the first pods.
     pub fn new(
         shared: Arc<Mutex<PodsState>>,
         metrics: Arc<Metrics>,
@@ -113,7 +113,7 @@ impl RegistryTask {
         }
     }
 
-    /// Runs until the source is gone.
+    /// Runs until the source ends.
     pub async fn run(mut self, mut source: mpsc::Receiver<SourceEvent>) {
         let (events, mut from_pods) = mpsc::channel(CHANNEL);
         loop {
@@ -125,8 +125,8 @@ impl RegistryTask {
                     None => return,
                 },
                 Some(event) = from_pods.recv() => {
-                    // A thousand pods at the daemon's start are a few changes of the kernel's map, not a
-                    // thousand.
+                    // Batched, so that a thousand pods at the daemon's start are a few updates of the kernel's map
+                    // instead of a thousand.
                     self.shared.lock().registry.hold();
                     self.changed(event);
                     while let Ok(event) = from_pods.try_recv() {
@@ -136,7 +136,7 @@ impl RegistryTask {
                 }
                 Some(pod) = self.too_costly.recv() => self.exclude(&pod),
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
-                    self.say_unserved();
+                    self.log_unserved();
                     continue;
                 }
                 Some(ended) = self.running.join_next() => {
@@ -167,7 +167,7 @@ impl RegistryTask {
         for entry in shared.registry.pods().values() {
             self.unserved.placed(entry, Instant::now());
         }
-        // Some are only looked for anew.
+        // Some of them are not gone: the daemon only looks for them again.
         let gone: Vec<bool> = replaced
             .stopped
             .iter()
@@ -222,9 +222,9 @@ impl RegistryTask {
         self.looked_at(None);
     }
 
-    /// A pod that is no longer followed may be anywhere: it is left alone.
+    /// Stops serving a pod whose task panicked, because the pod's namespace may change unnoticed.
     fn panicked(&mut self, error: &JoinError) {
-        tracing::error!(%error, "following a pod's namespace panicked: the pod is left alone");
+        tracing::error!(%error, "following a pod's namespace panicked: the pod is not served");
         let mut followers = self.followers.iter();
         let panicked = followers.find(|(_, follower)| follower.abort.id() == error.id());
         if let Some(uid) = panicked.map(|(uid, _)| uid.clone()) {
@@ -259,7 +259,7 @@ impl RegistryTask {
             .get(&uid)
             .is_none_or(|follower| follower.generation != generation)
         {
-            return; // of a pod that is gone, or was placed anew since
+            return; // from the task of a pod that was removed, or added again since
         }
         let mut shared = self.shared.lock();
         let Some(pod) = shared
@@ -308,10 +308,10 @@ impl RegistryTask {
         self.looked_at(Some(&uid));
     }
 
-    /// Leaves a pod alone whose checks cost too much: until a canary dial after [`EXCLUDED_FOR`].
+    /// Stops serving a pod whose checks cost too much, until a canary dial after [`EXCLUDED_FOR`].
     fn exclude(&self, pod: &PodId) {
         let why = CHECKS_COST_TOO_MUCH.to_owned();
-        tracing::warn!(%pod, "left alone for {EXCLUDED_FOR:?}: {why}");
+        tracing::warn!(%pod, "not served for {EXCLUDED_FOR:?}: {why}");
         let mut shared = self.shared.lock();
         let known = shared.registry.pods().get(&pod.uid);
         if known.is_some_and(|entry| entry.obstacle.is_none()) {
@@ -320,8 +320,8 @@ impl RegistryTask {
         }
     }
 
-    /// Says which pods are still not served, and why.
-    fn say_unserved(&mut self) {
+    /// Logs which pods are still not served, and why.
+    fn log_unserved(&mut self) {
         let shared = self.shared.lock();
         for line in self.unserved.take(Instant::now()) {
             let known = shared.registry.pods();
@@ -335,7 +335,7 @@ impl RegistryTask {
         }
     }
 
-    /// Keeps a canary's result; what keeps the pod from being served, if anything does.
+    /// Stores a canary's result; returns why the pod must not be served, if so.
     fn note_trial(
         &self,
         shared: &mut PodsState,
@@ -361,16 +361,16 @@ impl RegistryTask {
             | (Some(Obstacle::Costly(_)), Some(Obstacle::Costly(_))) => {}
             (_, Some(Obstacle::Captured(why))) => {
                 let _ = self.metrics.canary_failures.inc();
-                tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "left alone: {why}");
+                tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "not served: {why}");
             }
             (_, Some(Obstacle::Costly(why))) => {
-                tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "left alone: {why}");
+                tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "not served: {why}");
             }
             (Some(Obstacle::Captured(_)), None) => {
                 tracing::info!(pod = %pod.id, "served again: the canary dial passes");
             }
             (Some(Obstacle::Costly(_)), None) => {
-                tracing::info!(pod = %pod.id, "served again: its dials and checks cost little");
+                tracing::info!(pod = %pod.id, "served again: its dials and checks are cheap");
             }
             _ => {}
         }
@@ -382,7 +382,7 @@ impl RegistryTask {
         kernel_path.and_then(|kernel_path| kernel_path.kernel(path))
     }
 
-    /// Has the registry use the path that serves a pod, and keeps it for `status`.
+    /// Sets the path that serves a pod in the registry, and stores it for `status`.
     fn note_path(&self, shared: &mut PodsState, pod: &Pod, path: Path) {
         let kernel = self.kernel(&path);
         shared.registry.set_kernel(&pod.id.uid, kernel);
@@ -393,7 +393,7 @@ impl RegistryTask {
         let _ = shared.paths.insert(pod.id.uid.clone(), path);
     }
 
-    /// Ready when each pod of the first list was looked at.
+    /// Makes the daemon ready once it has looked at each pod of the first list.
     fn looked_at(&mut self, uid: Option<&str>) {
         let Some(waiting) = &mut self.first_look else {
             return;
@@ -421,7 +421,7 @@ impl RegistryTask {
     }
 }
 
-/// How a pod is counted.
+/// The state under which a pod is counted.
 fn state(registry: &Registry<EndpointMap>, entry: &PodEntry) -> PodState {
     match (&entry.obstacle, &entry.placement) {
         (Some(Obstacle::Captured(_)), _) => PodState::Captured,
@@ -433,7 +433,7 @@ fn state(registry: &Registry<EndpointMap>, entry: &PodEntry) -> PodState {
     }
 }
 
-/// What keeps a pod from being served after a look at it and a canary dial, given what did before.
+/// Why a pod must not be served after a look at it and a canary dial, given the previous reason.
 fn obstacle(before: Option<&Obstacle>, lo_up: bool, trial: Trial) -> Option<Obstacle> {
     if !lo_up {
         return Some(Obstacle::LoDown(LO_DOWN.to_owned()));
@@ -447,7 +447,7 @@ fn obstacle(before: Option<&Obstacle>, lo_up: bool, trial: Trial) -> Option<Obst
     }
 }
 
-/// What keeps a pod from being served after a canary dial, given what did before.
+/// Why a pod must not be served after a canary dial, given the previous reason.
 fn proven(before: Option<&Obstacle>, canary: Canary) -> Option<Obstacle> {
     match (canary, before) {
         (Canary::Passed, _) => None,
@@ -455,14 +455,14 @@ fn proven(before: Option<&Obstacle>, canary: Canary) -> Option<Obstacle> {
             "a dial from inside the pod to its port {port}, on which nothing listens, was accepted: a rule \
              of the mesh captures it"
         ))),
-        // It proves nothing either way: what was proven before stands.
+        // The dial proves nothing, so the previous result still applies.
         (Canary::Unproven(_), Some(captured @ Obstacle::Captured(_))) => Some(captured.clone()),
         (Canary::Unproven(_), _) => None,
     }
 }
 
-/// The placement for the registry. The dialer of a pod that stays where it is stays the same, and with it
-/// what the handler serves.
+/// The placement for the registry. A pod that stays in its namespace keeps its dialer, so the handler's endpoints stay the
+/// same.
 fn placement(shared: &PodsState, pod: &Pod, place: Place) -> Placement {
     let before = shared
         .registry
@@ -474,7 +474,7 @@ fn placement(shared: &PodsState, pod: &Pod, place: Place) -> Placement {
         Some(placement) => (
             Arc::clone(&placement.dialer),
             Arc::clone(&placement.cost),
-            // Our rules stand in the namespace, whatever its addresses are.
+            // Our rules in the namespace do not depend on its addresses.
             placement.kernel,
         ),
         None => (
@@ -505,11 +505,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_captured_pod_is_left_alone_until_a_canary_passes() {
+    fn a_captured_pod_is_not_served_until_a_canary_passes() {
         let unproven = || Canary::Unproven("the mesh does not listen".to_owned());
         let captured = proven(None, Canary::Captured { port: 65_535 });
         assert!(matches!(captured, Some(Obstacle::Captured(_))));
-        // However often nothing is proven meanwhile.
+        // Unproven canaries in between do not change that.
         let once = proven(captured.as_ref(), unproven());
         let twice = proven(once.as_ref(), unproven());
         assert_eq!(twice, captured);
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_left_alone_while_a_dial_costs_too_much_or_lo_is_down() {
+    fn a_pod_is_not_served_while_a_dial_costs_too_much_or_lo_is_down() {
         let trial = |too_much: Option<u64>| Trial {
             canary: Canary::Passed,
             cost: None,
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_served_before_its_mesh_can_prove_anything() {
+    fn a_pod_is_served_while_its_canary_is_unproven() {
         let missing = Obstacle::NoNamespace(String::new());
         let unproven = Canary::Unproven("the mesh does not listen".to_owned());
         assert_eq!(proven(Some(&missing), unproven), None);

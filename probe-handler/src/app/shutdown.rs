@@ -1,19 +1,19 @@
-//! What asks a daemon to end.
+//! The signals that stop a daemon.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM, SIGINT and SIGHUP (a terminal that is closed), caught from now on.
+/// Handlers of SIGTERM, SIGINT and SIGHUP (the terminal was closed).
 pub struct Shutdown {
     terminate: Signal,
     interrupt: Signal,
-    /// None where whoever started us has it ignored, as `nohup` does.
+    /// None if the parent process set it to ignored, as `nohup` does.
     hang_up: Option<Signal>,
 }
 
 impl Shutdown {
-    /// Catches them.
+    /// Installs the handlers.
     ///
     /// # Errors
     /// Those of `sigaction`.
@@ -28,7 +28,7 @@ impl Shutdown {
         })
     }
 
-    /// Returns the name of the next one that comes.
+    /// Waits for the next signal and returns its name.
     pub async fn signal(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

@@ -1,4 +1,4 @@
-//! Puts together what `probe-handler status` shows.
+//! Builds the state that `probe-handler status` shows.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,30 +24,30 @@ use support::build::VERSION;
 use support::missing::Missing;
 use support::readiness::Readiness;
 
-/// Everything that `status` looks at.
+/// The sources of the state.
 pub struct Reporter {
     /// When the daemon started.
     pub started: Instant,
     /// Its configuration.
     pub config: AgentConfig,
-    /// What it waits for.
+    /// The conditions that it waits for.
     pub readiness: Readiness,
-    /// What it serves without.
+    /// The parts that it runs without.
     pub missing: Missing,
     /// Programs and kubelet.
     pub attachment: Arc<Mutex<Attachment>>,
     /// Pods.
     pub shared: Arc<Mutex<PodsState>>,
-    /// Where the handler listens.
+    /// The addresses of the handler.
     pub handler: Vec<SocketAddr>,
-    /// The kernel side's counters.
+    /// The counters of the eBPF programs.
     pub counters: Arc<CounterMap>,
-    /// What the kernel path has to do without.
+    /// A problem of the kernel path.
     pub kernel_path_trouble: Option<String>,
 }
 
 impl Reporter {
-    /// The state now.
+    /// The current state.
     pub fn report(&self) -> Status {
         let attachment = self.attachment.lock();
         let (attached, _) = attachment.programs.attached();
@@ -120,8 +120,8 @@ impl Reporter {
 fn failed_endpoints(failed: usize) -> Option<String> {
     (failed > 0).then(|| {
         format!(
-            "{failed} endpoints could not be put into the kernel's map or taken out of it: their probes meet the \
-             mesh; is --endpoints-capacity too small? The log names them"
+            "{failed} endpoints could not be added to the kernel's map or removed from it, so their probes go through \
+             the mesh: raise --endpoints-capacity if it is too small; the log lists the endpoints"
         )
     })
 }
@@ -178,7 +178,7 @@ fn netns(entry: &PodEntry) -> NetnsStatus {
                 | Obstacle::LoDown(why),
             ),
         ) => NetnsStatus::Pending(why.clone()),
-        (None, None) => NetnsStatus::Pending("not looked for yet".to_owned()),
+        (None, None) => NetnsStatus::Pending("the daemon has not looked for it yet".to_owned()),
     }
 }
 
@@ -186,7 +186,7 @@ fn canary(shared: &PodsState, uid: &str) -> CanaryStatus {
     let Some((canary, at)) = shared.canaries.get(uid) else {
         return CanaryStatus {
             state: CanaryState::Pending,
-            detail: "not tried yet".to_owned(),
+            detail: "not made yet".to_owned(),
             checked_age_ms: None,
         };
     };

@@ -1,4 +1,4 @@
-//! The webhook put together: what is started in which order, and how it ends.
+//! Puts the webhook together: which parts start in which order, and how it ends.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -27,16 +27,16 @@ use webhook::metrics::Metrics;
 use webhook::server::{Admission, Limits, Observation, Phase, Server};
 use webhook::settings::{Holder, config_map, files};
 
-/// How long new connections are still served after SIGTERM: it takes the cluster about that long to send them
-/// to other replicas.
+/// How long new connections are still served after SIGTERM: the cluster takes about that long to route them to
+/// other replicas.
 const LEAVING: Duration = Duration::from_secs(3);
-/// Where a pod finds its namespace (kubernetes plugin/pkg/admission/serviceaccount).
+/// The file with a pod's namespace (kubernetes plugin/pkg/admission/serviceaccount).
 const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
-/// Builds the webhook and runs it until SIGTERM or SIGINT and the drain that follows.
+/// Builds the webhook and runs it until a signal stops it and it has drained.
 ///
 /// # Errors
-/// A failed start, with what to do next; a part that ended.
+/// The start failed (with what to do next), or a part of the webhook ended.
 pub fn run(config: WebhookConfig) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -52,7 +52,7 @@ pub fn run(config: WebhookConfig) -> anyhow::Result<()> {
         })
 }
 
-/// A webhook that serves.
+/// A running webhook.
 struct Webhook {
     readiness: Readiness,
     phase: watch::Sender<Phase>,
@@ -62,7 +62,7 @@ struct Webhook {
 }
 
 async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
-    // The usual soft limit of 1,024 is below the connections that we take.
+    // The usual soft limit of 1,024 is lower than the number of connections that the webhook accepts.
     raise_descriptor_limit();
     let readiness = Readiness::default();
     let mut registry = Registry::with_prefix(PREFIX);
@@ -71,7 +71,7 @@ async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
 
     let (rewriting, settings) = watch::channel(Arc::new(match config.settings {
         SettingsSource::Defaults => Rewriting::default(),
-        // Nothing is rewritten before they were read.
+        // Nothing is rewritten before the settings have been read.
         SettingsSource::Dir(_) | SettingsSource::ConfigMap(_) => Rewriting {
             enabled: false,
             ..Rewriting::default()
@@ -141,7 +141,7 @@ async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
             };
             Server::observation(address, observation).map_err(|error| {
                 anyhow::anyhow!(
-                    "{error:#}; if another program has that port, give --admin-addr another one (or none)"
+                    "{error:#}; if another program uses that port, set --admin-addr to another one (or none)"
                 )
             })
         })
@@ -164,17 +164,17 @@ async fn build(config: WebhookConfig) -> anyhow::Result<Webhook> {
 }
 
 impl Webhook {
-    /// Serves until `stop` says so, then drains; a second `stop` ends the drain at once.
+    /// Serves until a signal arrives, then drains; a second signal ends the drain at once.
     ///
     /// # Errors
-    /// A part ended that should not have.
+    /// A part ended unexpectedly.
     async fn serve(mut self, stop: &mut Shutdown) -> anyhow::Result<()> {
         let ended = tokio::select! {
             signal = stop.signal() => Ok(signal),
             ended = self.tasks.join_next(), if !self.tasks.is_empty() => Err(ended),
             ended = self.servers.join_next() => Err(ended),
         };
-        tracing::info!(?ended, "draining: requests under way are answered");
+        tracing::info!(?ended, "draining: in-flight requests are answered");
         self.readiness.drain();
         let _ = self.phase.send_replace(Phase::Leaving);
         let drained = async {
@@ -185,9 +185,9 @@ impl Webhook {
         tokio::select! {
             done = timeout(self.drain_timeout, drained) => match done {
                 Ok(()) => tracing::info!("drained"),
-                Err(_) => tracing::warn!(timeout = ?self.drain_timeout, "connections that are left are cut off"),
+                Err(_) => tracing::warn!(timeout = ?self.drain_timeout, "drain timeout: closing the remaining connections"),
             },
-            signal = stop.signal() => tracing::warn!(signal, "asked again: connections that are left are cut off"),
+            signal = stop.signal() => tracing::warn!(signal, "second signal: closing the remaining connections"),
         }
         tracing::info!("ended");
         match ended {
@@ -197,7 +197,7 @@ impl Webhook {
     }
 }
 
-/// Who keeps a self-signed certificate in `names` good.
+/// The task that keeps a self-signed certificate in `names` valid.
 fn keeper(
     client: kube::Client,
     names: Names,
@@ -217,7 +217,7 @@ fn keeper(
     )
 }
 
-/// The names by which API servers and others call the Service.
+/// The names under which API servers and other clients call the Service.
 fn dns_names(names: &Names) -> Vec<String> {
     let short = format!("{}.{}", names.service, names.namespace);
     vec![
@@ -227,7 +227,7 @@ fn dns_names(names: &Names) -> Vec<String> {
     ]
 }
 
-/// The way to the API server, for those who need it.
+/// The client of the API server, created on first use.
 struct Cluster {
     namespace: Option<String>,
     client: Option<Client>,
@@ -241,10 +241,10 @@ impl Cluster {
         }
     }
 
-    /// The client, and our own namespace.
+    /// The client, and the webhook's own namespace.
     ///
     /// # Errors
-    /// There is no way, or we can't tell which namespace is ours.
+    /// The client can't be created, or the own namespace is not known.
     async fn get(&mut self) -> anyhow::Result<(Client, String)> {
         let client = match &self.client {
             Some(client) => client.clone(),
@@ -260,7 +260,7 @@ impl Cluster {
 
 fn own_namespace() -> anyhow::Result<String> {
     let text = std::fs::read_to_string(OWN_NAMESPACE).with_context(|| {
-        format!("cannot tell our own namespace from {OWN_NAMESPACE}; give --namespace")
+        format!("cannot read the pod's own namespace from {OWN_NAMESPACE}; set --namespace")
     })?;
     Ok(text.trim().to_owned())
 }

@@ -6,7 +6,7 @@ use super::config::{AgentArgs, AgentConfig};
 use super::{refuse, service};
 use support::missing::Missing;
 
-/// Checks the configuration and runs it by `start`: see `service::run`.
+/// Validates the configuration and calls `start` with it: see `service::run`.
 pub fn run(
     args: AgentArgs,
     start: impl FnOnce(AgentConfig, Missing) -> anyhow::Result<()>,

@@ -1,6 +1,6 @@
-//! Configuration: flags and environment variables in, one checked value out. All mistakes are
-//! reported together. Values reach us as text through clap, which reads the environment; nothing
-//! else here does.
+//! Configuration: flags and environment variables in, one validated value out. All mistakes are
+//! reported together. Values arrive as text from clap, which reads the environment; nothing else here
+//! reads it.
 
 mod args;
 mod config_errors;
@@ -22,7 +22,7 @@ use ::webhook::rewrite::Rewriting;
 use pods::scope::Scope;
 use reconcile::path::HttpBy;
 
-/// Where pods come from.
+/// Source of pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PodSource {
@@ -32,7 +32,7 @@ pub enum PodSource {
     Kubernetes {
         /// The node's name, as in `spec.nodeName`.
         node: String,
-        /// File in which the pods are kept for a start while the API is away.
+        /// File with the last known pods, for a start while the API is unreachable.
         last_known: Option<PathBuf>,
     },
 }
@@ -40,22 +40,22 @@ pub enum PodSource {
 /// How to find the kubelet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct KubeletConfig {
-    /// Its cgroup2 directory; None: found from its process.
+    /// Its cgroup2 directory; None: that of its process.
     pub cgroup: Option<PathBuf>,
-    /// Names that its process may have.
+    /// Process names of the kubelet.
     pub names: Vec<String>,
     /// Whether attaching to the root cgroup is allowed.
     pub allow_root_cgroup: bool,
 }
 
-/// What `preflight` checks against.
+/// Configuration of `preflight`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PreflightConfig {
     /// How to find the kubelet.
     pub kubelet: KubeletConfig,
-    /// Where pods' cgroups are; None: wherever cgroup file systems are mounted.
+    /// Where pods' cgroups are; None: all mounted cgroup file systems.
     pub cgroup_root: Option<PathBuf>,
-    /// The handler's port; 0: any free one.
+    /// The handler's port; 0: any free port.
     pub handler_port: u16,
     /// The admin server's address; None: not over TCP.
     pub admin_addr: Option<SocketAddr>,
@@ -63,41 +63,41 @@ pub struct PreflightConfig {
     pub admin_socket: PathBuf,
 }
 
-/// The daemon's configuration, checked.
+/// The daemon's configuration, validated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AgentConfig {
-    /// Where pods come from.
+    /// Source of pods.
     pub pods: PodSource,
     /// How to find the kubelet.
     pub kubelet: KubeletConfig,
-    /// Where pods' cgroups are; None: wherever cgroup file systems are mounted.
+    /// Where pods' cgroups are; None: all mounted cgroup file systems.
     pub cgroup_root: Option<PathBuf>,
     /// Which pods are served.
     pub scope: Scope,
-    /// The handler's port; 0: any free one.
+    /// The handler's port; 0: any free port.
     pub handler_port: u16,
     /// The admin server's address; None: not over TCP.
     pub admin_addr: Option<SocketAddr>,
     /// The admin server's Unix socket.
     pub admin_socket: PathBuf,
-    /// How long a drain may take.
+    /// Maximum time of a drain.
     #[serde(rename = "drain_timeout_seconds", serialize_with = "as_seconds")]
     pub drain_timeout: Duration,
-    /// How old the handler's last sign of life may be before the programs leave connections alone.
+    /// Maximum age of the handler's heartbeat; while it is older, the programs leave connections unchanged.
     #[serde(rename = "heartbeat_timeout_ms", serialize_with = "as_millis")]
     pub heartbeat_timeout: Duration,
-    /// Whether the kernel path serves what it can.
+    /// Whether the kernel path serves the endpoints that it can.
     pub kernel_path: bool,
-    /// What serves plaintext HTTP then.
+    /// With `kernel_path`: what serves plaintext HTTP.
     pub http: HttpBy,
-    /// Where what outlives the daemon is pinned.
+    /// Directory of the pins that outlive the daemon.
     pub bpffs: PathBuf,
-    /// How long it does.
+    /// How long the kernel path outlives the daemon.
     #[serde(rename = "outlive_seconds", serialize_with = "as_seconds")]
     pub outlive: Duration,
-    /// How log lines look.
+    /// Format of log lines.
     pub log_format: LogFormat,
-    /// What is logged.
+    /// Filter of log lines.
     pub log: String,
     /// Whether the eBPF programs log every decision.
     pub kernel_log: bool,
@@ -108,7 +108,7 @@ pub struct AgentConfig {
 /// How `inject` rewrites probes.
 ///
 /// # Errors
-/// All that is wrong.
+/// All mistakes in the values.
 pub fn rewriting(port: &str, prefix: &str) -> Result<Rewriting, ConfigErrors> {
     let mut mistakes = ConfigErrors::default();
     let port = mistakes.check("rewrite-port", port, parse::nonzero_port);
@@ -147,7 +147,7 @@ impl std::fmt::Display for PodSource {
 // === impl PreflightConfig ===
 
 impl PreflightConfig {
-    /// Checks `args`; None if something was noted in `mistakes`.
+    /// Validates `args`; None if `mistakes` were added.
     fn check(args: &SharedArgs, mistakes: &mut ConfigErrors) -> Option<Self> {
         let cgroup = match &args.kubelet_cgroup {
             Some(path) => mistakes
@@ -192,7 +192,7 @@ impl TryFrom<SharedArgs> for PreflightConfig {
 // === impl AgentConfig ===
 
 impl AgentConfig {
-    /// For the log and for `/debug/config`.
+    /// The configuration as JSON, for the log and for `/debug/config`.
     pub fn to_json(&self) -> String {
         to_json(self)
     }
@@ -279,8 +279,8 @@ impl TryFrom<AgentArgs> for AgentConfig {
 }
 
 fn to_json(config: &impl Serialize) -> String {
-    // Plain data under text keys: there is nothing in it that can't be JSON, but for a path that
-    // is no UTF-8, and ours come from text.
+    // Plain data with text keys: only a path that is not UTF-8 could not be JSON, and these paths are
+    // parsed from text.
     serde_json::to_string(config).unwrap_or_else(|error| format!(r#"{{"error":"{error}"}}"#))
 }
 

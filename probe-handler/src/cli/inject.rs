@@ -16,11 +16,11 @@ use webhook::rewrite::{Rewriting, admit};
 /// Flags of `inject`.
 #[derive(Debug, Args)]
 pub struct InjectArgs {
-    /// Manifest to read, YAML or JSON; `-` for standard input
+    /// Manifest, YAML or JSON; `-` for standard input
     #[arg(short, long, value_name = "FILE|-")]
     filename: PathBuf,
 
-    /// Restore the original probes of what was rewritten
+    /// Restore the original probes
     #[arg(long)]
     revert: bool,
 
@@ -28,11 +28,11 @@ pub struct InjectArgs {
     #[arg(long)]
     diff: bool,
 
-    /// Port to which rewritten probes point; a pod that was rewritten before keeps the one it has
+    /// Port of rewritten probes; a pod that is already rewritten keeps its port
     #[arg(long, env = "PROBE_HANDLER_REWRITE_PORT", value_name = "PORT", default_value_t = Rewriting::default().port.to_string())]
     rewrite_port: String,
 
-    /// What stands before the paths of rewritten probes, which are Istio's:
+    /// Prefix of the paths of rewritten probes, which are Istio's:
     /// `/app-health/<container>/livez`
     #[arg(
         long,
@@ -43,8 +43,8 @@ pub struct InjectArgs {
     rewrite_prefix: String,
 }
 
-/// Prints the manifest with its pods rewritten, and warnings to standard error. Exit code 1 where it
-/// can't be read or is no YAML; nothing is printed then.
+/// Prints the manifest with its pods rewritten, and warnings to standard error. If the manifest can't be
+/// read or is not YAML, prints nothing and returns exit code 1.
 pub fn run(args: &InjectArgs) -> ExitCode {
     let rewriting = match config::rewriting(&args.rewrite_port, &args.rewrite_prefix) {
         Ok(rewriting) => rewriting,
@@ -58,7 +58,7 @@ pub fn run(args: &InjectArgs) -> ExitCode {
     match change(args.revert, &rewriting, &text) {
         Ok(outcome) => {
             for warning in &outcome.warnings {
-                // Nobody to tell when even this can't be printed.
+                // If standard error fails, there is nowhere to report it.
                 let _ = writeln!(
                     io::stderr().lock(),
                     "{name}: {}",

@@ -1,7 +1,7 @@
-//! Log lines on their way out: whoever logs never waits for whoever reads.
+//! A queue of log lines: a thread that logs never waits for the reader of standard error.
 //!
-//! Standard error may be a pipe to a collector that stalls (a full disk). A write to it would then stop the
-//! thread that logs, and with the handler's thread the probes of every pod.
+//! Standard error may be a pipe to a collector that stalls (a full disk). A write to it would then block the
+//! thread that logs; if that is the handler's thread, it would block the probes of every pod.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -16,23 +16,23 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use kernel::capabilities;
 use support::missing::{Missing, Part};
 
-/// Lines that may wait; more are lost, and counted.
+/// Maximum number of waiting lines; further lines are lost, and counted.
 const CAPACITY: usize = 4096;
 
-/// Takes lines without ever waiting; a thread of its own writes them. Clones share it.
+/// Accepts lines without waiting; a separate thread writes them. Clones share the queue.
 #[derive(Clone)]
-pub struct LogQueue(Arc<PodsState>);
+pub struct LogQueue(Arc<Shared>);
 
-/// How the queue's own lines look.
+/// Format of the queue's own lines.
 #[derive(Clone, Copy, Debug)]
 pub enum Words {
-    /// As those for people.
+    /// Text, for people.
     Text,
-    /// As those for collectors.
+    /// JSON, for collectors.
     Json,
 }
 
-struct PodsState {
+struct Shared {
     words: Words,
     missing: Missing,
     state: Mutex<State>,
@@ -47,17 +47,17 @@ struct State {
 }
 
 impl LogQueue {
-    /// A queue that is written to `out`, and has `words` of its own. While lines are lost, that is noted in
-    /// `missing`.
+    /// A queue that writes to `out`, with its own lines in the format `words`. While lines are lost, `missing`
+    /// shows it.
     ///
     /// # Errors
-    /// No thread can be started.
+    /// The thread can't be started.
     pub fn new(
         mut out: impl Write + Send + 'static,
         words: Words,
         missing: Missing,
     ) -> io::Result<Self> {
-        let queue = Self(Arc::new(PodsState {
+        let queue = Self(Arc::new(Shared {
             words,
             missing,
             state: Mutex::default(),
@@ -75,7 +75,7 @@ impl LogQueue {
                             let _ = shared.missing.clear_silently(Part::Log);
                         }
                         Ok(()) => {}
-                        // By the log there is nobody left to tell.
+                        // The log itself fails, so the error can't be logged.
                         Err(error) => shared.lost(&error.to_string()),
                     }
                 }
@@ -83,7 +83,7 @@ impl LogQueue {
         Ok(queue)
     }
 
-    /// Waits until everything is written, but no longer than `patience`.
+    /// Waits until all lines are written, at most for `patience`.
     pub fn flush(&self, patience: Duration) {
         let until = Instant::now() + patience;
         let mut state = self.0.state.lock();
@@ -96,7 +96,7 @@ impl LogQueue {
 }
 
 impl Words {
-    /// What says that so many lines were lost.
+    /// The line that reports how many lines were lost.
     fn lost(self, lines: u64) -> String {
         let mut now = String::new();
         // Writing to a String does not fail.
@@ -110,23 +110,23 @@ impl Words {
     }
 }
 
-impl PodsState {
-    /// Whether nothing waits to be written or told.
+impl Shared {
+    /// Whether no lines wait, and no loss has to be reported.
     fn is_drained(&self) -> bool {
         let state = self.state.lock();
         state.lines.is_empty() && state.lost == 0
     }
 
-    /// A line is lost because of `why`.
+    /// Records in `missing` that a line is lost because of `why`.
     fn lost(&self, why: &str) {
         let why = format!(
-            "lines are lost ({why}): see to it that what reads standard error does not stall, and that its disk is not \
+            "lines are lost ({why}): check that the reader of standard error does not stall, and that its disk is not \
              full"
         );
         let _ = self.missing.note_silently(Part::Log, &why);
     }
 
-    /// The next line to write; the one before is written.
+    /// Waits for the next line to write. The caller has written the previous one.
     fn next(&self) -> Vec<u8> {
         let mut state = self.state.lock();
         state.writing = false;
@@ -154,7 +154,7 @@ impl Write for LogQueue {
             let _ = self.0.changed.notify_all();
         } else {
             state.lost += 1;
-            self.0.lost("whoever reads them stalls");
+            self.0.lost("their reader stalls");
         }
         Ok(line.len())
     }
@@ -196,11 +196,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stalls_stops_nobody_and_hears_what_it_missed() {
+    fn a_stalled_reader_blocks_no_writer_and_then_reads_how_many_lines_were_lost() {
         let (out, read) = UnixStream::pair().expect("pair");
         let missing = Missing::default();
         let mut queue = LogQueue::new(out, Words::Text, missing.clone()).expect("queue");
-        // More than socket and queue hold together.
+        // More than fit into the socket and the queue together.
         let line = [b"x".repeat(1024), b"\n".to_vec()].concat();
         for _ in 0..3 * CAPACITY {
             queue.write_all(&line).expect("taken");
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_noted() {
+    fn a_write_error_is_recorded_as_missing() {
         let full = std::fs::File::options().write(true).open("/dev/full");
         let missing = Missing::default();
         let out = full.expect("/dev/full");
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_is_told_as_other_lines_are() {
+    fn lost_lines_are_reported_in_the_format_of_the_log() {
         let json: serde_json::Value = serde_json::from_str(&Words::Json.lost(7)).expect("JSON");
         assert_eq!(json["message"], "7 log lines were lost");
         assert!(

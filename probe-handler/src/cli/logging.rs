@@ -10,42 +10,42 @@ use tracing_subscriber::util::TryInitError;
 use super::log_queue::{LogQueue, Words};
 use support::missing::Missing;
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Text on a terminal, else JSON.
     Auto,
-    /// For people.
+    /// Text, for people.
     Text,
-    /// One object per line.
+    /// JSON, one object per line.
     Json,
 }
 
 /// Logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The filter is none.
-    #[error("--log {filter:?} is no filter; give a level (info) or module=level pairs")]
+    /// The filter is invalid.
+    #[error("invalid --log {filter:?}: expected a level (info) or module=level pairs")]
     Filter {
-        /// As given.
+        /// The filter as given.
         filter: String,
-        /// Why.
+        /// Why it is invalid.
         source: ParseError,
     },
-    /// Lines can't be written.
+    /// The thread that writes lines can't be started.
     #[error("cannot start the thread that writes the log")]
     Thread(#[source] io::Error),
-    /// Something else logs already.
-    #[error("logging is set up already")]
+    /// Another logger is already installed.
+    #[error("logging is already set up")]
     Twice(#[from] TryInitError),
 }
 
-/// Sends the process' logs to standard error, as far as `filter` lets them through. Once per process. What is
-/// returned has to be flushed before the process ends. While lines can't be written, that is noted in `missing`.
+/// Writes the process's logs that pass `filter` to standard error. Call it once per process, and flush the
+/// returned queue before the process ends. While lines can't be written, `missing` shows it.
 ///
 /// # Errors
-/// `filter` is none, no thread can be started, or logging is set up already.
+/// `filter` is invalid, the thread can't be started, or logging is already set up.
 pub fn init(format: LogFormat, filter: &str, missing: Missing) -> Result<LogQueue, Error> {
     use tracing_subscriber::util::SubscriberInitExt;
 
@@ -68,7 +68,7 @@ pub fn init(format: LogFormat, filter: &str, missing: Missing) -> Result<LogQueu
     Ok(queue)
 }
 
-/// Reads a filter such as `info` or `info,probe_handler::handler=debug`.
+/// Parses a filter such as `info` or `info,serve=debug`.
 pub(super) fn parse_filter(filter: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(filter)
 }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_unless_a_person_looks() {
+    fn auto_is_text_on_a_terminal_and_else_json() {
         assert!(is_json(LogFormat::Auto, false));
         assert!(!is_json(LogFormat::Auto, true));
         assert!(is_json(LogFormat::Json, true));

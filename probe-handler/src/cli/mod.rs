@@ -25,7 +25,7 @@ use support::build::VERSION;
 
 /// Bad configuration or usage (EX_USAGE of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
-/// A failed start, or a `status` or `preflight` that found something wrong.
+/// A failed start, or a `status` or `preflight` that found a problem.
 pub const EXIT_FAILURE: u8 = 1;
 
 /// Answers the kubelet's health probes for pods behind a service mesh, once per node.
@@ -35,44 +35,45 @@ pub const EXIT_FAILURE: u8 = 1;
     version = VERSION,
     disable_help_subcommand = true,
     max_term_width = 100,
-    after_help = "Exit codes: 0 well; 1 a failed start, a part of the daemon that has ended, a preflight that found \
-                  something wrong, a status to which no daemon answers (or one that is not as asked by --alive or --ready), or a manifest that can't be \
-                  read; 64 bad configuration or usage."
+    after_help = "Exit codes: 0 success; 1 the start failed, a part of the daemon ended, preflight found a failed \
+                  requirement, status got no answer (or with --alive or --ready the daemon is not alive or not ready), \
+                  or a manifest can't be read; 64 invalid configuration or usage; 70 a thread of the handler made no \
+                  progress for 10 s, restart the daemon; 101 a bug, report it."
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-/// What to do.
+/// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon: attach to the kubelet's cgroup and answer its probes
     Agent(Box<config::AgentArgs>),
-    /// Show what the daemon on this node does: pods, probes, last verdicts
+    /// Show the state of the daemon on this node: pods, probes, last results
     Status(status::StatusArgs),
     /// Rewrite the probes in a manifest, as the webhook would
     Inject(inject::InjectArgs),
-    /// Check whether the daemon can run on this node, and say what to do where it can't
+    /// Check whether the daemon can run on this node, and how to fix what prevents it
     Preflight(preflight::PreflightArgs),
     /// Remove from this node what outlives the daemon: pinned programs and maps, and rules in pods. Stop the daemon first
     Cleanup(cleanup::CleanupArgs),
-    /// Run the admission server, which rewrites probes for those who want them to name the handler
+    /// Run the admission server, which rewrites probes to the rewrite port when pods are created
     Webhook(Box<config::WebhookArgs>),
     /// Print version and commit
     Version,
 }
 
 impl Command {
-    /// Reads the command line, and for what is not given there the environment.
+    /// Reads the command line, and for flags that it lacks the environment.
     ///
     /// # Errors
-    /// The exit code, after what is wrong (or the help asked for) was printed.
+    /// The exit code, after printing the mistakes or the requested help.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, ExitCode> {
         Cli::try_parse_from(args)
             .map(|cli| cli.command)
             .map_err(|error| {
-                // Nobody to tell when even this can't be printed.
+                // If standard error fails, there is nowhere to report it.
                 let _ = error.print();
                 exit_code_of(&error)
             })
@@ -88,7 +89,7 @@ fn exit_code_of(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Prints the mistakes; the exit code for them.
+/// Prints the mistakes and returns their exit code.
 fn refuse(mistakes: &ConfigErrors) -> ExitCode {
     let _ = write!(std::io::stderr().lock(), "{mistakes}");
     EXIT_USAGE.into()
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     fn exit_code(args: &[&str]) -> ExitCode {
-        let error = Cli::try_parse_from(args).expect_err("must not parse");
+        let error = Cli::try_parse_from(args).expect_err("it parses");
         exit_code_of(&error)
     }
 
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn every_flag_of_every_verb_is_an_environment_variable_too() {
-        // What is asked of one run only has no variable, and what the kubelet sets has no flag.
+        // Options of a single run have no variable, and the variable that the kubelet sets is not a flag.
         const OTHERS: [&str; 8] = [
             "help",
             "output",
@@ -153,7 +154,7 @@ mod tests {
                     continue;
                 }
                 let expected = match long {
-                    "node-name" => "NODE_NAME".to_owned(), // as everybody calls it
+                    "node-name" => "NODE_NAME".to_owned(), // the conventional name
                     long => format!("PROBE_HANDLER_{}", long.replace('-', "_").to_uppercase()),
                 };
                 let variable = flag.get_env().and_then(|name| name.to_str());

@@ -1,4 +1,4 @@
-//! Printing for people: tables, and a standard output that may be gone.
+//! Printing: tables, and a standard output that may be closed.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -8,16 +8,16 @@ use clap::ValueEnum;
 
 use super::EXIT_FAILURE;
 
-/// What may be chosen with `-o`, where there is no wide table.
+/// The values of `-o` for verbs without a wide table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// A table, for people.
     Table,
-    /// For programs.
+    /// JSON, for programs.
     Json,
 }
 
-/// Prints to standard output. A reader that has gone (`| head`) is no failure.
+/// Prints to standard output. A reader that has closed the pipe (`| head`) is not an error.
 pub fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> ExitCode {
     let mut out = io::BufWriter::new(io::stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {
@@ -27,14 +27,14 @@ pub fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> ExitCode {
     }
 }
 
-/// Says what failed.
+/// Prints `message` to standard error and returns the exit code of a failure.
 pub fn fail(message: &str) -> ExitCode {
-    // Nobody to tell when even this can't be printed.
+    // If standard error fails, there is nowhere to report it.
     let _ = writeln!(io::stderr().lock(), "{message}");
     EXIT_FAILURE.into()
 }
 
-/// `text` without the control characters with which a hostile name could write to a terminal.
+/// `text` with its control characters replaced, because a hostile name could use them to control a terminal.
 pub fn printable(text: &str) -> String {
     text.chars()
         .map(|c| {
@@ -47,13 +47,13 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-/// A table whose columns are as wide as what is in them.
+/// A table whose columns are as wide as their contents.
 pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// With these headings.
+    /// An empty table with these headings.
     pub fn new(headings: &[&str]) -> Self {
         Self {
             rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()],

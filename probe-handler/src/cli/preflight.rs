@@ -1,4 +1,4 @@
-//! `probe-handler preflight`: prints what was found, and fails where a requirement is not met.
+//! `probe-handler preflight`: prints the findings, and fails if a requirement is not met.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -16,13 +16,13 @@ pub struct PreflightArgs {
     #[command(flatten)]
     shared: SharedArgs,
 
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
 
-/// Checks the configuration, lets `check` look at the node, and prints what it found. Exit code 1
-/// when a requirement is not met.
+/// Validates the configuration, calls `check`, and prints its findings. Returns exit code 1 if a
+/// requirement is not met.
 pub fn run(args: PreflightArgs, check: impl FnOnce(&PreflightConfig) -> Vec<Finding>) -> ExitCode {
     let config = match PreflightConfig::try_from(args.shared) {
         Ok(config) => config,
@@ -40,7 +40,7 @@ pub fn run(args: PreflightArgs, check: impl FnOnce(&PreflightConfig) -> Vec<Find
     }
 }
 
-/// Nothing looked at is nothing known.
+/// Without findings, it is not known whether the daemon can run.
 fn can_run(findings: &[Finding]) -> bool {
     !findings.is_empty() && findings.iter().all(|finding| finding.state != State::Fail)
 }
@@ -132,7 +132,7 @@ probe-handler can NOT run on this node
     }
 
     #[test]
-    fn a_warning_is_no_failure_but_nothing_looked_at_is() {
+    fn a_warning_is_not_a_failure_but_an_empty_list_is() {
         let warn = finding("set_retval", State::Warn, "missing", "");
         assert!(can_run(std::slice::from_ref(&warn)));
         assert!(!can_run(&[]));
@@ -141,7 +141,7 @@ probe-handler can NOT run on this node
     }
 
     #[test]
-    fn json_says_the_same() {
+    fn json_contains_the_same_findings() {
         let text = rendered(json, &[finding("a", State::Fail, "b", "c")]);
         let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(value["can_run"], false);

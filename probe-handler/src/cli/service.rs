@@ -1,4 +1,4 @@
-//! A verb that runs until it is asked to end, with a log of its own.
+//! A verb that runs until it is stopped, and logs.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,13 +10,13 @@ use super::{EXIT_FAILURE, logging, output};
 use support::build::{COMMIT, VERSION};
 use support::missing::Missing;
 
-/// The exit code of Rust's own way out of a panic.
+/// The exit code of a Rust program that panics.
 const PANICKED: u8 = 101;
-/// How long the log may take to be written at the end.
+/// Maximum time to write the remaining log lines at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Sets up logging, says what runs (`name`, by `config`), and runs it by `start` until that returns: at the end of
-/// a drain, or when it can't start. While the log can't be written, that is noted in `missing`.
+/// Sets up logging, logs `name` and `config`, and calls `start`, which returns at the end of a drain or when the start
+/// fails. While the log can't be written, `missing` shows it.
 pub(super) fn run(
     name: &str,
     config: &str,
@@ -35,19 +35,19 @@ pub(super) fn run(
         "{name} starts"
     );
     std::panic::set_hook(Box::new(|panic| {
-        // By the log, which waits for nobody: the usual hook writes to standard error by itself, which may be a pipe
-        // that is full, and with it the thread would stand still.
+        // The panic is logged, because the queue of the log never blocks. The default hook writes to standard error,
+        // which may be a full pipe, and would block the thread.
         let thread = std::thread::current();
         tracing::error!(
             thread = thread.name(),
-            "a fault of probe-handler's, report it: {panic}"
+            "a bug in probe-handler, report it: {panic}"
         );
         let trace = Backtrace::capture();
         if trace.status() == BacktraceStatus::Captured {
             tracing::error!("{trace}");
         }
     }));
-    // The log is flushed in any case.
+    // Also after a panic the log is flushed.
     let code = match catch_unwind(AssertUnwindSafe(start)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {

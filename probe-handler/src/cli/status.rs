@@ -1,4 +1,4 @@
-//! `probe-handler status`: asks the daemon on this node, over its Unix socket.
+//! `probe-handler status`: requests the state of the daemon on this node, over its Unix socket.
 
 mod client;
 mod render;
@@ -17,7 +17,7 @@ use support::build::VERSION;
 /// Flags of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 
@@ -30,27 +30,28 @@ pub struct StatusArgs {
     )]
     admin_socket: String,
 
-    /// Only tell by the exit code whether the daemon is ready; what it waits for is printed
+    /// Exit with 0 if the daemon is ready; else print what it waits for and exit with 1
     #[arg(long, conflicts_with_all = ["alive", "output"])]
     ready: bool,
 
-    /// Only tell by the exit code whether the daemon is alive
+    /// Exit with 0 if the daemon is alive, else with 1
     #[arg(long, conflicts_with = "output")]
     alive: bool,
 }
 
-/// How `status` is printed.
+/// Output format of `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A line for each probe.
+    /// A row for each probe.
     Table,
-    /// With addresses, mesh, network namespace, canary, and what is left alone.
+    /// Also addresses, mesh, network namespace, canary, and probes that are not served.
     Wide,
-    /// Everything, for programs.
+    /// Everything as JSON, for programs.
     Json,
 }
 
-/// Asks and prints. Exit code 1 when the daemon does not answer, or `--ready` or `--alive` is not so.
+/// Requests and prints the state. Returns exit code 1 if the daemon does not answer, or with `--ready` or `--alive` is
+/// not ready or not alive.
 pub fn run(args: &StatusArgs) -> ExitCode {
     let socket = Path::new(&args.admin_socket);
     let path = match args {

@@ -6,7 +6,7 @@ use super::config::{WebhookArgs, WebhookConfig};
 use super::{refuse, service};
 use support::missing::Missing;
 
-/// Checks the configuration and runs it by `start`: see `service::run`.
+/// Validates the configuration and calls `start` with it: see `service::run`.
 pub fn run(args: WebhookArgs, start: impl FnOnce(WebhookConfig) -> anyhow::Result<()>) -> ExitCode {
     let config = match WebhookConfig::try_from(args) {
         Ok(config) => config,

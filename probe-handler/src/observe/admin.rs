@@ -1,8 +1,8 @@
 //! The admin server: health, readiness, metrics and state, over TCP for the cluster and over a Unix
 //! socket for the command line on this node.
 //!
-//! One request per connection, a deadline for each, and a bound on how many there are at once, of
-//! which the oldest makes room: a client that dawdles delays nobody else.
+//! One request per connection, with a deadline, and a limited number of connections, of which a new one
+//! displaces the oldest: a slow client delays no other client.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -35,17 +35,17 @@ use support::listen;
 use support::missing::{Missing, Part};
 use support::readiness::Readiness;
 
-/// How long a client may take to send its request's head.
+/// Maximum time for a client to send its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may last in all.
+/// Maximum duration of a connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at once on each listener; one more, and the oldest is closed.
+/// Maximum number of connections on each listener; another one closes the oldest.
 const MAX_CONNECTIONS: usize = 64;
-/// How long requests in progress may take at shutdown.
+/// Maximum time for requests in progress at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
-/// Between attempts to accept while the process has no descriptor left.
+/// Interval between attempts to accept while no descriptors are free.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// Between attempts to listen where that failed.
+/// Interval between attempts to listen after a failure.
 const BIND_RETRY: Duration = Duration::from_secs(2);
 const BACKLOG: i32 = 128;
 
@@ -53,26 +53,26 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
-/// What the admin server tells.
+/// The data that the admin server serves.
 pub struct Admin {
-    /// Served at `/metrics`: over TCP as of the last second, over the Unix socket as of the moment.
+    /// Served at `/metrics`: over TCP values at most a second old, over the Unix socket the current ones.
     pub metrics: Rendering,
     /// Served at `/readyz`.
     pub readiness: Readiness,
     /// Served at `/healthz`: whether the handler is alive, or why it is not.
     pub alive: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// Served at `/status` and `/debug/status`; asked for on each request.
+    /// Served at `/status` and `/debug/status`; called for each request.
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
     /// Served at `/debug/config`.
     pub config_json: String,
-    /// Of those who ask for metrics over TCP.
+    /// The rate limit for metrics over TCP.
     pub turns: Turns,
 }
 
-/// An admin server that listens wherever it can, and goes on trying where it can't.
+/// An admin server that listens where it can, and retries where it can't.
 pub struct BoundAdmin {
     admin: Arc<Admin>,
-    /// Where to listen over TCP.
+    /// The address to listen on over TCP.
     address: Option<SocketAddr>,
     tcp: Option<(TcpListener, SocketAddr)>,
     path: PathBuf,
@@ -81,18 +81,18 @@ pub struct BoundAdmin {
     missing: Missing,
 }
 
-/// Where a request came from.
+/// The origin of a request.
 #[derive(Clone, Copy)]
 enum Peer {
     /// Over the Unix socket: root on this node.
     Root,
-    /// Over TCP from loopback: whoever is on this node.
+    /// Over TCP from loopback: any process on this node.
     Local(IpAddr),
-    /// From elsewhere: learns no more of pods than metrics tell.
+    /// From another machine: may read no more about pods than the metrics contain.
     Remote(IpAddr),
 }
 
-/// A listener, with what is known about its clients.
+/// A listener that also returns the origin of its clients.
 trait Accept: Send + Sync {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
@@ -135,11 +135,10 @@ impl From<IpAddr> for Peer {
 // === impl Admin ===
 
 impl Admin {
-    /// Listens on `tcp` (None: not over TCP; port 0: any free one), with SO_REUSEPORT so that the
-    /// daemon that takes over in an upgrade can listen too, and on the Unix socket at `socket`.
-    /// Must be called within a tokio runtime. Where the address or the socket is another process's, or may not be
-    /// used, that is noted in `missing`, and tried again by [`BoundAdmin::serve`]: anybody may bind a port, and
-    /// probes need neither.
+    /// Listens on `tcp` (None: not over TCP; port 0: any free port), with SO_REUSEPORT so that the next daemon of an
+    /// upgrade can listen too, and on the Unix socket at `socket`. Must be called within a tokio runtime. If another
+    /// process has the address or the socket, or it can't be used, `missing` shows it, and [`BoundAdmin::serve`]
+    /// retries: any process may bind the port, and probes need neither.
     pub fn bind(self, tcp: Option<SocketAddr>, socket: &Path, missing: Missing) -> BoundAdmin {
         let unix = noted(&missing, Part::AdminSocket, admin_socket::bind(socket));
         BoundAdmin {
@@ -156,9 +155,9 @@ impl Admin {
         if let ("/metrics", &Method::GET, Peer::Local(address) | Peer::Remote(address)) =
             (path, method, peer)
         {
-            // Sending costs as much as making, in the end.
+            // Sending the text costs about as much as rendering it, so requests are limited too.
             let Some(turn) = self.turns.take(address) else {
-                return reply(StatusCode::TOO_MANY_REQUESTS, TEXT, "too often\n");
+                return reply(StatusCode::TOO_MANY_REQUESTS, TEXT, "too many requests\n");
             };
             sleep_until(turn).await;
             return metrics(self.metrics.recent());
@@ -175,7 +174,7 @@ impl Admin {
                 reply(
                     StatusCode::FORBIDDEN,
                     TEXT,
-                    "only from this node's loopback\n",
+                    "allowed only from this node's loopback\n",
                 )
             },
             _ => return reply(StatusCode::NOT_FOUND, TEXT, "not found\n"),
@@ -183,7 +182,11 @@ impl Admin {
         if method == Method::GET {
             return answer(self);
         }
-        let mut refusal = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET\n");
+        let mut refusal = reply(
+            StatusCode::METHOD_NOT_ALLOWED,
+            TEXT,
+            "only GET is allowed\n",
+        );
         let _ = refusal
             .headers_mut()
             .insert(ALLOW, http::HeaderValue::from_static("GET"));
@@ -218,7 +221,7 @@ impl Admin {
 // === impl BoundAdmin ===
 
 impl BoundAdmin {
-    /// The TCP address listened on, with its real port.
+    /// The TCP address of the listener, with its actual port.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp.as_ref().map(|(_, address)| *address)
     }
@@ -228,8 +231,8 @@ impl BoundAdmin {
         &self.path
     }
 
-    /// Serves until `shutdown` is done, then finishes the requests in progress and removes the Unix
-    /// socket's file, if it is still ours.
+    /// Serves until `shutdown` resolves, then finishes the requests in progress and removes the Unix
+    /// socket's file, if it is still this daemon's.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Self {
             admin,
@@ -262,7 +265,7 @@ impl BoundAdmin {
     }
 }
 
-/// What was bound, noted in `missing` where it was not.
+/// The bound listener; if binding failed, records the error in `missing`.
 fn noted<T>(missing: &Missing, part: Part, bound: anyhow::Result<T>) -> Option<T> {
     match bound {
         Ok(bound) => {
@@ -276,7 +279,7 @@ fn noted<T>(missing: &Missing, part: Part, bound: anyhow::Result<T>) -> Option<T
     }
 }
 
-/// `bound`, or what comes of trying `again` and again; none when `stopped`'s sender is dropped before.
+/// Returns `bound`, or calls `again` until it returns a value; None if `stopped`'s sender is dropped first.
 async fn until_bound<T>(
     mut bound: Option<T>,
     again: impl Fn() -> Option<T>,
@@ -291,7 +294,7 @@ async fn until_bound<T>(
     bound
 }
 
-/// Serves each connection in a task of its own until `stopped`'s sender is dropped.
+/// Serves each connection in a separate task until `stopped`'s sender is dropped.
 async fn accept_loop<L: Accept>(admin: Arc<Admin>, listener: L, mut stopped: watch::Receiver<()>) {
     let mut connections = JoinSet::new();
     let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
@@ -319,7 +322,7 @@ async fn accept_loop<L: Accept>(admin: Arc<Admin>, listener: L, mut stopped: wat
         }
     }
     let finish = async { while connections.join_next().await.is_some() {} };
-    // What is not done by then is aborted with the set.
+    // Dropping the set aborts the requests that are not finished by then.
     let _ = tokio::time::timeout(SHUTDOWN_GRACE, finish).await;
 }
 
@@ -342,7 +345,7 @@ where
     match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "an admin client's connection failed"),
-        Err(_) => tracing::debug!("an admin client took too long and was cut off"),
+        Err(_) => tracing::debug!("an admin client took too long: closing its connection"),
     }
 }
 
@@ -355,8 +358,8 @@ fn bind_tcp(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
     };
     listen().with_context(|| {
         format!(
-            "cannot serve metrics and health on {address}; if another program has that port, \
-             give --admin-addr another one (or none)"
+            "cannot serve metrics and health on {address}; if another program uses that port, \
+             set --admin-addr to another one (or none)"
         )
     })
 }

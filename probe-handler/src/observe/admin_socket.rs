@@ -1,4 +1,4 @@
-//! The admin server's Unix socket: its file, whose it is, and who may use it.
+//! The admin server's Unix socket: its file, its owner and its permissions.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -10,11 +10,11 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 
 const DIRECTORY_MODE: u32 = 0o755;
-/// Whoever can connect learns about all pods of the node: root only.
+/// Root only, because a client can read the state of all pods of the node.
 const SOCKET_MODE: u32 = 0o600;
 const BACKLOG: i32 = 128;
 
-/// The socket's file, removed when dropped, if it is still the one we made.
+/// The socket's file. Dropping it removes the file if it is still the one that this daemon created.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -22,32 +22,32 @@ pub struct SocketFile {
     identity: (u64, u64),
 }
 
-/// What is at a socket's path.
+/// What exists at a socket's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// Nothing.
     Nothing,
-    /// A socket that nobody answers on.
+    /// A socket without a listener.
     Stale,
-    /// Another daemon's.
+    /// A socket of another daemon.
     Answered,
 }
 
-/// Listens on a Unix socket at `path`, in place of one that nobody answers on.
+/// Listens on a Unix socket at `path`, replacing a socket without a listener.
 ///
 /// # Errors
-/// Another daemon answers there, `path` is no socket, or it can't be made.
+/// Another daemon answers there, `path` is not a socket, or it can't be created.
 pub fn bind(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
     clear_the_way(path)?;
     listen(path).with_context(|| {
         format!(
-            "cannot listen on the admin socket {}; give --admin-socket a path that can be written",
+            "cannot listen on the admin socket {}; set --admin-socket to a writable path",
             path.display()
         )
     })
 }
 
-/// Makes the parent directory, and removes a socket that nobody answers on.
+/// Creates the parent directory, and removes a socket without a listener.
 fn clear_the_way(path: &Path) -> anyhow::Result<()> {
     let shown = path.display();
     if let Some(parent) = path.parent() {
@@ -56,7 +56,7 @@ fn clear_the_way(path: &Path) -> anyhow::Result<()> {
             .mode(DIRECTORY_MODE)
             .create(parent)
             .with_context(|| {
-                format!("cannot make the directory of the admin socket {shown}; give --admin-socket another path")
+                format!("cannot create the directory of the admin socket {shown}; set --admin-socket to another path")
             })?;
     }
     match look(path)? {
@@ -64,14 +64,16 @@ fn clear_the_way(path: &Path) -> anyhow::Result<()> {
         Found::Stale => {
             fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {shown}"))
         }
-        Found::Answered => bail!("another daemon answers on {shown}: give this one --admin-socket"),
+        Found::Answered => {
+            bail!("another daemon answers on {shown}: set a different --admin-socket for this one")
+        }
     }
 }
 
-/// Whether a daemon could listen at `path`, and what it would find there; touches nothing.
+/// Whether a daemon could listen at `path`, and what exists there; changes nothing.
 ///
 /// # Errors
-/// `path` is no socket, or nothing can be made there.
+/// `path` is not a socket, or nothing can be created there.
 pub fn look_ahead(path: &Path) -> anyhow::Result<Found> {
     let there = path.ancestors().skip(1).find(|ancestor| ancestor.exists());
     if let Some(directory) = there {
@@ -87,20 +89,21 @@ fn look(path: &Path) -> anyhow::Result<Found> {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => {
-            return Err(error).with_context(|| format!("cannot look at the admin socket {shown}"));
+            return Err(error)
+                .with_context(|| format!("cannot read the state of the admin socket {shown}"));
         }
     };
     if !metadata.file_type().is_socket() {
-        bail!("{shown} exists and is no socket: give --admin-socket another path");
+        bail!("{shown} exists and is not a socket: set --admin-socket to another path");
     }
     match try_connect(path) {
         Ok(()) => Ok(Found::Answered),
-        // A full backlog is somebody's too.
+        // A socket with a full backlog has a listener too.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Found::Answered),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Found::Stale),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
         Err(error) => Err(error).with_context(|| {
-            format!("cannot tell whether another daemon answers on {shown}; give --admin-socket another path")
+            format!("cannot determine whether another daemon answers on {shown}; set --admin-socket to another path")
         }),
     }
 }
@@ -118,7 +121,7 @@ fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         path: path.to_owned(),
         identity: (metadata.dev(), metadata.ino()),
     };
-    // Before `listen`: until then nobody can connect, whatever the mode.
+    // Before `listen`: until then no client can connect, whatever the mode.
     fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
     socket.listen(BACKLOG)?;
     Ok((UnixListener::from_std(socket.into())?, file))
@@ -127,7 +130,7 @@ fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
 // === impl SocketFile ===
 
 impl SocketFile {
-    /// Where it is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -148,12 +151,12 @@ mod tests {
     use super::*;
 
     fn message(result: anyhow::Result<(UnixListener, SocketFile)>) -> String {
-        let error = result.expect_err("bind must fail");
+        let error = result.expect_err("bind fails");
         format!("{error:#}")
     }
 
     #[tokio::test]
-    async fn the_socket_is_for_root_only_and_its_directory_is_made() {
+    async fn only_root_may_use_the_socket_and_its_directory_is_created() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("a/b/admin.sock");
         let (_listener, file) = bind(&path).expect("bind");
@@ -195,17 +198,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_never_removed() {
+    async fn a_file_that_is_not_a_socket_is_never_removed() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("admin.sock");
         fs::write(&path, "precious").expect("write");
         let text = message(bind(&path));
-        assert!(text.contains("is no socket"), "{text}");
+        assert!(text.contains("is not a socket"), "{text}");
         assert_eq!(fs::read_to_string(&path).expect("read"), "precious");
     }
 
     #[tokio::test]
-    async fn a_path_that_cannot_be_written_says_so() {
+    async fn an_unwritable_path_is_named_in_the_error() {
         let text = message(bind(Path::new("/proc/none/admin.sock")));
         assert!(text.contains("/proc/none/admin.sock"), "{text}");
         assert!(text.contains("--admin-socket"), "{text}");
@@ -222,6 +225,6 @@ mod tests {
         fs::rename(&path, dir.path().join("old")).expect("rename");
         let _other = std::os::unix::net::UnixListener::bind(&path).expect("bind");
         drop(file);
-        assert!(path.exists(), "the successor's socket must stay");
+        assert!(path.exists(), "the other daemon's socket stays");
     }
 }

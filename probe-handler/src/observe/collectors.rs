@@ -1,4 +1,4 @@
-//! Metrics that are read from elsewhere at each scrape.
+//! Metrics whose values are read at each scrape.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use sources::kube::health::{Health, WatchHealth};
 use sources::kube::object::Resource;
 use support::readiness::Readiness;
 
-/// Reads the kernel side's counters, summed over CPUs, by [`Counter`]'s index.
+/// Reads the counters of the eBPF programs, summed over CPUs, indexed by [`Counter`].
 pub type ReadCounters = Arc<dyn Fn() -> [u64; Counter::COUNT as usize] + Send + Sync>;
 
 /// Registers `kernel_connections`, read through `read` at each scrape.
@@ -23,12 +23,12 @@ pub fn register_kernel_counters(registry: &mut Registry, read: ReadCounters) {
     registry.register_collector(Box::new(KernelCounters(read)));
 }
 
-/// Registers `readiness_pending`: how many guards are held.
+/// Registers `readiness_pending`: the number of guards that are held.
 pub fn register_readiness(registry: &mut Registry, readiness: Readiness) {
     registry.register_collector(Box::new(Pending(readiness)));
 }
 
-/// Registers what there is to know of the watches of the API server: `watch_up`,
+/// Registers the state of the watches at the API server: `watch_up`,
 /// `watch_silence_seconds`, `watch_lists`, `watch_failures` and `unreadable_objects`.
 pub fn register_watches(registry: &mut Registry, health: Arc<Health>) {
     registry.register_collector(Box::new(Watches(health)));
@@ -49,7 +49,7 @@ impl Collector for KernelCounters {
         let values = (self.0)();
         let mut family = encoder.encode_descriptor(
             "kernel_connections",
-            "Connections of the kubelet to an endpoint (event seen), and what the programs did with them.",
+            "The kubelet's connections to endpoints, by what the eBPF programs did with them.",
             None,
             MetricType::Counter,
         )?;
@@ -74,7 +74,7 @@ impl Collector for Pending {
         let pending = i64::try_from(self.0.pending().len()).unwrap_or(i64::MAX);
         let metric = encoder.encode_descriptor(
             "readiness_pending",
-            "What the daemon waits for before it is ready; 0 when ready.",
+            "Number of conditions that the daemon waits for before it is ready; 0 when ready.",
             None,
             MetricType::Gauge,
         )?;
@@ -107,7 +107,10 @@ impl Collector for Watches {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         self.gauges(
             &mut encoder,
-            ("watch_up", "1 while the API server is watched for changes."),
+            (
+                "watch_up",
+                "1 while the daemon has a watch at the API server.",
+            ),
             None,
             |watch| Some(f64::from(u8::from(watch.is_up()))),
         )?;
@@ -115,7 +118,7 @@ impl Collector for Watches {
             &mut encoder,
             (
                 "watch_silence",
-                "Since the API server last sent anything on the watch; it does so about once a minute.",
+                "Time since the API server last sent anything on the watch; it sends something about once a minute.",
             ),
             Some(&Unit::Seconds),
             |watch| watch.silence().map(|silence| silence.as_secs_f64()),
@@ -124,14 +127,14 @@ impl Collector for Watches {
             &mut encoder,
             (
                 "unreadable_objects",
-                "Objects of the API server that can't be read; status names them.",
+                "Objects of the API server that can't be read; status lists them.",
             ),
             None,
             |watch| Some(watch.unreadable() as f64),
         )?;
         let mut lists = encoder.encode_descriptor(
             "watch_lists",
-            "Times that everything was listed anew.",
+            "Complete lists received.",
             None,
             MetricType::Counter,
         )?;
@@ -142,7 +145,7 @@ impl Collector for Watches {
         }
         let mut failures = encoder.encode_descriptor(
             "watch_failures",
-            "Lists and watches that ended otherwise than they should.",
+            "Lists and watches that failed.",
             None,
             MetricType::Counter,
         )?;

@@ -1,4 +1,4 @@
-//! What a preflight found about one requirement.
+//! The finding of `preflight` about one requirement.
 
 use serde::Serialize;
 
@@ -8,9 +8,9 @@ use serde::Serialize;
 pub enum State {
     /// Met.
     Pass,
-    /// The agent runs, with less than it could do.
+    /// Not met: the agent can run, but with reduced function.
     Warn,
-    /// The agent can't run.
+    /// Not met: the agent can't run.
     Fail,
 }
 
@@ -25,15 +25,15 @@ impl State {
     }
 }
 
-/// One requirement, what was found, and what to do about it.
+/// One requirement, its state on this node, and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What is needed, in a few words (`cgroup2 mounted`).
+    /// The requirement, in a few words (`cgroup2 mounted`).
     pub requirement: String,
-    /// Whether it is there.
+    /// Whether it is met.
     pub state: State,
     /// What was found on this node.
     pub found: String,
-    /// What to do; empty where nothing is to be done.
+    /// What to do; empty if nothing is needed.
     pub remedy: String,
 }

@@ -1,4 +1,4 @@
-//! Metrics, the admin server, and what `status` shows.
+//! Metrics, the admin server, and the state that `status` shows.
 
 pub mod admin;
 pub mod admin_socket;

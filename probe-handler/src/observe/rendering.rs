@@ -1,5 +1,5 @@
-//! The text of `/metrics`. On a full node it takes a millisecond or more to make, and anybody who reaches the node may
-//! ask for it: [`Rendering::recent`] makes it once a second however often it is asked for.
+//! The text of `/metrics`. On a full node rendering takes a millisecond or more, and every client that reaches the node may
+//! request it: [`Rendering::recent`] renders at most once a second.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
-/// How old [`Rendering::recent`] may be. Prometheus does not scrape more often.
+/// Maximum age of the text of [`Rendering::recent`]. Prometheus does not scrape more often.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// The metrics of a registry as OpenMetrics text.
@@ -20,14 +20,14 @@ pub struct Rendering {
     last: Mutex<Option<Rendered>>,
 }
 
-/// A text, and when it was made.
+/// A text, and when it was rendered.
 struct Rendered {
     text: Bytes,
     at: Instant,
 }
 
 impl Rendering {
-    /// Nothing is rendered before it is asked for.
+    /// Renders nothing until the first request.
     pub fn new(registry: Arc<Registry>) -> Self {
         Self {
             registry,
@@ -35,10 +35,10 @@ impl Rendering {
         }
     }
 
-    /// The values of this moment, or of at most a second ago. Callers share one text.
+    /// The current values, or those of at most a second ago. Callers share one text.
     ///
     /// # Errors
-    /// A metric that can't be written.
+    /// A metric can't be encoded.
     pub fn recent(&self) -> Result<Bytes, fmt::Error> {
         let mut last = self.last.lock();
         match &*last {
@@ -47,7 +47,7 @@ impl Rendering {
         }
     }
 
-    /// The values of this moment.
+    /// The current values.
     ///
     /// # Errors
     /// As [`Rendering::recent`].
@@ -57,7 +57,7 @@ impl Rendering {
 
     fn render(&self, last: &mut Option<Rendered>) -> Result<Bytes, fmt::Error> {
         let at = Instant::now();
-        // About as long as the last one, so that it need not grow, and little is kept for nothing.
+        // A little longer than the last text, so that it need not grow, and little memory is unused.
         let length = last.take().map_or(0, |rendered| rendered.text.len());
         let mut text = String::with_capacity(length + length / 16);
         encode(&mut text, &self.registry)?;
@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    /// A counter, and what shows it.
+    /// A counter, and a rendering of its registry.
     fn counted() -> (Counter, Rendering) {
         let counter: Counter = Counter::default();
         let mut registry = Registry::default();
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn its_age_counts_from_when_it_was_made_not_from_when_it_was_last_asked_for() {
+    async fn its_age_counts_from_its_rendering_and_not_from_the_last_request() {
         let (counter, rendering) = counted();
         let _ = rendering.recent().expect("text");
         let _ = counter.inc();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_asks_for_this_moment_gets_it() {
+    async fn now_returns_the_current_values() {
         let (counter, rendering) = counted();
         for expected in ["0", "1", "2"] {
             assert_eq!(events(&rendering.now().expect("text")), expected);

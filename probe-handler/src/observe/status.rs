@@ -1,8 +1,8 @@
-//! What `probe-handler status` shows: the daemon's answer to `GET /status`, as JSON.
+//! The state that `probe-handler status` shows: the daemon's answer to `GET /status`, as JSON.
 //!
-//! Names of ways, meshes, reasons and outcomes are text here, not the daemon's enums, so that the
-//! command line of one version can read the daemon of another. Times are ages, so that a changed
-//! clock can't lie.
+//! Names of modes, meshes, reasons and outcomes are text here, not the daemon's enums, so that the
+//! command line of one version can read the daemon of another. Times are ages, so that they stay correct
+//! when the clock is set.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -26,43 +26,43 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since it started.
     pub uptime_seconds: u64,
-    /// Where it is in its life.
+    /// Its phase: starting, serving or draining.
     pub state: State,
-    /// What it waits for: names of readiness guards.
+    /// The conditions that it waits for: names of readiness guards.
     pub pending: Vec<String>,
-    /// Parts that it serves without.
+    /// Optional parts that are missing.
     #[serde(default)]
     pub missing: Vec<MissingPart>,
-    /// The kubelet it serves.
+    /// The kubelet that it serves.
     pub kubelet: KubeletStatus,
     /// Its programs.
     pub hooks: Vec<HookStatus>,
-    /// How a closed port is refused in the kernel.
+    /// The error with which the kernel refuses a closed port.
     pub refusal: Refusal,
-    /// Where the handler listens.
+    /// The addresses of the handler.
     pub handler: Vec<SocketAddr>,
-    /// The kernel side's counters, see [`counters`].
+    /// The counters of the eBPF programs, see [`counters`].
     pub counters: BTreeMap<String, u64>,
-    /// Where pods come from.
+    /// The source of pods.
     pub source: SourceStatus,
-    /// The pods it serves, or would, in the order in which they are to be shown.
+    /// The pods in scope, in the order of the output.
     pub pods: Vec<PodStatus>,
 }
 
-/// The kubelet, as far as it is known.
+/// What is known about the kubelet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KubeletStatus {
-    /// Process names looked for.
+    /// The process names that the daemon looks for.
     pub names: Vec<String>,
-    /// The process found.
+    /// The process id.
     pub pid: Option<u32>,
     /// Its cgroup2 directory.
     pub cgroup: Option<String>,
-    /// Whether all programs are attached there.
+    /// Whether all programs are attached to it.
     pub attached: bool,
     /// Milliseconds since they were last attached.
     pub attached_age_ms: Option<u64>,
-    /// Process id to which the programs confine themselves; none where the process is not known.
+    /// The only process id that the programs serve; None if the process is not known.
     pub process_filter: Option<u32>,
     /// Other processes in the kubelet's cgroup.
     pub shared_with: u32,
@@ -83,9 +83,9 @@ pub struct HookStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Refusal {
-    /// As without us; needs `bpf_set_retval` (Linux 6.1).
+    /// As without the daemon; needs `bpf_set_retval` (Linux 6.1).
     Econnrefused,
-    /// What older kernels can do.
+    /// On older kernels.
     Eperm,
 }
 
@@ -102,9 +102,9 @@ impl Refusal {
 /// The source of pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStatus {
-    /// As given with `--pods`.
+    /// The value of `--pods`.
     pub kind: String,
-    /// What could not be understood or read; the rest works.
+    /// Objects that could not be read or parsed; all others work.
     pub problems: Vec<String>,
 }
 
@@ -115,28 +115,28 @@ pub struct PodStatus {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// UID under which the kubelet knows it.
+    /// The UID that the kubelet uses for it.
     pub uid: String,
     /// [`model::Mesh::name`].
     pub mesh: String,
     /// Addresses at which it is served.
     pub addresses: Vec<IpAddr>,
-    /// Those of them that another pod has too: both are left alone there.
+    /// Those of them that another pod has too: neither pod is served at them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<IpAddr>,
     /// Its network namespace.
     pub netns: NetnsStatus,
-    /// Why it is left alone, other than by its canary, if it is.
+    /// Why it is not served, if for another reason than its canary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub obstacle: Option<String>,
-    /// Whether the in-pod dial was seen to pass the mesh's rules.
+    /// Whether a canary dial passed the mesh's rules.
     pub canary: CanaryStatus,
     /// Which path serves it.
     #[serde(default)]
     pub path: PathStatus,
-    /// Probes that are none of our business.
+    /// Probes that are not served.
     pub skipped: Vec<SkippedProbe>,
-    /// Probes that we serve.
+    /// Probes that are served.
     pub probes: Vec<ProbeStatus>,
 }
 
@@ -151,7 +151,7 @@ pub enum NetnsStatus {
         /// Its id as seen from the kubelet's namespace, as `ip netns list-id` shows it.
         nsid: Option<i32>,
     },
-    /// Not yet; why.
+    /// Not found yet, and why.
     Pending(String),
 }
 
@@ -161,7 +161,7 @@ pub enum NetnsStatus {
 pub enum PathStatus {
     /// The kubelet's own connection reaches the app, where the protocol allows it.
     Kernel,
-    /// The handler; why, where it could be otherwise.
+    /// The handler, and why, if the kernel path is enabled.
     Handler(Option<String>),
 }
 
@@ -175,11 +175,11 @@ impl Default for PathStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CanaryState {
-    /// Not tried yet: before the mesh's own listener is up a dial proves nothing.
+    /// Not made yet: before the mesh's own listener is up a dial proves nothing.
     Pending,
-    /// Refused, as it must be where nobody listens.
+    /// Refused, as it must be where nothing listens.
     Passed,
-    /// Accepted: some rule captures our dials. The pod is left alone until one passes.
+    /// Accepted: some rule captures the daemon's dials. The pod is not served until a canary passes.
     Failed,
 }
 
@@ -199,29 +199,29 @@ impl CanaryState {
 pub struct CanaryStatus {
     /// Its result.
     pub state: CanaryState,
-    /// For people.
+    /// Details, as text.
     pub detail: String,
-    /// Milliseconds since it was tried.
+    /// Milliseconds since it was made.
     pub checked_age_ms: Option<u64>,
 }
 
-/// A probe we leave alone.
+/// A probe that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkippedProbe {
     /// Container that declares it.
     pub container: String,
     /// [`model::ProbeKind::name`].
     pub probe: String,
-    /// Why.
+    /// Why it is not served.
     pub why: String,
 }
 
-/// A probe we serve.
+/// A probe that is served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeStatus {
     /// Container that declares it; several, joined with `+`, where they declare the same check.
     pub container: String,
-    /// Likewise.
+    /// Kind of probe; several, joined with `+`, where they declare the same check.
     pub probe: String,
     /// [`model::ProbeMode::name`].
     pub mode: String,
@@ -231,17 +231,17 @@ pub struct ProbeStatus {
     pub port: u16,
     /// HTTP: path and query.
     pub target: Option<String>,
-    /// gRPC: the service asked for, where one is.
+    /// gRPC: the service, if one is declared.
     pub service: Option<String>,
     /// The probe's own timeout; lifecycle hooks have none.
     pub timeout_ms: Option<u64>,
     /// The last verdict.
     pub last: Option<LastVerdict>,
-    /// Verdicts so far that the kubelet takes as success.
+    /// Number of results that the kubelet counts as success.
     pub success: u64,
-    /// As failure.
+    /// Number of results that the kubelet counts as failure.
     pub failure: u64,
-    /// Not known to us: spliced, or the kubelet hung up.
+    /// Number of unknown results: spliced, or the kubelet closed the connection.
     pub unknown: u64,
 }
 
@@ -250,33 +250,33 @@ pub struct ProbeStatus {
 pub struct LastVerdict {
     /// [`probe::verdict::Outcome::name`].
     pub outcome: String,
-    /// The status code the kubelet got.
+    /// The status code that the kubelet got.
     pub status: u16,
     /// [`probe::verdict::Reason::name`].
     pub reason: String,
-    /// For people.
+    /// Details, as text.
     pub detail: String,
-    /// Microseconds from accepting the kubelet's connection to the verdict; none where the kernel refused it.
+    /// Microseconds from accepting the kubelet's connection to the verdict; None if the kernel refused it.
     pub latency_us: Option<u64>,
-    /// Milliseconds since.
+    /// Milliseconds since the verdict.
     pub age_ms: u64,
 }
 
 // === impl PodStatus ===
 
 impl PodStatus {
-    /// Why the pod is not served at present, if it is not.
+    /// Why the pod is not served now, if so.
     pub fn trouble(&self) -> Option<String> {
         match (&self.netns, self.canary.state) {
             (NetnsStatus::Pending(why), _) => Some(format!("no network namespace yet: {why}")),
             _ if self.obstacle.is_some() => self.obstacle.clone(),
             (_, CanaryState::Failed) => Some(format!("canary failed: {}", self.canary.detail)),
             _ if self.addresses.is_empty() => Some(
-                "no address: its network namespace has none, or none of those in its status"
+                "no address: its network namespace has none, or none of the addresses in its status"
                     .to_owned(),
             ),
             _ if !self.conflicts.is_empty() => Some(format!(
-                "another pod has its address {} too: neither is served there",
+                "another pod also has its address {}: neither is served at it",
                 self.conflicts[0]
             )),
             _ => None,
@@ -287,7 +287,7 @@ impl PodStatus {
 // === impl ProbeStatus ===
 
 impl ProbeStatus {
-    /// The row of `route`, aged at `now`.
+    /// The row of `route`, with ages at `now`.
     pub fn new(route: &Route, now: Instant) -> Self {
         let (target, service) = match &route.action {
             Action::Http { target, .. } => (Some(target.clone()), None),
@@ -320,7 +320,7 @@ impl ProbeStatus {
     }
 }
 
-/// The kernel side's counters by name, from their values by [`Counter`]'s index.
+/// The counters of the eBPF programs by name, from their values indexed by [`Counter`].
 pub fn counters(values: [u64; Counter::COUNT as usize]) -> BTreeMap<String, u64> {
     Counter::ALL
         .iter()
@@ -329,7 +329,7 @@ pub fn counters(values: [u64; Counter::COUNT as usize]) -> BTreeMap<String, u64>
         .collect()
 }
 
-/// The rows of a pod's routes, aged at `now`, in an order that does not change between calls.
+/// The rows of a pod's routes, with ages at `now`, in a fixed order.
 pub fn route_rows(routes: &[Arc<Route>], now: Instant) -> Vec<ProbeStatus> {
     let mut rows: Vec<_> = routes
         .iter()
@@ -351,7 +351,7 @@ fn order(row: &ProbeStatus) -> (&str, &str, u16, &str, Option<&str>, &str) {
     )
 }
 
-/// `Duration`'s wide integers, of which 64 bits last for 500,000 years.
+/// Converts the 128-bit integers of `Duration`; 64 bits are enough for 500,000 years.
 fn whole(value: u128) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Who asks often is made to wait, so that no asker costs much and none has to wait for another.
+//! Rate limit for each client address: no client costs much processor time, and none waits for another.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,21 +7,21 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Between two turns of one address. Prometheus asks every few seconds.
+/// Interval between two turns of one address. Prometheus sends a request every few seconds.
 const SPACING: Duration = Duration::from_millis(40);
-/// How long anybody is made to wait.
+/// Maximum time that a client waits.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// When each address has its next turn.
+/// The time of the next turn of each address.
 #[derive(Default)]
 pub struct Turns(Mutex<HashMap<IpAddr, Instant>>);
 
 impl Turns {
-    /// When it is the turn of `address`, which asks now; None where it has asked too often to be let wait.
+    /// The time of the turn for a request from `address`; None if the address has sent too many requests to wait.
     pub fn take(&self, address: IpAddr) -> Option<Instant> {
         let now = Instant::now();
         let mut turns = self.0.lock();
-        // Addresses that have not asked of late are not remembered.
+        // Addresses without recent requests are removed.
         turns.retain(|_, next| *next > now);
         let next = turns.entry(address).or_insert(now);
         if *next > now + LONGEST {
@@ -45,7 +45,7 @@ mod tests {
     const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_asks_seldom_never_waits() {
+    async fn infrequent_requests_never_wait() {
         let turns = Turns::default();
         for _ in 0..3 {
             assert_eq!(turns.take(ONE), Some(Instant::now()));
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_asks_often_waits_and_nobody_else_does() {
+    async fn frequent_requests_wait_and_other_clients_do_not() {
         let turns = Turns::default();
         let now = Instant::now();
         for number in 0..5 {
@@ -64,13 +64,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_flood_is_turned_away_until_it_ebbs_and_then_forgotten() {
+    async fn a_flood_is_rejected_and_its_address_is_removed_afterwards() {
         let turns = Turns::default();
         let served = (0..1000).filter(|_| turns.take(ONE).is_some()).count();
-        assert_eq!(served, 26, "a second's worth, and the first");
+        assert_eq!(served, 26, "the requests of a second, and the first one");
         assert!(turns.take(OTHER).is_some());
         advance(LONGEST * 2).await;
         assert_eq!(turns.take(OTHER), Some(Instant::now()));
-        assert_eq!(turns.0.lock().len(), 1, "only who has a turn to come");
+        assert_eq!(
+            turns.0.lock().len(),
+            1,
+            "only the address with a future turn"
+        );
     }
 }

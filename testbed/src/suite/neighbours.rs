@@ -149,7 +149,7 @@ fn rules_that_cost(env: &Env) -> Result<()> {
     );
     let _log = env
         .daemon
-        .wait_logged(&["costly", "left alone: its own netfilter rules cost"])?;
+        .wait_logged(&["costly", "not served: its own netfilter rules cost"])?;
 
     // Two dials in a row that cost little, and it is served again.
     pod.ns

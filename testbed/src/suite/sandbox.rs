@@ -208,7 +208,7 @@ fn captured(env: &Env) -> Result<()> {
     );
     let _log = env
         .daemon
-        .wait_logged(&["left alone: a dial from inside the pod"])?;
+        .wait_logged(&["not served: a dial from inside the pod"])?;
     // Left alone: the kubelet meets whatever is there, and no endpoint is seen.
     for port in [HTTP, CLOSED] {
         let ip: IpAddr = pod.ns.ipv4().into();

@@ -1,5 +1,5 @@
-//! Flags, and the environment variables that stand in for them. Everything is text still, so that
-//! clap refuses nothing by itself and all mistakes can be reported together.
+//! Flags, and the environment variables that set them. All values are text here, so that clap rejects
+//! none of them and all mistakes can be reported together.
 
 use clap::Args;
 use probe_handler_common::maps::ENDPOINTS_CAPACITY;
@@ -7,46 +7,46 @@ use probe_handler_common::maps::ENDPOINTS_CAPACITY;
 /// Where the admin server's Unix socket is by default.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/probe-handler/admin.sock";
 
-/// Where the agent's pins are by default.
+/// The default directory of the agent's pins.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/probe-handler";
 
-/// The variable that stands in for `--node-name`: the name that everybody gives it.
+/// The variable that sets `--node-name`, by its conventional name.
 pub(super) const NODE_NAME: &str = "NODE_NAME";
 
-/// The variable that tells a container where the API server is. The kubelet sets it in every container,
-/// whatever `enableServiceLinks` says (kubernetes pkg/kubelet/kubelet_pods.go, getServiceEnvVarMap), and a
-/// ServiceAccount is of no use without it.
+/// The variable with the API server's address. The kubelet sets it in every container, regardless of
+/// `enableServiceLinks` (kubernetes pkg/kubelet/kubelet_pods.go, getServiceEnvVarMap), and a
+/// ServiceAccount can't be used without it.
 pub(super) const KUBERNETES_SERVICE_HOST: &str = "KUBERNETES_SERVICE_HOST";
 
 const KUBELET_NAMES: &str = "kubelet,kubelite,k3s,k3s-server,k3s-agent";
 
-/// Flags of `agent`. Text still: [`super::AgentConfig`] is what they mean.
+/// Flags of `agent`, as text; [`super::AgentConfig`] has the parsed values.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// Where pods come from: kube, the Kubernetes API (reached by kubeconfig or ServiceAccount; the
-    /// default in a pod of a cluster), or dir:PATH, a directory of Pod manifests that is watched
+    /// Source of pods: kube, the Kubernetes API (by kubeconfig or ServiceAccount; the default in a pod
+    /// of a cluster), or dir:PATH, a directory of Pod manifests, which is watched
     #[arg(long, value_name = "kube|dir:PATH", env = "PROBE_HANDLER_PODS")]
     pub(super) pods: Option<String>,
 
-    /// Name of this node, needed with --pods kube: in a cluster from spec.nodeName by the downward API
+    /// Name of this node, required with --pods kube; in a cluster, set it from spec.nodeName by the downward API
     #[arg(long, value_name = "NAME", env = NODE_NAME)]
     pub(super) node_name: Option<String>,
 
-    /// File in which the pods are kept as last known, for a daemon that is started anew while the API server
-    /// is away; for --pods kube alone, and nowhere where not given
+    /// With --pods kube, file in which the daemon keeps the last known pods, so that a restarted daemon can serve
+    /// them while the API server is unreachable; without this flag they are not kept
     #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_LAST_KNOWN")]
     pub(super) last_known: Option<String>,
 
-    /// Set by the kubelet in every container: we are in a cluster. No flag, but its variable is read as
-    /// theirs are
+    /// Set by the kubelet in every container of a cluster. Not meant as a flag; declared so that clap reads
+    /// the variable
     #[arg(long, hide = true, env = KUBERNETES_SERVICE_HOST)]
     pub(super) kubernetes_service_host: Option<String>,
 
     #[command(flatten)]
     pub(super) shared: SharedArgs,
 
-    /// Whose probes to serve: pods in a mesh (meshed), those that ask for it by annotation
-    /// (annotated), or all
+    /// Pods to serve: those in a mesh (meshed), those with annotation probe-handler.io/exempt (annotated),
+    /// or all
     #[arg(
         long,
         value_name = "meshed|annotated|all",
@@ -55,7 +55,7 @@ pub struct AgentArgs {
     )]
     pub(super) scope: String,
 
-    /// How long checks in flight may take to finish after SIGTERM, in seconds (0 to 3600)
+    /// Seconds that in-flight checks may take to finish after SIGTERM (0 to 3600)
     #[arg(
         long,
         value_name = "SECONDS",
@@ -65,8 +65,8 @@ pub struct AgentArgs {
     )]
     pub(super) drain_timeout: String,
 
-    /// How old the handler's last sign of life may be before the eBPF programs leave all connections alone, as if the
-    /// daemon did not run (500ms to 60s; it gives one every 100 ms)
+    /// Maximum age of the handler's heartbeat (500ms to 60s; one is sent every 100 ms): while it is older, the eBPF
+    /// programs leave all connections unchanged, as if the daemon did not run
     #[arg(
         long,
         value_name = "DURATION",
@@ -76,9 +76,9 @@ pub struct AgentArgs {
     )]
     pub(super) heartbeat_timeout: String,
 
-    /// Serve TCP, HTTPS and gRPC probes by the kernel path: the kubelet's own connection reaches the app, kept out of the
-    /// mesh's redirect by rules of ours in the pod. Needs nftables, with nft_compat and xt_bpf; pods without are served by
-    /// the handler
+    /// Serve TCP, HTTPS and gRPC probes by the kernel path: the kubelet's own connection reaches the app, because nftables
+    /// rules in the pod keep it out of the mesh's redirect. Needs nft_compat and xt_bpf in the kernel; otherwise the
+    /// handler serves the pods
     #[arg(
         long,
         value_name = "true|false",
@@ -91,8 +91,8 @@ pub struct AgentArgs {
     )]
     pub(super) kernel_path: String,
 
-    /// With --kernel-path, what serves plaintext HTTP: the handler, which exempts declared paths and gives status codes
-    /// only (and the kernel path while it does not answer), or the kernel path alone
+    /// With --kernel-path, what serves plaintext HTTP: the handler, which exempts only declared paths and returns only
+    /// status codes (the kernel path while the handler does not answer), or only the kernel path
     #[arg(
         long,
         value_name = "handler|kernel",
@@ -101,8 +101,8 @@ pub struct AgentArgs {
     )]
     pub(super) http: String,
 
-    /// With --kernel-path, directory in a BPF file system, by which the kernel path outlives this process; where there is
-    /// no such file system it ends with it. Nothing is mounted
+    /// With --kernel-path, directory in a BPF file system, by which the kernel path outlives this process; without a BPF
+    /// file system it ends with the process. Nothing is mounted
     #[arg(
         long,
         value_name = "PATH",
@@ -121,7 +121,7 @@ pub struct AgentArgs {
     )]
     pub(super) outlive: String,
 
-    /// How log lines look; auto is text on a terminal, else JSON
+    /// Format of log lines; auto is text on a terminal, else JSON
     #[arg(
         long,
         value_name = "auto|text|json",
@@ -130,7 +130,7 @@ pub struct AgentArgs {
     )]
     pub(super) log_format: String,
 
-    /// What to log: a level (error, warn, info, debug, trace, off), and MODULE=LEVEL pairs after
+    /// What to log: a level (error, warn, info, debug, trace, off), then MODULE=LEVEL pairs, separated by
     /// commas
     #[arg(
         long,
@@ -140,7 +140,7 @@ pub struct AgentArgs {
     )]
     pub(super) log: String,
 
-    /// Log what the eBPF programs decide on each connection of the kubelet's to an endpoint (costs time)
+    /// Log what the eBPF programs decide on each of the kubelet's connections to an endpoint (slows them down)
     #[arg(
         long,
         value_name = "true|false",
@@ -153,7 +153,7 @@ pub struct AgentArgs {
     )]
     pub(super) kernel_log: String,
 
-    /// Most addresses and ports that can be served at once (1 to 1048576); each costs about 100
+    /// Maximum number of addresses and ports served at once (1 to 1048576); each costs about 100
     /// bytes of kernel memory
     #[arg(
         long,
@@ -167,11 +167,11 @@ pub struct AgentArgs {
 /// Flags of `agent` and `preflight`.
 #[derive(Debug, Args)]
 pub struct SharedArgs {
-    /// The kubelet's cgroup2 directory; found from its process where not given
+    /// The kubelet's cgroup2 directory [default: that of the kubelet's process]
     #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_KUBELET_CGROUP")]
     pub(super) kubelet_cgroup: Option<String>,
 
-    /// Process name of the kubelet; may be repeated, or hold several separated by commas
+    /// Process name of the kubelet; can be repeated, or contain several names separated by commas
     #[arg(
         long,
         value_name = "NAME",
@@ -181,7 +181,7 @@ pub struct SharedArgs {
     )]
     pub(super) kubelet_name: Vec<String>,
 
-    /// Attach to the root cgroup if the kubelet lives there; only its own process is served
+    /// Attach to the root cgroup if the kubelet is in it; only the kubelet's own process is served
     #[arg(
         long,
         value_name = "true|false",
@@ -194,12 +194,12 @@ pub struct SharedArgs {
     )]
     pub(super) allow_root_cgroup: String,
 
-    /// Directory of a cgroup file system below which pods' cgroups are, or one below which the node's
-    /// cgroup file systems are mounted; found from what is mounted where not given
+    /// Where pods' cgroups are: a directory of a cgroup file system, or the directory below which the node's
+    /// cgroup file systems are mounted [default: all mounted cgroup file systems]
     #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_CGROUP_ROOT")]
     pub(super) cgroup_root: Option<String>,
 
-    /// Port of the handler on loopback (0 to 65535); 0 takes any free one
+    /// Port of the handler on 127.0.0.1, and the first of its 16 ports on ::1 (0 to 65535); 0 picks free ports
     #[arg(
         long,
         value_name = "PORT",
@@ -208,7 +208,7 @@ pub struct SharedArgs {
     )]
     pub(super) handler_port: String,
 
-    /// Where to serve health and metrics, or none
+    /// Address of health and metrics, or none
     #[arg(
         long,
         value_name = "IP:PORT|none",
@@ -217,7 +217,7 @@ pub struct SharedArgs {
     )]
     pub(super) admin_addr: String,
 
-    /// Unix socket for `probe-handler status`; one for each daemon
+    /// Unix socket for `probe-handler status`; each daemon needs a different one
     #[arg(
         long,
         value_name = "PATH",

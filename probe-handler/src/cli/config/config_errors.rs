@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: everything at once, each with what to do.
+//! The mistakes in a configuration: all of them, each with its remedy.
 
 use std::fmt;
 
@@ -9,19 +9,19 @@ use super::args::NODE_NAME;
 pub struct ConfigError {
     /// Long name of the flag, without dashes.
     pub flag: &'static str,
-    /// As given; None where it is missing.
+    /// The value as given; None if it is missing.
     pub value: Option<String>,
-    /// What is wrong with it.
+    /// Why the value is invalid.
     pub reason: String,
-    /// What to give instead.
+    /// The expected value.
     pub remedy: String,
 }
 
-/// All of them, in the order of the flags. Not empty where it is returned as an error.
+/// All mistakes, in the order of the flags. Not empty if returned as an error.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
-/// Why a value is wrong and what to give instead.
+/// Why a value is invalid, and the expected value.
 pub(super) struct InvalidValue {
     pub(super) reason: String,
     pub(super) remedy: String,
@@ -41,7 +41,7 @@ impl InvalidValue {
 // === impl ConfigErrors ===
 
 impl ConfigErrors {
-    /// `value` as read by `parse`; None if it is wrong, which is noted.
+    /// `value` as parsed by `parse`; None if it is invalid, after adding the mistake.
     pub(super) fn check<T>(
         &mut self,
         flag: &'static str,
@@ -62,12 +62,12 @@ impl ConfigErrors {
         }
     }
 
-    /// Notes that `flag` is needed.
+    /// Adds the mistake that `flag` is required.
     pub(super) fn missing<T>(&mut self, flag: &'static str, remedy: &str) -> Option<T> {
         self.0.push(ConfigError {
             flag,
             value: None,
-            reason: "needed, but not given".to_owned(),
+            reason: "required, but not set".to_owned(),
             remedy: remedy.to_owned(),
         });
         None

@@ -1,4 +1,4 @@
-//! One function for each kind of value: from text to what it means, or what is wrong with it.
+//! One function for each kind of value: parses text, or returns why it is invalid.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -15,15 +15,14 @@ use kernel::locate::hierarchies;
 use reconcile::path::HttpBy;
 use webhook::prefix::Prefix;
 
-pub(super) const PODS_REMEDY: &str = "give kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests";
-pub(super) const NODE_NAME_REMEDY: &str =
-    "give this node's name, as `kubectl get nodes` shows it; in a pod, spec.nodeName by fieldRef";
+pub(super) const PODS_REMEDY: &str = "expected kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests";
+pub(super) const NODE_NAME_REMEDY: &str = "expected this node's name, as `kubectl get nodes` shows it; in a pod, set it from spec.nodeName by fieldRef";
 /// Longest path of a Unix socket: sun_path has 108 bytes, of which one ends it (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
 /// Longest DNS subdomain (RFC 1123).
 const NODE_NAME_MAX: usize = 253;
 pub(super) const CERTIFICATE_REMEDY: &str =
-    "give the directory of a certificate, or --self-signed to have one made";
+    "expected the directory of a certificate, or set --self-signed to create one";
 const DRAIN_SECONDS: RangeInclusive<u64> = 0..=3600;
 const HEARTBEAT_MILLIS: RangeInclusive<u64> = 500..=60_000;
 const OUTLIVE_SECONDS: RangeInclusive<u64> = 1..=720 * 3600;
@@ -32,30 +31,30 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 pub(super) fn pods(text: &str) -> Result<PodSource, InvalidValue> {
     let Some(path) = text.strip_prefix("dir:") else {
-        return Err(InvalidValue::new("no source of pods", PODS_REMEDY));
+        return Err(InvalidValue::new("invalid source of pods", PODS_REMEDY));
     };
     directory(path)?;
     Ok(PodSource::Dir(path.into()))
 }
 
-/// A DNS subdomain (kubernetes pkg/apis/core/validation, ValidateNodeName): it becomes part of a field
-/// selector, where anything else could select other pods.
+/// A DNS subdomain (kubernetes pkg/apis/core/validation, ValidateNodeName). It becomes part of a field
+/// selector, where other text could select other pods.
 pub(super) fn node_name(text: &str) -> Result<String, InvalidValue> {
     if is_subdomain(text) {
         Ok(text.to_owned())
     } else {
-        Err(InvalidValue::new("no name of a node", NODE_NAME_REMEDY))
+        Err(InvalidValue::new("invalid node name", NODE_NAME_REMEDY))
     }
 }
 
-/// A DNS subdomain, as the names of most objects are: it becomes part of a path and of a certificate.
+/// A DNS subdomain, like the names of most objects. It becomes part of a path and of a certificate.
 pub(super) fn object_name(text: &str) -> Result<String, InvalidValue> {
     if is_subdomain(text) {
         Ok(text.to_owned())
     } else {
         Err(InvalidValue::new(
-            "no name of an object",
-            "give lower-case letters, digits, - and .",
+            "invalid object name",
+            "expected lower-case letters, digits, - and .",
         ))
     }
 }
@@ -71,19 +70,20 @@ fn is_subdomain(text: &str) -> bool {
     text.len() <= NODE_NAME_MAX && text.split('.').all(is_label)
 }
 
-/// The kubelet's cgroup. It need not be there: systemd removes it while the kubelet is stopped.
+/// The kubelet's cgroup. It need not exist: systemd removes it while the kubelet is stopped.
 pub(super) fn cgroup(text: &str) -> Result<PathBuf, InvalidValue> {
-    const REMEDY: &str = "give the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it), or leave it out";
+    const REMEDY: &str = "expected the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it); or omit the flag";
     let path = Path::new(text);
     let existing = path.ancestors().find(|path| path.exists());
     let Some(nearest) = existing.filter(|_| path.is_absolute()) else {
-        return Err(InvalidValue::new("no absolute path", REMEDY));
+        return Err(InvalidValue::new("not an absolute path", REMEDY));
     };
     if nearest == path {
         directory(text).map_err(|wrong| InvalidValue::new(wrong.reason, REMEDY))?;
     }
-    let filesystem = statfs(nearest)
-        .map_err(|error| InvalidValue::new(format!("can't be looked at: {error}"), REMEDY))?;
+    let filesystem = statfs(nearest).map_err(|error| {
+        InvalidValue::new(format!("cannot read its file system: {error}"), REMEDY)
+    })?;
     if filesystem.filesystem_type() != CGROUP2_SUPER_MAGIC {
         return Err(InvalidValue::new("not in a cgroup2 file system", REMEDY));
     }
@@ -97,7 +97,7 @@ pub(super) fn cgroup_root(text: &str) -> Result<PathBuf, InvalidValue> {
         Ok(_) => Ok(path),
         Err(error) => Err(InvalidValue::new(
             error.to_string(),
-            "give the node's /sys/fs/cgroup or a directory in it, or leave it out",
+            "expected the node's /sys/fs/cgroup or a directory in it; or omit the flag",
         )),
     }
 }
@@ -116,8 +116,8 @@ pub(super) fn heartbeat_timeout(text: &str) -> Result<Duration, InvalidValue> {
         .filter(|millis| HEARTBEAT_MILLIS.contains(millis));
     millis.map(Duration::from_millis).ok_or_else(|| {
         InvalidValue::new(
-            "no time from 500 ms to 60 s",
-            "give it in seconds (2s) or milliseconds (1500ms)",
+            "invalid duration",
+            "expected 500ms to 60s, in seconds (2s) or milliseconds (1500ms)",
         )
     })
 }
@@ -127,16 +127,16 @@ pub(super) fn existing_directory(text: &str) -> Result<PathBuf, InvalidValue> {
     Ok(text.into())
 }
 
-/// For a flag that excludes `other`, which is given too.
+/// The mistake of a flag that can't be combined with `other`.
 pub(super) fn both<T>(other: &str) -> Result<T, InvalidValue> {
     Err(InvalidValue::new(
-        format!("given with {other}"),
-        "give one of the two",
+        format!("cannot be combined with {other}"),
+        "set only one of the two",
     ))
 }
 
 fn directory(path: &str) -> Result<(), InvalidValue> {
-    const REMEDY: &str = "give the path of a directory that exists";
+    const REMEDY: &str = "expected the path of an existing directory";
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(InvalidValue::new("not a directory", REMEDY)),
@@ -149,8 +149,8 @@ pub(super) fn names(text: &str) -> Result<Vec<String>, InvalidValue> {
     let bad = |name: &String| name.is_empty() || name.contains('/') || name.trim() != name;
     if names.iter().any(bad) {
         return Err(InvalidValue::new(
-            "no process name",
-            "give the bare name, for instance kubelet",
+            "invalid process name",
+            "expected the name without a path, such as kubelet",
         ));
     }
     Ok(names)
@@ -162,19 +162,23 @@ pub(super) fn flag(text: &str) -> Result<bool, InvalidValue> {
         "false" | "0" => Ok(false),
         _ => Err(InvalidValue::new(
             "neither true nor false",
-            "give true or false",
+            "expected true or false",
         )),
     }
 }
 
 pub(super) fn port(text: &str) -> Result<u16, InvalidValue> {
     text.parse()
-        .map_err(|_| InvalidValue::new("no port", "give 0 (any free port) to 65535"))
+        .map_err(|_| InvalidValue::new("invalid port", "expected 0 to 65535 (0 picks a free one)"))
 }
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, InvalidValue> {
-    text.parse()
-        .map_err(|_| InvalidValue::new("no IP:PORT", "give for instance [::]:8443 or 0.0.0.0:8443"))
+    text.parse().map_err(|_| {
+        InvalidValue::new(
+            "invalid address",
+            "expected IP:PORT, such as [::]:8443 or 0.0.0.0:8443",
+        )
+    })
 }
 
 pub(super) fn admin_addr(text: &str) -> Result<Option<SocketAddr>, InvalidValue> {
@@ -183,8 +187,8 @@ pub(super) fn admin_addr(text: &str) -> Result<Option<SocketAddr>, InvalidValue>
     }
     text.parse().map(Some).map_err(|_| {
         InvalidValue::new(
-            "no IP:PORT",
-            "give for instance [::]:15026 or 0.0.0.0:15026, or none",
+            "invalid address",
+            "expected IP:PORT, such as [::]:15026 or 0.0.0.0:15026, or none",
         )
     })
 }
@@ -192,25 +196,25 @@ pub(super) fn admin_addr(text: &str) -> Result<Option<SocketAddr>, InvalidValue>
 pub(super) fn socket_path(text: &str) -> Result<PathBuf, InvalidValue> {
     let path = PathBuf::from(text);
     if text.len() > SOCKET_PATH_MAX {
-        let reason = format!("longer than {SOCKET_PATH_MAX} bytes, the most for a Unix socket");
-        return Err(InvalidValue::new(reason, "give a shorter path"));
+        let reason = format!("longer than {SOCKET_PATH_MAX} bytes, the maximum for a Unix socket");
+        return Err(InvalidValue::new(reason, "expected a shorter path"));
     }
     if path.file_name().is_none() || text.ends_with('/') || path.is_dir() {
         return Err(InvalidValue::new(
-            "no path of a file",
-            "give for instance /run/probe-handler/admin.sock",
+            "not the path of a file",
+            "expected a path such as /run/probe-handler/admin.sock",
         ));
     }
     Ok(path)
 }
 
-/// A file that is ours to make.
+/// A file that the daemon creates.
 pub(super) fn new_file(text: &str) -> Result<PathBuf, InvalidValue> {
     let path = PathBuf::from(text);
     if !path.is_absolute() || path.file_name().is_none() || path.is_dir() {
         return Err(InvalidValue::new(
-            "no absolute path of a file",
-            "give for instance /run/probe-handler/pods.json",
+            "not the absolute path of a file",
+            "expected a path such as /run/probe-handler/pods.json",
         ));
     }
     Ok(path)
@@ -223,7 +227,7 @@ pub(super) fn http(text: &str) -> Result<HttpBy, InvalidValue> {
         "kernel" => Ok(HttpBy::Kernel),
         _ => Err(InvalidValue::new(
             "neither handler nor kernel",
-            "give handler or kernel",
+            "expected handler or kernel",
         )),
     }
 }
@@ -242,21 +246,21 @@ pub(super) fn outlive(text: &str) -> Result<Duration, InvalidValue> {
         .filter(|seconds| OUTLIVE_SECONDS.contains(seconds));
     seconds.map(Duration::from_secs).ok_or_else(|| {
         InvalidValue::new(
-            "no time from 1 s to 720 h",
-            "give it in hours (24h), minutes (30m) or seconds (90s)",
+            "invalid time",
+            "expected 1s to 720h, in hours (24h), minutes (30m) or seconds (90s)",
         )
     })
 }
 
-/// A directory that may be made later.
+/// A directory, which need not exist yet.
 pub(super) fn absolute_path(text: &str) -> Result<PathBuf, InvalidValue> {
     let path = PathBuf::from(text);
     if path.is_absolute() {
         Ok(path)
     } else {
         Err(InvalidValue::new(
-            "no absolute path",
-            "give for instance /sys/fs/bpf/probe-handler",
+            "not an absolute path",
+            "expected a path such as /sys/fs/bpf/probe-handler",
         ))
     }
 }
@@ -264,30 +268,30 @@ pub(super) fn absolute_path(text: &str) -> Result<PathBuf, InvalidValue> {
 /// A port that a probe can be rewritten to.
 pub(super) fn nonzero_port(text: &str) -> Result<NonZeroU16, InvalidValue> {
     text.parse()
-        .map_err(|_| InvalidValue::new("no port", "give 1 to 65535"))
+        .map_err(|_| InvalidValue::new("invalid port", "expected 1 to 65535"))
 }
 
-/// What stands before the paths of rewritten probes.
+/// The prefix of the paths of rewritten probes.
 pub(super) fn prefix(text: &str) -> Result<Prefix, InvalidValue> {
     text.parse().map_err(|_| {
         InvalidValue::new(
-            "not a path prefix",
-            "give nothing, or words of letters, digits, -, _ and . with a / before each",
+            "invalid path prefix",
+            "expected nothing, or segments of letters, digits, -, _ and ., each after a /",
         )
     })
 }
 
 pub(super) fn scope(text: &str) -> Result<Scope, InvalidValue> {
     text.parse()
-        .map_err(|_| InvalidValue::new("no scope", "give meshed, annotated or all"))
+        .map_err(|_| InvalidValue::new("invalid scope", "expected meshed, annotated or all"))
 }
 
 pub(super) fn seconds(text: &str) -> Result<Duration, InvalidValue> {
-    number(text, DRAIN_SECONDS, "no whole number of seconds").map(Duration::from_secs)
+    number(text, DRAIN_SECONDS, "not a whole number of seconds").map(Duration::from_secs)
 }
 
 pub(super) fn capacity(text: &str) -> Result<u32, InvalidValue> {
-    number(text, CAPACITY, "no such capacity")
+    number(text, CAPACITY, "not a whole number")
 }
 
 fn number<T>(text: &str, range: RangeInclusive<T>, reason: &str) -> Result<T, InvalidValue>
@@ -300,7 +304,10 @@ where
         .ok()
         .filter(|value| range.contains(value))
         .ok_or_else(|| {
-            InvalidValue::new(reason, format!("give {} to {}", range.start(), range.end()))
+            InvalidValue::new(
+                reason,
+                format!("expected {} to {}", range.start(), range.end()),
+            )
         })
 }
 
@@ -310,16 +317,15 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, InvalidValue> {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
         _ => Err(InvalidValue::new(
-            "no log format",
-            "give auto, text or json",
+            "invalid log format",
+            "expected auto, text or json",
         )),
     }
 }
 
-/// A bare word that is no level would be taken as a module, and silence all others.
+/// The library would parse a word that is not a level as a module, and disable all others.
 pub(super) fn log_filter(text: &str) -> Result<String, InvalidValue> {
-    const REMEDY: &str =
-        "give error, warn, info, debug, trace or off, and MODULE=LEVEL pairs after commas";
+    const REMEDY: &str = "expected error, warn, info, debug, trace or off, then MODULE=LEVEL pairs, separated by commas";
     let is_pair = |directive: &str| directive.contains(['=', '[', ']', '{', '}']);
     let is_level = |directive: &str| {
         let lower = directive.trim().to_lowercase();
@@ -329,7 +335,10 @@ pub(super) fn log_filter(text: &str) -> Result<String, InvalidValue> {
         .split(',')
         .find(|directive| !is_pair(directive) && !is_level(directive))
     {
-        return Err(InvalidValue::new(format!("{bare:?} is no level"), REMEDY));
+        return Err(InvalidValue::new(
+            format!("{bare:?} is not a level"),
+            REMEDY,
+        ));
     }
     match logging::parse_filter(text) {
         Ok(_) => Ok(text.to_owned()),

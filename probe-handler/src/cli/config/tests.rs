@@ -1,11 +1,11 @@
-//! From a command line to the configuration, or to all that is wrong with it.
+//! From a command line to the configuration, or to all mistakes in it.
 
 use clap::{Args, Command, FromArgMatches};
 use probe_handler_common::maps::ENDPOINTS_CAPACITY;
 
 use super::*;
 
-/// As the verb `agent` would, but deaf to the environment that the tests run in.
+/// Parses `flags` like the verb `agent`, but without reading the environment of the tests.
 fn parse(flags: &[&str]) -> Result<AgentConfig, ConfigErrors> {
     let matches = AgentArgs::augment_args(Command::new("agent"))
         .mut_args(|arg| arg.env(None::<&'static str>))
@@ -16,7 +16,7 @@ fn parse(flags: &[&str]) -> Result<AgentConfig, ConfigErrors> {
         .try_into()
 }
 
-/// The mistakes' flags, with everything else as it should be.
+/// The flags of the mistakes; all other flags are valid.
 fn wrong(flags: &[&str]) -> Vec<&'static str> {
     let pods = ["--pods", "dir:/"];
     let flags: Vec<_> = pods.iter().chain(flags).copied().collect();
@@ -27,7 +27,7 @@ fn wrong(flags: &[&str]) -> Vec<&'static str> {
 }
 
 #[test]
-fn the_source_of_pods_is_all_that_must_be_given() {
+fn only_the_source_of_pods_is_required() {
     assert_eq!(
         parse(&["--pods", "dir:/"]),
         Ok(AgentConfig {
@@ -59,7 +59,7 @@ fn the_source_of_pods_is_all_that_must_be_given() {
 }
 
 #[test]
-fn everything_can_be_given() {
+fn every_flag_can_be_set() {
     let config = parse(&[
         "--pods=dir:/",
         "--kubelet-name=kubelet",
@@ -71,7 +71,7 @@ fn everything_can_be_given() {
         "--admin-socket=admin.sock",
         "--drain-timeout=0",
         "--log-format=json",
-        "--log=info,probe_handler::handler=debug",
+        "--log=info,serve=debug",
         "--kernel-log=true",
         "--endpoints-capacity=1",
     ])
@@ -101,12 +101,12 @@ fn all_mistakes_are_reported_together() {
     assert_eq!(
         mistakes.to_string(),
         r#"probe-handler: 6 mistakes in the configuration:
-  --pods (or PROBE_HANDLER_PODS): needed, but not given; give kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests
-  --kubelet-cgroup (or PROBE_HANDLER_KUBELET_CGROUP) = "/proc": not in a cgroup2 file system; give the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it), or leave it out
-  --handler-port (or PROBE_HANDLER_HANDLER_PORT) = "70000": no port; give 0 (any free port) to 65535
-  --admin-addr (or PROBE_HANDLER_ADMIN_ADDR) = "15026": no IP:PORT; give for instance [::]:15026 or 0.0.0.0:15026, or none
-  --scope (or PROBE_HANDLER_SCOPE) = "some": no scope; give meshed, annotated or all
-  --drain-timeout (or PROBE_HANDLER_DRAIN_TIMEOUT) = "20s": no whole number of seconds; give 0 to 3600
+  --pods (or PROBE_HANDLER_PODS): required, but not set; expected kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests
+  --kubelet-cgroup (or PROBE_HANDLER_KUBELET_CGROUP) = "/proc": not in a cgroup2 file system; expected the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it); or omit the flag
+  --handler-port (or PROBE_HANDLER_HANDLER_PORT) = "70000": invalid port; expected 0 to 65535 (0 picks a free one)
+  --admin-addr (or PROBE_HANDLER_ADMIN_ADDR) = "15026": invalid address; expected IP:PORT, such as [::]:15026 or 0.0.0.0:15026, or none
+  --scope (or PROBE_HANDLER_SCOPE) = "some": invalid scope; expected meshed, annotated or all
+  --drain-timeout (or PROBE_HANDLER_DRAIN_TIMEOUT) = "20s": not a whole number of seconds; expected 0 to 3600
 "#
     );
 }
@@ -183,7 +183,7 @@ fn the_kubernetes_source_needs_the_nodes_name() {
     let mistakes = parse(&["--pods=kube"]).expect_err("no node");
     let text = mistakes.to_string();
     assert!(
-        text.contains("--node-name (or NODE_NAME): needed, but not given"),
+        text.contains("--node-name (or NODE_NAME): required, but not set"),
         "{text}"
     );
     let long = "x".repeat(254);
@@ -195,12 +195,12 @@ fn the_kubernetes_source_needs_the_nodes_name() {
         assert_eq!(mistakes.0.len(), 1, "{bad}");
         assert_eq!(mistakes.0[0].flag, "node-name", "{bad}");
     }
-    // Of no concern to other sources.
+    // Other sources do not use it.
     assert!(parse(&["--pods=dir:/", "--node-name="]).is_ok());
 }
 
 #[test]
-fn the_pods_as_last_known_are_kept_in_a_file() {
+fn last_known_is_the_absolute_path_of_a_file() {
     let kept_in = |path: &str| {
         let file = format!("--last-known={path}");
         parse(&["--pods=kube", "--node-name=node", &file])
@@ -218,7 +218,7 @@ fn the_pods_as_last_known_are_kept_in_a_file() {
 }
 
 #[test]
-fn in_a_cluster_pods_come_from_its_api_unless_a_flag_says_otherwise() {
+fn in_a_cluster_the_default_source_of_pods_is_the_kubernetes_api() {
     let host = "--kubernetes-service-host=10.96.0.1";
     let node = "--node-name=node";
     let config = parse(&[host, node]).expect("right");
@@ -229,7 +229,7 @@ fn in_a_cluster_pods_come_from_its_api_unless_a_flag_says_otherwise() {
     assert_eq!(config.pods, kube);
     let config = parse(&[host, node, "--pods=dir:/"]).expect("right");
     assert_eq!(config.pods, PodSource::Dir("/".into()));
-    // The node's name is what is wanting then, and not the source.
+    // The source has a default; the node's name is missing.
     let mistakes = parse(&[host]).expect_err("no node");
     assert_eq!(mistakes.0[0].flag, "node-name");
     let mistakes = parse(&["--kubernetes-service-host=", node]).expect_err("no source");

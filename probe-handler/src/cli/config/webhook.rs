@@ -1,4 +1,4 @@
-//! Configuration of `webhook`, as text and as what it means.
+//! Configuration of `webhook`: the flags as text, and the parsed values.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use super::config_errors::ConfigErrors;
 use super::{as_seconds, parse, to_json};
 use crate::cli::logging::LogFormat;
 
-/// Flags of `webhook`. Text still: [`WebhookConfig`] is what they mean.
+/// Flags of `webhook`, as text; [`WebhookConfig`] has the parsed values.
 #[derive(Debug, Args)]
 pub struct WebhookArgs {
-    /// Where to serve admission, over TLS; [::] is IPv4 too
+    /// Address of the admission server, over TLS; [::] includes IPv4
     #[arg(
         long,
         value_name = "IP:PORT",
@@ -23,7 +23,7 @@ pub struct WebhookArgs {
     )]
     listen: String,
 
-    /// Where to serve health and metrics, or none
+    /// Address of health and metrics, or none
     #[arg(
         long,
         value_name = "IP:PORT|none",
@@ -33,19 +33,19 @@ pub struct WebhookArgs {
     admin_addr: String,
 
     /// Directory with the settings for all pods, one file each (rewriteAppHTTPProbe, rewritePort,
-    /// pathPrefix): a mounted ConfigMap. It is watched; without settings the defaults hold
+    /// pathPrefix), such as a mounted ConfigMap. It is watched; missing settings have their defaults
     #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_CONFIG_DIR")]
     config_dir: Option<String>,
 
-    /// ConfigMap with these settings, watched in the API server: changes count at once
+    /// ConfigMap with these settings, watched at the API server: changes apply at once
     #[arg(long, value_name = "NAME", env = "PROBE_HANDLER_CONFIG_MAP")]
     config_map: Option<String>,
 
-    /// Directory with tls.crt and tls.key: a mounted Secret of cert-manager, say. It is watched
+    /// Directory with tls.crt and tls.key, such as a mounted Secret of cert-manager. It is watched
     #[arg(long, value_name = "PATH", env = "PROBE_HANDLER_CERT_DIR")]
     cert_dir: Option<String>,
 
-    /// Make the certificate, keep it in a Secret, renew it, and have API servers trust it
+    /// Create the certificate, store it in a Secret, renew it, and write its authority into caBundle
     #[arg(
         long,
         value_name = "true|false",
@@ -58,11 +58,11 @@ pub struct WebhookArgs {
     )]
     self_signed: String,
 
-    /// Namespace of Service, Secret and ConfigMap; the pod's own where not given
+    /// Namespace of Service, Secret and ConfigMap [default: the pod's own]
     #[arg(long, value_name = "NAME", env = "PROBE_HANDLER_NAMESPACE")]
     namespace: Option<String>,
 
-    /// With --self-signed: name of the Service by which API servers call
+    /// With --self-signed: name of the Service that API servers call
     #[arg(
         long,
         value_name = "NAME",
@@ -80,7 +80,7 @@ pub struct WebhookArgs {
     )]
     secret: String,
 
-    /// With --self-signed: name of the MutatingWebhookConfiguration that is told whom to trust
+    /// With --self-signed: name of the MutatingWebhookConfiguration whose caBundle is updated
     #[arg(
         long,
         value_name = "NAME",
@@ -89,7 +89,7 @@ pub struct WebhookArgs {
     )]
     webhook_configuration: String,
 
-    /// How long requests under way may take to finish after SIGTERM, in seconds (0 to 3600)
+    /// Seconds that in-flight requests may take to finish after SIGTERM (0 to 3600)
     #[arg(
         long,
         value_name = "SECONDS",
@@ -99,7 +99,7 @@ pub struct WebhookArgs {
     )]
     drain_timeout: String,
 
-    /// How log lines look; auto is text on a terminal, else JSON
+    /// Format of log lines; auto is text on a terminal, else JSON
     #[arg(
         long,
         value_name = "auto|text|json",
@@ -108,7 +108,7 @@ pub struct WebhookArgs {
     )]
     log_format: String,
 
-    /// What to log: a level (error, warn, info, debug, trace, off), and MODULE=LEVEL pairs after
+    /// What to log: a level (error, warn, info, debug, trace, off), then MODULE=LEVEL pairs, separated by
     /// commas
     #[arg(
         long,
@@ -119,59 +119,59 @@ pub struct WebhookArgs {
     log: String,
 }
 
-/// Where the settings for all pods come from.
+/// Source of the settings for all pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SettingsSource {
-    /// Nowhere: the defaults hold.
+    /// None: the defaults apply.
     Defaults,
-    /// A directory with a file for each.
+    /// A directory with a file for each setting.
     Dir(PathBuf),
     /// The ConfigMap of this name.
     ConfigMap(String),
 }
 
-/// Where the certificate comes from.
+/// Source of the certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CertificateSource {
     /// A directory with `tls.crt` and `tls.key`.
     Dir(PathBuf),
-    /// We make it.
+    /// The webhook creates it.
     SelfSigned {
-        /// By which API servers call.
+        /// Name of the Service that API servers call.
         service: String,
-        /// Where it is kept.
+        /// Name of the Secret that stores it.
         secret: String,
         /// Name of the MutatingWebhookConfiguration.
         configuration: String,
     },
 }
 
-/// The webhook's configuration, checked.
+/// The webhook's configuration, validated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WebhookConfig {
-    /// Where admission is served.
+    /// Address of the admission server.
     pub listen: SocketAddr,
-    /// Where health and metrics are served; None: nowhere.
+    /// Address of health and metrics; None: disabled.
     pub admin_addr: Option<SocketAddr>,
     /// Namespace of Service, Secret and ConfigMap; None: the pod's own.
     pub namespace: Option<String>,
-    /// Where the settings come from.
+    /// Source of the settings.
     pub settings: SettingsSource,
-    /// Where the certificate comes from.
+    /// Source of the certificate.
     pub certificate: CertificateSource,
-    /// How long a drain may take.
+    /// Maximum time of a drain.
     #[serde(rename = "drain_timeout_seconds", serialize_with = "as_seconds")]
     pub drain_timeout: Duration,
-    /// How log lines look.
+    /// Format of log lines.
     pub log_format: LogFormat,
-    /// What is logged.
+    /// Filter of log lines.
     pub log: String,
 }
 
 impl WebhookConfig {
-    /// For the log.
+    /// The configuration as JSON, for the log.
     pub fn to_json(&self) -> String {
         to_json(self)
     }
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn the_certificate_comes_from_one_place() {
+    fn exactly_one_source_of_the_certificate_is_required() {
         let neither = config(&[]).expect_err("neither");
         assert!(
             neither.contains("--cert-dir") && neither.contains("--self-signed"),
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_settings_come_from_one_place() {
+    fn two_sources_of_settings_are_rejected() {
         let settings = |args: &[&str]| {
             let args = [&["--self-signed"], args].concat();
             config(&args).map(|config| config.settings)
@@ -338,8 +338,8 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_are_told_together() {
-        let told = config(&[
+    fn all_mistakes_are_reported_together() {
+        let reported = config(&[
             "--listen=8443",
             "--admin-addr=x",
             "--config-dir=/nonexistent",
@@ -368,8 +368,14 @@ mod tests {
             "--log ",
             "--log-format",
         ] {
-            assert!(told.contains(&format!("  {flag}")), "{flag} not in\n{told}");
+            assert!(
+                reported.contains(&format!("  {flag}")),
+                "{flag} not in\n{reported}"
+            );
         }
-        assert!(told.starts_with("probe-handler: 12 mistakes"), "{told}");
+        assert!(
+            reported.starts_with("probe-handler: 12 mistakes"),
+            "{reported}"
+        );
     }
 }

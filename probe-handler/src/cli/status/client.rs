@@ -11,35 +11,35 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-/// How long the daemon may take for its whole answer.
+/// Maximum time for the daemon's whole answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Far above what a full node answers (about 1 KiB per probe).
+/// Maximum size of the answer: far above that of a full node (about 1 KiB per probe).
 const BODY_MAX: usize = 64 << 20;
 
-/// Why there is no answer.
+/// Why the request failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(
-        "probe-handler is not running on this node, or listens elsewhere: cannot connect to {}: {source}; start it \
-         with 'probe-handler agent', or give --admin-socket",
+        "probe-handler is not running on this node, or uses another socket: cannot connect to {}: {source}; start it \
+         with 'probe-handler agent', or set --admin-socket",
         .path.display()
     )]
     Connect { path: PathBuf, source: io::Error },
-    #[error("may not connect to {}: only root may; try again with sudo", .path.display())]
+    #[error("no permission to connect to {}: run this as root, for example with sudo", .path.display())]
     Permission { path: PathBuf },
     #[error(
-        "no answer on {} within {} s: the daemon hangs, or is no probe-handler",
+        "no answer on {} within {} s: the daemon hangs, or the socket is another program's",
         .path.display(),
         TIMEOUT.as_secs()
     )]
     TimedOut { path: PathBuf },
-    #[error("bad answer on {}: {reason}", .path.display())]
+    #[error("invalid answer on {}: {reason}", .path.display())]
     Answer { path: PathBuf, reason: String },
     #[error("cannot start a runtime: {0}")]
     Runtime(#[source] io::Error),
 }
 
-/// Gets `path` from the daemon at `socket`: status and whole body.
+/// Requests `path` from the daemon at `socket`; returns the status and the whole body.
 pub(super) fn get(socket: &Path, path: &'static str) -> Result<(StatusCode, Bytes), Error> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -72,7 +72,7 @@ async fn exchange(socket: &Path, path: &'static str) -> Result<(StatusCode, Byte
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| bad(&error))?;
-    // Ends with the runtime; what goes wrong on it shows in the response.
+    // This task ends with the runtime; an error of the connection also fails the request.
     drop(tokio::spawn(connection));
     let request = Request::get(path)
         .header(http::header::HOST, "probe-handler")

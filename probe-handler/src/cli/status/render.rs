@@ -23,15 +23,15 @@ const COLUMNS: [&str; 12] = [
     "OK",
 ];
 
-/// State, then a line for each probe.
+/// The state of the daemon, then a row for each probe.
 pub(super) fn table(status: &Status) -> String {
     let mut text = header(status);
     let skipped: usize = status.pods.iter().map(|pod| pod.skipped.len()).sum();
     if skipped > 0 {
         line(
             &mut text,
-            "left alone",
-            &format!("{skipped} probes (-o wide says why)"),
+            "not served",
+            &format!("{skipped} probes (-o wide shows why)"),
         );
     }
     let headings: Vec<_> = COLUMNS.into_iter().chain(["FAIL"]).collect();
@@ -39,7 +39,7 @@ pub(super) fn table(status: &Status) -> String {
     text
 }
 
-/// Like [`table`], with more columns, the pods' own state, and what is left alone.
+/// Like [`table`], with more columns, the state of each pod, and the probes that are not served.
 pub(super) fn wide(status: &Status) -> String {
     let mut text = header(status);
     let headings: Vec<_> = COLUMNS
@@ -66,7 +66,7 @@ fn header(status: &Status) -> String {
     if !status.pending.is_empty() {
         let _ = write!(
             state,
-            ", not ready: waits for {}",
+            ", not ready: waiting for {}",
             status.pending.join(", ")
         );
     }
@@ -137,7 +137,7 @@ fn kubelet(kubelet: &KubeletStatus) -> String {
     };
     let mut text = match kubelet.pid {
         Some(pid) => format!("pid {pid} in {cgroup}"),
-        None => format!("no process known, in {cgroup}"),
+        None => format!("no known process, in {cgroup}"),
     };
     text.push_str(if kubelet.attached {
         ", attached"
@@ -181,7 +181,7 @@ fn probes(
     let _ = write!(text, "\n{table}");
 }
 
-/// From CONTAINER to FAIL.
+/// The cells from CONTAINER to FAIL.
 fn probe_cells(probe: &ProbeStatus) -> Vec<String> {
     let mut cells = vec![
         probe.container.clone(),
@@ -198,7 +198,7 @@ fn probe_cells(probe: &ProbeStatus) -> Vec<String> {
 }
 
 fn last_cells(last: &LastVerdict) -> [String; 5] {
-    // What is not known to us has no status of the app's.
+    // Of an unknown result the app's status is not known either.
     let status = match last.outcome.as_str() {
         "unknown" => String::new(),
         _ => last.status.to_string(),
@@ -287,7 +287,7 @@ fn skipped(text: &mut String, status: &Status) {
         "POD",
         "CONTAINER",
         "PROBE",
-        "LEFT ALONE BECAUSE",
+        "NOT SERVED BECAUSE",
     ]);
     let mut any = false;
     for pod in &status.pods {

@@ -1,4 +1,4 @@
-//! The verb against a real admin server, and against none.
+//! The verb with a real admin server, and without one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ fn args(socket: &Path) -> StatusArgs {
     }
 }
 
-/// Calls `ask` from a thread of its own, as the command line would, while a daemon serves.
+/// Calls `ask` on a separate thread, like the command line, while a daemon serves.
 async fn with_daemon<T: Send + 'static>(
     readiness: Readiness,
     ask: impl FnOnce(&Path) -> T + Send + 'static,
@@ -72,7 +72,7 @@ async fn with_daemon<T: Send + 'static>(
 }
 
 #[tokio::test]
-async fn the_daemons_state_arrives_whole() {
+async fn the_daemons_state_arrives_complete() {
     let (code, body) = with_daemon(Readiness::default(), |socket| {
         client::get(socket, "/status")
     })
@@ -84,7 +84,7 @@ async fn the_daemons_state_arrives_whole() {
 }
 
 #[tokio::test]
-async fn the_exit_code_tells_readiness_and_life() {
+async fn the_exit_code_shows_readiness_and_liveness() {
     let readiness = Readiness::default();
     let _guard = readiness.block("hooks");
     let (shown, ready, alive) = with_daemon(readiness, |socket| {
@@ -105,22 +105,22 @@ async fn the_exit_code_tells_readiness_and_life() {
 }
 
 #[test]
-fn without_a_daemon_the_words_are_clear() {
+fn without_a_daemon_the_message_says_what_to_do() {
     let path = Path::new("/nonexistent/admin.sock");
     let text = client::get(path, "/status")
-        .expect_err("nobody there")
+        .expect_err("no daemon")
         .to_string();
     assert_eq!(
         text,
-        "probe-handler is not running on this node, or listens elsewhere: cannot connect to \
+        "probe-handler is not running on this node, or uses another socket: cannot connect to \
          /nonexistent/admin.sock: No such file or directory (os error 2); start it with \
-         'probe-handler agent', or give --admin-socket"
+         'probe-handler agent', or set --admin-socket"
     );
     assert_eq!(run(&args(path)), EXIT_FAILURE.into());
 }
 
 #[test]
-fn something_that_is_no_daemon_is_told_apart() {
+fn an_answer_that_is_not_http_is_reported_as_invalid() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("other.sock");
     let listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
@@ -134,6 +134,6 @@ fn something_that_is_no_daemon_is_told_apart() {
     let text = client::get(&path, "/status")
         .expect_err("no HTTP")
         .to_string();
-    assert!(text.starts_with("bad answer on "), "{text}");
+    assert!(text.starts_with("invalid answer on "), "{text}");
     other.join().expect("no panic");
 }

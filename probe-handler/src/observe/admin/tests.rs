@@ -149,7 +149,7 @@ async fn health_readiness_and_metrics_are_served_on_both_listeners() {
 }
 
 #[tokio::test]
-async fn readyz_names_what_is_pending_and_healthz_does_not_care() {
+async fn readyz_lists_pending_conditions_and_healthz_ignores_them() {
     let running = start();
     let guard = running.readiness.block("kubelet");
     let answer = running.over_tcp(&get("/readyz")).await;
@@ -164,7 +164,7 @@ async fn readyz_names_what_is_pending_and_healthz_does_not_care() {
 }
 
 #[tokio::test]
-async fn state_and_configuration_are_for_local_clients() {
+async fn state_and_configuration_are_served_to_local_clients_only() {
     let running = start();
     for answer in [
         running.over_unix("/status").await,
@@ -183,7 +183,7 @@ async fn state_and_configuration_are_for_local_clients() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_for_metrics_without_end_is_told_so_and_others_are_served() {
+async fn a_client_with_too_many_requests_gets_429_and_others_are_served() {
     let admin = admin(Readiness::default());
     let ask = async |peer| admin.respond(&Method::GET, "/metrics", peer).await.status();
     let flood = std::iter::repeat_with(|| ask(REMOTE)).take(100);
@@ -201,7 +201,7 @@ async fn who_asks_for_metrics_without_end_is_told_so_and_others_are_served() {
 }
 
 #[tokio::test]
-async fn remote_clients_learn_nothing_about_pods() {
+async fn remote_clients_get_no_state_of_pods() {
     let admin = admin(Readiness::default());
     for path in ["/status", "/debug/status", "/debug/config"] {
         let response = admin.respond(&Method::GET, path, REMOTE).await;
@@ -214,7 +214,7 @@ async fn remote_clients_learn_nothing_about_pods() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn root_sees_the_metrics_of_the_moment_and_others_those_of_the_last_second() {
+async fn root_gets_current_metrics_and_others_those_of_the_last_second() {
     let (admin, metrics) = admin_and_metrics(Readiness::default());
     let shown = async |peer| {
         let response = admin.respond(&Method::GET, "/metrics", peer).await;
@@ -254,7 +254,7 @@ fn a_mapped_loopback_address_is_loopback_and_others_are_not() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_404_and_what_is_not_get_is_405() {
+async fn an_unknown_path_is_404_and_another_method_than_get_is_405() {
     let running = start();
     let answer = running.over_tcp(&get("/debug/pprof")).await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
@@ -267,7 +267,7 @@ async fn what_is_not_there_is_404_and_what_is_not_get_is_405() {
 }
 
 #[tokio::test]
-async fn any_number_of_silent_clients_leaves_room_for_one_that_asks() {
+async fn silent_clients_do_not_keep_others_from_connecting() {
     let running = start();
     let mut silent = Vec::new();
     for _ in 0..2 * MAX_CONNECTIONS {
@@ -276,7 +276,7 @@ async fn any_number_of_silent_clients_leaves_room_for_one_that_asks() {
         silent.push(stream);
     }
     assert!(running.over_tcp(&get("/healthz")).await.contains(" 200 OK"));
-    // The oldest had to make room, long before its own time was over; the newest did not.
+    // The oldest connection was closed long before its own deadline; the newest was not.
     let mut byte = [0];
     let closed = tokio::time::timeout(HEADER_TIMEOUT / 2, silent[0].read(&mut byte)).await;
     assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
@@ -286,7 +286,7 @@ async fn any_number_of_silent_clients_leaves_room_for_one_that_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_never_finishes_its_head_is_cut_off() {
+async fn the_connection_of_a_client_that_never_finishes_its_head_is_closed() {
     let (client, server) = tokio::io::duplex(1024);
     let admin = Arc::new(admin(Readiness::default()));
     let serving = tokio::spawn(serve_connection(admin, server, LOCAL));
@@ -301,7 +301,7 @@ async fn a_client_that_never_finishes_its_head_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_never_reads_its_answer_is_cut_off() {
+async fn the_connection_of_a_client_that_never_reads_its_answer_is_closed() {
     // A pipe of one byte: the answer does not fit.
     let (mut client, server) = tokio::io::duplex(1);
     let admin = Arc::new(admin(Readiness::default()));
@@ -316,7 +316,7 @@ async fn a_client_that_never_reads_its_answer_is_cut_off() {
 }
 
 #[tokio::test]
-async fn two_daemons_share_the_port_but_nobody_elses() {
+async fn two_daemons_share_the_port_but_not_another_programs() {
     let running = start();
     let dir = tempfile::tempdir().expect("tempdir");
     let shared = SocketAddr::from((Ipv4Addr::UNSPECIFIED, running.tcp.port()));
@@ -339,7 +339,7 @@ async fn two_daemons_share_the_port_but_nobody_elses() {
     assert!(part.why.contains("--admin-addr"), "{part:?}");
 }
 
-/// Asks over the Unix socket until it answers.
+/// Sends a request over the Unix socket until it is answered.
 async fn ask_at_last(socket: &std::path::Path) -> String {
     loop {
         if let Ok(mut stream) = UnixStream::connect(socket).await {
@@ -354,9 +354,9 @@ async fn ask_at_last(socket: &std::path::Path) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_taken_is_listened_on_once_it_is_free() {
+async fn an_occupied_address_or_socket_is_used_once_it_is_free() {
     let dir = tempfile::tempdir().expect("tempdir");
-    // A directory that can't be made.
+    // A directory that can't be created.
     let below = dir.path().join("file");
     std::fs::write(&below, "").expect("written");
     let socket = below.join("admin.sock");
@@ -382,7 +382,7 @@ async fn what_is_taken_is_listened_on_once_it_is_free() {
 }
 
 #[tokio::test]
-async fn it_ends_while_it_can_listen_nowhere() {
+async fn it_ends_even_if_it_can_listen_nowhere() {
     let missing = Missing::default();
     let nowhere = std::path::Path::new("/proc/none/admin.sock");
     let bound = admin(Readiness::default()).bind(None, nowhere, missing);
@@ -391,7 +391,7 @@ async fn it_ends_while_it_can_listen_nowhere() {
 
 #[tokio::test]
 async fn shutdown_finishes_and_removes_the_socket() {
-    // On an address of its own: no other test takes the port once it is given back.
+    // On a separate address, so that no other test uses the port after it is free.
     let running = start_on(Ipv4Addr::new(127, 0, 0, 3));
     assert!(running.socket.exists());
     running.stop.send(()).expect("running");

@@ -74,7 +74,7 @@ fn the_documented_sample_is_the_real_scrape() {
         .map(|(sample, _)| sample)
         .expect("docs/metrics.md has a ```text block");
     let real = documented_scrape();
-    // Series of one family come in no order; the build info differs from build to build.
+    // The order of series within a family is not fixed; the build info differs between builds.
     let lines = |text: &str| -> BTreeSet<String> {
         text.lines()
             .map(|line| {
@@ -87,7 +87,7 @@ fn the_documented_sample_is_the_real_scrape() {
 }
 
 #[test]
-fn the_watches_of_the_api_server_are_told_apart() {
+fn the_watches_of_the_api_server_have_separate_series() {
     let health = Arc::new(Health::default());
     let mut registry = Registry::with_prefix(PREFIX);
     register_watches(&mut registry, Arc::clone(&health));

@@ -29,7 +29,7 @@ fn http(target: &str) -> Action {
 }
 
 #[test]
-fn rows_come_by_container_and_probe_and_show_what_is_asked() {
+fn rows_are_sorted_by_container_and_probe_and_show_the_check() {
     let routes = [
         route(ProbeKind::Readiness, Action::Tcp { port: 8080 }),
         route(ProbeKind::PreStop, http("/healthz")),
@@ -53,7 +53,7 @@ fn rows_come_by_container_and_probe_and_show_what_is_asked() {
 }
 
 #[test]
-fn the_last_verdict_of_a_hook_is_judged_as_a_hook() {
+fn the_last_verdict_of_a_hook_follows_the_rules_of_hooks() {
     let hook = route(ProbeKind::PreStop, http("/stop"));
     let verdict = Verdict {
         reason: Reason::HttpStatus,

@@ -1,4 +1,4 @@
-//! What an operator sees.
+//! The output of `status`.
 
 use std::collections::BTreeMap;
 
@@ -144,10 +144,10 @@ problem:    shop/web-0 is not served: canary failed: 10.0.0.2:1 accepted
 ";
 
 #[test]
-fn the_table_has_a_line_for_each_probe() {
+fn the_table_has_a_row_for_each_probe() {
     let expected = format!(
         "{HEADER}\
-left alone: 1 probes (-o wide says why)
+not served: 1 probes (-o wide shows why)
 
 NAMESPACE  POD     CONTAINER  PROBE      MODE         CHECK                     LAST     REASON   STATUS  LATENCY  AGE   OK  FAIL
 shop       cart-0  app        liveness   transparent  http:8080/healthz?full=1  success  healthy  200     412us    1.2s  90  1
@@ -159,7 +159,7 @@ shop       cart-0  app        startup    transparent  grpc:9000/cart            
 }
 
 #[test]
-fn wide_adds_pods_and_what_is_left_alone() {
+fn wide_adds_pods_and_probes_that_are_not_served() {
     let text = wide(&status());
     assert!(text.starts_with(HEADER), "{text}");
     let rest = &text[text.find("\nNAMESPACE  POD     UID").expect("pods")..];
@@ -170,7 +170,7 @@ NAMESPACE  POD     UID  MESH   ADDRESSES  NETNS              CANARY             
 shop       cart-0  u1   istio  10.0.0.1   4026532001 (id 3)  passed 1m1s ago              handler
 shop       web-0   u1   istio  10.0.0.1   4026532001 (id 3)  failed: 10.0.0.2:1 accepted  handler: SNAT
 
-NAMESPACE  POD     CONTAINER  PROBE    LEFT ALONE BECAUSE
+NAMESPACE  POD     CONTAINER  PROBE    NOT SERVED BECAUSE
 shop       cart-0  app        startup  exec
 "
     );
@@ -182,7 +182,7 @@ shop       cart-0  app        startup  exec
 }
 
 #[test]
-fn a_daemon_that_starts_says_what_it_waits_for() {
+fn a_starting_daemon_shows_what_it_waits_for() {
     let starting = Status {
         state: State::Starting,
         pending: vec!["kubelet".to_owned()],
@@ -197,7 +197,7 @@ fn a_daemon_that_starts_says_what_it_waits_for() {
     };
     let text = table(&starting);
     for expected in [
-        "state:      starting, not ready: waits for kubelet; version",
+        "state:      starting, not ready: waiting for kubelet; version",
         "kubelet:    NOT ATTACHED (looked for kubelet, k3s)\n",
         "hooks:      none loaded;",
         "handler:    -\n",
@@ -208,7 +208,7 @@ fn a_daemon_that_starts_says_what_it_waits_for() {
 }
 
 #[test]
-fn a_shared_cgroup_is_told() {
+fn a_shared_cgroup_is_shown() {
     let shared = KubeletStatus {
         pid: Some(9),
         cgroup: Some("/sys/fs/cgroup".to_owned()),
