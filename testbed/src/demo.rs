@@ -12,7 +12,7 @@ use crate::app::tls::Certificate;
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
-use crate::kubelet::{Door, Kubelet, Probe, ProbeResult};
+use crate::kubelet::{ControlSocket, Kubelet, Probe, ProbeResult};
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::run::Run;
@@ -278,8 +278,8 @@ fn words(result: &ProbeResult) -> String {
 /// Says how to play, and waits for ctrl-C.
 fn keep(run: &Run, kubelet: &Kubelet, daemon: &Daemon, pods: &[Pod]) -> Result<()> {
     let testbed = worker::testbed_program()?;
-    let door = Door::open(run.dir().join("kubelet.sock"))?;
-    let (testbed, socket) = (testbed.display(), door.path().display());
+    let control = ControlSocket::open(run.dir().join("kubelet.sock"))?;
+    let (testbed, socket) = (testbed.display(), control.path().display());
     println!("\nAll of it stays up until ctrl-C. Some things to try:");
     println!("\n  as the kubelet, and as anyone else:");
     for pod in pods {
@@ -310,7 +310,7 @@ fn keep(run: &Run, kubelet: &Kubelet, daemon: &Daemon, pods: &[Pod]) -> Result<(
     println!("  everything else of this run: {}", run.dir().display());
     let forever = Duration::from_secs(u32::MAX.into());
     let _interrupted = wait::until("ctrl-C", forever, || {
-        if let Err(error) = door.answer(kubelet) {
+        if let Err(error) = control.answer(kubelet) {
             eprintln!("testbed: {error:#}");
         }
         None::<()>

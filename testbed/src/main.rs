@@ -25,7 +25,7 @@ enum Command {
     Kubelet(testbed::kubelet::process::Args),
     /// Guess the kubelet's ports (started by the other commands)
     #[command(hide = true)]
-    Stranger(testbed::stranger::Args),
+    PortGuesser(testbed::port_guesser::Args),
     /// Probe over and over (started by `bench`)
     #[command(hide = true)]
     BenchProber(testbed::bench::prober::Args),
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         Command::App(args) => testbed::app::process::main(&args),
         Command::Sidecar(args) => testbed::sidecar::process::main(&args),
         Command::Kubelet(args) => testbed::kubelet::process::main(&args),
-        Command::Stranger(args) => testbed::stranger::main(&args),
+        Command::PortGuesser(args) => testbed::port_guesser::main(&args),
         Command::BenchProber(args) => testbed::bench::prober::main(&args),
         Command::Bench(args) => testbed::bench::main(&args),
         Command::Demo(args) => testbed::demo::main(&args),

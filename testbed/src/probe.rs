@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use url::{Host, Url};
 
-use crate::kubelet::{Dialer, Probe, execute, knock};
+use crate::kubelet::{Dialer, Probe, execute, request_probe};
 
 /// Options of `testbed probe`.
 #[derive(Debug, clap::Args)]
@@ -50,7 +50,7 @@ pub fn main(args: &Args) -> Result<()> {
         other => bail!("scheme {other}: give http, https, tcp or grpc"),
     };
     let result = match &args.kubelet {
-        Some(path) => knock(path, &probe)?,
+        Some(path) => request_probe(path, &probe)?,
         None => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?

@@ -5,7 +5,7 @@
 //! else the machine does hits both. Compare ratios, not microseconds of two runs.
 
 mod bpf;
-mod crowd;
+mod many_pods;
 mod node;
 pub mod prober;
 mod process;
@@ -29,7 +29,7 @@ use crate::rules::RuleSet;
 use crate::run::Run;
 use crate::table::render;
 use bpf::Statistics;
-use crowd::Crowd;
+use many_pods::ManyPods;
 use prober::{Prober, Target};
 
 const HTTP: u16 = 8080;
@@ -322,7 +322,7 @@ fn costs(
 
 fn memory(args: &Args, run: &Run, cgroup: &Cgroup, prober: &Prober) -> Result<()> {
     let mut daemon = daemon(args, run, cgroup, "crowd")?;
-    let mut crowd = Crowd::new()?;
+    let mut crowd = ManyPods::new()?;
     let counts: &[usize] = if args.quick {
         &[2, 250]
     } else {

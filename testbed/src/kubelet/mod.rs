@@ -3,8 +3,8 @@
 //!
 //! The calls here block; any number can be under way at once.
 
+mod control_socket;
 mod dial;
-mod door;
 mod execute;
 mod grpc;
 mod http;
@@ -14,7 +14,7 @@ pub mod process;
 mod raw;
 mod tls;
 
-pub use self::door::{Door, knock};
+pub use self::control_socket::{ControlSocket, request_probe};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::symlink;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, HTTP};
+use super::sample_pod::{self, HTTP};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::Probe;
 use crate::netns::NetNs;
@@ -44,9 +44,9 @@ fn documented() -> BTreeSet<String> {
 }
 
 fn metrics(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("counted"))?;
+    let pod = env.pod(sample_pod::pod("counted"))?;
     let ip = pod.ns.ipv4();
-    usual::truth(&env.kubelet, ip.into())?;
+    sample_pod::check_verdicts(&env.kubelet, ip.into())?;
     let _relayed = env.fails(&Probe::http(ip, HTTP, "/undeclared"))?;
     let scrape = env.daemon.metrics()?;
     let names: BTreeSet<String> = scrape

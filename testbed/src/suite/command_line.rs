@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual;
+use super::sample_pod;
 use crate::bpf::LegacyConnect4;
 use crate::cgroup;
 use crate::daemon::DaemonSpec;
@@ -145,8 +145,8 @@ fn no_daemon(env: &Env) -> Result<()> {
 }
 
 fn status(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("shown"))?;
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    let pod = env.pod(sample_pod::pod("shown"))?;
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
     let table = env.daemon.status_command(&[])?;
     contains(
         &table,

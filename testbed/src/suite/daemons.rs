@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::cases::Cases;
 use super::env::{Env, GRACE};
-use super::usual::{self, HTTP, Probing};
+use super::sample_pod::{self, HTTP, Probing};
 use crate::bpf::{self, Held};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::{Outcome, Probe, ProbePending};
@@ -58,12 +58,15 @@ fn with_pod(cases: &mut Cases, args: &[&str]) -> Result<WithPod> {
     let env = Env::start(cases, args)?;
     // It is the drain that ends them, not their own time.
     let slow = |ms: u32| {
-        let mut probe = usual::http(HTTP, &format!("/slow?ms={ms}"));
+        let mut probe = sample_pod::http(HTTP, &format!("/slow?ms={ms}"));
         probe["timeoutSeconds"] = json!(SLOW.as_secs());
         probe
     };
-    let pod =
-        env.pod(usual::pod("daemons").container(usual::container("slow", slow(700), slow(8000))))?;
+    let pod = env.pod(sample_pod::pod("daemons").container(sample_pod::container(
+        "slow",
+        slow(700),
+        slow(8000),
+    )))?;
     Ok(WithPod { pod, env })
 }
 
@@ -109,12 +112,12 @@ fn held(daemon: &Daemon) -> Result<Held> {
 
 fn killed(WithPod { pod, env }: &mut WithPod) -> Result<()> {
     let ip: IpAddr = pod.ns.ipv4().into();
-    usual::truth(&env.kubelet, ip)?;
+    sample_pod::check_verdicts(&env.kubelet, ip)?;
     let held = held(&env.daemon)?;
     let _killed = env.daemon.kill()?;
     nothing_left(env, &held)?;
     for ip in pod.ns.ips() {
-        usual::mesh_alone(&env.kubelet, ip)?;
+        sample_pod::check_mesh_only(&env.kubelet, ip)?;
     }
     // Its socket's file is left, and is no obstacle for the next daemon.
     ensure!(env.daemon.socket().exists(), "who removed the socket?");
@@ -123,7 +126,7 @@ fn killed(WithPod { pod, env }: &mut WithPod) -> Result<()> {
         .program(Some(env.daemon.program()))
         .start(&env.run)?;
     daemon.wait_served(pod)?;
-    usual::truth(&env.kubelet, ip)
+    sample_pod::check_verdicts(&env.kubelet, ip)
 }
 
 /// Begins a slow check and waits until the app has it.
@@ -178,7 +181,7 @@ fn sigterm(with: &mut WithPod) -> Result<()> {
         "its socket's file is left"
     );
     for ip in with.pod.ns.ips() {
-        usual::mesh_alone(&with.env.kubelet, ip)?;
+        sample_pod::check_mesh_only(&with.env.kubelet, ip)?;
     }
     Ok(())
 }
@@ -234,7 +237,7 @@ fn same_socket(cases: &Cases, WithPod { pod, env }: &WithPod) -> Result<()> {
         .admin_socket(env.daemon.socket())
         .spawn(&env.run)?;
     let _log = second.wait_logged(&["another daemon answers on", &socket, "--admin-socket"])?;
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
     ensure!(env.daemon.get("/readyz")?.0 == 200, "the first one suffers");
     let answers = |daemon: &Daemon| {
         wait::until("the daemon to answer", SOON, || {
@@ -245,16 +248,16 @@ fn same_socket(cases: &Cases, WithPod { pod, env }: &WithPod) -> Result<()> {
     env.daemon.signal(Signal::SIGTERM)?;
     answers(&second)?;
     second.wait_served(pod)?;
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())
 }
 
 /// A new daemon is started beside the old one, which then ends, under constant probing.
 fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
     let mut env = Env::start(cases, &[])?;
-    let pod = env.pod(usual::pod("replaced"))?;
+    let pod = env.pod(sample_pod::pod("replaced"))?;
     let pods = env.daemon.pods().to_owned();
-    let mut all = usual::all(pod.ns.ipv4().into());
-    all.extend(usual::all(pod.ns.ipv6().into()));
+    let mut all = sample_pod::probes(pod.ns.ipv4().into());
+    all.extend(sample_pod::probes(pod.ns.ipv6().into()));
     let probes = all.iter().map(|case| case.probe.clone());
     let probes: Vec<_> = std::iter::repeat_n(probes, pace::fewer(PROBERS))
         .flatten()
@@ -284,13 +287,13 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
         .iter()
         .filter(|made| {
             all.iter()
-                .any(|case| case.probe == made.probe && !case.is_true(&made.result))
+                .any(|case| case.probe == made.probe && !case.matches(&made.result))
         })
         .collect();
     println!(
         "     {} probes by {probers} probers while {times} daemons were replaced, p99 {:?}: {} wrong",
         made.len(),
-        usual::percentile(&made, 99),
+        sample_pod::percentile(&made, 99),
         wrong.len()
     );
     ensure!(wrong.is_empty(), "{} wrong: {:?}", wrong.len(), wrong[0]);

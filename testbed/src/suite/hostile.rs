@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, HTTP, Probing};
+use super::sample_pod::{self, HTTP, Probing};
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::Probe;
 use crate::pace;
@@ -44,7 +44,7 @@ const PATHS: [(&str, &str); 6] = [
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    let victim = env.pod(usual::pod("victim"))?;
+    let victim = env.pod(sample_pod::pod("victim"))?;
     let hostile = env.pod(hostile())?;
     let ip = hostile.ns.ipv4();
     for (name, path) in PATHS {
@@ -76,7 +76,7 @@ fn hostile() -> PodSpec {
         ("slow", HTTP, "/slow?ms=2000"),
     ];
     for (name, port, path) in paths.into_iter().chain(others) {
-        let mut probe = usual::http(port, path);
+        let mut probe = sample_pod::http(port, path);
         if name == "slow" {
             probe["timeoutSeconds"] = json!(5);
         }
@@ -100,8 +100,8 @@ fn beside(env: &Env, victim: &Pod, probe: &Probe) -> Result<()> {
     report(&made, &format!("{} hostile probes", attacks.len()))
 }
 
-fn victim_probed(env: &Env, victim: &Pod) -> Result<Vec<usual::Made>> {
-    let probes = usual::all(victim.ns.ipv4().into());
+fn victim_probed(env: &Env, victim: &Pod) -> Result<Vec<sample_pod::TimedProbe>> {
+    let probes = sample_pod::probes(victim.ns.ipv4().into());
     let probing = Probing::start(
         &env.kubelet,
         probes.iter().map(|case| case.probe.clone()).collect(),
@@ -115,21 +115,24 @@ fn victim_probed(env: &Env, victim: &Pod) -> Result<Vec<usual::Made>> {
     for made in &made {
         let case = probes.iter().find(|case| case.probe == made.probe);
         ensure!(
-            case.is_some_and(|case| case.is_true(&made.result)),
+            case.is_some_and(|case| case.matches(&made.result)),
             "the victim's probe is wrong: {made:?}"
         );
     }
     Ok(made)
 }
 
-fn report(made: &[usual::Made], beside: &str) -> Result<()> {
-    let (p50, p99) = (usual::percentile(made, 50), usual::percentile(made, 99));
+fn report(made: &[sample_pod::TimedProbe], beside: &str) -> Result<()> {
+    let (p50, p99) = (
+        sample_pod::percentile(made, 50),
+        sample_pod::percentile(made, 99),
+    );
     println!(
         "     {} probes beside {beside}: all true, p50 {p50:?}, p99 {p99:?}",
         made.len()
     );
     // Not the p99: where there are few, one stall of the machine is all of it.
-    let p90 = usual::percentile(made, 90);
+    let p90 = sample_pod::percentile(made, 90);
     ensure!(p90 < pace::stretch(SANE), "p90 is {p90:?}");
     Ok(())
 }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, Case, HTTP, Made, Probing};
+use super::sample_pod::{self, Case, HTTP, Probing, TimedProbe};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::freeze::Frozen;
 use crate::kubelet::Probe;
@@ -50,8 +50,13 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 
 /// A pod without a mesh, and what is true of it.
 fn plain(env: &Env) -> Result<(Pod, Vec<Case>)> {
-    let pod = env.pod(usual::pod("plain").rules(RuleSet::None))?;
-    let expected = pod.ns.ips().into_iter().flat_map(usual::all).collect();
+    let pod = env.pod(sample_pod::pod("plain").rules(RuleSet::None))?;
+    let expected = pod
+        .ns
+        .ips()
+        .into_iter()
+        .flat_map(sample_pod::probes)
+        .collect();
     Ok((pod, expected))
 }
 
@@ -59,19 +64,19 @@ fn plain(env: &Env) -> Result<(Pod, Vec<Case>)> {
 fn taken_over(env: &Env) -> Result<(Pod, Vec<Case>)> {
     let (livez, readyz) = ("/app-health/web/livez", "/app-health/web/readyz");
     let pod = env.pod(
-        usual::pod("taken-over")
-            .istio_prober(livez, usual::http(HTTP, "/healthy"))
-            .istio_prober(readyz, usual::http(HTTP, "/failing"))
-            .container(usual::container(
+        sample_pod::pod("taken-over")
+            .istio_prober(livez, sample_pod::http(HTTP, "/healthy"))
+            .istio_prober(readyz, sample_pod::http(HTTP, "/failing"))
+            .container(sample_pod::container(
                 "web",
-                usual::http(PILOT_AGENT, livez),
-                usual::http(PILOT_AGENT, readyz),
+                sample_pod::http(PILOT_AGENT, livez),
+                sample_pod::http(PILOT_AGENT, readyz),
             )),
     )?;
     let case = |path, healthy| Case {
         probe: Probe::http(pod.ns.ipv4(), PILOT_AGENT, path),
         healthy,
-        mesh_alone: healthy,
+        passes_without_daemon: healthy,
     };
     let expected = vec![case(livez, true), case(readyz, false)];
     Ok((pod, expected))
@@ -127,15 +132,15 @@ fn stopped(env: &Env, expected: &[Case], daemons: &[&Daemon], daemon: &Daemon) -
 /// Probes that were made, and what was to be expected of them.
 struct Judged<'a> {
     expected: &'a [Case],
-    made: &'a [Made],
+    made: &'a [TimedProbe],
 }
 
 impl Judged<'_> {
     /// Those begun between the two that are wrong.
-    fn wrong(&self, from: Instant, until: Instant) -> Vec<&Made> {
-        let begun = |made: &&Made| (from..until).contains(&made.begun);
+    fn wrong(&self, from: Instant, until: Instant) -> Vec<&TimedProbe> {
+        let begun = |made: &&TimedProbe| (from..until).contains(&made.begun);
         let made = self.made.iter().filter(begun);
-        made.filter(|made| !usual::is_right(self.expected, made))
+        made.filter(|made| !sample_pod::is_expected(self.expected, made))
             .collect()
     }
 
@@ -155,14 +160,19 @@ impl Judged<'_> {
 /// Two daemons serve one kubelet, as in an upgrade; one of them stands still.
 fn stopped_of_two(cases: &mut Cases, first: bool) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    let pod = env.pod(usual::pod("two"))?;
+    let pod = env.pod(sample_pod::pod("two"))?;
     let second = DaemonSpec::new("second")
         .program(cases.daemon())
         .kubelet_cgroup(&env.cgroup)
         .pods(env.daemon.pods())
         .start(&env.run)?;
     second.wait_served(&pod)?;
-    let expected: Vec<_> = pod.ns.ips().into_iter().flat_map(usual::all).collect();
+    let expected: Vec<_> = pod
+        .ns
+        .ips()
+        .into_iter()
+        .flat_map(sample_pod::probes)
+        .collect();
     let daemon = if first { &env.daemon } else { &second };
     stopped(&env, &expected, &[&env.daemon, &second], daemon)
 }
@@ -170,7 +180,7 @@ fn stopped_of_two(cases: &mut Cases, first: bool) -> Result<()> {
 /// It is not the handler's thread alone that stood still: no reason to end.
 fn stopped_for_long(cases: &mut Cases) -> Result<()> {
     let mut env = Env::start(cases, &[])?;
-    let pod = env.pod(usual::pod("long"))?;
+    let pod = env.pod(sample_pod::pod("long"))?;
     let still = env.daemon.stand_still()?;
     wait::pass(WATCHDOG + Duration::from_secs(2))?;
     drop(still);
@@ -180,7 +190,7 @@ fn stopped_for_long(cases: &mut Cases) -> Result<()> {
     }
     ensure!(env.daemon.get("/healthz")?.0 == 200, "it is not alive");
     let before = env.daemon.counter("redirected")?;
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
     ensure!(
         env.daemon.counter("redirected")? > before,
         "it does not serve"

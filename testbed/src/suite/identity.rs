@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, CLOSED, HTTP, OPEN};
+use super::sample_pod::{self, CLOSED, HTTP, OPEN};
 use crate::app::AppSpec;
 use crate::kubelet::{Ended, Kubelet, Probe};
 use crate::pace;
@@ -36,8 +36,8 @@ const WORDS: [&[u8]; 5] = [
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    let app = AppSpec::new().http(HTTP).grpc(usual::GRPC).tcp(OPEN);
-    let mut spec = usual::pod("identity").app(app.http(UNDECLARED));
+    let app = AppSpec::new().http(HTTP).grpc(sample_pod::GRPC).tcp(OPEN);
+    let mut spec = sample_pod::pod("identity").app(app.http(UNDECLARED));
     // The usual pod's probes, and an app that listens where none is declared.
     spec = spec.with_status();
     let pod = env.pod(spec)?;
@@ -232,17 +232,17 @@ fn other_process(env: &Env, pod: &Pod) -> Result<()> {
         env.daemon.counter("other_process")?,
     );
     for ip in pod.ns.ips() {
-        usual::mesh_alone(&other, ip)?;
+        sample_pod::check_mesh_only(&other, ip)?;
     }
     ensure!(
         env.daemon.counter("seen")? == seen,
         "it was taken for the kubelet"
     );
     let counted = env.daemon.counter("other_process")? - others;
-    let least = 2 * usual::all(pod.ns.ipv4().into()).len() as u64;
+    let least = 2 * sample_pod::probes(pod.ns.ipv4().into()).len() as u64;
     ensure!(counted >= least, "{least} connections, {counted} counted");
     // The kubelet itself is served all the same.
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())
 }
 
 /// The kubelet also talks to the API server, the container runtime, its own health port.

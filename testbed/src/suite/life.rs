@@ -15,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, HTTP, Made, Probing};
+use super::sample_pod::{self, HTTP, Probing, TimedProbe};
 use crate::kubelet::Probe;
 use crate::netns::NetNs;
 use crate::pod::Pod;
@@ -49,7 +49,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 /// An app that closes a connection first keeps its end for a minute, and with it one of the pod's ports: not that of a
 /// probe.
 fn no_time_wait(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("waiting"))?;
+    let pod = env.pod(sample_pod::pod("waiting"))?;
     let waiting = || {
         let mut count = 0;
         for table in ["tcp", "tcp6"] {
@@ -118,8 +118,8 @@ fn wait_endpoints(env: &Env, number: f64) -> Result<()> {
 
 fn removed(env: &Env) -> Result<()> {
     let before = endpoints(env)?;
-    let mut pod = env.pod(usual::pod("removed"))?;
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    let mut pod = env.pod(sample_pod::pod("removed"))?;
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
     ensure!(endpoints(env)? > before, "a pod without endpoints");
     pod.withdraw()?;
     let begun = Instant::now();
@@ -129,7 +129,7 @@ fn removed(env: &Env) -> Result<()> {
         begun.elapsed()
     );
     for ip in pod.ns.ips() {
-        usual::mesh_alone(&env.kubelet, ip)?;
+        sample_pod::check_mesh_only(&env.kubelet, ip)?;
     }
     ensure!(
         env.daemon.pod_status(pod.name())?.is_none(),
@@ -145,7 +145,7 @@ fn pending(env: &Env, pod: &Pod) -> Option<String> {
 
 fn gone_and_back(env: &Env) -> Result<()> {
     let before = endpoints(env)?;
-    let mut pod = env.pod(usual::pod("phoenix"))?;
+    let mut pod = env.pod(sample_pod::pod("phoenix"))?;
     let inode = |status: Value| status["netns"]["known"]["inode"].as_u64();
     let first = env.daemon.pod_status(pod.name())?.and_then(inode);
     pod.die()?;
@@ -167,7 +167,7 @@ fn gone_and_back(env: &Env) -> Result<()> {
     let route = format!("unreachable {}/32", pod.ns.ipv4());
     command::ip_batch(&format!("route add {route}\n"))?;
     let answered = [
-        env.fails(&Probe::tcp(pod.ns.ipv4(), usual::OPEN)),
+        env.fails(&Probe::tcp(pod.ns.ipv4(), sample_pod::OPEN)),
         env.fails(&Probe::http(pod.ns.ipv4(), HTTP, "/healthy")),
     ];
     command::ip_batch(&format!("route del {route}\n"))?;
@@ -191,15 +191,15 @@ fn gone_and_back(env: &Env) -> Result<()> {
         "no inode in status: {first:?}, {second:?}"
     );
     for ip in pod.ns.ips() {
-        usual::truth(&env.kubelet, ip)?;
+        sample_pod::check_verdicts(&env.kubelet, ip)?;
     }
     Ok(())
 }
 
 /// Two pods whose `/healthy` can be told apart, and an address that the first one has too.
 fn pair(env: &Env, names: [&str; 2]) -> Result<([Pod; 2], IpAddr)> {
-    let first = env.pod(usual::pod(names[0]))?;
-    let second = env.pod(usual::pod(names[1]))?;
+    let first = env.pod(sample_pod::pod(names[0]))?;
+    let second = env.pod(sample_pod::pod(names[1]))?;
     second.app.set_status("/healthy", OTHER)?;
     let (_, ip, _) = env.run.next_pod_ips();
     let ip = IpAddr::V4(ip);
@@ -255,7 +255,7 @@ fn moved(env: &Env) -> Result<()> {
 }
 
 /// `old` may not be heard once the address was taken from its pod.
-fn judge(made: &[Made], old: u16, taken: Instant) -> Result<()> {
+fn judge(made: &[TimedProbe], old: u16, taken: Instant) -> Result<()> {
     for made in made {
         if made.result.status == Some(old) && made.begun > taken {
             bail!(
@@ -277,7 +277,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
     })?;
     for owner in [&first, &second] {
         owner.ns.route(ip, &env.run)?;
-        usual::mesh_alone(&env.kubelet, ip)?;
+        sample_pod::check_mesh_only(&env.kubelet, ip)?;
     }
     let _log = env
         .daemon
@@ -296,7 +296,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
         "status does not say so:\n{table}"
     );
     // Their other addresses are served as ever.
-    usual::truth(&env.kubelet, first.ns.ipv4().into())?;
+    sample_pod::check_verdicts(&env.kubelet, first.ns.ipv4().into())?;
     let result = env
         .kubelet
         .probe(&Probe::http(second.ns.ipv4(), HTTP, "/healthy"))?;
@@ -311,7 +311,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
 
 /// What finds no room in the kernel's map meets the mesh, and says so; the rest is served.
 fn map_full(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("too-many"))?;
+    let pod = env.pod(sample_pod::pod("too-many"))?;
     let failed = env.daemon.metric("probe_handler_endpoints_failed")?;
     ensure!(
         same(endpoints(env)?, 2.0) && failed > 0.5,
@@ -427,7 +427,7 @@ fn full_accept_queue(env: &Env) -> Result<()> {
         Ok(socket)
     })?;
     let app = TcpListener::from(queue);
-    let mut probe = usual::http(HTTP, "/healthy");
+    let mut probe = sample_pod::http(HTTP, "/healthy");
     probe["timeoutSeconds"] = json!(15);
     let file = serve_bare(env, "full-queue", &ns, probe)?;
     let _in_the_way = TcpStream::connect((ns.ipv4(), HTTP))?;
@@ -467,7 +467,7 @@ fn one_life(env: &Env, index: usize) -> Result<()> {
         let _length = client.read(&mut request)?;
         Ok(client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?)
     });
-    let file = serve_bare(env, &name, &ns, usual::http(HTTP, "/healthy"))?;
+    let file = serve_bare(env, &name, &ns, sample_pod::http(HTTP, "/healthy"))?;
     let redirected = env.daemon.counter("redirected")?;
     let passed = env.passes(&Probe::http(ns.ipv4(), HTTP, "/healthy"));
     fs::remove_file(&file)?;

@@ -24,16 +24,16 @@ mod life;
 mod locate;
 mod neighbours;
 pub(crate) mod node;
+mod pod_pair;
 mod ports;
 mod privileges;
 mod relays;
 mod rewritten;
 mod robust;
 mod rules;
+pub(crate) mod sample_pod;
 mod sandbox;
 mod source;
-mod twins;
-pub(crate) mod usual;
 mod versions;
 mod webhook;
 

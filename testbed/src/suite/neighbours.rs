@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, HTTP, Probing};
+use super::sample_pod::{self, HTTP, Probing};
 use crate::app::AppSpec;
 use crate::bpf::Map;
 use crate::kubelet::Probe;
@@ -55,10 +55,10 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 fn plain(name: &str) -> PodSpec {
     PodSpec::new(name)
         .app(AppSpec::new().http(HTTP))
-        .container(usual::container(
+        .container(sample_pod::container(
             "web",
-            usual::http(HTTP, "/healthy"),
-            usual::http(HTTP, "/failing"),
+            sample_pod::http(HTTP, "/healthy"),
+            sample_pod::http(HTTP, "/failing"),
         ))
 }
 
@@ -122,7 +122,7 @@ fn lo_down(env: &Env) -> Result<()> {
 /// Each dial inside the pod walks through millions of its rules, and its addresses change all the time so that it is
 /// dialled again and again.
 fn rules_that_cost(env: &Env) -> Result<()> {
-    let victim = env.pod(usual::pod("victim-of-rules"))?;
+    let victim = env.pod(sample_pod::pod("victim-of-rules"))?;
     let mut pod = plain("costly").start(&env.run)?;
     let cost = make_costly(&pod.ns)?;
     println!("     a dial in the pod costs {cost:?} of processor time");
@@ -205,7 +205,7 @@ fn dial(ns: &NetNs) -> Result<Duration> {
 
 /// A thousand addresses, some of which come and go, and thousands of listeners.
 fn flapping(env: &Env) -> Result<()> {
-    let victim = env.pod(usual::pod("victim-of-flaps"))?;
+    let victim = env.pod(sample_pod::pod("victim-of-flaps"))?;
     let mut pod = plain("restless").start(&env.run)?;
     let add = |index: usize| format!("address add {}/32 dev eth0\n", address(index));
     pod.ns.ip(&(0..ADDRESSES).map(add).collect::<String>())?;
@@ -240,7 +240,7 @@ fn listen(ns: &NetNs) -> Result<Vec<TcpListener>> {
 
 /// New pods are served soon, and the probes of one that is there are all right.
 fn beside(env: &Env, victim: &Pod, name: &str) -> Result<()> {
-    let probes = usual::all(victim.ns.ipv4().into());
+    let probes = sample_pod::probes(victim.ns.ipv4().into());
     let probing = Probing::start(
         &env.kubelet,
         probes.iter().map(|case| case.probe.clone()).collect(),
@@ -248,7 +248,7 @@ fn beside(env: &Env, victim: &Pod, name: &str) -> Result<()> {
     let map = Map::held_by(env.daemon.pid(), "ENDPOINTS")?;
     let mut times = Vec::new();
     for index in 0..NEW {
-        let mut pod = usual::pod(&format!("new{index}-{name}")).start(&env.run)?;
+        let mut pod = sample_pod::pod(&format!("new{index}-{name}")).start(&env.run)?;
         let begun = Instant::now();
         pod.publish(env.daemon.pods())?;
         let address = SocketAddr::new(pod.ns.ipv4().into(), HTTP);
@@ -264,13 +264,13 @@ fn beside(env: &Env, victim: &Pod, name: &str) -> Result<()> {
     println!(
         "     new pods were served after {times:?}; {} probes of a neighbour, p50 {:?}, p99 {:?}",
         made.len(),
-        usual::percentile(&made, 50),
-        usual::percentile(&made, 99)
+        sample_pod::percentile(&made, 50),
+        sample_pod::percentile(&made, 99)
     );
     for made in &made {
         let case = probes.iter().find(|case| case.probe == made.probe);
         ensure!(
-            case.is_some_and(|case| case.is_true(&made.result)),
+            case.is_some_and(|case| case.matches(&made.result)),
             "a neighbour's probe is wrong: {made:?}"
         );
     }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::twins::{Family, declare, grpc_of, http_get, https_get};
+use super::pod_pair::{Family, declare, grpc_of, http_get, https_get};
 use crate::app::tls::Certificate;
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::{Ended, Probe};

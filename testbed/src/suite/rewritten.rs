@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::twins::{Family, http_get};
-use super::usual::Probing;
+use super::pod_pair::{Family, http_get};
+use super::sample_pod::Probing;
 use crate::app::tls::Certificate;
 use crate::app::{App, AppSpec};
 use crate::kubelet::{Ended, Probe, ProbeResult};

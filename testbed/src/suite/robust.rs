@@ -16,7 +16,7 @@ use nix::unistd::{Uid, setfsuid};
 use serde_json::Value;
 
 use super::cases::Cases;
-use super::usual;
+use super::sample_pod;
 use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::Kubelet;
@@ -88,9 +88,9 @@ impl Setup {
 
 /// A pod is served by the daemon, and probed truthfully.
 fn truth(run: &Run, daemon: &Daemon, kubelet: &Kubelet) -> Result<Pod> {
-    let mut pod = usual::pod("probed").start(run)?;
+    let mut pod = sample_pod::pod("probed").start(run)?;
     daemon.serve(&mut pod)?;
-    usual::truth(kubelet, pod.ns.ipv4().into())?;
+    sample_pod::check_verdicts(kubelet, pod.ns.ipv4().into())?;
     Ok(pod)
 }
 
@@ -219,7 +219,7 @@ fn several(program: Option<&Path>) -> Result<()> {
         ensure!(log.contains(said), "{said:?} is not in: {log}");
     }
     let ip = pod.ns.ipv4().into();
-    usual::mesh_alone(&shared, ip)?;
+    sample_pod::check_mesh_only(&shared, ip)?;
 
     // Both are links to another program. This one's executable has the name itself.
     let link = run.dir().join(&name);
@@ -236,10 +236,10 @@ fn several(program: Option<&Path>) -> Result<()> {
         })
     };
     serves(&late)?;
-    usual::truth(&late, ip)?;
+    sample_pod::check_verdicts(&late, ip)?;
     let _log = daemon.wait_logged(&["another process is likelier the kubelet"])?;
     own.kill()?;
-    usual::truth(&late, ip)
+    sample_pod::check_verdicts(&late, ip)
 }
 
 /// Where a command is.
@@ -339,9 +339,9 @@ fn neither(node: &Setup) -> Result<()> {
         .admin_socket(&file.join("admin.sock"))
         .asked_at(taken.local_addr()?)
         .spawn(&node.run)?;
-    let mut pod = usual::pod("unasked").start(&node.run)?;
+    let mut pod = sample_pod::pod("unasked").start(&node.run)?;
     pod.publish(daemon.pods())?;
-    let probes = || usual::truth(&node.kubelet, pod.ns.ipv4().into());
+    let probes = || sample_pod::check_verdicts(&node.kubelet, pod.ns.ipv4().into());
     wait::until("truthful probes", SOON, || probes().ok()).with_context(|| daemon.log_tail())?;
     drop(taken);
     is_there_again(&daemon, "admin port")?;
@@ -420,21 +420,21 @@ fn of_a_cluster(
     let node = Node::start(&run, "node")?;
     let cgroup = Cgroup::new(&run, "kubelet")?;
     let kubelet = Kubelet::start(&run, &cgroup, "kubelet")?;
-    let mut before = node.bind(usual::pod("before"))?;
+    let mut before = node.bind(sample_pod::pod("before"))?;
     before.run()?;
     let spec = spec(DaemonSpec::new("daemon").kubelet_cgroup(&cgroup), &run);
     let daemon = node.serve(spec).start(&run)?;
-    let mut after = node.bind(usual::pod("after"))?;
+    let mut after = node.bind(sample_pod::pod("after"))?;
     after.run()?;
     for pod in [&before, &after] {
         daemon.wait_served_by_name(pod.name())?;
-        usual::truth(&kubelet, pod.ns()?.ipv4().into())?;
+        sample_pod::check_verdicts(&kubelet, pod.ns()?.ipv4().into())?;
     }
     missing(&daemon)?;
     after.delete()?;
     drop(after);
-    let mut again = node.bind(usual::pod("again"))?;
+    let mut again = node.bind(sample_pod::pod("again"))?;
     again.run()?;
     daemon.wait_served_by_name(again.name())?;
-    usual::truth(&kubelet, again.ns()?.ipv4().into())
+    sample_pod::check_verdicts(&kubelet, again.ns()?.ipv4().into())
 }

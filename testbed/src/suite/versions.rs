@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual;
+use super::sample_pod;
 use crate::bpf;
 use crate::kubelet::Probe;
 
@@ -76,9 +76,9 @@ fn claim(running: Version, since: Version, there: bool) -> Result<()> {
 
 /// What the kubelet's `connect` fails with.
 fn closed_port(env: &Env, running: Version) -> Result<()> {
-    let pod = env.pod(usual::pod("closed"))?;
+    let pod = env.pod(sample_pod::pod("closed"))?;
     for ip in pod.ns.ips() {
-        let refused = env.fails(&Probe::tcp(ip, usual::CLOSED))?;
+        let refused = env.fails(&Probe::tcp(ip, sample_pod::CLOSED))?;
         let of = |kind: ErrorKind| refused.message.to_lowercase().contains(&kind.to_string());
         let (newer, older) = (
             of(ErrorKind::ConnectionRefused),

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::kubectl::{Kubectl, pass, until};
-use super::manifests::{NAMESPACE, Place, Pod, Sidecar, stranger};
+use super::manifests::{NAMESPACE, Place, Pod, Sidecar, host_network_pod};
+use super::pod_status::{self, PodStatus};
 use super::report::Report;
-use super::seen::{self, Seen};
 use super::table::{self, Failing, Kind};
 
 /// Images are on the node already; a loaded node takes its time all the same.
@@ -34,7 +34,7 @@ pub struct Suite<'a> {
 
 impl Suite<'_> {
     /// Under STRICT the kubelet is refused, and a closed port counts as open.
-    pub fn the_mesh_alone(&mut self) -> Result<()> {
+    pub fn without_daemon(&mut self) -> Result<()> {
         let pods = table::before();
         self.create(pods.iter().map(|(pod, ..)| pod))?;
         for (pod, at_the_mesh, _) in &pods {
@@ -52,7 +52,7 @@ impl Suite<'_> {
     }
 
     /// The daemon is installed as its manifests say, and is ready.
-    pub fn the_daemon_comes(&mut self) -> Result<()> {
+    pub fn install_daemon(&mut self) -> Result<()> {
         let before = self.pods()?;
         self.kubectl.run(&["apply", "-k", self.overlay], "")?;
         self.rolled_out()?;
@@ -91,7 +91,7 @@ impl Suite<'_> {
         self.report.add(&format!("discarded/{discarded}"), run);
         let settled = self.pods()?;
         pass(QUIET);
-        self.unmoved("stays-ready", &healthy, &settled)?;
+        self.stayed_as_they_were("stays-ready", &healthy, &settled)?;
         for failing in failing.iter().filter(|one| one.kind == Kind::Readiness) {
             let run = self.pods().and_then(|pods| {
                 let now = pods.get(&failing.pod.name).context("the pod is gone")?;
@@ -113,7 +113,7 @@ impl Suite<'_> {
         self.kubectl.run(&gone, "")?;
         // The kubelet sends events after the fact, in order.
         let run = until(START, || {
-            let events = seen::events(self.kubectl, NAMESPACE, &uid)?;
+            let events = pod_status::events(self.kubectl, NAMESPACE, &uid)?;
             let killed = events.iter().any(|event| event.starts_with("Killing:"));
             let failed = events.iter().any(|event| event.contains("Hook"));
             ensure!(!failed, "events: {events:#?}");
@@ -127,7 +127,7 @@ impl Suite<'_> {
     }
 
     /// The exemption is the kubelet's: any other process of the node meets the mesh.
-    pub fn strangers(&mut self) -> Result<()> {
+    pub fn other_processes(&mut self) -> Result<()> {
         let ip = self
             .pods()?
             .remove("http")
@@ -136,14 +136,14 @@ impl Suite<'_> {
         let url = format!("http://{ip}:8080/healthy");
         let free = Pod {
             sidecar: Sidecar::None,
-            ..table::one_of_a_crowd("no-mesh", Sidecar::None)
+            ..table::one_of_many("no-mesh", Sidecar::None)
         };
         self.create([&free])?;
         let free = self.running("no-mesh")?;
         let control = format!("http://{}:8080/healthy", free.ip);
         self.kubectl.create(&[
-            stranger("stranger", &["probe", &url], self.place),
-            stranger("stranger-control", &["probe", &control], self.place),
+            host_network_pod("stranger", &["probe", &url], self.place),
+            host_network_pod("stranger-control", &["probe", &control], self.place),
         ])?;
         let refused = self.exit_code("stranger").and_then(|code| {
             ensure!(
@@ -184,8 +184,8 @@ impl Suite<'_> {
         self.kubectl.run(&set, "")?;
         self.rolled_out()?;
         // The old daemon drains while the new one is there already.
-        self.alone()?;
-        self.unmoved("through-an-upgrade", &healthy, &settled)?;
+        self.one_daemon_per_node()?;
+        self.stayed_as_they_were("through-an-upgrade", &healthy, &settled)?;
         for failing in table::failing() {
             let run = self.pods().and_then(|pods| {
                 let now = pods.get(&failing.pod.name).context("the pod is gone")?;
@@ -203,7 +203,7 @@ impl Suite<'_> {
 
     /// Many pods at once, each of which is restarted at its first wrong verdict, against as many without a
     /// mesh.
-    pub fn crowd(&mut self, size: usize) -> Result<()> {
+    pub fn many_pods(&mut self, size: usize) -> Result<()> {
         let names = |kind: &str| -> Vec<String> {
             (0..size)
                 .map(|index| format!("crowd-{kind}-{index}"))
@@ -213,7 +213,7 @@ impl Suite<'_> {
         for (kind, sidecar) in [("free", Sidecar::None), ("meshed", Sidecar::Native)] {
             let pods: Vec<_> = names(kind)
                 .iter()
-                .map(|name| table::one_of_a_crowd(name, sidecar))
+                .map(|name| table::one_of_many(name, sidecar))
                 .collect();
             self.create(&pods)?;
             for pod in &pods {
@@ -244,7 +244,7 @@ impl Suite<'_> {
     }
 
     /// Without the daemon probes meet the mesh again: it was the daemon, and it leaves nothing behind.
-    pub fn the_daemon_goes(&mut self) -> Result<()> {
+    pub fn remove_daemon(&mut self) -> Result<()> {
         self.kubectl
             .run(&["delete", "-k", self.overlay, "--wait=true"], "")?;
         for (pod, at_the_mesh, _) in table::before() {
@@ -263,12 +263,12 @@ impl Suite<'_> {
         self.kubectl.create(&manifests)
     }
 
-    fn pods(&self) -> Result<BTreeMap<String, Seen>> {
-        seen::pods(self.kubectl, NAMESPACE)
+    fn pods(&self) -> Result<BTreeMap<String, PodStatus>> {
+        pod_status::pods(self.kubectl, NAMESPACE)
     }
 
     /// Waits until the kubelet has started the pod's app.
-    fn running(&self, name: &str) -> Result<Seen> {
+    fn running(&self, name: &str) -> Result<PodStatus> {
         until(START, || {
             let seen = self.pods()?.remove(name).unwrap_or_default();
             Ok(match seen.phase == "Running" {
@@ -278,7 +278,7 @@ impl Suite<'_> {
         })
     }
 
-    fn pod_turns(&self, name: &str, ready: bool, deadline: Duration) -> Result<Seen> {
+    fn pod_turns(&self, name: &str, ready: bool, deadline: Duration) -> Result<PodStatus> {
         let turned = until(deadline, || {
             let seen = self.pods()?.remove(name).unwrap_or_default();
             Ok(match seen.ready == ready && seen.phase == "Running" {
@@ -322,16 +322,16 @@ impl Suite<'_> {
 
     fn events(&self, name: &str) -> Result<Vec<String>> {
         let uid = self.pods()?.remove(name).unwrap_or_default().uid;
-        seen::events(self.kubectl, NAMESPACE, &uid)
+        pod_status::events(self.kubectl, NAMESPACE, &uid)
     }
 
     /// That pods were ready all the time since `settled`: the same pods, no restart, condition Ready as it
     /// was. A kubelet that finds a probe failing once says so in all three.
-    fn unmoved(
+    fn stayed_as_they_were(
         &mut self,
         what: &str,
         pods: &[Pod],
-        settled: &BTreeMap<String, Seen>,
+        settled: &BTreeMap<String, PodStatus>,
     ) -> Result<()> {
         let now = self.pods()?;
         for pod in pods {
@@ -362,9 +362,9 @@ impl Suite<'_> {
     }
 
     /// Waits until no daemon that was exchanged is left.
-    fn alone(&self) -> Result<()> {
+    fn one_daemon_per_node(&self) -> Result<()> {
         until(START, || {
-            let pods = seen::pods(self.kubectl, SYSTEM)?;
+            let pods = pod_status::pods(self.kubectl, SYSTEM)?;
             let nodes = self
                 .kubectl
                 .get(&["daemonset", "probe-handler", "-n", SYSTEM])?;

@@ -149,7 +149,7 @@ impl Pod {
 
 /// A pod of the node's own network that runs the testbed's program once: some process that is not the
 /// kubelet.
-pub fn stranger(name: &str, args: &[&str], place: &Place) -> Value {
+pub fn host_network_pod(name: &str, args: &[&str], place: &Place) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",

@@ -5,8 +5,8 @@ mod cases;
 mod images;
 mod kubectl;
 mod manifests;
+mod pod_status;
 mod report;
-mod seen;
 mod table;
 
 use std::env;
@@ -104,17 +104,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn test(mut suite: Suite<'_>, args: &Args) -> Result<()> {
-    suite.the_mesh_alone()?;
-    suite.the_daemon_comes()?;
+    suite.without_daemon()?;
+    suite.install_daemon()?;
     suite.verdicts()?;
-    suite.strangers()?;
+    suite.other_processes()?;
     suite.upgrade()?;
     suite.last_hook()?;
     if args.crowd > 0 {
-        suite.crowd(args.crowd)?;
+        suite.many_pods(args.crowd)?;
     }
     if !args.keep {
-        suite.the_daemon_goes()?;
+        suite.remove_daemon()?;
     }
     Ok(())
 }

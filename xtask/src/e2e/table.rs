@@ -207,7 +207,7 @@ fn taken_over() -> Pod {
 }
 
 /// One of a crowd, which is restarted at its first wrong verdict.
-pub fn one_of_a_crowd(name: &str, sidecar: Sidecar) -> Pod {
+pub fn one_of_many(name: &str, sidecar: Sidecar) -> Pod {
     let mut pod = Pod::new(name, json!({"livenessProbe": strict(&http("/healthy"))}));
     pod.sidecar = sidecar;
     pod

@@ -31,10 +31,10 @@ const FIRST: [(&str, &str); 4] = [
 ];
 
 /// The kernels that are run when none is named.
-pub const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
+pub const DEFAULT: [&str; 3] = ["5.10", "6.1", "6.12"];
 
 /// After so many suites that could not be looked into no other is tried.
-const GIVE_UP: usize = 2;
+const MAX_UNREACHABLE: usize = 2;
 
 const PREFIX: &str = "linux-image-";
 const FLAVOUR: &str = "-cloud-amd64";
@@ -77,7 +77,7 @@ pub fn package(name: &str, cache: &Path) -> Result<PathBuf, Error> {
                 Err(error) => faults.push(format!("{error:#}")),
             }
             // One suite may be gone; without a network all of them fail, each after some patience.
-            if faults.len() == GIVE_UP {
+            if faults.len() == MAX_UNREACHABLE {
                 break;
             }
         }
@@ -130,7 +130,7 @@ fn download(suite: &Suite, package: &str, directory: &Path) -> Result<()> {
 fn newest(names: Vec<String>, kernel: &str) -> Option<String> {
     names
         .into_iter()
-        .filter(|name| version(name).is_some_and(|version| is(version, kernel)))
+        .filter(|name| version(name).is_some_and(|version| matches_release(version, kernel)))
         .max_by_key(|name| version(name).map(numbers))
 }
 
@@ -141,7 +141,7 @@ fn version(name: &str) -> Option<&str> {
 }
 
 /// 6.1.0-53 is 6.1, and 6.12.94 is not.
-fn is(version: &str, kernel: &str) -> bool {
+fn matches_release(version: &str, kernel: &str) -> bool {
     version
         .strip_prefix(kernel)
         .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
@@ -181,7 +181,7 @@ fn unknown(name: &str, cache: &Path) -> String {
             }
         };
         lines.push_str(&format!("\n  {suite:18} {kernels}"));
-        if faults == GIVE_UP {
+        if faults == MAX_UNREACHABLE {
             break;
         }
     }

@@ -3,17 +3,17 @@
 //! A guest has no distribution: Debian's cloud kernel, and an initramfs with our binaries, the commands that
 //! they call, and the modules that the suite needs. Neither root nor kvm is needed here.
 
+mod capacity;
 mod console;
+mod console_filter;
 mod contents;
 mod image;
 mod initramfs;
 mod kernels;
 mod modules;
 mod qemu;
-mod room;
 mod table;
 mod watch;
-mod worth;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -29,11 +29,11 @@ use crate::counts::Counts;
 use crate::release::Binaries;
 use crate::setup;
 use crate::shell::target_dir;
+use console_filter::ConsoleFilter;
 use image::Kernel;
 use initramfs::Initramfs;
 use qemu::{Accelerator, Machine};
 use watch::{Boot, Logs};
-use worth::Worth;
 
 /// Guests that run at the same time where there is memory for them, and processors of each. The suite does one thing
 /// after the other and waits for much of it: a second processor would mostly idle, and three guests keep two busy.
@@ -74,7 +74,7 @@ impl Options {
         if self.any_kernel() {
             self.names.len() + self.kernel_deb.len() + usize::from(self.bzimage.is_some())
         } else {
-            kernels::USUAL.len()
+            kernels::DEFAULT.len()
         }
     }
 
@@ -110,7 +110,7 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
     let cache = target_dir().join("vm");
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     let _only_one = only_one(&cache)?;
-    let at_once = room::guests(&cache, options.count().min(AT_ONCE))?;
+    let at_once = capacity::guests_at_once(&cache, options.count().min(AT_ONCE))?;
     let kernels = kernels(options, &cache)?;
     let binaries = match &options.binaries {
         Some(directory) => Binaries::of(directory)?,
@@ -122,7 +122,7 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
         Some(kernel) => Accelerator::find(&kernel.image),
         None => bail!("{}", all_faults(&kernels)),
     };
-    let house = House {
+    let config = GuestConfig {
         base,
         cache,
         accelerator,
@@ -132,7 +132,7 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
             .map(|filter| filter.to_string_lossy().into_owned())
             .collect(),
     };
-    Ok(table::outcome(&house.guests(kernels)))
+    Ok(table::outcome(&config.boot_all(kernels)))
 }
 
 /// Two runs would write each other's logs.
@@ -152,7 +152,7 @@ type Named = (String, Result<Kernel>);
 /// is a mistake, and ends it all.
 fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
     let mut found: Vec<Named> = Vec::new();
-    let usual: Vec<String> = kernels::USUAL
+    let usual: Vec<String> = kernels::DEFAULT
         .iter()
         .map(|name| (*name).to_owned())
         .collect();
@@ -161,7 +161,7 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
     } else {
         &usual
     };
-    not_twice(names)?;
+    require_distinct(names)?;
     for name in names {
         let kernel = match kernels::package(name, cache) {
             Err(kernels::Error::Unknown(what)) => bail!(what),
@@ -188,12 +188,12 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
         let kernel = Kernel::by_path(image, modules)?;
         found.push((kernel.name.clone(), Ok(kernel)));
     }
-    not_twice(found.iter().map(|(name, _)| name))?;
+    require_distinct(found.iter().map(|(name, _)| name))?;
     Ok(found)
 }
 
 /// Logs and archives are called by the kernels' names.
-fn not_twice<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<()> {
+fn require_distinct<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<()> {
     let mut seen = BTreeSet::new();
     match names.into_iter().find(|name| !seen.insert(*name)) {
         Some(twice) => bail!("kernel {twice} is named twice"),
@@ -210,7 +210,7 @@ fn all_faults(kernels: &[Named]) -> String {
 }
 
 /// What all guests have in common.
-struct House {
+struct GuestConfig {
     base: Initramfs,
     cache: PathBuf,
     accelerator: Accelerator,
@@ -218,9 +218,9 @@ struct House {
     filter: Vec<String>,
 }
 
-impl House {
+impl GuestConfig {
     /// Boots all kernels, some at a time, and gives their results in the order of the kernels.
-    fn guests(&self, kernels: Vec<Named>) -> Vec<Guest> {
+    fn boot_all(&self, kernels: Vec<Named>) -> Vec<Guest> {
         let waiting = Mutex::new(kernels.into_iter().enumerate());
         // A function, so that the lock is not held while the guest runs.
         let next = || lock(&waiting).next();
@@ -261,9 +261,9 @@ impl House {
             machine.accelerator.name(),
             machine.logs.guest.display()
         );
-        let mut worth = Worth::default();
+        let mut filter = ConsoleFilter::default();
         let boot = machine.boot(|line| {
-            if worth.telling(line) {
+            if filter.shows(line) {
                 println!("vm {name}: {line}");
             }
         })?;

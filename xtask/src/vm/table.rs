@@ -26,7 +26,7 @@ pub fn outcome(guests: &[Guest]) -> Outcome {
         let counts = counts(&guest.boot);
         outcome.counts += counts;
         outcome.notes.push(row(guest, counts, &programs));
-        words.extend(said(guest));
+        words.extend(notes(guest));
     }
     outcome.notes.extend(words);
     outcome
@@ -108,7 +108,7 @@ fn row(guest: &Guest, counts: Counts, programs: &[String]) -> String {
 }
 
 /// A line for each thing that the numbers do not tell.
-fn said(guest: &Guest) -> Vec<String> {
+fn notes(guest: &Guest) -> Vec<String> {
     let name = &guest.name;
     let boot = match &guest.boot {
         Ok(boot) => boot,

@@ -61,7 +61,7 @@ pub struct Boot {
     pub trouble: Option<String>,
 }
 
-const PAST_HELP: &str = "the kernel is past help";
+const CRASHED: &str = "the kernel is past help";
 
 /// Runs a machine that says on its standard output what its guest's processes say, and writes the kernel's log itself;
 /// `each` gets every line of the processes.
@@ -98,11 +98,11 @@ pub fn watch(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break None,
         }
-        if past_help.is_none() && kernel.is_past_help() {
+        if past_help.is_none() && kernel.has_crashed() {
             past_help = Some(Instant::now());
         }
         if past_help.is_some_and(|since| since.elapsed() > limits.last_words) {
-            break Some(PAST_HELP.to_owned());
+            break Some(CRASHED.to_owned());
         }
         if last_heard.elapsed() > limits.silence {
             let seconds = limits.silence.as_secs_f64();
@@ -118,8 +118,8 @@ pub fn watch(
         None => {
             let status = child.0.wait()?;
             // A panic restarts the machine, and that ends qemu in order.
-            if past_help.is_some() || kernel.is_past_help() {
-                Some(PAST_HELP.into())
+            if past_help.is_some() || kernel.has_crashed() {
+                Some(CRASHED.into())
             } else if !status.success() {
                 Some(format!("qemu ended with {status}"))
             } else if report.ended.is_none() {
@@ -156,13 +156,13 @@ pub fn lines_of(child: &mut Child) -> Result<Receiver<String>> {
     let output = child.stdout.take().context("qemu has no output")?;
     if let Some(errors) = child.stderr.take() {
         let sender = sender.clone();
-        let _reader = thread::spawn(move || pass_on(errors, &sender));
+        let _reader = thread::spawn(move || forward_lines(errors, &sender));
     }
-    let _reader = thread::spawn(move || pass_on(output, &sender));
+    let _reader = thread::spawn(move || forward_lines(output, &sender));
     Ok(lines)
 }
 
-fn pass_on(from: impl Read, to: &Sender<String>) {
+fn forward_lines(from: impl Read, to: &Sender<String>) {
     for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
         if to.send(line).is_err() {
@@ -182,7 +182,7 @@ impl<'a> Kernel<'a> {
         Self { path, length: 0 }
     }
 
-    fn is_past_help(&mut self) -> bool {
+    fn has_crashed(&mut self) -> bool {
         let length = fs::metadata(self.path).map_or(0, |data| data.len());
         if length == self.length {
             return false;

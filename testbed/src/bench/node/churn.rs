@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::light::LightPod;
+use super::light_pod::LightPod;
 use super::schedule::Schedule;
 use super::{Bench, GRACE, endpoints};
 use crate::bench::process;

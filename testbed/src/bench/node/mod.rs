@@ -5,7 +5,7 @@
 //! or an answer from another pod.
 
 mod churn;
-mod light;
+mod light_pod;
 mod restart;
 mod reuse;
 mod schedule;
@@ -25,7 +25,7 @@ use crate::kubelet::Kubelet;
 use crate::node::Node;
 use crate::run::Run;
 use crate::table::render;
-use light::Light;
+use light_pod::Light;
 use schedule::Tally;
 
 const GRACE: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::light::LightPod;
+use super::light_pod::LightPod;
 use super::{Bench, endpoints, ms};
 use crate::rules::RuleSet;
 use crate::{interrupt, wait};

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::light::{LightPod, probe};
+use super::light_pod::{LightPod, probe};
 use super::{Bench, GRACE, ms};
 use crate::interrupt;
 use crate::rules::RuleSet;
 use crate::suite::node::reuse::{Held, Judged, STATUSES, right};
-use crate::suite::usual::Probing;
+use crate::suite::sample_pod::Probing;
 use crate::wait;
 
 /// How long a probe waits: one that waits a second would see little.

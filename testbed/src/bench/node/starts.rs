@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-use super::light::{Light, LightPod};
+use super::light_pod::{Light, LightPod};
 use super::schedule::{Schedule, Tally};
 use super::{Bench, GRACE, endpoints, ms};
 use crate::bpf::Map;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::light::LightPod;
+use super::light_pod::LightPod;
 use super::schedule::Schedule;
 use super::{Bench, GRACE, endpoints, ms};
 use crate::daemon::Daemon;

@@ -12,7 +12,7 @@ use crate::daemon::Daemon;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::usual::{self, Probing};
+use crate::suite::sample_pod::{self, Probing};
 use crate::{pace, wait};
 
 /// How long there are none.
@@ -34,9 +34,9 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 /// The daemon can open no more than `left` descriptors for a while.
 fn descriptors(cases: &mut Cases, left: u64) -> Result<()> {
     let env = Env::start(cases, &["--scope", "all"])?;
-    let pod = env.pod(usual::pod("descriptors").rules(RuleSet::None))?;
-    let mut all = usual::all(pod.ns.ipv4().into());
-    all.extend(usual::all(pod.ns.ipv6().into()));
+    let pod = env.pod(sample_pod::pod("descriptors").rules(RuleSet::None))?;
+    let mut all = sample_pod::probes(pod.ns.ipv4().into());
+    all.extend(sample_pod::probes(pod.ns.ipv6().into()));
     let probes = all.iter().map(|case| case.probe.clone()).collect();
     // With no connection open, so that none of the numbers is given back meanwhile.
     let mut lowest = lowest_free(&env.daemon)?;
@@ -68,7 +68,7 @@ fn descriptors(cases: &mut Cases, left: u64) -> Result<()> {
     let between = |from: Instant, until: Instant| {
         made.iter()
             .filter(|made| (from..until).contains(&made.begun))
-            .filter(|made| !usual::is_right(&all, made))
+            .filter(|made| !sample_pod::is_expected(&all, made))
             .collect::<Vec<_>>()
     };
     let (first, later) = (between(from, from + grace), between(from + grace, until));

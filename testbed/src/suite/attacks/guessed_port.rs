@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::kubelet::Action;
 use crate::pod::Pod;
-use crate::stranger::{MARK, Stranger};
+use crate::port_guesser::{MARK, PortGuesser};
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::usual::{self, Probing};
+use crate::suite::sample_pod::{self, Probing};
 use crate::{pace, wait};
 
 /// How long a stranger guesses.
@@ -30,8 +30,8 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         return Ok(());
     }
     let env = Env::start(cases, &[])?;
-    let pod = env.pod(usual::pod("guessed"))?;
-    let stranger = Stranger::start()?;
+    let pod = env.pod(sample_pod::pod("guessed"))?;
+    let guesser = PortGuesser::start()?;
     for (name, loopback, ip) in [
         (
             "v4",
@@ -45,7 +45,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         ),
     ] {
         cases.case(&format!("guessed-port/{name}"), || {
-            guessed_port(&env, &pod, &stranger, loopback, ip)
+            guessed_port(&env, &pod, &guesser, loopback, ip)
         });
     }
     Ok(())
@@ -54,14 +54,14 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 fn guessed_port(
     env: &Env,
     pod: &Pod,
-    stranger: &Stranger,
+    guesser: &PortGuesser,
     loopback: IpAddr,
     ip: IpAddr,
 ) -> Result<()> {
     let mut handler = env.daemon.handler()?.into_iter();
     let handler = handler.find(|address| address.ip() == loopback);
     let handler = handler.with_context(|| format!("no handler on {loopback}"))?;
-    let mut probed = usual::all(ip);
+    let mut probed = sample_pod::probes(ip);
     // What a TCP probe says never reaches an app.
     probed.retain(|case| !matches!(case.probe.action, Action::Tcp));
     let probes = probed.iter().map(|case| case.probe.clone());
@@ -69,7 +69,7 @@ fn guessed_port(
     let _earlier = pod.app.take_recorded()?;
 
     let probing = Probing::start(&Arc::clone(&env.kubelet), probes);
-    let attack = stranger.attack(handler, pace::stretch(TIME))?;
+    let attack = guesser.attack(handler, pace::stretch(TIME))?;
     let begun = Instant::now();
     let mut got_in = Vec::new();
     while begun.elapsed() < pace::stretch(TIME) {
@@ -78,14 +78,14 @@ fn guessed_port(
         drop(stopped);
         wait::pass(FREE)?;
         // The app does not remember any number.
-        got_in.extend(strangers(pod)?);
+        got_in.extend(port_guessers_requests(pod)?);
     }
     let guesses = attack.wait()?;
     let made = probing.stop()?;
-    got_in.extend(strangers(pod)?);
+    got_in.extend(port_guessers_requests(pod)?);
     let wrong: Vec<_> = made
         .iter()
-        .filter(|made| !usual::is_right(&probed, made))
+        .filter(|made| !sample_pod::is_expected(&probed, made))
         .collect();
     println!(
         "     {guesses:?} beside {} probes: {} requests reached the app, {} probes are wrong",
@@ -99,7 +99,7 @@ fn guessed_port(
     );
     ensure!(
         got_in.is_empty() && wrong.is_empty(),
-        "{} of the stranger's requests reached the app, {} of {} probes are wrong: {:?} {:?}",
+        "{} of the process's requests reached the app, {} of {} probes are wrong: {:?} {:?}",
         got_in.len(),
         wrong.len(),
         made.len(),
@@ -110,7 +110,7 @@ fn guessed_port(
 }
 
 /// What reached the app of the stranger's: the heads.
-fn strangers(pod: &Pod) -> Result<Vec<String>> {
+fn port_guessers_requests(pod: &Pod) -> Result<Vec<String>> {
     let recorded = pod.app.take_recorded()?.into_iter();
     Ok(recorded
         .map(|request| request.head)

@@ -17,7 +17,7 @@ use crate::pod::PodSpec;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::usual;
+use crate::suite::sample_pod;
 
 const PODS: usize = 20;
 /// Ports of each pod that a TCP probe declares, and as many that an HTTP probe does.
@@ -93,10 +93,10 @@ fn pod(name: &str, rules: RuleSet) -> PodSpec {
     for number in 0..OF_EACH_KIND {
         app = app.listen(Protocol::Tcp, Bind::DualStack, TCP + number);
         app = app.listen(Protocol::Http, Bind::DualStack, HTTP + number);
-        spec = spec.container(usual::container(
+        spec = spec.container(sample_pod::container(
             &format!("c{number}"),
             json!({"tcpSocket": {"port": TCP + number}}),
-            usual::http(HTTP + number, "/healthy"),
+            sample_pod::http(HTTP + number, "/healthy"),
         ));
     }
     spec.app(app)

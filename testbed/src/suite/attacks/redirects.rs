@@ -10,7 +10,7 @@ use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::usual::{self, HTTP, Probing};
+use crate::suite::sample_pod::{self, HTTP, Probing};
 use crate::{pace, wait};
 
 /// Each Location is 15 KB long, and leads to the next.
@@ -34,10 +34,10 @@ fn redirects(cases: &mut Cases) -> Result<()> {
         PodSpec::new(name)
             .rules(RuleSet::IstioRedirect)
             .app(AppSpec::new().http(HTTP))
-            .container(usual::container(
+            .container(sample_pod::container(
                 "web",
-                usual::http(HTTP, SHORT),
-                usual::http(HTTP, LONG),
+                sample_pod::http(HTTP, SHORT),
+                sample_pod::http(HTTP, LONG),
             ))
     };
     let hostile = env.pod(web("redirects"))?;
@@ -80,8 +80,8 @@ fn beside(env: &Env, neighbours: &[Pod], probe: &Probe) -> Result<()> {
         "     beside {others} of {:?}: {} probes of neighbours, p50 {:?}, p99 {:?}, {} wrong",
         probe.action,
         made.len(),
-        usual::percentile(&made, 50),
-        usual::percentile(&made, 99),
+        sample_pod::percentile(&made, 50),
+        sample_pod::percentile(&made, 99),
         wrong.len()
     );
     ensure!(wrong.is_empty(), "{} wrong: {:?}", wrong.len(), wrong[0]);

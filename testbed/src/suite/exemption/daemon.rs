@@ -15,7 +15,7 @@ use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::twins::{Family, declare, grpc_of, http_get, https_get, tcp_socket};
+use crate::suite::pod_pair::{Family, declare, grpc_of, http_get, https_get, tcp_socket};
 use crate::wait;
 
 const HTTP: u16 = 8080;

@@ -10,7 +10,7 @@ use crate::kubelet::Probe;
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
-use crate::suite::twins::Family;
+use crate::suite::pod_pair::Family;
 
 const HTTP: u16 = 8080;
 const HTTPS: u16 = 8443;

@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime, clock_settime};
 
 use super::env::Env;
 use crate::suite::cases::Cases;
-use crate::suite::usual;
+use crate::suite::sample_pod;
 
 const HOUR: i64 = 3600;
 /// Within the time for which the API server's certificate is good.
@@ -21,19 +21,19 @@ pub fn run(cases: &mut Cases, env: &Env) {
 
 /// While it jumps, pods that are there are served, new ones are found, and watches that break come back.
 fn jumps(env: &Env) -> Result<()> {
-    let old = env.pod(usual::pod("from-before"))?;
+    let old = env.pod(sample_pod::pod("from-before"))?;
     for (index, seconds) in JUMPS.into_iter().enumerate() {
         let clock = Clock::moved(seconds)?;
-        env.truth(&old)?;
+        env.check_verdicts(&old)?;
         env.node.api.order(|server| server.cut("pods", Cut::End))?;
-        let new = env.pod(usual::pod(&format!("after-jump-{index}")))?;
-        env.truth(&new)?;
+        let new = env.pod(sample_pod::pod(&format!("after-jump-{index}")))?;
+        env.check_verdicts(&new)?;
         let (status, body) = env.daemon.get("/readyz")?;
         ensure!(status == 200, "/readyz answers {status}: {body}");
         drop(clock);
-        env.truth(&new)?;
+        env.check_verdicts(&new)?;
     }
-    env.truth(&old)
+    env.check_verdicts(&old)
 }
 
 /// The wall clock, moved; put right on drop.

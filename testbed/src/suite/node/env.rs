@@ -14,7 +14,7 @@ use crate::node::{Node, NodePod};
 use crate::pod::PodSpec;
 use crate::run::Run;
 use crate::suite::cases::Cases;
-use crate::suite::usual::{self, HTTP};
+use crate::suite::sample_pod::{self, HTTP};
 use crate::wait;
 
 /// When something that happens has been seen, on a machine that has much else to do.
@@ -147,9 +147,10 @@ impl Env {
     ///
     /// # Errors
     /// When one does not.
-    pub fn truth(&self, pod: &NodePod) -> Result<()> {
+    pub fn check_verdicts(&self, pod: &NodePod) -> Result<()> {
         for ip in pod.ns()?.ips() {
-            usual::truth(&self.kubelet, ip).with_context(|| format!("pod {}", pod.name()))?;
+            sample_pod::check_verdicts(&self.kubelet, ip)
+                .with_context(|| format!("pod {}", pod.name()))?;
         }
         Ok(())
     }
@@ -158,8 +159,8 @@ impl Env {
     ///
     /// # Errors
     /// When one does not.
-    pub fn mesh_alone(&self, pod: &NodePod) -> Result<()> {
-        usual::mesh_alone(&self.kubelet, pod.ns()?.ipv4().into())
+    pub fn check_mesh_only(&self, pod: &NodePod) -> Result<()> {
+        sample_pod::check_mesh_only(&self.kubelet, pod.ns()?.ipv4().into())
             .with_context(|| format!("pod {}: {}", pod.name(), self.said(pod.name())))
     }
 

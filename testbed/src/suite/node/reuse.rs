@@ -12,7 +12,7 @@ use crate::kubelet::Probe;
 use crate::node::{NodePod, Order};
 use crate::pace;
 use crate::suite::cases::Cases;
-use crate::suite::usual::{self, HTTP, Made, Probing};
+use crate::suite::sample_pod::{self, HTTP, Probing, TimedProbe};
 
 /// What the pods answer, by which they can be told apart.
 pub(crate) const STATUSES: [u16; 2] = [200, 418];
@@ -63,8 +63,11 @@ fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
     let (_, ipv4, ipv6) = env.run.next_pod_ips();
     let ip = IpAddr::V4(ipv4);
     let bind = |round: usize| -> Result<NodePod> {
-        let spec = usual::pod(&format!("{name}-{round}"));
-        let app = AppSpec::new().http(HTTP).grpc(usual::GRPC).tcp(usual::OPEN);
+        let spec = sample_pod::pod(&format!("{name}-{round}"));
+        let app = AppSpec::new()
+            .http(HTTP)
+            .grpc(sample_pod::GRPC)
+            .tcp(sample_pod::OPEN);
         let app = app.status("/healthy", STATUSES[round % 2]);
         let mut pod = env.node.bind(spec.app(app))?;
         pod.make_cgroup()?;
@@ -145,7 +148,7 @@ pub(crate) enum Judged {
 
 /// Whoever answers must have had the address at some moment of the probe, and who is served and there all the
 /// while must have answered. Other statuses are the daemon's own: the app could not be reached.
-pub(crate) fn right(made: &Made, held: &[Held]) -> Result<Judged> {
+pub(crate) fn right(made: &TimedProbe, held: &[Held]) -> Result<Judged> {
     let (begun, ended) = (made.begun, made.ended);
     let there = held.iter().find(|held| {
         held.served.is_some_and(|served| served <= begun)

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::super::twins::{grpc_of, http_get, https_get, tcp_socket};
+use super::super::pod_pair::{grpc_of, http_get, https_get, tcp_socket};
 use super::{AGENT, CLOSED, GRPC, HTTP, OPEN, TLS};
 use crate::kubelet::Probe;
 

@@ -101,7 +101,7 @@ fn a_panic_counts_though_the_machine_restarts_in_order() {
     let script = "echo 'guest: the suite exited with 0'; \
                   echo 'Kernel panic - not syncing: Fatal exception' >> $kernel";
     let trouble = trouble(script, PATIENT);
-    assert!(trouble.starts_with(PAST_HELP), "{trouble}");
+    assert!(trouble.starts_with(CRASHED), "{trouble}");
     assert!(trouble.contains("| Kernel panic"), "{trouble}");
 }
 
@@ -123,7 +123,7 @@ fn a_panic_or_a_lockup_ends_a_guest_that_goes_on() {
             ..PATIENT
         };
         let trouble = trouble(&script, limits);
-        assert!(trouble.starts_with(PAST_HELP), "{words}: {trouble}");
+        assert!(trouble.starts_with(CRASHED), "{words}: {trouble}");
         // What it says after that is waited for.
         assert!(trouble.contains("| why it did"), "{words}: {trouble}");
     }

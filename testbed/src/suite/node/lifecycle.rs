@@ -8,7 +8,7 @@ use super::env::{Env, QUIET};
 use crate::kubelet::Probe;
 use crate::node::{Bound, NodePod, Order};
 use crate::suite::cases::Cases;
-use crate::suite::usual::{self, HTTP};
+use crate::suite::sample_pod::{self, HTTP};
 use crate::wait;
 
 pub fn run(cases: &mut Cases, env: &Env) {
@@ -34,23 +34,23 @@ fn at(pod: &NodePod) -> Result<SocketAddr> {
 
 /// The endpoint stands before the first app process runs, and the first probe is true.
 fn start(env: &Env, name: &str, order: Order) -> Result<()> {
-    let mut pod = env.node.bind(usual::pod(name))?;
+    let mut pod = env.node.bind(sample_pod::pod(name))?;
     pod.make_cgroup()?;
     pod.start_sandbox(order)?;
     let waited = env.endpoint(&pod, true)?;
     println!("     the endpoint stood {waited:?} after the sandbox was ready");
     pod.start_containers()?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     pod.report_running()?;
     env.served(&pod)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     pod.end()?;
     env.gone(name)
 }
 
 /// The app's container ends and starts anew: its probes say so, nothing else changes.
 fn restart(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("restarting"))?;
+    let mut pod = env.pod(sample_pod::pod("restarting"))?;
     let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
     drop(pod.sandbox()?.app.take());
     for _ in 0..5 {
@@ -59,12 +59,12 @@ fn restart(env: &Env) -> Result<()> {
     }
     ensure!(env.endpoints()?.has(at(&pod)?)?, "the endpoint went");
     pod.start_app()?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
 /// The node's runtime lost the sandbox: a new one, with a new namespace and a new address.
 fn made_anew(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("phoenix"))?;
+    let mut pod = env.pod(sample_pod::pod("phoenix"))?;
     let old = at(&pod)?;
     pod.stop()?;
     env.stands(old, false)?;
@@ -75,16 +75,16 @@ fn made_anew(env: &Env) -> Result<()> {
     pod.report_running()?;
     let waited = env.endpoint(&pod, true)?;
     println!("     served {waited:?} after the kubelet told the new address");
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
 /// Deleted, but running: the kubelet goes on with its readiness probes until its containers stop.
 fn terminating(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("leaving"))?;
+    let mut pod = env.pod(sample_pod::pod("leaving"))?;
     let address = at(&pod)?;
     pod.terminate()?;
     wait::pass(QUIET)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     pod.stop()?;
     env.stands(address, false)?;
     ensure!(
@@ -97,17 +97,17 @@ fn terminating(env: &Env) -> Result<()> {
 
 /// The object goes first (`kubectl delete --force`), and the containers run for a while.
 fn by_force(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("forced"))?;
+    let mut pod = env.pod(sample_pod::pod("forced"))?;
     let address = at(&pod)?;
     pod.delete()?;
     env.stands(address, false)?;
     env.gone("forced")?;
-    env.mesh_alone(&pod)
+    env.check_mesh_only(&pod)
 }
 
 /// Old news of the API server: the pod runs, and has an address, before anything is on the node.
 fn status_first(env: &Env) -> Result<()> {
-    let mut pod = env.node.bind(usual::pod("announced"))?;
+    let mut pod = env.node.bind(sample_pod::pod("announced"))?;
     let (_, ipv4, ipv6) = env.run.next_pod_ips();
     pod.update(|object| {
         object["status"] = serde_json::json!({
@@ -120,25 +120,25 @@ fn status_first(env: &Env) -> Result<()> {
     pod.start_sandbox_at(Order::NetworkFirst, Some((ipv4, ipv6)))?;
     let _waited = env.endpoint(&pod, true)?;
     pod.start_containers()?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
 /// The node is faster than the API server's watch.
 fn sandbox_first(env: &Env) -> Result<()> {
-    let spec = usual::pod("unheard-of");
+    let spec = sample_pod::pod("unheard-of");
     let mut pod = env.node.bind_as(Bound::new(spec).unscheduled())?;
     pod.start_sandbox(Order::NetworkFirst)?;
     pod.start_containers()?;
-    env.mesh_alone(&pod)?;
+    env.check_mesh_only(&pod)?;
     pod.schedule()?;
     let waited = env.endpoint(&pod, true)?;
     println!("     served {waited:?} after it was told");
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
 /// A pod that runs elsewhere is none of ours; the daemon does not even hear of it.
 fn bound_late(env: &Env) -> Result<()> {
-    let spec = usual::pod("elsewhere");
+    let spec = sample_pod::pod("elsewhere");
     let pod = env.node.bind_as(Bound::new(spec).unscheduled())?;
     wait::pass(QUIET)?;
     ensure!(
@@ -150,7 +150,7 @@ fn bound_late(env: &Env) -> Result<()> {
 
 /// The same thing said again changes nothing: no endpoint goes, not for a moment.
 fn told_twice(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("echoed"))?;
+    let mut pod = env.pod(sample_pod::pod("echoed"))?;
     let before = env.daemon.status()?["counters"]["seen"].as_u64();
     for round in 0..50_u32 {
         pod.update(|object| {
@@ -158,7 +158,7 @@ fn told_twice(env: &Env) -> Result<()> {
         })?;
         ensure!(env.endpoints()?.has(at(&pod)?)?, "the endpoint went");
     }
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     let after = env.daemon.status()?["counters"]["seen"].as_u64();
     ensure!(
         after.context("counters")? > before.context("counters")?,

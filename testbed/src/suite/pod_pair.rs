@@ -61,7 +61,7 @@ impl Family {
 
 /// Both pods.
 #[derive(Debug)]
-pub struct Twins<'a> {
+pub struct PodPair<'a> {
     env: &'a Env,
     /// Behind Istio's REDIRECT rules and a sidecar that insists on mutual TLS, and served.
     pub meshed: Pod,
@@ -78,7 +78,7 @@ pub struct Pair {
     pub plain: ProbeResult,
 }
 
-impl<'a> Twins<'a> {
+impl<'a> PodPair<'a> {
     /// Makes both pods of `spec`, which is given their names.
     ///
     /// # Errors
@@ -139,7 +139,7 @@ impl<'a> Twins<'a> {
         Ok(pair)
     }
 
-    /// As [`Twins::same`], and the probe passes.
+    /// As [`PodPair::same`], and the probe passes.
     ///
     /// # Errors
     /// When it does not, or not in both.
@@ -149,7 +149,7 @@ impl<'a> Twins<'a> {
         Ok(pair)
     }
 
-    /// As [`Twins::same`], and the probe fails.
+    /// As [`PodPair::same`], and the probe fails.
     ///
     /// # Errors
     /// When it does not, or not in both.

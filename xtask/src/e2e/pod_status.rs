@@ -9,7 +9,7 @@ use super::kubectl::Kubectl;
 
 /// A pod as last seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct PodStatus {
     /// Its UID.
     pub uid: String,
     /// Whether container `app` is ready, as its readiness probe decides.
@@ -32,7 +32,7 @@ pub struct Seen {
 ///
 /// # Errors
 /// What kubectl says.
-pub fn pods(kubectl: &Kubectl, namespace: &str) -> Result<BTreeMap<String, Seen>> {
+pub fn pods(kubectl: &Kubectl, namespace: &str) -> Result<BTreeMap<String, PodStatus>> {
     let list = kubectl.get(&["pods", "-n", namespace])?;
     let items = list["items"].as_array().cloned().unwrap_or_default();
     Ok(items
@@ -55,11 +55,11 @@ pub fn events(kubectl: &Kubectl, namespace: &str, uid: &str) -> Result<Vec<Strin
         .collect())
 }
 
-fn of(pod: &Value) -> Seen {
+fn of(pod: &Value) -> PodStatus {
     let status = &pod["status"];
     let app = named(&status["containerStatuses"], "name", "app");
     let ready = named(&status["conditions"], "type", "Ready");
-    Seen {
+    PodStatus {
         uid: text(&pod["metadata"]["uid"]),
         ready: app["ready"].as_bool().unwrap_or_default(),
         started: app["started"].as_bool().unwrap_or_default(),
@@ -107,7 +107,7 @@ mod tests {
                 ],
             },
         });
-        let expected = Seen {
+        let expected = PodStatus {
             uid: "u".to_owned(),
             ready: true,
             started: true,
@@ -122,6 +122,9 @@ mod tests {
 
     #[test]
     fn a_pod_without_status_is_neither_ready_nor_started() {
-        assert_eq!(of(&json!({"metadata": {"name": "a"}})), Seen::default());
+        assert_eq!(
+            of(&json!({"metadata": {"name": "a"}})),
+            PodStatus::default()
+        );
     }
 }

@@ -23,12 +23,12 @@ const SERVED: Duration = Duration::from_secs(120);
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
 
 /// Pods that grow in number.
-pub(super) struct Crowd {
+pub(super) struct ManyPods {
     pods: Vec<NetNs>,
     apps: tokio::runtime::Runtime,
 }
 
-impl Crowd {
+impl ManyPods {
     pub(super) fn new() -> Result<Self> {
         let apps = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

@@ -19,7 +19,7 @@ use crate::worker::{Pending, Worker, testbed_program};
 /// `nobody`.
 const NOBODY: u32 = 65534;
 /// What the stranger's requests bear and nobody else's does.
-pub const MARK: &str = "guessed-by-a-stranger";
+pub const MARK: &str = "guessed-source-port";
 /// Ports that are tried after each look at where the kernel is.
 const AHEAD: u16 = 18;
 /// How long a round of one look and [`AHEAD`] guesses takes at least: 1,900 connections a second.
@@ -28,7 +28,7 @@ const ROUND: Duration = Duration::from_millis(10);
 const STEP: u16 = 2;
 const CONNECT: Duration = Duration::from_millis(200);
 
-/// Arguments of `testbed stranger`: none.
+/// Arguments of `testbed port-guesser`: none.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
@@ -52,7 +52,7 @@ pub struct Guesses {
 
 /// A running stranger, killed on drop.
 #[derive(Debug)]
-pub struct Stranger(Worker);
+pub struct PortGuesser(Worker);
 
 /// An attack under way.
 #[derive(Debug)]
@@ -61,14 +61,14 @@ pub struct Attack {
     time: Duration,
 }
 
-impl Stranger {
+impl PortGuesser {
     /// Starts one.
     ///
     /// # Errors
     /// When it can't be started.
     pub fn start() -> Result<Self> {
         let mut command = Command::new(testbed_program()?);
-        Worker::start("stranger", command.arg("stranger")).map(Self)
+        Worker::start("port-guesser", command.arg("port-guesser")).map(Self)
     }
 
     /// Has it guess for `time`.

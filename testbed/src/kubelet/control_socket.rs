@@ -1,4 +1,4 @@
-//! The stand-in kubelet's door: a Unix socket through which another program has it make a probe. Only the kubelet's own
+//! The stand-in kubelet's control: a Unix socket through which another program has it make a probe. Only the kubelet's own
 //! process is exempt from the mesh; whoever wants to play by hand needs it.
 
 use std::io::{ErrorKind, Read, Write};
@@ -16,12 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The socket, as long as it is open.
 #[derive(Debug)]
-pub struct Door {
+pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
 }
 
-impl Door {
+impl ControlSocket {
     /// Opens one at `path`.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl Door {
 ///
 /// # Errors
 /// When nobody answers there. A failing probe is a result.
-pub fn knock(path: &Path, probe: &Probe) -> Result<ProbeResult> {
+pub fn request_probe(path: &Path, probe: &Probe) -> Result<ProbeResult> {
     let at = || format!("no stand-in kubelet answers at {}", path.display());
     let mut stream = UnixStream::connect(path).with_context(at)?;
     stream.write_all(&serde_json::to_vec(probe)?)?;

@@ -11,7 +11,7 @@ use crate::pace;
 use crate::pod::PodSpec;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
-use crate::suite::usual::{self, HTTP};
+use crate::suite::sample_pod::{self, HTTP};
 
 const LIVE: &str = "/app-health/web/livez";
 const READY: &str = "/app-health/web/readyz";
@@ -40,7 +40,11 @@ pub fn run(cases: &mut Cases, env: &Env) {
 }
 
 fn probed(port: u16) -> serde_json::Value {
-    usual::container("web", usual::http(port, LIVE), usual::http(port, READY))
+    sample_pod::container(
+        "web",
+        sample_pod::http(port, LIVE),
+        sample_pod::http(port, READY),
+    )
 }
 
 fn app() -> crate::app::AppSpec {
@@ -53,8 +57,8 @@ fn injected(name: &str, port: u16) -> PodSpec {
         .rules(RuleSet::IstioRedirect)
         .app(app())
         .container(probed(port))
-        .istio_prober(LIVE, usual::http(HTTP, "/healthy"))
-        .istio_prober(READY, usual::http(HTTP, "/failing"))
+        .istio_prober(LIVE, sample_pod::http(HTTP, "/healthy"))
+        .istio_prober(READY, sample_pod::http(HTTP, "/failing"))
 }
 
 fn way(env: &Env, pod: &NodePod) -> Result<String> {
@@ -110,7 +114,7 @@ fn not_taken_over(env: &Env, name: &str, value: &str) -> Result<()> {
 
 /// Pilot-agent gets what we can't read; it would not have read it either.
 fn malformed(env: &Env) -> Result<()> {
-    let good = env.pod(usual::pod("beside-malformed"))?;
+    let good = env.pod(sample_pod::pod("beside-malformed"))?;
     let mut pod = env.node.bind(injected("malformed", 15020))?;
     pod.update(|object| {
         let containers = object["spec"]["containers"].as_array_mut();
@@ -122,15 +126,15 @@ fn malformed(env: &Env) -> Result<()> {
     })?;
     pod.run()?;
     let _said = env.problem(&["testbed/malformed", "ISTIO_KUBE_APP_PROBERS", "no JSON"])?;
-    env.truth(&good)?;
+    env.check_verdicts(&good)?;
     pod.end()?;
     env.no_problem()
 }
 
 fn rewritten(env: &Env) -> Result<()> {
     let originals = json!({
-        LIVE: usual::http(HTTP, "/healthy"),
-        READY: usual::http(HTTP, "/failing"),
+        LIVE: sample_pod::http(HTTP, "/healthy"),
+        READY: sample_pod::http(HTTP, "/failing"),
     });
     let spec = PodSpec::new("rewritten")
         .rules(RuleSet::IstioRedirect)
@@ -145,7 +149,7 @@ fn rewritten(env: &Env) -> Result<()> {
 /// The annotation comes, changes and goes while the pod runs.
 fn exempt_pod(env: &Env) -> Result<()> {
     const EXEMPT: &str = "probe-handler.io/exempt";
-    let mut pod = env.pod(usual::pod("moody"))?;
+    let mut pod = env.pod(sample_pod::pod("moody"))?;
     let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
     for (value, served) in [
         (Some("false"), false),
@@ -169,14 +173,14 @@ fn exempt_pod(env: &Env) -> Result<()> {
         }
     }
     env.no_problem()?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
 /// The same on its namespace; what the pod says itself counts for more.
 fn exempt_namespace(env: &Env) -> Result<()> {
     let mark = |value| env.node.api.put("namespaces", namespace("testbed", value));
-    let pod = env.pod(usual::pod("follower"))?;
-    let own = env.pod(usual::pod("own-mind").annotation("probe-handler.io/exempt", "true"))?;
+    let pod = env.pod(sample_pod::pod("follower"))?;
+    let own = env.pod(sample_pod::pod("own-mind").annotation("probe-handler.io/exempt", "true"))?;
     let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
     for (value, served) in [(Some("false"), false), (Some("true"), true), (None, true)] {
         mark(value)?;
@@ -188,7 +192,7 @@ fn exempt_namespace(env: &Env) -> Result<()> {
             "late: {:?}",
             begun.elapsed()
         );
-        env.truth(&own)?;
+        env.check_verdicts(&own)?;
     }
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }

@@ -62,12 +62,12 @@ pub struct Case {
     /// Whether the app is healthy by it.
     pub healthy: bool,
     /// What the mesh alone makes of it.
-    pub mesh_alone: bool,
+    pub passes_without_daemon: bool,
 }
 
 impl Case {
     /// Whether `result` is what the app deserves, with its own status where it has one.
-    pub fn is_true(&self, result: &ProbeResult) -> bool {
+    pub fn matches(&self, result: &ProbeResult) -> bool {
         let status = match (&self.probe.action, self.healthy) {
             (Action::Http { .. }, true) => Some(200),
             (Action::Http { .. }, false) => Some(503),
@@ -78,7 +78,7 @@ impl Case {
 }
 
 /// All probes of the usual pod at `ip`.
-pub fn all(ip: IpAddr) -> Vec<Case> {
+pub fn probes(ip: IpAddr) -> Vec<Case> {
     [
         (Probe::http(ip, HTTP, "/healthy"), true, false),
         (Probe::http(ip, HTTP, "/failing"), false, false),
@@ -87,10 +87,10 @@ pub fn all(ip: IpAddr) -> Vec<Case> {
         (Probe::tcp(ip, OPEN), true, true),
         (Probe::tcp(ip, CLOSED), false, true),
     ]
-    .map(|(probe, healthy, mesh_alone)| Case {
+    .map(|(probe, healthy, passes_without_daemon)| Case {
         probe,
         healthy,
-        mesh_alone,
+        passes_without_daemon,
     })
     .to_vec()
 }
@@ -99,11 +99,11 @@ pub fn all(ip: IpAddr) -> Vec<Case> {
 ///
 /// # Errors
 /// When one does not.
-pub fn truth(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
-    for case in all(ip) {
+pub fn check_verdicts(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
+    for case in probes(ip) {
         let result = kubelet.probe(&case.probe)?;
         ensure!(
-            case.is_true(&result),
+            case.matches(&result),
             "untrue: {:?}: {result:?}",
             case.probe
         );
@@ -115,7 +115,7 @@ pub fn truth(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
 ///
 /// # Errors
 /// When one does not.
-pub fn mesh_alone(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
+pub fn check_mesh_only(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
     let shorter = |mut probe: Probe| {
         if matches!(probe.action, Action::Grpc { .. }) {
             // Its client dials again until the timeout.
@@ -123,9 +123,9 @@ pub fn mesh_alone(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
         }
         probe
     };
-    for case in all(ip) {
+    for case in probes(ip) {
         let result = kubelet.probe(&shorter(case.probe.clone()))?;
-        let right = result.passed() == case.mesh_alone && result.status.is_none();
+        let right = result.passed() == case.passes_without_daemon && result.status.is_none();
         ensure!(
             right,
             "does not meet the mesh: {:?}: {result:?}",
@@ -137,7 +137,7 @@ pub fn mesh_alone(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
 
 /// A probe made while something else happened.
 #[derive(Clone, Debug)]
-pub struct Made {
+pub struct TimedProbe {
     /// When it began.
     pub begun: Instant,
     /// When it ended.
@@ -149,16 +149,16 @@ pub struct Made {
 }
 
 /// Whether `made` is what one of `cases` expects.
-pub fn is_right(cases: &[Case], made: &Made) -> bool {
+pub fn is_expected(cases: &[Case], made: &TimedProbe) -> bool {
     let mut cases = cases.iter();
-    cases.any(|case| case.probe == made.probe && case.is_true(&made.result))
+    cases.any(|case| case.probe == made.probe && case.matches(&made.result))
 }
 
 /// Constant probing by several probers at once.
 #[derive(Debug)]
 pub struct Probing {
     stop: Arc<AtomicBool>,
-    made: Arc<Mutex<Vec<Made>>>,
+    made: Arc<Mutex<Vec<TimedProbe>>>,
     probers: Vec<JoinHandle<Result<()>>>,
 }
 
@@ -184,7 +184,7 @@ impl Probing {
                         let result = kubelet.probe(&probe)?;
                         made.lock()
                             .unwrap_or_else(PoisonError::into_inner)
-                            .push(Made {
+                            .push(TimedProbe {
                                 begun,
                                 ended: Instant::now(),
                                 probe: probe.clone(),
@@ -204,7 +204,7 @@ impl Probing {
     }
 
     /// What has been made so far.
-    pub fn so_far(&self) -> Vec<Made> {
+    pub fn so_far(&self) -> Vec<TimedProbe> {
         self.made
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -226,7 +226,7 @@ impl Probing {
     ///
     /// # Errors
     /// When the kubelet has ended.
-    pub fn stop(mut self) -> Result<Vec<Made>> {
+    pub fn stop(mut self) -> Result<Vec<TimedProbe>> {
         self.stop.store(true, Ordering::Relaxed);
         for prober in self.probers.drain(..) {
             prober.join().map_err(|_| anyhow!("a prober panicked"))??;
@@ -249,7 +249,7 @@ impl Drop for Probing {
 }
 
 /// The probe latency below which `percent` of those made lie.
-pub fn percentile(made: &[Made], percent: usize) -> Duration {
+pub fn percentile(made: &[TimedProbe], percent: usize) -> Duration {
     let mut latencies: Vec<_> = made.iter().map(|made| made.result.latency).collect();
     latencies.sort_unstable();
     let index = (latencies.len() * percent / 100).min(latencies.len().saturating_sub(1));

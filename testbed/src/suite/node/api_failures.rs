@@ -11,7 +11,7 @@ use super::env::{Env, SOON};
 use crate::daemon::{DaemonSpec, SERVICE_ACCOUNT};
 use crate::suite::cases::Cases;
 use crate::suite::env::GRACE;
-use crate::suite::usual::{self, Probing};
+use crate::suite::sample_pod::{self, Probing};
 use crate::wait;
 
 /// The longest that a watch waits before it tries again is 20 s; these cases fail a few times only.
@@ -82,31 +82,31 @@ fn ready(env: &Env) -> Result<()> {
 }
 
 fn away(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("kept"))?;
+    let pod = env.pod(sample_pod::pod("kept"))?;
     env.node.api.stop()?;
     watch(env, "pods", false, SOON)?;
     let _said = env.problem(&["can't watch pods", "pods are served as last known"])?;
     // It serves: a node whose API server is away is no worse for that.
     ready(env)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     env.node.api.start_again()?;
     watch(env, "pods", true, BACK)?;
     watch(env, "namespaces", true, BACK)?;
     env.no_problem()?;
-    let new = env.pod(usual::pod("new-after-that"))?;
-    env.truth(&new)?;
-    env.truth(&pod)
+    let new = env.pod(sample_pod::pod("new-after-that"))?;
+    env.check_verdicts(&new)?;
+    env.check_verdicts(&pod)
 }
 
 /// 410: everything is sent anew, and nothing is dropped in between.
 fn gone(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("uninterrupted"))?;
+    let pod = env.pod(sample_pod::pod("uninterrupted"))?;
     let ip = pod.ns()?.ipv4();
     let lists = || env.daemon.metric("probe_handler_watch_lists_total");
     let before = lists()?;
     let probing = Probing::start(
         &env.kubelet,
-        usual::all(ip.into())
+        sample_pod::probes(ip.into())
             .into_iter()
             .map(|case| case.probe)
             .collect(),
@@ -123,11 +123,11 @@ fn gone(env: &Env) -> Result<()> {
     wait::until("everything to be listed again", BACK, || {
         (lists().ok()? >= before + 2.0).then_some(())
     })?;
-    let cases = usual::all(ip.into());
+    let cases = sample_pod::probes(ip.into());
     for made in probing.stop()? {
         let case = cases.iter().find(|case| case.probe == made.probe);
         ensure!(
-            case.is_some_and(|case| case.is_true(&made.result)),
+            case.is_some_and(|case| case.matches(&made.result)),
             "untrue: {made:?}"
         );
     }
@@ -144,24 +144,24 @@ fn refused(env: &Env, says: &str, reason: &str, refuse: impl Fn(bool) -> Result<
             .sum("probe_handler_watch_failures_total", &labels))
     };
     let before = failures()?;
-    let pod = env.pod(usual::pod("meanwhile"))?;
+    let pod = env.pod(sample_pod::pod("meanwhile"))?;
     refuse(true)?;
     env.node.api.order(|server| server.cut("pods", Cut::End))?;
     let _said = env.problem(&[says, "pods are served as last known"])?;
     ensure!(failures()? > before, "no metric says so");
     watch(env, "pods", false, SOON)?;
     ready(env)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     refuse(false)?;
     watch(env, "pods", true, BACK)?;
     env.no_problem()?;
-    let new = env.pod(usual::pod("allowed-again"))?;
-    env.truth(&new)
+    let new = env.pod(sample_pod::pod("allowed-again"))?;
+    env.check_verdicts(&new)
 }
 
 /// A server that does not answer for a while delays what it would have told, and nothing else.
 fn slow(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("patient"))?;
+    let pod = env.pod(sample_pod::pod("patient"))?;
     let asked = || {
         let asked = env
             .node
@@ -184,23 +184,23 @@ fn slow(env: &Env) -> Result<()> {
         (asked()? > before).then_some(())
     })?;
     watch(env, "pods", false, SOON)?;
-    let mut new = env.node.bind(usual::pod("late"))?;
+    let mut new = env.node.bind(sample_pod::pod("late"))?;
     new.run()?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     ensure!(env.daemon.pod_status("late")?.is_none(), "known already");
     env.node.api.order(api_server_double::ApiServer::release)?;
     env.served(&new)?;
-    env.truth(&new)
+    env.check_verdicts(&new)
 }
 
 /// The daemon ends and another starts, under probes: while none is there, probes meet the mesh; from the
 /// moment it is ready all are true.
 fn restarted(env: &mut Env) -> Result<()> {
-    let pod = env.pod(usual::pod("outliving"))?;
+    let pod = env.pod(sample_pod::pod("outliving"))?;
     let ip = pod.ns()?.ipv4();
     let probing = Probing::start(
         &env.kubelet,
-        usual::all(ip.into())
+        sample_pod::probes(ip.into())
             .into_iter()
             .map(|case| case.probe)
             .collect(),
@@ -215,13 +215,13 @@ fn restarted(env: &mut Env) -> Result<()> {
             .count();
         (after > 20).then_some(())
     })?;
-    let cases = usual::all(ip.into());
+    let cases = sample_pod::probes(ip.into());
     for made in probing.stop()? {
         let case = cases.iter().find(|case| case.probe == made.probe);
-        let is_true = case.is_some_and(|case| case.is_true(&made.result));
-        ensure!(is_true || made.begun < ready, "untrue: {made:?}");
+        let as_expected = case.is_some_and(|case| case.matches(&made.result));
+        ensure!(as_expected || made.begun < ready, "untrue: {made:?}");
     }
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
 /// RBAC lets us see pods but no namespaces: it says which rule is missing, and pods are served.
@@ -229,7 +229,7 @@ fn namespaces_forbidden(env: &mut Env) -> Result<()> {
     env.node
         .api
         .order(|server| server.forbid("namespaces", true))?;
-    let pod = env.pod(usual::pod("unexempted"))?;
+    let pod = env.pod(sample_pod::pod("unexempted"))?;
     again(env, "daemon-without-namespaces")?;
     let said = env.problem(&["namespaces", "HTTP 403", "do not count"])?;
     ensure!(
@@ -237,7 +237,7 @@ fn namespaces_forbidden(env: &mut Env) -> Result<()> {
         "no rule: {said}"
     );
     env.served(&pod)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     env.node
         .api
         .order(|server| server.forbid("namespaces", false))?;
@@ -247,7 +247,7 @@ fn namespaces_forbidden(env: &mut Env) -> Result<()> {
 
 /// Nothing is known yet: not ready, and it says why.
 fn away_at_start(env: &mut Env) -> Result<()> {
-    let pod = env.pod(usual::pod("waiting"))?;
+    let pod = env.pod(sample_pod::pod("waiting"))?;
     env.node.api.stop()?;
     let status = env.daemon.stop(GRACE)?;
     ensure!(status.success(), "it ended with {status}");
@@ -263,11 +263,11 @@ fn away_at_start(env: &mut Env) -> Result<()> {
         "/readyz answers {status}: {body}"
     );
     let _said = env.problem(&["can't watch pods", "no pod is served before it answers"])?;
-    env.mesh_alone(&pod)?;
+    env.check_mesh_only(&pod)?;
     env.node.api.start_again()?;
     env.daemon.wait_ready()?;
     env.served(&pod)?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
 /// A daemon that was killed while the API server is away serves what it knew.
@@ -285,18 +285,18 @@ fn away_at_a_restart(env: &mut Env) -> Result<()> {
     let status = env.daemon.stop(GRACE)?;
     ensure!(status.success(), "it ended with {status}");
     env.daemon = keeping(env, "daemon-that-is-killed").start(&env.run)?;
-    let pod = env.pod(usual::pod("still-known"))?;
+    let pod = env.pod(sample_pod::pod("still-known"))?;
     wait::until("the pod to be kept", SOON, || {
         let text = std::fs::read_to_string(&file).ok()?;
         text.contains("still-known").then_some(())
     })?;
     env.node.api.stop()?;
     let _killed = env.daemon.kill()?;
-    env.mesh_alone(&pod)?;
+    env.check_mesh_only(&pod)?;
 
     env.daemon = keeping(env, "daemon-in-the-dark").spawn(&env.run)?;
     wait::until("the pod to be served", SOON, || env.served(&pod).ok())?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     let (status, body) = env.daemon.get("/readyz")?;
     ensure!(
         status == 503 && body.contains("pods listed from the API server"),
@@ -305,13 +305,13 @@ fn away_at_a_restart(env: &mut Env) -> Result<()> {
     let _said = env.problem(&["can't watch pods", "pods are served as last known"])?;
     env.node.api.start_again()?;
     env.daemon.wait_ready()?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
 /// As the DaemonSet's pods reach it: address from the environment, token and authority from the
 /// ServiceAccount's volume.
 fn in_cluster(env: &mut Env) -> Result<()> {
-    let pod = env.pod(usual::pod("as-in-life"))?;
+    let pod = env.pod(sample_pod::pod("as-in-life"))?;
     let status = env.daemon.stop(GRACE)?;
     ensure!(status.success(), "it ended with {status}");
     let made = MountPoint::make()?;
@@ -325,7 +325,7 @@ fn in_cluster(env: &mut Env) -> Result<()> {
         );
     env.daemon = spec.start(&env.run)?;
     env.served(&pod)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     let status = env.daemon.stop(GRACE)?;
     ensure!(status.success(), "it ended with {status}");
     drop(made);
