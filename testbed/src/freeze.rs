@@ -1,5 +1,5 @@
-//! One thread of a process stands still, as if it were in an endless loop or a system call that does not return: by
-//! ptrace(2), for a signal would stop all threads.
+//! Stops one thread of a process, as if it were in an endless loop or a system call that does not return. Uses
+//! ptrace(2), because a signal would stop all threads.
 
 use std::fs;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};

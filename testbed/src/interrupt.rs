@@ -1,5 +1,5 @@
-//! Ctrl-C and friends: a run that is interrupted stops at its next wait with an error, so that
-//! everything is removed on the way out as after any failure.
+//! Handles ctrl-C and similar signals: an interrupted run returns an error at its next wait, so that
+//! everything is removed as after any failure.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -1,5 +1,5 @@
-//! Named network namespaces, wired to the node as a CNI's `ptp` plugin does: one veth pair, a host
-//! route to each pod address, the node's address as the pod's gateway.
+//! Named network namespaces, connected to the node as by the CNI plugin `ptp`: one veth pair, a host route
+//! to each pod address, the node's address as the pod's gateway.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,4 +1,4 @@
-//! The kernel's own statistics of a process's BPF programs: how often each ran, and for how long.
+//! The kernel's statistics of a process's eBPF programs: run count and run time.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Many cheap pods: a namespace, an address, a manifest, and an app that this process serves.
+//! Many cheap pods, each with a namespace, an address, a manifest, and an app that this process serves.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};

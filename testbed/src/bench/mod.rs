@@ -1,8 +1,8 @@
-//! `testbed bench`: what a probe costs with probe-handler, as ratios to the same probe of the same app
-//! without a mesh, from one run.
+//! `testbed bench`: measures the cost of a probe with probe-handler, relative to the same probe of the same
+//! app without a mesh, in the same run.
 //!
-//! Times are medians over samples that took turns (direct, ours, direct, ours ...), so that whatever
-//! else the machine does hits both. Compare ratios, not microseconds of two runs.
+//! Times are medians over interleaved samples (direct, ours, direct, ours ...), so that other load on the
+//! machine affects both alike. Compare ratios, not the microseconds of two runs.
 
 mod bpf;
 mod many_pods;
@@ -45,19 +45,19 @@ const REWRITTEN: &str = "/app-health/web/livez";
 const GRACE: Duration = Duration::from_secs(10);
 /// Samples thrown away before each measurement.
 const WARM_UP: usize = 50;
-/// Into how many parts a measurement is cut whose result is a mean.
+/// Number of parts of a measurement whose result is a mean.
 const BATCHES: usize = 20;
 
 /// Options of `testbed bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The daemon's program [default: probe-handler beside this one]
+    /// The daemon's program [default: probe-handler in the directory of this program]
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
-    /// A tenth of the samples, no thousand pods, and a few seconds of churn
+    /// Run a short version: a tenth of the samples, fewer than a thousand pods, a few seconds of churn
     #[arg(long)]
     quick: bool,
-    /// Only this part
+    /// Run only this part
     #[arg(long, value_enum)]
     only: Option<Part>,
 }
@@ -65,19 +65,19 @@ pub struct Args {
 /// A part of the measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
-    /// Times of probes, processor time, programs.
+    /// Probe latencies, processor time, eBPF programs.
     Probes,
-    /// Memory.
+    /// The daemon's memory.
     Memory,
-    /// Pods that start, change and go on a node; a daemon that is replaced.
+    /// Pods that start, change and end on a node; replacement of the daemon.
     Node,
-    /// A daemon that is killed and started again on a node full of pods.
+    /// Restart of a killed daemon on a node with many pods.
     Restart,
-    /// The admission server.
+    /// The admission webhook.
     Webhook,
 }
 
-/// Measures and prints.
+/// Runs the benchmarks and prints the results.
 ///
 /// # Errors
 /// When a probe does not end as it should, a verdict is wrong, something cannot be set up, or ctrl-C was pressed. A figure

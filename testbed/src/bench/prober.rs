@@ -1,7 +1,7 @@
-//! The prober that is measured: a process in the kubelet's cgroup which probes with blocking sockets,
-//! one connection after the other, so that its own cost is small beside what it measures.
+//! The benchmarks' prober: a process in the kubelet's cgroup that probes with blocking sockets, one connection
+//! after the other, so that its own cost is small compared to what it measures.
 //!
-//! Targets take turns, so that noise hits all of them alike. One sample is a whole probe, from
+//! It alternates between targets, so that noise affects all of them alike. A sample is a complete probe, from
 //! `socket()` to `close()`.
 
 use std::io::{self, Read, Write};

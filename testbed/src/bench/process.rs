@@ -1,4 +1,4 @@
-//! What a process costs: processor time and memory.
+//! Processor time and memory of a process.
 
 use std::fs;
 

@@ -1,8 +1,8 @@
-//! What a review costs the webhook: how many it answers per second of processor time, how long one takes at half of
-//! that, and the memory of a thousand connections.
+//! The webhook's cost: reviews per second of processor time, latency at half that rate, and the memory of a thousand
+//! connections.
 //!
-//! The clients run on the same machine and cost as much as the webhook. So the rate is counted against the
-//! webhook's own processor time, and what the machine can bear in all stands beside it.
+//! The clients run on the same machine and use as much processor time as the webhook. So the rate refers to the
+//! webhook's own processor time; the total rate of the machine is printed too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

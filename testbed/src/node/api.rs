@@ -1,4 +1,4 @@
-//! The API server's double over TLS, with a kubeconfig by which a daemon reaches it. The calls here block.
+//! The API server double with TLS, and a kubeconfig for the daemon. The calls block.
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -1,9 +1,8 @@
-//! A double of a Kubernetes node: the API server's double with the node's pods, cgroups as the kubelet and
-//! the container runtime make them, sandboxes in network namespaces, containers with real processes.
+//! A simulated Kubernetes node: an API server double with the node's pods, cgroups as the kubelet and the
+//! container runtime create them, sandboxes in network namespaces, containers with real processes.
 //!
-//! The daemon that runs against it is the real one, as are the kernel, the namespaces, the rules and the
-//! probes. What is missing is the rest of the kubelet: each step is ordered by a test, in its order or out
-//! of it.
+//! The daemon, the kernel, the namespaces, the rules and the probes are real. The rest of the kubelet is
+//! missing: tests perform each of its steps, in the normal order or another.
 
 pub mod api;
 mod pod;

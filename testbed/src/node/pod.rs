@@ -1,4 +1,4 @@
-//! One pod on the node, from its binding to its deletion, a step at a time.
+//! One pod on the node, from its binding to its deletion, step by step.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -343,7 +343,7 @@ impl NodePod {
         })
     }
 
-    /// All of the above, in the order of a usual start.
+    /// All steps above, in the order of a normal start.
     ///
     /// # Errors
     /// As those.
@@ -408,7 +408,7 @@ impl NodePod {
             .map(drop)
     }
 
-    /// The end of a pod in its usual order.
+    /// Ends a pod in the normal order.
     ///
     /// # Errors
     /// As its parts.

@@ -1,8 +1,8 @@
-//! The redirect rules that each mesh puts into a pod, and what else a pod of that mesh has.
+//! The redirect rules and other settings of each mesh in its pods.
 //!
-//! One file per mesh. The rules are written out by hand, and follow what the mesh's own tools make
-//! for a pod with no special annotations, with both address families; each file names its source
-//! and the commit that was read.
+//! One file per mesh. The rules are written manually. They equal those that the mesh's own tools create for
+//! a pod without special annotations, with both address families; each file names its source and the
+//! commit.
 
 mod ambient;
 mod consul;

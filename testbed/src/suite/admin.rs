@@ -1,4 +1,4 @@
-//! The admin server: metrics as documented, and what may be asked from where.
+//! The admin server: metrics match the documentation, and each listener serves only its paths.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};

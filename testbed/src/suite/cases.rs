@@ -1,4 +1,4 @@
-//! Running cases and keeping count: passed, failed, skipped with reasons; nothing is skipped in silence.
+//! Runs cases and counts them: passed, failed, skipped; each skip has a reason.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};

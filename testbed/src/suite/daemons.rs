@@ -1,4 +1,4 @@
-//! The daemon's own life: killed, stopped, started beside another one.
+//! The daemon's lifecycle: killed, stopped, started while another one runs.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What most groups need: a run, a kubelet in its cgroup, a daemon that serves it.
+//! The environment of most groups: a run, a kubelet in its cgroup, a daemon that serves it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub struct Env {
 }
 
 impl Env {
-    /// Starts all of it, the daemon with `args` besides its usual ones.
+    /// Starts all of it; the daemon gets `args` in addition to its default arguments.
     ///
     /// # Errors
     /// When something does not start.

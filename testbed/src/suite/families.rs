@@ -1,5 +1,5 @@
-//! Address families and what the app is bound to: the kubelet learns of each what it would learn in
-//! plain Kubernetes.
+//! Address families and the app's bind addresses: the kubelet gets the same results as in plain
+//! Kubernetes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

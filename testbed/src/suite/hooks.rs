@@ -1,4 +1,4 @@
-//! Lifecycle hooks: the kubelet takes any status for success, and only a transport error for failure.
+//! Lifecycle hooks: for the kubelet any status is a success, and only a transport error is a failure.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! One pod's app, or a local process, does its worst; the other pods' probes do not suffer.
+//! A malicious app or local process does not affect the probes of other pods.
 
 use std::io::Read;
 use std::net::TcpStream;

@@ -1,5 +1,5 @@
-//! HTTP probes: whatever the app does, the kubelet concludes what it would conclude in plain Kubernetes;
-//! and the app is asked what it would be asked.
+//! HTTP probes: whatever the app does, the kubelet gets the same result as in plain Kubernetes, and the app
+//! gets the same requests.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! A daemon that stands still, or whose handler does: probes go where they would go without it.
+//! The daemon, or only its handler, hangs: probes take the same path as without the daemon.
 
 use std::process::Command;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Nobody but the kubelet gets anything from the handler, and nothing but its probes is touched.
+//! The handler answers only the kubelet, and the programs redirect only the kubelet's probes.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};

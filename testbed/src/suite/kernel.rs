@@ -1,4 +1,4 @@
-//! The programs by themselves, without the daemon: what cannot be seen through it.
+//! The eBPF programs without the daemon: behaviour that cannot be observed through the daemon.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};

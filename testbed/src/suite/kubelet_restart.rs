@@ -1,4 +1,4 @@
-//! The kubelet dies, comes back, or moves: its probes are exempt again within a moment.
+//! The kubelet ends, restarts, or moves to another cgroup: its probes are soon exempt again.
 
 use std::net::IpAddr;
 use std::path::Path;

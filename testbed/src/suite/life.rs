@@ -1,4 +1,4 @@
-//! Pods come and go, their namespaces and addresses too: no answer from the wrong pod, nothing left.
+//! Pods, namespaces and addresses are created and removed: no answer comes from the wrong pod, nothing is left behind.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! What one pod does in its own network namespace delays neither its neighbours nor the daemon.
+//! A pod's actions in its own network namespace delay neither other pods nor the daemon.
 //!
 //! Each attack is bounded in number and ends with its case.
 

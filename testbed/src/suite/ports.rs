@@ -1,4 +1,4 @@
-//! What a port, a path and a container mean: several kinds of probes on one port, names for ports, hosts.
+//! Ports, paths and containers: several kinds of probes on one port, named ports, hosts.
 
 use std::time::{Duration, Instant};
 

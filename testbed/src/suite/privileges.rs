@@ -1,4 +1,4 @@
-//! What the daemon may still do once it stands, and that it is enough.
+//! The privileges that the daemon keeps after its start, and that they suffice.
 
 use std::collections::BTreeMap;
 use std::fs;

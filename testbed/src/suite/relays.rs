@@ -1,5 +1,5 @@
-//! What no probe declares is not exempt: on a port of ours it meets the mesh as if there were no daemon;
-//! and where no mesh is in the way, it reaches the app unchanged.
+//! Connections that match no declared probe are not exempt: on a probed port the mesh handles them as
+//! without the daemon, and without a mesh they reach the app unchanged.
 
 use std::time::Duration;
 

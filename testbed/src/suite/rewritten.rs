@@ -1,5 +1,5 @@
-//! Probes that were rewritten before the kubelet saw the pod: by Istio's injector (taken over from
-//! pilot-agent) or by our own webhook. The verdict is that of the original probe in plain Kubernetes.
+//! Probes that were rewritten before the kubelet received the pod: by Istio's injector (the daemon takes them
+//! over from pilot-agent) or by our webhook. The result is that of the original probe in plain Kubernetes.
 
 mod originals;
 

@@ -1,5 +1,5 @@
-//! What somebody without rights on the node, or a node that lacks something, may not bring about: that the daemon
-//! does not start, or that probes are not served. What is missing is named by `status`.
+//! An unprivileged process, or a feature that the node lacks, must not prevent the daemon from starting or from
+//! serving probes. `status` reports what is missing.
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};

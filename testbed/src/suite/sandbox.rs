@@ -1,5 +1,5 @@
-//! Pods that are not as usual: the app's sockets are elsewhere, the sidecar is dead, the rules capture
-//! our dials.
+//! Unusual pods: the app's sockets are in another namespace, the sidecar is dead, the rules capture the
+//! daemon's own connections.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The directory of manifests: what is wrong is named, the rest works, changes take effect at once.
+//! The directory of manifests: errors are reported, other manifests work, changes take effect at once.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -232,7 +232,7 @@ fn several(env: &Env, good: &Pod) -> Result<()> {
     sample_pod::check_verdicts(&env.kubelet, good.ns.ipv4().into())
 }
 
-/// The usual pod's manifest in YAML's own style.
+/// The sample pod's manifest in YAML block style.
 fn by_hand(pod: &Pod) -> String {
     format!(
         r"apiVersion: v1

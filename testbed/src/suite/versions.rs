@@ -1,7 +1,7 @@
-//! What docs/kernels.md says of versions of Linux, each claim checked on both sides: there from that version
-//! on, and not there before. The daemon itself never asks for a version.
+//! Checks each claim about Linux versions in docs/kernels.md in both directions: the feature exists since that
+//! version, and not before. The daemon itself never checks the version.
 //!
-//! Distributions carry features back. Where one does, the claim fails on its kernel, and is to be told there.
+//! Distributions backport features. On such a kernel the claim fails, and docs/kernels.md must mention it.
 
 use std::io::ErrorKind;
 

@@ -1,4 +1,4 @@
-//! What an API server asks a webhook, as it asks it: reviews over TLS.
+//! A client that sends admission reviews over TLS, as an API server does.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The real admission server: `probe-handler webhook`, as deploy/webhook runs it or its overlay for cert-manager, and
-//! what an API server would ask it.
+//! The real admission webhook: `probe-handler webhook` as in deploy/webhook or its overlay for cert-manager, and
+//! requests as an API server sends them.
 
 pub mod client;
 mod shipped;

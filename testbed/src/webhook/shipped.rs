@@ -1,5 +1,5 @@
-//! What deploy/webhook puts into a cluster, put into the double of the API server: its objects, the rights of its
-//! ServiceAccount and no others, and the arguments of its container.
+//! Applies deploy/webhook to the API server double: its objects, only the permissions of its ServiceAccount, and the
+//! arguments of its container.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What the cluster says of a pod: its conditions, its restarts, its events.
+//! Reads a pod's status from the cluster: conditions, restarts, events.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use super::kubectl::Kubectl;
 
-/// A pod as last seen.
+/// The last status of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodStatus {
     /// Its UID.
     pub uid: String,
-    /// Whether container `app` is ready, as its readiness probe decides.
+    /// Whether container `app` is ready, by its readiness probe.
     pub ready: bool,
-    /// Whether container `app` has started, as its startup probe decides.
+    /// Whether container `app` has started, by its startup probe.
     pub started: bool,
     /// How often container `app` was restarted.
     pub restarts: u64,
@@ -22,7 +22,7 @@ pub struct PodStatus {
     pub phase: String,
     /// When condition `Ready` changed last.
     pub ready_since: String,
-    /// Why it ended, if it has: the exit code of container `app`.
+    /// The exit code of container `app`, if it has ended.
     pub exit_code: Option<i64>,
     /// Its first address.
     pub ip: String,
@@ -41,7 +41,7 @@ pub fn pods(kubectl: &Kubectl, namespace: &str) -> Result<BTreeMap<String, PodSt
         .collect())
 }
 
-/// The events of one pod by its UID, `reason: message`: an earlier pod's of the same name may still come in.
+/// The events of one pod as `reason: message`. Selected by UID, because events of an earlier pod of the same name may still arrive.
 ///
 /// # Errors
 /// What kubectl says.
@@ -71,7 +71,7 @@ fn of(pod: &Value) -> PodStatus {
     }
 }
 
-/// The entry of a list whose `key` is `name`; null if there is none.
+/// The list entry whose `key` is `name`; null if there is none.
 fn named<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
     let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
     entries
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_is_read_from_its_app_container_not_its_sidecar() {
+    fn the_status_is_that_of_the_app_container_not_the_sidecar() {
         let pod = json!({
             "metadata": {"name": "a", "uid": "u"},
             "status": {

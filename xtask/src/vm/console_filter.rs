@@ -24,7 +24,7 @@ impl ConsoleFilter {
         }
         let show = self.left > 0;
         self.left = self.left.saturating_sub(1);
-        tell
+        show
     }
 }
 

@@ -1,7 +1,7 @@
-//! `cargo xtask test vm`: the namespace suite on other kernels, each in a virtual machine of its own.
+//! `cargo xtask test vm`: runs the namespace suite on other kernels, each in its own virtual machine.
 //!
-//! A guest has no distribution: Debian's cloud kernel, and an initramfs with our binaries, the commands that
-//! they call, and the modules that the suite needs. Neither root nor kvm is needed here.
+//! A guest has no distribution. It consists of Debian's cloud kernel and an initramfs with our programs, the
+//! commands that they run, and the modules that the suite needs. This requires neither root nor kvm.
 
 mod capacity;
 mod console;
@@ -35,33 +35,33 @@ use initramfs::Initramfs;
 use qemu::{Accelerator, Machine};
 use watch::{Boot, Logs};
 
-/// Guests that run at the same time where there is memory for them, and processors of each. The suite does one thing
-/// after the other and waits for much of it: a second processor would mostly idle, and three guests keep two busy.
+/// How many guests run at the same time, if memory permits, and the processors of each. The suite runs one case after
+/// the other and often waits: a second processor would mostly be idle, and three guests keep two processors busy.
 const AT_ONCE: usize = 3;
 const PROCESSORS: u32 = 1;
 
 /// Which kernels, and which cases.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Options {
-    /// Kernels to run the suite on: Debian's cloud kernels by version, as 6.1 [default: 5.10 6.1 6.12]
+    /// Debian cloud kernels to run the suite on, by version, for example 6.1 [default: 5.10 6.1 6.12]
     #[arg(value_name = "KERNEL")]
     names: Vec<String>,
-    /// A kernel by its Debian package
+    /// Run on the kernel in this Debian package
     #[arg(long, value_name = "FILE")]
     kernel_deb: Vec<PathBuf>,
-    /// A kernel by its image, with the directory of its modules
+    /// Run on this kernel image; requires --modules
     #[arg(long, value_name = "FILE", requires = "modules")]
     bzimage: Option<PathBuf>,
-    /// The directory that holds the image's `kernel/`, as /lib/modules/6.1.0
+    /// Directory of the image's modules, which contains `kernel/`, for example /lib/modules/6.1.0
     #[arg(long, value_name = "DIR", requires = "bzimage")]
     modules: Option<PathBuf>,
-    /// Take probe-handler and testbed from DIR instead of building them
+    /// Use probe-handler and testbed from DIR instead of building them
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
 }
 
 impl Options {
-    /// Whether anything was asked for that only virtual machines can do.
+    /// Whether an option is set that applies only to virtual machines.
     pub fn is_given(&self) -> bool {
         !self.names.is_empty()
             || !self.kernel_deb.is_empty()
@@ -69,7 +69,7 @@ impl Options {
             || self.binaries.is_some()
     }
 
-    /// How many kernels are to be run.
+    /// The number of kernels to run.
     fn count(&self) -> usize {
         if self.any_kernel() {
             self.names.len() + self.kernel_deb.len() + usize::from(self.bzimage.is_some())
@@ -83,28 +83,28 @@ impl Options {
     }
 }
 
-/// What became of all kernels.
+/// The results of all kernels.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// The sum over all kernels; a guest without counts is one failure.
+    /// The sum over all kernels; a guest without counts counts as one failure.
     pub counts: Counts,
-    /// The table, and after it what failed and what was skipped, a line each.
+    /// The table, followed by a line for each failure and each skip.
     pub notes: Vec<String>,
 }
 
-/// One kernel, and how its boot ended, or why there was none.
+/// One kernel, and how its run ended or why it did not start.
 struct Guest {
     name: String,
     boot: Result<Boot>,
 }
 
-/// Runs the suite on each kernel, all of them whatever becomes of the others.
+/// Runs the suite on every kernel, even if it fails on another.
 ///
 /// # Errors
-/// When nothing can be run: an unknown kernel, no qemu, no memory.
+/// When nothing can run: an unknown kernel, no qemu, not enough memory.
 pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
     if std::env::consts::ARCH != "x86_64" {
-        bail!("the guests are x86_64, and run binaries of this machine, which is not");
+        bail!("the virtual machines need an x86_64 host, because they run programs built for it");
     }
     setup::virtual_machines()?;
     let cache = target_dir().join("vm");
@@ -135,12 +135,12 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
     Ok(table::outcome(&config.boot_all(kernels)))
 }
 
-/// Two runs would write each other's logs.
+/// Locks the cache, because two runs would overwrite each other's logs.
 fn only_one(cache: &Path) -> Result<Flock<File>> {
     let file = File::create(cache.join("lock"))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
         anyhow!(
-            "{} is locked ({error}): another `cargo xtask test vm` runs",
+            "{} is locked ({error}): another `cargo xtask test vm` is running",
             cache.display()
         )
     })
@@ -148,8 +148,8 @@ fn only_one(cache: &Path) -> Result<Flock<File>> {
 
 type Named = (String, Result<Kernel>);
 
-/// The kernels asked for. One that cannot be had keeps no other from being run; one that does not exist
-/// is a mistake, and ends it all.
+/// The selected kernels. One that cannot be downloaded does not prevent the others from running; one that
+/// does not exist is a mistake of the user and ends the command.
 fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
     let mut found: Vec<Named> = Vec::new();
     let usual: Vec<String> = kernels::DEFAULT
@@ -170,10 +170,10 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
                 if crate::test::interrupted() || !image::is_damaged(&package) {
                     return error;
                 }
-                // An earlier run may have been cut short: the next one fetches it again.
+                // An earlier run may have been interrupted; the next one downloads the package again.
                 let _removed = fs::remove_file(&package);
                 error.context(format!(
-                    "{} was damaged, and is removed: run it again to fetch it anew",
+                    "{} was damaged and has been removed: run the command again to download it",
                     package.display()
                 ))
             }),
@@ -192,11 +192,11 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
     Ok(found)
 }
 
-/// Logs and archives are called by the kernels' names.
+/// Refuses duplicate names, because logs and archives are named after the kernels.
 fn require_distinct<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<()> {
     let mut seen = BTreeSet::new();
     match names.into_iter().find(|name| !seen.insert(*name)) {
-        Some(twice) => bail!("kernel {twice} is named twice"),
+        Some(twice) => bail!("kernel {twice} is given twice"),
         None => Ok(()),
     }
 }
@@ -209,7 +209,7 @@ fn all_faults(kernels: &[Named]) -> String {
     faults.collect::<Vec<_>>().join("\n")
 }
 
-/// What all guests have in common.
+/// Settings that all guests share.
 struct GuestConfig {
     base: Initramfs,
     cache: PathBuf,
@@ -219,10 +219,10 @@ struct GuestConfig {
 }
 
 impl GuestConfig {
-    /// Boots all kernels, some at a time, and gives their results in the order of the kernels.
+    /// Boots all kernels, several at a time, and returns their results in the order of the kernels.
     fn boot_all(&self, kernels: Vec<Named>) -> Vec<Guest> {
         let waiting = Mutex::new(kernels.into_iter().enumerate());
-        // A function, so that the lock is not held while the guest runs.
+        // A closure, so that the lock is not held while the guest runs.
         let next = || lock(&waiting).next();
         let done = Mutex::new(Vec::new());
         thread::scope(|scope| {
@@ -257,7 +257,7 @@ impl GuestConfig {
             logs: Logs::new(&self.cache, name),
         };
         println!(
-            "vm {name}: booting on {}; its lines go to {}",
+            "vm {name}: booting with {}; log: {}",
             machine.accelerator.name(),
             machine.logs.guest.display()
         );

@@ -1,4 +1,4 @@
-//! Watching a guest: until it ends, or until it must be ended because it hangs or its kernel is past help.
+//! Watches a guest until it ends, and ends it if it hangs or its kernel has crashed.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,26 +13,26 @@ use anyhow::{Context, Result};
 use super::console::{Report, is_fatal};
 use crate::shell::display;
 
-/// How many of the kernel's and of the guest's last lines are shown when a guest ends otherwise than in order.
+/// How many of the last lines of kernel and guest are shown when a guest does not end normally.
 const LAST: usize = 25;
 
-/// How long a guest may take for what.
+/// Time limits of a guest.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// One that says nothing for so long hangs.
+    /// A guest without output for this long hangs.
     pub silence: Duration,
-    /// However much it says, it must end.
+    /// The longest run, even with output.
     pub longest: Duration,
-    /// How long a kernel that is past help may still say why.
+    /// How long a crashed kernel may still print the reason.
     pub last_words: Duration,
-    /// How often the kernel's log is looked at while the guest is silent.
+    /// How often the kernel's log is checked while the guest has no output.
     pub look: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // No case takes half of it on an emulated processor, unless this machine itself stands still.
+            // On an emulated processor no case takes half of it, unless this machine is stalled.
             silence: Duration::from_secs(300),
             longest: Duration::from_secs(40 * 60),
             last_words: Duration::from_secs(3),
@@ -44,27 +44,27 @@ impl Default for Limits {
 /// The files of one boot.
 #[derive(Clone, Debug)]
 pub struct Logs {
-    /// What the kernel says (first serial line).
+    /// The kernel's log (first serial line).
     pub kernel: PathBuf,
-    /// What the guest's processes say (second serial line).
+    /// The output of the guest's processes (second serial line).
     pub guest: PathBuf,
 }
 
 /// How a boot ended.
 #[derive(Debug)]
 pub struct Boot {
-    /// What the guest said.
+    /// What the guest's output contained.
     pub report: Report,
     /// From qemu's start to its end.
     pub took: Duration,
-    /// Why it counts as failed whatever the suite said, with the last lines of kernel and guest.
+    /// Why it counts as failed regardless of the suite's result, with the last lines of kernel and guest.
     pub trouble: Option<String>,
 }
 
-const CRASHED: &str = "the kernel is past help";
+const CRASHED: &str = "the kernel has crashed";
 
-/// Runs a machine that says on its standard output what its guest's processes say, and writes the kernel's log itself;
-/// `each` gets every line of the processes.
+/// Runs a machine that prints the output of its guest's processes and writes the kernel's log to a file; passes every
+/// line of the processes to `each`.
 ///
 /// # Errors
 /// When it can't be started or its logs can't be written.
@@ -106,18 +106,18 @@ pub fn watch(
         }
         if last_heard.elapsed() > limits.silence {
             let seconds = limits.silence.as_secs_f64();
-            break Some(format!("it hangs: not a word for {seconds} s"));
+            break Some(format!("it hangs: no output for {seconds} s"));
         }
         if start.elapsed() > limits.longest {
             let seconds = limits.longest.as_secs_f64();
-            break Some(format!("not at its end after {seconds} s"));
+            break Some(format!("not finished after {seconds} s"));
         }
     };
     let trouble = match trouble {
         Some(trouble) => Some(trouble),
         None => {
             let status = child.0.wait()?;
-            // A panic restarts the machine, and that ends qemu in order.
+            // A panic restarts the machine, and qemu then exits normally.
             if past_help.is_some() || kernel.has_crashed() {
                 Some(CRASHED.into())
             } else if !status.success() {
@@ -136,7 +136,7 @@ pub fn watch(
     })
 }
 
-/// qemu, ended on drop.
+/// A running qemu, killed on drop.
 #[derive(Debug)]
 pub struct Running(pub Child);
 
@@ -147,7 +147,7 @@ impl Drop for Running {
     }
 }
 
-/// The lines of qemu's standard output (the second serial line) and of its errors.
+/// The lines of qemu's standard output (the second serial line) and standard error.
 ///
 /// # Errors
 /// When its output is not piped.
@@ -171,7 +171,7 @@ fn forward_lines(from: impl Read, to: &Sender<String>) {
     }
 }
 
-/// The kernel's log, looked at when it has grown.
+/// Checks the kernel's log when it has grown.
 struct Kernel<'a> {
     path: &'a Path,
     length: u64,
@@ -194,7 +194,7 @@ impl<'a> Kernel<'a> {
 }
 
 impl Logs {
-    /// For a guest of that name.
+    /// The log files of a guest with this name.
     pub fn new(directory: &Path, name: &str) -> Self {
         Self {
             kernel: directory.join(format!("{name}.kernel.log")),

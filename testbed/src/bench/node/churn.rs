@@ -1,4 +1,4 @@
-//! A thousand pods of which ten are replaced each second: nothing is left behind, no verdict is wrong.
+//! A thousand pods of which ten are replaced per second: nothing is left behind, and no verdict is wrong.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Pods that are cheap enough to have a thousand of: real cgroups, namespaces, rules and sandbox processes,
-//! with app and sidecar served by this process from inside their namespaces.
+//! Pods cheap enough for a thousand of them: real cgroups, namespaces, rules and sandbox processes; this
+//! process serves app and sidecar from sockets in their namespaces.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -144,7 +144,7 @@ impl LightPod {
         drop(self.container.take());
     }
 
-    /// The end of the pod in its usual order.
+    /// Ends the pod in the normal order.
     pub(super) fn end(mut self) -> Result<()> {
         self.pod.terminate()?;
         self.stop_app();

@@ -1,8 +1,8 @@
-//! The figures of a node: pods that start, one by one and at once, that come and go by the thousand, that
-//! inherit addresses; a daemon that starts, and one that takes over.
+//! Benchmarks on a node: pods that start, one by one and at once; churn of a thousand pods; reused addresses;
+//! a daemon that starts, and one that takes over.
 //!
-//! Times are printed and gate nothing. A wrong verdict fails: a pod that is there and was called unhealthy,
-//! or an answer from another pod.
+//! Times are printed and have no limits. A wrong verdict is a failure: a running pod that was reported as
+//! unhealthy, or an answer from another pod.
 
 mod churn;
 mod light_pod;

@@ -1,5 +1,5 @@
-//! A daemon that is killed and started again at once on a node full of pods: how long their probes meet the
-//! mesh.
+//! A daemon that is killed and restarted at once on a node with many pods: how long the mesh handles their
+//! probes.
 
 use std::net::SocketAddr;
 use std::thread;

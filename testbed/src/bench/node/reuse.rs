@@ -1,4 +1,4 @@
-//! An address that goes from one pod to the next as fast as it can be moved.
+//! An address that moves from one pod to the next as fast as possible.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

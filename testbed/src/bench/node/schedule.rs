@@ -1,4 +1,4 @@
-//! The kubelet's probes of many pods, each in its period, and what is wrong with their results.
+//! Probes many pods periodically, as the kubelet does, and counts wrong results.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

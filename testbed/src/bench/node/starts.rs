@@ -1,4 +1,4 @@
-//! Pods that start: whether the endpoint stands before the app runs, and whether the first probes are true.
+//! Starting pods: whether the endpoint exists before the app runs, and whether the first probes are correct.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;

@@ -1,4 +1,4 @@
-//! A daemon that starts on a node full of pods, and one that takes over from another under probes.
+//! A daemon that starts on a node with many pods, and one that takes over from another during probes.
 
 use std::time::{Duration, Instant};
 

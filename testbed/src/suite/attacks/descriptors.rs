@@ -1,4 +1,4 @@
-//! A daemon that has no descriptor left takes no probe of which it can't make anything.
+//! A daemon without free file descriptors does not accept probes that it cannot answer.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,5 @@
-//! A stranger connects to the handler from the port that the kubelet takes next. What is left of its connection waits
-//! before the kubelet's in the handler's queue.
+//! Another process connects to the handler from the source port of the kubelet's next connection, and resets it. That
+//! connection is then ahead of the kubelet's in the handler's accept queue.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::suite::env::Env;
 use crate::suite::sample_pod::{self, Probing};
 use crate::{pace, wait};
 
-/// How long a stranger guesses.
+/// Duration of the attack.
 const TIME: Duration = Duration::from_secs(5);
 /// How long the daemon stands still now and then, so that connections wait to be accepted: as on a node whose
 /// processors are busy.
@@ -62,7 +62,7 @@ fn guessed_port(
     let handler = handler.find(|address| address.ip() == loopback);
     let handler = handler.with_context(|| format!("no handler on {loopback}"))?;
     let mut probed = sample_pod::probes(ip);
-    // What a TCP probe says never reaches an app.
+    // TCP probes send no request that an app could record.
     probed.retain(|case| !matches!(case.probe.action, Action::Tcp));
     let probes = probed.iter().map(|case| case.probe.clone());
     let probes = std::iter::repeat_n(probes, PROBERS).flatten().collect();
@@ -77,7 +77,7 @@ fn guessed_port(
         wait::pass(BUSY)?;
         drop(stopped);
         wait::pass(FREE)?;
-        // The app does not remember any number.
+        // The app keeps a limited number of requests.
         got_in.extend(port_guessers_requests(pod)?);
     }
     let guesses = attack.wait()?;
@@ -109,7 +109,7 @@ fn guessed_port(
     Ok(())
 }
 
-/// What reached the app of the stranger's: the heads.
+/// The heads of the attacker's requests that reached the app.
 fn port_guessers_requests(pod: &Pod) -> Result<Vec<String>> {
     let recorded = pod.app.take_recorded()?.into_iter();
     Ok(recorded

@@ -1,5 +1,5 @@
-//! On a gRPC port the app hears nothing before the kubelet has said all of HTTP/2's preface, and nothing of a connection
-//! that the kubelet has given up.
+//! On a gRPC port the app receives nothing before the kubelet has sent the complete HTTP/2 preface, and nothing of a
+//! connection that the kubelet has abandoned.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A node with few source ports: the kernel has all of them for each address and port that is connected to, and all
-//! connections to the handler go to one.
+//! A node with few source ports: the kernel can use all of them for each destination, but all connections to the
+//! handler have the same destination.
 
 use std::fs;
 use std::net::IpAddr;

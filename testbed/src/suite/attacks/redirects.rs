@@ -1,4 +1,4 @@
-//! A pod whose redirects are long, probed often: its neighbours' verdicts do not wait for it.
+//! A frequently probed pod with long redirects does not delay the verdicts of other pods.
 
 use std::time::{Duration, Instant};
 

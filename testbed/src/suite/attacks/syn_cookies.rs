@@ -1,5 +1,5 @@
-//! A node on which the kernel answers every SYN with a cookie keeps no SYN: there nobody can tell whose connection was
-//! accepted, and the handler is not used.
+//! A kernel that answers every SYN with a cookie does not save the SYN. So the daemon cannot determine whose connection
+//! it has accepted, and the handler is not used.
 
 use std::fs;
 

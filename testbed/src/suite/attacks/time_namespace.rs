@@ -1,4 +1,4 @@
-//! A daemon in a time namespace: its monotonic clock is another than that of the programs in the kernel.
+//! A daemon in a time namespace: its monotonic clock differs from that of the eBPF programs.
 
 use anyhow::{Result, ensure};
 

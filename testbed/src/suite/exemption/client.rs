@@ -1,5 +1,5 @@
-//! A client on the node that chooses its source port: as the kubelet, noted by hand, or as a stranger who gets the port
-//! after it.
+//! A client on the node with a chosen source port: used as the kubelet, with a manually written exemption, or as
+//! another process that gets the same port later.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};

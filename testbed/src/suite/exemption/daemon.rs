@@ -1,4 +1,4 @@
-//! The kernel path as the daemon keeps it: which probes take it, and what becomes of them when the daemon hangs.
+//! The kernel path with the daemon: which probes take it, and what happens to them when the daemon hangs.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Each mesh's rules, each family, each kind of probe: the app's own verdict for the kubelet, the mesh for all others.
+//! Each mesh's rules, address family and kind of probe: the kubelet reaches the app, all others are subject to the mesh.
 
 use anyhow::{Result, ensure};
 use probe_handler_common::counters::Counter;

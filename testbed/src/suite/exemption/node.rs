@@ -1,4 +1,4 @@
-//! A node whose kubelet is exempt: programs on its cgroup, endpoints, rules in pods.
+//! A node whose kubelet is exempt: eBPF programs on its cgroup, endpoints, rules in pods.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Where the exemption could be somebody else's, or the kubelet lose it.
+//! Situations in which another process could get the exemption, or the kubelet could lose it.
 
 use std::io;
 use std::net::{IpAddr, TcpListener};

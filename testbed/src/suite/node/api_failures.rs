@@ -1,5 +1,5 @@
-//! The API server is away, forgets, refuses, or is slow: what was known last is served, `status`, metrics
-//! and log say so, and the watches come back.
+//! The API server is down, loses its history, refuses requests, or is slow: the daemon serves the last known
+//! pods, `status`, metrics and log report it, and the watches are restored.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -128,7 +128,7 @@ fn gone(env: &Env) -> Result<()> {
         let case = cases.iter().find(|case| case.probe == made.probe);
         ensure!(
             case.is_some_and(|case| case.matches(&made.result)),
-            "untrue: {made:?}"
+            "wrong result: {made:?}"
         );
     }
     watch(env, "pods", true, BACK)
@@ -219,7 +219,7 @@ fn restarted(env: &mut Env) -> Result<()> {
     for made in probing.stop()? {
         let case = cases.iter().find(|case| case.probe == made.probe);
         let as_expected = case.is_some_and(|case| case.matches(&made.result));
-        ensure!(as_expected || made.begun < ready, "untrue: {made:?}");
+        ensure!(as_expected || made.begun < ready, "wrong result: {made:?}");
     }
     env.check_verdicts(&pod)
 }

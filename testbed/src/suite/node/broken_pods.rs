@@ -1,4 +1,4 @@
-//! Pods that are broken, enormous or both: each is named once, and hurts no other.
+//! Invalid or huge pods: each is reported once, and none affects other pods.
 
 use std::fs;
 use std::time::{Duration, Instant};

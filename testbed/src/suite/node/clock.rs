@@ -1,4 +1,4 @@
-//! The machine's clock jumps, as it does when a node's time is corrected: nothing that is due depends on it.
+//! The system clock jumps, as when a node's time is corrected: no timer of the daemon depends on it.
 
 use std::time::Instant;
 

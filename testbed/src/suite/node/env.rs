@@ -1,4 +1,4 @@
-//! What the cases of this group need: a node, its API server, its kubelet, and the daemon between them.
+//! The environment of this group: a node, its API server, its kubelet, and the daemon.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -89,7 +89,7 @@ impl Env {
         Map::held_by(self.daemon.pid(), "ENDPOINTS")
     }
 
-    /// Waits until the endpoint of the usual pod's HTTP probe stands in the kernel, or no longer does.
+    /// Waits until the endpoint of the sample pod's HTTP probe is in the kernel's map, or no longer is.
     ///
     /// # Errors
     /// When it does not come about.
@@ -143,7 +143,7 @@ impl Env {
         }
     }
 
-    /// All probes of a usual pod tell the truth, over both families.
+    /// Checks that all probes of a sample pod have the correct result, over both families.
     ///
     /// # Errors
     /// When one does not.
@@ -155,7 +155,7 @@ impl Env {
         Ok(())
     }
 
-    /// All probes of a usual pod meet the mesh.
+    /// Checks that the mesh handles all probes of a sample pod.
     ///
     /// # Errors
     /// When one does not.

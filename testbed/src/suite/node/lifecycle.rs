@@ -1,4 +1,4 @@
-//! A pod's life from its binding to its deletion, in its usual order and in others.
+//! A pod's lifecycle from binding to deletion, with events in the normal order and in others.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,5 @@
-//! The whole daemon on a double of a node: its pods from the API server, their namespaces from the cgroups,
-//! their probes by the kubelet, all at once and in every order.
+//! The complete daemon on a test node: pods from the API server, namespaces from the cgroups, probes from the
+//! kubelet, concurrently and in every order.
 
 mod api_failures;
 mod broken_pods;

@@ -1,5 +1,5 @@
-//! An address that goes from one pod to the next within milliseconds, in every order of events: never an
-//! answer from the wrong pod.
+//! An address moves from one pod to the next within milliseconds, in every order of events: no answer comes
+//! from the wrong pod.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

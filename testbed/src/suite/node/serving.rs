@@ -1,5 +1,5 @@
-//! By which way a pod's probes are served, and whether at all: what was rewritten, what annotations say,
-//! and when they say something else.
+//! Whether and how a pod's probes are served, depending on rewritten probes and on annotations and their
+//! changes.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! Pods that are not as usual, and nodes whose cgroups are laid out otherwise.
+//! Unusual pods, and nodes with other cgroup layouts.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

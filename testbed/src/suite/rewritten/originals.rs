@@ -1,4 +1,4 @@
-//! The original probes, of every kind and with every outcome.
+//! Rewritten probes whose originals are of every kind and have every outcome.
 
 use std::net::IpAddr;
 
