@@ -57,7 +57,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// A namespace that has lost its address would dial out, to whoever has it now.
+/// A namespace that has lost its address would connect to the new owner of the address.
 fn needs_its_address(pod: &Pod) -> Result<()> {
     let netns = Arc::new(Netns::open(&pod.ns.path())?);
     let own = SocketAddr::new(pod.ns.ipv4().into(), HTTP);
@@ -79,7 +79,7 @@ fn needs_its_address(pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Programs attached to `cgroup` that send probes of `pod` to a handler at `port`.
+/// Attaches programs to `cgroup` that redirect probes of `pod` to a handler at `port`.
 fn attach(cgroup: &Cgroup, pod: &Pod, port: u16) -> Result<(Programs, Maps)> {
     let (mut programs, mut maps) = Programs::load(&LoadOptions::default())?;
     maps.config.update(|config| {
@@ -107,7 +107,7 @@ fn count(maps: &Maps, counter: Counter) -> u64 {
     maps.counters.read()[counter as usize]
 }
 
-/// With nobody listening at the handler's port a probe goes its own way, and is counted as such.
+/// If nothing listens on the handler's port, a probe is not redirected, and is counted as such.
 fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
     let port = handler.local_addr()?.port();
@@ -138,7 +138,7 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
         flow.original == SocketAddr::new(pod.ns.ipv4().into(), HTTP),
         "{flow:?}"
     );
-    // The probe has hung up: its port may be another's by now.
+    // The probe has closed its connection: another process may have its port.
     ensure!(flow.closed, "{flow:?}");
     ensure!(flows.take(connection).is_none(), "a flow was taken twice");
     drop((stranger, handler));
@@ -155,8 +155,8 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// The kubelet's process asks for names, too: a UDP socket that is connected to an endpoint's address and port keeps
-/// its peer.
+/// The kubelet's process also sends DNS queries: a UDP socket that is connected to an endpoint's address and port
+/// keeps its peer.
 fn datagrams(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
     let (_programs, maps) = attach(cgroup, pod, handler.local_addr()?.port())?;
@@ -178,8 +178,8 @@ fn datagrams(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// A process in the kubelet's cgroup whose sockets are in another network namespace than the kubelet's (`own`) has
-/// another idea of where the handler is.
+/// For a process in the kubelet's cgroup in another network namespace than the kubelet's (`own`), the handler's
+/// address means another socket.
 fn another_namespace(run: &Run, cgroup: &Cgroup, pod: &Pod, own: u64) -> Result<()> {
     let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
     let (_programs, maps) = attach(cgroup, pod, handler.local_addr()?.port())?;
@@ -197,7 +197,7 @@ fn another_namespace(run: &Run, cgroup: &Cgroup, pod: &Pod, own: u64) -> Result<
     Ok(())
 }
 
-/// Programs that are taken off see nothing, though they are still loaded.
+/// Detached programs do not run, although they are still loaded.
 fn detached(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     let (mut programs, maps) = attach(cgroup, pod, 1)?;
     let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");

@@ -22,12 +22,12 @@ use crate::pod::Pod;
 use crate::{command, pace, wait};
 
 const SOON: Duration = Duration::from_secs(5);
-/// How many pods the churn makes at most, and how long it may take.
+/// The maximum number of pods in the churn, and its maximum duration.
 const CHURN: usize = 200;
 const CHURN_TIME: Duration = Duration::from_secs(20);
-/// How many looks in a row must show the same before it counts as what the daemon holds when idle.
+/// How many equal readings in a row count as the idle daemon's resources.
 const SETTLED: usize = 50;
-/// What the second pod of a pair answers, which nobody else does.
+/// The status that only the second pod of a pair returns.
 const OTHER: u16 = 418;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -46,8 +46,8 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// An app that closes a connection first keeps its end for a minute, and with it one of the pod's ports: not that of a
-/// probe.
+/// An app that closes a connection first keeps it in TIME_WAIT for a minute, and with it one of the pod's ports; a
+/// probe must not cause that.
 fn no_time_wait(env: &Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("waiting"))?;
     let waiting = || {
@@ -68,14 +68,14 @@ fn no_time_wait(env: &Env) -> Result<()> {
             let _passed = env.passes(&Probe::http(ip, HTTP, "/healthy"))?;
         }
     }
-    // The last one is let go of after it was answered.
+    // The last connection is closed after the probe was answered.
     wait::until("the pod to be as before", SOON, || {
         (pod.ns.run(waiting).ok()? <= before).then_some(())
     })
 }
 
-/// Where a block of addresses leads nowhere until each has a route of its own (Calico), one of them is not the node's for
-/// that, nor is it unknown whose it is.
+/// With a blackhole route for a block of addresses and a separate route for each (Calico), an address of the block must
+/// count neither as the node's nor as unknown.
 fn before_its_route(env: &Env) -> Result<()> {
     let node = NetNs::new(&env.run, "blocks")?;
     for kind in ["blackhole", "unreachable", "prohibit"] {
@@ -163,7 +163,7 @@ fn gone_and_back(env: &Env) -> Result<()> {
     wait::until("the kernel to free the namespace", SOON, || {
         (!pod.ns.lives()).then_some(())
     })?;
-    // Without a route of its own the address would be looked for outside this machine.
+    // Without its own route, packets to the address would leave this machine.
     let route = format!("unreachable {}/32", pod.ns.ipv4());
     command::ip_batch(&format!("route add {route}\n"))?;
     let answered = [
@@ -196,7 +196,7 @@ fn gone_and_back(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// Two pods whose `/healthy` can be told apart, and an address that the first one has too.
+/// Two pods whose `/healthy` answers differ, and an additional address of the first one.
 fn pair(env: &Env, names: [&str; 2]) -> Result<([Pod; 2], IpAddr)> {
     let first = env.pod(sample_pod::pod(names[0]))?;
     let second = env.pod(sample_pod::pod(names[1]))?;
@@ -207,7 +207,7 @@ fn pair(env: &Env, names: [&str; 2]) -> Result<([Pod; 2], IpAddr)> {
     Ok(([first, second], ip))
 }
 
-/// Puts the address on the pod and routes it there.
+/// Adds the address to the pod, and a route to it.
 fn give(env: &Env, pod: &Pod, ip: IpAddr) -> Result<()> {
     pod.ns.ip(&format!("address add {ip}/32 dev eth0\n"))?;
     pod.ns.route(ip, &env.run)
@@ -254,7 +254,7 @@ fn moved(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// `old` may not be heard once the address was taken from its pod.
+/// `old` must not be returned after its pod has lost the address.
 fn judge(made: &[TimedProbe], old: u16, taken: Instant) -> Result<()> {
     for made in made {
         if made.result.status == Some(old) && made.begun > taken {
@@ -295,7 +295,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
         table.contains(&format!("another pod has its address {ip} too")),
         "status does not say so:\n{table}"
     );
-    // Their other addresses are served as ever.
+    // Their other addresses are still served.
     sample_pod::check_verdicts(&env.kubelet, first.ns.ipv4().into())?;
     let result = env
         .kubelet
@@ -309,7 +309,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
     wait_status(env, ip, 200)
 }
 
-/// What finds no room in the kernel's map meets the mesh, and says so; the rest is served.
+/// Endpoints that do not fit into the kernel's map are subject to the mesh and are reported; the others are served.
 fn map_full(env: &Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("too-many"))?;
     let failed = env.daemon.metric("probe_handler_endpoints_failed")?;
@@ -330,7 +330,7 @@ fn map_full(env: &Env) -> Result<()> {
     })
 }
 
-/// What the daemon holds.
+/// The daemon's resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Holds {
     descriptors: usize,
@@ -356,7 +356,7 @@ fn holds(env: &Env) -> Result<Holds> {
 }
 
 fn churn(env: &Env) -> Result<()> {
-    // The first ones warm up whatever is made once.
+    // The first pods trigger everything that is created only once.
     for index in 0..3 {
         one_life(env, index)?;
     }
@@ -365,7 +365,7 @@ fn churn(env: &Env) -> Result<()> {
         let now = holds(env).ok()?;
         let same = before.replace(now) == Some(now);
         alike = if same { alike + 1 } else { 0 };
-        // Where a look takes longer, fewer of them last as long.
+        // On slow machines fewer readings take the same time.
         (alike >= pace::fewer(SETTLED)).then_some(())
     })?;
     let before = before.context("nothing was counted")?;
@@ -384,7 +384,7 @@ fn churn(env: &Env) -> Result<()> {
             // first was slow to say that it is done.
             && after.threads <= before.threads + 1
             && after.endpoints == before.endpoints
-            // Another run's namespaces may come and go.
+            // Other runs may create and remove namespaces.
             && after.ids <= before.ids + lives / 10;
         back.then_some(())
     });
@@ -392,7 +392,7 @@ fn churn(env: &Env) -> Result<()> {
     settled.with_context(|| format!("before {before:?}, after {after:?}"))
 }
 
-/// Has the daemon serve `ns` as a pod with this liveness probe; gives the manifest's path.
+/// Publishes `ns` as a pod with this liveness probe; returns the manifest's path.
 fn serve_bare(env: &Env, name: &str, ns: &NetNs, probe: Value) -> Result<PathBuf> {
     let manifest = json!({
         "apiVersion": "v1",
@@ -416,8 +416,8 @@ fn serve_bare(env: &Env, name: &str, ns: &NetNs, probe: Value) -> Result<PathBuf
     Ok(file)
 }
 
-/// An app that takes no connections for a while is healthy if it answers within the probe's timeout: the
-/// kernel drops what does not fit in its queue, and hears it again 1, 3 and 7 s after the first time.
+/// An app that accepts no connections for a while is healthy if it answers within the probe's timeout: the
+/// kernel drops SYNs that do not fit into the queue, and they are sent again after 1, 3 and 7 s.
 fn full_accept_queue(env: &Env) -> Result<()> {
     let ns = NetNs::new(&env.run, "full-queue")?;
     let queue = ns.run(|| {
@@ -456,7 +456,7 @@ fn full_accept_queue(env: &Env) -> Result<()> {
     }
 }
 
-/// A pod with an app in this process, for speed: made, served, probed, withdrawn, gone for good.
+/// Creates, serves, probes and removes a pod with an app in this process, which is fast.
 fn one_life(env: &Env, index: usize) -> Result<()> {
     let name = format!("churn{index}");
     let ns = NetNs::new(&env.run, &name)?;
