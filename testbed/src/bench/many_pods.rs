@@ -22,7 +22,7 @@ const PATHS: [&str; 2] = ["/live", "/ready"];
 const SERVED: Duration = Duration::from_secs(120);
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
 
-/// Pods that grow in number.
+/// A growing number of pods.
 pub(super) struct ManyPods {
     pods: Vec<NetNs>,
     apps: tokio::runtime::Runtime,
@@ -40,8 +40,8 @@ impl ManyPods {
         })
     }
 
-    /// Makes pods until there are `count`, waits until `daemon` serves them all, and has each of
-    /// their probes made twice.
+    /// Creates pods until there are `count`, waits until `daemon` serves them all, and makes each of their
+    /// probes twice.
     pub(super) fn grow(
         &mut self,
         run: &Run,

@@ -30,7 +30,7 @@ use schedule::Tally;
 
 const GRACE: Duration = Duration::from_secs(30);
 
-/// What the parts share. Fields drop in this order.
+/// The shared environment. Fields drop in this order.
 struct Bench {
     kubelet: Arc<Kubelet>,
     light: Light,
@@ -42,7 +42,7 @@ struct Bench {
     wrong: Vec<String>,
 }
 
-/// Measures and prints.
+/// Runs the benchmarks and prints the results.
 pub(super) fn run(program: Option<&Path>, quick: bool) -> Result<()> {
     let mut bench = Bench::new(program, quick)?;
     starts::run(&mut bench)?;
@@ -52,7 +52,7 @@ pub(super) fn run(program: Option<&Path>, quick: bool) -> Result<()> {
     bench.print()
 }
 
-/// Measures a daemon that is killed and started again, and prints.
+/// Measures the restart of a killed daemon and prints the results.
 pub(super) fn run_restart(program: Option<&Path>, quick: bool) -> Result<()> {
     let mut bench = Bench::new(program, quick)?;
     restart::run(&mut bench)?;
@@ -97,7 +97,7 @@ impl Bench {
         self.rows.push([what.to_owned(), measured, aim.to_owned()]);
     }
 
-    /// A row with what came of probes; what is wrong counts.
+    /// Adds a row with the results of probes; counts wrong results.
     fn verdicts(&mut self, what: &str, tally: &Tally) {
         let measured = format!("{} of {} probes", tally.wrong, tally.made);
         self.row(&format!("{what}: wrong verdicts"), measured, "0");

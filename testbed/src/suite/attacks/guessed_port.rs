@@ -17,10 +17,10 @@ use crate::{pace, wait};
 
 /// Duration of the attack.
 const TIME: Duration = Duration::from_secs(5);
-/// How long the daemon stands still now and then, so that connections wait to be accepted: as on a node whose
-/// processors are busy.
+/// How long the daemon is stopped at intervals, so that connections wait in the accept queue, as on a busy
+/// node.
 const BUSY: Duration = Duration::from_millis(20);
-/// How long it goes on in between.
+/// How long it runs in between.
 const FREE: Duration = Duration::from_millis(40);
 /// Probers for each probe.
 const PROBERS: usize = 2;

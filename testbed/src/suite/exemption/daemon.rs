@@ -26,7 +26,7 @@ const CLOSED: u16 = 5433;
 /// Both httpGet and tcpSocket are declared.
 const BOTH: u16 = 8081;
 
-/// How soon a pod is served by the kernel path.
+/// How soon the kernel path must serve a pod.
 const SOON: Duration = Duration::from_secs(5);
 
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
@@ -138,7 +138,7 @@ fn tcp_https_and_grpc(env: &Env, ip: IpAddr, form: &dyn Fn(Probe) -> Probe) -> R
     Ok(())
 }
 
-/// All connections that `probes` make meet our rules, and none the handler.
+/// Checks that all connections of `probes` match our rules, and none reaches the handler.
 fn exempt(env: &Env, probes: impl FnOnce() -> Result<()>) -> Result<()> {
     let counts = || counts(env);
     let before = counts()?;
@@ -153,7 +153,7 @@ fn exempt(env: &Env, probes: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// All connections that `probes` make go to the handler.
+/// Checks that all connections of `probes` go to the handler.
 fn redirected(env: &Env, probes: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = counts(env)?;
     probes()?;
@@ -181,7 +181,7 @@ fn counts(env: &Env) -> Result<Counts> {
     })
 }
 
-/// A pod whose rules another has removed is found out by the next trial. Another pod comes to have its turn first.
+/// The next trial detects that another process has removed a pod's rules. Another pod is tried first.
 fn put_again(env: &Env, name: &str) -> Result<()> {
     let pod = env.pod(spec(&format!("{name}-again")))?;
     by_kernel(env, &pod)?;
@@ -191,7 +191,7 @@ fn put_again(env: &Env, name: &str) -> Result<()> {
         }
         Ok(())
     })?;
-    // A change of its addresses is looked at at once.
+    // A change of its addresses triggers a check at once.
     pod.ns.ip("address add 10.255.255.254/32 dev eth0\n")?;
     wait::until("rules", SOON, || {
         let result = env.kubelet.probe(&Probe::tcp(pod.ns.ipv4(), CLOSED)).ok()?;
@@ -199,7 +199,7 @@ fn put_again(env: &Env, name: &str) -> Result<()> {
     })
 }
 
-/// The daemon is stopped: the kernel path goes on, and HTTP takes it as soon as the heartbeat is too old.
+/// While the daemon is stopped the kernel path still works, and HTTP takes it as soon as the heartbeat is too old.
 fn hung(env: &Env, pod: &Pod) -> Result<()> {
     env.daemon.signal(Signal::SIGSTOP)?;
     let probes = || -> Result<()> {

@@ -17,7 +17,7 @@ const HTTPS: u16 = 8443;
 const GRPC: u16 = 9090;
 const OPEN: u16 = 5432;
 const CLOSED: u16 = 5433;
-/// Declared by nobody.
+/// A port without a probe.
 const UNDECLARED: u16 = 8081;
 /// With DNS capture, the port whose traffic goes to the mesh's resolver.
 const DNS: u16 = 53;
@@ -28,7 +28,7 @@ pub(super) fn run(cases: &mut Cases, node: &mut Node) {
         if !cases.wants(name) && !cases.wants(&format!("{name}/")) {
             continue;
         }
-        // A failed start is the case's failure, or a skip where the machine lacks the rules' tools.
+        // A failed start fails the case, or skips it if the machine lacks the rules' tools.
         match start(node, &format!("exempt{index}"), *rules) {
             Ok(pod) => one(cases, node, &pod, name, *rules),
             Err(error) => cases.case(name, || Err(error)),

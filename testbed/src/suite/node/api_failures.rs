@@ -14,21 +14,21 @@ use crate::suite::env::GRACE;
 use crate::suite::sample_pod::{self, Probing};
 use crate::wait;
 
-/// The longest that a watch waits before it tries again is 20 s; these cases fail a few times only.
+/// A watch waits at most 20 s before it retries; in these cases it fails only a few times.
 const BACK: Duration = Duration::from_secs(15);
-/// What is missing, as it is to be pasted into a role.
+/// The missing rule, in the form that can be pasted into a role.
 const VERBS: &str = "verbs: [\"get\", \"list\", \"watch\"]";
 
 pub fn run(cases: &mut Cases) {
-    // A node of its own for each: a daemon whose watches have failed lately waits longer, and what one case
-    // leaves of an API server is no other's trouble.
+    // Each case has its own node: a daemon whose watches have failed recently waits longer, and the state of
+    // one case's API server must not affect another case.
     let mut case = |name: &str, body: fn(&mut Env) -> Result<()>| {
         cases.case_in(name, |cases| body(&mut Env::start(cases)?));
     };
     case("api/away-and-back", |env| away(env));
     case("api/gone", |env| gone(env));
     case("api/token-expired", |env| {
-        // The kubelet replaces it in time, as a rule.
+        // The kubelet normally replaces it in time.
         refused(
             env,
             "does not accept our token",
@@ -62,7 +62,7 @@ fn up(env: &Env, resource: &str) -> Option<f64> {
     Some(scrape.sum("probe_handler_watch_up", &[("resource", resource)]))
 }
 
-/// Waits until the watch of `resource` stands, or does not.
+/// Waits until the watch of `resource` is open, or no longer is.
 fn watch(env: &Env, resource: &str, stands: bool, patience: Duration) -> Result<()> {
     let wanted = f64::from(u8::from(stands));
     wait::until(
@@ -86,7 +86,7 @@ fn away(env: &Env) -> Result<()> {
     env.node.api.stop()?;
     watch(env, "pods", false, SOON)?;
     let _said = env.problem(&["can't watch pods", "pods are served as last known"])?;
-    // It serves: a node whose API server is away is no worse for that.
+    // It still serves: probes work although the API server is down.
     ready(env)?;
     env.check_verdicts(&pod)?;
     env.node.api.start_again()?;
@@ -98,7 +98,7 @@ fn away(env: &Env) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// 410: everything is sent anew, and nothing is dropped in between.
+/// 410: everything is sent again, and no pod is dropped meanwhile.
 fn gone(env: &Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("uninterrupted"))?;
     let ip = pod.ns()?.ipv4();
@@ -134,7 +134,7 @@ fn gone(env: &Env) -> Result<()> {
     watch(env, "pods", true, BACK)
 }
 
-/// What the API server refuses for a while, and then no longer.
+/// Requests that the API server refuses for a while.
 fn refused(env: &Env, says: &str, reason: &str, refuse: impl Fn(bool) -> Result<()>) -> Result<()> {
     let failures = || -> Result<f64> {
         let labels = [("resource", "pods"), ("reason", reason)];
@@ -159,7 +159,7 @@ fn refused(env: &Env, says: &str, reason: &str, refuse: impl Fn(bool) -> Result<
     env.check_verdicts(&new)
 }
 
-/// A server that does not answer for a while delays what it would have told, and nothing else.
+/// A server that does not answer for a while only delays news.
 fn slow(env: &Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("patient"))?;
     let asked = || {
@@ -193,8 +193,8 @@ fn slow(env: &Env) -> Result<()> {
     env.check_verdicts(&new)
 }
 
-/// The daemon ends and another starts, under probes: while none is there, probes meet the mesh; from the
-/// moment it is ready all are true.
+/// The daemon ends and another starts, during probes: without a daemon the mesh handles the probes; once the
+/// new one is ready all results are correct.
 fn restarted(env: &mut Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("outliving"))?;
     let ip = pod.ns()?.ipv4();
@@ -224,7 +224,7 @@ fn restarted(env: &mut Env) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// RBAC lets us see pods but no namespaces: it says which rule is missing, and pods are served.
+/// RBAC allows access to pods but not to namespaces: the daemon reports the missing rule, and serves pods.
 fn namespaces_forbidden(env: &mut Env) -> Result<()> {
     env.node
         .api
@@ -245,7 +245,7 @@ fn namespaces_forbidden(env: &mut Env) -> Result<()> {
     env.no_problem()
 }
 
-/// Nothing is known yet: not ready, and it says why.
+/// The daemon has no pods yet: it is not ready, and reports why.
 fn away_at_start(env: &mut Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("waiting"))?;
     env.node.api.stop()?;
@@ -270,7 +270,7 @@ fn away_at_start(env: &mut Env) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// A daemon that was killed while the API server is away serves what it knew.
+/// A daemon that is killed and restarted while the API server is down serves the pods that it had.
 fn away_at_a_restart(env: &mut Env) -> Result<()> {
     let file = env.run.dir().join("last-known.json");
     let program = env.daemon.program().to_path_buf();
@@ -308,8 +308,8 @@ fn away_at_a_restart(env: &mut Env) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// As the DaemonSet's pods reach it: address from the environment, token and authority from the
-/// ServiceAccount's volume.
+/// Access to the API server as in the DaemonSet's pods: address from the environment, token and CA
+/// certificate from the ServiceAccount's volume.
 fn in_cluster(env: &mut Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("as-in-life"))?;
     let status = env.daemon.stop(GRACE)?;
@@ -332,7 +332,7 @@ fn in_cluster(env: &mut Env) -> Result<()> {
     Ok(())
 }
 
-/// The directories that a ServiceAccount's volume is mounted on, as far as they had to be made; removed on
+/// The directories on which a ServiceAccount's volume is mounted, if they did not exist before; removed on
 /// drop.
 struct MountPoint(Vec<PathBuf>);
 
@@ -349,7 +349,7 @@ impl MountPoint {
 impl Drop for MountPoint {
     fn drop(&mut self) {
         for path in &self.0 {
-            // Another run may use them too.
+            // Another run may still use them.
             let _not_empty = std::fs::remove_dir(path);
         }
     }

@@ -13,10 +13,10 @@ use crate::suite::cases::Cases;
 use crate::suite::sample_pod::{self, HTTP};
 use crate::wait;
 
-/// How many containers the largest pod has, each with two probes on ports of their own.
+/// Number of containers of the largest pod, each with two probes on separate ports.
 const CONTAINERS: u16 = 200;
 const FIRST_PORT: u16 = 20_000;
-/// What 1 MiB of annotations may cost the daemon for good: the allocator keeps some of what it once had.
+/// How much 1 MiB of annotations may increase the daemon's memory permanently: the allocator keeps some freed memory.
 const KEPT_KIB: u64 = 12 << 10;
 
 pub fn run(cases: &mut Cases, env: &Env) -> Result<()> {
@@ -30,7 +30,7 @@ pub fn run(cases: &mut Cases, env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// How many pods of Istio's are counted in this state.
+/// The number of Istio's pods in this state.
 fn counted(env: &Env, state: &str) -> Result<f64> {
     let labels = [("mesh", "istio"), ("state", state)];
     Ok(env.daemon.metrics()?.sum("probe_handler_pods", &labels))
@@ -43,7 +43,7 @@ fn pending(env: &Env, pods: f64) -> Result<()> {
     })
 }
 
-/// A sandbox whose network never comes, and then comes.
+/// A sandbox whose network is missing for long, and is then set up.
 fn no_address(env: &Env, good: &NodePod) -> Result<()> {
     let mut pod = env.node.bind(sample_pod::pod("unplugged"))?;
     pod.start_sandbox(Order::NetworkFirst)?;
@@ -65,7 +65,7 @@ fn no_address(env: &Env, good: &NodePod) -> Result<()> {
     let waited = env.endpoint(&pod, true)?;
     println!("     served {waited:?} after it had an address");
     pending(env, 0.0)?;
-    // While it starts, as every pod is for a moment, nothing is said of it.
+    // While it starts nothing is reported, because every pod is in this state for a moment.
     let log = env.daemon.log()?;
     ensure!(
         !log.contains("unplugged\" why"),
@@ -74,7 +74,7 @@ fn no_address(env: &Env, good: &NodePod) -> Result<()> {
     Ok(())
 }
 
-/// The API server names another address than the namespace has: none is served.
+/// The API server reports another address than the namespace has: none is served.
 fn disagreement(env: &Env, good: &NodePod) -> Result<()> {
     let mut pod = env.pod(sample_pod::pod("two-minds"))?;
     pod.update(|object| {
@@ -90,7 +90,7 @@ fn disagreement(env: &Env, good: &NodePod) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// The namespace goes while its app has yet to answer.
+/// The namespace is removed before its app has answered.
 fn vanishes(env: &Env, good: &NodePod) -> Result<()> {
     let spec = sample_pod::pod("vanishing").container(sample_pod::container(
         "slow",
@@ -187,7 +187,7 @@ fn annotations(env: &Env, good: &NodePod) -> Result<()> {
     Ok(())
 }
 
-/// An object that no API server should send.
+/// An invalid object, which an API server should not send.
 fn malformed(env: &Env, good: &NodePod) -> Result<()> {
     let mut pod = env.pod(sample_pod::pod("garbled"))?;
     let before = env.daemon.metric("probe_handler_unreadable_objects")?;

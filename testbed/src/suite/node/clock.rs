@@ -12,14 +12,14 @@ use crate::suite::cases::Cases;
 use crate::suite::sample_pod;
 
 const HOUR: i64 = 3600;
-/// Within the time for which the API server's certificate is good.
+/// How far the clock jumps: within the validity of the API server's certificate.
 const JUMPS: [i64; 3] = [HOUR, -2 * 24 * HOUR, 30 * 24 * HOUR];
 
 pub fn run(cases: &mut Cases, env: &Env) {
     cases.case_in_a_guest("clock-jumps", "it sets the machine's clock", || jumps(env));
 }
 
-/// While it jumps, pods that are there are served, new ones are found, and watches that break come back.
+/// While it jumps, existing pods are served, new ones are found, and broken watches are restored.
 fn jumps(env: &Env) -> Result<()> {
     let old = env.pod(sample_pod::pod("from-before"))?;
     for (index, seconds) in JUMPS.into_iter().enumerate() {
@@ -36,7 +36,7 @@ fn jumps(env: &Env) -> Result<()> {
     env.check_verdicts(&old)
 }
 
-/// The wall clock, moved; put right on drop.
+/// A changed wall clock; corrected on drop.
 struct Clock {
     before: TimeSpec,
     since: Instant,

@@ -32,7 +32,7 @@ fn at(pod: &NodePod) -> Result<SocketAddr> {
     Ok(SocketAddr::new(pod.ns()?.ipv4().into(), HTTP))
 }
 
-/// The endpoint stands before the first app process runs, and the first probe is true.
+/// The endpoint exists before the first app process runs, and the first probe has the correct result.
 fn start(env: &Env, name: &str, order: Order) -> Result<()> {
     let mut pod = env.node.bind(sample_pod::pod(name))?;
     pod.make_cgroup()?;
@@ -48,7 +48,7 @@ fn start(env: &Env, name: &str, order: Order) -> Result<()> {
     env.gone(name)
 }
 
-/// The app's container ends and starts anew: its probes say so, nothing else changes.
+/// The app's container ends and restarts: only the results of its probes change.
 fn restart(env: &Env) -> Result<()> {
     let mut pod = env.pod(sample_pod::pod("restarting"))?;
     let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
@@ -62,7 +62,7 @@ fn restart(env: &Env) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// The node's runtime lost the sandbox: a new one, with a new namespace and a new address.
+/// The container runtime has lost the sandbox, and creates a new one with a new namespace and address.
 fn made_anew(env: &Env) -> Result<()> {
     let mut pod = env.pod(sample_pod::pod("phoenix"))?;
     let old = at(&pod)?;
@@ -70,7 +70,7 @@ fn made_anew(env: &Env) -> Result<()> {
     env.stands(old, false)?;
     pod.start_sandbox(Order::NetworkFirst)?;
     ensure!(at(&pod)? != old, "the same address");
-    // The status still tells the old address.
+    // The pod's status still has the old address.
     pod.start_containers()?;
     pod.report_running()?;
     let waited = env.endpoint(&pod, true)?;
@@ -78,7 +78,7 @@ fn made_anew(env: &Env) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// Deleted, but running: the kubelet goes on with its readiness probes until its containers stop.
+/// Deleted, but still running: the kubelet continues readiness probes until the containers stop.
 fn terminating(env: &Env) -> Result<()> {
     let mut pod = env.pod(sample_pod::pod("leaving"))?;
     let address = at(&pod)?;
@@ -95,7 +95,7 @@ fn terminating(env: &Env) -> Result<()> {
     env.gone("leaving")
 }
 
-/// The object goes first (`kubectl delete --force`), and the containers run for a while.
+/// The object is removed first (`kubectl delete --force`), and the containers still run for a while.
 fn by_force(env: &Env) -> Result<()> {
     let mut pod = env.pod(sample_pod::pod("forced"))?;
     let address = at(&pod)?;
@@ -105,7 +105,7 @@ fn by_force(env: &Env) -> Result<()> {
     env.check_mesh_only(&pod)
 }
 
-/// Old news of the API server: the pod runs, and has an address, before anything is on the node.
+/// The API server reports that the pod runs and has an address before anything exists on the node.
 fn status_first(env: &Env) -> Result<()> {
     let mut pod = env.node.bind(sample_pod::pod("announced"))?;
     let (_, ipv4, ipv6) = env.run.next_pod_ips();
@@ -123,7 +123,7 @@ fn status_first(env: &Env) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// The node is faster than the API server's watch.
+/// The node is ahead of the API server's watch.
 fn sandbox_first(env: &Env) -> Result<()> {
     let spec = sample_pod::pod("unheard-of");
     let mut pod = env.node.bind_as(Bound::new(spec).unscheduled())?;
@@ -136,7 +136,7 @@ fn sandbox_first(env: &Env) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// A pod that runs elsewhere is none of ours; the daemon does not even hear of it.
+/// A pod on another node is not served; the daemon does not receive it at all.
 fn bound_late(env: &Env) -> Result<()> {
     let spec = sample_pod::pod("elsewhere");
     let pod = env.node.bind_as(Bound::new(spec).unscheduled())?;
@@ -148,7 +148,7 @@ fn bound_late(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// The same thing said again changes nothing: no endpoint goes, not for a moment.
+/// A repeated update changes nothing: no endpoint is removed, not even briefly.
 fn told_twice(env: &Env) -> Result<()> {
     let mut pod = env.pod(sample_pod::pod("echoed"))?;
     let before = env.daemon.status()?["counters"]["seen"].as_u64();

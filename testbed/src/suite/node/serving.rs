@@ -15,7 +15,7 @@ use crate::suite::sample_pod::{self, HTTP};
 
 const LIVE: &str = "/app-health/web/livez";
 const READY: &str = "/app-health/web/readyz";
-/// What only the stand-in pilot-agent says.
+/// An answer that only the stand-in pilot-agent gives.
 const AGENTS_MARK: &str = "X-Pilot-Agent";
 const STATUS_PORT: &str = "status.sidecar.istio.io/port";
 
@@ -51,7 +51,7 @@ fn app() -> crate::app::AppSpec {
     crate::app::AppSpec::new().http(HTTP)
 }
 
-/// As Istio's injector leaves a pod.
+/// A pod as Istio's injector writes it.
 fn injected(name: &str, port: u16) -> PodSpec {
     PodSpec::new(name)
         .rules(RuleSet::IstioRedirect)
@@ -68,7 +68,7 @@ fn way(env: &Env, pod: &NodePod) -> Result<String> {
     Ok(ways.collect::<Vec<_>>().join(" "))
 }
 
-/// Both rewritten probes tell the truth, and not by pilot-agent.
+/// Both rewritten probes have correct results that do not come from pilot-agent.
 fn ours(env: &Env, pod: &NodePod, port: u16) -> Result<()> {
     for ip in pod.ns()?.ips() {
         for (path, status) in [(LIVE, 200), (READY, 503)] {
@@ -96,8 +96,8 @@ fn taken_over(env: &Env, name: &str, port: u16, annotation: Option<&str>) -> Res
     ours(env, &pod, port)
 }
 
-/// Istio's injector makes such pods (with probes on port 0, which the API server refuses) or leaves probes
-/// on its usual port: nothing is taken over, and pilot-agent is asked as it was.
+/// Istio's injector creates such pods (with probes on port 0, which the API server refuses) or leaves probes
+/// on its default port: the daemon takes nothing over, and pilot-agent gets the probes as before.
 fn not_taken_over(env: &Env, name: &str, value: &str) -> Result<()> {
     let pod = env.pod(injected(name, 15020).annotation(STATUS_PORT, value))?;
     ensure!(!way(env, &pod)?.contains("takeover"), "{}", way(env, &pod)?);
@@ -112,7 +112,7 @@ fn not_taken_over(env: &Env, name: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
-/// Pilot-agent gets what we can't read; it would not have read it either.
+/// Entries that the daemon can't parse stay with pilot-agent, which can't parse them either.
 fn malformed(env: &Env) -> Result<()> {
     let good = env.pod(sample_pod::pod("beside-malformed"))?;
     let mut pod = env.node.bind(injected("malformed", 15020))?;
@@ -146,7 +146,7 @@ fn rewritten(env: &Env) -> Result<()> {
     ours(env, &pod, 15020)
 }
 
-/// The annotation comes, changes and goes while the pod runs.
+/// The annotation is added, changed and removed while the pod runs.
 fn exempt_pod(env: &Env) -> Result<()> {
     const EXEMPT: &str = "probe-handler.io/exempt";
     let mut pod = env.pod(sample_pod::pod("moody"))?;
@@ -176,7 +176,7 @@ fn exempt_pod(env: &Env) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// The same on its namespace; what the pod says itself counts for more.
+/// The same on its namespace; the pod's own annotation has precedence.
 fn exempt_namespace(env: &Env) -> Result<()> {
     let mark = |value| env.node.api.put("namespaces", namespace("testbed", value));
     let pod = env.pod(sample_pod::pod("follower"))?;

@@ -14,7 +14,7 @@ use crate::suite::cases::Cases;
 use crate::suite::sample_pod::{self, HTTP};
 use crate::wait;
 
-/// The hash of a static pod's manifest, by which the kubelet and the runtime know the pod.
+/// The hash of a static pod's manifest, by which the kubelet and the runtime identify the pod.
 const HASH: &str = "5f0c9a1e2b3d4c5f6a7b8c9d0e1f2a3b";
 
 pub fn run(cases: &mut Cases, env: &Env) {
@@ -25,7 +25,7 @@ pub fn run(cases: &mut Cases, env: &Env) {
     }
 }
 
-/// Nodes of other layouts, each with a daemon of its own.
+/// Nodes with other cgroup layouts, each with its own daemon.
 pub fn layouts(cases: &mut Cases) -> Result<()> {
     let all = usable_hierarchies()?;
     let (v2, v1) = all.split_first().context("no cgroup hierarchy")?;
@@ -51,7 +51,7 @@ fn mirror(env: &Env) -> Result<()> {
     env.gone("static")
 }
 
-/// Such a pod has the node's addresses: nothing is served there, whatever its manifest declares.
+/// A pod in the host network has the node's addresses: the daemon serves none of its probes.
 fn host_network(env: &Env) -> Result<()> {
     let bound = Bound::new(sample_pod::pod("hostly")).host_network();
     let mut pod = env.node.bind_as(bound)?;
@@ -81,7 +81,7 @@ fn of_mesh(env: &Env, mesh: RuleSet) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// A node with one hierarchy only, and systemd's names in it.
+/// A node with only one hierarchy, with systemd's cgroup names.
 fn layout(cases: &mut Cases, mount: &PathBuf) -> Result<()> {
     let run = Arc::new(Run::new()?);
     let node = Node::with_cgroups(&run, "layout", std::slice::from_ref(mount))?;
