@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on SIGINT, SIGTERM and SIGHUP interrupt the run instead of ending the process. The
-/// signals are caught, not blocked: children would inherit a mask, and miss their own SIGTERM.
+/// Makes SIGINT, SIGTERM and SIGHUP interrupt the run instead of ending the process. The signals are
+/// caught, not blocked, because children would inherit the mask and miss their own SIGTERM.
 ///
 /// # Errors
 /// When the signals cannot be caught.

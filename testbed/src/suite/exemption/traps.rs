@@ -24,7 +24,7 @@ use crate::wait;
 
 const HTTP: u16 = 8080;
 const CLOSED: u16 = 5433;
-/// Of a listener of the case's own.
+/// Port of the listener whose accept queue is full.
 const FULL: u16 = 7000;
 
 pub(super) fn run(cases: &mut Cases, node: &mut Node) -> Result<()> {
