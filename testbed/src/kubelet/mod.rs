@@ -45,7 +45,7 @@ pub enum Scheme {
     Https,
 }
 
-/// What to do.
+/// The action of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
@@ -105,7 +105,7 @@ pub enum Action {
 /// One probe to make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// What to do.
+    /// The action.
     pub action: Action,
     /// The pod's address.
     pub ip: IpAddr,

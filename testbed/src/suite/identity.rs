@@ -142,7 +142,7 @@ fn by_hand(env: &Env, who: &Kubelet, loopback: IpAddr) -> Result<()> {
     let made = WORDS.len() as f64;
     ensure!(
         (counted - made).abs() < f64::EPSILON,
-        "{made} strangers, {counted} counted"
+        "{made} connections of other processes, {counted} counted"
     );
     Ok(())
 }
@@ -192,7 +192,10 @@ fn used_again(env: &Env, pod: &Pod, loopback: IpAddr) -> Result<()> {
         String::from_utf8_lossy(&answer)
     );
     let counted = unknown_peers(env)? - unknown;
-    ensure!(counted >= 1.0, "one stranger, {counted} counted");
+    ensure!(
+        counted >= 1.0,
+        "one connection of another process, {counted} counted"
+    );
     Ok(())
 }
 

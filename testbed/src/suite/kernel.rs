@@ -119,9 +119,9 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
         tcp.passed() && count(&maps, Counter::Redirected) == 1,
         "not redirected: {tcp:?}"
     );
-    let (stranger, peer) = handler.accept()?;
+    let (other_client, peer) = handler.accept()?;
     let flows: &FlowMap = &maps.flows;
-    let isn = saved_syn::take_isn(&stranger).context("no SYN was kept")?;
+    let isn = saved_syn::take_isn(&other_client).context("no SYN was kept")?;
     let connection = ConnectionId { peer, isn };
     let other = ConnectionId {
         isn: isn.wrapping_add(1),
@@ -141,7 +141,7 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     // The probe has closed its connection: another process may have its port.
     ensure!(flow.closed, "{flow:?}");
     ensure!(flows.take(connection).is_none(), "a flow was taken twice");
-    drop((stranger, handler));
+    drop((other_client, handler));
 
     for (gone, ip) in (1..).zip(pod.ns.ips()) {
         let http = kubelet.probe(&Probe::http(ip, HTTP, "/healthy"))?;
@@ -184,9 +184,9 @@ fn another_namespace(run: &Run, cgroup: &Cgroup, pod: &Pod, own: u64) -> Result<
     let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
     let (_programs, maps) = attach(cgroup, pod, handler.local_addr()?.port())?;
     maps.config.update(|config| config.netns_cookie = own)?;
-    let stranger = pod.ns.run(|| Kubelet::start(run, cgroup, "kubelet"))?;
+    let other_client = pod.ns.run(|| Kubelet::start(run, cgroup, "kubelet"))?;
     for (others, ip) in (1..).zip(pod.ns.ips()) {
-        let http = stranger.probe(&Probe::http(ip, HTTP, "/healthy"))?;
+        let http = other_client.probe(&Probe::http(ip, HTTP, "/healthy"))?;
         ensure!(http.passed(), "not left alone: {http:?}");
         ensure!(
             count(&maps, Counter::OtherProcess) == others && count(&maps, Counter::Seen) == 0,

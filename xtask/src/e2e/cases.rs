@@ -144,17 +144,17 @@ impl Suite<'_> {
         let free = self.running("no-mesh")?;
         let control = format!("http://{}:8080/healthy", free.ip);
         self.kubectl.create(&[
-            host_network_pod("stranger", &["probe", &url], self.place),
-            host_network_pod("stranger-control", &["probe", &control], self.place),
+            host_network_pod("other-process", &["probe", &url], self.place),
+            host_network_pod("other-process-control", &["probe", &control], self.place),
         ])?;
-        let refused = self.exit_code("stranger").and_then(|code| {
+        let refused = self.exit_code("other-process").and_then(|code| {
             ensure!(
                 code != 0,
                 "a process that is not the kubelet reached the app"
             );
             let said = self
                 .kubectl
-                .run(&["logs", "-n", NAMESPACE, "stranger"], "")?;
+                .run(&["logs", "-n", NAMESPACE, "other-process"], "")?;
             ensure!(
                 said.contains("reset"),
                 "the connection was not reset: {said}"
@@ -163,7 +163,7 @@ impl Suite<'_> {
         });
         self.report
             .add("another-process/is-refused-by-the-mesh", refused);
-        let answered = self.exit_code("stranger-control").and_then(|code| {
+        let answered = self.exit_code("other-process-control").and_then(|code| {
             ensure!(
                 code == 0,
                 "a pod without a mesh did not answer: exit code {code}"

@@ -178,12 +178,12 @@ fn never_answered(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     listener.set_nonblocking(true)?;
     drop((first, accepted));
     // It may be dropped or captured, but the app must not receive it.
-    let stranger = given_up.connect();
+    let other_client = given_up.connect();
     let seen = listener.accept();
     ensure!(
         seen.as_ref()
             .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock),
-        "another process reached the app: {seen:?}, {stranger:?}"
+        "another process reached the app: {seen:?}, {other_client:?}"
     );
     Ok(())
 }
