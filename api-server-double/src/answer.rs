@@ -1,4 +1,4 @@
-//! What the double answers to a request: a fault that was ordered, a refusal, a list, a watch, or one object.
+//! The double's answer to a request: a fault set by the test, a refusal, a list, a watch, or one object.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -15,9 +15,9 @@ use super::feeding::begin_watch;
 use super::object::one;
 use super::{Asked, Body, Fault, Shared, State};
 
-/// A broken connection, on purpose.
+/// A connection that is closed on purpose.
 #[derive(Debug, thiserror::Error)]
-#[error("the double hangs up")]
+#[error("the double closes the connection")]
 pub(super) struct Hangup;
 
 pub(super) async fn answer(
@@ -62,7 +62,7 @@ pub(super) async fn answer(
     })
 }
 
-/// The refusal of a request whose token is not known, or which RBAC does not allow.
+/// The refusal of a request with a wrong token, or which RBAC does not allow.
 fn not_allowed(state: &State, asked: &Asked) -> Option<Response<Body>> {
     if let Some(token) = &state.token
         && asked.authorization != format!("Bearer {token}")
@@ -157,8 +157,8 @@ pub(super) fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
     response
 }
 
-/// Whether `object` is in the namespace asked for and the field selector, of which only `spec.nodeName` and
-/// `metadata.name` are known, selects it.
+/// Whether `object` is in the requested namespace and matches the field selector; only `spec.nodeName` and
+/// `metadata.name` are supported.
 pub(super) fn selected(asked: &Asked, object: &Value) -> bool {
     let namespace = object["metadata"]["namespace"].as_str();
     if asked.namespace.is_some() && asked.namespace.as_deref() != namespace {
@@ -168,11 +168,11 @@ pub(super) fn selected(asked: &Asked, object: &Value) -> bool {
         None => true,
         Some(("spec.nodeName", node)) => object["spec"]["nodeName"].as_str() == Some(node),
         Some(("metadata.name", name)) => object["metadata"]["name"].as_str() == Some(name),
-        Some(_) => panic!("a field selector that the server would refuse"),
+        Some(_) => panic!("unsupported field selector"),
     }
 }
 
-/// What is sent of `object`: all, or its metadata only, as asked for.
+/// The response for `object`: all of it, or only its metadata, as requested.
 pub(super) fn shown(asked: &Asked, object: &Value) -> Value {
     if asked.accept.contains("as=PartialObjectMetadata") {
         json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
@@ -182,7 +182,7 @@ pub(super) fn shown(asked: &Asked, object: &Value) -> Value {
     }
 }
 
-/// The version asked for, if the server has got that far.
+/// The requested resource version, unless it is newer than the server's.
 pub(super) fn not_older(state: &State, asked: &Asked) -> Result<u64, Box<Response<Body>>> {
     let version = asked.param("resourceVersion");
     let version: u64 = match version {
@@ -230,7 +230,7 @@ fn list(shared: &Shared, asked: &Asked) -> Response<Body> {
         }
     };
     let mut metadata = json!({"resourceVersion": revision.to_string()});
-    // Only lists from the store come in pages.
+    // Only lists from the store are paginated.
     if let Ok(limit) = asked.param("limit").parse::<usize>()
         && version.is_empty()
         && limit < items.len()

@@ -1,4 +1,4 @@
-//! One watch of the double: what it begins with, the events that follow, and how it ends.
+//! A watch: its initial events, the events that follow, and its end.
 
 use std::sync::Arc;
 
@@ -34,9 +34,9 @@ pub(super) fn begin_watch(shared: Arc<Shared>, asked: &Asked) -> Response<Body> 
         lines.push(bookmark(asked, state.revision, true));
         state.revision
     } else {
-        let from: u64 = version.parse().expect("a version to go on from");
+        let from: u64 = version.parse().expect("a version to start from");
         if from < state.compacted {
-            // The answer has begun: it is an event.
+            // The response has begun, so the error is an event.
             let message = format!("too old resource version: {from} ({})", state.compacted);
             lines.push(line("ERROR", &status_body(410, "Expired", &message)));
             return Response::new(full(lines.concat()));
@@ -80,7 +80,7 @@ struct Feeding {
     tx: mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>,
 }
 
-/// The client has gone.
+/// The client has closed the connection.
 struct Gone;
 
 impl Feeding {
@@ -136,7 +136,7 @@ impl Feeding {
         self.shared.progress.send_modify(|count| *count += 1);
     }
 
-    /// Events since the last call, as this watch's selector sees them.
+    /// Events since the last call that match this watch's selector.
     fn news(&mut self) -> Vec<String> {
         let state = self.shared.state.lock();
         let mut lines = Vec::new();
@@ -159,7 +159,7 @@ impl Feeding {
                 (None, Some(after)) => ("ADDED", after),
                 (Some(_), Some(after)) => ("MODIFIED", after),
                 (Some(mut before), None) => {
-                    // Also one that leaves the selector: its old state at the new revision.
+                    // Also for an object that no longer matches: its old state with the new revision.
                     before["metadata"]["resourceVersion"] = json!(event.revision.to_string());
                     ("DELETED", before)
                 }
@@ -180,7 +180,7 @@ impl Feeding {
             Cut::MidLine => {
                 let half = r#"{"type":"MODIFIED","object":{"kind":"Pod","metadata":{"na"#;
                 self.send(half.to_owned()).await?;
-                let error = std::io::Error::other("cut on purpose");
+                let error = std::io::Error::other("closed on purpose");
                 self.tx.send(Err(error)).await.map_err(|_| Gone)
             }
             Cut::Error(code, reason, message) => {

@@ -1,12 +1,12 @@
-//! A double of the API server: HTTP/1.1 on a loopback port, with or without TLS, with lists, watches and
-//! refusals as kube-apiserver has them (kubernetes staging/src/k8s.io/apiserver/pkg/{endpoints/handlers,storage}).
-//! The tests of `probe-handler` run its source of pods against it, the testbed runs the whole daemon.
+//! A test double of the API server: HTTP/1.1 on a loopback port, with or without TLS, with lists, watches and
+//! errors like kube-apiserver's (kubernetes staging/src/k8s.io/apiserver/pkg/{endpoints/handlers,storage}).
+//! Unit tests use it for the daemon's pod source, and the testbed for the complete daemon.
 //!
-//! It has one store with one counter of revisions, as etcd is. Each write is an event that watches from
-//! an older revision see; revisions up to a compaction are gone, and with them the way to go on from there.
+//! It has one store with one revision counter, like etcd. Each write is an event for watches that start at an
+//! older revision. A compaction removes old revisions, and watches can no longer start from them.
 //!
-//! It is a double, not a server: it knows the resources that probe-handler asks for, and who orders something
-//! impossible of it ends with a panic.
+//! It supports only the resources that probe-handler requests, and panics if a test uses it in an impossible
+//! way.
 
 mod answer;
 mod feeding;
@@ -37,28 +37,28 @@ pub use rcgen::Certificate;
 
 type Body = BoxBody<Bytes, std::io::Error>;
 
-/// How many events are kept at most; the oldest half of more is compacted away.
+/// The maximum number of events; beyond it the oldest half is compacted.
 const EVENTS: usize = 20_000;
 
-/// How a request goes wrong.
+/// How a request fails.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// An error with the usual body: code, reason, message.
+    /// An error with a Status as body: code, reason, message.
     Status(u16, &'static str, &'static str),
-    /// An error as a proxy in front of the server writes it: no Status at all.
+    /// An error from a proxy in front of the server, without a Status.
     Plain(u16, &'static str),
     /// Answered only after [`ApiServer::release`].
     Hang,
-    /// A body that is no JSON.
+    /// A body that is not JSON.
     Garbage,
     /// The connection is closed before an answer.
     Hangup,
 }
 
-/// How a watch that stands ends.
+/// How an open watch ends.
 #[derive(Clone, Debug)]
 pub enum Cut {
-    /// As after its timeout.
+    /// Normally, as after its timeout.
     End,
     /// The connection breaks in the middle of a line.
     MidLine,
@@ -66,18 +66,18 @@ pub enum Cut {
     Error(u16, &'static str, &'static str),
 }
 
-/// A request as it came.
+/// A received request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// As RBAC names it: `get`, `list`, `watch`, `create`, `update`, `patch`.
+    /// The verb in RBAC: `get`, `list`, `watch`, `create`, `update`, `patch`.
     pub verb: String,
     /// The resource's group; empty for the core's.
     pub group: String,
-    /// As `pods`.
+    /// The resource, for example `pods`.
     pub resource: String,
-    /// The namespace, if only objects of one are wanted.
+    /// The namespace, if the request is limited to one.
     pub namespace: Option<String>,
-    /// The object's name, if only one is wanted.
+    /// The object's name, if the request is for one object.
     pub name: Option<String>,
     /// The query's parameters.
     pub query: BTreeMap<String, String>,
@@ -93,7 +93,7 @@ impl Asked {
         self.verb == "watch"
     }
 
-    /// The parameter, empty if it is not there.
+    /// A query parameter; empty if it is missing.
     pub fn param(&self, name: &str) -> &str {
         self.query.get(name).map_or("", String::as_str)
     }
@@ -113,16 +113,16 @@ struct State {
     compacted: u64,
     objects: BTreeMap<(String, String, String), Value>,
     events: Vec<Event>,
-    /// Snapshots of lists that are read in pages, by token.
+    /// Snapshots of paginated lists, by continue token.
     pages: HashMap<String, (u64, Vec<Value>)>,
     faults: HashMap<(String, bool), VecDeque<Fault>>,
-    /// The only bearer token accepted; none: nobody is asked for one.
+    /// The only accepted bearer token; `None`: no token is required.
     token: Option<String>,
-    /// Resources of which RBAC allows nobody anything.
+    /// Resources to which RBAC denies all access.
     forbidden: BTreeSet<String>,
-    /// All that RBAC allows; none: whatever is not forbidden.
+    /// What RBAC allows; `None`: everything that is not forbidden.
     allowed: Option<Vec<Rule>>,
-    /// Writes that clients made, by verb.
+    /// The number of clients' writes, by verb.
     writes: BTreeMap<String, usize>,
     asked: Vec<Asked>,
     streams_initial: bool,
@@ -138,7 +138,7 @@ impl State {
         }
     }
 
-    /// Writes `object`, which is given a new revision; returns that.
+    /// Writes `object` with a new revision, and returns the revision.
     fn write(&mut self, resource: &str, mut object: Value) -> u64 {
         self.revision += 1;
         let revision = self.revision;
@@ -166,7 +166,7 @@ impl State {
     }
 }
 
-/// What all watches of a resource are told besides events.
+/// Instructions to all watches of a resource.
 #[derive(Clone)]
 enum Order {
     Bookmark,
@@ -179,13 +179,13 @@ struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     released: watch::Sender<u64>,
-    /// Moves on with each request, and each watch that begins or ends.
+    /// Changes with each request, and with each start and end of a watch.
     progress: watch::Sender<u64>,
     orders: Orders,
     tls: Option<TlsAcceptor>,
 }
 
-/// The double. Gone when dropped.
+/// The double; stops on drop.
 pub struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
@@ -199,12 +199,12 @@ impl Drop for ApiServer {
 }
 
 impl ApiServer {
-    /// An empty one that can begin watches with everything there is (Kubernetes 1.34 and later).
+    /// An empty server whose watches can begin with all existing objects (Kubernetes 1.34 and later).
     pub async fn start() -> Self {
         Self::start_at(([127, 0, 0, 1], 0).into(), State::new(), None).await
     }
 
-    /// The same over TLS; with it the certificate to trust.
+    /// The same with TLS; also returns the certificate to trust.
     pub async fn start_tls() -> (Self, Certificate) {
         let names = vec!["127.0.0.1".to_owned()];
         let rcgen::CertifiedKey { cert, signing_key } =
@@ -238,11 +238,11 @@ impl ApiServer {
         }
     }
 
-    /// Stops it: connections break, and nobody listens at its address any more.
+    /// Stops it: connections break, and its address is no longer bound.
     pub async fn stop(self) -> Stopped {
         let held = bound(self.address);
         self.accepting.abort();
-        // Aborted, but maybe still on its way out: the port is free when nobody else has the state.
+        // The aborted task may still be running; the port is free when no other task holds the state.
         while Arc::strong_count(&self.shared) > 1 {
             tokio::task::yield_now().await;
         }
@@ -265,7 +265,7 @@ impl ApiServer {
         format!("{scheme}://{}", self.address).parse().unwrap()
     }
 
-    /// Has it know nothing of watches that begin with everything, as before Kubernetes 1.27.
+    /// Disables watches that begin with all existing objects, as before Kubernetes 1.27.
     pub fn without_initial_events(self) -> Self {
         self.shared.state.lock().streams_initial = false;
         self
@@ -278,19 +278,19 @@ impl ApiServer {
         revision
     }
 
-    /// The object of that name; in no namespace where that is empty.
+    /// The object with that name; an empty namespace means a cluster-scoped object.
     pub fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
         self.shared.state.lock().objects.get(&key).cloned()
     }
 
-    /// Deletes the object of that name, which must be there; its last state has the revision of its end.
+    /// Deletes the object with that name, which must exist; its last state has the revision of the deletion.
     pub fn delete(&self, resource: &str, namespace: &str, name: &str) -> u64 {
         let mut state = self.shared.state.lock();
         state.revision += 1;
         let revision = state.revision;
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
-        let mut before = state.objects.remove(&key).expect("it is there");
+        let mut before = state.objects.remove(&key).expect("the object exists");
         before["metadata"]["resourceVersion"] = json!(revision.to_string());
         state.note(Event {
             revision,
@@ -303,7 +303,7 @@ impl ApiServer {
         revision
     }
 
-    /// Forgets all events so far.
+    /// Removes all events so far.
     pub fn compact(&self) {
         let mut state = self.shared.state.lock();
         state.compacted = state.revision;
@@ -312,8 +312,8 @@ impl ApiServer {
         state.pages.clear();
     }
 
-    /// Its revisions begin anew, as after a restore from a backup: lists "not older than" what was seen
-    /// before can't be had.
+    /// Resets its revision, as after a restore from a backup: lists "not older than" an earlier revision
+    /// fail.
     pub fn restore(&self, revision: u64) {
         let mut state = self.shared.state.lock();
         state.revision = revision;
@@ -324,21 +324,21 @@ impl ApiServer {
         }
     }
 
-    /// The next request for a watch of `resource`, or the next other one, goes wrong.
+    /// Makes the next watch request for `resource`, or the next other request, fail.
     pub fn fail(&self, resource: &str, watch: bool, fault: Fault) {
         let mut state = self.shared.state.lock();
         let faults = state.faults.entry((resource.to_owned(), watch));
         faults.or_default().push_back(fault);
     }
 
-    /// From now on requests need this bearer token (401); none: any will do. Watches that stand go on, as
-    /// they do in a cluster.
+    /// From now on requests need this bearer token (else 401); `None`: any token is accepted. Open watches
+    /// continue, as in a cluster.
     pub fn require_token(&self, token: Option<&str>) {
         self.shared.state.lock().token = token.map(str::to_owned);
     }
 
-    /// From now on requests for `resource` are forbidden (403), or allowed again. Watches that stand go on,
-    /// as they do in a cluster.
+    /// From now on requests for `resource` are forbidden (403), or allowed again. Open watches continue, as
+    /// in a cluster.
     pub fn forbid(&self, resource: &str, forbidden: bool) {
         let mut state = self.shared.state.lock();
         let _ = match forbidden {
@@ -347,8 +347,8 @@ impl ApiServer {
         };
     }
 
-    /// From now on only what these rules allow is (403 for all else): PolicyRules, which count in one namespace or in
-    /// all. Rules add up.
+    /// From now on only what these PolicyRules allow is permitted (else 403). They apply to one namespace or to all, and
+    /// add to earlier rules.
     pub fn allow(&self, namespace: Option<&str>, rules: &[Value]) {
         let mut state = self.shared.state.lock();
         let rules = rules.iter().map(|rule| Rule {
@@ -358,18 +358,18 @@ impl ApiServer {
         state.allowed.get_or_insert_default().extend(rules);
     }
 
-    /// Writes that clients made and that were not refused: `create`, `update` or `patch`.
+    /// The number of accepted writes by clients, for a verb `create`, `update` or `patch`.
     pub fn written(&self, verb: &str) -> usize {
         let state = self.shared.state.lock();
         state.writes.get(verb).copied().unwrap_or_default()
     }
 
-    /// Requests that hang are answered.
+    /// Answers requests that hang.
     pub fn release(&self) {
         self.shared.released.send_modify(|count| *count += 1);
     }
 
-    /// Ends all watches of `resource` that stand.
+    /// Ends all open watches of `resource`.
     pub fn cut(&self, resource: &str, cut: Cut) {
         let order = (resource.to_owned(), Order::Cut(cut));
         let _ = self.shared.orders.send(order);
@@ -385,7 +385,7 @@ impl ApiServer {
     pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
         let mut progress = self.shared.progress.subscribe();
         while !condition(self) {
-            progress.changed().await.expect("we have the sender");
+            progress.changed().await.expect("the sender exists");
         }
     }
 
@@ -394,16 +394,16 @@ impl ApiServer {
         self.shared.state.lock().asked.clone()
     }
 
-    /// Watches of `resource` that stand.
+    /// The number of open watches of `resource`.
     pub fn watching(&self, resource: &str) -> usize {
         let state = self.shared.state.lock();
         state.watching.get(resource).copied().unwrap_or_default()
     }
 }
 
-/// A server that was stopped.
+/// A stopped server.
 pub struct Stopped {
-    /// Nobody listens at the address, and nobody else can.
+    /// Reserves the address without listening on it.
     held: TcpSocket,
     address: SocketAddr,
     state: State,
@@ -411,7 +411,7 @@ pub struct Stopped {
 }
 
 impl Stopped {
-    /// Starts it again, at the same address and with the same objects; events of old it no longer has.
+    /// Restarts it with the same address and objects, but without the old events.
     pub async fn start(mut self) -> ApiServer {
         self.state.compacted = self.state.revision;
         self.state.events.clear();
@@ -422,7 +422,7 @@ impl Stopped {
     }
 }
 
-/// A socket at `address` beside those that are there.
+/// A socket bound to `address`, even if other sockets are bound to it.
 fn bound(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
@@ -461,7 +461,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         tokio::select! {
             accepted = listener.accept() => {
                 let (stream, _) = accepted.unwrap();
-                // As Go's servers have it: an event does not wait for the one before to be acknowledged.
+                // Like Go's servers: an event is sent before the previous one is acknowledged.
                 stream.set_nodelay(true).unwrap();
                 let tls = shared.tls.clone();
                 let shared = Arc::clone(&shared);
@@ -469,7 +469,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                     match tls {
                         None => serve(shared, stream).await,
                         Some(tls) => {
-                            // A client that does not trust us hangs up.
+                            // A client that does not trust the certificate closes the connection.
                             if let Ok(stream) = tls.accept(stream).await {
                                 serve(shared, stream).await;
                             }
@@ -484,7 +484,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 
 async fn serve(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let service = service_fn(move |request| answer(Arc::clone(&shared), request));
-    // Ends as the client or a test wants it to.
+    // Errors are expected: the client or a test ends connections.
     drop(
         hyper::server::conn::http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)

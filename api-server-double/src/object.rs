@@ -1,5 +1,5 @@
-//! Requests for one object: get, create, update and JSON patch, each refused as kube-apiserver refuses it when
-//! somebody else was first.
+//! Requests for one object: get, create, update and JSON patch, with kube-apiserver's errors for concurrent
+//! changes.
 
 use http::{HeaderMap, Response, StatusCode, header};
 use json_patch::Patch;
@@ -10,7 +10,7 @@ use super::{Asked, Body, Shared, State};
 
 type Refusal = (u16, &'static str, &'static str);
 
-/// What comes of it. A write is an event for those that watch.
+/// Performs the request. A write is an event for watches.
 pub(super) fn one(
     shared: &Shared,
     asked: &Asked,
@@ -81,7 +81,7 @@ fn updated(state: &State, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> 
     if (&new["name"], &new["namespace"]) != (&old["name"], &old["namespace"]) {
         return Err((400, "BadRequest", "another object than in the URL"));
     }
-    // Without a version it is an update of whatever there is.
+    // Without a version it updates the object unconditionally.
     let version = new.get("resourceVersion");
     if version.is_some_and(|version| *version != old["resourceVersion"]) {
         return Err((409, "Conflict", "the object has been modified"));

@@ -1,11 +1,11 @@
-//! Whether rules as those of Roles and ClusterRoles allow a request (kubernetes plugin/pkg/auth/authorizer/rbac,
+//! Checks whether the rules of Roles and ClusterRoles allow a request (kubernetes plugin/pkg/auth/authorizer/rbac,
 //! `RuleAllows`).
 
 use serde_json::Value;
 
 use super::Asked;
 
-/// A PolicyRule, and the namespace in which it counts; none: in all, and for what is in no namespace.
+/// A PolicyRule and its namespace; `None`: all namespaces and cluster-scoped resources.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
     pub(super) namespace: Option<String>,
@@ -18,7 +18,7 @@ impl Rule {
             let values = self.rule[field].as_array();
             values.is_some_and(|values| values.iter().any(|value| value == wanted || value == "*"))
         };
-        // A list or watch of one object by its name counts as a request for that one.
+        // A list or watch with a field selector for one name counts as a request for that object.
         let named = asked.name.as_deref().or_else(|| {
             let selector = asked.param("fieldSelector");
             selector.strip_prefix("metadata.name=")

@@ -1,5 +1,5 @@
-//! What the kernel says of BPF programs and maps, asked by bpf(2) itself: so a test does not ask the
-//! library that it tests.
+//! Queries eBPF programs and maps with bpf(2) directly, so that tests do not depend on the library that the
+//! daemon uses.
 
 mod map;
 
@@ -36,13 +36,13 @@ pub const CONNECT4: u32 = 10;
 /// getpeername4 and 6, connect4 and 6.
 const HOOKS: [u32; 5] = [3, 29, 30, CONNECT4, 11];
 
-/// `union bpf_attr`, as far as any command here uses it.
+/// `union bpf_attr`, as far as it is used here.
 #[repr(C, align(8))]
 struct Attr([u32; 32]);
 
 fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_long> {
-    // SAFETY: the attribute is zeroed where the command does not use it, longer than every command's
-    // own part, and outlives the call, as does what it points to.
+    // SAFETY: unused parts of the attribute are zero, it is longer than every command's part, and it and
+    // the memory that it points to outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.0.as_mut_ptr(), 128) };
     match result {
         0.. => Ok(result),
@@ -68,13 +68,15 @@ pub struct Held {
 }
 
 impl Held {
-    /// Those of process `pid`.
+    /// The programs and maps of process `pid`.
     ///
     /// # Errors
     /// When the process is gone.
     pub fn by(pid: u32) -> Result<Self> {
         let mut held = Self::default();
-        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).context("looking at a process")? {
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))
+            .context("listing a process's descriptors")?
+        {
             // A descriptor may be closed in between.
             let text = fs::read_to_string(entry?.path()).unwrap_or_default();
             for line in text.lines() {
@@ -89,10 +91,10 @@ impl Held {
         Ok(held)
     }
 
-    /// What of it the kernel still has. Ids are not used again.
+    /// Those that still exist. The kernel does not reuse ids.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// When the kernel returns an error.
     pub fn left(&self) -> Result<Self> {
         let left = |command, ids: &[u32]| -> Result<Vec<u32>> {
             let mut left = Vec::new();
@@ -109,13 +111,13 @@ impl Held {
         })
     }
 
-    /// Whether there is nothing.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.programs.is_empty() && self.maps.is_empty()
     }
 }
 
-/// Makes a map.
+/// Creates a map.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -138,8 +140,8 @@ pub fn pin(map: &OwnedFd, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Sets the only entry of a read-only array, and makes it final, as a program's constants have to be before
-/// the verifier takes them as such.
+/// Sets the only entry of a read-only array and freezes it, which the verifier requires for a program's
+/// constants.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -152,12 +154,12 @@ pub fn set_constants(map: &OwnedFd, value: &[u8]) -> Result<()> {
     let _done = bpf(MAP_UPDATE_ELEM, &mut attr).context("setting constants")?;
     let mut attr = Attr([0; 32]);
     attr.0[0] = u32::try_from(map.as_raw_fd())?;
-    let _done = bpf(MAP_FREEZE, &mut attr).context("making constants final")?;
+    let _done = bpf(MAP_FREEZE, &mut attr).context("freezing constants")?;
     Ok(())
 }
 
-/// Loads one of the daemon's programs; gives the statistics of the verifier's log. `code` is its
-/// instructions, each as the kernel has them.
+/// Loads one of the daemon's programs; returns the statistics of the verifier's log. `code` is its
+/// instructions, in the kernel's format.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -169,9 +171,9 @@ pub fn verifier_statistics<T>(name: &str, code: &[T], license: &CStr) -> Result<
         .position(|known| *known == name)
     {
         Some(index) => HOOKS[index],
-        None => bail!("no program of the daemon's is called {name}"),
+        None => bail!("the daemon has no program {name}"),
     };
-    ensure!(size_of::<T>() == 8, "instructions are of 8 bytes");
+    ensure!(size_of::<T>() == 8, "an instruction has 8 bytes");
     let mut log = vec![0_u8; 64 * 1024];
     let mut attr = Attr([0; 32]);
     attr.0[0] = if name == programs::SOCK_OPS {
@@ -193,11 +195,11 @@ pub fn verifier_statistics<T>(name: &str, code: &[T], license: &CStr) -> Result<
     Ok(log)
 }
 
-/// Whether the kernel keeps, with a program that this process has loaded, how many instructions its verifier
-/// went through (`verified_insns` in /proc/PID/fdinfo).
+/// Whether the kernel reports the number of instructions that its verifier processed for a loaded program
+/// (`verified_insns` in /proc/PID/fdinfo).
 ///
 /// # Errors
-/// When this process has no program.
+/// When this process has loaded no program.
 pub fn keeps_verified_instructions() -> Result<bool> {
     for entry in fs::read_dir("/proc/self/fdinfo")? {
         // A descriptor may be closed in between.
@@ -218,19 +220,19 @@ fn exists(command: libc::c_long, id: u32) -> Result<bool> {
             Ok(true)
         }
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(error).context("asking the kernel for a BPF object"),
+        Err(error) => Err(error).context("opening a BPF object"),
     }
 }
 
 fn owned(fd: libc::c_long) -> Result<OwnedFd> {
-    // SAFETY: a descriptor that bpf(2) has just made for us.
+    // SAFETY: bpf(2) has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
 }
 
-/// How many programs are attached to a cgroup at the daemon's hooks.
+/// The number of programs attached to a cgroup at the daemon's hooks.
 ///
 /// # Errors
-/// When the kernel does not say.
+/// When the kernel returns an error.
 pub fn attached(cgroup: &Path) -> Result<u32> {
     let directory = File::open(cgroup).with_context(|| cgroup.display().to_string())?;
     let mut attached = 0;
@@ -238,13 +240,13 @@ pub fn attached(cgroup: &Path) -> Result<u32> {
         let mut attr = Attr([0; 32]);
         attr.0[0] = u32::try_from(directory.as_raw_fd())?;
         attr.0[1] = hook;
-        bpf(PROG_QUERY, &mut attr).context("asking what is attached")?;
+        bpf(PROG_QUERY, &mut attr).context("querying attached programs")?;
         attached += attr.0[6];
     }
     Ok(attached)
 }
 
-/// A program attached to a cgroup the legacy way, without BPF_F_ALLOW_MULTI: nothing can be attached
+/// A program attached to a cgroup without BPF_F_ALLOW_MULTI (legacy mode), so that no program can be attached
 /// below it. Detached on drop.
 #[derive(Debug)]
 pub struct LegacyConnect4 {
@@ -253,7 +255,7 @@ pub struct LegacyConnect4 {
 }
 
 impl LegacyConnect4 {
-    /// Attaches one that allows every connection.
+    /// Attaches a program that allows every connection.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -266,7 +268,7 @@ impl LegacyConnect4 {
         attr.0[1] = 2;
         pointer(&mut attr, 2, code.as_ptr());
         pointer(&mut attr, 4, license.as_ptr());
-        // expected_attach_type, behind log_level, log_size, log_buf, kern_version, prog_flags,
+        // expected_attach_type, after log_level, log_size, log_buf, kern_version, prog_flags,
         // prog_name[16] and prog_ifindex.
         attr.0[17] = CONNECT4;
         let program = owned(bpf(PROG_LOAD, &mut attr).context("loading a program")?)?;
@@ -275,8 +277,8 @@ impl LegacyConnect4 {
             program,
         };
         this.command(PROG_ATTACH)
-            .context("attaching the legacy way")?;
-        ensure!(attached(cgroup)? > 0, "nothing is attached after all");
+            .context("attaching in legacy mode")?;
+        ensure!(attached(cgroup)? > 0, "the program is not attached");
         Ok(this)
     }
 

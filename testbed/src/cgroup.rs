@@ -14,17 +14,17 @@ use crate::wait;
 
 const PREFIX: &str = "probe-handler-testbed-";
 
-/// A child cgroup of this run, removed on drop once its processes have ended.
+/// A child cgroup of this run, removed on drop after its processes have ended.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
 }
 
 impl Cgroup {
-    /// Makes cgroup `probe-handler-testbed-<run>/<name>`.
+    /// Creates cgroup `probe-handler-testbed-<run>/<name>`.
     ///
     /// # Errors
-    /// When cgroup2 is not mounted, or the cgroup cannot be made.
+    /// When cgroup2 is not mounted, or the cgroup cannot be created.
     pub fn new(run: &Run, name: &str) -> Result<Self> {
         let path = top(&mount()?, run.id()).join(name);
         fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
@@ -47,7 +47,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // A process that was killed a moment ago may still be counted.
+        // A process that was just killed may still count as a member.
         let removed = wait::to_clean_up(Duration::from_secs(2), || {
             fs::remove_dir(&self.path).is_ok() || !self.path.exists()
         });
@@ -55,7 +55,7 @@ impl Drop for Cgroup {
             eprintln!("testbed: {} cannot be removed", self.path.display());
         }
         if let Some(parent) = self.path.parent() {
-            // Fails while another cgroup of the run is left, which removes it later.
+            // Fails while the run has another cgroup, whose removal also removes this directory.
             let _still_used = fs::remove_dir(parent);
         }
     }
@@ -70,14 +70,14 @@ pub fn join(path: &Path, pid: u32) -> Result<()> {
         .with_context(|| format!("moving process {pid} into {}", path.display()))
 }
 
-/// `--cgroup PATH` for each of these, for a process that is to move into them.
+/// `--cgroup PATH` for each of these, as arguments of a process that must move into them.
 pub fn arguments(cgroups: &[PathBuf]) -> impl Iterator<Item = &OsStr> {
     cgroups
         .iter()
         .flat_map(|path| [OsStr::new("--cgroup"), path.as_os_str()])
 }
 
-/// Where cgroup2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid.
+/// The mount point of cgroup2: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid system.
 ///
 /// # Errors
 /// When it is not mounted.
@@ -99,7 +99,7 @@ pub fn top(mount: &Path, run_id: &str) -> PathBuf {
     mount.join(format!("{PREFIX}{run_id}"))
 }
 
-/// Removes the cgroup at `path` and all below it, as far as they have no processes.
+/// Removes the cgroup at `path` and all below it, except those with processes.
 pub fn remove_tree(path: &Path) {
     for child in fs::read_dir(path).into_iter().flatten().flatten() {
         if child.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -109,7 +109,7 @@ pub fn remove_tree(path: &Path) {
     let _still_used = fs::remove_dir(path);
 }
 
-/// Removes what a run left in every hierarchy, its processes with it; errors are printed.
+/// Removes a run's leftovers in every hierarchy, including processes; prints errors.
 pub(crate) fn remove_all(run_id: &str) {
     for mount in kernel::locate::hierarchies(None).unwrap_or_default() {
         let top = top(&mount, run_id);

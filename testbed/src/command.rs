@@ -1,11 +1,11 @@
-//! Running `ip`, `nft` and `iptables`, with errors that say what went wrong.
+//! Runs `ip`, `nft` and `iptables`; errors contain their standard error.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Runs `program` with `args` and `stdin` to its end.
+/// Runs `program` with `args` and `stdin` and waits for its end.
 ///
 /// # Errors
 /// When it cannot be started or does not exit with 0; the message holds its standard error.
@@ -31,7 +31,7 @@ pub fn run(program: &str, args: &[&str], stdin: &str) -> Result<Output> {
     Ok(output)
 }
 
-/// Runs several `ip` commands, one a line without the word `ip`, in one process.
+/// Runs several `ip` commands in one process: one per line, without the word `ip`.
 ///
 /// # Errors
 /// As [`run`]; the first command that fails ends the batch.

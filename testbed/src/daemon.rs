@@ -1,5 +1,5 @@
-//! The real daemon: `probe-handler agent`, with a directory of manifests, a kubelet's cgroup and a
-//! Unix socket of its own.
+//! Runs the real daemon: `probe-handler agent`, with its own directory of manifests, kubelet's cgroup and
+//! Unix socket.
 
 mod answer;
 mod stopped;
@@ -31,12 +31,12 @@ const READY: Duration = Duration::from_secs(20);
 const SERVED: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(5);
 const LOGGED: Duration = Duration::from_secs(5);
-/// Where a pod finds its ServiceAccount's volume.
+/// Mount point of a pod's ServiceAccount volume.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// What is shown of a log when something failed.
+/// How many bytes at the end of a log are shown after a failure.
 const LOG_TAIL: u64 = 8 << 10;
 
-/// A daemon to be started.
+/// The settings of a daemon to start.
 #[derive(Clone, Debug)]
 pub struct DaemonSpec {
     name: String,
@@ -45,12 +45,12 @@ pub struct DaemonSpec {
     pods: Option<PathBuf>,
     admin_socket: Option<PathBuf>,
     admin_addr: String,
-    /// Where to ask it over TCP, instead of on the admin socket.
+    /// TCP address for the testbed's requests, instead of the admin socket.
     asked_at: Option<SocketAddr>,
-    /// A command that runs the program, with the program's own words appended.
+    /// A command that runs the program; the program and its arguments are appended.
     wrapper: Vec<String>,
     args: Vec<String>,
-    /// Name of the node whose pods are asked for.
+    /// The node whose pods the daemon requests.
     node: Option<String>,
     env: Vec<(String, String)>,
 }
@@ -73,36 +73,36 @@ impl DaemonSpec {
         }
     }
 
-    /// Another program than the `probe-handler` beside this one.
+    /// Uses this program instead of the `probe-handler` in the directory of this program.
     #[must_use]
     pub fn program(mut self, program: Option<&Path>) -> Self {
         self.program = program.map(Path::to_path_buf);
         self
     }
 
-    /// Serves the kubelet in this cgroup, without looking for it.
+    /// Serves the kubelet in this cgroup; disables the detection.
     #[must_use]
     pub fn kubelet_cgroup(mut self, cgroup: &Cgroup) -> Self {
         self.kubelet_cgroup = Some(cgroup.path().to_path_buf());
         self
     }
 
-    /// Takes the pods from this directory instead of one of its own, as a second daemon does.
+    /// Reads the pods from this directory instead of its own, as a second daemon does.
     #[must_use]
     pub fn pods(mut self, dir: &Path) -> Self {
         self.pods = Some(dir.to_path_buf());
         self
     }
 
-    /// Takes the pods of `node` from the API server that `kubeconfig` names.
+    /// Reads the pods of `node` from the API server in `kubeconfig`.
     #[must_use]
     pub fn kube(mut self, node: &str, kubeconfig: &Path) -> Self {
         self.node = Some(node.to_owned());
         self.env("KUBECONFIG", &kubeconfig.display().to_string())
     }
 
-    /// Takes the pods of `node` as a pod of the cluster does: from the API server at `address`, with the
-    /// files of a ServiceAccount's volume in `volume`.
+    /// Reads the pods of `node` as in a cluster: from the API server at `address`, with the files of a
+    /// ServiceAccount's volume in `volume`.
     #[must_use]
     pub fn in_cluster(mut self, node: &str, address: SocketAddr, volume: &Path) -> Self {
         const MOUNT: &str = r#"mount --bind "$1" "$2" && shift 2 && exec "$@""#;
@@ -123,7 +123,7 @@ impl DaemonSpec {
         .collect();
         self.env("KUBERNETES_SERVICE_HOST", &address.ip().to_string())
             .env("KUBERNETES_SERVICE_PORT", &address.port().to_string())
-            // No kubeconfig of the user who runs the testbed.
+            // Do not use the kubeconfig of the user who runs the testbed.
             .env("HOME", &volume.display().to_string())
     }
 
@@ -132,28 +132,28 @@ impl DaemonSpec {
         self
     }
 
-    /// Another admin socket than one of its own.
+    /// Uses this admin socket instead of its own.
     #[must_use]
     pub fn admin_socket(mut self, path: &Path) -> Self {
         self.admin_socket = Some(path.to_path_buf());
         self
     }
 
-    /// Serves health and metrics there; nowhere by default.
+    /// Serves health and metrics at this address; by default there is none.
     #[must_use]
     pub fn admin_addr(mut self, address: &str) -> Self {
         address.clone_into(&mut self.admin_addr);
         self
     }
 
-    /// Serves health, metrics and state at this address of loopback, and is asked there instead of on its admin socket.
+    /// Serves health, metrics and state at this loopback address, to which the testbed's requests go instead of the admin socket.
     #[must_use]
     pub fn asked_at(mut self, address: SocketAddr) -> Self {
         self.asked_at = Some(address);
         self.admin_addr(&address.to_string())
     }
 
-    /// Runs it by this command, with the program and its own words appended.
+    /// Runs it with this command, to which the program and its arguments are appended.
     #[must_use]
     pub fn wrapped(mut self, command: &[&str]) -> Self {
         self.wrapper = command.iter().map(|word| (*word).to_owned()).collect();
@@ -163,7 +163,7 @@ impl DaemonSpec {
     /// The daemon's program.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When it does not exist.
     pub fn the_program(&self) -> Result<PathBuf> {
         match &self.program {
             Some(path) => Ok(path.clone()),
@@ -171,7 +171,7 @@ impl DaemonSpec {
         }
     }
 
-    /// Drops a capability, named as setpriv(1) does: `net_admin`.
+    /// Drops a capability, named as in setpriv(1): `net_admin`.
     #[must_use]
     pub fn without_capability(mut self, name: &str) -> Self {
         let dropped = format!("-{name}");
@@ -187,7 +187,7 @@ impl DaemonSpec {
         self
     }
 
-    /// Leaves it no capabilities but these, named as setpriv(1) does, as a container runtime would.
+    /// Keeps only these capabilities, named as in setpriv(1), as a container runtime would.
     #[must_use]
     pub fn with_capabilities_only(mut self, names: &[String]) -> Self {
         let only = names
@@ -199,7 +199,7 @@ impl DaemonSpec {
         self
     }
 
-    /// Runs it in a time namespace of its own, whose monotonic clock is `seconds` ahead of the kernel's.
+    /// Runs it in its own time namespace, whose monotonic clock is `seconds` ahead of the kernel's.
     #[must_use]
     pub fn monotonic_clock_ahead(mut self, seconds: i64) -> Self {
         let offset = format!("--monotonic={seconds}");
@@ -209,8 +209,8 @@ impl DaemonSpec {
         self
     }
 
-    /// Runs it in `cgroup` as a container runtime would: with a cgroup namespace and mounts of its own, and
-    /// the node's cgroups mounted at `host`.
+    /// Runs it in `cgroup` as a container runtime would: with its own cgroup namespace and mounts, and the
+    /// node's cgroups mounted at `host`.
     #[must_use]
     pub fn in_container(mut self, cgroup: &Cgroup, host: &Path, cgroup2: &Path) -> Self {
         const JOIN: &str = r#"echo 0 >"$1/cgroup.procs" && shift && exec "$@""#;
@@ -226,17 +226,17 @@ impl DaemonSpec {
         self
     }
 
-    /// One more argument of `probe-handler agent`.
+    /// Adds an argument of `probe-handler agent`.
     #[must_use]
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
     }
 
-    /// Starts it, without waiting for anything.
+    /// Starts it without waiting.
     ///
     /// # Errors
-    /// When the program is not there or cannot be started.
+    /// When the program does not exist or cannot be started.
     pub fn spawn(self, run: &Run) -> Result<Daemon> {
         let program = self.the_program()?;
         let dir = run.dir().join(&self.name);
@@ -270,7 +270,7 @@ impl DaemonSpec {
         }
         let child = command
             .args(&self.args)
-            // Ctrl-C is for the run, which stops its daemons in order.
+            // Ctrl-C must reach only the run, which stops its daemons in order.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
@@ -334,17 +334,17 @@ impl Daemon {
         }
     }
 
-    /// The program that runs.
+    /// Path of the running program.
     pub fn program(&self) -> &Path {
         &self.program
     }
 
-    /// The directory whose manifests it serves.
+    /// The directory of its manifests.
     pub fn pods(&self) -> &Path {
         &self.pods
     }
 
-    /// The file of its log.
+    /// Path of its log.
     pub fn log_path(&self) -> &Path {
         &self.log
     }
@@ -359,7 +359,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Asks its admin server over the Unix socket, or where [`DaemonSpec::asked_at`] says: status and body.
+    /// Sends a request to its admin server, on the Unix socket or at [`DaemonSpec::asked_at`]; returns status and body.
     ///
     /// # Errors
     /// When it does not answer.
@@ -380,10 +380,10 @@ impl Daemon {
         }
     }
 
-    /// What `/metrics` shows.
+    /// The content of `/metrics`.
     ///
     /// # Errors
-    /// When it does not answer, or not in OpenMetrics.
+    /// When it does not answer, or the answer is not OpenMetrics.
     pub fn metrics(&self) -> Result<Scrape> {
         let (status, body) = self.get("/metrics")?;
         if status != 200 {
@@ -400,7 +400,7 @@ impl Daemon {
         Ok(self.metrics()?.sum(name, &[]))
     }
 
-    /// How many descriptors and threads it has.
+    /// The number of its descriptors and threads.
     ///
     /// # Errors
     /// When it has ended.
@@ -412,7 +412,7 @@ impl Daemon {
         Ok((count("fd")?, count("task")?))
     }
 
-    /// Where its handler listens, as it says itself.
+    /// The addresses of its handler, from `status`.
     ///
     /// # Errors
     /// As [`Daemon::status`].
@@ -421,19 +421,19 @@ impl Daemon {
         serde_json::from_value(handler).context("status without handler")
     }
 
-    /// What `probe-handler status -o json` shows.
+    /// The output of `probe-handler status -o json`.
     ///
     /// # Errors
-    /// When it does not answer, or not in JSON.
+    /// When it does not answer, or the answer is not JSON.
     pub fn status(&self) -> Result<Value> {
         let (status, body) = self.get("/status")?;
         if status != 200 {
             bail!("/status answers {status}: {body}");
         }
-        serde_json::from_str(&body).context("/status is no JSON")
+        serde_json::from_str(&body).context("/status is not JSON")
     }
 
-    /// One of the kernel side's counters; 0 where there is none of that name.
+    /// One of the kernel side's counters; 0 if there is none of that name.
     ///
     /// # Errors
     /// When it does not answer.
@@ -443,16 +443,16 @@ impl Daemon {
             .unwrap_or_default())
     }
 
-    /// Hands a pod to it and waits until the pod is served: its namespace known, its canary passed.
+    /// Publishes a pod and waits until the daemon serves it: its namespace is known and its canary has passed.
     ///
     /// # Errors
-    /// When that has not come about within 10 s; the message holds what the daemon says of the pod.
+    /// When that takes longer than 10 s; the message contains the daemon's status of the pod.
     pub fn serve(&self, pod: &mut Pod) -> Result<()> {
         pod.publish(&self.pods)?;
         self.wait_served(pod)
     }
 
-    /// Waits until a pod that was handed over is served.
+    /// Waits until a published pod is served.
     ///
     /// # Errors
     /// As [`Daemon::serve`].
@@ -460,7 +460,7 @@ impl Daemon {
         self.wait_served_by_name(pod.name())
     }
 
-    /// Waits until the pod of this name is served.
+    /// Waits until the pod with this name is served.
     ///
     /// # Errors
     /// As [`Daemon::serve`].
@@ -471,10 +471,10 @@ impl Daemon {
             let known = last["netns"]["known"].is_object();
             (known && last["canary"]["state"] == "passed").then_some(())
         })
-        .with_context(|| format!("the daemon says of it: {last}\n{}", self.log_tail()))
+        .with_context(|| format!("the daemon's status of it: {last}\n{}", self.log_tail()))
     }
 
-    /// What the daemon says of one pod; none when it does not know it.
+    /// The daemon's status of a pod; `None` if it does not know the pod.
     ///
     /// # Errors
     /// When it does not answer.
@@ -484,7 +484,7 @@ impl Daemon {
         Ok(pods.iter().find(|pod| pod["name"] == name).cloned())
     }
 
-    /// Runs `probe-handler status` with these arguments against this daemon; gives what it prints.
+    /// Runs `probe-handler status` with these arguments for this daemon; returns its output.
     ///
     /// # Errors
     /// When it fails.
@@ -511,7 +511,7 @@ impl Daemon {
         kill(pid, signal).context("signalling the daemon")
     }
 
-    /// Lets it stand still, all of its threads, until the value is dropped.
+    /// Stops all of its threads until the value is dropped.
     ///
     /// # Errors
     /// When the process is gone.
@@ -520,7 +520,7 @@ impl Daemon {
         Ok(Stopped::new(self))
     }
 
-    /// Stops it in order and waits for its end.
+    /// Terminates it with a signal and waits for its end.
     ///
     /// # Errors
     /// When it has not ended within `grace`; then it is killed.
@@ -547,20 +547,20 @@ impl Daemon {
         Ok(self.child.wait()?)
     }
 
-    /// Waits until the log has all of `words`, and gives the whole log: the daemon goes on before a line of
-    /// its own is written, so what it does may be seen before what it says.
+    /// Waits until the log contains all of `words`, and returns the whole log. The daemon writes its log
+    /// asynchronously, so an effect may be visible before its log line.
     ///
     /// # Errors
-    /// When it does not say them within 5 s; the message holds the end of it.
+    /// When it does not contain them within 5 s; the message contains the end of the log.
     pub fn wait_logged(&self, words: &[&str]) -> Result<String> {
-        wait::until(&format!("the log to say {words:?}"), LOGGED, || {
+        wait::until(&format!("the log to contain {words:?}"), LOGGED, || {
             let log = self.log().ok()?;
             words.iter().all(|word| log.contains(word)).then_some(log)
         })
         .with_context(|| self.log_tail())
     }
 
-    /// The whole log, as far as it is written. Only that of a daemon that has ended is all that it had to say:
+    /// The log as far as it is written. It is complete only after the daemon has ended:
     /// see [`Daemon::wait_logged`].
     ///
     /// # Errors

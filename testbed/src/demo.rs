@@ -1,5 +1,5 @@
-//! `testbed demo`: what a STRICT mesh makes of the kubelet's probes, and what probe-handler makes
-//! of them, on real rules, a real sidecar and real apps.
+//! `testbed demo`: shows the results of the kubelet's probes in a STRICT mesh, without and with
+//! probe-handler, with real mesh rules, a sidecar and apps.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::app::tls::Certificate;
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
-use crate::kubelet::{Door, Kubelet, Probe, ProbeResult};
+use crate::kubelet::{ControlSocket, Kubelet, Probe, ProbeResult};
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::run::Run;
@@ -29,22 +29,22 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Options of `testbed demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The daemon's program [default: probe-handler beside this one]
+    /// The daemon's program [default: probe-handler in the directory of this program]
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
-    /// Leave everything up until ctrl-C
+    /// Keep everything running until ctrl-C
     #[arg(long)]
     keep: bool,
 }
 
-/// Shows it all, and removes it.
+/// Runs the demo and removes everything.
 ///
 /// # Errors
-/// When a cell is not what it should be, something cannot be set up, or ctrl-C was pressed.
+/// When a result is wrong, something cannot be set up, or ctrl-C was pressed.
 pub fn main(args: &Args) -> Result<()> {
     interrupt::catch()?;
     let run = Run::new()?;
-    println!("Two pods with Istio's REDIRECT rules and a sidecar that insists on mutual TLS:");
+    println!("Two pods with Istio's REDIRECT rules and a sidecar that accepts only mutual TLS:");
     let mut pods = [pod(&run, "shop")?, pod(&run, "ledger")?];
     for pod in &pods {
         println!("  {:<8} {}, {}", pod.name(), pod.ns.ipv4(), pod.ns.ipv6());
@@ -62,7 +62,7 @@ pub fn main(args: &Args) -> Result<()> {
     let mut cells = cells(shop, shop.ns.ipv4().into());
     cells.extend(self::cells(ledger, ledger.ns.ipv6().into()));
 
-    println!("\nProbing with the mesh alone ...");
+    println!("\nProbing without probe-handler ...");
     let alone = probe_all(&kubelet, &cells)?;
     println!("Starting probe-handler ...");
     let mut daemon = DaemonSpec::new("daemon")
@@ -79,7 +79,7 @@ pub fn main(args: &Args) -> Result<()> {
     println!("\nprobe-handler status:\n");
     println!("{}", daemon.status_command(&[])?.trim_end());
 
-    println!("\nAnother process on the node still meets the mesh:\n");
+    println!("\nThe mesh still rejects another process on the node:\n");
     wrong += show_bystander(&cells)?;
     if args.keep {
         keep(&run, &kubelet, &daemon, &pods)?;
@@ -89,20 +89,20 @@ pub fn main(args: &Args) -> Result<()> {
         bail!("the daemon ended with {status}:\n{}", daemon.log_tail());
     }
     if wrong > 0 {
-        bail!("{wrong} cells are not what they should be");
+        bail!("{wrong} results are wrong");
     }
-    println!("\nEvery cell is as it should be.");
+    println!("\nEvery result is correct.");
     Ok(())
 }
 
-/// One probe, and what it should say.
+/// One probe and its expected results.
 struct Cell {
     pod: String,
     what: &'static str,
     probe: Probe,
-    /// What the kubelet should conclude: the truth about the app.
+    /// Whether the app is healthy, which is what the kubelet must conclude.
     healthy: bool,
-    /// What the mesh alone makes of it.
+    /// Whether the probe passes without probe-handler.
     alone: bool,
 }
 
@@ -184,7 +184,7 @@ fn cells(pod: &Pod, ip: IpAddr) -> Vec<Cell> {
     ]
 }
 
-/// Makes all probes at once, as the kubelet does.
+/// Makes all probes concurrently, as the kubelet does.
 fn probe_all(kubelet: &Kubelet, cells: &[Cell]) -> Result<Vec<ProbeResult>> {
     let begun: Vec<_> = cells
         .iter()
@@ -193,7 +193,7 @@ fn probe_all(kubelet: &Kubelet, cells: &[Cell]) -> Result<Vec<ProbeResult>> {
     begun.into_iter().map(|pending| pending.wait()).collect()
 }
 
-/// Prints the table; gives the number of wrong cells.
+/// Prints the table; returns the number of wrong results.
 fn show(cells: &[Cell], alone: &[ProbeResult], with: &[ProbeResult]) -> usize {
     let mut wrong = 0;
     let mut rows = Vec::new();
@@ -208,7 +208,7 @@ fn show(cells: &[Cell], alone: &[ProbeResult], with: &[ProbeResult]) -> usize {
         };
         let truth = |text: String, passed| match passed == cell.healthy {
             true => text,
-            false => format!("{text}, untrue"),
+            false => format!("{text}, incorrect"),
         };
         rows.push([
             cell.pod.clone(),
@@ -222,7 +222,7 @@ fn show(cells: &[Cell], alone: &[ProbeResult], with: &[ProbeResult]) -> usize {
         "pod",
         "probe",
         "expected",
-        "mesh alone",
+        "without probe-handler",
         "with probe-handler",
     ];
     print!("{}", render(header, &rows));
@@ -246,7 +246,7 @@ fn show_bystander(cells: &[Cell]) -> Result<usize> {
     Ok(wrong)
 }
 
-/// The kubelet's conclusion with its reason, in few words.
+/// The kubelet's conclusion with a short reason.
 fn words(result: &ProbeResult) -> String {
     let verdict = if result.passed() { "passes" } else { "fails" };
     let reasons = [
@@ -275,19 +275,19 @@ fn words(result: &ProbeResult) -> String {
     }
 }
 
-/// Says how to play, and waits for ctrl-C.
+/// Prints commands to try, and waits for ctrl-C.
 fn keep(run: &Run, kubelet: &Kubelet, daemon: &Daemon, pods: &[Pod]) -> Result<()> {
     let testbed = worker::testbed_program()?;
-    let door = Door::open(run.dir().join("kubelet.sock"))?;
-    let (testbed, socket) = (testbed.display(), door.path().display());
-    println!("\nAll of it stays up until ctrl-C. Some things to try:");
-    println!("\n  as the kubelet, and as anyone else:");
+    let control = ControlSocket::open(run.dir().join("kubelet.sock"))?;
+    let (testbed, socket) = (testbed.display(), control.path().display());
+    println!("\nEverything keeps running until ctrl-C. Commands to try:");
+    println!("\n  probe as the kubelet, and as another process:");
     for pod in pods {
         let ip = pod.ns.ipv4();
         println!("    {testbed} probe --kubelet {socket} http://{ip}:{HTTP}/healthy");
         println!("    {testbed} probe http://{ip}:{HTTP}/healthy");
     }
-    println!("  the kernel's refusal of a closed port:");
+    println!("  a closed port, which the kernel refuses:");
     println!(
         "    {testbed} probe --kubelet {socket} tcp://[{}]:{CLOSED}",
         pods[0].ns.ipv6()
@@ -304,13 +304,13 @@ fn keep(run: &Run, kubelet: &Kubelet, daemon: &Daemon, pods: &[Pod]) -> Result<(
         daemon.socket().display()
     );
     println!(
-        "  manifests, to be changed at will: {}",
+        "  pod manifests, which you may edit: {}",
         daemon.pods().display()
     );
-    println!("  everything else of this run: {}", run.dir().display());
+    println!("  other files of this run: {}", run.dir().display());
     let forever = Duration::from_secs(u32::MAX.into());
     let _interrupted = wait::until("ctrl-C", forever, || {
-        if let Err(error) = door.answer(kubelet) {
+        if let Err(error) = control.answer(kubelet) {
             eprintln!("testbed: {error:#}");
         }
         None::<()>

@@ -1,5 +1,5 @@
-//! One thread of a process stands still, as if it were in an endless loop or a system call that does not return: by
-//! ptrace(2), for a signal would stop all threads.
+//! Stops one thread of a process, as if it were in an endless loop or a system call that does not return. Uses
+//! ptrace(2), because a signal would stop all threads.
 
 use std::fs;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -11,10 +11,10 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// Between looks whether the thread has been ended by its process' end.
+/// Polling interval for the end of the thread's process.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// A thread that stands still until the value is dropped, or its process ends.
+/// A thread that is stopped until the value is dropped or its process ends.
 #[derive(Debug)]
 pub struct Frozen {
     go_on: Option<Sender<()>>,
@@ -30,7 +30,7 @@ impl Frozen {
         let thread = find(pid, name)?;
         let (go_on, told) = mpsc::channel();
         let (frozen, is_frozen) = mpsc::channel();
-        // A thread is traced by a thread, which has to be there for as long.
+        // The tracer is a thread, which must exist as long as the tracing.
         let tracer = thread::spawn(move || -> Result<()> {
             let stopped = ptrace::seize(thread, ptrace::Options::empty())
                 .and_then(|()| ptrace::interrupt(thread))
@@ -74,7 +74,7 @@ impl Drop for Frozen {
 fn find(pid: u32, name: &str) -> Result<Pid> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?;
-        // A thread that has ended meanwhile has no name.
+        // A thread that has ended has no name.
         let Ok(found) = fs::read_to_string(task.path().join("comm")) else {
             continue;
         };

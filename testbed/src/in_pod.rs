@@ -1,5 +1,5 @@
-//! What the init container of a test cluster's pod runs: the mesh's rules, put into the pod that it runs
-//! in, and the mesh's certificates for the sidecar.
+//! `testbed rules`: run by the init container of a pod in a test cluster. Applies the mesh's rules in the
+//! pod, and creates the mesh's certificates for the sidecar.
 
 use std::path::PathBuf;
 
@@ -11,14 +11,14 @@ use crate::rules::RuleSet;
 /// Arguments of `testbed rules`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Whose rules: a name as in the suite's tables, `istio-redirect` for one
+    /// Name of the rule set as in the suite's tables, for example `istio-redirect`
     name: String,
-    /// Make a mesh's certificates in that directory
+    /// Create the mesh's certificates in this directory
     #[arg(long, value_name = "DIRECTORY")]
     identity: Option<PathBuf>,
 }
 
-/// Puts a mesh's rules into the network namespace that this runs in, as a mesh's init container
+/// Applies a mesh's rules in the current network namespace, as a mesh's init container
 /// does.
 ///
 /// # Errors
@@ -29,7 +29,11 @@ pub fn main(args: &Args) -> Result<()> {
         .find(|rules| rules.name() == args.name)
         .with_context(|| {
             let names: Vec<_> = RuleSet::all().iter().map(|rules| rules.name()).collect();
-            format!("no rules {:?}; there are {}", args.name, names.join(", "))
+            format!(
+                "unknown rule set {:?}: expected one of {}",
+                args.name,
+                names.join(", ")
+            )
         })?;
     rules.apply_here()?;
     match &args.identity {

@@ -1,5 +1,5 @@
-//! Ctrl-C and friends: a run that is interrupted stops at its next wait with an error, so that
-//! everything is removed on the way out as after any failure.
+//! Handles ctrl-C and similar signals: an interrupted run returns an error at its next wait, so that
+//! everything is removed as after any failure.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on SIGINT, SIGTERM and SIGHUP interrupt the run instead of ending the process. The
-/// signals are caught, not blocked: children would inherit a mask, and miss their own SIGTERM.
+/// Makes SIGINT, SIGTERM and SIGHUP interrupt the run instead of ending the process. The signals are
+/// caught, not blocked, because children would inherit the mask and miss their own SIGTERM.
 ///
 /// # Errors
 /// When the signals cannot be caught.

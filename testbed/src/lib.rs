@@ -1,10 +1,10 @@
-//! The real-thing test environment of probe-handler: network namespaces, mesh rules, mTLS-only
-//! sidecars, apps and a stand-in kubelet, none of them simulated.
+//! The test environment of probe-handler: real network namespaces and mesh rules, sidecars that accept only
+//! mTLS, apps and a stand-in kubelet.
 //!
-//! A test makes a [`run::Run`], then pods with [`pod::PodSpec`], a [`kubelet::Kubelet`] in a cgroup
-//! of its own, and a [`daemon::Daemon`]. Everything is blocking and removed on `Drop`; what a killed
-//! run left behind is removed by the next one. Apps, sidecars and kubelets are child processes (this
-//! same binary), which end when their standard input closes.
+//! A test creates a [`run::Run`], then pods with [`pod::PodSpec`], a [`kubelet::Kubelet`] in its own
+//! cgroup, and a [`daemon::Daemon`]. All calls block, and everything is removed on `Drop`; the next run
+//! removes the leftovers of a killed run. Apps, sidecars and kubelets are child processes (of the same
+//! program), which end when their standard input closes.
 
 pub mod app;
 pub mod bench;
@@ -25,6 +25,7 @@ pub mod netns;
 pub mod node;
 pub mod pace;
 pub mod pod;
+pub mod port_guesser;
 pub mod probe;
 pub mod rpc;
 pub mod rules;
@@ -32,7 +33,6 @@ pub mod run;
 pub mod sandbox;
 pub mod selfcheck;
 pub mod sidecar;
-pub mod stranger;
 pub mod suite;
 pub mod table;
 pub mod verifier;

@@ -1,11 +1,11 @@
-//! The testbed's program: the child processes of a run, and the commands that a person types.
+//! The testbed's program: the commands that developers run, and the child processes that these start.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// probe-handler's test environment: real namespaces, mesh rules, sidecars, apps and a stand-in
-/// kubelet.
+/// probe-handler's test environment: real network namespaces and mesh rules, with sidecars, apps and a
+/// stand-in kubelet.
 #[derive(Debug, Parser)]
 struct Args {
     #[command(subcommand)]
@@ -14,44 +14,44 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve as an app in a pod (started by the other commands)
+    /// Run an app in a pod (started by the other commands)
     #[command(hide = true)]
     App(testbed::app::process::Args),
-    /// Serve as a mesh's sidecar in a pod (started by the other commands)
+    /// Run a mesh's sidecar in a pod (started by the other commands)
     #[command(hide = true)]
     Sidecar(testbed::sidecar::process::Args),
-    /// Probe as the kubelet does (started by the other commands)
+    /// Run the stand-in kubelet (started by the other commands)
     #[command(hide = true)]
     Kubelet(testbed::kubelet::process::Args),
-    /// Guess the kubelet's ports (started by the other commands)
+    /// Connect from guessed source ports of the kubelet (started by the suite)
     #[command(hide = true)]
-    Stranger(testbed::stranger::Args),
-    /// Probe over and over (started by `bench`)
+    PortGuesser(testbed::port_guesser::Args),
+    /// Probe repeatedly (started by `bench`)
     #[command(hide = true)]
     BenchProber(testbed::bench::prober::Args),
-    /// Show two pods of a STRICT mesh being probed, without and with probe-handler
+    /// Probe two pods of a STRICT mesh, without and with probe-handler, and show the results
     Demo(testbed::demo::Args),
-    /// Check every rule of probe-handler's design in namespaces
+    /// Test every rule of probe-handler's design in network namespaces
     Suite(testbed::suite::Args),
-    /// Render the manifests in deploy/ and hold them against schema and design
+    /// Render the manifests in deploy/ and check them against schema and design
     Manifests(testbed::manifests::Args),
-    /// Measure probes against the same probes without a mesh
+    /// Compare probes through probe-handler with the same probes without a mesh
     Bench(testbed::bench::Args),
-    /// Run a program to which the kernel gives no inotify instance (started by the suite)
+    /// Run a program that cannot create an inotify instance (started by the suite)
     #[command(hide = true)]
     WithoutInotify(testbed::without_inotify::Args),
-    /// Make one probe as the kubelet does, and print what came of it
+    /// Make one probe as the kubelet does, and print the result
     Probe(testbed::probe::Args),
-    /// Put a mesh's redirect rules into the namespace this runs in (a pod of a test cluster)
+    /// Apply a mesh's redirect rules in the current network namespace (a pod of a test cluster)
     #[command(hide = true)]
     Rules(testbed::in_pod::Args),
-    /// Show that each mesh's rules and sidecar do here what they do in a cluster
+    /// Check that each mesh's rules and sidecar behave here as in a cluster
     Selfcheck,
-    /// Remove what killed runs left behind
+    /// Remove leftovers of killed runs
     Cleanup,
-    /// Show how many instructions the kernel's verifier goes through for each program
+    /// Show how many instructions the kernel's verifier processes for each program
     Verifier,
-    /// Be the first process of a virtual machine that runs the suite (`cargo xtask test vm`)
+    /// Run as first process of a virtual machine, and run the suite in it (`cargo xtask test vm`)
     #[command(hide = true)]
     Guest,
 }
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         Command::App(args) => testbed::app::process::main(&args),
         Command::Sidecar(args) => testbed::sidecar::process::main(&args),
         Command::Kubelet(args) => testbed::kubelet::process::main(&args),
-        Command::Stranger(args) => testbed::stranger::main(&args),
+        Command::PortGuesser(args) => testbed::port_guesser::main(&args),
         Command::BenchProber(args) => testbed::bench::prober::main(&args),
         Command::Bench(args) => testbed::bench::main(&args),
         Command::Demo(args) => testbed::demo::main(&args),
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
         Command::Verifier => testbed::verifier::main(),
         Command::Guest => testbed::guest::main(),
         Command::Cleanup => testbed::run::cleanup_stale().map(|removed| {
-            println!("removed what {} killed runs left", removed.len());
+            println!("removed the leftovers of {} killed runs", removed.len());
         }),
     };
     match done {

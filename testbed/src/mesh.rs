@@ -1,4 +1,4 @@
-//! The mesh's certificates, and a client that is in the mesh.
+//! The mesh's certificates, and a client in the mesh.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,15 +19,15 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, Stream
 const SERVER_NAME: &str = "sidecar.testbed";
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A certificate authority, a certificate for every sidecar and one for clients, in PEM files that
-/// all processes of the run read.
+/// A certificate authority, a certificate for all sidecars and one for clients, in PEM files that all
+/// processes of the run read.
 #[derive(Clone, Debug)]
 pub struct Identity {
     dir: PathBuf,
 }
 
 impl Identity {
-    /// Makes new certificates in `dir`.
+    /// Creates new certificates in `dir`.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -47,17 +47,17 @@ impl Identity {
         Ok(Self { dir })
     }
 
-    /// Where the files are.
+    /// The directory of the files.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Those that another process made.
+    /// Certificates that another process has created.
     pub const fn existing(dir: PathBuf) -> Self {
         Self { dir }
     }
 
-    /// A sidecar's TLS: only clients with a certificate of this mesh, as STRICT demands.
+    /// A sidecar's TLS: accepts only clients with a certificate of this mesh, as in STRICT mode.
     ///
     /// # Errors
     /// When the files cannot be read.
@@ -73,8 +73,8 @@ impl Identity {
             .with_single_cert(chain, key)?)
     }
 
-    /// Sends `request` from inside the mesh: mutual TLS to `ip:port`, which the pod's rules lead to
-    /// its sidecar. Gives what the app answers until it closes.
+    /// Sends `request` as a client in the mesh: with mutual TLS to `ip:port`, which the pod's rules redirect to
+    /// its sidecar. Returns the app's answer up to the end of the connection.
     ///
     /// # Errors
     /// When the sidecar refuses, or the app does not answer within 5 s.

@@ -1,4 +1,4 @@
-//! Reading a scrape: OpenMetrics text, as far as the daemon writes it.
+//! Parses a scrape: OpenMetrics text, as far as the daemon uses it.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Named network namespaces, wired to the node as a CNI's `ptp` plugin does: one veth pair, a host
-//! route to each pod address, the node's address as the pod's gateway.
+//! Named network namespaces, connected to the node as by the CNI plugin `ptp`: one veth pair, a host route
+//! to each pod address, the node's address as the pod's gateway.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,7 +24,7 @@ pub struct NetNs {
 }
 
 impl NetNs {
-    /// Makes a namespace with lo up, `eth0` with an address of each family, and default routes
+    /// Creates a namespace with lo up, `eth0` with an address of each family, and default routes
     /// through the node.
     ///
     /// # Errors
@@ -33,8 +33,8 @@ impl NetNs {
         Self::with(run, name, None, None)
     }
 
-    /// As [`NetNs::new`], with addresses that are given, and perhaps the namespace of a process that is
-    /// there already. The node's routes to addresses that were another's lead here from now on.
+    /// As [`NetNs::new`], with given addresses, and optionally with the namespace of an existing process.
+    /// Replaces the node's existing routes to these addresses.
     ///
     /// # Errors
     /// When `ip` fails.
@@ -48,7 +48,7 @@ impl NetNs {
         let (ipv4, ipv6) = ips.unwrap_or((ipv4, ipv6));
         let this = Self {
             name: run.name(name),
-            // 15 characters at most, also with the longest process id.
+            // At most 15 characters, even with the longest process id.
             host: format!("v{}h{index}", run.id()),
             ipv4,
             ipv6,
@@ -91,16 +91,16 @@ impl NetNs {
         )
     }
 
-    /// Makes it again once it is gone, at the same path and with the same addresses: another
-    /// namespace, as when a pod's sandbox is made anew.
+    /// Creates a new namespace after its removal, at the same path and with the same addresses, as when a
+    /// pod's sandbox is recreated.
     ///
     /// # Errors
-    /// When `ip` fails, as it does while the old one lives.
+    /// When `ip` fails, as it does while the old one exists.
     pub fn make_again(&self, run: &Run) -> Result<()> {
         self.make(run, None)
     }
 
-    /// Sends the node's traffic for `ip` this way, and no other.
+    /// Routes the node's traffic for `ip` to this namespace only.
     ///
     /// # Errors
     /// When `ip` fails.
@@ -116,18 +116,18 @@ impl NetNs {
         ))
     }
 
-    /// Whether the namespace still lives, named or not: its end of the veth pair goes with it, and
-    /// with that the node's end.
+    /// Whether the namespace still exists, with or without a name: its removal removes its end of the veth
+    /// pair, and with it the node's end.
     pub fn lives(&self) -> bool {
         Path::new("/sys/class/net").join(&self.host).exists()
     }
 
-    /// Its name, as `ip netns` shows it.
+    /// Its name in `ip netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that holds it, as annotation `probe-handler.io/netns` names it.
+    /// Path of its file, for annotation `probe-handler.io/netns`.
     pub fn path(&self) -> PathBuf {
         Path::new(NETNS_DIR).join(&self.name)
     }
@@ -147,7 +147,7 @@ impl NetNs {
         [IpAddr::V4(self.ipv4), IpAddr::V6(self.ipv6)]
     }
 
-    /// Puts `::6` on lo, as istio-init and istio-cni do where IPv6 is enabled.
+    /// Adds `::6` to lo, as istio-init and istio-cni do if IPv6 is enabled.
     ///
     /// # Errors
     /// When `ip` fails.
@@ -155,7 +155,7 @@ impl NetNs {
         self.ip("address add ::6/128 dev lo nodad\n")
     }
 
-    /// Runs `ip` commands, one a line, inside the namespace.
+    /// Runs `ip` commands, one per line, inside the namespace.
     ///
     /// # Errors
     /// When one of them fails.
@@ -163,8 +163,8 @@ impl NetNs {
         ip_batch_in(&self.name, lines)
     }
 
-    /// Runs `work` on a thread of its own inside the namespace. Child processes that it starts, and
-    /// sockets that it makes, belong to the namespace.
+    /// Runs `work` on a separate thread inside the namespace. Its child processes and sockets belong to the
+    /// namespace.
     ///
     /// # Errors
     /// When the namespace cannot be entered, or as `work` does.
@@ -181,8 +181,8 @@ impl NetNs {
         })
     }
 
-    /// Removes the namespace's name now, as a container runtime does when the pod ends; the
-    /// namespace itself lives on while a process or descriptor holds it.
+    /// Removes the namespace's name now, as a container runtime does when the pod ends. The namespace itself
+    /// exists as long as a process or descriptor holds it.
     ///
     /// # Errors
     /// When `ip` fails.
@@ -204,7 +204,7 @@ impl Drop for NetNs {
 /// Moves the calling thread into the namespace at `path`.
 ///
 /// # Errors
-/// When the file cannot be opened or is no network namespace.
+/// When the file cannot be opened or is not a network namespace.
 pub fn enter(path: &Path) -> Result<()> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {}", path.display()))
@@ -213,7 +213,7 @@ pub fn enter(path: &Path) -> Result<()> {
 /// Removes every namespace whose name begins with `prefix`; errors are printed.
 pub(crate) fn remove_all(prefix: &str) {
     let Ok(entries) = fs::read_dir(NETNS_DIR) else {
-        return; // no namespace was ever named on this machine
+        return; // this machine has never had a named namespace
     };
     for entry in entries.flatten() {
         if let Some(name) = entry.file_name().to_str()

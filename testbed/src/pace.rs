@@ -1,15 +1,15 @@
-//! How much time things are given here.
+//! Stretches time limits on slow machines.
 //!
-//! On an emulated processor everything takes many times as long. There the suite stretches time: the
-//! kubelet's timeouts, those in manifests, the apps' own delays and the deadlines of all waits, by the same
-//! factor, so that every case still asserts what it asserts on a node.
+//! On an emulated processor everything takes many times as long. There the suite multiplies all times by the
+//! same factor: the kubelet's timeouts, those in manifests, the apps' delays and the deadlines of all waits.
+//! So every case asserts the same as on a node.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
 
-/// The factor, in the environment of the suite and all that it starts; 1 where it is not set.
+/// Environment variable with the factor, for the suite and all its child processes; 1 if it is not set.
 pub const VARIABLE: &str = "TESTBED_PACE";
 
 /// The factor by which time is stretched.
@@ -21,12 +21,12 @@ pub fn factor() -> u32 {
     })
 }
 
-/// A duration as this machine needs it.
+/// A duration multiplied by the factor.
 pub fn stretch(duration: Duration) -> Duration {
     duration * factor()
 }
 
-/// How many at once weigh on this machine as `many` do on a node.
+/// The number that puts the same load on this machine as `many` put on a node.
 pub fn fewer(many: usize) -> usize {
     many.div_ceil(factor() as usize)
 }

@@ -1,4 +1,4 @@
-//! Pods: a namespace with a mesh's rules, its sidecar, an app, and the manifest that declares the
+//! Pods: a network namespace with a mesh's rules, a sidecar, an app, and the manifest that declares the
 //! probes.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use crate::rules::{RuleSet, Unavailable};
 use crate::run::Run;
 use crate::sidecar::Sidecar;
 
-/// A pod to be made.
+/// The settings of a pod to create.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
     name: String,
@@ -30,8 +30,8 @@ pub struct PodSpec {
 }
 
 impl PodSpec {
-    /// A pod of no mesh, whose app listens nowhere. The name is of lower-case letters, digits and
-    /// dashes.
+    /// A pod without a mesh, whose app has no listeners. The name consists of lower-case letters, digits
+    /// and dashes.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -46,7 +46,7 @@ impl PodSpec {
         }
     }
 
-    /// The mesh: its rules, its sidecar, its marks on the manifest.
+    /// The mesh: its rules, its sidecar, its changes to the manifest.
     #[must_use]
     pub const fn rules(mut self, rules: RuleSet) -> Self {
         self.rules = rules;
@@ -60,29 +60,29 @@ impl PodSpec {
         self
     }
 
-    /// One more container of the manifest, as in `spec.containers`.
+    /// Adds a container to the manifest's `spec.containers`.
     #[must_use]
     pub fn container(mut self, container: Value) -> Self {
         self.containers.push(container);
         self
     }
 
-    /// One more annotation.
+    /// Adds an annotation.
     #[must_use]
     pub fn annotation(mut self, name: &str, value: &str) -> Self {
         let _old = self.annotations.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// An entry of `ISTIO_KUBE_APP_PROBERS`, as Istio's injector makes it when it rewrites a probe:
-    /// the path on 15020 and the original action.
+    /// Adds an entry of `ISTIO_KUBE_APP_PROBERS`, as Istio's injector does when it rewrites a probe: the
+    /// path on 15020 and the original action.
     #[must_use]
     pub fn istio_prober(mut self, path: &str, prober: Value) -> Self {
         let _old = self.probers.insert(path.to_owned(), prober);
         self
     }
 
-    /// Leaves `::6` off lo, as Istio does where IPv6 is not enabled.
+    /// Does not add `::6` to lo, like Istio without IPv6.
     #[must_use]
     pub const fn without_v6_passthrough_source(mut self) -> Self {
         self.v6_passthrough_source = false;
@@ -103,10 +103,10 @@ impl PodSpec {
         self
     }
 
-    /// Makes the pod. The manifest is not handed to a daemon yet: see [`Pod::publish`].
+    /// Creates the pod, without publishing the manifest: see [`Pod::publish`].
     ///
     /// # Errors
-    /// [`Unavailable`] in the chain when the rules cannot be had on this machine.
+    /// [`Unavailable`] in the chain when this machine does not support the rules.
     pub fn start(self, run: &Run) -> Result<Pod> {
         let ns = NetNs::new(run, &self.name)?;
         let (sidecar, app) = self.fill(&ns, run)?;
@@ -124,7 +124,7 @@ impl PodSpec {
         Ok((self.start_sidecar(ns, run, &[])?, self.start_app(ns, &[])?))
     }
 
-    /// Puts into a namespace what the mesh's init container or CNI plugin does.
+    /// Sets up a namespace as the mesh's init container or CNI plugin does.
     pub(crate) fn prepare(&self, ns: &NetNs) -> Result<()> {
         if self.v6_passthrough_source {
             ns.add_v6_passthrough_source()?;
@@ -157,7 +157,7 @@ impl PodSpec {
         &self.name
     }
 
-    /// The manifest of such a pod in namespace `ns`.
+    /// The manifest of the pod in network namespace `ns`.
     pub(crate) fn manifest(&self, ns: &NetNs) -> Value {
         let mut manifest = self.object(&format!("uid-{}", ns.name()));
         manifest["metadata"]["annotations"]["probe-handler.io/netns"] = json!(ns.path());
@@ -170,7 +170,7 @@ impl PodSpec {
         manifest
     }
 
-    /// The Pod as its author and the mesh's injector made it.
+    /// The Pod object, with the changes of the mesh's injector.
     pub(crate) fn object(&self, uid: &str) -> Value {
         let mut annotations = self.annotations.clone();
         let marks = self.rules.annotations().iter();
@@ -207,7 +207,7 @@ pub struct Pod {
     pub app: App,
     /// Its sidecar, if it has one.
     pub sidecar: Option<Sidecar>,
-    // Last, so that the processes have ended when it goes.
+    // Last field, so that it is dropped after the processes have ended.
     /// Its namespace.
     pub ns: NetNs,
     published: Option<PathBuf>,
@@ -219,7 +219,7 @@ impl Pod {
         self.spec.manifest(&self.ns)
     }
 
-    /// Other containers than before, from the next [`Pod::publish`] on.
+    /// Replaces the containers, with effect from the next [`Pod::publish`].
     pub fn set_containers(&mut self, containers: Vec<Value>) {
         self.spec.containers = containers;
     }
@@ -229,8 +229,8 @@ impl Pod {
         &self.spec.name
     }
 
-    /// Writes the manifest into a directory that a daemon watches; a file appears whole or not at
-    /// all. JSON is YAML.
+    /// Writes the manifest atomically into a directory that a daemon watches. The content is JSON, which is
+    /// valid YAML.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -239,7 +239,7 @@ impl Pod {
         self.publish_as(dir, &manifest)
     }
 
-    /// As [`Pod::publish`], with another manifest than its own: one that was changed at admission.
+    /// As [`Pod::publish`], but with another manifest, for example one that was changed at admission.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -256,7 +256,7 @@ impl Pod {
     /// Ends its processes and removes its namespace; the manifest stays.
     ///
     /// # Errors
-    /// When a process or the namespace resists.
+    /// When a process or the namespace cannot be removed.
     pub fn die(&mut self) -> Result<()> {
         self.app.kill()?;
         if let Some(sidecar) = &mut self.sidecar {
@@ -265,7 +265,7 @@ impl Pod {
         self.ns.remove()
     }
 
-    /// After [`Pod::die`]: everything anew, with the same addresses and the namespace at the same
+    /// After [`Pod::die`]: creates everything again, with the same addresses and the namespace at the same
     /// path.
     ///
     /// # Errors
@@ -296,7 +296,7 @@ impl Drop for Pod {
     }
 }
 
-/// Why a pod could not be made on this machine, if that is the reason.
+/// Why this machine does not support a pod, if that caused the error.
 pub fn unavailable(error: &anyhow::Error) -> Option<&Unavailable> {
     error.downcast_ref()
 }

@@ -1,5 +1,5 @@
-//! The child's end of the line to the test: requests as JSON lines on standard input, answers on
-//! standard output, each with the id of its request. The end of input ends the child.
+//! The child's side of the RPC between test and child process: requests as JSON lines on standard input, responses on
+//! standard output, each with the id of its request. The child ends when its input ends.
 
 use std::future::Future;
 use std::io::Write;
@@ -9,16 +9,16 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-/// One request, or one answer.
+/// A request or a response.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Message {
-    /// Joins an answer to its request.
+    /// Matches a response to its request.
     pub id: u64,
-    /// What is asked or answered.
+    /// The content.
     pub body: Value,
 }
 
-/// Writes one line; lines of concurrent answers do not mix.
+/// Writes one line; lines of concurrent responses do not interleave.
 ///
 /// # Errors
 /// When standard output is closed.
@@ -30,11 +30,11 @@ pub fn write_line(value: &impl Serialize) -> Result<()> {
     out.flush().context("writing an answer")
 }
 
-/// Tells the test that this child is ready, with what it wants to know; then answers requests, any
-/// number at once, until standard input ends.
+/// Reports to the test that this child is ready; then answers requests, concurrently, until standard
+/// input ends.
 ///
 /// # Errors
-/// When a line is no request, or standard output is closed.
+/// When a line is not a request, or standard output is closed.
 pub async fn serve<Q, A, F>(
     ready: &impl Serialize,
     answer: impl Fn(Q) -> F + Send + Sync + 'static,
@@ -75,7 +75,7 @@ where
     Ok(())
 }
 
-/// Waits for SIGTERM, where the child is a container's process: those have no standard input to end.
+/// Waits for SIGTERM, if the child is a container's process: containers have no standard input that ends.
 ///
 /// # Errors
 /// When the signal cannot be waited for.

@@ -1,8 +1,8 @@
-//! One run of the testbed: its id, its directory, its addresses, and what killed runs left behind.
+//! One run of the testbed: its id, directory and addresses; also removes the leftovers of killed runs.
 //!
-//! Runs can overlap (a demo that is up beside the suite): every name and address is the run's own.
-//! A run holds a lock on a file in its directory; a directory whose lock is free belongs to a run
-//! that was killed, and everything that bears its id is removed.
+//! Runs can overlap (a demo and the suite, for example), so names and addresses are unique per run. A run
+//! holds a lock on a file in its directory. If the lock is free, the run was killed, and everything with
+//! its id is removed.
 
 use std::fs::{self, File, OpenOptions};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -37,7 +37,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Removes what killed runs left, then begins a run.
+    /// Removes the leftovers of killed runs, then begins a run.
     ///
     /// # Errors
     /// When not root, or when no address range is free.
@@ -48,7 +48,7 @@ impl Run {
         let base = base_dir()?;
         let _one_at_a_time = setup_lock(&base)?;
         let _removed = remove_stale(&base)?;
-        // Never the id of an earlier run of this process: the kernel may still hold its devices.
+        // Never the id of an earlier run of this process, because its devices may still exist.
         let id = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed))
             .map(|n| match n {
                 0 => format!("{}", std::process::id()),
@@ -75,12 +75,12 @@ impl Run {
         })
     }
 
-    /// Id of the run: the process id, with a suffix for a second run of one process.
+    /// Id of the run: the process id, with a suffix if the process has had an earlier run.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Directory of the run, removed with it.
+    /// Directory of the run, removed at its end.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -90,17 +90,17 @@ impl Run {
         &self.mesh
     }
 
-    /// Name of a thing of this run outside its directory, such as a namespace.
+    /// Name of an object of this run outside its directory, such as a namespace.
     pub fn name(&self, name: &str) -> String {
         format!("{}{name}", prefix(&self.id))
     }
 
-    /// The node's addresses, from which its processes reach the pods.
+    /// The node's addresses, from which its processes connect to pods.
     pub fn node_ips(&self) -> (Ipv4Addr, Ipv6Addr) {
         self.address(1)
     }
 
-    /// Addresses for one more pod.
+    /// Index and addresses for another pod.
     pub fn next_pod_ips(&self) -> (u16, Ipv4Addr, Ipv6Addr) {
         let index = self.next_pod.fetch_add(1, Ordering::Relaxed);
         let (v4, v6) = self.address(index);
@@ -119,7 +119,7 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         remove_run(&self.id, &self.dir);
-        // The kernel takes a namespace's devices away a moment after its end.
+        // The kernel removes a namespace's devices shortly after its end.
         let devices = format!("v{}h", self.id);
         let gone = wait::to_clean_up(Duration::from_secs(5), || {
             let left = fs::read_dir("/sys/class/net")
@@ -130,7 +130,7 @@ impl Drop for Run {
             !names.any(|name| name.starts_with(&devices))
         });
         if !gone {
-            eprintln!("testbed: network devices {devices}* are still there");
+            eprintln!("testbed: network devices {devices}* still exist");
         }
     }
 }
@@ -145,7 +145,7 @@ fn base_dir() -> Result<PathBuf> {
         false => std::env::temp_dir(),
     };
     let base = parent.join("probe-handler-testbed");
-    // Sidecars drop their privileges and still read their certificates from below this directory.
+    // Sidecars read certificates below this directory after they have dropped their privileges.
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
@@ -168,7 +168,7 @@ fn lock(path: &Path) -> Result<Option<Flock<File>>> {
     }
 }
 
-/// The first block 10.(200+n).0.0/16 that neither another run nor the host uses.
+/// The first block 10.(200+n).0.0/16 that is used neither by another run nor by the host.
 fn free_block(base: &Path) -> Result<(u8, Flock<File>)> {
     let routes = command::run("ip", &["-4", "route", "show", "table", "all"], "")?;
     let routes = String::from_utf8_lossy(&routes.stdout);
@@ -186,7 +186,7 @@ fn free_block(base: &Path) -> Result<(u8, Flock<File>)> {
     bail!("every block from 10.200.0.0/16 to 10.249.0.0/16 is in use on this machine")
 }
 
-/// Removes what killed runs left: namespaces, network devices, cgroups, directories. Gives the ids
+/// Removes leftovers of killed runs: namespaces, network devices, cgroups, directories. Returns the ids
 /// of those runs.
 ///
 /// # Errors
@@ -197,7 +197,8 @@ pub fn cleanup_stale() -> Result<Vec<String>> {
     remove_stale(&base)
 }
 
-/// A run that begins has a directory whose lock it does not hold yet: nobody may look then.
+/// Held while a run is set up: its directory exists before its lock is taken, and no other process may
+/// check it in between.
 fn setup_lock(base: &Path) -> Result<Flock<File>> {
     let path = base.join("setup");
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
@@ -226,8 +227,8 @@ fn remove_stale(base: &Path) -> Result<Vec<String>> {
     Ok(removed)
 }
 
-/// Kills the daemons of a run that was killed: unlike other children they do not notice its end.
-/// Their command line names the run's directory.
+/// Kills the daemons of a killed run, because unlike other children they do not end with it. Their
+/// command line contains the run's directory.
 fn end_daemons(dir: &Path) {
     let wanted = format!("{}/", dir.display());
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -240,14 +241,14 @@ fn end_daemons(dir: &Path) {
         };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if String::from_utf8_lossy(&line).contains(&wanted) {
-            // It may have ended in between.
+            // The process may have ended meanwhile.
             let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
 }
 
-/// Best effort: a thing that is already gone is no error, and one that resists must not keep the
-/// rest from being removed.
+/// Best effort: an object that no longer exists is not an error, and one that cannot be removed must not
+/// prevent the removal of the others.
 fn remove_run(id: &str, dir: &Path) {
     netns::remove_all(&prefix(id));
     cgroup::remove_all(id);

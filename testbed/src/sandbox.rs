@@ -1,5 +1,5 @@
-//! A double of the node's kubelet and container runtime, as far as cgroups and processes go: it makes a
-//! pod's cgroups in each hierarchy, a sandbox in a network namespace of its own, and containers.
+//! Creates cgroups and processes as a node's kubelet and container runtime do: a pod's cgroups in each
+//! hierarchy, a sandbox in its own network namespace, and containers.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -14,14 +14,14 @@ use crate::cgroup;
 use crate::run::Run;
 use crate::wait;
 
-/// Directories of this run, one in each hierarchy, that stand for the hierarchies' roots.
+/// Directories of this run, one in each hierarchy, used as the hierarchies' roots.
 #[derive(Debug)]
 pub struct Hierarchies {
     roots: Vec<PathBuf>,
 }
 
 impl Hierarchies {
-    /// Makes one directory in each of the hierarchies mounted at `mounts`.
+    /// Creates one directory in each of the hierarchies mounted at `mounts`.
     ///
     /// # Errors
     /// When one cannot be made.
@@ -60,14 +60,14 @@ impl Drop for Hierarchies {
                 eprintln!("testbed: {} cannot be removed", root.display());
             }
             if let Some(parent) = root.parent() {
-                // Fails while another cgroup of the run is left, which removes it later.
+                // Fails while the run has another cgroup, whose removal also removes this directory.
                 let _still_used = fs::remove_dir(parent);
             }
         }
     }
 }
 
-/// A pod's cgroups. They stay until [`PodCgroup::remove`], or the hierarchies go.
+/// A pod's cgroups. They exist until [`PodCgroup::remove`] or the removal of the hierarchies.
 #[derive(Debug)]
 pub struct PodCgroup {
     dirs: Vec<PathBuf>,
@@ -75,7 +75,7 @@ pub struct PodCgroup {
 }
 
 impl PodCgroup {
-    /// Makes them, as the kubelet does before it asks for a sandbox.
+    /// Creates them, as the kubelet does before it requests a sandbox.
     ///
     /// # Errors
     /// When one cannot be made.
@@ -86,8 +86,8 @@ impl PodCgroup {
         Ok(())
     }
 
-    /// Starts a container as runc does: the process begins where the runtime is, is moved into the
-    /// container's cgroup of each hierarchy, enters its network namespace, and becomes the program.
+    /// Starts a container as runc does: the process starts in the runtime's cgroup, is moved into the
+    /// container's cgroup of each hierarchy, enters the network namespace, and executes the program.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -96,8 +96,8 @@ impl PodCgroup {
             .map(|(container, ())| container)
     }
 
-    /// As [`PodCgroup::container`]; `about_to_run` is called when all is ready and the process is about to
-    /// be let go, to become the container's program.
+    /// As [`PodCgroup::container`]; calls `about_to_run` just before the process executes the container's
+    /// program.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -106,7 +106,7 @@ impl PodCgroup {
         network: Network<'_>,
         about_to_run: impl FnOnce() -> T,
     ) -> Result<(Container, T)> {
-        // The last `sh` tells that it runs: from then on the container's own program would.
+        // The last `sh` prints that it runs; in a real container the program runs from here on.
         let program = "sh -c 'echo runs; exec sleep infinity'";
         let program = match network {
             Network::New => format!("unshare --net {program}"),
@@ -136,12 +136,12 @@ impl PodCgroup {
         Ok((container, told))
     }
 
-    /// How many containers it has had.
+    /// How many containers were created.
     pub const fn containers(&self) -> u32 {
         self.container
     }
 
-    /// Makes the cgroups of one more container, one in each hierarchy, for a process that joins them by
+    /// Creates the cgroups of another container, one in each hierarchy, for a process that joins them
     /// itself.
     ///
     /// # Errors
@@ -157,7 +157,7 @@ impl PodCgroup {
         self.dirs.iter().map(make).collect()
     }
 
-    /// Removes them, once the containers are gone.
+    /// Removes them after the containers have ended.
     ///
     /// # Errors
     /// When one cannot be removed.
@@ -176,14 +176,14 @@ impl PodCgroup {
     }
 }
 
-/// Which network namespace a container is in.
+/// The network namespace of a container.
 #[derive(Clone, Copy, Debug)]
 pub enum Network<'a> {
-    /// A new one: a sandbox.
+    /// A new one, for a sandbox.
     New,
-    /// The one of the pod's sandbox.
+    /// That of the pod's sandbox.
     Of(&'a Container),
-    /// The one that is held at this path, made before any process of the pod.
+    /// The one mounted at this path, created before any process of the pod.
     At(&'a Path),
     /// The node's.
     Host,
@@ -210,7 +210,7 @@ impl Container {
         NetnsId::at(Path::new(&path)).context(path)
     }
 
-    /// Kills it; returns when that was.
+    /// Kills it; returns the time of the kill.
     pub fn kill(self) -> Instant {
         let now = Instant::now();
         drop(self);

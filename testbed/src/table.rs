@@ -1,8 +1,8 @@
-//! A table for people: columns as wide as their widest cell.
+//! Formats a text table: columns are as wide as their widest cell.
 
 use std::fmt::Write;
 
-/// Lays out rows under a header, each line indented by two spaces.
+/// Formats rows under a header; each line is indented by two spaces.
 pub fn render<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let mut widths = header.map(str::len);
     for row in rows {

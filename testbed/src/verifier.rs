@@ -1,8 +1,8 @@
-//! `testbed verifier`: how many instructions the kernel's verifier goes through for each of our programs.
+//! `testbed verifier`: shows how many instructions the kernel's verifier processes for each of our programs.
 //!
-//! From Linux 5.16 on the kernel keeps that figure with the program; before, only the end of the verifier's
-//! log has it, which the daemon's library drops when a program loads. So the programs are loaded here once
-//! more, by bpf(2) itself, with that log.
+//! Since Linux 5.16 the kernel reports that number for a loaded program. Before, only the end of the
+//! verifier's log contains it, which the daemon's eBPF library discards when a program loads. So this
+//! module loads the programs again with bpf(2) and reads the log.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -14,7 +14,7 @@ use probe_handler_common::programs::ATTACH_ORDER;
 
 use crate::bpf;
 
-/// Prints a line `name instructions` for each program, in the variant that this kernel gets.
+/// Prints a line `name instructions` for each program, in the variant for this kernel.
 ///
 /// # Errors
 /// When the kernel refuses a map or a program.
@@ -25,12 +25,12 @@ pub fn main() -> Result<()> {
     Ok(())
 }
 
-/// Programs and what the verifier processed for them.
+/// Programs and the number of instructions that the verifier processed.
 ///
 /// # Errors
 /// When the kernel refuses a map or a program.
 pub fn processed() -> Result<Vec<(&'static str, u64)>> {
-    // As the daemon finds it: by trying.
+    // Detected by trying, as the daemon does.
     let (daemons, _maps) = Programs::load(&LoadOptions::default())?;
     let set_retval = [u8::from(daemons.refuses_with_econnrefused())];
     let mut object = Object::parse(programs::object()).context("the eBPF object")?;
@@ -85,7 +85,7 @@ fn make(map: &Map) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// `processed 1234 insns (limit 1000000) ...`, the log's statistics.
+/// Parses `processed 1234 insns (limit 1000000) ...`, the log's statistics.
 fn of_log(log: &str) -> Option<u64> {
     let rest = log
         .lines()
@@ -103,7 +103,7 @@ mod tests {
         let log = "verification time 120 usec\nstack depth 64\nprocessed 1234 insns (limit 1000000) \
                    max_states_per_insn 1 total_states 9\n";
         assert_eq!(of_log(log), Some(1234));
-        // As Linux 7.2 has it.
+        // The format of Linux 7.2.
         let log =
             "stack depth 136 max 144\ninsns processed 822\nprocessed 822 insns (limit 1000000)\n";
         assert_eq!(of_log(log), Some(822));

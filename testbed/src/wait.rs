@@ -1,4 +1,4 @@
-//! Waiting for a condition with a deadline, where nothing can be waited on directly.
+//! Polls for a condition with a deadline, where there is no event to wait for.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,14 +8,14 @@ use anyhow::{Result, bail};
 use crate::{interrupt, pace};
 
 const INTERVAL: Duration = Duration::from_millis(5);
-/// How late an interruption may be seen.
+/// The longest delay before an interruption is noticed.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Asks `check` every 5 ms until it gives a value.
+/// Calls `check` every 5 ms until it returns a value.
 ///
 /// # Errors
-/// When `deadline` has passed without one, or the run is interrupted; `what` says what was waited
-/// for.
+/// When `deadline` has passed without a value, or the run is interrupted; the message contains
+/// `what`.
 pub fn until<T>(what: &str, deadline: Duration, mut check: impl FnMut() -> Option<T>) -> Result<T> {
     let deadline = pace::stretch(deadline);
     let end = Instant::now() + deadline;
@@ -31,8 +31,8 @@ pub fn until<T>(what: &str, deadline: Duration, mut check: impl FnMut() -> Optio
     }
 }
 
-/// Lets time pass: all of it. A thread that only parks goes on early where something before has left
-/// it a wake-up, as channels and joined threads do.
+/// Waits for the full time. A thread that only parks can wake early from a pending wake-up, as channels
+/// and joined threads leave them.
 ///
 /// # Errors
 /// When the run is interrupted.
@@ -48,8 +48,8 @@ pub fn pass(time: Duration) -> Result<()> {
     }
 }
 
-/// As [`until`], but also where the run has been interrupted: for cleaning up. Tells whether the
-/// condition came about.
+/// As [`until`], but continues after an interruption, for cleaning up. Returns whether the condition was
+/// met.
 pub fn to_clean_up(deadline: Duration, mut check: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + pace::stretch(deadline);
     while !check() {

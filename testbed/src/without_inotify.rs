@@ -1,8 +1,8 @@
-//! `testbed without-inotify`: runs a program to which the kernel gives no inotify instance.
+//! `testbed without-inotify`: runs a program that cannot create an inotify instance.
 //!
-//! In life other programs of the same user have used them up (fs.inotify.max_user_instances). To do that here would
-//! take them from whatever else runs on the machine, so a seccomp filter answers the system call as the kernel does
-//! then: EMFILE.
+//! On a real node other programs of the same user may have used all instances (fs.inotify.max_user_instances). Using
+//! them up here would affect other programs on the machine, so a seccomp filter makes the system call fail as the
+//! kernel would: with EMFILE.
 
 use std::ffi::OsString;
 use std::io;
@@ -19,10 +19,10 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-/// Becomes the program.
+/// Installs the filter and executes the program.
 ///
 /// # Errors
-/// When the filter is refused, or the program can't be started.
+/// When the kernel refuses the filter, or the program can't be started.
 pub fn main(args: &Args) -> Result<()> {
     let (program, words) = args.command.split_first().context("no program")?;
     refuse_inotify().context("setting the seccomp filter")?;
@@ -30,7 +30,7 @@ pub fn main(args: &Args) -> Result<()> {
     Err(error).with_context(|| format!("starting {}", program.display()))
 }
 
-/// From now on, for this process and what it becomes.
+/// Applies to this process and to the program that it executes.
 fn refuse_inotify() -> Result<()> {
     let refuse = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EMFILE)?;
     let statement = |code: u32, k: u32| -> Result<libc::sock_filter> {

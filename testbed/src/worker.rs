@@ -1,4 +1,4 @@
-//! The test's end of the line to a child process: an app, a sidecar or a kubelet.
+//! The test's side of the RPC with a child process: an app, a sidecar or a kubelet.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -17,9 +17,9 @@ use serde_json::Value;
 use crate::rpc::Message;
 use crate::{interrupt, pace};
 
-/// How soon a wait sees that the run is interrupted.
+/// How soon a wait notices an interruption.
 const INTERRUPTIBLE: Duration = Duration::from_millis(50);
-/// A child that is not ready by then never will be.
+/// How long a child may take to become ready.
 const READY: Duration = Duration::from_secs(10);
 
 type Waiting = Arc<Mutex<HashMap<u64, mpsc::Sender<Value>>>>;
@@ -35,7 +35,7 @@ pub struct Worker {
     ready: Value,
 }
 
-/// An answer on its way.
+/// A response that has not arrived yet.
 #[derive(Debug)]
 pub struct Pending {
     what: String,
@@ -43,13 +43,13 @@ pub struct Pending {
 }
 
 impl Worker {
-    /// Starts `command` and waits for its first line, which says that it is ready.
+    /// Starts `command` and waits for its first line, which reports that it is ready.
     ///
     /// # Errors
     /// When it cannot be started, ends at once, or is not ready within 10 s.
     pub fn start(what: &str, command: &mut Command) -> Result<Self> {
         let mut child = command
-            // Ctrl-C is for the run, which ends its children in order.
+            // Ctrl-C must reach only the run, which ends its children in order.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -68,7 +68,7 @@ impl Worker {
             Err(_) => {
                 let _gone = child.kill();
                 let status = child.wait()?;
-                bail!("{what} did not become ready ({status}); its own words are above");
+                bail!("{what} did not become ready ({status}); see its output above");
             }
         };
         Ok(Self {
@@ -81,13 +81,13 @@ impl Worker {
         })
     }
 
-    /// What the child said when it became ready.
+    /// The content of the child's first line.
     ///
     /// # Errors
-    /// When that is no `T`.
+    /// When it is not a `T`.
     pub fn ready<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_value(self.ready.clone())
-            .with_context(|| format!("{}: its first line is not understood", self.what))
+            .with_context(|| format!("{}: cannot parse its first line", self.what))
     }
 
     /// Process id of the child.
@@ -95,7 +95,7 @@ impl Worker {
         self.child.id()
     }
 
-    /// Sends a request, whose answer can be waited for later.
+    /// Sends a request; the response can be awaited later.
     ///
     /// # Errors
     /// When the child has ended.
@@ -115,7 +115,7 @@ impl Worker {
         })
     }
 
-    /// Sends a request and waits for its answer, `deadline` at most.
+    /// Sends a request and waits for its response, at most `deadline`.
     ///
     /// # Errors
     /// When the child has ended or does not answer in time.
@@ -138,7 +138,7 @@ impl Worker {
 }
 
 impl Pending {
-    /// Waits for the answer, `deadline` at most.
+    /// Waits for the response, at most `deadline`.
     ///
     /// # Errors
     /// When the child has ended, does not answer in time, or the run is interrupted.
@@ -156,7 +156,7 @@ impl Pending {
             }
         };
         serde_json::from_value(value)
-            .with_context(|| format!("{}: its answer is not understood", self.what))
+            .with_context(|| format!("{}: cannot parse its response", self.what))
     }
 }
 

@@ -1,16 +1,16 @@
-//! Counting tests from what their runners print.
+//! Reads test counts from the output of test runners.
 
 use std::fmt;
 use std::ops::AddAssign;
 
-/// How many tests did what.
+/// How many tests passed, failed and were skipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Tests that passed.
     pub passed: u64,
     /// Tests that failed.
     pub failed: u64,
-    /// Tests that did not run.
+    /// Tests that were skipped.
     pub skipped: u64,
 }
 

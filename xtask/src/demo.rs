@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `cargo xtask bench`: what the testbed shows and measures, from nothing.
+//! `cargo xtask demo` and `cargo xtask bench`: build everything, then run the testbed's demo or benchmarks.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -12,10 +12,10 @@ use crate::shell::display;
 /// Options of `demo`.
 #[derive(Debug, clap::Args)]
 pub struct DemoArgs {
-    /// Leave everything up to play with
+    /// Keep everything running until ctrl-C, so that you can try commands
     #[arg(long)]
     keep: bool,
-    /// Further arguments for `testbed demo`
+    /// Additional arguments for `testbed demo`
     #[arg(last = true)]
     rest: Vec<OsString>,
 }
@@ -23,31 +23,31 @@ pub struct DemoArgs {
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Further arguments for `testbed bench`
+    /// Additional arguments for `testbed bench`
     #[arg(last = true)]
     rest: Vec<OsString>,
 }
 
-/// Builds and shows.
+/// Builds everything and runs the demo.
 pub fn demo(args: &DemoArgs) -> Result<()> {
     require_root("demo")?;
     let mut command = Binaries::build()?.testbed("demo");
     if args.keep {
         command.arg("--keep");
     }
-    become_it(command.args(&args.rest))
+    exec_replace(command.args(&args.rest))
 }
 
-/// Builds and measures.
+/// Builds everything and runs the benchmarks.
 pub fn bench(args: &BenchArgs) -> Result<()> {
     require_root("bench")?;
     let mut command = Binaries::build()?.testbed("bench");
-    become_it(command.args(&args.rest))
+    exec_replace(command.args(&args.rest))
 }
 
-/// Turns this process into the command: its exit code is ours, and ctrl-C reaches it alone, so the
-/// terminal is not back before it has cleaned up.
-fn become_it(command: &mut Command) -> Result<()> {
+/// Replaces this process by the command. So its exit code is ours, and the shell prompt returns after
+/// ctrl-C only when the command has cleaned up.
+fn exec_replace(command: &mut Command) -> Result<()> {
     let error = command.exec();
     Err(error).with_context(|| format!("cannot run `{}`", display(command)))
 }

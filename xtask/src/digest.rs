@@ -1,15 +1,14 @@
-//! A digest of the eBPF programs' sources.
+//! Computes a digest of the eBPF programs' sources.
 //!
-//! `build-ebpf` writes it beside the object and `probe-handler/build.rs`, which includes this file,
-//! compares: a release binary is never made with programs older than their sources. Times of
-//! modification would not do: a checkout touches files, and an object that comes out the same keeps
-//! its time.
+//! `build-ebpf` writes it next to the object. `probe-handler/build.rs`, which includes this file, compares
+//! it, so that a release binary never contains programs older than their sources. Modification times do
+//! not suffice: a checkout changes them, and an object with unchanged content keeps its time.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What the object is made of, relative to the repository's root.
+/// The object's sources, relative to the repository's root.
 pub const SOURCES: [&str; 4] = [
     "probe-handler-ebpf/Cargo.toml",
     "probe-handler-ebpf/src",
@@ -17,13 +16,13 @@ pub const SOURCES: [&str; 4] = [
     "probe-handler-common/src",
 ];
 
-/// The file beside an object that holds the digest of its sources.
+/// The file next to an object that contains the digest of its sources.
 pub fn beside(object: &Path) -> PathBuf {
     object.with_extension("o.sources")
 }
 
-/// Digest (FNV-1a, 64 bit: it tells edits apart, it does not resist forgery) over the names and
-/// contents of all sources.
+/// Digest over the names and contents of all sources (FNV-1a, 64 bit: detects edits, does not resist
+/// forgery).
 pub fn sources(root: &Path) -> io::Result<String> {
     let mut files = Vec::new();
     for source in SOURCES {
@@ -35,7 +34,7 @@ pub fn sources(root: &Path) -> io::Result<String> {
         let name = file.strip_prefix(root).unwrap_or(&file);
         let content = fs::read(&file)?;
         for part in [name.as_os_str().as_encoded_bytes(), &content] {
-            // The length tells "ab" + "c" from "a" + "bc".
+            // The length distinguishes "ab" + "c" from "a" + "bc".
             for byte in (part.len() as u64).to_le_bytes().iter().chain(part) {
                 hash = (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
             }

@@ -1,8 +1,8 @@
-//! `cargo xtask build-ebpf` and `cargo xtask lint-ebpf`: the eBPF crate and its compiler.
+//! `cargo xtask build-ebpf` and `cargo xtask lint-ebpf`: build and lint the eBPF crate.
 //!
-//! The crate compiles for the bpf target with `core` built along. Its cargo is not the one that runs
-//! this xtask, so nothing of the outer cargo's environment may reach it, and it has a target
-//! directory of its own, so that the two never wait for or undo each other.
+//! The crate is compiled for the bpf target together with `core`. Its cargo is not the one that runs
+//! this xtask, so the outer cargo's environment must not reach it. It has a separate target directory,
+//! so that the two builds neither block nor invalidate each other.
 
 use std::env;
 use std::fs;
@@ -18,17 +18,17 @@ use crate::toolchain::{Toolchain, find_toolchain};
 use crate::versions::BPF_LINKER;
 use crate::{digest, setup, strip};
 
-/// Where `probe-handler/build.rs` looks for the object, relative to the root. The directory holds
-/// nothing else: cargo watches all of it.
+/// Where `probe-handler/build.rs` looks for the object, relative to the root. The directory contains
+/// nothing else, because cargo watches all of it.
 pub const OBJECT: &str = "target/ebpf/probe-handler.bpf.o";
 
-/// The eBPF cargo's own target directory, relative to the root.
+/// The eBPF crate's target directory, relative to the root.
 const TARGET_DIR: &str = "target/ebpf-build";
 
 const PACKAGE: &str = "probe-handler-ebpf";
 
-/// Profile settings of the eBPF crate, which the workspace's profiles do not fit: BTF is made from
-/// debug information, and only optimised code passes the verifier.
+/// Profile settings of the eBPF crate. The workspace's profiles do not fit, because BTF is made from debug
+/// information and only optimised code passes the verifier.
 const PROFILE: [(&str, &str); 6] = [
     ("OPT_LEVEL", "3"),
     ("DEBUG", "2"),
@@ -38,25 +38,25 @@ const PROFILE: [(&str, &str); 6] = [
     ("INCREMENTAL", "false"),
 ];
 
-/// Further settings of the release profile.
+/// Additional settings of the release profile.
 const RELEASE_PROFILE: [(&str, &str); 2] = [("LTO", "true"), ("CODEGEN_UNITS", "1")];
 
 /// Options of `build-ebpf`.
 #[derive(Debug, Default, clap::Args)]
 pub struct BuildArgs {
-    /// Build with cargo's dev profile (quicker; still optimised, or no verifier would take it)
+    /// Build with cargo's dev profile (faster; still optimised, as the verifier requires)
     #[arg(long)]
     debug: bool,
-    /// Write the object there instead
+    /// Write the object to this path instead
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// The machine whose kernel will load them [default: this one]
+    /// The architecture of the kernel that will load the programs [default: this machine's]
     #[arg(long, value_enum)]
     target: Option<Machine>,
 }
 
 impl BuildArgs {
-    /// A release build for that machine, written there.
+    /// A release build for `machine`, written to `out`.
     pub fn for_machine(machine: Machine, out: PathBuf) -> Self {
         Self {
             out: Some(out),
@@ -66,12 +66,12 @@ impl BuildArgs {
     }
 }
 
-/// Builds the object; leaves it alone if it came out the same.
+/// Builds the object; does not rewrite the file if its content is the same.
 pub fn build(args: &BuildArgs) -> Result<()> {
     let toolchain = find_toolchain()?;
     let linker = find_linker()?;
     let profile = if args.debug { "dev" } else { "release" };
-    // Before the build: an edit made while it runs makes the object stale.
+    // Before the build, so that an edit during the build makes the object stale.
     let sources = digest::sources(root()).context("cannot read the eBPF crate's sources")?;
     let mut cargo = command(&toolchain, &toolchain.cargo, "build");
     if let Some(machine) = args.target {
@@ -87,9 +87,9 @@ pub fn build(args: &BuildArgs) -> Result<()> {
 
     let directory = if args.debug { "debug" } else { "release" };
     let built = root().join(TARGET_DIR).join(target()).join(directory);
-    let object = fs::read(built.join(PACKAGE)).context("cargo made no object")?;
+    let object = fs::read(built.join(PACKAGE)).context("cargo produced no object")?;
     if !object.starts_with(b"\x7fELF") {
-        bail!("what bpf-linker made is not an ELF object");
+        bail!("bpf-linker's output is not an ELF object");
     }
     let object = strip::debug_information(&object)?;
     let out = args.out.clone().unwrap_or_else(|| root().join(OBJECT));
@@ -103,13 +103,13 @@ pub fn build(args: &BuildArgs) -> Result<()> {
     Ok(())
 }
 
-/// Clippy over the eBPF crate; without a clippy for its compiler, the compiler's own warnings.
+/// Runs clippy on the eBPF crate; if its compiler has no clippy, shows the compiler's warnings.
 pub fn lint() -> Result<()> {
     let toolchain = find_toolchain()?;
     let clippy = toolchain.rustc.with_file_name("cargo-clippy");
     let mut cargo;
     if clippy.is_file() {
-        // Called by its path: cargo would look for it in PATH, where rustup's comes first.
+        // Called by its path, because cargo would search PATH, where rustup's comes first.
         cargo = command(&toolchain, &clippy, "clippy");
         cargo.args(["--", "-D", "warnings"]);
     } else {
@@ -129,20 +129,20 @@ pub fn lint() -> Result<()> {
     Ok(())
 }
 
-/// Where bpf-linker is, or what to do to have it.
+/// Finds bpf-linker; the error tells how to install it.
 fn find_linker() -> Result<PathBuf> {
     find("bpf-linker").with_context(|| {
         format!(
             "bpf-linker is neither in PATH nor in cargo's bin directory\n\
              install it:  cargo xtask setup\n\
-             or by hand:  {}\n\
+             or manually:  {}\n\
              (the LLVM it is built with must not be older than the compiler's; this repository uses bpf-linker {BPF_LINKER})",
             setup::linker_command_line(),
         )
     })
 }
 
-/// The eBPF crate's cargo with a subcommand, in an environment free of the outer cargo's.
+/// The eBPF crate's cargo with a subcommand, without the outer cargo's environment.
 fn command(toolchain: &Toolchain, program: &Path, subcommand: &str) -> Command {
     let mut cargo = Command::new(program);
     cargo.current_dir(root()).args([
@@ -181,7 +181,7 @@ fn command(toolchain: &Toolchain, program: &Path, subcommand: &str) -> Command {
     cargo
 }
 
-/// Programs run on the machine that loads them, so its byte order is ours.
+/// Programs run on the machine that loads them, so they have its byte order.
 const fn target() -> &'static str {
     if cfg!(target_endian = "little") {
         "bpfel-unknown-none"
@@ -190,27 +190,27 @@ const fn target() -> &'static str {
     }
 }
 
-/// As cargo spells a target in the name of a variable.
+/// A target as cargo writes it in the name of an environment variable.
 fn upper(target: &str) -> String {
     target.to_uppercase().replace('-', "_")
 }
 
-/// Flags of the eBPF crate and of `core`, separated as `CARGO_ENCODED_RUSTFLAGS` wants it.
+/// Flags for the eBPF crate and `core`, separated as `CARGO_ENCODED_RUSTFLAGS` requires.
 fn rustflags(toolchain: &Toolchain, arch: &str) -> String {
     let mut flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", "--cfg"]
         .map(str::to_owned)
         .to_vec();
-    // aya-ebpf has bindings per architecture of the machine that runs the programs.
+    // aya-ebpf has bindings for each architecture that runs the programs.
     flags.push(format!("bpf_target_arch=\"{arch}\""));
-    // BTF names source files; a released object does not name this machine's directories.
+    // BTF contains the names of source files; a released object must not contain this machine's directories.
     let sysroot = toolchain.rustc.ancestors().nth(2).unwrap_or(Path::new("/"));
     flags.push(format!("--remap-path-prefix={}=rust", sysroot.display()));
     flags.extend(remapped("--remap-path-prefix="));
     flags.join("\x1f")
 }
 
-/// Whether a variable of ours may reach the eBPF crate's cargo: the user's settings of registry and
-/// network may, what the outer cargo and rustup have set for themselves may not.
+/// Whether the eBPF crate's cargo inherits an environment variable: it inherits the user's settings of
+/// registry and network, but nothing that the outer cargo and rustup set.
 fn inherited(name: &str) -> bool {
     const KEPT: [&str; 7] = [
         "CARGO_HOME",
@@ -222,7 +222,7 @@ fn inherited(name: &str) -> bool {
         "CARGO_BUILD_JOBS",
     ];
     if name == "LD_LIBRARY_PATH" {
-        // Set by `cargo run`: another compiler's libraries.
+        // `cargo run` sets it to another compiler's libraries.
         return false;
     }
     if name.starts_with("CARGO") {
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_outer_cargos_settings_stay_outside() {
+    fn the_outer_cargos_settings_are_not_inherited() {
         for name in [
             "CARGO",
             "CARGO_MANIFEST_DIR",
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_that_comes_out_the_same_keeps_its_time() {
+    fn an_unchanged_object_keeps_its_time() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("ebpf/object.o");
         write_if_changed(&path, b"one").expect("write");

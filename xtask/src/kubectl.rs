@@ -1,8 +1,8 @@
-//! kubectl, for the manifests: found, or fetched from Debian.
+//! Finds kubectl, which renders the manifests, or downloads it from Debian.
 //!
-//! Debian's stable releases may have one that is too old for our overlays, so that it is taken from sid,
-//! with an apt configuration of its own: the machine's package lists and packages stay as they are, and
-//! nothing is installed. Sid's archive is where the machine's own sources say that Debian's is.
+//! The kubectl of Debian's stable releases may be too old for our overlays, so it comes from sid. A
+//! separate apt configuration keeps the machine's package lists and installed packages unchanged. The
+//! archive's address comes from the machine's own apt sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::shell::{exec, find, find_all, output, root};
 use crate::versions::KUBECTL;
 
-/// Where a fetched one is kept, relative to the root.
+/// Where a downloaded kubectl is kept, relative to the root.
 const DIRECTORY: &str = "target/kubectl";
 
-/// A kubectl that can render the overlays: one in `PATH`, else one fetched before, else one fetched now.
+/// A kubectl that can render the overlays: the one in `PATH`, else one downloaded earlier, else a new download.
 ///
 /// # Errors
-/// There is none, and why none could be fetched.
+/// There is none, and the download failed: why.
 pub fn find_or_fetch() -> Result<PathBuf> {
     let fetched = root().join(DIRECTORY).join("usr/bin/kubectl");
     let candidates = find_all("kubectl").into_iter().chain([fetched.clone()]);
@@ -32,15 +32,21 @@ pub fn find_or_fetch() -> Result<PathBuf> {
         }
     }
     fetch().with_context(|| {
-        format!("no kubectl of version 1.{KUBECTL} or newer is in PATH, and none could be fetched")
+        format!("PATH has no kubectl 1.{KUBECTL} or newer, and the download failed")
     })?;
-    let minor = minor_version(&fetched).context("what was fetched does not run")?;
-    ensure!(minor >= KUBECTL, "what was fetched is version 1.{minor}");
-    println!("setup: fetched kubectl 1.{minor} ({})", fetched.display());
+    let minor = minor_version(&fetched).context("the downloaded kubectl does not run")?;
+    ensure!(
+        minor >= KUBECTL,
+        "the downloaded kubectl is version 1.{minor}, older than 1.{KUBECTL}"
+    );
+    println!(
+        "setup: downloaded kubectl 1.{minor} ({})",
+        fetched.display()
+    );
     Ok(fetched)
 }
 
-/// The 32 of 1.32.4.
+/// The minor version: 32 for 1.32.4.
 fn minor_version(kubectl: &Path) -> Option<u32> {
     let text = output(Command::new(kubectl).args(["version", "--client", "-o", "json"]))?;
     let version: serde_json::Value = serde_json::from_str(&text).ok()?;
@@ -51,10 +57,10 @@ fn minor_version(kubectl: &Path) -> Option<u32> {
 /// Downloads Debian's package and unpacks it, without installing anything.
 fn fetch() -> Result<()> {
     if find("apt-get").is_none() || find("dpkg").is_none() {
-        bail!("this is no Debian: install kubectl by hand");
+        bail!("this is not Debian: install kubectl manually");
     }
-    let archive = archive().context("apt's sources name no Debian archive")?;
-    println!("setup: fetching kubectl from Debian sid");
+    let archive = archive().context("apt's sources contain no Debian archive")?;
+    println!("setup: downloading kubectl from Debian sid");
     let directory = root().join(DIRECTORY);
     let apt = directory.join("apt");
     for part in ["lists/partial", "cache/archives/partial"] {
@@ -90,7 +96,7 @@ fn fetch() -> Result<()> {
                 sources.display()
             ))
             .arg("--option=Dir::Etc::SourceParts=-")
-            // Of what is installed here nothing counts.
+            // Ignore the packages that are installed on this machine.
             .arg("--option=Dir::State::status=/dev/null")
             .arg("--option=Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false");
         command
@@ -106,11 +112,11 @@ fn fetch() -> Result<()> {
             .arg("--extract")
             .args([&package, &directory]),
     )?;
-    // Its lists and the package are of no use any more.
+    // The lists and the package are no longer needed.
     fs::remove_dir_all(&apt).with_context(|| format!("cannot remove {}", apt.display()))
 }
 
-/// The address of Debian's archive, of those that this machine is set up for.
+/// The address of Debian's archive in this machine's apt sources.
 fn archive() -> Option<String> {
     let targets = output(Command::new("apt-get").args([
         "indextargets",
@@ -121,7 +127,7 @@ fn archive() -> Option<String> {
     debian_archive(&targets)
 }
 
-/// The archive itself is labelled Debian; security and backports are others'.
+/// The main archive has the label Debian; security and backports have other labels.
 fn debian_archive(targets: &str) -> Option<String> {
     targets
         .lines()

@@ -1,4 +1,4 @@
-//! What the loader would load for a program.
+//! Lists the shared libraries of a program.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,21 +7,21 @@ use anyhow::{Result, bail};
 
 use crate::shell::output;
 
-/// The shared libraries of a program, the program interpreter too; none for a static one, with which `ldd` fails.
+/// The shared libraries of a program and its interpreter; `None` for a static program, for which `ldd` fails.
 ///
 /// # Errors
-/// A library is not there.
+/// A library is missing.
 pub fn libraries(program: &Path) -> Result<Option<Vec<PathBuf>>> {
     let Some(listed) = output(Command::new("ldd").arg(program)) else {
         return Ok(None);
     };
     if listed.contains("not found") {
-        bail!("{} lacks a library:\n{listed}", program.display());
+        bail!("{} misses a shared library:\n{listed}", program.display());
     }
     Ok(Some(paths(&listed)))
 }
 
-/// The paths in what `ldd` prints: `name => path (address)`, or `path (address)`.
+/// The paths in the output of `ldd`: `name => path (address)`, or `path (address)`.
 fn paths(text: &str) -> Vec<PathBuf> {
     text.lines()
         .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))

@@ -1,7 +1,7 @@
-//! `cargo xtask`: everything one does with this repository, from a clean clone to the demo.
+//! `cargo xtask`: builds, tests, measures and demonstrates this repository from a clean clone.
 //!
-//! One file per subcommand. The commands that run something (`demo`, `test`, `bench`) call `setup`
-//! and `build-ebpf` themselves, so that on a fresh machine nothing else has to be typed.
+//! One file per subcommand. The commands that run something (`demo`, `test`, `bench`) run `setup` and
+//! `build-ebpf` first, so that each of them works on a fresh machine.
 
 mod apt;
 mod counts;
@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Builds, tests and shows probe-handler.
+/// Builds, tests and demonstrates probe-handler.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -37,24 +37,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install what the eBPF build, the namespace suite and virtual machines need; does nothing twice
+    /// Install what the eBPF build, the namespace suite and the virtual machines need; skips what is installed
     Setup(setup::Args),
-    /// Build the eBPF programs to target/ebpf/probe-handler.bpf.o
+    /// Build the eBPF programs into target/ebpf/probe-handler.bpf.o
     BuildEbpf(ebpf::BuildArgs),
-    /// Lint the eBPF crate with its own compiler, warnings denied
+    /// Run clippy on the eBPF crate with the compiler that builds it; warnings are errors
     LintEbpf,
-    /// Show probes failing at the mesh and passing with probe-handler (as root)
+    /// Show probes that fail in the mesh and pass with probe-handler (needs root)
     Demo(demo::DemoArgs),
-    /// Run the repository's rules, the unit tests, as root the namespace suite, and that suite on other
-    /// kernels in virtual machines
+    /// Run the repository checks (tidy), the unit tests, the namespace suite (needs root), and that suite on
+    /// other kernels in virtual machines
     Test(test::Args),
-    /// Measure probes against direct connections (as root)
+    /// Benchmark probes against direct connections (needs root)
     Bench(demo::BenchArgs),
-    /// Build the daemon's container image as an archive, without a container runtime
+    /// Build the daemon's container image as an archive; needs no container runtime
     Image(image::Args),
-    /// Try the daemon in a cluster: real kubelet, STRICT pods, an upgrade (needs KUBECONFIG)
+    /// Test the daemon in a cluster: real kubelet, pods of a STRICT mesh, an upgrade (needs KUBECONFIG)
     E2e(e2e::Args),
-    /// Check the repository's own rules only
+    /// Check the repository's own rules
     Tidy,
 }
 
@@ -65,14 +65,14 @@ fn main() -> ExitCode {
         Command::LintEbpf => ebpf::lint(),
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => match test::run(&args) {
-            // Its summary has said it all, and its last line is to stay the last.
+            // The summary is already printed, and its counts must stay the last line.
             Ok(false) => return ExitCode::FAILURE,
             result => result.map(drop),
         },
         Command::Bench(args) => demo::bench(&args),
         Command::Image(args) => image::run(&args),
         Command::E2e(args) => match e2e::run(&args) {
-            // No cluster, or a failed check, which it has told already.
+            // No cluster, or a failed check: the message is already printed.
             Ok(code) => return code,
             Err(error) => Err(error),
         },

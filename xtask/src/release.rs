@@ -1,4 +1,4 @@
-//! The release build that `demo`, `test` and `bench` run: tools, programs, binaries, static as the image's.
+//! Makes the release build that `demo`, `test` and `bench` run; static, like the image's.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use crate::shell::root;
 use crate::static_build::Build;
 use crate::{image, setup};
 
-/// The binaries of a release build.
+/// The programs of a release build.
 #[derive(Debug)]
 pub struct Binaries {
     daemon: PathBuf,
@@ -29,7 +29,7 @@ impl Binaries {
         Self::of(&build.run()?)
     }
 
-    /// Those in a directory.
+    /// The programs in `directory`.
     pub fn of(directory: &Path) -> Result<Self> {
         let binary = |name: &str| {
             let path = directory.join(name);
@@ -53,7 +53,7 @@ impl Binaries {
         &self.testbed
     }
 
-    /// The testbed with one of its subcommands, told where the daemon is.
+    /// A testbed subcommand, with the path of the daemon's program as argument.
     pub fn testbed(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.testbed);
         command.current_dir(root());
@@ -62,7 +62,7 @@ impl Binaries {
     }
 }
 
-/// Ends a command that could not do its work without root, before anything is built.
+/// Refuses a command that needs root, before anything is built.
 pub fn require_root(command: &str) -> Result<()> {
     if crate::shell::is_root() {
         return Ok(());

@@ -1,8 +1,8 @@
 //! `cargo xtask setup`: installs what the build, the namespace suite and virtual machines need.
 //!
-//! Every step looks first and says `have` or `installing`. On Debian as root the compiler is
-//! Debian's own; elsewhere rustup's nightly. A nightly with rust-src that is already there serves
-//! on Debian too.
+//! Each step first checks what is installed and prints `have` or `installing`. As root on Debian the
+//! compiler comes from Debian, elsewhere it is rustup's nightly. A nightly with rust-src that is already
+//! installed is used on Debian too.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -24,11 +24,11 @@ use crate::versions::{
 /// Options of `setup`.
 #[derive(Debug, Default, clap::Args)]
 pub struct Args {
-    /// Where the eBPF compiler shall come from [default: one that is there; else apt where apt-get
-    /// is, else rustup]
+    /// Source of the eBPF compiler [default: an installed one; else apt if there is apt-get, else
+    /// rustup]
     #[arg(long, value_enum)]
     with: Option<With>,
-    /// Install the linter for that compiler too
+    /// Also install clippy for that compiler
     #[arg(long)]
     lint: bool,
 }
@@ -41,30 +41,30 @@ enum With {
     Rustup,
 }
 
-/// Looks for each thing and installs it if it is not there.
+/// Installs whatever is missing.
 pub fn run(args: &Args) -> Result<()> {
     building(args)?;
     tools(&NETWORK_TOOLS)
 }
 
-/// Everything, as `cargo xtask setup` promises.
+/// Installs everything that `cargo xtask setup` covers.
 ///
 /// # Errors
-/// As [`run`]. Where virtual machines or kubectl can't be had, that is no error: the tests say so.
+/// As [`run`]. Missing qemu or kubectl is not an error: the tests report it.
 pub fn all(args: &Args) -> Result<()> {
     run(args)?;
     if let Err(error) = kubectl::find_or_fetch() {
         println!(
-            "setup: no kubectl: {error:#}\nsetup: without it the tests of the manifests will not run"
+            "setup: no kubectl: {error:#}\nsetup: without kubectl the tests of the manifests do not run"
         );
     }
     if let Err(error) = virtual_machines() {
-        println!("setup: {error:#}\nsetup: without these the tests on other kernels will not run");
+        println!("setup: {error:#}\nsetup: without these the tests on other kernels do not run");
     }
     Ok(())
 }
 
-/// What runs other kernels.
+/// Installs what the virtual machines need.
 ///
 /// # Errors
 /// When something is missing and can't be installed.
@@ -74,18 +74,18 @@ pub fn virtual_machines() -> Result<()> {
         return Ok(());
     }
     apt::install(&lacking).or_else(|error| {
-        // What is here of qemu may be newer than the machine's own suites, which then have nothing that goes with it.
+        // Installed qemu packages may be newer than those in the machine's suites, which then have no matching versions.
         println!("setup: {error:#}");
         apt::install_from_backports(&lacking)
     })
 }
 
-/// What building the programs and the daemon needs, and no more.
+/// Installs only what the eBPF programs and the daemon need to build.
 pub fn build_tools() -> Result<()> {
     building(&Args::default())
 }
 
-/// What compiling for this machine needs beside Rust and a C compiler.
+/// Installs what compiling for this machine needs besides Rust and a C compiler.
 ///
 /// # Errors
 /// When something is missing and can't be installed.
@@ -99,7 +99,7 @@ fn building(args: &Args) -> Result<()> {
     linker()
 }
 
-/// A compiler that can build the eBPF crate, and its linter if asked for.
+/// Installs a compiler that can build the eBPF crate, and its clippy if requested.
 fn compiler(args: &Args) -> Result<()> {
     let found = discover()?;
     let wanted: Vec<Toolchain> = found
@@ -130,7 +130,7 @@ fn compiler(args: &Args) -> Result<()> {
         With::Apt => apt::install(&debian_packages(args.lint))?,
         With::Rustup => rustup_install(args.lint)?,
     }
-    // What was installed must be what build-ebpf finds.
+    // build-ebpf must find the compiler that was installed.
     let toolchain = find_toolchain()?;
     println!("setup: installed compiler {toolchain}");
     Ok(())
@@ -141,7 +141,7 @@ fn debian_packages(lint: bool) -> Vec<String> {
     if lint {
         packages.push(DEBIAN_CLIPPY);
     }
-    // The versions go together; a machine whose package lists are old must not get older ones.
+    // The versions must match; a machine with old package lists must not get older ones.
     packages
         .iter()
         .map(|package| format!("{package}={DEBIAN_RUST}.*"))
@@ -149,7 +149,7 @@ fn debian_packages(lint: bool) -> Vec<String> {
 }
 
 fn rustup_install(lint: bool) -> Result<()> {
-    let rustup = find("rustup").context("no rustup: see https://rustup.rs")?;
+    let rustup = find("rustup").context("rustup is not installed: see https://rustup.rs")?;
     println!("setup: installing {NIGHTLY} with rust-src");
     let mut command = Command::new(rustup);
     command.args(["toolchain", "install", NIGHTLY, "--profile", "minimal"]);
@@ -160,7 +160,7 @@ fn rustup_install(lint: bool) -> Result<()> {
     exec(&mut command)
 }
 
-/// bpf-linker, of our version or a newer one.
+/// Installs bpf-linker in our version, unless that or a newer one is installed.
 fn linker() -> Result<()> {
     if let Some(path) = find("bpf-linker") {
         let version = output(Command::new(&path).arg("--version")).unwrap_or_default();
@@ -169,7 +169,7 @@ fn linker() -> Result<()> {
             println!("setup: have bpf-linker {version} ({})", path.display());
             return Ok(());
         }
-        println!("setup: {} is not at least {BPF_LINKER}", path.display());
+        println!("setup: {} is older than {BPF_LINKER}", path.display());
     }
     if llvm_prefix().is_none() {
         if find("apt-get").is_none() {
@@ -180,7 +180,7 @@ fn linker() -> Result<()> {
         }
         apt::install(&[format!("llvm-{LLVM}-dev")])?;
     }
-    println!("setup: installing bpf-linker {BPF_LINKER} (compiles for a minute or two)");
+    println!("setup: installing bpf-linker {BPF_LINKER} (takes a minute or two)");
     let mut command = cargo();
     command.args(linker_arguments());
     if let Some(prefix) = llvm_prefix() {
@@ -196,7 +196,7 @@ fn linker_arguments() -> Vec<String> {
         .collect()
 }
 
-/// How to install bpf-linker by hand on Debian.
+/// The command that installs bpf-linker on Debian.
 pub fn linker_command_line() -> String {
     format!(
         "apt-get install --no-install-recommends llvm-{LLVM}-dev && LLVM_PREFIX={} cargo {}",
@@ -209,7 +209,7 @@ fn debian_llvm() -> PathBuf {
     format!("/usr/lib/llvm-{LLVM}").into()
 }
 
-/// Where LLVM's development files are.
+/// The directory of LLVM's development files.
 fn llvm_prefix() -> Option<PathBuf> {
     if let Some(prefix) = env::var_os("LLVM_PREFIX") {
         return Some(prefix.into());
@@ -230,7 +230,7 @@ fn llvm_prefix() -> Option<PathBuf> {
         })
 }
 
-/// Commands, each with the Debian package that has it.
+/// Installs commands, each given with its Debian package.
 fn tools(wanted: &[(&'static str, &'static str)]) -> Result<()> {
     let lacking = lacking(wanted)?;
     if lacking.is_empty() {
@@ -239,12 +239,12 @@ fn tools(wanted: &[(&'static str, &'static str)]) -> Result<()> {
     apt::install(&lacking)
 }
 
-/// The packages of those commands that are not there.
+/// The packages of those commands that are missing.
 ///
 /// # Errors
-/// When there are some and no apt-get.
+/// When commands are missing and there is no apt-get.
 fn lacking(wanted: &[(&'static str, &'static str)]) -> Result<Vec<String>> {
-    // A login without /usr/sbin in PATH still has them there.
+    // PATH may lack /usr/sbin, where the command may still be.
     let have = |tool: &str| find(tool).is_some() || Path::new("/usr/sbin").join(tool).is_file();
     let (have, lack): (Vec<_>, Vec<_>) = wanted.iter().partition(|(tool, _)| have(tool));
     for (tool, _) in have {
@@ -258,7 +258,7 @@ fn lacking(wanted: &[(&'static str, &'static str)]) -> Result<Vec<String>> {
     Ok(packages)
 }
 
-/// The numbers of a version, to compare it.
+/// The numbers of a version, for comparison.
 fn numbers(version: &str) -> Vec<u32> {
     version
         .split('.')

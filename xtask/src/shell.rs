@@ -1,4 +1,4 @@
-//! Running other programs, and where things are.
+//! Runs other programs and locates files.
 
 use std::env;
 use std::ffi::OsStr;
@@ -26,7 +26,7 @@ pub fn cargo() -> Command {
     command
 }
 
-/// A command as one would type it.
+/// A command as typed in a shell.
 pub fn display(command: &Command) -> String {
     let mut words = vec![command.get_program()];
     words.extend(command.get_args());
@@ -37,7 +37,7 @@ pub fn display(command: &Command) -> String {
         .join(" ")
 }
 
-/// Runs a command to its end; its name is in the error if it fails.
+/// Runs a command and waits for its end; the error names the command.
 pub fn exec(command: &mut Command) -> Result<()> {
     let status = command
         .status()
@@ -61,8 +61,8 @@ pub fn output(command: &mut Command) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Every executable of that name in `PATH`, and then in cargo's own bin directory, where
-/// `cargo install` puts things whether `PATH` has it or not.
+/// Every executable of that name in `PATH`, then in cargo's bin directory: `cargo install` puts
+/// programs there even if `PATH` does not contain it.
 pub fn find_all(name: impl AsRef<OsStr>) -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
@@ -80,12 +80,12 @@ pub fn find_all(name: impl AsRef<OsStr>) -> Vec<PathBuf> {
     found
 }
 
-/// The first executable of that name, as [`find_all`].
+/// The first executable of that name, in the order of [`find_all`].
 pub fn find(name: impl AsRef<OsStr>) -> Option<PathBuf> {
     find_all(name).into_iter().next()
 }
 
-/// Where cargo keeps registries and what it installed: `CARGO_HOME`, else `~/.cargo`.
+/// Cargo's directory of registries and installed programs: `CARGO_HOME`, else `~/.cargo`.
 pub fn cargo_home() -> Option<PathBuf> {
     env::var_os("CARGO_HOME")
         .map(PathBuf::from)

@@ -1,9 +1,8 @@
-//! The static build of our programs, the same on every machine with the same tools: what images hold, and what
-//! `demo`, `test` and `bench` run.
+//! Builds our programs statically and reproducibly, for images and for `demo`, `test` and `bench`.
 //!
-//! Linked with the C library inside, so that it runs where nothing else is. Of the builder no path gets
-//! in (`--remap-path-prefix`); what does make a difference are the versions of rustc, of the C compiler
-//! and library (libc.a, ring's C and assembler, jemalloc's C), and of the compiler of the eBPF programs.
+//! The C library is linked in, so that a program runs in an empty image. The build machine's paths do not
+//! get in (`--remap-path-prefix`). The result depends on the versions of rustc, of the C compiler and
+//! library (libc.a, ring's C and assembler, jemalloc's C), and of the compiler of the eBPF programs.
 
 use std::env;
 use std::fs;
@@ -16,34 +15,34 @@ use crate::ebpf;
 use crate::image::{Machine, require_static};
 use crate::shell::{cargo, cargo_home, exec, find, output, root, target_dir};
 
-/// What jemalloc would find out about the machine that builds it: x86_64's page, huge page and virtual address, as
-/// powers of two.
+/// What jemalloc would otherwise detect on the build machine: x86_64's page size, huge page size and virtual
+/// address size, as powers of two.
 const JEMALLOC: [(&str, &str); 3] = [
     ("JEMALLOC_SYS_WITH_LG_PAGE", "12"),
     ("JEMALLOC_SYS_WITH_LG_HUGEPAGE", "21"),
     ("JEMALLOC_SYS_WITH_LG_VADDR", "48"),
 ];
-/// What would have it built otherwise, or another one taken.
+/// Variables that would change jemalloc's build, or use another jemalloc.
 const NOT_JEMALLOC: [&str; 2] = ["JEMALLOC_OVERRIDE", "JEMALLOC_SYS_WITH_MALLOC_CONF"];
 
 /// What to build.
 #[derive(Clone, Copy, Debug)]
 pub struct Build<'a> {
-    /// Packages of this repository, each with a program of its name.
+    /// Packages of this repository, each with a program of the same name.
     pub packages: &'a [&'a str],
     /// The workspace's profile.
     pub profile: &'a str,
     /// The machine that will run them.
     pub machine: Machine,
-    /// What the programs say they were built from; otherwise they ask git.
+    /// The commit that the programs report; by default their build script runs git.
     pub commit: Option<&'a str>,
 }
 
 impl Build<'_> {
-    /// Builds the programs, and the eBPF programs that the daemon embeds; gives the directory that holds them.
+    /// Builds the programs, and the eBPF programs that the daemon embeds; returns the directory of the programs.
     ///
     /// # Errors
-    /// This machine can't build for that one: what to install. The build fails, or what it made is not static.
+    /// This machine can't build for the target: what to install. The build fails, or its result is not static.
     pub fn run(&self) -> Result<PathBuf> {
         let machine = self.machine;
         require_tools(machine)?;
@@ -60,7 +59,7 @@ impl Build<'_> {
             .args(["--target", &triple])
             .arg("--target-dir")
             .arg(target_dir())
-            // With --target they reach the program and not the build scripts.
+            // With --target they apply to the program and not to the build scripts.
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\x1f"))
             .env(
                 format!("CFLAGS_{}", triple.replace('-', "_")),
@@ -88,15 +87,15 @@ impl Build<'_> {
         for package in self.packages {
             let program = directory.join(package);
             let content = fs::read(&program)
-                .with_context(|| format!("the build made no {}", program.display()))?;
+                .with_context(|| format!("the build did not produce {}", program.display()))?;
             require_static(&content, machine).with_context(|| program.display().to_string())?;
         }
         Ok(directory)
     }
 }
 
-/// glibc, whose static library every Debian with a C compiler has; rustup's std for musl would be one
-/// thing more to install.
+/// glibc, because Debian's C compiler comes with its static library; rustup's std for musl would be one
+/// more thing to install.
 fn triple(machine: Machine) -> String {
     format!("{}-unknown-linux-gnu", machine.name())
 }
@@ -105,12 +104,12 @@ fn is_native(machine: Machine) -> bool {
     env::consts::ARCH == machine.name()
 }
 
-/// The other machine's C compiler, which links too. `None`: it is this machine.
+/// The cross compiler, which also links; `None` if the target is this machine.
 fn cross_compiler(machine: Machine) -> Option<String> {
     (!is_native(machine)).then(|| format!("{}-linux-gnu-gcc", machine.name()))
 }
 
-/// Refuses early and in one go what cargo would refuse late and one by one.
+/// Reports all missing tools at once and before the build; cargo would report them late and one by one.
 fn require_tools(machine: Machine) -> Result<()> {
     let triple = triple(machine);
     let mut missing = Vec::new();
@@ -146,13 +145,13 @@ fn require_tools(machine: Machine) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "this machine can't build for {}; it lacks:\n  {}",
+        "this machine can't build for {}; missing:\n  {}",
         machine.name(),
         missing.join("\n  ")
     )
 }
 
-/// Where the eBPF programs for that machine are: those for this one where every build looks for them.
+/// Path of the eBPF object for a machine; for this one it is the path where every build looks for it.
 fn ebpf_object(machine: Machine) -> PathBuf {
     if is_native(machine) {
         root().join(ebpf::OBJECT)
@@ -171,8 +170,8 @@ fn rustflags() -> Vec<String> {
     flags
 }
 
-/// Where the library's sources are installed (rust-src), rustc names them instead of what the library
-/// was built from; this undoes it.
+/// If the library's sources are installed (rust-src), rustc writes their path instead of the path that
+/// the library was built from; this reverts it.
 fn standard_library() -> Option<String> {
     let ask =
         |arguments: &[&str]| output(Command::new("rustc").current_dir(root()).args(arguments));
@@ -191,8 +190,8 @@ fn c_flags() -> Vec<String> {
     remapped("-ffile-prefix-map=")
 }
 
-/// A flag for every directory of this machine whose name could get into a program; of several that fit
-/// the last one counts.
+/// A flag for every directory of this machine whose path could get into a program; if several match, the
+/// last one applies.
 pub fn remapped(flag: &str) -> Vec<String> {
     let mut directories = vec![(root().to_owned(), "probe-handler")];
     directories.push((target_dir(), "target"));
@@ -203,7 +202,7 @@ pub fn remapped(flag: &str) -> Vec<String> {
         .collect()
 }
 
-/// What of a program's text names a directory of this machine.
+/// The directories of this machine that a program's bytes contain.
 ///
 /// # Errors
 /// This repository's directory can't be read.
@@ -211,8 +210,8 @@ pub fn paths_within(program: &[u8]) -> Result<Vec<String>> {
     Ok(named(program, &own_paths()?))
 }
 
-/// What stands in the paths of everything that is compiled. A directory alone may be as short as /src, which is a part
-/// of many a path that names no machine: there is more of each, and a slash at its end.
+/// Directories that contain the compiled sources. A directory may be as short as /src, which is part of many paths that
+/// do not identify a machine, so each entry is longer and ends with a slash.
 fn own_paths() -> Result<Vec<PathBuf>> {
     let mut paths = vec![target_dir().join("")];
     for entry in fs::read_dir(root()).with_context(|| root().display().to_string())? {
@@ -235,23 +234,23 @@ fn named(program: &[u8], paths: &[PathBuf]) -> Vec<String> {
     named.map(|path| path.display().to_string()).collect()
 }
 
-/// The time of everything in the image, in seconds since 1970: `SOURCE_DATE_EPOCH`, else the commit's.
+/// The modification time of all files in the image, in seconds since 1970: `SOURCE_DATE_EPOCH`, else the commit's time.
 pub fn time() -> Result<i64> {
     let (source, text) = match env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => ("SOURCE_DATE_EPOCH", text),
         Err(_) => (
             "git's time of the commit",
             git(&["log", "-1", "--format=%ct"])
-                .context("no git here to take the commit's time from: set SOURCE_DATE_EPOCH")?,
+                .context("git does not report the commit's time: set SOURCE_DATE_EPOCH")?,
         ),
     };
     text.trim()
         .parse()
-        .with_context(|| format!("{source} is no time in seconds since 1970: {text:?}"))
+        .with_context(|| format!("{source} is not a time in seconds since 1970: {text:?}"))
 }
 
-/// The commit, with `-dirty` where the tree is not what was committed; else what
-/// `PROBE_HANDLER_COMMIT` says.
+/// The commit, with `-dirty` if the work tree differs from it; without git the value of
+/// `PROBE_HANDLER_COMMIT`.
 pub fn commit() -> String {
     if let Ok(commit) = env::var("PROBE_HANDLER_COMMIT") {
         return commit;
@@ -273,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_may_name_sources_but_not_where_they_were() {
+    fn a_program_may_contain_relative_paths_only() {
         let paths = ["/src/probe-handler/", "/src/target/", "/cargo/registry/"];
         let paths = paths.map(PathBuf::from);
         let good = b"probe-handler/src/main.rs tokio-1.0/src/lib.rs target/release/";
@@ -283,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_paths_that_a_program_must_not_name_are_of_what_is_compiled() {
+    fn forbidden_paths_cover_every_compiled_source() {
         let paths = own_paths().expect("paths");
         for part in [
             root().join("probe-handler/"),

@@ -1,16 +1,16 @@
-//! Takes the debug information out of the eBPF object.
+//! Removes the debug information from the eBPF object.
 //!
-//! BTF is made from it, so that the compiler has to write it; who loads the object reads BTF alone. It is
-//! eight ninths of the object, which the daemon holds in memory.
+//! The linker makes BTF from it, so the compiler must write it; the loader reads only BTF. Debug information
+//! is eight ninths of the object, which the daemon holds in memory.
 
 use anyhow::{Context, Result};
 use object::build::elf::{Builder, SectionData};
 use object::elf::SHT_STRTAB;
 
-/// The object without its sections of debug information (DWARF) and what refers to them.
+/// The object without its debug sections (DWARF) and what refers to them.
 ///
 /// # Errors
-/// It is no ELF object.
+/// It is not an ELF object.
 pub fn debug_information(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = Builder::read(object).context("the object can't be read")?;
     for section in &mut builder.sections {
@@ -27,8 +27,8 @@ pub fn debug_information(object: &[u8]) -> Result<Vec<u8>> {
     Ok(stripped)
 }
 
-/// LLVM keeps the names of sections in the table of the symbols' names; what writes the object here wants a
-/// table of their own.
+/// LLVM stores section names in the symbols' string table; the writer here needs a separate table for
+/// them.
 fn name_sections_apart(builder: &mut Builder<'_>) {
     let is_there = |data: &SectionData<'_>| matches!(data, SectionData::SectionString);
     if builder
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_maps_and_btf_stay_as_they_are() {
+    fn programs_maps_and_btf_are_unchanged() {
         let kept = [".text", "maps", ".BTF", ".BTF.ext"];
         let all = [
             ".text",
@@ -98,13 +98,13 @@ mod tests {
         ];
         let stripped = debug_information(&object(&all)).expect("stripped");
         assert_eq!(sections(&stripped), sections(&object(&kept)));
-        // What has none comes out as it is.
+        // An object without debug information is unchanged.
         let again = debug_information(&stripped).expect("stripped");
         assert_eq!(sections(&again), sections(&stripped));
     }
 
     #[test]
-    fn what_is_no_object_is_refused() {
+    fn a_file_that_is_not_an_object_is_refused() {
         assert!(debug_information(b"text").is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: the repository's rules, the unit tests, the namespace suite here and on other kernels,
-//! and one summary.
+//! `cargo xtask test`: runs the repository's rules, the unit tests and the namespace suite, here and on other
+//! kernels, and prints one summary.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write, stdout};
@@ -20,43 +20,43 @@ use crate::{setup, tidy, vm};
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run one level only
+    /// Run only this level
     #[arg(value_enum)]
     level: Option<Level>,
     #[command(flatten)]
     vm: vm::Options,
-    /// Run only what this names, as `cargo test -- FILTER` and `testbed suite FILTER` take it
+    /// Run only tests that match, as in `cargo test -- FILTER` and `testbed suite FILTER`
     #[arg(last = true, requires = "level")]
     filter: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Level {
-    /// The unit tests: no privilege, no eBPF toolchain
+    /// The unit tests; need neither root nor the eBPF toolchain
     Unit,
-    /// The manifests in deploy/: rendered by kubectl, held against schema and design
+    /// The manifests in deploy/: rendered by kubectl and checked against schema and design
     Manifests,
-    /// The namespace suite: real rules, real programs (as root)
+    /// The namespace suite: real mesh rules, real programs (needs root)
     Netns,
     /// The namespace suite on other kernels, in virtual machines
     Vm,
 }
 
-/// What became of one level.
+/// The result of one level.
 #[derive(Debug, Default)]
 struct Outcome {
     name: &'static str,
     counts: Counts,
-    /// How long it took, builds included.
+    /// Duration, including builds.
     duration: Duration,
-    /// One line for everything that the numbers do not tell: why it failed, what was skipped.
+    /// Lines that explain the numbers: why the level failed, what was skipped.
     notes: Vec<String>,
 }
 
-/// Runs the levels asked for and sums up; whether all is well.
+/// Runs the selected levels and prints the summary. Returns whether none failed.
 pub fn run(args: &Args) -> Result<bool> {
     if args.vm.is_given() && args.level != Some(Level::Vm) {
-        bail!("kernels go with `vm`: cargo xtask test vm 6.1");
+        bail!("kernels can be given for `vm` only: cargo xtask test vm 6.1");
     }
     outlive_interrupt()?;
     setup::compile_tools()?;
@@ -87,7 +87,7 @@ pub fn run(args: &Args) -> Result<bool> {
     }
     let interrupted = interrupted();
     if interrupted {
-        println!("\ninterrupted: what follows is not complete");
+        println!("\ninterrupted: the results below are incomplete");
     }
     let total = summary(&outcomes);
     Ok(total.failed == 0 && !interrupted)
@@ -131,7 +131,7 @@ fn unit(filter: &[OsString]) -> Outcome {
     settle(result, outcome)
 }
 
-/// The manifests; without root, and with the development build that the unit tests have made.
+/// Checks the manifests, without root, with the debug build of the unit tests.
 fn manifests(args: &Args) -> Outcome {
     let outcome = Outcome {
         name: "manifests",
@@ -155,7 +155,7 @@ fn netns(args: &Args) -> Outcome {
         ..Outcome::default()
     };
     if !is_root() {
-        return not_run(outcome, args, Level::Netns, "it needs root");
+        return not_run(outcome, args, Level::Netns, "it requires root");
     }
     let command = Binaries::build().map(|binaries| {
         let mut command = binaries.testbed("suite");
@@ -165,7 +165,7 @@ fn netns(args: &Args) -> Outcome {
     suite(command, outcome)
 }
 
-/// A level that can't run here: asked for by name it has failed, else it counts as one skipped.
+/// A level that can't run here: it fails if it was selected by name, else it counts as one skipped test.
 fn not_run(mut outcome: Outcome, args: &Args, level: Level, why: &str) -> Outcome {
     let note = format!("the whole level did not run: {why}");
     outcome.notes.push(note);
@@ -177,7 +177,7 @@ fn not_run(mut outcome: Outcome, args: &Args, level: Level, why: &str) -> Outcom
     outcome
 }
 
-/// Runs a command of the testbed's that ends with its counts.
+/// Runs a testbed command that prints its counts as the last line.
 fn suite(command: Result<Command>, mut outcome: Outcome) -> Outcome {
     let result = command.and_then(|mut command| {
         let mut last = None;
@@ -187,7 +187,7 @@ fn suite(command: Result<Command>, mut outcome: Outcome) -> Outcome {
             if line.to_lowercase().starts_with("skip") {
                 outcome.notes.push(line.into());
             }
-            // They come again in the summary, and must not look like its last line.
+            // The summary repeats the counts; here they must not look like its last line.
             counts.is_none()
         });
         outcome.counts = last.unwrap_or_default();
@@ -197,7 +197,7 @@ fn suite(command: Result<Command>, mut outcome: Outcome) -> Outcome {
     settle(result, outcome)
 }
 
-/// The suite on other kernels.
+/// Runs the suite on other kernels.
 fn machines(args: &Args) -> Outcome {
     let mut outcome = Outcome {
         name: "vm",
@@ -208,7 +208,7 @@ fn machines(args: &Args) -> Outcome {
             outcome.counts = counts;
             outcome.notes = notes;
         }
-        // Not to run it is a failure: a change that no other kernel has seen must not pass for one that all have.
+        // It is a failure if it does not run, because a change must not pass untested on other kernels.
         Err(error) => {
             outcome.counts.failed = 1;
             outcome
@@ -219,7 +219,7 @@ fn machines(args: &Args) -> Outcome {
     outcome
 }
 
-/// A runner that fails without counting a failure, and a level without tests, are failures.
+/// A runner that fails without counting a failure, or a level that runs no test, counts as a failure.
 fn settle(result: Result<()>, mut outcome: Outcome) -> Outcome {
     if let Err(error) = result
         && outcome.counts.failed == 0
@@ -234,7 +234,7 @@ fn settle(result: Result<()>, mut outcome: Outcome) -> Outcome {
     outcome
 }
 
-/// Runs a command, passing its standard output, line by line, to `each` and, where that says so, on to
+/// Runs a command and passes each line of its standard output to `each` and, if that returns true, to
 /// `terminal`.
 fn run_counting(
     command: &mut Command,
@@ -252,7 +252,7 @@ fn run_counting(
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line).context("cannot read")? > 0 {
             if each(String::from_utf8_lossy(&line).trim_end(), outcome) {
-                // The reader of our own output may be gone; the tests go on and clean up.
+                // The reader of our output may be gone; the tests continue, and clean up.
                 terminal.write_all(&line).ok();
                 terminal.flush().ok();
             }
@@ -266,7 +266,7 @@ fn run_counting(
     Ok(())
 }
 
-/// Prints a row per level and, alone on the last line, the sum.
+/// Prints a row per level and, as the last line, the sum.
 fn summary(outcomes: &[Outcome]) -> Counts {
     let mut total = Counts::default();
     println!(
@@ -307,7 +307,7 @@ extern "C" fn remember(_signal: nix::libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// On ctrl-C the runner is told by the terminal as we are; it cleans up, and we wait for it.
+/// Keeps this process alive on ctrl-C. The terminal signals the runner too; it cleans up, and we wait for it.
 fn outlive_interrupt() -> Result<()> {
     let action = SigAction::new(
         SigHandler::Handler(remember),
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runner_that_dies_is_a_failure_whatever_it_counted() {
+    fn a_runner_that_fails_is_a_failure_whatever_it_counted() {
         let outcome = counted("echo '2 passed, 0 failed, 0 skipped'; exit 3");
         assert_eq!(outcome.counts.failed, 1);
         assert!(outcome.notes[0].contains('3'), "{:?}", outcome.notes);

@@ -1,7 +1,6 @@
 //! `cargo xtask tidy`: rules of this repository that no compiler checks.
 //!
-//! A rule is a function from all files to findings, so it can be tested on files that are not
-//! there.
+//! A rule is a function from a list of files to findings, so that its tests need no files on disk.
 
 mod docs;
 mod manifests;
@@ -27,13 +26,13 @@ impl File {
         self.path.ends_with(".rs")
     }
 
-    /// A finding about one of its lines, counted from 0.
+    /// A finding about a line; `line` counts from 0.
     fn finding(&self, line: usize, what: impl AsRef<str>) -> String {
         format!("{}:{}: {}", self.path, line + 1, what.as_ref())
     }
 }
 
-/// A rule gives one line for each breach.
+/// A rule returns one line for each violation.
 type Rule = fn(&[File]) -> Vec<String>;
 
 const RULES: [(&str, Rule); 9] = [
@@ -43,65 +42,71 @@ const RULES: [(&str, Rule); 9] = [
     ),
     ("every source file is part of a crate", sources::orphans),
     ("no source file is longer than 600 lines", sources::lengths),
-    ("no stubs, no tests switched off", sources::stubs),
+    ("no stubs, no ignored tests", sources::stubs),
     (
         "types shared with the kernel are plain integers",
         sources::shared_types,
     ),
-    ("every crate has the workspace's lints", manifests::lints),
     (
-        "versions stand in the workspace's manifest only",
+        "every crate inherits the workspace's lints",
+        manifests::lints,
+    ),
+    (
+        "dependency versions are only in the workspace's manifest",
         manifests::versions,
     ),
     ("the commands in the documentation exist", docs::commands),
-    ("no path of somebody's machine", docs::machine_paths),
+    (
+        "no file names a path of a developer's machine",
+        docs::machine_paths,
+    ),
 ];
 
-/// What came out.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Rules kept.
+    /// Rules without violations.
     pub kept: u64,
-    /// Rules broken.
+    /// Rules with violations.
     pub broken: u64,
-    /// A line for each broken rule and each breach of it.
+    /// A line for each broken rule, followed by a line for each violation.
     pub findings: Vec<String>,
 }
 
-/// Checks and prints.
+/// Checks every rule and prints the findings.
 pub fn run() -> Result<()> {
     let report = check()?;
     for finding in &report.findings {
         println!("{finding}");
     }
-    println!("tidy: {} rules kept, {} broken", report.kept, report.broken);
+    println!("tidy: {} rules hold, {} broken", report.kept, report.broken);
     if report.broken > 0 {
-        bail!("the repository is not tidy");
+        bail!("the repository breaks its rules: fix the findings above");
     }
     Ok(())
 }
 
-/// Checks every rule over the repository.
+/// Checks every rule.
 pub fn check() -> Result<Report> {
     let mut files = Vec::new();
     collect(root(), &mut files)?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let mut report = Report::default();
     for (name, rule) in RULES {
-        let breaches = rule(&files);
-        if breaches.is_empty() {
+        let violations = rule(&files);
+        if violations.is_empty() {
             report.kept += 1;
         } else {
             report.broken += 1;
             report.findings.push(format!("broken: {name}"));
-            let breaches = breaches.iter().map(|breach| format!("  {breach}"));
-            report.findings.extend(breaches);
+            let violations = violations.iter().map(|violation| format!("  {violation}"));
+            report.findings.extend(violations);
         }
     }
     Ok(report)
 }
 
-/// Reads every text file below a directory but what git and cargo keep there.
+/// Reads every text file below a directory, except those of git and cargo.
 fn collect(directory: &Path, files: &mut Vec<File>) -> Result<()> {
     let entries =
         fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;

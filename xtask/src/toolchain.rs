@@ -1,9 +1,9 @@
-//! Which compiler builds the eBPF crate.
+//! Chooses the compiler that builds the eBPF crate.
 //!
-//! `core` has to be compiled for the bpf target, so the compiler needs its library's sources
-//! (rust-src) and `-Z build-std`, which a nightly allows by itself and any other with
-//! `RUSTC_BOOTSTRAP=1`. rustup's nightly is what most people have; Debian's rustc-web serves where
-//! rustup's is not complete.
+//! `core` must be compiled for the bpf target, so the compiler needs the library's sources (rust-src)
+//! and `-Z build-std`, which a nightly allows and any other compiler allows with
+//! `RUSTC_BOOTSTRAP=1`. Most people have rustup's nightly; Debian's rustc-web is used where rustup's is
+//! incomplete.
 
 use std::env;
 use std::fmt;
@@ -20,9 +20,9 @@ use crate::versions::{DEBIAN_COMPILER, LLVM, NIGHTLY};
 pub enum Origin {
     /// Environment variable `RUSTC`.
     Environment,
-    /// A nightly of rustup's.
+    /// A nightly that rustup installed.
     Rustup,
-    /// In `PATH`, and not rustup's.
+    /// In `PATH`, not from rustup.
     System,
 }
 
@@ -33,22 +33,22 @@ pub struct Toolchain {
     pub origin: Origin,
     /// The compiler.
     pub rustc: PathBuf,
-    /// The cargo beside it.
+    /// The cargo in the same directory.
     pub cargo: PathBuf,
-    /// What `rustc -vV` says.
+    /// Its version, from `rustc -vV`.
     pub version: Version,
-    /// Whether that cargo is there.
+    /// Whether that cargo exists.
     pub has_cargo: bool,
-    /// Whether the library's sources are under its sysroot.
+    /// Whether its sysroot contains the library's sources.
     pub rust_src: bool,
 }
 
-/// What `rustc -vV` says.
+/// The output of `rustc -vV`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// As 1.96.0-nightly.
+    /// For example 1.96.0-nightly.
     pub release: String,
-    /// Major version of its LLVM.
+    /// Major version of LLVM.
     pub llvm: u32,
 }
 
@@ -69,7 +69,7 @@ impl Version {
         })
     }
 
-    /// Whether the compiler is at least `minimum`, as 1.95.
+    /// Whether the compiler is at least version `minimum`, for example 1.95.
     fn at_least(&self, minimum: &str) -> bool {
         fn numbers(text: &str) -> Option<(u32, u32)> {
             let mut parts = text.split('.');
@@ -85,7 +85,7 @@ impl Version {
 }
 
 impl Toolchain {
-    /// Why this one can't build the eBPF crate.
+    /// Why this compiler can't build the eBPF crate.
     fn fault(&self) -> Option<String> {
         let minimum = env!("CARGO_PKG_RUST_VERSION");
         if !self.version.at_least(minimum) {
@@ -93,10 +93,10 @@ impl Toolchain {
         } else if !self.rust_src {
             Some("has no rust-src component".into())
         } else if !self.has_cargo {
-            Some("has no cargo beside it".into())
+            Some("has no cargo in the same directory".into())
         } else if self.version.llvm > LLVM && self.origin != Origin::Environment {
             Some(format!(
-                "its LLVM is newer than bpf-linker's (LLVM {LLVM}); set RUSTC to insist"
+                "its LLVM is newer than bpf-linker's (LLVM {LLVM}); set RUSTC to use it anyway"
             ))
         } else {
             None
@@ -104,7 +104,7 @@ impl Toolchain {
     }
 }
 
-/// Picks the first that works; for the others, why not.
+/// Picks the first that works; if none does, returns the reason for each.
 pub fn choose(found: &[Toolchain]) -> Result<&Toolchain, Vec<String>> {
     let mut faults = Vec::new();
     for toolchain in found {
@@ -116,8 +116,8 @@ pub fn choose(found: &[Toolchain]) -> Result<&Toolchain, Vec<String>> {
     Err(faults)
 }
 
-/// The compilers of this machine, best first: the one `RUSTC` names and no other, else rustup's
-/// nightlies (ours first), else those in `PATH`.
+/// The compilers of this machine, best first: only the one in `RUSTC` if it is set; else rustup's
+/// nightlies (the pinned one first), then those in `PATH`.
 pub fn discover() -> Result<Vec<Toolchain>> {
     if let Some(rustc) = env::var_os("RUSTC") {
         let rustc = PathBuf::from(rustc);
@@ -130,7 +130,7 @@ pub fn discover() -> Result<Vec<Toolchain>> {
         .map(|list| nightlies(&list))
         .unwrap_or_default();
     let system = find_all("rustc").into_iter().filter(|rustc| {
-        // rustup's own stand-ins would choose by directory; its toolchains are listed above.
+        // Skip rustup's proxies, which choose a toolchain by directory; the toolchains are listed above.
         !rustc.with_file_name("rustup").exists()
     });
     let mut found: Vec<Toolchain> = Vec::new();
@@ -139,7 +139,7 @@ pub fn discover() -> Result<Vec<Toolchain>> {
         .map(|directory| (Origin::Rustup, directory.join("bin/rustc")))
         .chain(system.map(|rustc| (Origin::System, rustc)));
     for (origin, rustc) in candidates {
-        // /bin may be /usr/bin.
+        // /bin may be a link to /usr/bin.
         let known =
             |other: &Toolchain| other.rustc.canonicalize().ok() == rustc.canonicalize().ok();
         if !found.iter().any(known) {
@@ -149,7 +149,7 @@ pub fn discover() -> Result<Vec<Toolchain>> {
     Ok(found)
 }
 
-/// The directories of rustup's nightlies in `rustup toolchain list -v`, ours first.
+/// The directories of rustup's nightlies in `rustup toolchain list -v`, the pinned one first.
 fn nightlies(list: &str) -> Vec<PathBuf> {
     let mut found: Vec<(&str, &str)> = list
         .lines()
@@ -183,7 +183,7 @@ fn inspect(origin: Origin, rustc: &Path) -> Option<Toolchain> {
     })
 }
 
-/// The compiler for the eBPF crate, or which ones there are, what each lacks, and what to install.
+/// The compiler for the eBPF crate; or an error that lists the compilers found, what each lacks, and what to install.
 pub fn find_toolchain() -> Result<Toolchain> {
     let found = discover()?;
     match choose(&found) {
@@ -191,12 +191,12 @@ pub fn find_toolchain() -> Result<Toolchain> {
         Err(faults) => {
             let mut seen = String::new();
             for fault in &faults {
-                seen.push_str(&format!("\n  passed over {fault}"));
+                seen.push_str(&format!("\n  skipped {fault}"));
             }
             bail!(
                 "no compiler on this machine can build the eBPF programs{seen}\n\
-                 install one:  cargo xtask setup\n\
-                 or by hand, on Debian:  apt-get install --no-install-recommends {}\n\
+                 install one:          cargo xtask setup\n\
+                 or manually, on Debian:  apt-get install --no-install-recommends {}\n\
                  or with rustup:  rustup toolchain install {NIGHTLY} --profile minimal --component rust-src",
                 DEBIAN_COMPILER.join(" "),
             )
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn each_toolchain_passed_over_has_its_reason() {
+    fn each_skipped_toolchain_has_a_reason() {
         let mut no_cargo = toolchain(Origin::System, "1.96.0", LLVM, true);
         no_cargo.has_cargo = false;
         let found = [
@@ -253,13 +253,13 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_llvm_is_taken_from_who_insists() {
+    fn a_newer_llvm_is_accepted_when_rustc_is_set() {
         let found = [toolchain(Origin::Environment, "1.99.0", LLVM + 1, true)];
         assert_eq!(choose(&found), Ok(&found[0]));
     }
 
     #[test]
-    fn the_output_of_rustc_is_understood() {
+    fn the_output_of_rustc_is_parsed() {
         let text = "rustc 1.96.0 (ac68faa20 2026-05-25)\nbinary: rustc\n\
                     host: x86_64-unknown-linux-gnu\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
         let version = Version::parse(text).expect("version");
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn our_nightly_goes_before_others() {
+    fn the_pinned_nightly_comes_first() {
         let list = format!(
             "stable-x86_64 (default) /t/stable\nnightly-x86_64 /t/nightly\n{NIGHTLY}-x86_64 /t/pinned\n"
         );

@@ -1,33 +1,33 @@
-//! Versions of the tools that `cargo xtask setup` installs; nowhere else are they named.
+//! Versions of the tools that `cargo xtask setup` installs; this is the only place that defines them.
 //!
-//! The three belong together: the linker's LLVM must not be older than the compiler's.
+//! The first three depend on each other: the linker's LLVM must not be older than the compiler's.
 
 /// Version of the bpf-linker crate.
 pub const BPF_LINKER: &str = "0.13.0";
 
-/// Major version of the LLVM that bpf-linker is built with, and the newest that a compiler may have.
+/// Major version of bpf-linker's LLVM; a compiler's LLVM must not be newer.
 pub const LLVM: u32 = 22;
 
-/// The rustup toolchain for the eBPF crate (LLVM 22). Any other nightly with rust-src is taken too.
+/// The rustup toolchain for the eBPF crate (LLVM 22). Any other nightly with rust-src works too.
 pub const NIGHTLY: &str = "nightly-2026-05-20";
 
-/// Version prefix of Debian's rustc-web and its companions (LLVM 22).
+/// Version prefix of Debian's rustc-web and related packages (LLVM 22).
 pub const DEBIAN_RUST: &str = "1.96";
 
-/// Debian packages of the compiler, all of version [`DEBIAN_RUST`].
+/// Debian packages of the compiler, all in version [`DEBIAN_RUST`].
 pub const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
-/// Debian package of the linter for that compiler, of version [`DEBIAN_RUST`].
+/// Debian package of that compiler's clippy, in version [`DEBIAN_RUST`].
 pub const DEBIAN_CLIPPY: &str = "rust-web-clippy";
 
 /// The oldest minor version of kubectl 1 whose kustomize renders `deploy/` (`labels` with
-/// `includeSelectors`), and that tells its version as JSON.
+/// `includeSelectors`), and that prints its version as JSON.
 pub const KUBECTL: u32 = 24;
 
-/// Commands that building the daemon needs beside a C compiler, and the Debian package of each: `make` builds jemalloc.
+/// Commands that the daemon's build needs besides a C compiler, with the Debian package of each: `make` builds jemalloc.
 pub const BUILD_TOOLS: [(&str, &str); 1] = [("make", "make")];
 
-/// Commands that the namespaces need, and the Debian package of each.
+/// Commands that the namespace suite needs, with the Debian package of each.
 pub const NETWORK_TOOLS: [(&str, &str); 4] = [
     ("ip", "iproute2"),
     ("iptables-nft", "iptables"),
@@ -35,7 +35,7 @@ pub const NETWORK_TOOLS: [(&str, &str); 4] = [
     ("nft", "nftables"),
 ];
 
-/// Commands that run other kernels, and the Debian package of each.
+/// Commands that the virtual machines need, with the Debian package of each.
 pub const MACHINE_TOOLS: [(&str, &str); 3] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("dpkg-deb", "dpkg"),

@@ -1,4 +1,4 @@
-//! The gRPC health service, as real servers have it.
+//! The gRPC health service, as in real servers.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

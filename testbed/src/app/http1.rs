@@ -1,4 +1,4 @@
-//! HTTP/1 by hand, so that it can misbehave in every way.
+//! A hand-written HTTP/1 server, which can misbehave in every way.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +14,7 @@ const HEAD_LIMIT: usize = 1 << 20;
 /// First byte of a TLS hello.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// A connection that can be reset, where it is a bare TCP one.
+/// A connection that can be reset if it is plain TCP.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
     fn reset_on_close(&self) -> std::io::Result<()>;
     /// The address that the client dialled.
@@ -86,7 +86,7 @@ pub(super) async fn serve<S: Stream>(
     Ok(())
 }
 
-/// One request's head with its final empty line; none at the end of the connection.
+/// Reads a request's head with its final empty line; `None` at the end of the connection.
 async fn read_head(stream: &mut impl Stream, buffer: &mut Vec<u8>) -> Result<Option<String>> {
     loop {
         if let Some(end) = buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
@@ -94,9 +94,9 @@ async fn read_head(stream: &mut impl Stream, buffer: &mut Vec<u8>) -> Result<Opt
             return Ok(Some(String::from_utf8_lossy(&head).into_owned()));
         }
         if buffer.len() > HEAD_LIMIT {
-            bail!("the request's head has no end");
+            bail!("the request's head is too long");
         }
-        // As common servers answer TLS on a plaintext port.
+        // Like common servers on TLS to a plaintext port.
         if buffer.first() == Some(&TLS_HANDSHAKE) {
             let _closed = answer(stream, 400, "TLS on a plaintext port").await?;
             return Ok(None);
@@ -107,7 +107,7 @@ async fn read_head(stream: &mut impl Stream, buffer: &mut Vec<u8>) -> Result<Opt
     }
 }
 
-/// A number in the query: `ms=100`.
+/// A number in the query, for example `ms=100`.
 fn number(query: &str, name: &str, default: u64) -> u64 {
     query
         .split('&')
@@ -117,7 +117,7 @@ fn number(query: &str, name: &str, default: u64) -> u64 {
         .unwrap_or(default)
 }
 
-/// Answers one request; tells whether the connection can go on.
+/// Answers one request; returns whether the connection stays open.
 async fn respond(stream: &mut impl Stream, path: &str, query: &str, head: &str) -> Result<bool> {
     let interval = pace::stretch(Duration::from_millis(number(query, "ms", 100)));
     if let Some(status) = path
@@ -165,7 +165,7 @@ async fn respond(stream: &mut impl Stream, path: &str, query: &str, head: &str) 
         "/early-close" => {}
         "/reset" => {
             stream.reset_on_close()?;
-            // Without the orderly end that follows an answer.
+            // Skips the normal close that follows an answer.
             bail!("reset, as asked");
         }
         "/cut-body" => {
@@ -196,7 +196,7 @@ async fn respond(stream: &mut impl Stream, path: &str, query: &str, head: &str) 
 }
 
 async fn answer(stream: &mut impl Stream, status: u16, body: &str) -> Result<bool> {
-    // Neither kind has a body, and its length would confuse the client.
+    // These statuses have no body, and a length would confuse the client.
     let text = if status == 204 || status == 304 {
         format!("HTTP/1.1 {status} Chosen\r\nX-App: testbed\r\n\r\n")
     } else {

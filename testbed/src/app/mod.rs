@@ -1,4 +1,4 @@
-//! Apps: child processes in a pod's namespace, whose behaviour is chosen by port and path.
+//! Apps: child processes in a pod's namespace; port and path select their behaviour.
 //!
 //! | path | answer |
 //! |---|---|
@@ -7,20 +7,20 @@
 //! | `/status/NNN` | that status |
 //! | `/slow?ms=` | 200 after that time |
 //! | `/slow-headers?ms=`, `/slow-body?ms=` | one byte per interval |
-//! | `/endless-headers`, `/endless-body` | until the client closes |
+//! | `/endless-headers`, `/endless-body` | endless, until the client closes |
 //! | `/large-headers?kb=` | 200 with that many KiB of headers |
 //! | `/large-body?kb=` | 200 with that many KiB of body |
-//! | `/early-close`, `/reset` | the connection ends before any answer, in order or by RST |
-//! | `/cut-body` | fewer bytes than Content-Length says |
+//! | `/early-close`, `/reset` | the connection ends before any answer, normally or by RST |
+//! | `/cut-body` | fewer bytes than Content-Length |
 //! | `/chunked` | 200, chunked |
 //! | `/http10` | an HTTP/1.0 answer without Content-Length |
 //! | `/continue` | 100 first, then 200 |
-//! | `/garbage` | bytes that are no HTTP |
+//! | `/garbage` | bytes that are not HTTP |
 //! | `/redirect/same`, `/other`, `/loop`, `/none`, `/failing` | 302 (or `?status=`) to `/healthy`, to another host, to itself, without Location, to `/failing` |
 //! | `/redirect/relative`, `/absolute?port=`, `/https?port=` | the same to `../healthy`, `http://<own IP>:<port>/healthy`, the same with TLS |
 //! | `/redirect/long?kb=` | the same to itself, with a Location of that many KiB |
-//! | `/redirect/bad`, `/ftp` | the same with a Location that is no URL, or of another scheme |
-//! | `/hang` | none; once the client has hung up, that is recorded (`hung-up`) |
+//! | `/redirect/bad`, `/ftp` | the same with a Location that is not a URL, or has another scheme |
+//! | `/hang` | no answer; records when the client closes the connection (`hung-up`) |
 //! | `/echo` | 200, the request's head as body |
 //!
 //! gRPC: services `""` and `ok` are SERVING, `down` is NOT_SERVING, others NOT_FOUND.
@@ -55,13 +55,13 @@ pub enum Bind {
     V6Only,
     /// The pod's own addresses, one listener each.
     PodIps,
-    /// `127.0.0.1`, which no probe reaches.
+    /// `127.0.0.1`, which probes cannot reach.
     Loopback,
     /// One address.
     Address(IpAddr),
 }
 
-/// What a listener speaks.
+/// The protocol of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
@@ -69,9 +69,9 @@ pub enum Protocol {
     Http,
     /// TLS, then HTTP/1 or, where `h2` is set and the client agrees, HTTP/2.
     Https {
-        /// The certificate it shows.
+        /// Its certificate.
         certificate: tls::Certificate,
-        /// Whether ALPN offers h2 besides http/1.1.
+        /// Whether ALPN offers h2 in addition to http/1.1.
         h2: bool,
     },
     /// The gRPC health service, HTTP/2 without TLS.
@@ -80,27 +80,27 @@ pub enum Protocol {
     Tcp,
     /// Listens and never accepts.
     Deaf,
-    /// Sends back what it gets; what it got is recorded (`heard`) at the end of the connection.
+    /// Echoes received bytes, and records them (`heard`) at the end of the connection.
     Echo,
 }
 
 /// One listening port of an app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
-    /// What it speaks.
+    /// Its protocol.
     pub protocol: Protocol,
-    /// Where it listens.
+    /// Its addresses.
     pub bind: Bind,
-    /// Port; 0 for any free one.
+    /// Port; 0 picks a free one.
     pub port: u16,
 }
 
-/// An app to be started: its listeners.
+/// The settings of an app to start.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct AppSpec {
     /// In the order in which [`App::ports`] names their ports.
     pub listeners: Vec<Listener>,
-    /// Status of each path that answers otherwise than by its name, from the beginning.
+    /// Initial statuses of paths that differ from the default.
     #[serde(default)]
     pub statuses: HashMap<String, u16>,
 }
@@ -111,14 +111,14 @@ impl AppSpec {
         Self::default()
     }
 
-    /// Answers `path` with `status` from the beginning.
+    /// Sets the initial status of `path`.
     #[must_use]
     pub fn status(mut self, path: &str, status: u16) -> Self {
         let _old = self.statuses.insert(path.to_owned(), status);
         self
     }
 
-    /// Listens on `port` as `bind` says.
+    /// Adds a listener on `port`.
     #[must_use]
     pub fn listen(mut self, protocol: Protocol, bind: Bind, port: u16) -> Self {
         self.listeners.push(Listener {
@@ -158,12 +158,12 @@ impl AppSpec {
     }
 }
 
-/// A request, or a bare connection, as the app saw it.
+/// A request, or a connection without request, as the app received it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Recorded {
     /// The port it came to.
     pub port: u16,
-    /// The other end, as the app's `accept` names it.
+    /// The peer address from the app's `accept`.
     pub peer: SocketAddr,
     /// `tcp`, `http/1.1`, `h2`, `grpc`, `echo`, `heard` or `hung-up`.
     pub protocol: String,
@@ -176,17 +176,17 @@ pub struct Recorded {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Control {
-    /// Answers with what was recorded, and forgets it.
+    /// Returns the recorded requests and clears them.
     TakeRecorded,
-    /// From now on this path answers with this status.
+    /// Sets the status of a path.
     SetStatus { path: String, status: u16 },
-    /// From now on every path on this port answers with this status.
+    /// Sets the status of all paths on a port.
     SetPortStatus { port: u16, status: u16 },
-    /// Closes the listeners of a port; connections that are open stay.
+    /// Closes the listeners of a port; open connections remain.
     Close { port: u16 },
 }
 
-/// What an app's process answers.
+/// A response of an app's process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
@@ -194,7 +194,7 @@ pub(crate) enum Answer {
     Done,
 }
 
-/// What an app's process says first.
+/// The first line of an app's process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Ready {
     pub(crate) ports: Vec<u16>,
@@ -218,7 +218,7 @@ impl App {
         Self::start_in(ns, spec, &[])
     }
 
-    /// As [`App::start`], in these cgroups from its first moment on.
+    /// As [`App::start`]; the process starts in these cgroups.
     ///
     /// # Errors
     /// As [`App::start`]; and when a cgroup cannot be joined.
@@ -245,23 +245,23 @@ impl App {
         &self.ports
     }
 
-    /// Process id, for tests that find the pod by it.
+    /// Process id, for tests that locate the pod by it.
     pub fn pid(&self) -> u32 {
         self.worker.pid()
     }
 
-    /// What the app received since the last call.
+    /// The requests that the app received since the last call.
     ///
     /// # Errors
     /// When the app has ended.
     pub fn take_recorded(&self) -> Result<Vec<Recorded>> {
         match self.worker.ask(&Control::TakeRecorded, ANSWER)? {
             Answer::Recorded(list) => Ok(list),
-            Answer::Done => anyhow::bail!("the app answered another question"),
+            Answer::Done => anyhow::bail!("the app's response does not match the request"),
         }
     }
 
-    /// From now on `path` answers with `status`.
+    /// Sets the status of `path`.
     ///
     /// # Errors
     /// When the app has ended.
@@ -273,7 +273,7 @@ impl App {
         Ok(())
     }
 
-    /// From now on every path on `port` answers with `status`.
+    /// Sets the status of all paths on `port`.
     ///
     /// # Errors
     /// When the app has ended.

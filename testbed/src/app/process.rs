@@ -16,16 +16,16 @@ use super::{Answer, AppSpec, Bind, Control, Listener, Protocol, Ready, Recorded}
 use super::{grpc, http1, http2, tls};
 use crate::{cgroup, netns, rpc};
 
-/// What is kept at most, so that a benchmark does not fill the memory.
+/// Maximum number of recorded requests, so that a benchmark does not fill the memory.
 const KEPT: usize = 10_000;
 const BACKLOG: i32 = 1024;
-/// What is kept at most of what one connection to an echoing port said.
+/// Maximum number of recorded bytes per connection to an echo port.
 const HEARD: usize = 4096;
 
 /// Arguments of `testbed app`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Network namespace to live in
+    /// Network namespace to enter
     #[arg(long)]
     netns: Option<PathBuf>,
     /// Address of the pod, for listeners bound to it
@@ -67,7 +67,7 @@ pub fn main(args: &Args) -> Result<()> {
         })
 }
 
-/// What all listeners of an app share.
+/// State shared by all listeners of an app.
 #[derive(Debug, Default)]
 pub(super) struct State {
     recorded: Mutex<Vec<Recorded>>,
@@ -83,7 +83,7 @@ impl State {
         }
     }
 
-    /// The status that was set for a path, or for all of a port.
+    /// The status set for a path, or for a port.
     pub(super) fn status(&self, port: u16, path: &str) -> Option<u16> {
         let of_path = lock(&self.statuses).get(path).copied();
         of_path.or_else(|| lock(&self.port_statuses).get(&port).copied())
@@ -188,7 +188,7 @@ pub(crate) fn bind(address: SocketAddr, only_v6: bool) -> Result<TcpListener> {
     Ok(TcpListener::from_std(socket.into())?)
 }
 
-/// What a connection to one listener gets.
+/// Settings of connections to one listener.
 #[derive(Clone)]
 struct Connection {
     port: u16,
@@ -203,12 +203,12 @@ async fn accept(listener: TcpListener, connection: Connection, state: Arc<State>
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                // As servers do by themselves in Go and in most other languages.
+                // Like servers in Go and in most other languages.
                 if let Err(error) = stream.set_nodelay(true) {
                     eprintln!("testbed app: TCP_NODELAY: {error}");
                 }
                 let (connection, state) = (connection.clone(), Arc::clone(&state));
-                // A client that hangs up is what some tests are about.
+                // Not an error: some tests close connections early.
                 tokio::spawn(async move { drop(connection.serve(stream, peer, &state).await) });
             }
             Err(error) => eprintln!("testbed app: accept: {error}"),
@@ -271,7 +271,7 @@ impl Connection {
     }
 }
 
-/// Sends back what it gets, and keeps the beginning of it in `heard`.
+/// Echoes received bytes, and records the first ones as `heard`.
 async fn echo(stream: &mut TcpStream, heard: &mut Vec<u8>) -> Result<()> {
     let mut buffer = [0; 4096];
     loop {

@@ -1,4 +1,4 @@
-//! Certificates of every kind that apps have and the kubelet accepts, which verifies none.
+//! Certificates of every kind that apps use. The kubelet accepts all, because it does not verify certificates.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 pub enum Certificate {
     /// Self-signed, elliptic curve.
     SelfSigned,
-    /// As [`Certificate::SelfSigned`], but its time ended in 2020.
+    /// As [`Certificate::SelfSigned`], but expired in 2020.
     Expired,
     /// Self-signed, RSA 2048.
     Rsa,
@@ -34,7 +34,7 @@ impl Certificate {
     }
 }
 
-/// A TLS server that shows this certificate to everyone.
+/// A TLS server with this certificate.
 ///
 /// # Errors
 /// When the certificate cannot be made.
@@ -79,7 +79,7 @@ fn generated(from: i32, until: i32) -> Result<Pair> {
     Ok((certificate.der().clone(), key.into()))
 }
 
-/// rcgen can make neither RSA keys nor version 1: these two were made by openssl, once.
+/// rcgen can create neither RSA keys nor version 1, so these two were created with openssl.
 fn committed(certificate: &[u8], key: &[u8]) -> Result<Pair> {
     Ok((
         CertificateDer::from_pem_slice(certificate).context("a committed certificate")?,

@@ -1,4 +1,4 @@
-//! The kernel's own statistics of a process's BPF programs: how often each ran, and for how long.
+//! The kernel's statistics of a process's eBPF programs: run count and run time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,13 +10,13 @@ const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` of include/uapi/linux/bpf.h.
 const SOCK_ADDR: u64 = 18;
 
-/// Statistics are kept while this lives; then the switch is as it was.
+/// Enables the kernel's statistics; restores the setting on drop.
 pub(super) struct Statistics {
     before: String,
 }
 
 impl Statistics {
-    /// Has the kernel keep statistics (sysctl `kernel.bpf_stats_enabled`).
+    /// Enables the statistics (sysctl `kernel.bpf_stats_enabled`).
     pub(super) fn enable() -> Result<Self> {
         let before = fs::read_to_string(SWITCH).context(SWITCH)?;
         fs::write(SWITCH, "1").context(SWITCH)?;
@@ -32,7 +32,7 @@ impl Drop for Statistics {
     }
 }
 
-/// What a program did so far.
+/// A program's statistics.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Ran {
     times: u64,
@@ -58,7 +58,7 @@ fn program(path: &Path) -> Option<(u64, Ran)> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         line.strip_prefix(':')?.trim().parse().ok()
     };
-    // Links name a program's id too, but not its type.
+    // Links also contain a program's id, but not its type.
     if field("prog_type")? != SOCK_ADDR {
         return None;
     }
@@ -69,8 +69,8 @@ fn program(path: &Path) -> Option<(u64, Ran)> {
     Some((field("prog_id")?, ran))
 }
 
-/// Mean nanoseconds of the program that ran at least `times` between two looks: where only IPv4
-/// connections were made, and nobody asked for a peer, that is connect4.
+/// Mean nanoseconds of the program that ran at least `times` between two readings. With only IPv4
+/// connections and no getpeername calls, that is connect4.
 pub(super) fn mean(
     before: &BTreeMap<u64, Ran>,
     after: &BTreeMap<u64, Ran>,

@@ -1,11 +1,11 @@
-//! `testbed bench`: what a probe costs with probe-handler, as ratios to the same probe of the same app
-//! without a mesh, from one run.
+//! `testbed bench`: measures the cost of a probe with probe-handler, relative to the same probe of the same
+//! app without a mesh, in the same run.
 //!
-//! Times are medians over samples that took turns (direct, ours, direct, ours ...), so that whatever
-//! else the machine does hits both. Compare ratios, not microseconds of two runs.
+//! Times are medians over interleaved samples (direct, ours, direct, ours ...), so that other load on the
+//! machine affects both alike. Compare ratios, not the microseconds of two runs.
 
 mod bpf;
-mod crowd;
+mod many_pods;
 mod node;
 pub mod prober;
 mod process;
@@ -29,7 +29,7 @@ use crate::rules::RuleSet;
 use crate::run::Run;
 use crate::table::render;
 use bpf::Statistics;
-use crowd::Crowd;
+use many_pods::ManyPods;
 use prober::{Prober, Target};
 
 const HTTP: u16 = 8080;
@@ -39,25 +39,25 @@ const OPEN: u16 = 5432;
 const CLOSED: u16 = 5433;
 const PILOT_AGENT: u16 = 15020;
 const HEALTHY: &str = "/healthy";
-/// The source that Istio's rules let pass to the app.
+/// The source address that Istio's rules do not redirect.
 const PASSTHROUGH: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 const REWRITTEN: &str = "/app-health/web/livez";
 const GRACE: Duration = Duration::from_secs(10);
-/// Samples thrown away before each measurement.
+/// Samples discarded before each measurement.
 const WARM_UP: usize = 50;
-/// Into how many parts a measurement is cut whose result is a mean.
+/// Number of parts of a measurement whose result is a mean.
 const BATCHES: usize = 20;
 
 /// Options of `testbed bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The daemon's program [default: probe-handler beside this one]
+    /// The daemon's program [default: probe-handler in the directory of this program]
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
-    /// A tenth of the samples, no thousand pods, and a few seconds of churn
+    /// Run a short version: a tenth of the samples, fewer than a thousand pods, a few seconds of churn
     #[arg(long)]
     quick: bool,
-    /// Only this part
+    /// Run only this part
     #[arg(long, value_enum)]
     only: Option<Part>,
 }
@@ -65,23 +65,23 @@ pub struct Args {
 /// A part of the measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
-    /// Times of probes, processor time, programs.
+    /// Probe latencies, processor time, eBPF programs.
     Probes,
-    /// Memory.
+    /// The daemon's memory.
     Memory,
-    /// Pods that start, change and go on a node; a daemon that is replaced.
+    /// Pods that start, change and end on a node; replacement of the daemon.
     Node,
-    /// A daemon that is killed and started again on a node full of pods.
+    /// Restart of a killed daemon on a node with many pods.
     Restart,
-    /// The admission server.
+    /// The admission webhook.
     Webhook,
 }
 
-/// Measures and prints.
+/// Runs the benchmarks and prints the results.
 ///
 /// # Errors
-/// When a probe does not end as it should, a verdict is wrong, something cannot be set up, or ctrl-C was pressed. A figure
-/// that misses its aim is no error.
+/// When a probe or a verdict is wrong, something cannot be set up, or ctrl-C was pressed. A figure that misses its target
+/// is not an error.
 pub fn main(args: &Args) -> Result<()> {
     interrupt::catch()?;
     let wanted = |part| args.only.is_none_or(|only| only == part);
@@ -127,7 +127,7 @@ fn probes(args: &Args, run: &Run, cgroup: &Cgroup, prober: &Prober) -> Result<()
     http(prober, &plain, &ours, &istio, rounds, &mut rows)?;
     tcp(prober, &plain, &ours, rounds, &mut rows)?;
     let costs = costs(prober, &daemon, &plain, &ours, rounds)?;
-    // Last, for its prober is another process: from then on the daemon takes that one for the kubelet.
+    // Last, because its prober is another process, which the daemon from then on regards as the kubelet.
     spliced(run, cgroup, &plain, &ours, rounds / 10, &mut rows)?;
     let header = ["probe", "direct", "measured", "p99", "ratio", "aim"];
     println!("Probes, medians in µs; direct is the same app in a pod without a mesh:\n");
@@ -163,8 +163,8 @@ fn pod(run: &Run, name: &str, rules: RuleSet) -> Result<Pod> {
 
 type Row = [String; 6];
 
-/// HTTP by each way; and what a probe through any handler on the node consists of, one connection on a loopback and one
-/// within the pod past its mesh's rules, without a handler in between and one after the other.
+/// HTTP on each path. Also the parts of a probe through a handler on the node, one after the other and without a handler:
+/// one connection on loopback, and one within the pod that bypasses the mesh's rules.
 fn http(
     prober: &Prober,
     plain: &Pod,
@@ -237,8 +237,8 @@ fn tcp(prober: &Prober, plain: &Pod, ours: &Pod, rounds: usize, rows: &mut Vec<R
     Ok(())
 }
 
-/// HTTPS and gRPC, which take a client of more than a few lines: the stand-in kubelet's, which spends
-/// more time itself. HTTP once more with that one.
+/// HTTPS and gRPC, which need a larger client: the stand-in kubelet's, which uses more time itself. Also HTTP
+/// with that client, for comparison.
 fn spliced(
     run: &Run,
     cgroup: &Cgroup,
@@ -289,7 +289,7 @@ fn costs(
 
     let _keeping = Statistics::enable()?;
     let connect4 = |target: Target| -> Result<u64> {
-        // The median of means: one interrupt of a millisecond would show in the mean of all.
+        // The median of means, because a single interrupt of a millisecond would change the mean of all.
         let mut means = Vec::with_capacity(BATCHES);
         for _ in 0..BATCHES {
             let before = bpf::sock_addr_programs(daemon.pid())?;
@@ -322,7 +322,7 @@ fn costs(
 
 fn memory(args: &Args, run: &Run, cgroup: &Cgroup, prober: &Prober) -> Result<()> {
     let mut daemon = daemon(args, run, cgroup, "crowd")?;
-    let mut crowd = Crowd::new()?;
+    let mut crowd = ManyPods::new()?;
     let counts: &[usize] = if args.quick {
         &[2, 250]
     } else {

@@ -1,7 +1,7 @@
-//! The prober that is measured: a process in the kubelet's cgroup which probes with blocking sockets,
-//! one connection after the other, so that its own cost is small beside what it measures.
+//! The benchmarks' prober: a process in the kubelet's cgroup that probes with blocking sockets, one connection
+//! after the other, so that its own cost is small compared to what it measures.
 //!
-//! Targets take turns, so that noise hits all of them alike. One sample is a whole probe, from
+//! It alternates between targets, so that noise affects all of them alike. A sample is a complete probe, from
 //! `socket()` to `close()`.
 
 use std::io::{self, Read, Write};
@@ -19,16 +19,16 @@ use crate::netns;
 use crate::rpc;
 use crate::worker::{Worker, testbed_program};
 
-/// The kubelet's own (kubernetes pkg/probe/dialer_others.go).
+/// The kubelet's SO_LINGER (kubernetes pkg/probe/dialer_others.go).
 const LINGER: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(600);
 const HEAD_LIMIT: usize = 4096;
 
-/// What to probe.
+/// A target of probes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Target {
-    /// `GET path`, which is to be answered with 200.
+    /// `GET path`, which must be answered with 200.
     Http { address: SocketAddr, path: String },
     /// The same from within a pod's network namespace, from `source`.
     HttpInside {
@@ -37,13 +37,13 @@ pub(super) enum Target {
         address: SocketAddr,
         path: String,
     },
-    /// A connect, which is to succeed.
+    /// A connect that must succeed.
     Open { address: SocketAddr },
-    /// A connect, which is to be refused.
+    /// A connect that must be refused.
     Closed { address: SocketAddr },
 }
 
-/// So many rounds, each with one probe of each target.
+/// A number of rounds, each with one probe of each target.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     targets: Vec<Target>,
@@ -58,7 +58,7 @@ pub struct Args {
     cgroup: PathBuf,
 }
 
-/// Probes as ordered until standard input ends.
+/// Probes on request until standard input ends.
 ///
 /// # Errors
 /// When the cgroup cannot be joined.
@@ -86,7 +86,7 @@ fn run(order: &Order) -> Result<Vec<Vec<u64>>, String> {
     Ok(samples)
 }
 
-/// How long the probe takes; getting there is no part of it.
+/// Duration of the probe, without entering the namespace.
 fn timed(target: &Target) -> Result<Duration> {
     let inside = match target {
         Target::HttpInside { netns, .. } => Some(netns),
@@ -99,7 +99,7 @@ fn timed(target: &Target) -> Result<Duration> {
     let probed = probe(target);
     let took = begun.elapsed();
     if inside.is_some() {
-        // The process's own, which is that of its first thread; this one is another.
+        // The process's namespace is that of its first thread; this is another thread.
         netns::enter(Path::new("/proc/self/ns/net"))?;
     }
     probed?;
@@ -139,7 +139,7 @@ fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream>
     Ok(socket.into())
 }
 
-/// The kubelet's request, and its answer up to the last byte of the body.
+/// Sends the kubelet's request and reads the response up to the last byte of the body.
 fn get(address: SocketAddr, path: &str, source: Option<IpAddr>) -> io::Result<()> {
     let mut stream = connect(address, source)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -162,7 +162,7 @@ fn get(address: SocketAddr, path: &str, source: Option<IpAddr>) -> io::Result<()
     }
 }
 
-/// Whether an answer with a Content-Length is complete.
+/// Whether a response with a Content-Length is complete.
 fn is_whole(answer: &[u8]) -> io::Result<bool> {
     let Some(end) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
         return Ok(false);
@@ -179,7 +179,7 @@ fn is_whole(answer: &[u8]) -> io::Result<bool> {
     Ok(answer.len() >= end + 4 + length)
 }
 
-/// The bench's end of the line to a running prober.
+/// The benchmark's side of the RPC with a running prober.
 pub(super) struct Prober(Worker);
 
 impl Prober {
@@ -196,7 +196,7 @@ impl Prober {
     /// Nanoseconds of each probe, by target.
     ///
     /// # Errors
-    /// When a probe does not end as its target says it should.
+    /// When a probe does not have the result that its target requires.
     pub(super) fn measure<const N: usize>(
         &self,
         targets: [Target; N],

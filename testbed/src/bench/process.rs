@@ -1,10 +1,10 @@
-//! What a process costs: processor time and memory.
+//! Processor time and memory of a process.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// Nanoseconds that the threads of `pid` were on a processor so far (`schedstat`'s first field).
+/// Processor time of all threads of `pid` in nanoseconds (`schedstat`'s first field).
 pub(super) fn cpu_ns(pid: u32) -> Result<u64> {
     let dir = format!("/proc/{pid}/task");
     let mut total = 0;
@@ -24,9 +24,9 @@ pub(super) fn cpu_ns(pid: u32) -> Result<u64> {
 pub(super) struct Memory {
     /// All of it.
     pub(super) rss: u64,
-    /// Its part that belongs to no file: heap and stacks.
+    /// Its anonymous part: heap and stacks.
     pub(super) anonymous: u64,
-    /// Shared pages counted by their share.
+    /// Proportional set size: shared pages count by their share.
     pub(super) pss: u64,
 }
 

@@ -1,8 +1,8 @@
-//! What a review costs the webhook: how many it answers per second of processor time, how long one takes at half of
-//! that, and the memory of a thousand connections.
+//! The webhook's cost: reviews per second of processor time, latency at half that rate, and the memory of a thousand
+//! connections.
 //!
-//! The clients run on the same machine and cost as much as the webhook. So the rate is counted against the
-//! webhook's own processor time, and what the machine can bear in all stands beside it.
+//! The clients run on the same machine and use as much processor time as the webhook. So the rate refers to the
+//! webhook's own processor time; the total rate of the machine is printed too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,15 +19,15 @@ use crate::table::render;
 use crate::webhook::Webhook;
 use crate::webhook::client::{Connection, Dial, review};
 
-/// Connections that are kept.
+/// Number of open connections.
 const CONNECTIONS: usize = 4;
-/// Reviews under way on each at once.
+/// Concurrent reviews on each connection.
 const IN_FLIGHT: usize = 8;
-/// Connections of which the memory is measured.
+/// Number of connections for the memory measurement.
 const CROWD: usize = 1_000;
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Measures and prints.
+/// Runs the measurements and prints the results.
 pub(super) fn webhook(run: &Run, program: Option<&std::path::Path>, quick: bool) -> Result<()> {
     let mut webhook = Webhook::start(run, program)?;
     let client = webhook.client()?;
@@ -58,7 +58,7 @@ pub(super) fn webhook(run: &Run, program: Option<&std::path::Path>, quick: bool)
             format!("{wall:.0}"),
             "",
         );
-        // Half of what one core bears, as far as the clients leave the machine that.
+        // Half of the rate of one core, or less if the clients leave the webhook less.
         let rate = (per_core / 2.0).min(wall / 2.0);
         let mut half = load(Some(rate))?;
         row(
@@ -95,7 +95,7 @@ pub(super) fn webhook(run: &Run, program: Option<&std::path::Path>, quick: bool)
     Ok(())
 }
 
-/// What came of a load.
+/// The result of a load.
 struct Load {
     answered: usize,
     took: Duration,
@@ -103,8 +103,8 @@ struct Load {
     nanoseconds: Vec<u64>,
 }
 
-/// Sends reviews for `length`: as many as go, or `rate` per second, begun at their time whether those before are
-/// answered or not.
+/// Sends reviews for `length`: as many as possible, or `rate` per second, each at its scheduled time even if earlier
+/// ones are not answered yet.
 async fn load(
     dial: Dial,
     body: Bytes,
@@ -114,7 +114,7 @@ async fn load(
 ) -> Result<Load> {
     let mut senders = Vec::new();
     for _ in 0..CONNECTIONS * IN_FLIGHT {
-        // HTTP/2 carries several at once.
+        // HTTP/2 multiplexes several reviews.
         let sender = match senders.len() % IN_FLIGHT {
             0 => dial.connect().await?,
             _ => match senders.last() {
@@ -140,7 +140,7 @@ async fn load(
                     due = planned.min(due);
                     if planned > Instant::now() {
                         tokio::time::sleep_until(planned.into()).await;
-                        // tokio's timer is good to a millisecond, which is not the webhook's fault.
+                        // tokio's timer has a resolution of a millisecond, which must not count as the webhook's latency.
                         due = Instant::now();
                     }
                 }
@@ -162,7 +162,7 @@ async fn load(
     })
 }
 
-/// Connections that have each sent a review, and are kept.
+/// Open connections, each of which has sent a review.
 async fn crowd(dial: Dial, body: Bytes) -> Result<Vec<Connection>> {
     let mut crowd = Vec::with_capacity(CROWD);
     for _ in 0..CROWD {

@@ -1,4 +1,4 @@
-//! A map of a running daemon, looked into by bpf(2): what stands in the kernel, whoever says what.
+//! Reads a map of a running daemon with bpf(2), independently of the daemon's own reports.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,10 +16,10 @@ const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 /// `struct bpf_map_info` up to its name: type, id, key and value size, entries, flags, name[16].
 const INFO_WORDS: usize = 10;
 const INFO_BYTES: u32 = 40;
-/// More than any map here has entries.
+/// More entries than any map here has.
 const MOST: usize = 1 << 20;
 
-/// A map with fixed-size keys, held open.
+/// An open map with fixed-size keys.
 #[derive(Debug)]
 pub struct Map {
     fd: OwnedFd,
@@ -28,7 +28,7 @@ pub struct Map {
 }
 
 impl Map {
-    /// The map of this name (15 letters at most) that process `pid` holds.
+    /// The map with this name (at most 15 characters) that process `pid` holds.
     ///
     /// # Errors
     /// When it holds none.
@@ -45,7 +45,7 @@ impl Map {
             attr.0[0] = u32::try_from(fd.as_raw_fd())?;
             attr.0[1] = INFO_BYTES;
             pointer(&mut attr, 2, info.as_mut_ptr());
-            bpf(OBJ_GET_INFO_BY_FD, &mut attr).context("asking what a map is")?;
+            bpf(OBJ_GET_INFO_BY_FD, &mut attr).context("reading a map's information")?;
             let found: Vec<u8> = info[6..]
                 .iter()
                 .flat_map(|word| word.to_ne_bytes())
@@ -65,12 +65,12 @@ impl Map {
     /// Whether there is an entry for this address and port.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// When the kernel returns an error.
     pub fn has(&self, address: SocketAddr) -> Result<bool> {
         let address = SockAddr::from(address);
         let words = address.ip.into_iter().chain([address.port]);
         let key: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
-        anyhow::ensure!(key.len() == self.key_size, "the keys are no addresses");
+        anyhow::ensure!(key.len() == self.key_size, "the keys are not addresses");
         let mut value = vec![0_u8; self.value_size];
         let mut attr = self.attr()?;
         pointer(&mut attr, 2, key.as_ptr());
@@ -78,14 +78,14 @@ impl Map {
         match bpf(MAP_LOOKUP_ELEM, &mut attr) {
             Ok(_) => Ok(true),
             Err(error) if is_absent(&error) => Ok(false),
-            Err(error) => Err(error).context("looking into a map"),
+            Err(error) => Err(error).context("reading a map"),
         }
     }
 
     /// How many entries it has.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// When the kernel returns an error.
     pub fn entries(&self) -> Result<usize> {
         let (mut key, mut next) = (vec![0_u8; self.key_size], vec![0_u8; self.key_size]);
         for count in 0..MOST {
@@ -97,10 +97,10 @@ impl Map {
             match bpf(MAP_GET_NEXT_KEY, &mut attr) {
                 Ok(_) => std::mem::swap(&mut key, &mut next),
                 Err(error) if is_absent(&error) => return Ok(count),
-                Err(error) => return Err(error).context("walking a map"),
+                Err(error) => return Err(error).context("iterating over a map"),
             }
         }
-        anyhow::bail!("a map without end: it changes while it is walked")
+        anyhow::bail!("the map changes during iteration")
     }
 
     fn attr(&self) -> Result<Attr> {

@@ -1,13 +1,13 @@
-//! A request to the daemon's admin server, and its answer.
+//! Sends a request to the daemon's admin server and parses the response.
 
 use std::io::{Read, Write};
 
 use anyhow::{Context, Result};
 
-/// Asks for `path` on `stream`: status and body.
+/// Requests `path` on `stream`; returns status and body.
 ///
 /// # Errors
-/// When no whole answer comes.
+/// When the response is incomplete.
 pub fn ask(mut stream: impl Read + Write, path: &str) -> Result<(u16, String)> {
     write!(
         stream,
@@ -16,12 +16,15 @@ pub fn ask(mut stream: impl Read + Write, path: &str) -> Result<(u16, String)> {
     let mut answer = Vec::new();
     stream
         .read_to_end(&mut answer)
-        .context("reading the admin server's answer")?;
+        .context("reading the admin server's response")?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer
         .split_once("\r\n\r\n")
-        .context("an answer without end")?;
-    let status = head.split(' ').nth(1).context("an answer without status")?;
+        .context("the response has no end of headers")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .context("the response has no status")?;
     let body = match head
         .to_ascii_lowercase()
         .contains("transfer-encoding: chunked")

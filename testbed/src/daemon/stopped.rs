@@ -1,10 +1,10 @@
-//! A daemon that stands still.
+//! A daemon stopped with SIGSTOP.
 
 use nix::sys::signal::Signal;
 
 use super::Daemon;
 
-/// A daemon that stands still.
+/// A stopped daemon; continues on drop.
 #[derive(Debug)]
 pub struct Stopped<'a>(&'a Daemon);
 
@@ -17,7 +17,7 @@ impl<'a> Stopped<'a> {
 impl Drop for Stopped<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.0.signal(Signal::SIGCONT) {
-            eprintln!("testbed: letting the daemon go on: {error:#}");
+            eprintln!("testbed: continuing the daemon: {error:#}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! `testbed guest`: the first process of a virtual machine that has no distribution. Makes a node of it,
-//! runs the suite, says on the console how that ended, and switches the machine off.
+//! `testbed guest`: the first process of a virtual machine without a distribution. Sets up the machine as a
+//! node, runs the suite, prints its result on the console, and powers the machine off.
 //!
-//! Everything that `cargo xtask test vm` reads is a line of its own on `CONSOLE`: the suite's lines as they
-//! are, and those of this process with `MARK` before them.
+//! `cargo xtask test vm` reads lines from `CONSOLE`: the suite's lines unchanged, and those of this process
+//! with the prefix `MARK`.
 
 mod modules;
 mod mounts;
@@ -16,28 +16,30 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
-/// The second serial line; the kernel has the first for itself, and tears no line here.
+/// The second serial line. The kernel uses the first, so that its messages do not split lines here.
 const CONSOLE: &str = "/dev/ttyS1";
-/// Begins a line of this process.
+/// Prefix of this process's lines.
 const MARK: &str = "guest: ";
-/// Arguments for the suite, one a line.
+/// Arguments for the suite, one per line.
 const ARGUMENTS: &str = "/suite-arguments";
 
-/// In the environment of a suite that has the machine for itself.
+/// Environment variable of a suite that runs in a dedicated machine.
 const HERE: &str = "TESTBED_GUEST";
 
-/// Whether this machine is a virtual one, made for the suite and thrown away after it.
+/// Whether this machine is a virtual machine that exists only for the suite.
 pub fn is_here() -> bool {
     std::env::var_os(HERE).is_some()
 }
 
-/// Never returns from a machine that it could switch off.
+/// Runs the suite and powers the machine off; returns only if that fails.
 ///
 /// # Errors
-/// When this is not the first process, or the machine does not end.
+/// When this is not the first process, or the machine does not power off.
 pub fn main() -> Result<()> {
     if std::process::id() != 1 {
-        bail!("only the first process of a virtual machine may do this: `cargo xtask test vm`");
+        bail!(
+            "this command runs only as first process of a virtual machine: use `cargo xtask test vm`"
+        );
     }
     let outcome = node();
     let ending = match &outcome {
@@ -48,11 +50,11 @@ pub fn main() -> Result<()> {
         .and_then(|mut console| say(&mut console, &ending))
         .is_err()
     {
-        // The kernel's console is all that is left.
+        // Only the kernel's console remains.
         eprintln!("{ending}");
     }
     nix::unistd::sync();
-    match reboot(RebootMode::RB_POWER_OFF).context("switching the machine off")? {}
+    match reboot(RebootMode::RB_POWER_OFF).context("powering the machine off")? {}
 }
 
 fn node() -> Result<String> {
@@ -64,7 +66,7 @@ fn node() -> Result<String> {
         say(&mut console, &format!("{MARK}module {fault}"))?;
     }
     crate::command::ip_batch("link set lo up\n")?;
-    // Without these figures the suite runs all the same, and says what the kernel refuses.
+    // Without these figures the suite still runs, and reports what the kernel refuses.
     match crate::verifier::processed() {
         Ok(programs) => {
             for (name, instructions) in programs {
@@ -93,7 +95,7 @@ fn node() -> Result<String> {
     end_of(Pid::from_raw(i32::try_from(status)?))
 }
 
-/// Waits for the suite's end; whatever process lost its parent is waited for too.
+/// Waits for the suite's end; also reaps orphaned processes.
 fn end_of(suite: Pid) -> Result<String> {
     loop {
         match wait().context("waiting for the suite")? {

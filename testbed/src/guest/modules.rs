@@ -1,4 +1,4 @@
-//! Kernel modules, in the order in which the host has listed them.
+//! Loads kernel modules in the order of the host's list.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -6,10 +6,10 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 
-/// Paths of modules, one a line, each after those that it depends on.
+/// File with the modules' paths, one per line, each after its dependencies.
 const LIST: &str = "/modules/order";
 
-/// Loads them; a line for each that the kernel does not take. The suite shows what is missed then.
+/// Loads them; returns a line for each that the kernel refuses. The suite fails where one is missing.
 ///
 /// # Errors
 /// When there is no list, or a module cannot be opened.
@@ -17,7 +17,7 @@ pub fn load() -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for path in fs::read_to_string(LIST).context(LIST)?.lines() {
         let file = File::open(path).with_context(|| path.to_owned())?;
-        // SAFETY: an open descriptor, an empty string for the parameters, no flags.
+        // SAFETY: the descriptor is open, the parameters are an empty C string, and there are no flags.
         let result =
             unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
         match Errno::result(result) {

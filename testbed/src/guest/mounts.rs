@@ -1,11 +1,11 @@
-//! The file systems of a node.
+//! Mounts the file systems of a node.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 
-/// Kind and place, in the order in which one needs the other.
+/// Type and mount point, in mounting order.
 const MOUNTS: [(&str, &str); 7] = [
     ("proc", "/proc"),
     ("sysfs", "/sys"),
@@ -16,17 +16,17 @@ const MOUNTS: [(&str, &str); 7] = [
     ("bpf", "/sys/fs/bpf"),
 ];
 
-/// Where a cgroup hierarchy of version 1 is, without controllers.
+/// Mount point of a cgroup hierarchy of version 1 without controllers.
 const CGROUP_V1: &str = "/cgroup-v1";
 
-/// Mounts all of them, and a cgroup hierarchy of version 1 beside the other where the kernel still has that:
-/// without it the suite says what it skips.
+/// Mounts all of them, and a cgroup hierarchy of version 1 if the kernel still supports it; without it the
+/// suite skips cases and reports that.
 ///
 /// # Errors
-/// When the kernel does not have one.
+/// When the kernel does not support one of them.
 pub fn all() -> Result<()> {
     for (kind, place) in MOUNTS {
-        // Those below /sys are the kernel's own.
+        // The kernel creates the directories below /sys.
         let _exists = fs::create_dir_all(place);
         mount(
             Some(kind),

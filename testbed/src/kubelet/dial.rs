@@ -11,10 +11,10 @@ use super::Probe;
 
 const LINGER: Duration = Duration::from_secs(1);
 
-/// From where to dial.
+/// The source of connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Dialer {
-    /// Source address; pilot-agent uses 127.0.0.6 and ::6, the kubelet none.
+    /// Source address: pilot-agent uses 127.0.0.6 and ::6, the kubelet none.
     pub(crate) source: Option<IpAddr>,
 }
 

@@ -1,4 +1,4 @@
-//! From a probe to its result: the parts that all kinds share.
+//! Executes a probe: the parts that all kinds share.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use super::{Action, Dialer, Outcome, Probe, ProbeResult, grpc, http, raw};
 /// kubernetes pkg/kubelet/prober/prober.go, maxProbeRetries.
 const ATTEMPTS: u32 = 3;
 
-/// What one attempt gives.
+/// The result of one attempt.
 pub(super) enum Attempt {
     /// The prober has a result.
     Done(ProbeResult),
-    /// The prober returned an error of its own: the kubelet tries again at once.
+    /// The prober returned an error: the kubelet tries again at once.
     Error(ProbeResult),
 }
 

@@ -21,7 +21,7 @@ use crate::pace;
 const BACKOFF: Duration = Duration::from_secs(1);
 const USER_AGENT: &str = "kube-probe/1.36 grpc-go/1.72.2";
 
-/// Codes of the gRPC protocol that the kubelet tells apart.
+/// The gRPC status codes that the kubelet distinguishes.
 const DEADLINE_EXCEEDED: &str = "4";
 const UNIMPLEMENTED: &str = "12";
 
@@ -43,7 +43,7 @@ pub(super) async fn probe(probe: &Probe, dialer: Dialer, service: &str) -> Probe
                     heard: Arc::clone(&heard),
                 };
                 let checked = check(stream, probe, service, deadline).await;
-                // Before the server's first frame the connection has not come up.
+                // The connection counts as established only after the server's first frame.
                 if checked.is_ok() || heard.load(Ordering::Relaxed) {
                     connected = true;
                     return checked;
@@ -112,7 +112,7 @@ async fn call(
     let status = trailers
         .get("grpc-status")
         .or_else(|| parts.headers.get("grpc-status"))
-        .context("an answer without grpc-status")?;
+        .context("the response has no grpc-status")?;
     match status.to_str()? {
         "0" => match message.as_ref() {
             // One uncompressed message of two bytes: field 1, an enumeration.
@@ -150,7 +150,7 @@ fn encode(service: &str) -> Result<Bytes> {
     Ok(frame.freeze())
 }
 
-/// Remembers whether the server has said anything.
+/// Records whether the server has sent anything.
 struct Watched {
     stream: TcpStream,
     heard: Arc<AtomicBool>,

@@ -1,4 +1,4 @@
-//! HTTP/2, where a server chose it by ALPN.
+//! HTTP/2, if the server selects it by ALPN.
 
 use anyhow::{Context, Result};
 use http::Request;

@@ -1,10 +1,10 @@
-//! A stand-in kubelet: a process of its own, in a cgroup of its own, that probes exactly as
-//! Kubernetes 1.36 does (kubernetes pkg/probe, pkg/kubelet/prober, pkg/kubelet/lifecycle).
+//! A stand-in kubelet: a separate process in its own cgroup that probes exactly like Kubernetes 1.36
+//! (kubernetes pkg/probe, pkg/kubelet/prober, pkg/kubelet/lifecycle).
 //!
-//! The calls here block; any number can be under way at once.
+//! The calls block; any number can run concurrently.
 
+mod control_socket;
 mod dial;
-mod door;
 mod execute;
 mod grpc;
 mod http;
@@ -14,7 +14,7 @@ pub mod process;
 mod raw;
 mod tls;
 
-pub use self::door::{Door, knock};
+pub use self::control_socket::{ControlSocket, request_probe};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::symlink;
@@ -32,7 +32,7 @@ use crate::worker::{Pending, Worker, testbed_program};
 pub(crate) use dial::Dialer;
 pub(crate) use execute::execute;
 
-/// What the kubelet's timeout does not bound: a hook, or a child that hangs.
+/// Limit for what the kubelet's timeout does not cover: a hook, or a child that hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `httpGet.scheme`.
@@ -45,7 +45,7 @@ pub enum Scheme {
     Https,
 }
 
-/// What to do.
+/// The action of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
@@ -74,8 +74,8 @@ pub enum Action {
         /// `service`.
         service: String,
     },
-    /// No probe at all, but a connection of the kubelet's process: sends these bytes and collects
-    /// what comes back until the connection ends or the timeout.
+    /// Not a probe, but a connection of the kubelet's process: sends these bytes and collects the answer
+    /// until the connection ends or the timeout.
     Raw {
         /// What to send.
         #[serde(with = "latin1")]
@@ -94,7 +94,7 @@ pub enum Action {
         /// How long to wait between them.
         pause: Duration,
     },
-    /// No probe either: a UDP socket of the kubelet's process is connected and sends this.
+    /// Not a probe either: a UDP socket of the kubelet's process connects and sends this.
     Datagram {
         /// What to send.
         #[serde(with = "latin1")]
@@ -105,7 +105,7 @@ pub enum Action {
 /// One probe to make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// What to do.
+    /// The action.
     pub action: Action,
     /// The pod's address.
     pub ip: IpAddr,
@@ -190,7 +190,7 @@ impl Probe {
         )
     }
 
-    /// Bytes by hand, from the kubelet's process.
+    /// Raw bytes from the kubelet's process.
     pub fn raw(ip: impl Into<IpAddr>, port: u16, send: &[u8]) -> Self {
         Self::new(
             ip,
@@ -202,7 +202,7 @@ impl Probe {
         )
     }
 
-    /// As [`Probe::raw`], and ends its side of the connection when it has sent all.
+    /// As [`Probe::raw`], and shuts down its side of the connection after all bytes.
     pub fn raw_to_the_end(ip: impl Into<IpAddr>, port: u16, send: &[u8]) -> Self {
         let (send, finish) = (send.to_vec(), true);
         Self::new(ip, port, Action::Raw { send, finish })
@@ -220,20 +220,20 @@ impl Probe {
         Self::new(ip, port, Action::Halves { first, rest, pause })
     }
 
-    /// Sends bytes by hand, from the kubelet's process, and resets the connection after a pause.
+    /// Sends raw bytes from the kubelet's process, and resets the connection after a pause.
     pub fn raw_then_reset(ip: impl Into<IpAddr>, port: u16, send: &[u8], pause: Duration) -> Self {
         let (first, rest) = (send.to_vec(), None);
         let pause = pace::stretch(pause);
         Self::new(ip, port, Action::Halves { first, rest, pause })
     }
 
-    /// A datagram by hand, from the kubelet's process.
+    /// A datagram from the kubelet's process.
     pub fn datagram(ip: impl Into<IpAddr>, port: u16, send: &[u8]) -> Self {
         let send = send.to_vec();
         Self::new(ip, port, Action::Datagram { send })
     }
 
-    /// Adds one of `httpHeaders`; no effect on what has none.
+    /// Adds one of `httpHeaders`; no effect on actions without headers.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         if let Action::Http { headers, .. } | Action::Hook { headers, .. } = &mut self.action {
@@ -242,7 +242,7 @@ impl Probe {
         self
     }
 
-    /// Another timeout than 1 s.
+    /// Sets another timeout than 1 s.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(pace::stretch(timeout));
@@ -257,7 +257,7 @@ impl Probe {
     }
 }
 
-/// Bytes as text, a letter each: a JSON list of megabytes of numbers takes seconds.
+/// Serialises bytes as text, one character each, because a JSON list of millions of numbers takes seconds.
 mod latin1 {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
@@ -274,7 +274,7 @@ mod latin1 {
     }
 }
 
-/// What the kubelet concludes.
+/// The kubelet's conclusion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -284,22 +284,22 @@ pub enum Outcome {
     Warning,
     /// It failed.
     Failure,
-    /// The prober met an error of its own each time it tried: the kubelet makes an event of it and throws the result
-    /// away (pkg/kubelet/prober/worker.go, `doProbe`).
+    /// Each attempt ended with an error of the prober: the kubelet sends an event and discards the result
+    /// (pkg/kubelet/prober/worker.go, `doProbe`).
     Discarded,
 }
 
-/// What came of a probe.
+/// The result of a probe.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProbeResult {
     /// The kubelet's conclusion.
     pub outcome: Outcome,
     /// HTTP status of the last answer.
     pub status: Option<u16>,
-    /// What the kubelet says in its event.
+    /// The message of the kubelet's event.
     pub message: String,
-    /// How often it was tried: the kubelet repeats what ended in an error of its own, three times
-    /// in all.
+    /// Number of attempts: after an error of the prober the kubelet tries again, up to three times in
+    /// total.
     pub attempts: u32,
     /// From the first attempt's dial to the end.
     pub latency: Duration,
@@ -307,7 +307,7 @@ pub struct ProbeResult {
     pub peer: Option<SocketAddr>,
     /// The last answer's head, byte for byte where it was HTTP/1.
     pub head: String,
-    /// What was read of the last answer's body, 10 KiB at most; for raw bytes all that came back.
+    /// The last answer's body, at most 10 KiB; for raw bytes all received bytes.
     pub body: String,
     /// Raw bytes only: how the connection ended.
     pub ended: Option<Ended>,
@@ -346,7 +346,7 @@ impl ProbeResult {
         Self::new(Outcome::Failure, message)
     }
 
-    /// Whether the kubelet takes it as passed.
+    /// Whether the kubelet regards it as passed.
     pub fn passed(&self) -> bool {
         self.outcome != Outcome::Failure
     }
@@ -358,7 +358,7 @@ pub struct Kubelet {
     worker: Worker,
 }
 
-/// A probe under way.
+/// A probe in progress.
 #[derive(Debug)]
 pub struct ProbePending {
     pending: Pending,
@@ -366,7 +366,7 @@ pub struct ProbePending {
 }
 
 impl Kubelet {
-    /// Starts one in `cgroup`, as a process called `name` (`/proc/<pid>/comm`, 15 letters at most).
+    /// Starts one in `cgroup`, as a process named `name` (`/proc/<pid>/comm`, at most 15 characters).
     ///
     /// # Errors
     /// When it cannot be started there.

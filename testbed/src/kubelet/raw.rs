@@ -1,4 +1,4 @@
-//! Bytes by hand.
+//! Raw bytes instead of a probe.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

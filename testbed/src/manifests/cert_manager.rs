@@ -1,5 +1,5 @@
-//! What we use of cert-manager's types (its CRDs, `cert-manager.io/v1`; API reference, CertificateSpec, IssuerSpec).
-//! They are no part of Kubernetes, so no library here has them.
+//! The parts of cert-manager's types that we use (its CRDs, `cert-manager.io/v1`; API reference, CertificateSpec,
+//! IssuerSpec). They are not part of Kubernetes, so our Kubernetes library does not define them.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};

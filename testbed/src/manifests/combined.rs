@@ -1,4 +1,4 @@
-//! Components in combinations, each a kustomization as somebody writes it beside a checkout.
+//! Combinations of components, each as a kustomization that a user writes next to a checkout.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
-//! `testbed manifests`: every overlay of `deploy/`, and components in combinations, are rendered as
-//! `kubectl apply -k` renders them, held against Kubernetes' schema, and against what probe-handler's design
-//! asks of them.
+//! `testbed manifests`: renders every overlay of `deploy/` and combinations of components as
+//! `kubectl apply -k` does, and checks them against Kubernetes' schema and the rules of probe-handler's
+//! design.
 
 mod cert_manager;
 mod combined;

@@ -1,4 +1,4 @@
-//! What the monitoring component has to agree with: the pods that it scrapes, and the metrics that they have.
+//! Checks that the monitoring component matches the pods that it scrapes and their metrics.
 
 use std::collections::BTreeSet;
 
@@ -115,7 +115,7 @@ fn alerts_metrics(_: &str, objects: &[Value]) -> Result<()> {
 }
 
 /// The only ConfigMap with the label that Grafana's sidecar looks for, and its only key read.
-/// Each point under "Worth an alert" names a metric; one of the alerts asks for it.
+/// Each item under "Worth an alert" names a metric that an alert must use.
 fn worth_an_alert(_: &str, objects: &[Value]) -> Result<()> {
     let rules = rules_of(objects);
     if rules.is_empty() {

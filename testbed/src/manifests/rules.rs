@@ -1,5 +1,5 @@
-//! What probe-handler's design asks of its manifests. Each rule looks at what is rendered, so that an
-//! overlay can't undo what the base has.
+//! The rules of probe-handler's design for its manifests. Each rule checks the rendered result, so that an
+//! overlay can't undo settings of the base.
 
 use std::path::Path;
 

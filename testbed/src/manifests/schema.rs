@@ -1,8 +1,8 @@
-//! Kubernetes' schema, strictly: what its types do not know, or know otherwise, is a mistake.
+//! Checks objects strictly against Kubernetes' schema: an unknown field or a wrong type is an error.
 //!
-//! An object is read into the type of the newest API that this repository is built for, and written again.
-//! A misspelt or misplaced field is lost on the way, a value of another type is refused: the API server
-//! would say so with `--validate=strict` only, and drop the field without.
+//! An object is deserialised into the type of the newest API that this repository supports, and serialised
+//! again. A misspelt or misplaced field is lost, and a value of another type is refused. The API server
+//! reports this only with `--validate=strict`; otherwise it drops the field.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What the design asks of the webhook's manifests.
+//! The rules of the design for the webhook's manifests.
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;

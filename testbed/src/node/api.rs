@@ -1,4 +1,4 @@
-//! The API server's double over TLS, with a kubeconfig by which a daemon reaches it. The calls here block.
+//! The API server double with TLS, and a kubeconfig for the daemon. The calls block.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,12 +14,12 @@ use tokio::runtime::Runtime;
 use crate::manifests;
 use crate::run::Run;
 
-/// The only token that it accepts, until a test says otherwise.
+/// The only token that it accepts, unless a test changes it.
 const TOKEN: &str = "the-daemons-own-token";
-/// How long a server may take to stop.
+/// Deadline for stopping a server.
 const STOP: Duration = Duration::from_secs(5);
 
-/// A running API server, which a test may stop and start again.
+/// An API server, which a test may stop and restart.
 pub struct Api {
     state: Mutex<State>,
     runtime: Runtime,
@@ -40,7 +40,7 @@ impl fmt::Debug for Api {
 }
 
 impl Api {
-    /// Starts one that is empty, with a kubeconfig in the run's directory.
+    /// Starts an empty server, and writes a kubeconfig into the run's directory.
     ///
     /// # Errors
     /// When the kubeconfig cannot be written.
@@ -84,7 +84,7 @@ impl Api {
         self.dir.join("kubeconfig")
     }
 
-    /// Where it listens.
+    /// Its address.
     ///
     /// # Errors
     /// While it is stopped.
@@ -94,7 +94,7 @@ impl Api {
         authority.as_str().parse().context("no address")
     }
 
-    /// Its directory has what is in a ServiceAccount's volume.
+    /// Its directory contains the files of a ServiceAccount's volume.
     pub fn volume(&self) -> &Path {
         &self.dir
     }
@@ -104,7 +104,7 @@ impl Api {
         self.dir.join("token")
     }
 
-    /// Orders something of the server.
+    /// Calls a method of the server.
     ///
     /// # Errors
     /// While it is stopped.
@@ -115,11 +115,11 @@ impl Api {
         }
     }
 
-    /// From now on a client has the rights that the bindings in `manifest` give to ServiceAccount `account` of
-    /// `namespace`, and no others but those granted before.
+    /// From now on a client has the rights that the bindings in `manifest` grant to ServiceAccount `account` of
+    /// `namespace`, in addition to those granted before, and no others.
     ///
     /// # Errors
-    /// When it can't be read, binds nothing, or binds a role that it does not have; while the server is stopped.
+    /// When it can't be parsed, binds nothing, or binds a role that it does not contain; while the server is stopped.
     pub fn grant(&self, manifest: &str, namespace: &str, account: &str) -> Result<()> {
         let objects = manifests::parse(manifest.as_bytes())?;
         let subject = json!({"kind": "ServiceAccount", "name": account, "namespace": namespace});
@@ -157,7 +157,7 @@ impl Api {
         self.order(|server| server.put(resource, object)).map(drop)
     }
 
-    /// Stops it: connections break, and nobody listens at its address.
+    /// Stops it: connections break, and its address is not listened on.
     ///
     /// # Errors
     /// When it does not stop.
@@ -172,10 +172,10 @@ impl Api {
         Ok(())
     }
 
-    /// Starts it again at the same address, with the objects that it had and none of its events.
+    /// Restarts it at the same address, with its objects but without its events.
     ///
     /// # Errors
-    /// When it never stopped.
+    /// When it was not stopped.
     pub fn start_again(&self) -> Result<()> {
         let mut state = self.state();
         let stopped = match &mut *state {

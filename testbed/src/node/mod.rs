@@ -1,9 +1,8 @@
-//! A double of a Kubernetes node: the API server's double with the node's pods, cgroups as the kubelet and
-//! the container runtime make them, sandboxes in network namespaces, containers with real processes.
+//! A simulated Kubernetes node: an API server double with the node's pods, cgroups as the kubelet and the
+//! container runtime create them, sandboxes in network namespaces, containers with real processes.
 //!
-//! The daemon that runs against it is the real one, as are the kernel, the namespaces, the rules and the
-//! probes. What is missing is the rest of the kubelet: each step is ordered by a test, in its order or out
-//! of it.
+//! The daemon, the kernel, the namespaces, the rules and the probes are real. The rest of the kubelet is
+//! missing: tests perform each of its steps, in the normal order or another.
 
 pub mod api;
 mod pod;
@@ -39,15 +38,15 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node of this run, with pods' cgroups in each hierarchy that this machine has.
+    /// A node of this run, with pods' cgroups in each cgroup hierarchy of this machine.
     ///
     /// # Errors
-    /// When its API server or its cgroups cannot be made.
+    /// When its API server or its cgroups cannot be created.
     pub fn start(run: &Arc<Run>, name: &str) -> Result<Arc<Self>> {
         Self::with_cgroups(run, name, &usable_hierarchies()?)
     }
 
-    /// The same with cgroups below these mounts only.
+    /// The same, with cgroups only below these mounts.
     ///
     /// # Errors
     /// As [`Node::start`].
@@ -66,7 +65,7 @@ impl Node {
         Ok(Arc::new(node))
     }
 
-    /// Its name, which pods that are bound to it have in `spec.nodeName`.
+    /// Its name, the `spec.nodeName` of pods bound to it.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -76,34 +75,34 @@ impl Node {
         &self.run
     }
 
-    /// The directories that stand for the roots of its cgroup hierarchies.
+    /// The directories used as roots of its cgroup hierarchies.
     pub fn cgroups(&self) -> &[PathBuf] {
         self.hierarchies.roots()
     }
 
-    /// Has a daemon take this node's pods from its API server.
+    /// Makes a daemon read this node's pods from its API server.
     #[must_use]
     pub fn serve(&self, daemon: DaemonSpec) -> DaemonSpec {
         daemon.kube(&self.name, &self.api.kubeconfig())
     }
 
-    /// A pod is bound to this node: its object is there, with a UID of its own, and nothing else.
+    /// Binds a pod to this node: creates only its object, with a new UID.
     ///
     /// # Errors
-    /// When the API server is away.
+    /// When the API server is down.
     pub fn bind(self: &Arc<Self>, spec: PodSpec) -> Result<NodePod> {
         NodePod::bind(self, Bound::new(spec))
     }
 
-    /// The same for a pod that is special.
+    /// The same for a pod with special settings.
     ///
     /// # Errors
-    /// When the API server is away.
+    /// When the API server is down.
     pub fn bind_as(self: &Arc<Self>, bound: Bound) -> Result<NodePod> {
         NodePod::bind(self, bound)
     }
 
-    /// A UID that no pod of any run has.
+    /// A UID that is unique across runs.
     fn uid(&self) -> String {
         let number = self.next_uid.fetch_add(1, Ordering::Relaxed);
         let bytes = self.name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -127,13 +126,13 @@ pub fn namespace(name: &str, exempt: Option<&str>) -> Value {
     json!({"metadata": metadata})
 }
 
-/// Where this machine's cgroup hierarchies are mounted, those of version 1 that take a process at once.
+/// The mount points of this machine's cgroup hierarchies; of version 1 only those whose new cgroups accept processes at once.
 ///
 /// # Errors
 /// When none is mounted.
 pub fn usable_hierarchies() -> Result<Vec<PathBuf>> {
     let v2 = cgroup::mount()?;
-    // Not cpuset, whose cgroups take no process until they are given processors and memory.
+    // Not cpuset, whose cgroups accept no process until processors and memory are assigned.
     let v1 = hierarchies(None)?
         .into_iter()
         .filter(|mount| *mount != v2 && !mount.ends_with("cpuset"));

@@ -1,4 +1,4 @@
-//! One pod on the node, from its binding to its deletion, a step at a time.
+//! One pod on the node, from its binding to its deletion, step by step.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use crate::pod::PodSpec;
 use crate::sandbox::{Container, Network, PodCgroup};
 use crate::sidecar::Sidecar;
 
-/// What comes first in a sandbox.
+/// Order of creation in a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// The network: namespace, addresses and the mesh's rules, and then the sandbox's process (containerd,
+    /// First the network (namespace, addresses, the mesh's rules), then the sandbox's process (containerd,
     /// CRI-O).
     NetworkFirst,
-    /// The process with an empty namespace, and then its network (cri-dockerd).
+    /// First the process with an empty namespace, then its network (cri-dockerd).
     ProcessFirst,
 }
 
-/// A pod to be bound.
+/// The settings of a pod to bind.
 #[derive(Clone, Debug)]
 pub struct Bound {
     spec: PodSpec,
@@ -36,7 +36,7 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// A burstable pod, with cgroupfs names.
+    /// A burstable pod with cgroup names of the cgroupfs driver.
     pub fn new(spec: PodSpec) -> Self {
         Self {
             spec,
@@ -56,7 +56,7 @@ impl Bound {
         self
     }
 
-    /// The mirror of a static pod, which the kubelet knows by this hash of its manifest.
+    /// The mirror of a static pod, which the kubelet identifies by this hash of its manifest.
     #[must_use]
     pub fn mirror(mut self, hash: &str) -> Self {
         self.hash = Some(hash.to_owned());
@@ -70,14 +70,14 @@ impl Bound {
         self
     }
 
-    /// In the node's own network.
+    /// In the host network.
     #[must_use]
     pub const fn host_network(mut self) -> Self {
         self.host_network = true;
         self
     }
 
-    /// Without a node, until [`NodePod::schedule`].
+    /// Not bound to a node until [`NodePod::schedule`].
     #[must_use]
     pub const fn unscheduled(mut self) -> Self {
         self.scheduled = false;
@@ -92,22 +92,22 @@ impl Bound {
     }
 }
 
-/// A pod that is bound to the node. Dropping it ends its processes, removes what it has on the node and
-/// deletes its object.
+/// A pod bound to the node. Dropping it ends its processes, removes its resources on the node and deletes
+/// its object.
 #[derive(Debug)]
 pub struct NodePod {
-    /// Its sandbox, if there is one.
+    /// Its sandbox, if it has one.
     pub sandbox: Option<Sandbox>,
     cgroup: PodCgroup,
     cgroup_made: bool,
     spec: PodSpec,
     host_network: bool,
-    /// As the API server has it; none once deleted.
+    /// Its object in the API server; `None` after its deletion.
     object: Option<Value>,
     node: Arc<Node>,
 }
 
-/// A sandbox and what runs in it. Fields drop in this order.
+/// A sandbox and its processes. Fields drop in this order.
 #[derive(Debug)]
 pub struct Sandbox {
     /// The app.
@@ -164,7 +164,7 @@ impl NodePod {
         self.spec.name()
     }
 
-    /// Its UID in the API, which a mirror pod's cgroup does not bear; empty once it is deleted.
+    /// Its UID in the API, which a mirror pod's cgroup does not contain; empty after its deletion.
     pub fn uid(&self) -> &str {
         let object = self.object.as_ref();
         object
@@ -198,16 +198,16 @@ impl NodePod {
         self.node.api.put("pods", object)
     }
 
-    /// Changes its object and tells the API server.
+    /// Changes its object in the API server.
     ///
     /// # Errors
-    /// When it was deleted, or the API server is away.
+    /// When it was deleted, or the API server is down.
     pub fn update(&mut self, change: impl FnOnce(&mut Value)) -> Result<()> {
         change(self.object.as_mut().context("the pod was deleted")?);
         self.put()
     }
 
-    /// Binds it to the node, where it was not.
+    /// Binds it to the node.
     ///
     /// # Errors
     /// As [`NodePod::update`].
@@ -216,27 +216,27 @@ impl NodePod {
         self.update(|object| object["spec"]["nodeName"] = node)
     }
 
-    /// Its cgroups, which the kubelet makes before anything else.
+    /// Creates its cgroups, as the kubelet does first.
     ///
     /// # Errors
-    /// When they cannot be made.
+    /// When they cannot be created.
     pub fn make_cgroup(&mut self) -> Result<()> {
         self.cgroup_made = true;
         self.cgroup.make()
     }
 
-    /// Its sandbox, and the cgroups if they are not there yet.
+    /// Creates its sandbox, and its cgroups if they do not exist yet.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub fn start_sandbox(&mut self, order: Order) -> Result<()> {
         self.start_sandbox_at(order, None)
     }
 
-    /// The same with addresses that are given: those of a pod that was.
+    /// The same with given addresses: those of an earlier pod.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub fn start_sandbox_at(
         &mut self,
         order: Order,
@@ -245,7 +245,7 @@ impl NodePod {
         if !self.cgroup_made {
             self.make_cgroup()?;
         }
-        // A namespace's name is used again only once the kernel has let go of it.
+        // A namespace's name can be reused only after the kernel has removed the namespace.
         let name = format!("{}-{}", self.name(), self.cgroup.containers());
         let run = self.node.run();
         let (ns, pause) = match order {
@@ -272,7 +272,7 @@ impl NodePod {
         Ok(())
     }
 
-    /// The mesh's sidecar, if the pod has one, and then the app, each as a container.
+    /// Starts the mesh's sidecar, if the pod has one, and then the app, each as a container.
     ///
     /// # Errors
     /// When one cannot be started.
@@ -281,7 +281,7 @@ impl NodePod {
         self.start_app()
     }
 
-    /// The mesh's sidecar, if the pod has one.
+    /// Starts the mesh's sidecar, if the pod has one.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -294,7 +294,7 @@ impl NodePod {
         Ok(())
     }
 
-    /// The app, as a new container; one that runs is killed.
+    /// Starts the app in a new container; kills a running one.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -306,8 +306,8 @@ impl NodePod {
         Ok(())
     }
 
-    /// A container that does nothing, in the sandbox's network or, for a pod of the host network, in the
-    /// node's. `about_to_run` is called just before its program begins.
+    /// Starts a container that does nothing, in the sandbox's network or, for a pod of the host network, in
+    /// the node's. Calls `about_to_run` just before its program starts.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -324,10 +324,10 @@ impl NodePod {
         self.cgroup.container_told(network, about_to_run)
     }
 
-    /// The kubelet tells of the sandbox and its containers: phase `Running`, and the addresses.
+    /// Reports the sandbox and its containers as the kubelet does: phase `Running`, and the addresses.
     ///
     /// # Errors
-    /// When there is no sandbox, or the API server is away.
+    /// When there is no sandbox, or the API server is down.
     pub fn report_running(&mut self) -> Result<()> {
         let (ipv4, ipv6) = (self.ns()?.ipv4(), self.ns()?.ipv6());
         self.update(|object| {
@@ -343,7 +343,7 @@ impl NodePod {
         })
     }
 
-    /// All of the above, in the order of a usual start.
+    /// All steps above, in the order of a normal start.
     ///
     /// # Errors
     /// As those.
@@ -353,10 +353,10 @@ impl NodePod {
         self.report_running()
     }
 
-    /// Somebody deletes the pod: it is terminating, and its containers are yet to stop.
+    /// Deletes the pod as a client does: it is terminating, and its containers still run.
     ///
     /// # Errors
-    /// When it was deleted before, or the API server is away.
+    /// When it was deleted before, or the API server is down.
     pub fn terminate(&mut self) -> Result<()> {
         self.update(|object| {
             object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
@@ -364,10 +364,10 @@ impl NodePod {
         })
     }
 
-    /// Ends all containers and the sandbox; the object and the pod's own cgroup stay.
+    /// Ends all containers and the sandbox; the object and the pod's own cgroup remain.
     ///
     /// # Errors
-    /// When something resists.
+    /// When something cannot be removed.
     pub fn stop(&mut self) -> Result<()> {
         match self.sandbox.take() {
             Some(sandbox) => sandbox.stop(),
@@ -375,10 +375,10 @@ impl NodePod {
         }
     }
 
-    /// Removes its cgroups, once it is stopped.
+    /// Removes its cgroups after it has stopped.
     ///
     /// # Errors
-    /// When a process is left.
+    /// When a process still runs.
     pub fn remove_cgroup(&mut self) -> Result<()> {
         if self.cgroup_made {
             self.cgroup_made = false;
@@ -387,10 +387,10 @@ impl NodePod {
         Ok(())
     }
 
-    /// Its object goes, as when the kubelet has told that all of the pod has stopped, or somebody forces it.
+    /// Removes its object, as after the kubelet has reported that the pod has stopped, or after a forced deletion.
     ///
     /// # Errors
-    /// When the API server is away.
+    /// When the API server is down.
     pub fn delete(&mut self) -> Result<()> {
         let Some(object) = self.object.take() else {
             return Ok(());
@@ -408,7 +408,7 @@ impl NodePod {
             .map(drop)
     }
 
-    /// The end of a pod in its usual order.
+    /// Ends a pod in the normal order.
     ///
     /// # Errors
     /// As its parts.
@@ -420,10 +420,10 @@ impl NodePod {
 }
 
 impl Sandbox {
-    /// Kills what runs in it and removes its namespace.
+    /// Kills its processes and removes its namespace.
     ///
     /// # Errors
-    /// When something resists.
+    /// When something cannot be removed.
     pub fn stop(mut self) -> Result<()> {
         if let Some(mut app) = self.app.take() {
             app.kill()?;
@@ -443,7 +443,7 @@ impl Drop for NodePod {
             eprintln!("testbed: {error:#}");
         }
         if self.object.is_some() {
-            // The API server may be away, which then has it no longer.
+            // The API server may be stopped; then the object no longer exists.
             let _away = self.delete();
         }
     }

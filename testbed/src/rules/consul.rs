@@ -1,5 +1,5 @@
 //! Consul Connect with transparent proxy (consul 5123e1e, sdk/iptables/iptables.go), proxy user 5995.
-//! There is no exemption of loopback: only the proxy's own user and 127.0.0.1 escape.
+//! Loopback is not exempt: only the proxy's own user and 127.0.0.1 are not redirected.
 
 use super::{Family, Step, restore};
 

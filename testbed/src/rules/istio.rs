@@ -1,4 +1,4 @@
-//! Istio's sidecar, REDIRECT mode, by iptables (istio 86c9f01, tools/istio-iptables/pkg/capture/run.go
+//! Istio's sidecar, REDIRECT mode, with iptables (istio 86c9f01, tools/istio-iptables/pkg/capture/run.go
 //! and its golden files), inbound ports `*`, proxy user and group 1337.
 
 use super::{Family, Step, restore_with};

@@ -1,4 +1,4 @@
-//! Istio's sidecar, REDIRECT mode, by nftables' own rules (istio 86c9f01,
+//! Istio's sidecar, REDIRECT mode, with native nftables rules (istio 86c9f01,
 //! tools/istio-nftables/pkg/capture and its golden files): one table for both families.
 
 use super::Step;

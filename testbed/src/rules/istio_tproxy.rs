@@ -1,5 +1,5 @@
 //! Istio's sidecar, TPROXY mode (istio 86c9f01, tools/istio-iptables/pkg/capture/run.go and its
-//! golden files): inbound by mangle and policy routing, outbound as in REDIRECT mode.
+//! golden files): inbound with mangle rules and policy routing, outbound as in REDIRECT mode.
 
 use super::istio::{Variant, output_chains};
 use super::{Family, Step, restore};

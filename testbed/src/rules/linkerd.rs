@@ -1,5 +1,5 @@
 //! Linkerd (linkerd2-proxy-init 183e791, pkg/iptables/iptables.go), proxy user 2102, inbound 4143,
-//! outbound 4140, with the ports that are skipped by default.
+//! outbound 4140, with the ports that it skips by default.
 
 use super::{Step, restore};
 

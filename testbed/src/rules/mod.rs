@@ -1,8 +1,8 @@
-//! The redirect rules that each mesh puts into a pod, and what else a pod of that mesh has.
+//! The redirect rules and other settings of each mesh in its pods.
 //!
-//! One file per mesh. The rules are written out by hand, and follow what the mesh's own tools make
-//! for a pod with no special annotations, with both address families; each file names its source
-//! and the commit that was read.
+//! One file per mesh. The rules are written manually. They equal those that the mesh's own tools create for
+//! a pod without special annotations, with both address families; each file names its source and the
+//! commit.
 
 mod ambient;
 mod consul;
@@ -19,10 +19,10 @@ use anyhow::{Context, Result};
 use crate::command;
 use crate::netns::NetNs;
 
-/// A mesh's rules in a pod.
+/// A mesh's rule set in a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RuleSet {
-    /// A pod of no mesh.
+    /// A pod without a mesh.
     None,
     /// Istio sidecar, REDIRECT, with the nftables backend of iptables.
     IstioRedirect,
@@ -43,12 +43,12 @@ pub enum RuleSet {
     Linkerd,
     /// Kuma.
     Kuma,
-    /// Consul Connect with transparent proxy. Consul's own tool makes IPv4 rules only; the IPv6
-    /// rules here are their image.
+    /// Consul Connect with transparent proxy. Consul's own tool creates only IPv4 rules; the IPv6
+    /// rules here are derived from them.
     Consul,
 }
 
-/// Why a rule set cannot be applied on this machine.
+/// The reason why this machine does not support a rule set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unavailable(pub String);
 
@@ -65,35 +65,35 @@ impl fmt::Display for Unavailable {
 pub struct Proxy {
     /// Name of its container.
     pub container: &'static str,
-    /// The port to which the rules send inbound connections.
+    /// The port to which the rules redirect inbound connections.
     pub inbound_port: u16,
-    /// The port to which the rules send outbound connections.
+    /// The port to which the rules redirect outbound connections.
     pub outbound_port: u16,
     /// User and group.
     pub uid: u32,
-    /// Firewall mark of its own connections, by which ambient's rules know them.
+    /// Packet mark of its own connections, by which ambient's rules identify them.
     pub mark: Option<u32>,
-    /// Whether it reaches the app from `127.0.0.6` and `::6`.
+    /// Whether it connects to the app from `127.0.0.6` and `::6`.
     pub passthrough_source: bool,
     /// Whether its inbound listener accepts connections to addresses that are not its own (TPROXY).
     pub transparent: bool,
 }
 
-/// One command that puts rules into a namespace.
+/// One command that applies rules in a namespace.
 struct Step {
     program: &'static str,
     args: Vec<&'static str>,
     stdin: String,
 }
 
-/// What differs between the families in rules that are otherwise the same.
+/// Values that differ between the families in otherwise equal rules.
 #[derive(Clone, Copy)]
 struct Family {
     loopback: &'static str,
     passthrough_source: &'static str,
-    /// The range of all addresses that the testbed gives to pods.
+    /// The range of all pod addresses in the testbed.
     pods: &'static str,
-    /// A range of loopback addresses; IPv6 has but one.
+    /// A range of loopback addresses; IPv6 has only one.
     loopback_range: &'static str,
     probe_source: &'static str,
 }
@@ -147,7 +147,7 @@ impl RuleSet {
         }
     }
 
-    /// How this mesh's proxy runs; none for [`RuleSet::None`].
+    /// How this mesh's proxy runs; `None` for [`RuleSet::None`].
     pub const fn proxy(self) -> Option<Proxy> {
         let istio = Proxy {
             container: "istio-proxy",
@@ -169,7 +169,7 @@ impl RuleSet {
                 transparent: true,
                 ..istio
             },
-            // ztunnel has no container in the pod: only its sockets are there.
+            // ztunnel has no container in the pod, only sockets.
             Self::IstioAmbient => Proxy {
                 container: "ztunnel",
                 uid: 0,
@@ -249,7 +249,7 @@ impl RuleSet {
         }
     }
 
-    /// Puts the rules into a namespace.
+    /// Applies the rules in a namespace.
     ///
     /// # Errors
     /// As [`RuleSet::apply_here`].
@@ -257,11 +257,11 @@ impl RuleSet {
         ns.run(move || self.apply_here())
     }
 
-    /// Puts the rules into the namespace of the calling thread.
+    /// Applies the rules in the namespace of the calling thread.
     ///
     /// # Errors
-    /// [`Unavailable`] when this machine cannot have them: a missing program or kernel module, in
-    /// the words of the program that failed. Any other failure is a mistake in the rules.
+    /// [`Unavailable`] when this machine does not support them: a missing program or kernel module, with the
+    /// message of the failed program. Any other failure is a mistake in the rules.
     pub fn apply_here(self) -> Result<()> {
         let steps = match self {
             Self::None => return Ok(()),
@@ -294,9 +294,9 @@ impl RuleSet {
     }
 }
 
-/// Whether a step failed because the machine lacks the program, or its kernel what the program needs.
+/// Whether a step failed because the machine lacks the program, or the kernel lacks a feature that it needs.
 fn is_missing(error: &anyhow::Error) -> bool {
-    /// What iptables, ip6tables, nft and ip say then.
+    /// The messages of iptables, ip6tables, nft and ip in that case.
     const WORDS: [&str; 7] = [
         "do you need to insmod",
         "can't initialize ip",

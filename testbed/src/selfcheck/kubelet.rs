@@ -1,5 +1,5 @@
-//! The stand-in kubelet concludes what the real one would, from every behaviour of the app, in a pod
-//! of no mesh; and pilot-agent answers rewritten probes.
+//! Checks that the stand-in kubelet gets the same result as a real one for every behaviour of the app, in a
+//! pod without a mesh, and that pilot-agent answers rewritten probes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,7 +27,7 @@ const ANY_V4: u16 = 8092;
 const POD_IPS: u16 = 8093;
 const LOOPBACK: u16 = 8094;
 
-/// All of it.
+/// Runs all checks.
 pub(super) fn check(run: &Run, report: &mut Report) -> Result<()> {
     let mut app = AppSpec::new()
         .http(HTTP)
@@ -207,7 +207,7 @@ fn outcomes(report: &mut Report, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Which of the app's addresses a probe reaches, and whom the kubelet sees as its peer.
+/// Which of the app's addresses a probe reaches, and the peer address that the kubelet sees.
 fn binds(report: &mut Report, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     let (v4, v6) = (pod.ns.ipv4(), pod.ns.ipv6());
     let cases = [
@@ -247,7 +247,7 @@ fn binds(report: &mut Report, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// What the app receives, byte for byte.
+/// The app's received request, byte for byte.
 fn heads(report: &mut Report, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     let ip = pod.ns.ipv4();
     let node = || {

@@ -1,5 +1,5 @@
-//! Each mesh's rules capture what they should, its sidecar lets its own clients through, and a dial
-//! from inside the pod passes where it passes in a cluster.
+//! Checks that each mesh's rules capture the expected connections, its sidecar accepts the mesh's clients, and
+//! a dial from inside the pod passes exactly where it passes in a cluster.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -161,7 +161,7 @@ const fn name(outcome: Outcome) -> &'static str {
 
 /// One dial on a thread that is inside the pod's namespace.
 fn dial(to: SocketAddr, passthrough: bool, uid: u32) -> Result<&'static str> {
-    // The rules look at who made the socket; fsuid is the thread's own.
+    // The rules match the socket's owner; fsuid applies to this thread only.
     let before = nix::unistd::setfsuid(nix::unistd::Uid::from_raw(uid));
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP));
     let _uid = nix::unistd::setfsuid(before);

@@ -1,4 +1,4 @@
-//! `testbed selfcheck`: shows that the testbed tells the truth, before it is used to judge anything.
+//! `testbed selfcheck`: checks the testbed itself, so that its results can be trusted.
 
 mod kubelet;
 mod meshes;
@@ -11,7 +11,7 @@ use crate::run::Run;
 /// Runs all checks and prints a line for each.
 ///
 /// # Errors
-/// When a cell is not what it should be.
+/// When a result is wrong.
 pub fn main() -> Result<()> {
     interrupt::catch()?;
     let run = Run::new()?;
@@ -25,12 +25,12 @@ pub fn main() -> Result<()> {
     } = report;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     if failed > 0 {
-        bail!("{failed} cells are not what they should be");
+        bail!("{failed} results are wrong");
     }
     Ok(())
 }
 
-/// What came of it so far.
+/// The results so far.
 #[derive(Debug, Default)]
 struct Report {
     passed: u32,

@@ -1,4 +1,4 @@
-//! Inbound connections: TLS of the mesh is forwarded in plaintext, all else is reset.
+//! Inbound connections: mutual TLS of the mesh is forwarded in plaintext, all else is reset.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl Inbound {
         count(&self.counters.inbound);
         let destination = self.original_destination(&stream)?;
         let mut first = [0];
-        // Like Envoy, decide by the first bytes; a client that says nothing is left waiting.
+        // Like Envoy, decide by the first bytes; a client that sends nothing keeps waiting.
         if stream.peek(&mut first).await? == 0 {
             return Ok(());
         }
@@ -63,7 +63,7 @@ impl Inbound {
         };
         original?
             .as_socket()
-            .context("an original destination that is no address")
+            .context("the original destination is not an address")
     }
 
     /// Dials the app as the mesh's proxy does.

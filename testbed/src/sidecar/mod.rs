@@ -1,5 +1,5 @@
-//! Sidecars: child processes in a pod's namespace, which do with inbound connections what a mesh in
-//! STRICT mode does. Only mutual TLS gets through, to the original destination.
+//! Sidecars: child processes in a pod's namespace that handle inbound connections as a mesh in STRICT mode
+//! does. Only mutual TLS is forwarded, to the original destination.
 
 mod inbound;
 mod pilot_agent;
@@ -22,18 +22,18 @@ use crate::worker::{Worker, testbed_program};
 
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// How many connections a sidecar has seen.
+/// Connection counts of a sidecar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Inbound connections accepted.
     pub inbound: u64,
-    /// Of these, mutual TLS that was forwarded to the app.
+    /// Of these, with mutual TLS, and forwarded to the app.
     pub forwarded: u64,
-    /// Of these, reset: no TLS, or no certificate of the mesh.
+    /// Of these, reset because they had no TLS or no certificate of the mesh.
     pub refused: u64,
-    /// Connections that the rules took to the outbound port.
+    /// Connections that the rules redirected to the outbound port.
     pub outbound: u64,
-    /// Connections that the rules took to the DNS port.
+    /// Connections that the rules redirected to the DNS port.
     pub dns: u64,
     /// Requests to pilot-agent's status port.
     pub pilot_agent: u64,
@@ -47,8 +47,8 @@ pub struct Sidecar {
 
 impl Sidecar {
     /// Starts the proxy of a mesh in a namespace and waits until it listens. `probers` is Istio's
-    /// `ISTIO_KUBE_APP_PROBERS`, by which pilot-agent answers on 15020. It is in `cgroups` from its first
-    /// moment on, if any are given.
+    /// `ISTIO_KUBE_APP_PROBERS`, with which pilot-agent answers on 15020. The process starts in `cgroups`, if
+    /// any are given.
     ///
     /// # Errors
     /// When the rule set has no proxy, or a port cannot be bound.
@@ -87,7 +87,7 @@ impl Sidecar {
         Ok(Self { worker })
     }
 
-    /// What it has seen so far.
+    /// Its counts so far.
     ///
     /// # Errors
     /// When it has ended.

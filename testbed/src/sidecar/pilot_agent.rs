@@ -1,5 +1,5 @@
 //! pilot-agent's status port 15020 (istio pilot/cmd/pilot-agent/status/server.go), as far as probes
-//! meet it.
+//! use it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,7 +26,7 @@ impl PilotAgent {
         Self { pod_ip, probers }
     }
 
-    /// Answers one request, of which `asked` is told.
+    /// Answers one request, and counts it in `asked`.
     pub(super) async fn serve(
         self: Arc<Self>,
         mut stream: TcpStream,
@@ -86,7 +86,7 @@ impl PilotAgent {
         let port = |action: &Value| {
             let port = action.get("port").and_then(Value::as_u64);
             port.and_then(|port| u16::try_from(port).ok())
-                .context("a prober without port")
+                .context("the prober has no port")
         };
         let text = |action: &Value, name: &str| {
             action
@@ -101,7 +101,7 @@ impl PilotAgent {
                 "HTTPS" => Probe::https(self.pod_ip, port, &path),
                 _ => Probe::http(self.pod_ip, port, &path),
             };
-            // The kubelet's own headers are handed on, the port in Host put right.
+            // Forwards the kubelet's headers, with the app's port in Host.
             for (name, value) in head
                 .lines()
                 .skip(1)
@@ -121,7 +121,7 @@ impl PilotAgent {
         } else if let Some(action) = prober.get("grpc") {
             Probe::grpc(self.pod_ip, port(action)?, &text(action, "service"))
         } else {
-            bail!("a prober without action");
+            bail!("the prober has no action");
         };
         if let Some(seconds) = prober.get("timeoutSeconds").and_then(Value::as_u64) {
             probe.timeout = Some(Duration::from_secs(seconds));

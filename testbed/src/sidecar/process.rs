@@ -1,5 +1,5 @@
-//! The sidecar's process: binds its ports as root, then becomes the proxy's user, by which the
-//! pod's rules know it.
+//! The sidecar's process: binds its ports as root, then switches to the proxy's user, by which the pod's
+//! rules identify it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,7 +28,7 @@ const BACKLOG: i32 = 1024;
 /// Arguments of `testbed sidecar`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Network namespace to live in
+    /// Network namespace to enter
     #[arg(long)]
     netns: Option<PathBuf>,
     /// Directory of the mesh's certificates
@@ -45,7 +45,7 @@ pub struct Args {
     cgroup: Vec<PathBuf>,
 }
 
-/// How this proxy behaves.
+/// The settings of this proxy.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Spec {
     pub(super) inbound_port: u16,
@@ -59,7 +59,7 @@ pub(super) struct Spec {
     pub(super) probers: BTreeMap<String, Value>,
 }
 
-/// [`Counts`] while they grow.
+/// The counters behind [`Counts`].
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) inbound: AtomicU64,
@@ -132,7 +132,7 @@ pub fn main(args: &Args) -> Result<()> {
                 counters: Arc::clone(&counters),
             };
             serve(inbound, move |stream| proxy.clone().serve(stream))?;
-            // What comes out of the app is not the testbed's business: counted and closed.
+            // Outbound connections of the app are counted and closed.
             for (listeners, which) in [(outbound, Closed::Outbound), (dns, Closed::Dns)] {
                 let counters = Arc::clone(&counters);
                 serve(listeners, move |_| {
@@ -169,8 +169,8 @@ enum Closed {
     Dns,
 }
 
-/// Each family has its own socket: the original destination of an IPv4 connection cannot be asked
-/// of an IPv6 socket.
+/// Each family has its own socket, because an IPv6 socket does not return the original destination of an
+/// IPv4 connection.
 fn listener(port: u16, v6: bool, transparent: bool) -> Result<Socket> {
     let ip: IpAddr = match v6 {
         true => Ipv6Addr::UNSPECIFIED.into(),
@@ -188,7 +188,7 @@ fn listener(port: u16, v6: bool, transparent: bool) -> Result<Socket> {
             socket.set_only_v6(true)?;
         }
         if transparent {
-            // The kernel takes the IPv4 option on IPv6 sockets too, and it counts for both.
+            // The kernel accepts the IPv4 option on IPv6 sockets too, and it applies to both families.
             socket.set_ip_transparent_v4(true)?;
         }
         socket.bind(&address.into())?;
@@ -212,7 +212,7 @@ where
         tokio::spawn(async move {
             loop {
                 match listener.accept().await {
-                    // Refusing and being hung up on is a sidecar's daily life.
+                    // Refused and aborted connections are normal for a sidecar.
                     Ok((stream, _)) => drop(tokio::spawn(work(stream))),
                     Err(error) => eprintln!("testbed sidecar: accept: {error}"),
                 }

@@ -1,4 +1,4 @@
-//! The admin server: metrics as documented, and what may be asked from where.
+//! The admin server: metrics match the documentation, and each listener serves only its paths.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, HTTP};
+use super::sample_pod::{self, HTTP};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::Probe;
 use crate::netns::NetNs;
@@ -26,8 +26,8 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// The names of the table in docs/metrics.md; those of the Kubernetes source, which have a table of their
-/// own, are not there with manifests from a directory.
+/// The names in the table of docs/metrics.md. The metrics of the Kubernetes source have their own table and
+/// do not exist with manifests from a directory.
 fn documented() -> BTreeSet<String> {
     let mut kubernetes = false;
     METRICS
@@ -44,9 +44,9 @@ fn documented() -> BTreeSet<String> {
 }
 
 fn metrics(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("counted"))?;
+    let pod = env.pod(sample_pod::pod("counted"))?;
     let ip = pod.ns.ipv4();
-    usual::truth(&env.kubelet, ip.into())?;
+    sample_pod::check_verdicts(&env.kubelet, ip.into())?;
     let _relayed = env.fails(&Probe::http(ip, HTTP, "/undeclared"))?;
     let scrape = env.daemon.metrics()?;
     let names: BTreeSet<String> = scrape
@@ -125,7 +125,7 @@ fn metrics(env: &Env) -> Result<()> {
     })
 }
 
-/// Over TCP: status and body.
+/// A request over TCP; returns status and body.
 fn get(address: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, pace::stretch(SOON))?;
     stream.set_read_timeout(Some(pace::stretch(SOON)))?;
@@ -139,7 +139,7 @@ fn get(address: SocketAddr, path: &str) -> Result<String> {
 }
 
 fn debug(env: &Env) -> Result<()> {
-    // The node's own address: of this run's veth pairs, and no loopback.
+    // The node's own address on this run's veth pairs, not loopback.
     let pod = NetNs::new(&env.run, "neighbour")?;
     let (node, _) = env.run.node_ips();
     let daemon = DaemonSpec::new("admin")
@@ -150,7 +150,7 @@ fn debug(env: &Env) -> Result<()> {
     let port = admin_port(&daemon)?;
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let from_outside = |path: &str| -> Result<String> {
-        // From the pod: what anything in the cluster may see.
+        // From the pod: what any client in the cluster may read.
         pod.run(|| get(SocketAddr::new(IpAddr::V4(node), port), path))
     };
     for path in ["/healthz", "/readyz", "/metrics"] {
@@ -168,7 +168,7 @@ fn debug(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// From the line of the log that says where everything listens.
+/// Parses the log line with the listening addresses.
 fn admin_port(daemon: &Daemon) -> Result<u16> {
     const SAID: &str = " admin=0.0.0.0:";
     let log = daemon.wait_logged(&[SAID])?;

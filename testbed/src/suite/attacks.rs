@@ -1,4 +1,4 @@
-//! What a stranger without privileges, a pod, or want of something on the node does to the kubelet's probes: nothing.
+//! An unprivileged process, a pod, or a lack of resources on the node does not change the kubelet's probe results.
 
 mod descriptors;
 mod guessed_port;

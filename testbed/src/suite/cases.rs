@@ -1,4 +1,4 @@
-//! Running cases and keeping count: passed, failed, skipped with reasons; nothing is skipped in silence.
+//! Runs cases and counts them: passed, failed, skipped; each skip has a reason.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -20,12 +20,12 @@ pub struct Cases {
     passed: usize,
     failures: Vec<(String, String)>,
     skips: Vec<(String, String)>,
-    /// What to show when a case fails: set by the group, a daemon's log as a rule.
+    /// What to show when a case fails; set by the group, usually a daemon's log.
     on_failure: Option<PathBuf>,
 }
 
 impl Cases {
-    /// Nothing run yet.
+    /// Without results.
     pub fn new(filter: Vec<String>, daemon: Option<PathBuf>) -> Self {
         Self {
             filter,
@@ -38,12 +38,12 @@ impl Cases {
         }
     }
 
-    /// The daemon's program, if one was named.
+    /// The daemon's program, if one was given.
     pub fn daemon(&self) -> Option<&Path> {
         self.daemon.as_deref()
     }
 
-    /// Whether any case of `group` may be wanted: its own name matches, or a filter names a case of it.
+    /// Whether a case of `group` may be selected: its name matches, or a filter contains a case of it.
     pub fn wants_group(&self, group: &str) -> bool {
         let prefix = format!("{group}/");
         self.filter.is_empty()
@@ -54,7 +54,7 @@ impl Cases {
             })
     }
 
-    /// Whether case `name` of the current group is wanted. Groups ask before they make something costly.
+    /// Whether case `name` of the current group is selected. Groups check this before an expensive setup.
     pub fn wants(&self, name: &str) -> bool {
         let full = self.full(name);
         self.filter.is_empty()
@@ -64,12 +64,12 @@ impl Cases {
                 .any(|filter| full.contains(filter.as_str()))
     }
 
-    /// Runs a whole group. What fails outside any case fails the group itself.
+    /// Runs a group. An error outside its cases counts as a failure of the group.
     pub fn group(&mut self, name: &str, run: &fn(&mut Self) -> Result<()>) {
         self.group_with(name, run);
     }
 
-    /// As [`Cases::group`], for a group that needs to be told what to look at.
+    /// As [`Cases::group`], for a group that takes an argument.
     pub fn group_with(&mut self, name: &str, run: impl FnOnce(&mut Self) -> Result<()>) {
         name.clone_into(&mut self.group);
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut *self)));
@@ -80,12 +80,12 @@ impl Cases {
         self.on_failure = None;
     }
 
-    /// The log to show the end of when a case of this group fails.
+    /// Sets the log whose end is shown when a case of this group fails.
     pub fn show_on_failure(&mut self, log: &Path) {
         self.on_failure = Some(log.to_owned());
     }
 
-    /// Runs a case, if it is wanted.
+    /// Runs a case if it is selected.
     pub fn case(&mut self, name: &str, body: impl FnOnce() -> Result<()>) {
         if !self.wants(name) {
             return;
@@ -97,7 +97,7 @@ impl Cases {
         self.judge(name, outcome, started.elapsed());
     }
 
-    /// As [`Cases::case`], for a case that asserts milliseconds, which an emulated processor does not keep.
+    /// As [`Cases::case`], for a case that asserts milliseconds, for which an emulated processor is too slow.
     pub fn case_to_the_millisecond(&mut self, name: &str, body: impl FnOnce() -> Result<()>) {
         if pace::factor() > 1 {
             self.skip(name, "it asserts milliseconds: left to the run on the host");
@@ -106,7 +106,7 @@ impl Cases {
         }
     }
 
-    /// As [`Cases::case`], for a case that needs a machine of its own, because of `why`.
+    /// As [`Cases::case`], for a case that needs a dedicated machine, with the reason `why`.
     pub fn case_in_a_guest(&mut self, name: &str, why: &str, body: impl FnOnce() -> Result<()>) {
         if guest::is_here() {
             self.case(name, body);
@@ -115,7 +115,7 @@ impl Cases {
         }
     }
 
-    /// As [`Cases::case`], for a case that makes an environment of its own.
+    /// As [`Cases::case`], for a case that creates its own environment.
     pub fn case_in(&mut self, name: &str, body: impl FnOnce(&mut Self) -> Result<()>) {
         if !self.wants(name) {
             return;
@@ -174,7 +174,7 @@ impl Cases {
         self.failures.len()
     }
 
-    /// Prints what failed and what was skipped, and the counts alone on the last line.
+    /// Prints failures and skips, and the counts as the last line.
     pub fn summary(&self, took: Duration) {
         println!();
         for (name, why) in &self.failures {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual;
+use super::sample_pod;
 use crate::bpf::LegacyConnect4;
 use crate::cgroup;
 use crate::daemon::DaemonSpec;
@@ -32,7 +32,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// What a command said.
+/// The output of a command.
 #[derive(Debug)]
 struct Said {
     code: Option<i32>,
@@ -62,7 +62,7 @@ impl Said {
     }
 }
 
-/// `probe-handler` with these arguments; nothing here should run for long.
+/// Runs `probe-handler` with these arguments; none of the commands should run for long.
 fn command(env: &Env, args: &[&str]) -> Result<Said> {
     let mut command = Command::new("timeout");
     Said::of(command.arg("20").arg(env.daemon.program()).args(args))
@@ -112,12 +112,12 @@ fn mistakes(env: &Env) -> Result<()> {
             .lines()
             .find(|line| line.contains(&format!("{flag} ")));
         let line = line.with_context(|| format!("{flag} is not in:\n{}", said.err))?;
-        // What is wrong, and after the semicolon what to do.
+        // The problem, and after the semicolon the remedy.
         let value = format!("{value:?}");
         contains(line, &[&value, "PROBE_HANDLER_", "; "])?;
     }
     ensure!(said.out.is_empty(), "something ran: {}", said.out);
-    // From the environment too.
+    // Also from the environment.
     let mut command = Command::new("timeout");
     let said = Said::of(
         command
@@ -145,8 +145,8 @@ fn no_daemon(env: &Env) -> Result<()> {
 }
 
 fn status(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("shown"))?;
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    let pod = env.pod(sample_pod::pod("shown"))?;
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
     let table = env.daemon.status_command(&[])?;
     contains(
         &table,
@@ -185,13 +185,13 @@ fn preflight_passes(env: &Env) -> Result<()> {
     ensure!(json["can_run"] == true, "{json}");
     let findings = json["findings"].as_array().context("no findings")?;
     ensure!(findings.len() >= 10, "only {} findings", findings.len());
-    // It took off again what it attached, and the daemon that runs is as it was.
+    // It has detached its programs, and the running daemon is unaffected.
     let attached = crate::bpf::attached(env.cgroup.path())?;
     ensure!(attached == 5, "{attached} programs are attached");
     Ok(())
 }
 
-/// `preflight` fails, and so does the agent's start, both with these words.
+/// Checks that `preflight` and the agent's start fail, both with these words.
 fn both_say(env: &Env, name: &str, args: &[&str], words: &[&str]) -> Result<()> {
     let shared = [&["preflight", "--admin-addr", "none"], args].concat();
     let said = command(env, &shared)?.exits(1)?;
@@ -205,7 +205,7 @@ fn agent(env: &Env, name: &str, args: &[&str]) -> DaemonSpec {
     args.iter().fold(spec, |spec, arg| spec.arg(arg))
 }
 
-/// The agent does not start: exit code 1, and a log that says why and what to do.
+/// Checks that the agent does not start: exit code 1, and a log with the reason and the remedy.
 fn agent_says(spec: DaemonSpec, env: &Env, words: &[&str]) -> Result<()> {
     let mut daemon = spec.spawn(&env.run)?;
     let status = daemon.wait_end(SOON)?;
@@ -215,7 +215,7 @@ fn agent_says(spec: DaemonSpec, env: &Env, words: &[&str]) -> Result<()> {
     contains(&log, words)
 }
 
-/// A kubelet that does not run yet is waited for: preflight fails, the agent is not ready.
+/// The agent waits for a kubelet that does not run yet: preflight fails, the agent is not ready.
 fn no_kubelet(env: &Env) -> Result<()> {
     let name = format!("none{}", env.run.id());
     let args = ["--kubelet-name", name.as_str()];

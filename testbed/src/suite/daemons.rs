@@ -1,4 +1,4 @@
-//! The daemon's own life: killed, stopped, started beside another one.
+//! The daemon's lifecycle: killed, stopped, started while another one runs.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::cases::Cases;
 use super::env::{Env, GRACE};
-use super::usual::{self, HTTP, Probing};
+use super::sample_pod::{self, HTTP, Probing};
 use crate::bpf::{self, Held};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::{Outcome, Probe, ProbePending};
@@ -21,7 +21,7 @@ use crate::wait;
 const SOON: Duration = Duration::from_secs(5);
 /// The timeout of the slow probes.
 const SLOW: Duration = Duration::from_secs(10);
-/// How often the daemon is replaced under constant probing.
+/// How often the daemon is replaced during continuous probing.
 const REPLACED: usize = 5;
 /// Probers for each probe.
 const PROBERS: usize = 2;
@@ -56,18 +56,21 @@ struct WithPod {
 
 fn with_pod(cases: &mut Cases, args: &[&str]) -> Result<WithPod> {
     let env = Env::start(cases, args)?;
-    // It is the drain that ends them, not their own time.
+    // The drain ends them, not their own timeout.
     let slow = |ms: u32| {
-        let mut probe = usual::http(HTTP, &format!("/slow?ms={ms}"));
+        let mut probe = sample_pod::http(HTTP, &format!("/slow?ms={ms}"));
         probe["timeoutSeconds"] = json!(SLOW.as_secs());
         probe
     };
-    let pod =
-        env.pod(usual::pod("daemons").container(usual::container("slow", slow(700), slow(8000))))?;
+    let pod = env.pod(sample_pod::pod("daemons").container(sample_pod::container(
+        "slow",
+        slow(700),
+        slow(8000),
+    )))?;
     Ok(WithPod { pod, env })
 }
 
-/// `--kernel-log` tells of each connection to an endpoint what became of it, by address.
+/// `--kernel-log` logs the decision on each connection to an endpoint, with its address.
 fn kernel_log(with: &WithPod) -> Result<()> {
     for ip in with.pod.ns.ips() {
         let shown = match ip {
@@ -82,9 +85,9 @@ fn kernel_log(with: &WithPod) -> Result<()> {
     Ok(())
 }
 
-/// What a daemon leaves behind is nothing: no program, no map, no link, no file.
+/// A daemon leaves nothing behind: no program, no map, no link, no file.
 fn nothing_left(env: &Env, held: &Held) -> Result<()> {
-    // The kernel frees what a process held a moment after its end.
+    // The kernel frees a process's resources shortly after its end.
     let mut left = Held::default();
     let freed = wait::until("the kernel to free programs and maps", SOON, || {
         left = held.left().ok()?;
@@ -109,24 +112,24 @@ fn held(daemon: &Daemon) -> Result<Held> {
 
 fn killed(WithPod { pod, env }: &mut WithPod) -> Result<()> {
     let ip: IpAddr = pod.ns.ipv4().into();
-    usual::truth(&env.kubelet, ip)?;
+    sample_pod::check_verdicts(&env.kubelet, ip)?;
     let held = held(&env.daemon)?;
     let _killed = env.daemon.kill()?;
     nothing_left(env, &held)?;
     for ip in pod.ns.ips() {
-        usual::mesh_alone(&env.kubelet, ip)?;
+        sample_pod::check_mesh_only(&env.kubelet, ip)?;
     }
-    // Its socket's file is left, and is no obstacle for the next daemon.
+    // Its socket's file remains, and does not prevent the next daemon from starting.
     ensure!(env.daemon.socket().exists(), "who removed the socket?");
     let daemon = DaemonSpec::new("daemon")
         .kubelet_cgroup(&env.cgroup)
         .program(Some(env.daemon.program()))
         .start(&env.run)?;
     daemon.wait_served(pod)?;
-    usual::truth(&env.kubelet, ip)
+    sample_pod::check_verdicts(&env.kubelet, ip)
 }
 
-/// Begins a slow check and waits until the app has it.
+/// Begins a slow check and waits until the app has received it.
 fn begin_slow(with: &WithPod, ms: u32) -> Result<ProbePending> {
     let probe = Probe::http(with.pod.ns.ipv4(), HTTP, &format!("/slow?ms={ms}")).timeout(SLOW);
     let pending = with.env.kubelet.begin(&probe)?;
@@ -145,9 +148,9 @@ fn sigterm(with: &mut WithPod) -> Result<()> {
     let slow = begin_slow(with, 700)?;
     let begun = Instant::now();
     with.env.daemon.signal(Signal::SIGTERM)?;
-    // While it drains it takes nothing new.
+    // While it drains it accepts no new connections.
     wait::until("the connect programs to be taken off", SOON, || {
-        // What identifies the connections under way stays as long as they do.
+        // The map entries of open connections remain until these end.
         let attached = crate::bpf::attached(with.env.cgroup.path()).ok()?;
         (attached <= 3).then_some(())
     })?;
@@ -178,7 +181,7 @@ fn sigterm(with: &mut WithPod) -> Result<()> {
         "its socket's file is left"
     );
     for ip in with.pod.ns.ips() {
-        usual::mesh_alone(&with.env.kubelet, ip)?;
+        sample_pod::check_mesh_only(&with.env.kubelet, ip)?;
     }
     Ok(())
 }
@@ -223,9 +226,9 @@ fn drain_timeout(with: &mut WithPod) -> Result<()> {
     Ok(())
 }
 
-/// The second of two daemons with one admin socket serves as well, and has the socket when the first has ended.
+/// The second of two daemons with the same admin socket serves too, and takes over the socket when the first has ended.
 fn same_socket(cases: &Cases, WithPod { pod, env }: &WithPod) -> Result<()> {
-    // The same name: the same directory, the same socket.
+    // The same name means the same directory and socket.
     let socket = env.daemon.socket().display().to_string();
     let second = DaemonSpec::new("second")
         .program(cases.daemon())
@@ -234,7 +237,7 @@ fn same_socket(cases: &Cases, WithPod { pod, env }: &WithPod) -> Result<()> {
         .admin_socket(env.daemon.socket())
         .spawn(&env.run)?;
     let _log = second.wait_logged(&["another daemon answers on", &socket, "--admin-socket"])?;
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
     ensure!(env.daemon.get("/readyz")?.0 == 200, "the first one suffers");
     let answers = |daemon: &Daemon| {
         wait::until("the daemon to answer", SOON, || {
@@ -245,16 +248,16 @@ fn same_socket(cases: &Cases, WithPod { pod, env }: &WithPod) -> Result<()> {
     env.daemon.signal(Signal::SIGTERM)?;
     answers(&second)?;
     second.wait_served(pod)?;
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())
 }
 
-/// A new daemon is started beside the old one, which then ends, under constant probing.
+/// A new daemon starts while the old one runs, which then ends, during continuous probing.
 fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
     let mut env = Env::start(cases, &[])?;
-    let pod = env.pod(usual::pod("replaced"))?;
+    let pod = env.pod(sample_pod::pod("replaced"))?;
     let pods = env.daemon.pods().to_owned();
-    let mut all = usual::all(pod.ns.ipv4().into());
-    all.extend(usual::all(pod.ns.ipv6().into()));
+    let mut all = sample_pod::probes(pod.ns.ipv4().into());
+    all.extend(sample_pod::probes(pod.ns.ipv6().into()));
     let probes = all.iter().map(|case| case.probe.clone());
     let probes: Vec<_> = std::iter::repeat_n(probes, pace::fewer(PROBERS))
         .flatten()
@@ -276,7 +279,7 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
             held.left().ok()?.is_empty().then_some(())
         })?;
         probing.more(10)?;
-        // A guest that says nothing for minutes hangs, and all of these may take so long on a machine that stands still.
+        // Prints progress, because a guest without output for minutes counts as hung, and all rounds may take that long.
         println!("     daemon {} of {times} is replaced", time + 1);
     }
     let made = probing.stop()?;
@@ -284,13 +287,13 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
         .iter()
         .filter(|made| {
             all.iter()
-                .any(|case| case.probe == made.probe && !case.is_true(&made.result))
+                .any(|case| case.probe == made.probe && !case.matches(&made.result))
         })
         .collect();
     println!(
         "     {} probes by {probers} probers while {times} daemons were replaced, p99 {:?}: {} wrong",
         made.len(),
-        usual::percentile(&made, 99),
+        sample_pod::percentile(&made, 99),
         wrong.len()
     );
     ensure!(wrong.is_empty(), "{} wrong: {:?}", wrong.len(), wrong[0]);

@@ -1,4 +1,4 @@
-//! `testbed demo --keep`: the commands that it gives to try do what it says of them.
+//! `testbed demo --keep`: the commands that it prints have the announced results.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::cases::Cases;
 use crate::run::Run;
 use crate::{wait, worker};
 
-/// Everything probed twice, and a daemon started.
+/// Time for two rounds of probes and the daemon's start.
 const UP: Duration = Duration::from_secs(60);
 const DOWN: Duration = Duration::from_secs(20);
 
@@ -37,14 +37,14 @@ fn to_try(daemon: Option<&Path>) -> Result<()> {
     let said = wait::until("the demo's commands", UP, || {
         ended = demo.0.try_wait().ok().flatten();
         let said = fs::read_to_string(&log).unwrap_or_default();
-        (ended.is_some() || said.contains("everything else of this run")).then_some(said)
+        (ended.is_some() || said.contains("other files of this run")).then_some(said)
     })?;
     if let Some(status) = ended {
         bail!("the demo ended with {status}:\n{said}");
     }
     let (_, to_try) = said
-        .split_once("Some things to try:")
-        .context("nothing to try")?;
+        .split_once("Commands to try:")
+        .context("the demo printed no commands")?;
     let commands: Vec<&str> = to_try
         .lines()
         .filter_map(|line| line.strip_prefix("    "))
@@ -62,24 +62,24 @@ fn to_try(daemon: Option<&Path>) -> Result<()> {
         let closed = command.contains("tcp://");
         let fails = closed || (command.contains(" probe ") && !by_kubelet);
         ensure!(status.success() != fails, "{command}: {status}:\n{said}");
-        // Which of the two, and on which kernels, is what the group `versions` checks.
+        // The group `versions` checks which of the two occurs on which kernel.
         let refused = said.contains("refused") || said.contains("Operation not permitted");
         ensure!(!closed || refused, "{command}:\n{said}");
         as_kubelet += usize::from(by_kubelet && !closed);
     }
-    ensure!(as_kubelet == 2, "probes of two pods were due:\n{to_try}");
+    ensure!(as_kubelet == 2, "expected probes of two pods:\n{to_try}");
 
     kill(Pid::from_raw(demo.0.id().cast_signed()), Signal::SIGINT)?;
     let _status = wait::until("the demo's end", DOWN, || demo.0.try_wait().ok().flatten())?;
     Ok(())
 }
 
-/// A demo that is killed where it goes on.
+/// A demo, killed on drop if it still runs.
 struct Ended(Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // Where it has ended already there is nothing to kill.
+        // Fails if it has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,4 +1,4 @@
-//! What most groups need: a run, a kubelet in its cgroup, a daemon that serves it.
+//! The environment of most groups: a run, a kubelet in its cgroup, a daemon that serves it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::kubelet::{Kubelet, Outcome, Probe, ProbeResult};
 use crate::pod::{Pod, PodSpec};
 use crate::run::Run;
 
-/// How long a daemon may take to end.
+/// Deadline for the end of a daemon.
 pub const GRACE: Duration = Duration::from_secs(10);
 
 /// A node with a kubelet and a daemon. Fields drop in this order: the daemon first, the run last.
@@ -26,12 +26,12 @@ pub struct Env {
     pub kubelet: Arc<Kubelet>,
     /// Its cgroup.
     pub cgroup: Cgroup,
-    /// Names, addresses and files of this environment.
+    /// The run, with names, addresses and files.
     pub run: Run,
 }
 
 impl Env {
-    /// Starts all of it, the daemon with `args` besides its usual ones.
+    /// Starts all of it; the daemon gets `args` in addition to its default arguments.
     ///
     /// # Errors
     /// When something does not start.
@@ -57,10 +57,10 @@ impl Env {
         })
     }
 
-    /// Makes a pod and waits until the daemon serves it.
+    /// Creates a pod and waits until the daemon serves it.
     ///
     /// # Errors
-    /// When it cannot be made, or is not served in time.
+    /// When it cannot be created, or is not served in time.
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
         let mut pod = spec.start(&self.run)?;
         self.daemon.serve(&mut pod)?;
@@ -93,10 +93,10 @@ impl Env {
         Ok(result)
     }
 
-    /// Ends the daemon as Kubernetes does; fails unless it ends well.
+    /// Ends the daemon as Kubernetes does; fails unless it exits with success.
     ///
     /// # Errors
-    /// When it does not end in time, or with an error.
+    /// When it does not end in time, or ends with an error.
     pub fn stop_daemon(&mut self) -> Result<()> {
         let status = self.daemon.stop(GRACE)?;
         ensure!(status.success(), "the daemon ended with {status}");

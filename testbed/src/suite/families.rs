@@ -1,5 +1,5 @@
-//! Address families and what the app is bound to: the kubelet learns of each what it would learn in
-//! plain Kubernetes.
+//! Address families and the app's bind addresses: the kubelet gets the same results as in plain
+//! Kubernetes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::twins::{Family, Twins, declare, grpc_of, http_get, tcp_socket};
+use super::pod_pair::{Family, PodPair, declare, grpc_of, http_get, tcp_socket};
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::Probe;
 use crate::pod::PodSpec;
@@ -39,13 +39,13 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         if !cases.wants(name) && !cases.wants(&format!("{name}/")) {
             continue;
         }
-        let twins = Twins::start(&env, name, |name| spec(name, with_v6_source))?;
+        let pods = PodPair::start(&env, name, |name| spec(name, with_v6_source))?;
         cases.case(&format!("{name}/mesh-is-strict"), || {
-            twins.mesh_is_strict(port(1, 0))
+            pods.mesh_is_strict(port(1, 0))
         });
-        bindings(cases, &twins, name);
+        bindings(cases, &pods, name);
         cases.case(&format!("{name}/source-that-the-app-sees"), || {
-            source(&twins, with_v6_source)
+            source(&pods, with_v6_source)
         });
     }
     Ok(())
@@ -82,7 +82,7 @@ fn spec(name: &str, with_v6_source: bool) -> PodSpec {
     }
 }
 
-fn bindings(cases: &mut Cases, twins: &Twins<'_>, pod: &str) {
+fn bindings(cases: &mut Cases, pods: &PodPair<'_>, pod: &str) {
     for (bind_name, bind, protocol_name, protocol, port) in listeners() {
         for family in Family::ALL {
             let name = format!("{pod}/{bind_name}/{}/{protocol_name}", family.name());
@@ -93,7 +93,7 @@ fn bindings(cases: &mut Cases, twins: &Twins<'_>, pod: &str) {
                     Bind::DualStack | Bind::PodIps => true,
                     Bind::Loopback | Bind::Address(_) => false,
                 };
-                let pair = twins.same(family, |ip| match protocol {
+                let pair = pods.same(family, |ip| match protocol {
                     Protocol::Http => Probe::http(ip, port, "/healthy"),
                     Protocol::Grpc if reached => Probe::grpc(ip, port, "ok"),
                     Protocol::Grpc => Probe::grpc(ip, port, "ok").timeout(TIMEOUT),
@@ -105,7 +105,7 @@ fn bindings(cases: &mut Cases, twins: &Twins<'_>, pod: &str) {
                     if reached { "pass" } else { "fail" }
                 );
                 if reached {
-                    let peer = peer(family, &twins.meshed.ns, port);
+                    let peer = peer(family, &pods.meshed.ns, port);
                     ensure!(
                         pair.ours.peer == Some(peer),
                         "getpeername should show {peer}: {pair:?}"
@@ -128,17 +128,17 @@ fn peer(family: Family, ns: &crate::netns::NetNs, port: u16) -> SocketAddr {
 }
 
 /// The addresses by which the mesh's rules let the daemon's dial pass.
-fn source(twins: &Twins<'_>, with_v6_source: bool) -> Result<()> {
-    let own6 = IpAddr::V6(twins.meshed.ns.ipv6());
+fn source(pods: &PodPair<'_>, with_v6_source: bool) -> Result<()> {
+    let own6 = IpAddr::V6(pods.meshed.ns.ipv6());
     let six = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
     let expected = [
         (Family::V4, IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6))),
         (Family::V6, if with_v6_source { six } else { own6 }),
     ];
     for (family, source) in expected {
-        let _before = twins.meshed.app.take_recorded()?;
-        let _passed = twins.both_pass(family, |ip| Probe::http(ip, port(1, 0), "/healthy"))?;
-        let seen = twins.meshed.app.take_recorded()?;
+        let _before = pods.meshed.app.take_recorded()?;
+        let _passed = pods.both_pass(family, |ip| Probe::http(ip, port(1, 0), "/healthy"))?;
+        let seen = pods.meshed.app.take_recorded()?;
         ensure!(
             seen.len() == 1 && seen[0].peer.ip().to_canonical() == source,
             "one request from {source}: {seen:?}"

@@ -1,4 +1,4 @@
-//! Lifecycle hooks: the kubelet takes any status for success, and only a transport error for failure.
+//! Lifecycle hooks: for the kubelet any status is a success, and only a transport error is a failure.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::cases::Cases;
 use super::env::Env;
-use super::twins::{Family, Twins, http_get, https_get};
+use super::pod_pair::{Family, PodPair, http_get, https_get};
 use crate::app::AppSpec;
 use crate::app::tls::Certificate;
 use crate::kubelet::{Action, Probe, Scheme};
@@ -43,12 +43,12 @@ const FALLBACK: &str = "/fallback";
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    let twins = Twins::start(&env, "hooks", spec)?;
-    cases.case("mesh-is-strict", || twins.mesh_is_strict(PORT));
+    let pods = PodPair::start(&env, "hooks", spec)?;
+    cases.case("mesh-is-strict", || pods.mesh_is_strict(PORT));
     for (path, status) in ANSWERED {
         cases.case(&format!("any-status-passes{path}"), || {
             for family in FAMILIES {
-                let pair = twins.both_pass(family, |ip| Probe::hook(ip, PORT, path))?;
+                let pair = pods.both_pass(family, |ip| Probe::hook(ip, PORT, path))?;
                 ensure!(pair.ours.status == Some(status), "{pair:?}");
             }
             Ok(())
@@ -56,14 +56,14 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     }
     for path in NOT_ANSWERED {
         cases.case(&format!("transport-error{path}"), || {
-            transport_error(&twins, |ip| Probe::hook(ip, PORT, path))
+            transport_error(&pods, |ip| Probe::hook(ip, PORT, path))
         });
     }
     cases.case("transport-error/closed-port", || {
-        transport_error(&twins, |ip| Probe::hook(ip, CLOSED, "/healthy"))
+        transport_error(&pods, |ip| Probe::hook(ip, CLOSED, "/healthy"))
     });
     cases.case("no-timeout", || {
-        let pair = twins.both_pass(Family::V4, |ip| Probe::hook(ip, PORT, SLOW))?;
+        let pair = pods.both_pass(Family::V4, |ip| Probe::hook(ip, PORT, SLOW))?;
         ensure!(
             pair.ours.latency >= pace::stretch(Duration::from_millis(1500)),
             "{pair:?}"
@@ -72,24 +72,24 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     });
     cases.case("kubelet-gives-up", || {
         // As when the grace period ends before a preStop hook does.
-        let _before = twins.meshed.app.take_recorded()?;
-        let ip = twins.meshed.ns.ipv4();
+        let _before = pods.meshed.app.take_recorded()?;
+        let ip = pods.meshed.ns.ipv4();
         let hook = Probe::hook(ip, PORT, HANG).timeout(Duration::from_millis(200));
         let result = env.kubelet.probe(&hook)?;
         ensure!(!result.passed(), "no answer: {result:?}");
         wait::until("the app to be hung up on", SOON, || {
-            let seen = twins.meshed.app.take_recorded().ok()?;
+            let seen = pods.meshed.app.take_recorded().ok()?;
             seen.iter()
                 .any(|one| one.protocol == "hung-up")
                 .then_some(())
         })?;
-        let reason = twins.reason(PORT, HANG)?;
+        let reason = pods.reason(PORT, HANG)?;
         ensure!(reason == "cancelled", "{reason}");
         Ok(())
     });
     cases.case("requests-are-the-same", || {
         for family in FAMILIES {
-            let recorded = twins.same_requests(family, |ip| {
+            let recorded = pods.same_requests(family, |ip| {
                 Probe::hook(ip, PORT, "/healthy").header("X-Custom", "1")
             })?;
             ensure!(recorded[0].head.contains("kube-lifecycle/"), "{recorded:?}");
@@ -97,18 +97,18 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         Ok(())
     });
     cases.case("a-probe-of-the-same-target-is-a-probe", || {
-        let _passed = twins.both_pass(Family::V4, |ip| Probe::hook(ip, PORT, BOTH))?;
+        let _passed = pods.both_pass(Family::V4, |ip| Probe::hook(ip, PORT, BOTH))?;
         let failed = |ip| Probe::http(ip, PORT, BOTH);
-        twins.both_fail(Family::V4, failed).map(drop)
+        pods.both_fail(Family::V4, failed).map(drop)
     });
     cases.case("https", || {
-        let pair = twins.both_pass(Family::V4, |ip| https_hook(ip, TLS, "/failing"))?;
+        let pair = pods.both_pass(Family::V4, |ip| https_hook(ip, TLS, "/failing"))?;
         ensure!(pair.ours.status == Some(503), "{pair:?}");
         Ok(())
     });
     cases.case("https-falls-back-to-plaintext", || {
         // "server gave HTTP response to HTTPS client": the kubelet tries again without TLS.
-        let pair = twins.both_pass(Family::V4, |ip| https_hook(ip, PORT, FALLBACK))?;
+        let pair = pods.both_pass(Family::V4, |ip| https_hook(ip, PORT, FALLBACK))?;
         ensure!(pair.ours.status == Some(200), "{pair:?}");
         Ok(())
     });
@@ -144,11 +144,11 @@ fn spec(name: &str) -> PodSpec {
 
 /// In both: no HTTP answer at all.
 fn transport_error(
-    twins: &Twins<'_>,
+    pods: &PodPair<'_>,
     hook: impl Fn(std::net::IpAddr) -> Probe + Copy,
 ) -> Result<()> {
     for family in FAMILIES {
-        let pair = twins.both_fail(family, hook)?;
+        let pair = pods.both_fail(family, hook)?;
         ensure!(
             pair.ours.status.is_none() && pair.plain.status.is_none(),
             "a transport error: {pair:?}"

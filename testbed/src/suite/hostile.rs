@@ -1,4 +1,4 @@
-//! One pod's app, or a local process, does its worst; the other pods' probes do not suffer.
+//! A malicious app or local process does not affect the probes of other pods.
 
 use std::io::Read;
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, HTTP, Probing};
+use super::sample_pod::{self, HTTP, Probing};
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::Probe;
 use crate::pace;
@@ -19,14 +19,14 @@ use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::wait;
 
-/// How many probes of the hostile pod are under way at once.
+/// Number of concurrent probes of the hostile pod.
 const AT_ONCE: usize = 50;
-/// How long a prober goes on beside each misbehaviour, and how many probes that must give at least.
+/// How long a prober runs during each misbehaviour, and the minimum number of its probes.
 const WHILE: Duration = Duration::from_secs(2);
 const AT_LEAST: usize = 50;
-/// A latency which few probes of the well-behaved pod may reach: its timeout is 1 s.
+/// A latency that few probes of the well-behaved pod may reach; its timeout is 1 s.
 const SANE: Duration = Duration::from_millis(500);
-/// A port whose app listens and never accepts, and one whose app accepts and never answers.
+/// A port on which the app never accepts, and one on which it never answers.
 const DEAF: u16 = 8081;
 const MUTE: u16 = 8082;
 const FLOOD: usize = 2000;
@@ -44,7 +44,7 @@ const PATHS: [(&str, &str); 6] = [
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    let victim = env.pod(usual::pod("victim"))?;
+    let victim = env.pod(sample_pod::pod("victim"))?;
     let hostile = env.pod(hostile())?;
     let ip = hostile.ns.ipv4();
     for (name, path) in PATHS {
@@ -76,7 +76,7 @@ fn hostile() -> PodSpec {
         ("slow", HTTP, "/slow?ms=2000"),
     ];
     for (name, port, path) in paths.into_iter().chain(others) {
-        let mut probe = usual::http(port, path);
+        let mut probe = sample_pod::http(port, path);
         if name == "slow" {
             probe["timeoutSeconds"] = json!(5);
         }
@@ -85,13 +85,13 @@ fn hostile() -> PodSpec {
     spec
 }
 
-/// Probes the victim while the hostile pod is probed by many.
+/// Probes the victim while many probers probe the hostile pod.
 fn beside(env: &Env, victim: &Pod, probe: &Probe) -> Result<()> {
     let kubelet = Arc::clone(&env.kubelet);
     let before = env.daemon.metric("probe_handler_accepted_total")?;
     let attack = Probing::start(&kubelet, vec![probe.clone(); pace::fewer(AT_ONCE)]);
     wait::until("the attack to be under way", SOON, || {
-        // Slow answers are yet to come: what counts is that the handler has the connections.
+        // Slow answers have not arrived yet; it suffices that the handler has the connections.
         let accepted = env.daemon.metric("probe_handler_accepted_total").ok()?;
         (accepted - before >= pace::fewer(AT_ONCE) as f64).then_some(())
     })?;
@@ -100,8 +100,8 @@ fn beside(env: &Env, victim: &Pod, probe: &Probe) -> Result<()> {
     report(&made, &format!("{} hostile probes", attacks.len()))
 }
 
-fn victim_probed(env: &Env, victim: &Pod) -> Result<Vec<usual::Made>> {
-    let probes = usual::all(victim.ns.ipv4().into());
+fn victim_probed(env: &Env, victim: &Pod) -> Result<Vec<sample_pod::TimedProbe>> {
+    let probes = sample_pod::probes(victim.ns.ipv4().into());
     let probing = Probing::start(
         &env.kubelet,
         probes.iter().map(|case| case.probe.clone()).collect(),
@@ -115,26 +115,29 @@ fn victim_probed(env: &Env, victim: &Pod) -> Result<Vec<usual::Made>> {
     for made in &made {
         let case = probes.iter().find(|case| case.probe == made.probe);
         ensure!(
-            case.is_some_and(|case| case.is_true(&made.result)),
+            case.is_some_and(|case| case.matches(&made.result)),
             "the victim's probe is wrong: {made:?}"
         );
     }
     Ok(made)
 }
 
-fn report(made: &[usual::Made], beside: &str) -> Result<()> {
-    let (p50, p99) = (usual::percentile(made, 50), usual::percentile(made, 99));
+fn report(made: &[sample_pod::TimedProbe], beside: &str) -> Result<()> {
+    let (p50, p99) = (
+        sample_pod::percentile(made, 50),
+        sample_pod::percentile(made, 99),
+    );
     println!(
         "     {} probes beside {beside}: all true, p50 {p50:?}, p99 {p99:?}",
         made.len()
     );
-    // Not the p99: where there are few, one stall of the machine is all of it.
-    let p90 = usual::percentile(made, 90);
+    // Not the p99, because with few probes a single stall of the machine determines it.
+    let p90 = sample_pod::percentile(made, 90);
     ensure!(p90 < pace::stretch(SANE), "p90 is {p90:?}");
     Ok(())
 }
 
-/// No more of the pod's checks are under way than its declared probes warrant; the rest fail at once.
+/// The number of a pod's concurrent checks is limited according to its declared probes; the rest fail at once.
 fn bound(env: &Env, hostile: &Pod) -> Result<()> {
     // Four for each declared check, sixteen at least (pods/registry.rs).
     let limit = (4 * (PATHS.len() + 3)).max(16);
@@ -200,9 +203,12 @@ fn flood(env: &Env, victim: &Pod) -> Result<()> {
         let answered = flooder
             .join()
             .map_err(|_| anyhow!("a flooder panicked"))??;
-        ensure!(answered == 0, "{answered} strangers were answered");
+        ensure!(
+            answered == 0,
+            "{answered} connections of other processes were answered"
+        );
     }
-    wait::until("every stranger to be counted", SOON, || {
+    wait::until("every connection to be counted", SOON, || {
         let counted = env
             .daemon
             .metric("probe_handler_unknown_peers_total")

@@ -1,5 +1,5 @@
-//! HTTP probes: whatever the app does, the kubelet concludes what it would conclude in plain Kubernetes;
-//! and the app is asked what it would be asked.
+//! HTTP probes: whatever the app does, the kubelet gets the same result as in plain Kubernetes, and the app
+//! gets the same requests.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::twins::{Family, Twins, declare, http_get, https_get};
+use super::pod_pair::{Family, PodPair, declare, http_get, https_get};
 use crate::app::tls::Certificate;
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::{Ended, Outcome, Probe};
@@ -92,20 +92,20 @@ const NOT_MODIFIED_WITH_LOCATION: &str = "/redirect/same?status=304";
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    let twins = Twins::start(&env, "http", spec)?;
-    cases.case("mesh-is-strict", || twins.mesh_is_strict(PORT));
-    answers(cases, &twins);
-    discarded(cases, &twins);
-    redirects(cases, &twins);
-    requests(cases, &twins);
-    tls(cases, &twins);
+    let pods = PodPair::start(&env, "http", spec)?;
+    cases.case("mesh-is-strict", || pods.mesh_is_strict(PORT));
+    answers(cases, &pods);
+    discarded(cases, &pods);
+    redirects(cases, &pods);
+    requests(cases, &pods);
+    tls(cases, &pods);
     cases.case("large-headers/beyond-16-kib-fail", || {
-        large_headers(&env, &twins)
+        large_headers(&env, &pods)
     });
-    cases.case_to_the_millisecond("timeout", || timeout(&twins));
-    cases.case("kubelet-hangs-up-first", || hang_up(&env, &twins));
+    cases.case_to_the_millisecond("timeout", || timeout(&pods));
+    cases.case("kubelet-hangs-up-first", || hang_up(&env, &pods));
     cases.case("only-the-status-reaches-the-kubelet", || {
-        only_the_status(&env, &twins)
+        only_the_status(&env, &pods)
     });
     Ok(())
 }
@@ -155,12 +155,12 @@ fn spec(name: &str) -> PodSpec {
     declare(PodSpec::new(name).app(app), probes)
 }
 
-fn answers(cases: &mut Cases, twins: &Twins<'_>) {
+fn answers(cases: &mut Cases, pods: &PodPair<'_>) {
     for status in STATUSES {
         cases.case(&format!("status/{status}"), || {
             let path = format!("/status/{status}");
             for family in FAMILIES {
-                let pair = twins.same(family, |ip| Probe::http(ip, PORT, &path))?;
+                let pair = pods.same(family, |ip| Probe::http(ip, PORT, &path))?;
                 ensure!(
                     pair.ours.status == Some(status) && pair.ours.attempts == 1,
                     "the app's own status, at once: {pair:?}"
@@ -173,9 +173,9 @@ fn answers(cases: &mut Cases, twins: &Twins<'_>) {
         cases.case(&format!("passes{path}"), || {
             FAMILIES.into_iter().try_for_each(|family| {
                 let probe = |ip| Probe::http(ip, PORT, path).timeout(PATIENT);
-                let pair = twins.both_pass(family, probe)?;
+                let pair = pods.both_pass(family, probe)?;
                 ensure!(pair.ours.body.is_empty(), "no body: {pair:?}");
-                ensure!(twins.reason(PORT, path)? == "healthy");
+                ensure!(pods.reason(PORT, path)? == "healthy");
                 Ok(())
             })
         });
@@ -183,12 +183,12 @@ fn answers(cases: &mut Cases, twins: &Twins<'_>) {
     for (path, why) in FAILING {
         let name = format!("fails{path}");
         let body = || {
-            let pair = twins.both_fail(Family::V4, |ip| Probe::http(ip, PORT, path))?;
-            let reason = twins.reason(PORT, path)?;
+            let pair = pods.both_fail(Family::V4, |ip| Probe::http(ip, PORT, path))?;
+            let reason = pods.reason(PORT, path)?;
             ensure!(reason == why, "because of {why}, not {reason}: {pair:?}");
             // The next probe is not harmed.
             let next = |ip| Probe::http(ip, PORT, "/healthy");
-            twins.both_pass(Family::V4, next).map(drop)
+            pods.both_pass(Family::V4, next).map(drop)
         };
         match why {
             // We give up some milliseconds before the kubelet does.
@@ -198,20 +198,20 @@ fn answers(cases: &mut Cases, twins: &Twins<'_>) {
     }
 }
 
-fn discarded(cases: &mut Cases, twins: &Twins<'_>) {
+fn discarded(cases: &mut Cases, pods: &PodPair<'_>) {
     for path in DISCARDED {
         let name = format!("discarded{path}");
         let body = || {
-            let pair = twins.same(Family::V4, |ip| Probe::http(ip, PORT, path))?;
+            let pair = pods.same(Family::V4, |ip| Probe::http(ip, PORT, path))?;
             ensure!(
                 pair.ours.outcome == Outcome::Discarded
                     && pair.ours.attempts == pair.plain.attempts
                     && pair.ours.status == pair.plain.status,
                 "an error each time: {pair:?}"
             );
-            ensure!(twins.reason(PORT, path)? == "body_incomplete");
+            ensure!(pods.reason(PORT, path)? == "body_incomplete");
             let next = |ip| Probe::http(ip, PORT, "/healthy");
-            twins.both_pass(Family::V4, next).map(drop)
+            pods.both_pass(Family::V4, next).map(drop)
         };
         match path {
             "/slow-body" => cases.case_to_the_millisecond(&name, body),
@@ -220,21 +220,21 @@ fn discarded(cases: &mut Cases, twins: &Twins<'_>) {
     }
 }
 
-fn redirects(cases: &mut Cases, twins: &Twins<'_>) {
+fn redirects(cases: &mut Cases, pods: &PodPair<'_>) {
     for (path, passes) in REDIRECTS {
         cases.case(&path[1..], || {
             for family in FAMILIES {
-                let pair = twins.same(family, |ip| Probe::http(ip, PORT, path))?;
+                let pair = pods.same(family, |ip| Probe::http(ip, PORT, path))?;
                 ensure!(pair.ours.passed() == passes, "passes: {passes}: {pair:?}");
             }
             Ok(())
         });
     }
     cases.case("redirect/requests-are-the-same", || {
-        redirected_requests(twins)
+        redirected_requests(pods)
     });
     cases.case("redirect/other-host", || {
-        let pair = twins.both(Family::V4, |ip| Probe::http(ip, PORT, OTHER_HOST))?;
+        let pair = pods.both(Family::V4, |ip| Probe::http(ip, PORT, OTHER_HOST))?;
         // The kubelet's own warning needs the Location, which we do not hand on.
         ensure!(
             pair.plain.outcome == Outcome::Warning && pair.ours.status == Some(200),
@@ -244,7 +244,7 @@ fn redirects(cases: &mut Cases, twins: &Twins<'_>) {
     });
     for path in ["/redirect/none", NOT_MODIFIED_WITH_LOCATION] {
         cases.case(&format!("not-followed{path}"), || {
-            let pair = twins.both_pass(Family::V4, |ip| Probe::http(ip, PORT, path))?;
+            let pair = pods.both_pass(Family::V4, |ip| Probe::http(ip, PORT, path))?;
             ensure!(pair.ours.outcome == Outcome::Warning, "{pair:?}");
             Ok(())
         });
@@ -253,7 +253,7 @@ fn redirects(cases: &mut Cases, twins: &Twins<'_>) {
 
 /// Each request of a chain has the same line and headers; of their order only the first's is the
 /// kubelet's.
-fn redirected_requests(twins: &Twins<'_>) -> Result<()> {
+fn redirected_requests(pods: &PodPair<'_>) -> Result<()> {
     let sorted = |app: &crate::app::App, ip: IpAddr| -> Result<Vec<Vec<String>>> {
         let recorded = app.take_recorded()?;
         Ok(recorded
@@ -275,18 +275,18 @@ fn redirected_requests(twins: &Twins<'_>) -> Result<()> {
     ] {
         for host in [None, Some("app.example")] {
             let (_, _) = (
-                twins.meshed.app.take_recorded()?,
-                twins.plain.app.take_recorded()?,
+                pods.meshed.app.take_recorded()?,
+                pods.plain.app.take_recorded()?,
             );
-            let pair = twins.same(Family::V4, |ip| {
+            let pair = pods.same(Family::V4, |ip| {
                 let probe = Probe::http(ip, PORT, path).header("X-Custom", "1");
                 match host {
                     Some(host) => probe.header("Host", host),
                     None => probe,
                 }
             })?;
-            let ours = sorted(&twins.meshed.app, twins.meshed.ns.ipv4().into())?;
-            let plain = sorted(&twins.plain.app, twins.plain.ns.ipv4().into())?;
+            let ours = sorted(&pods.meshed.app, pods.meshed.ns.ipv4().into())?;
+            let plain = sorted(&pods.plain.app, pods.plain.ns.ipv4().into())?;
             ensure!(plain.len() > 1, "a redirect was followed: {pair:?}");
             ensure!(ours == plain, "{path}: {ours:#?}, not {plain:#?}");
         }
@@ -294,12 +294,12 @@ fn redirected_requests(twins: &Twins<'_>) -> Result<()> {
     Ok(())
 }
 
-fn requests(cases: &mut Cases, twins: &Twins<'_>) {
+fn requests(cases: &mut Cases, pods: &PodPair<'_>) {
     for path in PATHS {
         let name = path.replace('/', "|");
         cases.case(&format!("request/path {name:?}"), || {
             for family in FAMILIES {
-                let _same = twins.same_requests(family, |ip| Probe::http(ip, PORT, path))?;
+                let _same = pods.same_requests(family, |ip| Probe::http(ip, PORT, path))?;
             }
             Ok(())
         });
@@ -318,7 +318,7 @@ fn requests(cases: &mut Cases, twins: &Twins<'_>) {
     ];
     for (name, headers) in kinds {
         cases.case(&format!("request/headers-{name}"), || {
-            let recorded = twins.same_requests(Family::V4, |ip| {
+            let recorded = pods.same_requests(Family::V4, |ip| {
                 headers
                     .iter()
                     .fold(Probe::http(ip, PORT, "/healthy"), |probe, (name, value)| {
@@ -333,8 +333,8 @@ fn requests(cases: &mut Cases, twins: &Twins<'_>) {
         });
     }
     cases.case("request/is-exactly-the-kubelets", || {
-        let recorded = twins.same_requests(Family::V4, |ip| Probe::http(ip, PORT, "/healthy"))?;
-        let ip = twins.meshed.ns.ipv4();
+        let recorded = pods.same_requests(Family::V4, |ip| Probe::http(ip, PORT, "/healthy"))?;
+        let ip = pods.meshed.ns.ipv4();
         let expected = format!(
             "GET /healthy HTTP/1.1\r\nHost: {ip}:{PORT}\r\nUser-Agent: kube-probe/1.36\r\n\
              Accept: */*\r\nConnection: close\r\n\r\n"
@@ -347,18 +347,18 @@ fn requests(cases: &mut Cases, twins: &Twins<'_>) {
     });
 }
 
-fn tls(cases: &mut Cases, twins: &Twins<'_>) {
+fn tls(cases: &mut Cases, pods: &PodPair<'_>) {
     for (port, certificate, h2) in tls_ports() {
         let version = if h2 { "h2" } else { "http1" };
         let name = format!("https/{certificate:?}/{version}").to_lowercase();
         cases.case(&name, || {
             for family in FAMILIES {
                 let healthy = |ip| Probe::https(ip, port, "/healthy").header("X-Custom", "1");
-                let _passed = twins.both_pass(family, healthy)?;
+                let _passed = pods.both_pass(family, healthy)?;
                 let failing = |ip| Probe::https(ip, port, "/failing");
-                let pair = twins.both_fail(family, failing)?;
+                let pair = pods.both_fail(family, failing)?;
                 ensure!(pair.ours.status == Some(503), "the app's status: {pair:?}");
-                let recorded = twins.same_requests(family, healthy)?;
+                let recorded = pods.same_requests(family, healthy)?;
                 let expected = if h2 { "h2" } else { "http/1.1" };
                 ensure!(
                     recorded.iter().all(|one| one.protocol == expected),
@@ -371,9 +371,9 @@ fn tls(cases: &mut Cases, twins: &Twins<'_>) {
 }
 
 /// Our limit of 16 KiB is lower than Go's 10 MiB: a known difference, and a clean failure.
-fn large_headers(env: &Env, twins: &Twins<'_>) -> Result<()> {
-    let result = env.fails(&Probe::http(twins.meshed.ns.ipv4(), PORT, LARGE))?;
-    let reason = twins.reason(PORT, LARGE)?;
+fn large_headers(env: &Env, pods: &PodPair<'_>) -> Result<()> {
+    let result = env.fails(&Probe::http(pods.meshed.ns.ipv4(), PORT, LARGE))?;
+    let reason = pods.reason(PORT, LARGE)?;
     ensure!(
         result.status == Some(500) && reason == "bad_response",
         "{reason}: {result:?}"
@@ -382,15 +382,15 @@ fn large_headers(env: &Env, twins: &Twins<'_>) -> Result<()> {
 }
 
 /// The kubelet gets its answer at about the probe's timeout, not later.
-fn timeout(twins: &Twins<'_>) -> Result<()> {
+fn timeout(pods: &PodPair<'_>) -> Result<()> {
     // We give up some milliseconds before the kubelet does, which a busy machine may take for itself.
     const TRIES: usize = 5;
-    let mut pair = twins.both_fail(Family::V4, |ip| Probe::http(ip, PORT, NEVER))?;
+    let mut pair = pods.both_fail(Family::V4, |ip| Probe::http(ip, PORT, NEVER))?;
     for _ in 1..TRIES {
         if pair.ours.status.is_some() {
             break;
         }
-        pair = twins.both_fail(Family::V4, |ip| Probe::http(ip, PORT, NEVER))?;
+        pair = pods.both_fail(Family::V4, |ip| Probe::http(ip, PORT, NEVER))?;
     }
     let took = pair.ours.latency;
     println!("     1 s probe of a slower app: answered after {took:?}");
@@ -402,29 +402,29 @@ fn timeout(twins: &Twins<'_>) -> Result<()> {
 }
 
 /// The app sees the connection end, and the daemon drops the check.
-fn hang_up(env: &Env, twins: &Twins<'_>) -> Result<()> {
-    let _before = twins.meshed.app.take_recorded()?;
+fn hang_up(env: &Env, pods: &PodPair<'_>) -> Result<()> {
+    let _before = pods.meshed.app.take_recorded()?;
     let request = format!("GET {HANG} HTTP/1.1\r\nHost: app\r\n\r\n");
-    let probe = Probe::raw(twins.meshed.ns.ipv4(), PORT, request.as_bytes())
+    let probe = Probe::raw(pods.meshed.ns.ipv4(), PORT, request.as_bytes())
         .timeout(Duration::from_millis(200));
     let result = env.kubelet.probe(&probe)?;
     ensure!(result.ended == Some(Ended::Open), "no answer: {result:?}");
     let since = Instant::now();
     let mut seen = Vec::new();
     wait::until("the app to be hung up on", SOON, || {
-        seen.extend(twins.meshed.app.take_recorded().ok()?);
+        seen.extend(pods.meshed.app.take_recorded().ok()?);
         seen.iter()
             .any(|one| one.protocol == "hung-up")
             .then_some(())
     })
     .with_context(|| format!("the app saw {seen:?}"))?;
     println!("     the app was hung up on within {:?}", since.elapsed());
-    ensure!(twins.reason(PORT, HANG)? == "cancelled");
+    ensure!(pods.reason(PORT, HANG)? == "cancelled");
     Ok(())
 }
 
 /// Neither body nor headers of the app's.
-fn only_the_status(env: &Env, twins: &Twins<'_>) -> Result<()> {
+fn only_the_status(env: &Env, pods: &PodPair<'_>) -> Result<()> {
     for (path, status) in [
         ("/healthy", "200 OK"),
         ("/failing", "503 Service Unavailable"),
@@ -434,7 +434,7 @@ fn only_the_status(env: &Env, twins: &Twins<'_>) -> Result<()> {
     ] {
         let request = format!("GET {path} HTTP/1.1\r\nHost: app\r\n\r\n");
         for family in FAMILIES {
-            let ip = family.ip(&twins.meshed.ns);
+            let ip = family.ip(&pods.meshed.ns);
             let result = env
                 .kubelet
                 .probe(&Probe::raw(ip, PORT, request.as_bytes()))?;

@@ -1,4 +1,4 @@
-//! A daemon that stands still, or whose handler does: probes go where they would go without it.
+//! The daemon, or only its handler, hangs: probes take the same path as without the daemon.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, Case, HTTP, Made, Probing};
+use super::sample_pod::{self, Case, HTTP, Probing, TimedProbe};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::freeze::Frozen;
 use crate::kubelet::Probe;
@@ -16,14 +16,14 @@ use crate::pod::Pod;
 use crate::rules::RuleSet;
 use crate::{pace, wait};
 
-/// How long the daemon stands still.
+/// How long the daemon is stopped.
 const STILL: Duration = Duration::from_secs(5);
-/// How soon probes must be right again: the heartbeat's default timeout. And how soon the handler must serve again.
+/// How soon probes must be correct again: the heartbeat's default timeout. Also how soon the handler must serve again.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long the handler's thread may stand still before the process ends itself, and how late it may be.
+/// How long the handler's thread may hang before the process ends itself, and the tolerance.
 const WATCHDOG: Duration = Duration::from_secs(10);
 const LATE: Duration = Duration::from_secs(5);
-/// Between two probes of one prober.
+/// Interval between two probes of one prober.
 const INTERVAL: Duration = Duration::from_millis(50);
 const PILOT_AGENT: u16 = 15020;
 
@@ -48,36 +48,41 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// A pod without a mesh, and what is true of it.
+/// A pod without a mesh, and its expected results.
 fn plain(env: &Env) -> Result<(Pod, Vec<Case>)> {
-    let pod = env.pod(usual::pod("plain").rules(RuleSet::None))?;
-    let expected = pod.ns.ips().into_iter().flat_map(usual::all).collect();
+    let pod = env.pod(sample_pod::pod("plain").rules(RuleSet::None))?;
+    let expected = pod
+        .ns
+        .ips()
+        .into_iter()
+        .flat_map(sample_pod::probes)
+        .collect();
     Ok((pod, expected))
 }
 
-/// A pod whose probes Istio's injector rewrote, with a pilot-agent that answers them.
+/// A pod whose probes Istio's injector has rewritten, with a pilot-agent that answers them.
 fn taken_over(env: &Env) -> Result<(Pod, Vec<Case>)> {
     let (livez, readyz) = ("/app-health/web/livez", "/app-health/web/readyz");
     let pod = env.pod(
-        usual::pod("taken-over")
-            .istio_prober(livez, usual::http(HTTP, "/healthy"))
-            .istio_prober(readyz, usual::http(HTTP, "/failing"))
-            .container(usual::container(
+        sample_pod::pod("taken-over")
+            .istio_prober(livez, sample_pod::http(HTTP, "/healthy"))
+            .istio_prober(readyz, sample_pod::http(HTTP, "/failing"))
+            .container(sample_pod::container(
                 "web",
-                usual::http(PILOT_AGENT, livez),
-                usual::http(PILOT_AGENT, readyz),
+                sample_pod::http(PILOT_AGENT, livez),
+                sample_pod::http(PILOT_AGENT, readyz),
             )),
     )?;
     let case = |path, healthy| Case {
         probe: Probe::http(pod.ns.ipv4(), PILOT_AGENT, path),
         healthy,
-        mesh_alone: healthy,
+        passes_without_daemon: healthy,
     };
     let expected = vec![case(livez, true), case(readyz, false)];
     Ok((pod, expected))
 }
 
-/// Constant probing of all that is expected.
+/// Continuous probing of all expected cases.
 fn probing(env: &Env, expected: &[Case]) -> Result<Probing> {
     let probes = expected.iter().map(|case| case.probe.clone()).collect();
     let probing = Probing::every(&Arc::clone(&env.kubelet), probes, pace::stretch(INTERVAL));
@@ -85,13 +90,13 @@ fn probing(env: &Env, expected: &[Case]) -> Result<Probing> {
     Ok(probing)
 }
 
-/// Connections that went to a handler of any of them.
+/// The number of connections to the handlers of all daemons.
 fn redirected(daemons: &[&Daemon]) -> Result<u64> {
     let counts = daemons.iter().map(|daemon| daemon.counter("redirected"));
     counts.sum()
 }
 
-/// `daemon`, one of `daemons`, stands still for a while and goes on.
+/// Stops `daemon`, one of `daemons`, for a while and continues it.
 fn stopped(env: &Env, expected: &[Case], daemons: &[&Daemon], daemon: &Daemon) -> Result<()> {
     let grace = pace::stretch(GRACE);
     let probing = probing(env, expected)?;
@@ -124,18 +129,18 @@ fn stopped(env: &Env, expected: &[Case], daemons: &[&Daemon], daemon: &Daemon) -
     served
 }
 
-/// Probes that were made, and what was to be expected of them.
+/// Probes that were made, and their expected results.
 struct Judged<'a> {
     expected: &'a [Case],
-    made: &'a [Made],
+    made: &'a [TimedProbe],
 }
 
 impl Judged<'_> {
-    /// Those begun between the two that are wrong.
-    fn wrong(&self, from: Instant, until: Instant) -> Vec<&Made> {
-        let begun = |made: &&Made| (from..until).contains(&made.begun);
+    /// Wrong results of probes that began between the two times.
+    fn wrong(&self, from: Instant, until: Instant) -> Vec<&TimedProbe> {
+        let begun = |made: &&TimedProbe| (from..until).contains(&made.begun);
         let made = self.made.iter().filter(begun);
-        made.filter(|made| !usual::is_right(self.expected, made))
+        made.filter(|made| !sample_pod::is_expected(self.expected, made))
             .collect()
     }
 
@@ -152,35 +157,40 @@ impl Judged<'_> {
     }
 }
 
-/// Two daemons serve one kubelet, as in an upgrade; one of them stands still.
+/// Two daemons serve one kubelet, as in an upgrade; one of them is stopped.
 fn stopped_of_two(cases: &mut Cases, first: bool) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    let pod = env.pod(usual::pod("two"))?;
+    let pod = env.pod(sample_pod::pod("two"))?;
     let second = DaemonSpec::new("second")
         .program(cases.daemon())
         .kubelet_cgroup(&env.cgroup)
         .pods(env.daemon.pods())
         .start(&env.run)?;
     second.wait_served(&pod)?;
-    let expected: Vec<_> = pod.ns.ips().into_iter().flat_map(usual::all).collect();
+    let expected: Vec<_> = pod
+        .ns
+        .ips()
+        .into_iter()
+        .flat_map(sample_pod::probes)
+        .collect();
     let daemon = if first { &env.daemon } else { &second };
     stopped(&env, &expected, &[&env.daemon, &second], daemon)
 }
 
-/// It is not the handler's thread alone that stood still: no reason to end.
+/// If not only the handler's thread was stopped, the daemon must not end itself.
 fn stopped_for_long(cases: &mut Cases) -> Result<()> {
     let mut env = Env::start(cases, &[])?;
-    let pod = env.pod(usual::pod("long"))?;
+    let pod = env.pod(sample_pod::pod("long"))?;
     let still = env.daemon.stand_still()?;
     wait::pass(WATCHDOG + Duration::from_secs(2))?;
     drop(still);
-    // As long again as it takes to see that nothing has happened.
+    // Wait long enough to see that it does not end.
     if let Ok(status) = env.daemon.wait_end(Duration::from_secs(3)) {
         bail!("it ended with {status}:\n{}", env.daemon.log_tail());
     }
     ensure!(env.daemon.get("/healthz")?.0 == 200, "it is not alive");
     let before = env.daemon.counter("redirected")?;
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
     ensure!(
         env.daemon.counter("redirected")? > before,
         "it does not serve"
@@ -188,7 +198,7 @@ fn stopped_for_long(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// The daemon as such is fine, but for the one thread that answers probes.
+/// Only the thread that answers probes hangs.
 fn handler_thread_frozen(cases: &mut Cases) -> Result<()> {
     let mut env = Env::start(cases, &["--scope", "all"])?;
     let (_plain, mut expected) = plain(&env)?;
@@ -231,7 +241,7 @@ fn handler_thread_frozen(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// What the DaemonSet's liveness probe asks.
+/// The request of the DaemonSet's liveness probe.
 fn is_alive(daemon: &Daemon) -> Result<bool> {
     let status = Command::new(daemon.program())
         .args(["status", "--alive", "--admin-socket"])

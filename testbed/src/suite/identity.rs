@@ -1,4 +1,4 @@
-//! Nobody but the kubelet gets anything from the handler, and nothing but its probes is touched.
+//! The handler answers only the kubelet, and the programs redirect only the kubelet's probes.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, CLOSED, HTTP, OPEN};
+use super::sample_pod::{self, CLOSED, HTTP, OPEN};
 use crate::app::AppSpec;
 use crate::kubelet::{Ended, Kubelet, Probe};
 use crate::pace;
@@ -21,11 +21,11 @@ use crate::wait;
 /// A port of the app that no probe declares.
 const UNDECLARED: u16 = 7070;
 const SOON: Duration = Duration::from_secs(5);
-/// Of include/net/tcp_states.h, as /proc/net/tcp writes them.
+/// TCP states of include/net/tcp_states.h, as in /proc/net/tcp.
 const LISTEN: &str = "0A";
 const TIME_WAIT: &str = "06";
 
-/// What a local attacker might say.
+/// Bytes that a local attacker may send.
 const WORDS: [&[u8]; 5] = [
     b"",
     b"GET /healthy HTTP/1.1\r\nHost: a\r\nUser-Agent: kube-probe/1.36\r\n\r\n",
@@ -36,9 +36,9 @@ const WORDS: [&[u8]; 5] = [
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    let app = AppSpec::new().http(HTTP).grpc(usual::GRPC).tcp(OPEN);
-    let mut spec = usual::pod("identity").app(app.http(UNDECLARED));
-    // The usual pod's probes, and an app that listens where none is declared.
+    let app = AppSpec::new().http(HTTP).grpc(sample_pod::GRPC).tcp(OPEN);
+    let mut spec = sample_pod::pod("identity").app(app.http(UNDECLARED));
+    // The sample pod's probes, and an app that also listens on a port without a probe.
     spec = spec.with_status();
     let pod = env.pod(spec)?;
     for (family, loopback) in [
@@ -79,7 +79,7 @@ fn sockets(family: IpAddr) -> Result<Vec<(SocketAddr, SocketAddr, String)>> {
         .collect()
 }
 
-/// `0100007F:1F90` is 127.0.0.1:8080: words in the machine's byte order.
+/// Parses `0100007F:1F90` as 127.0.0.1:8080: words in the machine's byte order.
 fn address(text: &str) -> Result<SocketAddr> {
     let (ip, port) = text.split_once(':').context("no address")?;
     let words: Vec<u32> = (0..ip.len() / 8)
@@ -99,7 +99,7 @@ fn address(text: &str) -> Result<SocketAddr> {
     Ok(SocketAddr::new(ip, u16::from_str_radix(port, 16)?))
 }
 
-/// Where the handler listens on `loopback`: among the listeners that everybody can see.
+/// The handler's addresses on `loopback`, from the listeners that every process can see.
 fn handlers(env: &Env, loopback: IpAddr) -> Result<Vec<SocketAddr>> {
     let own = env.daemon.handler()?;
     let listening: Vec<SocketAddr> = sockets(loopback)?
@@ -130,7 +130,7 @@ fn by_hand(env: &Env, who: &Kubelet, loopback: IpAddr) -> Result<()> {
     let before = unknown_peers(env)?;
     for words in WORDS {
         let result = who.probe(&Probe::raw(loopback, handler.port(), words))?;
-        // A reset may come so soon that it is connect() that reports it.
+        // A reset may arrive so soon that connect() reports it.
         let reset = match result.ended {
             Some(Ended::Reset) => true,
             Some(Ended::Refused) => result.message.contains("reset"),
@@ -142,12 +142,12 @@ fn by_hand(env: &Env, who: &Kubelet, loopback: IpAddr) -> Result<()> {
     let made = WORDS.len() as f64;
     ensure!(
         (counted - made).abs() < f64::EPSILON,
-        "{made} strangers, {counted} counted"
+        "{made} connections of other processes, {counted} counted"
     );
     Ok(())
 }
 
-/// An address and port from which the kubelet was just answered is good for nothing once it is free.
+/// The source address and port of an answered probe give no access once they are free.
 fn used_again(env: &Env, pod: &Pod, loopback: IpAddr) -> Result<()> {
     let handlers = handlers(env, loopback)?;
     let ip: IpAddr = match loopback {
@@ -164,7 +164,7 @@ fn used_again(env: &Env, pod: &Pod, loopback: IpAddr) -> Result<()> {
         used.into_iter().find_map(|(handler, source)| {
             match connect_from(source, handler).map_err(|error| error.kind()) {
                 Ok(stream) => Some((source, Some(stream), unknown)),
-                // It may come so soon that it is connect() that reports it.
+                // The reset may arrive so soon that connect() reports it.
                 Err(ErrorKind::ConnectionReset) => Some((source, None, unknown)),
                 Err(_) => None,
             }
@@ -175,7 +175,7 @@ fn used_again(env: &Env, pod: &Pod, loopback: IpAddr) -> Result<()> {
         None => Err(ErrorKind::ConnectionReset),
         Some(stream) => {
             stream.set_read_timeout(Some(pace::stretch(SOON)))?;
-            // A reset that has come already is told once: to the one that writes, not to the one that reads after it.
+            // A reset is reported only once: to the write, not to the read after it.
             let ended = stream
                 .write_all(WORDS[1])
                 .and_then(|()| stream.read_to_end(&mut answer));
@@ -192,11 +192,14 @@ fn used_again(env: &Env, pod: &Pod, loopback: IpAddr) -> Result<()> {
         String::from_utf8_lossy(&answer)
     );
     let counted = unknown_peers(env)? - unknown;
-    ensure!(counted >= 1.0, "one stranger, {counted} counted");
+    ensure!(
+        counted >= 1.0,
+        "one connection of another process, {counted} counted"
+    );
     Ok(())
 }
 
-/// Whoever was connected to one of the `handlers`, and to which, as far as its end of the connection shows.
+/// Connections to one of the `handlers`: peer and handler, as far as the peer's socket shows them.
 fn peers(handlers: &[SocketAddr]) -> Result<Vec<(SocketAddr, SocketAddr)>> {
     let family = handlers.first().context("no handler")?.ip();
     let sockets = sockets(family)?.into_iter();
@@ -218,7 +221,7 @@ fn connect_from(source: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// The programs are told the kubelet's process: others in its cgroup meet the mesh.
+/// The programs compare the process with the kubelet's: other processes in its cgroup are subject to the mesh.
 fn other_process(env: &Env, pod: &Pod) -> Result<()> {
     let filter = env.daemon.status()?["kubelet"]["process_filter"].as_u64();
     ensure!(
@@ -232,20 +235,20 @@ fn other_process(env: &Env, pod: &Pod) -> Result<()> {
         env.daemon.counter("other_process")?,
     );
     for ip in pod.ns.ips() {
-        usual::mesh_alone(&other, ip)?;
+        sample_pod::check_mesh_only(&other, ip)?;
     }
     ensure!(
         env.daemon.counter("seen")? == seen,
         "it was taken for the kubelet"
     );
     let counted = env.daemon.counter("other_process")? - others;
-    let least = 2 * usual::all(pod.ns.ipv4().into()).len() as u64;
+    let least = 2 * sample_pod::probes(pod.ns.ipv4().into()).len() as u64;
     ensure!(counted >= least, "{least} connections, {counted} counted");
-    // The kubelet itself is served all the same.
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())
+    // The kubelet itself is still served.
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())
 }
 
-/// The kubelet also talks to the API server, the container runtime, its own health port.
+/// The kubelet also connects to the API server, the container runtime and its own health port.
 fn other_servers(env: &Env) -> Result<()> {
     let (node4, _) = env.run.node_ips();
     for ip in [
@@ -282,14 +285,14 @@ fn other_servers(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// The app's other ports are none of the handler's business, for the kubelet either.
+/// The handler does not handle connections to the app's other ports, not even the kubelet's.
 fn undeclared(env: &Env, pod: &Pod) -> Result<()> {
     let seen = env.daemon.counter("seen")?;
     for ip in pod.ns.ips() {
         let _refused = env.fails(&Probe::http(ip, UNDECLARED, "/healthy"))?;
     }
     ensure!(env.daemon.counter("seen")? == seen, "it was seen");
-    // And a request that is no declared probe, on a declared port, meets the mesh too.
+    // A request on a declared port that is not a declared probe is subject to the mesh too.
     let ip = pod.ns.ipv4();
     let result = env.fails(&Probe::http(ip, HTTP, "/secret"))?;
     ensure!(result.status.is_none(), "an answer: {result:?}");

@@ -1,4 +1,4 @@
-//! The programs by themselves, without the daemon: what cannot be seen through it.
+//! The eBPF programs without the daemon: behaviour that cannot be observed through the daemon.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -57,7 +57,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// A namespace that has lost its address would dial out, to whoever has it now.
+/// A namespace that has lost its address would connect to the new owner of the address.
 fn needs_its_address(pod: &Pod) -> Result<()> {
     let netns = Arc::new(Netns::open(&pod.ns.path())?);
     let own = SocketAddr::new(pod.ns.ipv4().into(), HTTP);
@@ -79,7 +79,7 @@ fn needs_its_address(pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Programs attached to `cgroup` that send probes of `pod` to a handler at `port`.
+/// Attaches programs to `cgroup` that redirect probes of `pod` to a handler at `port`.
 fn attach(cgroup: &Cgroup, pod: &Pod, port: u16) -> Result<(Programs, Maps)> {
     let (mut programs, mut maps) = Programs::load(&LoadOptions::default())?;
     maps.config.update(|config| {
@@ -107,7 +107,7 @@ fn count(maps: &Maps, counter: Counter) -> u64 {
     maps.counters.read()[counter as usize]
 }
 
-/// With nobody listening at the handler's port a probe goes its own way, and is counted as such.
+/// If nothing listens on the handler's port, a probe is not redirected, and is counted as such.
 fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
     let port = handler.local_addr()?.port();
@@ -119,9 +119,9 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
         tcp.passed() && count(&maps, Counter::Redirected) == 1,
         "not redirected: {tcp:?}"
     );
-    let (stranger, peer) = handler.accept()?;
+    let (other_client, peer) = handler.accept()?;
     let flows: &FlowMap = &maps.flows;
-    let isn = saved_syn::take_isn(&stranger).context("no SYN was kept")?;
+    let isn = saved_syn::take_isn(&other_client).context("no SYN was kept")?;
     let connection = ConnectionId { peer, isn };
     let other = ConnectionId {
         isn: isn.wrapping_add(1),
@@ -138,10 +138,10 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
         flow.original == SocketAddr::new(pod.ns.ipv4().into(), HTTP),
         "{flow:?}"
     );
-    // The probe has hung up: its port may be another's by now.
+    // The probe has closed its connection: another process may have its port.
     ensure!(flow.closed, "{flow:?}");
     ensure!(flows.take(connection).is_none(), "a flow was taken twice");
-    drop((stranger, handler));
+    drop((other_client, handler));
 
     for (gone, ip) in (1..).zip(pod.ns.ips()) {
         let http = kubelet.probe(&Probe::http(ip, HTTP, "/healthy"))?;
@@ -155,8 +155,8 @@ fn handler_gone(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// The kubelet's process asks for names, too: a UDP socket that is connected to an endpoint's address and port keeps
-/// its peer.
+/// The kubelet's process also sends DNS queries: a UDP socket that is connected to an endpoint's address and port
+/// keeps its peer.
 fn datagrams(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
     let (_programs, maps) = attach(cgroup, pod, handler.local_addr()?.port())?;
@@ -178,15 +178,15 @@ fn datagrams(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// A process in the kubelet's cgroup whose sockets are in another network namespace than the kubelet's (`own`) has
-/// another idea of where the handler is.
+/// For a process in the kubelet's cgroup in another network namespace than the kubelet's (`own`), the handler's
+/// address means another socket.
 fn another_namespace(run: &Run, cgroup: &Cgroup, pod: &Pod, own: u64) -> Result<()> {
     let handler = std::net::TcpListener::bind("127.0.0.1:0").context("a port")?;
     let (_programs, maps) = attach(cgroup, pod, handler.local_addr()?.port())?;
     maps.config.update(|config| config.netns_cookie = own)?;
-    let stranger = pod.ns.run(|| Kubelet::start(run, cgroup, "kubelet"))?;
+    let other_client = pod.ns.run(|| Kubelet::start(run, cgroup, "kubelet"))?;
     for (others, ip) in (1..).zip(pod.ns.ips()) {
-        let http = stranger.probe(&Probe::http(ip, HTTP, "/healthy"))?;
+        let http = other_client.probe(&Probe::http(ip, HTTP, "/healthy"))?;
         ensure!(http.passed(), "not left alone: {http:?}");
         ensure!(
             count(&maps, Counter::OtherProcess) == others && count(&maps, Counter::Seen) == 0,
@@ -197,7 +197,7 @@ fn another_namespace(run: &Run, cgroup: &Cgroup, pod: &Pod, own: u64) -> Result<
     Ok(())
 }
 
-/// Programs that are taken off see nothing, though they are still loaded.
+/// Detached programs do not run, although they are still loaded.
 fn detached(cgroup: &Cgroup, kubelet: &Kubelet, pod: &Pod) -> Result<()> {
     let (mut programs, maps) = attach(cgroup, pod, 1)?;
     let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");

@@ -1,4 +1,4 @@
-//! The kubelet dies, comes back, or moves: its probes are exempt again within a moment.
+//! The kubelet ends, restarts, or moves to another cgroup: its probes are soon exempt again.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::cases::Cases;
-use super::usual::{self, HTTP};
+use super::sample_pod::{self, HTTP};
 use crate::bpf::LegacyConnect4;
 use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
@@ -47,10 +47,10 @@ fn shared_process(run: &Run, program: Option<&Path>) -> Result<()> {
         .program(program)
         .kubelet_cgroup(&cgroup)
         .start(run)?;
-    let mut pod = usual::pod("k3s").start(run)?;
+    let mut pod = sample_pod::pod("k3s").start(run)?;
     daemon.serve(&mut pod)?;
     let ip = pod.ns.ipv4();
-    usual::truth(&k3s, ip.into())?;
+    sample_pod::check_verdicts(&k3s, ip.into())?;
     let proxied = b"GET /healthy HTTP/1.1\r\nHost: app\r\nUser-Agent: kubectl/v1.36.0\r\n\r\n";
     let result = k3s.probe(&Probe::raw(ip, HTTP, proxied))?;
     ensure!(
@@ -80,9 +80,9 @@ fn from_a_container(run: &Run, program: Option<&Path>) -> Result<()> {
             && attached.ends_with("contained-kubelet"),
         "attached to {attached}"
     );
-    let mut pod = usual::pod("contained").start(run)?;
+    let mut pod = sample_pod::pod("contained").start(run)?;
     daemon.serve(&mut pod)?;
-    usual::truth(&kubelet, pod.ns.ipv4().into())
+    sample_pod::check_verdicts(&kubelet, pod.ns.ipv4().into())
 }
 
 /// While the kubelet is restarted, somebody else's process of its name may be the only one.
@@ -95,7 +95,7 @@ fn decoy(run: &Run, program: Option<&Path>) -> Result<()> {
         .arg("--kubelet-name")
         .arg(&name)
         .start(run)?;
-    let mut pod = usual::pod("decoy").start(run)?;
+    let mut pod = sample_pod::pod("decoy").start(run)?;
     daemon.serve(&mut pod)?;
     let elsewhere = Cgroup::new(run, "elsewhere")?;
     let _decoy = Kubelet::start(run, &elsewhere, &name)?;
@@ -123,14 +123,14 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         .arg(name)
         .start(run)?;
     cases.show_on_failure(daemon.log_path());
-    let mut pod = usual::pod("restart").start(run)?;
+    let mut pod = sample_pod::pod("restart").start(run)?;
     daemon.serve(&mut pod)?;
     cases.case("found-by-name", || {
         ensure!(
             attached_to(&daemon)? == old.display().to_string(),
             "attached elsewhere"
         );
-        usual::truth(&kubelet, pod.ns.ipv4().into())
+        sample_pod::check_verdicts(&kubelet, pod.ns.ipv4().into())
     });
     cases.case("dies-and-comes-back-in-a-new-cgroup", || {
         kubelet.kill()?;
@@ -241,10 +241,10 @@ fn by_path(cases: &mut Cases, run: &Run) -> Result<()> {
         .kubelet_cgroup(&cgroup)
         .start(run)?;
     cases.show_on_failure(daemon.log_path());
-    let mut pod = usual::pod("given").start(run)?;
+    let mut pod = sample_pod::pod("given").start(run)?;
     daemon.serve(&mut pod)?;
     cases.case("cgroup-made-anew-at-the-same-path", || {
-        usual::truth(&kubelet, pod.ns.ipv4().into())?;
+        sample_pod::check_verdicts(&kubelet, pod.ns.ipv4().into())?;
         for noticed in [true, false] {
             kubelet.kill()?;
             // The old one goes before the new one comes.
@@ -306,7 +306,7 @@ fn comes_back(daemon: &Daemon, kubelet: &Kubelet, pod: &Pod, cgroup: &Cgroup) ->
     println!("     first exempt probe after {took:?}");
     ensure!(took < pace::stretch(LIMIT), "{took:?}");
     for ip in pod.ns.ips() {
-        usual::truth(kubelet, IpAddr::clone(&ip))?;
+        sample_pod::check_verdicts(kubelet, IpAddr::clone(&ip))?;
     }
     wait::until("status to name the new place", SOON, || {
         let status = daemon.status().ok()?;

@@ -1,4 +1,4 @@
-//! Pods come and go, their namespaces and addresses too: no answer from the wrong pod, nothing left.
+//! Pods, namespaces and addresses are created and removed: no answer comes from the wrong pod, nothing is left behind.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,19 +15,19 @@ use socket2::{Domain, Socket, Type};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, HTTP, Made, Probing};
+use super::sample_pod::{self, HTTP, Probing, TimedProbe};
 use crate::kubelet::Probe;
 use crate::netns::NetNs;
 use crate::pod::Pod;
 use crate::{command, pace, wait};
 
 const SOON: Duration = Duration::from_secs(5);
-/// How many pods the churn makes at most, and how long it may take.
+/// The maximum number of pods in the churn, and its maximum duration.
 const CHURN: usize = 200;
 const CHURN_TIME: Duration = Duration::from_secs(20);
-/// How many looks in a row must show the same before it counts as what the daemon holds when idle.
+/// How many equal readings in a row count as the idle daemon's resources.
 const SETTLED: usize = 50;
-/// What the second pod of a pair answers, which nobody else does.
+/// The status that only the second pod of a pair returns.
 const OTHER: u16 = 418;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -46,10 +46,10 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// An app that closes a connection first keeps its end for a minute, and with it one of the pod's ports: not that of a
-/// probe.
+/// An app that closes a connection first keeps it in TIME_WAIT for a minute, and with it one of the pod's ports; a
+/// probe must not cause that.
 fn no_time_wait(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("waiting"))?;
+    let pod = env.pod(sample_pod::pod("waiting"))?;
     let waiting = || {
         let mut count = 0;
         for table in ["tcp", "tcp6"] {
@@ -68,14 +68,14 @@ fn no_time_wait(env: &Env) -> Result<()> {
             let _passed = env.passes(&Probe::http(ip, HTTP, "/healthy"))?;
         }
     }
-    // The last one is let go of after it was answered.
+    // The last connection is closed after the probe was answered.
     wait::until("the pod to be as before", SOON, || {
         (pod.ns.run(waiting).ok()? <= before).then_some(())
     })
 }
 
-/// Where a block of addresses leads nowhere until each has a route of its own (Calico), one of them is not the node's for
-/// that, nor is it unknown whose it is.
+/// With a blackhole route for a block of addresses and a separate route for each (Calico), an address of the block must
+/// count neither as the node's nor as unknown.
 fn before_its_route(env: &Env) -> Result<()> {
     let node = NetNs::new(&env.run, "blocks")?;
     for kind in ["blackhole", "unreachable", "prohibit"] {
@@ -118,8 +118,8 @@ fn wait_endpoints(env: &Env, number: f64) -> Result<()> {
 
 fn removed(env: &Env) -> Result<()> {
     let before = endpoints(env)?;
-    let mut pod = env.pod(usual::pod("removed"))?;
-    usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+    let mut pod = env.pod(sample_pod::pod("removed"))?;
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
     ensure!(endpoints(env)? > before, "a pod without endpoints");
     pod.withdraw()?;
     let begun = Instant::now();
@@ -129,7 +129,7 @@ fn removed(env: &Env) -> Result<()> {
         begun.elapsed()
     );
     for ip in pod.ns.ips() {
-        usual::mesh_alone(&env.kubelet, ip)?;
+        sample_pod::check_mesh_only(&env.kubelet, ip)?;
     }
     ensure!(
         env.daemon.pod_status(pod.name())?.is_none(),
@@ -145,7 +145,7 @@ fn pending(env: &Env, pod: &Pod) -> Option<String> {
 
 fn gone_and_back(env: &Env) -> Result<()> {
     let before = endpoints(env)?;
-    let mut pod = env.pod(usual::pod("phoenix"))?;
+    let mut pod = env.pod(sample_pod::pod("phoenix"))?;
     let inode = |status: Value| status["netns"]["known"]["inode"].as_u64();
     let first = env.daemon.pod_status(pod.name())?.and_then(inode);
     pod.die()?;
@@ -163,11 +163,11 @@ fn gone_and_back(env: &Env) -> Result<()> {
     wait::until("the kernel to free the namespace", SOON, || {
         (!pod.ns.lives()).then_some(())
     })?;
-    // Without a route of its own the address would be looked for outside this machine.
+    // Without its own route, packets to the address would leave this machine.
     let route = format!("unreachable {}/32", pod.ns.ipv4());
     command::ip_batch(&format!("route add {route}\n"))?;
     let answered = [
-        env.fails(&Probe::tcp(pod.ns.ipv4(), usual::OPEN)),
+        env.fails(&Probe::tcp(pod.ns.ipv4(), sample_pod::OPEN)),
         env.fails(&Probe::http(pod.ns.ipv4(), HTTP, "/healthy")),
     ];
     command::ip_batch(&format!("route del {route}\n"))?;
@@ -191,15 +191,15 @@ fn gone_and_back(env: &Env) -> Result<()> {
         "no inode in status: {first:?}, {second:?}"
     );
     for ip in pod.ns.ips() {
-        usual::truth(&env.kubelet, ip)?;
+        sample_pod::check_verdicts(&env.kubelet, ip)?;
     }
     Ok(())
 }
 
-/// Two pods whose `/healthy` can be told apart, and an address that the first one has too.
+/// Two pods whose `/healthy` answers differ, and an additional address of the first one.
 fn pair(env: &Env, names: [&str; 2]) -> Result<([Pod; 2], IpAddr)> {
-    let first = env.pod(usual::pod(names[0]))?;
-    let second = env.pod(usual::pod(names[1]))?;
+    let first = env.pod(sample_pod::pod(names[0]))?;
+    let second = env.pod(sample_pod::pod(names[1]))?;
     second.app.set_status("/healthy", OTHER)?;
     let (_, ip, _) = env.run.next_pod_ips();
     let ip = IpAddr::V4(ip);
@@ -207,7 +207,7 @@ fn pair(env: &Env, names: [&str; 2]) -> Result<([Pod; 2], IpAddr)> {
     Ok(([first, second], ip))
 }
 
-/// Puts the address on the pod and routes it there.
+/// Adds the address to the pod, and a route to it.
 fn give(env: &Env, pod: &Pod, ip: IpAddr) -> Result<()> {
     pod.ns.ip(&format!("address add {ip}/32 dev eth0\n"))?;
     pod.ns.route(ip, &env.run)
@@ -254,8 +254,8 @@ fn moved(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// `old` may not be heard once the address was taken from its pod.
-fn judge(made: &[Made], old: u16, taken: Instant) -> Result<()> {
+/// `old` must not be returned after its pod has lost the address.
+fn judge(made: &[TimedProbe], old: u16, taken: Instant) -> Result<()> {
     for made in made {
         if made.result.status == Some(old) && made.begun > taken {
             bail!(
@@ -277,7 +277,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
     })?;
     for owner in [&first, &second] {
         owner.ns.route(ip, &env.run)?;
-        usual::mesh_alone(&env.kubelet, ip)?;
+        sample_pod::check_mesh_only(&env.kubelet, ip)?;
     }
     let _log = env
         .daemon
@@ -295,8 +295,8 @@ fn claimed_twice(env: &Env) -> Result<()> {
         table.contains(&format!("another pod has its address {ip} too")),
         "status does not say so:\n{table}"
     );
-    // Their other addresses are served as ever.
-    usual::truth(&env.kubelet, first.ns.ipv4().into())?;
+    // Their other addresses are still served.
+    sample_pod::check_verdicts(&env.kubelet, first.ns.ipv4().into())?;
     let result = env
         .kubelet
         .probe(&Probe::http(second.ns.ipv4(), HTTP, "/healthy"))?;
@@ -309,9 +309,9 @@ fn claimed_twice(env: &Env) -> Result<()> {
     wait_status(env, ip, 200)
 }
 
-/// What finds no room in the kernel's map meets the mesh, and says so; the rest is served.
+/// Endpoints that do not fit into the kernel's map are subject to the mesh and are reported; the others are served.
 fn map_full(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("too-many"))?;
+    let pod = env.pod(sample_pod::pod("too-many"))?;
     let failed = env.daemon.metric("probe_handler_endpoints_failed")?;
     ensure!(
         same(endpoints(env)?, 2.0) && failed > 0.5,
@@ -330,7 +330,7 @@ fn map_full(env: &Env) -> Result<()> {
     })
 }
 
-/// What the daemon holds.
+/// The daemon's resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Holds {
     descriptors: usize,
@@ -356,7 +356,7 @@ fn holds(env: &Env) -> Result<Holds> {
 }
 
 fn churn(env: &Env) -> Result<()> {
-    // The first ones warm up whatever is made once.
+    // The first pods trigger everything that is created only once.
     for index in 0..3 {
         one_life(env, index)?;
     }
@@ -365,7 +365,7 @@ fn churn(env: &Env) -> Result<()> {
         let now = holds(env).ok()?;
         let same = before.replace(now) == Some(now);
         alike = if same { alike + 1 } else { 0 };
-        // Where a look takes longer, fewer of them last as long.
+        // On slow machines fewer readings take the same time.
         (alike >= pace::fewer(SETTLED)).then_some(())
     })?;
     let before = before.context("nothing was counted")?;
@@ -384,7 +384,7 @@ fn churn(env: &Env) -> Result<()> {
             // first was slow to say that it is done.
             && after.threads <= before.threads + 1
             && after.endpoints == before.endpoints
-            // Another run's namespaces may come and go.
+            // Other runs may create and remove namespaces.
             && after.ids <= before.ids + lives / 10;
         back.then_some(())
     });
@@ -392,7 +392,7 @@ fn churn(env: &Env) -> Result<()> {
     settled.with_context(|| format!("before {before:?}, after {after:?}"))
 }
 
-/// Has the daemon serve `ns` as a pod with this liveness probe; gives the manifest's path.
+/// Publishes `ns` as a pod with this liveness probe; returns the manifest's path.
 fn serve_bare(env: &Env, name: &str, ns: &NetNs, probe: Value) -> Result<PathBuf> {
     let manifest = json!({
         "apiVersion": "v1",
@@ -416,8 +416,8 @@ fn serve_bare(env: &Env, name: &str, ns: &NetNs, probe: Value) -> Result<PathBuf
     Ok(file)
 }
 
-/// An app that takes no connections for a while is healthy if it answers within the probe's timeout: the
-/// kernel drops what does not fit in its queue, and hears it again 1, 3 and 7 s after the first time.
+/// An app that accepts no connections for a while is healthy if it answers within the probe's timeout: the
+/// kernel drops SYNs that do not fit into the queue, and they are sent again after 1, 3 and 7 s.
 fn full_accept_queue(env: &Env) -> Result<()> {
     let ns = NetNs::new(&env.run, "full-queue")?;
     let queue = ns.run(|| {
@@ -427,7 +427,7 @@ fn full_accept_queue(env: &Env) -> Result<()> {
         Ok(socket)
     })?;
     let app = TcpListener::from(queue);
-    let mut probe = usual::http(HTTP, "/healthy");
+    let mut probe = sample_pod::http(HTTP, "/healthy");
     probe["timeoutSeconds"] = json!(15);
     let file = serve_bare(env, "full-queue", &ns, probe)?;
     let _in_the_way = TcpStream::connect((ns.ipv4(), HTTP))?;
@@ -456,7 +456,7 @@ fn full_accept_queue(env: &Env) -> Result<()> {
     }
 }
 
-/// A pod with an app in this process, for speed: made, served, probed, withdrawn, gone for good.
+/// Creates, serves, probes and removes a pod with an app in this process, which is fast.
 fn one_life(env: &Env, index: usize) -> Result<()> {
     let name = format!("churn{index}");
     let ns = NetNs::new(&env.run, &name)?;
@@ -467,7 +467,7 @@ fn one_life(env: &Env, index: usize) -> Result<()> {
         let _length = client.read(&mut request)?;
         Ok(client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?)
     });
-    let file = serve_bare(env, &name, &ns, usual::http(HTTP, "/healthy"))?;
+    let file = serve_bare(env, &name, &ns, sample_pod::http(HTTP, "/healthy"))?;
     let redirected = env.daemon.counter("redirected")?;
     let passed = env.passes(&Probe::http(ns.ipv4(), HTTP, "/healthy"));
     fs::remove_file(&file)?;

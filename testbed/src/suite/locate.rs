@@ -1,8 +1,8 @@
-//! From a pod's UID to its network namespace: every layout of cgroups, sandboxes that come, are made anew
-//! and go, and how soon that is seen.
+//! Finding a pod's network namespace by its UID: every cgroup layout, sandboxes that are created, recreated
+//! and removed, and how soon the daemon notices.
 //!
-//! The cgroups are real ones, in directories of their own that stand for the hierarchies' roots; the
-//! containers are real processes in real network namespaces.
+//! The cgroups are real, below directories that are used as the hierarchies' roots; the containers are
+//! real processes in real network namespaces.
 
 use std::fs;
 use std::path::PathBuf;

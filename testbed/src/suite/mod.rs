@@ -1,7 +1,7 @@
-//! `testbed suite`: every rule of probe-handler's design, checked with real rules, real programs and the
-//! real daemon, in namespaces.
+//! `testbed suite`: tests every rule of probe-handler's design with real mesh rules, real eBPF programs and
+//! the real daemon, in network namespaces.
 //!
-//! One file per group of rules; each makes what it needs ([`env::Env`]) and reports its cases to
+//! One file per group of cases. Each sets up what it needs ([`env::Env`]) and reports its results to
 //! [`cases::Cases`].
 
 mod admin;
@@ -24,16 +24,16 @@ mod life;
 mod locate;
 mod neighbours;
 pub(crate) mod node;
+mod pod_pair;
 mod ports;
 mod privileges;
 mod relays;
 mod rewritten;
 mod robust;
 mod rules;
+pub(crate) mod sample_pod;
 mod sandbox;
 mod source;
-mod twins;
-pub(crate) mod usual;
 mod versions;
 mod webhook;
 
@@ -48,20 +48,20 @@ use cases::Cases;
 /// Options of `testbed suite`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The daemon's program [default: probe-handler beside this one]
+    /// The daemon's program [default: probe-handler in the directory of this program]
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
-    /// Print the names of the groups, and run nothing
+    /// Print the names of the groups and exit
     #[arg(long)]
     list: bool,
-    /// Only cases whose name (`group/case`) contains one of these
+    /// Run only cases whose name (`group/case`) contains one of these
     filter: Vec<String>,
 }
 
 /// A group of cases that share an environment.
 type Group = (&'static str, fn(&mut Cases) -> Result<()>);
 
-/// All groups, in the order in which they run.
+/// All groups, in running order.
 const GROUPS: &[Group] = &[
     ("kernel", kernel::run),
     ("versions", versions::run),
@@ -93,7 +93,7 @@ const GROUPS: &[Group] = &[
     ("webhook", webhook::run),
 ];
 
-/// Runs what the filter selects.
+/// Runs the selected cases.
 ///
 /// # Errors
 /// When a case failed, or ctrl-C was pressed.
@@ -106,7 +106,7 @@ pub fn main(args: &Args) -> Result<()> {
     }
     interrupt::catch()?;
     for removed in run::cleanup_stale()? {
-        println!("removed what a killed run left: {removed}");
+        println!("removed leftovers of a killed run: {removed}");
     }
     let started = Instant::now();
     let mut cases = Cases::new(args.filter.clone(), args.daemon.clone());

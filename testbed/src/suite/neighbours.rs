@@ -1,4 +1,4 @@
-//! What one pod does in its own network namespace delays neither its neighbours nor the daemon.
+//! A pod's actions in its own network namespace delay neither other pods nor the daemon.
 //!
 //! Each attack is bounded in number and ends with its case.
 
@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, HTTP, Probing};
+use super::sample_pod::{self, HTTP, Probing};
 use crate::app::AppSpec;
 use crate::bpf::Map;
 use crate::kubelet::Probe;
@@ -23,23 +23,23 @@ use crate::pod::{Pod, PodSpec};
 use crate::{command, pace, wait};
 
 const SOON: Duration = Duration::from_secs(10);
-/// How soon a new pod is served beside any of this. Without an attack it takes 25 ms; it took more than 600 when looks and dials were
-/// made by the daemon's main thread.
+/// How soon a new pod must be served during an attack. Without an attack it takes 25 ms; it took more than 600 ms when the daemon's
+/// main thread inspected namespaces and dialled.
 const SERVED: Duration = Duration::from_millis(300);
-/// How many new pods there are, of which one in the middle is judged.
+/// Number of new pods; the median is compared.
 const NEW: usize = 5;
-/// What a dial in the costly pod takes of the processor.
+/// Processor time of a dial in the expensive pod.
 const COST: Duration = Duration::from_millis(100);
-/// Rules in a chain, and how often a second chain goes through it.
+/// Number of rules in a chain, and how often a second chain traverses it.
 const RULES: usize = 500;
 const ROUNDS: usize = 100;
-/// The most that the second chain is gone through for each packet.
+/// Maximum number of traversals of the second chain per packet.
 const JUMPS: usize = 4_000;
-/// How many addresses and listeners the restless pod has; fewer where a process may have fewer descriptors.
+/// Number of addresses and listeners of the changing pod; fewer if the descriptor limit is lower.
 const ADDRESSES: usize = 1_000;
 const LISTENERS: usize = 18_000;
 const FIRST_LISTENER: u16 = 40_000;
-/// How often addresses come and go at most, and how many at a time.
+/// How often addresses are added and removed at most, and how many at a time.
 const FLAPS: usize = 2_000;
 const AT_ONCE: usize = 20;
 
@@ -51,14 +51,14 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// A pod of no mesh, which answers 200 on `/healthy`.
+/// A pod without a mesh that answers 200 on `/healthy`.
 fn plain(name: &str) -> PodSpec {
     PodSpec::new(name)
         .app(AppSpec::new().http(HTTP))
-        .container(usual::container(
+        .container(sample_pod::container(
             "web",
-            usual::http(HTTP, "/healthy"),
-            usual::http(HTTP, "/failing"),
+            sample_pod::http(HTTP, "/healthy"),
+            sample_pod::http(HTTP, "/failing"),
         ))
 }
 
@@ -72,7 +72,7 @@ fn pods_in_state(env: &Env, state: &str) -> Result<f64> {
     Ok(metrics.sum("probe_handler_pods", &[("state", state)]))
 }
 
-/// A dial inside the pod goes over lo, the kubelet's connection does not: what passes without us passes with us.
+/// A dial inside the pod uses lo, the kubelet's connection does not: a probe that passes without the daemon must pass with it.
 fn lo_down(env: &Env) -> Result<()> {
     let pod = env.pod(plain("no-loopback"))?;
     let probe = |path: &str| Probe::http(pod.ns.ipv4(), HTTP, path).timeout(Duration::from_secs(2));
@@ -107,7 +107,7 @@ fn lo_down(env: &Env) -> Result<()> {
         ensure!(served(path)?, "{path} did not go through the handler");
     }
 
-    // One whose lo was never up.
+    // A pod whose lo was never up.
     let unfinished = plain("never-loopback").start(&env.run)?;
     unfinished.ns.ip("link set lo down\n")?;
     let mut unfinished = unfinished;
@@ -119,10 +119,10 @@ fn lo_down(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// Each dial inside the pod walks through millions of its rules, and its addresses change all the time so that it is
-/// dialled again and again.
+/// Each dial inside the pod traverses millions of its rules, and its addresses change continuously so that the daemon
+/// dials repeatedly.
 fn rules_that_cost(env: &Env) -> Result<()> {
-    let victim = env.pod(usual::pod("victim-of-rules"))?;
+    let victim = env.pod(sample_pod::pod("victim-of-rules"))?;
     let mut pod = plain("costly").start(&env.run)?;
     let cost = make_costly(&pod.ns)?;
     println!("     a dial in the pod costs {cost:?} of processor time");
@@ -151,7 +151,7 @@ fn rules_that_cost(env: &Env) -> Result<()> {
         .daemon
         .wait_logged(&["costly", "not served: its own netfilter rules cost"])?;
 
-    // Two dials in a row that cost little, and it is served again.
+    // After two cheap dials in a row it is served again.
     pod.ns
         .run(|| command::run("nft", &["delete", "table", "inet", "costly"], "").map(drop))?;
     let begun = Instant::now();
@@ -162,7 +162,7 @@ fn rules_that_cost(env: &Env) -> Result<()> {
     env.daemon.wait_served(&pod)
 }
 
-/// Gives the namespace rules that make each connection over lo cost [`COST`]; tells what it costs.
+/// Adds rules to the namespace that make each connection over lo cost [`COST`]; returns the measured cost.
 fn make_costly(ns: &NetNs) -> Result<Duration> {
     let mut jumps = 10;
     loop {
@@ -188,7 +188,7 @@ fn load(ns: &NetNs, jumps: usize) -> Result<()> {
     ns.run(|| command::run("nft", &["-f", "-"], &rules).map(drop))
 }
 
-/// What a dial inside the namespace costs, the least of three.
+/// The cost of a dial inside the namespace: the minimum of three.
 fn dial(ns: &NetNs) -> Result<Duration> {
     let to = SocketAddr::new(ns.ipv4().into(), 65_000);
     let mut costs = Vec::new();
@@ -203,9 +203,9 @@ fn dial(ns: &NetNs) -> Result<Duration> {
     costs.into_iter().min().context("no dial")
 }
 
-/// A thousand addresses, some of which come and go, and thousands of listeners.
+/// A thousand addresses, some of which are added and removed, and thousands of listeners.
 fn flapping(env: &Env) -> Result<()> {
-    let victim = env.pod(usual::pod("victim-of-flaps"))?;
+    let victim = env.pod(sample_pod::pod("victim-of-flaps"))?;
     let mut pod = plain("restless").start(&env.run)?;
     let add = |index: usize| format!("address add {}/32 dev eth0\n", address(index));
     pod.ns.ip(&(0..ADDRESSES).map(add).collect::<String>())?;
@@ -220,7 +220,7 @@ fn flapping(env: &Env) -> Result<()> {
 }
 
 fn address(index: usize) -> IpAddr {
-    // The block for benchmarks (RFC 2544).
+    // The address block for benchmarks (RFC 2544).
     let base = u32::from(Ipv4Addr::new(198, 18, 0, 1));
     Ipv4Addr::from(base + u32::try_from(index).unwrap_or(u32::MAX - base)).into()
 }
@@ -238,9 +238,9 @@ fn listen(ns: &NetNs) -> Result<Vec<TcpListener>> {
     })
 }
 
-/// New pods are served soon, and the probes of one that is there are all right.
+/// Checks that new pods are served soon, and that all probes of an existing pod have correct results.
 fn beside(env: &Env, victim: &Pod, name: &str) -> Result<()> {
-    let probes = usual::all(victim.ns.ipv4().into());
+    let probes = sample_pod::probes(victim.ns.ipv4().into());
     let probing = Probing::start(
         &env.kubelet,
         probes.iter().map(|case| case.probe.clone()).collect(),
@@ -248,7 +248,7 @@ fn beside(env: &Env, victim: &Pod, name: &str) -> Result<()> {
     let map = Map::held_by(env.daemon.pid(), "ENDPOINTS")?;
     let mut times = Vec::new();
     for index in 0..NEW {
-        let mut pod = usual::pod(&format!("new{index}-{name}")).start(&env.run)?;
+        let mut pod = sample_pod::pod(&format!("new{index}-{name}")).start(&env.run)?;
         let begun = Instant::now();
         pod.publish(env.daemon.pods())?;
         let address = SocketAddr::new(pod.ns.ipv4().into(), HTTP);
@@ -264,13 +264,13 @@ fn beside(env: &Env, victim: &Pod, name: &str) -> Result<()> {
     println!(
         "     new pods were served after {times:?}; {} probes of a neighbour, p50 {:?}, p99 {:?}",
         made.len(),
-        usual::percentile(&made, 50),
-        usual::percentile(&made, 99)
+        sample_pod::percentile(&made, 50),
+        sample_pod::percentile(&made, 99)
     );
     for made in &made {
         let case = probes.iter().find(|case| case.probe == made.probe);
         ensure!(
-            case.is_some_and(|case| case.is_true(&made.result)),
+            case.is_some_and(|case| case.matches(&made.result)),
             "a neighbour's probe is wrong: {made:?}"
         );
     }
@@ -282,7 +282,7 @@ fn beside(env: &Env, victim: &Pod, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Addresses of a pod that come and go until this is dropped.
+/// Adds and removes addresses of a pod until it is dropped.
 struct Flaps {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<usize>>>,
@@ -318,7 +318,7 @@ impl Flaps {
         }
     }
 
-    /// Ends them; tells how many there were.
+    /// Stops; returns the number of changes.
     fn stop(mut self) -> Result<usize> {
         self.stop.store(true, Ordering::Relaxed);
         match self.thread.take() {

@@ -1,4 +1,4 @@
-//! What a port, a path and a container mean: several kinds of probes on one port, names for ports, hosts.
+//! Ports, paths and containers: several kinds of probes on one port, named ports, hosts.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::twins::{Family, Twins, declare, grpc_of, http_get, https_get, reason, tcp_socket};
+use super::pod_pair::{Family, PodPair, declare, grpc_of, http_get, https_get, reason, tcp_socket};
 use crate::app::tls::Certificate;
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::{Ended, Probe};
@@ -38,7 +38,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 /// Every pair of kinds on one port; the app speaks one protocol, so the other kind fails as in plain
 /// Kubernetes.
 fn one_port(cases: &mut Cases, env: &Env) -> Result<()> {
-    let twins = Twins::start(env, "kinds", |name| {
+    let pods = PodPair::start(env, "kinds", |name| {
         let app = AppSpec::new()
             .http(HTTP)
             .https(HTTPS, Certificate::SelfSigned)
@@ -56,7 +56,7 @@ fn one_port(cases: &mut Cases, env: &Env) -> Result<()> {
         }
         declare(PodSpec::new(name).app(app), probes)
     })?;
-    cases.case("kinds/mesh-is-strict", || twins.mesh_is_strict(HTTP));
+    cases.case("kinds/mesh-is-strict", || pods.mesh_is_strict(HTTP));
     for (port_name, port) in [
         ("http", HTTP),
         ("https", HTTPS),
@@ -87,7 +87,7 @@ fn one_port(cases: &mut Cases, env: &Env) -> Result<()> {
         for (kind, make, passes) in kinds {
             cases.case(&format!("kinds/{kind}-on-a-{port_name}-port"), || {
                 for family in FAMILIES {
-                    let pair = twins.both(family, |ip| match passes {
+                    let pair = pods.both(family, |ip| match passes {
                         true => make(ip, port),
                         // Some of these take the whole of their timeout.
                         false => make(ip, port).timeout(SHORT),
@@ -106,7 +106,7 @@ fn one_port(cases: &mut Cases, env: &Env) -> Result<()> {
 
 /// Every answer of the gRPC health service.
 fn services(cases: &mut Cases, env: &Env) -> Result<()> {
-    let twins = Twins::start(env, "services", |name| {
+    let pods = PodPair::start(env, "services", |name| {
         let probes = ["", "ok", "down", "unknown"].map(|service| grpc_of(GRPC, service));
         declare(PodSpec::new(name).app(AppSpec::new().grpc(GRPC)), probes)
     })?;
@@ -118,7 +118,7 @@ fn services(cases: &mut Cases, env: &Env) -> Result<()> {
     ] {
         cases.case(&format!("grpc/service-{service:?}"), || {
             for family in FAMILIES {
-                let pair = twins.same(family, |ip| Probe::grpc(ip, GRPC, service))?;
+                let pair = pods.same(family, |ip| Probe::grpc(ip, GRPC, service))?;
                 ensure!(
                     pair.ours.passed() == passes && pair.ours.message == pair.plain.message,
                     "{pair:?}"
@@ -129,7 +129,7 @@ fn services(cases: &mut Cases, env: &Env) -> Result<()> {
     }
     cases.case("grpc/requests-are-the-same", || {
         for family in FAMILIES {
-            let recorded = twins.same_requests(family, |ip| Probe::grpc(ip, GRPC, "ok"))?;
+            let recorded = pods.same_requests(family, |ip| Probe::grpc(ip, GRPC, "ok"))?;
             ensure!(recorded.len() == 1, "one request: {recorded:?}");
         }
         Ok(())
@@ -139,7 +139,7 @@ fn services(cases: &mut Cases, env: &Env) -> Result<()> {
 
 /// The same path on two ports with different health; containers of their own; shared rows.
 fn containers(cases: &mut Cases, env: &Env) -> Result<()> {
-    let twins = Twins::start(env, "containers", |name| {
+    let pods = PodPair::start(env, "containers", |name| {
         let app = AppSpec::new().http(HTTP).http(SECOND);
         PodSpec::new(name)
             .app(app)
@@ -163,25 +163,25 @@ fn containers(cases: &mut Cases, env: &Env) -> Result<()> {
         // The testbed's app sets a path's status on all its ports: so by another answer of one port.
         let first = |ip| Probe::http(ip, HTTP, "/health");
         let second = |ip| Probe::http(ip, SECOND, "/health");
-        for app in [&twins.meshed.app, &twins.plain.app] {
+        for app in [&pods.meshed.app, &pods.plain.app] {
             app.set_port_status(SECOND, 500)?;
         }
         for family in FAMILIES {
-            let _passed = twins.both_pass(family, first)?;
-            let _failed = twins.both_fail(family, second)?;
+            let _passed = pods.both_pass(family, first)?;
+            let _failed = pods.both_fail(family, second)?;
         }
-        for app in [&twins.meshed.app, &twins.plain.app] {
+        for app in [&pods.meshed.app, &pods.plain.app] {
             app.set_port_status(SECOND, 200)?;
             app.set_port_status(HTTP, 503)?;
         }
         for family in FAMILIES {
-            let _failed = twins.both_fail(family, first)?;
-            let _passed = twins.both_pass(family, second)?;
+            let _failed = pods.both_fail(family, first)?;
+            let _passed = pods.both_pass(family, second)?;
         }
         Ok(())
     });
     cases.case("containers/same-port-and-path-share-a-row", || {
-        let status = status_of(env, &twins.meshed)?;
+        let status = status_of(env, &pods.meshed)?;
         let rows: Vec<_> = status["probes"]
             .as_array()
             .context("probes")?
@@ -199,7 +199,7 @@ fn containers(cases: &mut Cases, env: &Env) -> Result<()> {
         Ok(())
     });
     cases.case("containers/exec-is-left-alone", || {
-        let status = status_of(env, &twins.meshed)?;
+        let status = status_of(env, &pods.meshed)?;
         skipped(&status, "two", "readiness", "exec")
     });
     Ok(())

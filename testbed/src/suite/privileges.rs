@@ -1,4 +1,4 @@
-//! What the daemon may still do once it stands, and that it is enough.
+//! The privileges that the daemon keeps after its start, and that they suffice.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use kernel::capabilities::{KEPT, Need};
 
 use super::cases::Cases;
-use super::usual;
+use super::sample_pod;
 use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::Kubelet;
@@ -56,13 +56,15 @@ fn serves_with_what_it_keeps(
     cases.show_on_failure(daemon.log_path());
     only_what_is_kept(&daemon, bounding)?;
 
-    let mut meshed = usual::pod("meshed").start(&run)?;
+    let mut meshed = sample_pod::pod("meshed").start(&run)?;
     daemon.serve(&mut meshed)?;
-    let mut consul = usual::pod("consul").rules(RuleSet::Consul).start(&run)?;
+    let mut consul = sample_pod::pod("consul")
+        .rules(RuleSet::Consul)
+        .start(&run)?;
     daemon.serve(&mut consul)?;
     let truth = |kubelet: &Kubelet| {
         let mut ips = meshed.ns.ips().into_iter().chain(consul.ns.ips());
-        ips.try_for_each(|ip| usual::truth(kubelet, ip))
+        ips.try_for_each(|ip| sample_pod::check_verdicts(kubelet, ip))
     };
     truth(&kubelet)?;
 

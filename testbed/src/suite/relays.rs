@@ -1,5 +1,5 @@
-//! What no probe declares is not exempt: on a port of ours it meets the mesh as if there were no daemon;
-//! and where no mesh is in the way, it reaches the app unchanged.
+//! Connections that match no declared probe are not exempt: on a probed port the mesh handles them as
+//! without the daemon, and without a mesh they reach the app unchanged.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::twins::{Family, declare, grpc_of, http_get, https_get};
+use super::pod_pair::{Family, declare, grpc_of, http_get, https_get};
 use crate::app::tls::Certificate;
 use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::{Ended, Probe};
@@ -45,7 +45,7 @@ fn spec(name: &str) -> PodSpec {
     )
 }
 
-/// Requests that are no declared probe of an HTTP port.
+/// Requests on an HTTP port that match no declared probe.
 fn undeclared() -> Vec<(&'static str, Vec<u8>)> {
     let text = |text: &str| text.as_bytes().to_vec();
     let declared = "/healthy?declared=yes";
@@ -116,7 +116,7 @@ fn undeclared() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Behind a strict mesh: reset by the sidecar, as anybody else's.
+/// In a STRICT mesh: the sidecar resets the connection, like that of any process.
 fn meshed(cases: &mut Cases, env: &Env) -> Result<()> {
     let pod = env.pod(spec("meshed").rules(RuleSet::IstioRedirect))?;
     for family in FAMILIES {
@@ -152,8 +152,8 @@ fn counts(pod: &Pod) -> Result<Counts> {
     pod.sidecar.as_ref().context("a sidecar")?.counts()
 }
 
-/// Fails unless the kubelet's connection ends as anybody else's, by the sidecar's hand, and the app
-/// hears nothing of it.
+/// Fails unless the sidecar ends the kubelet's connection like that of any other process, and the app
+/// receives nothing of it.
 fn meets_the_mesh(env: &Env, pod: &Pod, family: Family, port: u16, bytes: &[u8]) -> Result<()> {
     let _before = pod.app.take_recorded()?;
     let probe = Probe::raw(family.ip(&pod.ns), port, bytes);
@@ -174,7 +174,7 @@ fn meets_the_mesh(env: &Env, pod: &Pod, family: Family, port: u16, bytes: &[u8])
     Ok(())
 }
 
-/// Without a mesh: the app gets every byte, and the kubelet every byte of its answer.
+/// Without a mesh: the app receives every byte, and the kubelet every byte of the answer.
 fn plain(cases: &mut Cases, env: &Env) -> Result<()> {
     let pod = env.pod(spec("plain"))?;
     for family in FAMILIES {
@@ -228,7 +228,7 @@ fn echoed(env: &Env, pod: &Pod, family: Family, bytes: &[u8]) -> Result<()> {
         result.ended,
         result.message,
     );
-    // Beside it there may be a connection without a byte, begun by the daemon before it knew.
+    // There may be another connection without data, which the daemon opened before it had recognised the request.
     let (node4, node6) = env.run.node_ips();
     let seen = pod.app.take_recorded()?;
     let relayed = seen.iter().filter(|one| {

@@ -1,5 +1,5 @@
-//! Probes that were rewritten before the kubelet saw the pod: by Istio's injector (taken over from
-//! pilot-agent) or by our own webhook. The verdict is that of the original probe in plain Kubernetes.
+//! Probes that were rewritten before the kubelet received the pod: by Istio's injector (the daemon takes them
+//! over from pilot-agent) or by our webhook. The result is that of the original probe in plain Kubernetes.
 
 mod originals;
 
@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::twins::{Family, http_get};
-use super::usual::Probing;
+use super::pod_pair::{Family, http_get};
+use super::sample_pod::Probing;
 use crate::app::tls::Certificate;
 use crate::app::{App, AppSpec};
 use crate::kubelet::{Ended, Probe, ProbeResult};

@@ -1,5 +1,5 @@
-//! What somebody without rights on the node, or a node that lacks something, may not bring about: that the daemon
-//! does not start, or that probes are not served. What is missing is named by `status`.
+//! An unprivileged process, or a feature that the node lacks, must not prevent the daemon from starting or from
+//! serving probes. `status` reports what is missing.
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -16,7 +16,7 @@ use nix::unistd::{Uid, setfsuid};
 use serde_json::Value;
 
 use super::cases::Cases;
-use super::usual;
+use super::sample_pod;
 use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::Kubelet;
@@ -27,9 +27,9 @@ use crate::run::Run;
 use crate::wait;
 use crate::worker::testbed_program;
 
-/// Nobody's user id.
+/// The user id of `nobody`.
 const NOBODY: u32 = 65534;
-/// What is retried is tried every few seconds.
+/// Deadline for operations that the daemon retries every few seconds.
 const SOON: Duration = Duration::from_secs(10);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -54,7 +54,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// A kubelet, a pod to be probed, and how to start a daemon.
+/// A kubelet, a pod, and the settings of a daemon.
 struct Setup {
     kubelet: Kubelet,
     cgroup: Cgroup,
@@ -78,7 +78,7 @@ impl Setup {
         })
     }
 
-    /// A pod served by a daemon of `spec`, which is ready; probes tell the truth.
+    /// Starts a daemon of `spec`, and checks that it is ready and serves a pod with correct probe results.
     fn serve(&self, spec: DaemonSpec) -> Result<(Daemon, Pod)> {
         let daemon = spec.start(&self.run)?;
         let pod = truth(&self.run, &daemon, &self.kubelet)?;
@@ -86,22 +86,22 @@ impl Setup {
     }
 }
 
-/// A pod is served by the daemon, and probed truthfully.
+/// Checks that the daemon serves a pod with correct probe results.
 fn truth(run: &Run, daemon: &Daemon, kubelet: &Kubelet) -> Result<Pod> {
-    let mut pod = usual::pod("probed").start(run)?;
+    let mut pod = sample_pod::pod("probed").start(run)?;
     daemon.serve(&mut pod)?;
-    usual::truth(kubelet, pod.ns.ipv4().into())?;
+    sample_pod::check_verdicts(kubelet, pod.ns.ipv4().into())?;
     Ok(pod)
 }
 
-/// Why the part is missing, as `status` says.
+/// The reason in `status` why the part is missing.
 fn why_missing(status: &Value, part: &str) -> Option<String> {
     let missing = status["missing"].as_array()?;
     let missing = missing.iter().find(|missing| missing["part"] == part)?;
     missing["why"].as_str().map(str::to_owned)
 }
 
-/// `status` names the part with these words, the log does so once, and the daemon is ready all the same.
+/// Checks that `status` reports the part with these words, the log does so once, and the daemon is still ready.
 fn is_missing(daemon: &Daemon, part: &str, words: &[&str]) -> Result<()> {
     let why = wait::until(&format!("{part} to be missing"), SOON, || {
         why_missing(&daemon.status().ok()?, part)
@@ -125,7 +125,7 @@ fn is_missing(daemon: &Daemon, part: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The part has been got after all.
+/// Waits until the part is available.
 fn is_there_again(daemon: &Daemon, part: &str) -> Result<()> {
     wait::until(&format!("{part} to be there"), SOON, || {
         let status = daemon.status().ok()?;
@@ -133,7 +133,7 @@ fn is_there_again(daemon: &Daemon, part: &str) -> Result<()> {
     })
 }
 
-/// A process that is killed on drop.
+/// A process, killed on drop.
 struct Process(Child);
 
 impl Drop for Process {
@@ -143,8 +143,8 @@ impl Drop for Process {
     }
 }
 
-/// Anybody may call a set-uid program of root's by a link of any name: it is not the kubelet, and keeps nobody from
-/// finding it.
+/// Any user can run a set-uid program of root through a link with any name: it is not the kubelet, and must not
+/// prevent the daemon from finding the kubelet.
 fn set_uid(program: Option<&Path>) -> Result<()> {
     let run = Run::new()?;
     let name = format!("ks{}", run.id());
@@ -190,8 +190,8 @@ fn set_uid(program: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// Two of root's processes have the kubelet's name: one is served, and the log says so. One that is likelier is taken
-/// when it comes.
+/// Two processes of root have the kubelet's name: one is served, and the log reports it. A likelier one replaces it
+/// when it starts.
 fn several(program: Option<&Path>) -> Result<()> {
     let run = Run::new()?;
     let name = format!("km{}", run.id());
@@ -219,9 +219,9 @@ fn several(program: Option<&Path>) -> Result<()> {
         ensure!(log.contains(said), "{said:?} is not in: {log}");
     }
     let ip = pod.ns.ipv4().into();
-    usual::mesh_alone(&shared, ip)?;
+    sample_pod::check_mesh_only(&shared, ip)?;
 
-    // Both are links to another program. This one's executable has the name itself.
+    // Both are links to another program. The executable of this one has the name itself.
     let link = run.dir().join(&name);
     fs::remove_file(&link)?;
     let testbed = testbed_program()?;
@@ -236,13 +236,13 @@ fn several(program: Option<&Path>) -> Result<()> {
         })
     };
     serves(&late)?;
-    usual::truth(&late, ip)?;
+    sample_pod::check_verdicts(&late, ip)?;
     let _log = daemon.wait_logged(&["another process is more likely the kubelet"])?;
     own.kill()?;
-    usual::truth(&late, ip)
+    sample_pod::check_verdicts(&late, ip)
 }
 
-/// Where a command is.
+/// Path of a command.
 fn find(name: &str) -> Result<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -251,11 +251,11 @@ fn find(name: &str) -> Result<std::path::PathBuf> {
         .with_context(|| format!("no {name} in PATH"))
 }
 
-/// Listens there as a user without rights.
+/// Listens at the address as an unprivileged user.
 fn take_port(address: SocketAddr) -> Result<TcpListener> {
     thread::scope(|scope| {
         let taken = scope.spawn(|| {
-            // Of this thread alone, which ends: a socket is its maker's file system user's.
+            // Applies only to this thread, which ends: a socket belongs to the file system user of its creator.
             let _before = setfsuid(Uid::from_raw(NOBODY));
             TcpListener::bind(address)
         });
@@ -264,7 +264,7 @@ fn take_port(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-/// Anybody may listen on the admin port, which is above 1023.
+/// Any user can listen on the admin port, because it is above 1023.
 fn port_taken(node: &Setup, ip: std::net::IpAddr) -> Result<()> {
     let taken = take_port(SocketAddr::new(ip, 0))?;
     let port = taken.local_addr()?.port();
@@ -289,7 +289,7 @@ fn port_taken(node: &Setup, ip: std::net::IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// What `preflight` prints; it succeeds, since the agent can run.
+/// The output of `preflight`, which succeeds because the agent can run.
 fn preflight(node: &Setup, args: &[&str]) -> Result<String> {
     let program = node.spec.the_program()?;
     let output = Command::new(program)
@@ -302,7 +302,7 @@ fn preflight(node: &Setup, args: &[&str]) -> Result<String> {
     Ok(text)
 }
 
-/// A free port of loopback.
+/// A free port on loopback.
 fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
@@ -328,7 +328,7 @@ fn socket_impossible(node: &Setup) -> Result<()> {
     Ok(())
 }
 
-/// Nobody can ask the daemon anything. It serves.
+/// The daemon has no admin listener at all, and still serves probes.
 fn neither(node: &Setup) -> Result<()> {
     let file = node.run.dir().join("a-file");
     fs::write(&file, "")?;
@@ -339,9 +339,9 @@ fn neither(node: &Setup) -> Result<()> {
         .admin_socket(&file.join("admin.sock"))
         .asked_at(taken.local_addr()?)
         .spawn(&node.run)?;
-    let mut pod = usual::pod("unasked").start(&node.run)?;
+    let mut pod = sample_pod::pod("unasked").start(&node.run)?;
     pod.publish(daemon.pods())?;
-    let probes = || usual::truth(&node.kubelet, pod.ns.ipv4().into());
+    let probes = || sample_pod::check_verdicts(&node.kubelet, pod.ns.ipv4().into());
     wait::until("truthful probes", SOON, || probes().ok()).with_context(|| daemon.log_tail())?;
     drop(taken);
     is_there_again(&daemon, "admin port")?;
@@ -352,7 +352,7 @@ fn neither(node: &Setup) -> Result<()> {
     probes()
 }
 
-/// Standard error is closed, or what it is written to is full.
+/// Standard error is closed, or its file system is full.
 fn log(node: &Setup, redirection: &str, told: bool) -> Result<()> {
     let script = format!("exec \"$@\" {redirection}");
     let spec = node.spec.clone().wrapped(&["sh", "-c", &script, "sh"]);
@@ -367,7 +367,7 @@ fn log(node: &Setup, redirection: &str, told: bool) -> Result<()> {
     Ok(())
 }
 
-/// The words before a program to which the kernel gives no inotify instance.
+/// The command prefix that runs a program without inotify.
 fn without_inotify() -> Result<[String; 2]> {
     let testbed = testbed_program()?.display().to_string();
     Ok([testbed, "without-inotify".to_owned()])
@@ -380,7 +380,7 @@ fn manifests_untold(node: &Setup) -> Result<()> {
     for part in ["watch on manifests", "watch on cgroups"] {
         is_missing(&daemon, part, &["max_user_instances"])?;
     }
-    // A change of the directory is seen.
+    // The daemon notices a change of the directory.
     drop(pod);
     wait::until("the pod to go", SOON, || {
         let pods = daemon.status().ok()?["pods"].as_array()?.len();
@@ -390,7 +390,7 @@ fn manifests_untold(node: &Setup) -> Result<()> {
     Ok(())
 }
 
-/// Pods' cgroups are found by looking.
+/// The daemon finds pods' cgroups by polling.
 fn cgroups_untold(program: Option<&Path>) -> Result<()> {
     let [testbed, verb] = without_inotify()?;
     of_a_cluster(
@@ -410,7 +410,7 @@ fn last_known(program: Option<&Path>) -> Result<()> {
     )
 }
 
-/// Pods of an API server, one there before the daemon and one after it, are probed truthfully.
+/// Pods of an API server, one created before the daemon's start and one after, have correct probe results.
 fn of_a_cluster(
     spec: impl FnOnce(DaemonSpec, &Run) -> DaemonSpec,
     missing: impl FnOnce(&Daemon) -> Result<()>,
@@ -420,21 +420,21 @@ fn of_a_cluster(
     let node = Node::start(&run, "node")?;
     let cgroup = Cgroup::new(&run, "kubelet")?;
     let kubelet = Kubelet::start(&run, &cgroup, "kubelet")?;
-    let mut before = node.bind(usual::pod("before"))?;
+    let mut before = node.bind(sample_pod::pod("before"))?;
     before.run()?;
     let spec = spec(DaemonSpec::new("daemon").kubelet_cgroup(&cgroup), &run);
     let daemon = node.serve(spec).start(&run)?;
-    let mut after = node.bind(usual::pod("after"))?;
+    let mut after = node.bind(sample_pod::pod("after"))?;
     after.run()?;
     for pod in [&before, &after] {
         daemon.wait_served_by_name(pod.name())?;
-        usual::truth(&kubelet, pod.ns()?.ipv4().into())?;
+        sample_pod::check_verdicts(&kubelet, pod.ns()?.ipv4().into())?;
     }
     missing(&daemon)?;
     after.delete()?;
     drop(after);
-    let mut again = node.bind(usual::pod("again"))?;
+    let mut again = node.bind(sample_pod::pod("again"))?;
     again.run()?;
     daemon.wait_served_by_name(again.name())?;
-    usual::truth(&kubelet, again.ns()?.ipv4().into())
+    sample_pod::check_verdicts(&kubelet, again.ns()?.ipv4().into())
 }

@@ -1,4 +1,4 @@
-//! Each mesh's rules: the kubelet gets the app's answer, everybody else meets the mesh.
+//! Each mesh's rules: the kubelet gets the app's answer, all other clients are subject to the mesh.
 
 use std::net::IpAddr;
 

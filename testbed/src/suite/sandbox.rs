@@ -1,5 +1,5 @@
-//! Pods that are not as usual: the app's sockets are elsewhere, the sidecar is dead, the rules capture
-//! our dials.
+//! Unusual pods: the app's sockets are in another namespace, the sidecar is dead, the rules capture the
+//! daemon's own connections.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, CLOSED, GRPC, HTTP, OPEN};
+use super::sample_pod::{self, CLOSED, GRPC, HTTP, OPEN};
 use crate::app::{App, AppSpec};
 use crate::kubelet::Probe;
 use crate::netns::NetNs;
@@ -26,11 +26,11 @@ const PUT_RIGHT: Duration = Duration::from_secs(5);
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
     cases.case("sockets-elsewhere", || {
-        let spec = usual::pod("sandboxed").annotation("sidecar.istio.io/status", "{}");
+        let spec = sample_pod::pod("sandboxed").annotation("sidecar.istio.io/status", "{}");
         sockets_elsewhere(&env, spec)
     });
     cases.case("sockets-elsewhere-behind-ztunnel", || {
-        let spec = usual::pod("guest").annotation("ambient.istio.io/redirection", "enabled");
+        let spec = sample_pod::pod("guest").annotation("ambient.istio.io/redirection", "enabled");
         sockets_elsewhere(&env, spec)
     });
     cases.case("sidecar-dies", || sidecar_dies(&env));
@@ -112,13 +112,13 @@ fn sockets_elsewhere(env: &Env, spec: PodSpec) -> Result<()> {
             env.daemon.counter("redirected")?,
             env.daemon.counter("refused")?,
         );
-        usual::truth(&env.kubelet, ip)?;
+        sample_pod::check_verdicts(&env.kubelet, ip)?;
         let after = (
             env.daemon.counter("no_listener")?,
             env.daemon.counter("redirected")?,
             env.daemon.counter("refused")?,
         );
-        let made = usual::all(ip).len() as u64;
+        let made = sample_pod::probes(ip).len() as u64;
         ensure!(
             after.0 >= before.0 + made && (after.1, after.2) == (before.1, before.2),
             "not left alone: {before:?} before, {after:?} after (no listener, redirected, refused)"
@@ -131,13 +131,13 @@ fn sockets_elsewhere(env: &Env, spec: PodSpec) -> Result<()> {
 
 /// Without a sidecar that accepts for it, a dead app looks dead by itself.
 fn sidecar_dies(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("widow"))?;
+    let mut pod = env.pod(sample_pod::pod("widow"))?;
     if let Some(sidecar) = &mut pod.sidecar {
         sidecar.kill()?;
     }
     let before = env.daemon.counter("no_listener")?;
     for ip in pod.ns.ips() {
-        usual::truth(&env.kubelet, ip)?;
+        sample_pod::check_verdicts(&env.kubelet, ip)?;
         // Everybody else is refused where the sidecar was.
         let other = env.bystander.probe(&Probe::http(ip, HTTP, "/healthy"))?;
         ensure!(!other.passed(), "a bystander gets in: {other:?}");
@@ -151,7 +151,7 @@ fn sidecar_dies(env: &Env) -> Result<()> {
 
 /// The app's container starts before the sidecar's: its probes are true from the beginning.
 fn no_sidecar_yet(env: &Env) -> Result<()> {
-    let mut pod = usual::pod("early").without_sidecar().start(&env.run)?;
+    let mut pod = sample_pod::pod("early").without_sidecar().start(&env.run)?;
     served(env, &mut pod)?;
     let canary = env.daemon.pod_status(pod.name())?.unwrap_or_default()["canary"].take();
     ensure!(
@@ -159,7 +159,7 @@ fn no_sidecar_yet(env: &Env) -> Result<()> {
         "the canary proves something already: {canary}"
     );
     for ip in pod.ns.ips() {
-        usual::truth(&env.kubelet, ip)?;
+        sample_pod::check_verdicts(&env.kubelet, ip)?;
     }
     Ok(())
 }
@@ -179,7 +179,7 @@ fn replace_rules(ns: &NetNs, rules: RuleSet) -> Result<()> {
 
 /// A pod that says it is Istio's, with rules that take everything that root dials: Consul's.
 fn captured(env: &Env) -> Result<()> {
-    let mut pod = usual::pod("captive").start(&env.run)?;
+    let mut pod = sample_pod::pod("captive").start(&env.run)?;
     replace_rules(&pod.ns, RuleSet::Consul)?;
     let before = env.daemon.metrics()?;
     pod.publish(env.daemon.pods())?;
@@ -228,7 +228,7 @@ fn captured(env: &Env) -> Result<()> {
         begun.elapsed()
     );
     for ip in pod.ns.ips() {
-        usual::truth(&env.kubelet, ip)?;
+        sample_pod::check_verdicts(&env.kubelet, ip)?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The directory of manifests: what is wrong is named, the rest works, changes take effect at once.
+//! The directory of manifests: errors are reported, other manifests work, changes take effect at once.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual::{self, CLOSED, GRPC, HTTP, OPEN};
+use super::sample_pod::{self, CLOSED, GRPC, HTTP, OPEN};
 use crate::kubelet::Probe;
 use crate::pace;
 use crate::pod::Pod;
@@ -22,12 +22,12 @@ const AIM: Duration = Duration::from_millis(200);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    let good = env.pod(usual::pod("good"))?;
+    let good = env.pod(sample_pod::pod("good"))?;
     for (name, file, text, parts) in mistakes() {
         cases.case(name, || {
             let _file = Written::new(&env, file, &text)?;
             reported(&env, file, &parts)?;
-            usual::truth(&env.kubelet, good.ns.ipv4().into())
+            sample_pod::check_verdicts(&env.kubelet, good.ns.ipv4().into())
         });
     }
     cases.case("directory-instead-of-a-file", || {
@@ -36,7 +36,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         let reported = reported(&env, "folder.yaml", &["is not a regular file"]);
         fs::remove_dir(&path)?;
         reported?;
-        usual::truth(&env.kubelet, good.ns.ipv4().into())
+        sample_pod::check_verdicts(&env.kubelet, good.ns.ipv4().into())
     });
     cases.case("netns-that-is-none", || no_namespace(&env, &good));
     cases.case("problems-go-with-their-files", || {
@@ -90,10 +90,10 @@ type ConfigError = (&'static str, &'static str, String, Vec<&'static str>);
 /// Name of the case, the file, its text, and what the problem must name.
 fn mistakes() -> Vec<ConfigError> {
     let second = |probe: Value| {
-        let fine = manifest("fine", usual::http(HTTP, "/healthy"));
+        let fine = manifest("fine", sample_pod::http(HTTP, "/healthy"));
         format!("{fine}\n---\n{}\n", manifest("bad", probe))
     };
-    let twice = manifest("twice", usual::http(HTTP, "/healthy"));
+    let twice = manifest("twice", sample_pod::http(HTTP, "/healthy"));
     vec![
         (
             "malformed-yaml",
@@ -120,7 +120,7 @@ fn mistakes() -> Vec<ConfigError> {
         (
             "port-0",
             "zero.yaml",
-            second(usual::http(0, "/")),
+            second(sample_pod::http(0, "/")),
             vec![
                 "document 2",
                 "testbed/bad",
@@ -190,7 +190,7 @@ fn no_namespace(env: &Env, good: &Pod) -> Result<()> {
         ("/proc/self/ns/net", "node's own"),
         ("/nonexistent/ns", "No such file"),
     ] {
-        let mut pod = manifest("nowhere", usual::http(HTTP, "/healthy"));
+        let mut pod = manifest("nowhere", sample_pod::http(HTTP, "/healthy"));
         pod["metadata"]["annotations"]["probe-handler.io/netns"] = json!(path);
         let _file = Written::new(env, "nowhere.json", &pod.to_string())?;
         let mut last = Value::Null;
@@ -201,7 +201,7 @@ fn no_namespace(env: &Env, good: &Pod) -> Result<()> {
         })
         .with_context(|| format!("{path}: {last}"))?;
     }
-    let mut pod = manifest("relative", usual::http(HTTP, "/healthy"));
+    let mut pod = manifest("relative", sample_pod::http(HTTP, "/healthy"));
     pod["metadata"]["annotations"]["probe-handler.io/netns"] = json!("some/where");
     let _file = Written::new(env, "relative.json", &pod.to_string())?;
     reported(
@@ -209,14 +209,14 @@ fn no_namespace(env: &Env, good: &Pod) -> Result<()> {
         "relative.json",
         &["document 1", "probe-handler.io/netns", "absolute path"],
     )?;
-    usual::truth(&env.kubelet, good.ns.ipv4().into())
+    sample_pod::check_verdicts(&env.kubelet, good.ns.ipv4().into())
 }
 
 /// YAML as people write it: several documents, comments, a bad one among them.
 fn several(env: &Env, good: &Pod) -> Result<()> {
     let pods = [
-        usual::pod("first").start(&env.run)?,
-        usual::pod("third").start(&env.run)?,
+        sample_pod::pod("first").start(&env.run)?,
+        sample_pod::pod("third").start(&env.run)?,
     ];
     let text = format!(
         "# made by hand\n---\n{}\n--- # the next one is bad\nkind: Pod\nmetadata: [\n---\n{}\n...\n",
@@ -226,13 +226,13 @@ fn several(env: &Env, good: &Pod) -> Result<()> {
     let _file = Written::new(env, "several.yml", &text)?;
     for pod in &pods {
         env.daemon.wait_served(pod)?;
-        usual::truth(&env.kubelet, pod.ns.ipv4().into())?;
+        sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
     }
     reported(env, "several.yml", &["document 2"])?;
-    usual::truth(&env.kubelet, good.ns.ipv4().into())
+    sample_pod::check_verdicts(&env.kubelet, good.ns.ipv4().into())
 }
 
-/// The usual pod's manifest in YAML's own style.
+/// The sample pod's manifest in YAML block style.
 fn by_hand(pod: &Pod) -> String {
     format!(
         r"apiVersion: v1
@@ -282,7 +282,7 @@ fn effect(env: &Env, what: &str, probe: &Probe, passes: bool) -> Result<Duration
 }
 
 fn effects(env: &Env) -> Result<()> {
-    let mut pod = usual::pod("changing").start(&env.run)?;
+    let mut pod = sample_pod::pod("changing").start(&env.run)?;
     let ip = pod.ns.ipv4();
     let (healthy, another) = (
         Probe::http(ip, HTTP, "/healthy"),
@@ -296,7 +296,7 @@ fn effects(env: &Env) -> Result<()> {
 
         let _undeclared = env.fails(&another)?;
         let mut manifest = pod.manifest();
-        manifest["spec"]["containers"][0]["livenessProbe"] = usual::http(HTTP, "/another");
+        manifest["spec"]["containers"][0]["livenessProbe"] = sample_pod::http(HTTP, "/another");
         let file = env.daemon.pods().join("changing.yaml");
         let partial = env.daemon.pods().join(".changing.partial");
         fs::write(&partial, manifest.to_string())?;

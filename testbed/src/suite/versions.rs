@@ -1,7 +1,7 @@
-//! What docs/kernels.md says of versions of Linux, each claim checked on both sides: there from that version
-//! on, and not there before. The daemon itself never asks for a version.
+//! Checks each claim about Linux versions in docs/kernels.md in both directions: the feature exists since that
+//! version, and not before. The daemon itself never checks the version.
 //!
-//! Distributions carry features back. Where one does, the claim fails on its kernel, and is to be told there.
+//! Distributions backport features. On such a kernel the claim fails, and docs/kernels.md must mention it.
 
 use std::io::ErrorKind;
 
@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::cases::Cases;
 use super::env::Env;
-use super::usual;
+use super::sample_pod;
 use crate::bpf;
 use crate::kubelet::Probe;
 
@@ -21,11 +21,11 @@ type Version = (u32, u32);
 
 /// `bpf_set_retval` for programs of type cgroup_sock_addr.
 const SET_RETVAL: Version = (6, 1);
-/// The verifier's figure is kept with the program.
+/// The kernel reports the verifier's instruction count of a program.
 const VERIFIED_INSNS: Version = (5, 16);
 /// `SO_NETNS_COOKIE`.
 const NETNS_COOKIE: Version = (5, 14);
-/// Maps are charged to the memory cgroup, no longer to RLIMIT_MEMLOCK.
+/// Maps count towards the memory cgroup, no longer towards RLIMIT_MEMLOCK.
 const NO_MEMLOCK: Version = (5, 11);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -49,7 +49,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// The version that runs, as 6.1 of 6.1.0-53-cloud-amd64.
+/// The running version, for example 6.1 for 6.1.0-53-cloud-amd64.
 fn running() -> Result<Version> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     parse(&release).with_context(|| format!("no version: {release}"))
@@ -60,7 +60,7 @@ fn parse(release: &str) -> Option<Version> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Fails unless a feature is there exactly where it is said to be.
+/// Fails unless a feature exists exactly in the versions for which it is documented.
 fn claim(running: Version, since: Version, there: bool) -> Result<()> {
     let (major, minor) = since;
     match (running >= since, there) {
@@ -74,11 +74,11 @@ fn claim(running: Version, since: Version, there: bool) -> Result<()> {
     }
 }
 
-/// What the kubelet's `connect` fails with.
+/// The error of the kubelet's `connect`.
 fn closed_port(env: &Env, running: Version) -> Result<()> {
-    let pod = env.pod(usual::pod("closed"))?;
+    let pod = env.pod(sample_pod::pod("closed"))?;
     for ip in pod.ns.ips() {
-        let refused = env.fails(&Probe::tcp(ip, usual::CLOSED))?;
+        let refused = env.fails(&Probe::tcp(ip, sample_pod::CLOSED))?;
         let of = |kind: ErrorKind| refused.message.to_lowercase().contains(&kind.to_string());
         let (newer, older) = (
             of(ErrorKind::ConnectionRefused),
@@ -100,7 +100,7 @@ fn status(env: &Env, running: Version) -> Result<()> {
     claim(running, SET_RETVAL, newer)
 }
 
-/// Whether a map can be made by a process that may lock no memory.
+/// Whether a process that may not lock memory can create a map.
 fn map_beyond_memlock() -> Result<bool> {
     // Type array, of one MiB: more than any limit that is left.
     const ARRAY: u32 = 2;

@@ -1,5 +1,5 @@
-//! Pods that the real webhook admits: what it makes of their probes is what the daemon serves, and what the kubelet
-//! concludes is the truth.
+//! Pods that the real webhook admits: the daemon serves the probes that the webhook writes, and the kubelet's results
+//! are correct.
 
 use std::net::IpAddr;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What an API server asks a webhook, as it asks it: reviews over TLS.
+//! A client that sends admission reviews over TLS, as an API server does.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 
 use super::NAME;
 
-/// Asks a webhook; each time over a connection of its own.
+/// A client of a webhook; uses a new connection for each review.
 #[derive(Debug)]
 pub struct Client {
     dial: Dial,
@@ -49,17 +49,17 @@ pub struct Answer {
 /// A connection over which reviews can be sent.
 #[derive(Debug)]
 pub enum Connection {
-    /// As API servers make it.
+    /// HTTP/2, as API servers use.
     Http2(http2::SendRequest<Full<Bytes>>),
-    /// As others do.
+    /// HTTP/1.1, as other clients use.
     Http1(http1::SendRequest<Full<Bytes>>),
 }
 
 impl Client {
-    /// Trusts `authorities`, PEM, and nobody else.
+    /// Trusts only `authorities` (PEM).
     ///
     /// # Errors
-    /// When they can't be read.
+    /// When they can't be parsed.
     pub fn new(address: SocketAddr, authorities: &[u8]) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         for authority in CertificateDer::pem_slice_iter(authorities) {
@@ -92,10 +92,10 @@ impl Client {
         self.runtime.block_on(future)
     }
 
-    /// Has the creation of `pod` reviewed.
+    /// Sends a review of the creation of `pod`.
     ///
     /// # Errors
-    /// When the answer is none that an API server would take.
+    /// When an API server would not accept the answer.
     pub fn admit(&self, pod: &Value) -> Result<Answer> {
         let review = review(pod);
         let body = Bytes::from(review.to_string());
@@ -132,10 +132,10 @@ impl Client {
 }
 
 impl Dial {
-    /// Connects: HTTP/2, as an API server would.
+    /// Connects with HTTP/2, as an API server does.
     ///
     /// # Errors
-    /// When nobody is there, or somebody who is not trusted.
+    /// When nothing listens, or the certificate is not trusted.
     pub async fn connect(&self) -> Result<Connection> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
@@ -167,7 +167,7 @@ impl Dial {
 }
 
 impl Connection {
-    /// Posts a review; the body of the answer.
+    /// Posts a review; returns the body of the answer.
     ///
     /// # Errors
     /// When it is not answered with 200.
@@ -197,7 +197,7 @@ impl Connection {
     }
 }
 
-/// The review of the creation of `pod`, with what an API server sends besides.
+/// The review of the creation of `pod`, with all other fields that an API server sends.
 pub fn review(pod: &Value) -> Value {
     let kind = json!({"group": "", "version": "v1", "kind": "Pod"});
     let resource = json!({"group": "", "version": "v1", "resource": "pods"});

@@ -1,5 +1,5 @@
-//! The real admission server: `probe-handler webhook`, as deploy/webhook runs it or its overlay for cert-manager, and
-//! what an API server would ask it.
+//! The real admission webhook: `probe-handler webhook` as in deploy/webhook or its overlay for cert-manager, and
+//! requests as an API server sends them.
 
 pub mod client;
 mod shipped;
@@ -22,7 +22,7 @@ use crate::worker::sibling;
 use client::Client;
 use shipped::Cluster;
 
-/// The name on the certificate: that of the Service in deploy/webhook.
+/// The name in the certificate: that of the Service in deploy/webhook.
 pub const NAME: &str = "probe-handler-webhook.probe-handler-system.svc";
 const READY: Duration = Duration::from_secs(20);
 
@@ -31,15 +31,15 @@ const READY: Duration = Duration::from_secs(20);
 pub struct Webhook {
     child: Child,
     dir: PathBuf,
-    /// The API server that has its objects; none: they are files.
+    /// The API server with its objects; `None`: they are files.
     cluster: Option<Cluster>,
     address: SocketAddr,
     admin: SocketAddr,
 }
 
 impl Webhook {
-    /// Starts `program` (by default `probe-handler` beside this one) on loopback as deploy/webhook does, and waits
-    /// until it listens and is trusted.
+    /// Starts `program` (by default `probe-handler` in the directory of this program) on loopback as deploy/webhook does,
+    /// and waits until it listens and its certificate is trusted.
     ///
     /// # Errors
     /// When it cannot be started, or ends.
@@ -53,7 +53,7 @@ impl Webhook {
         Self::listening(command, run.dir().join("webhook"), Some(cluster))
     }
 
-    /// The same with a certificate and settings from directories, as the overlay for cert-manager has it.
+    /// The same with a certificate and settings from directories, as in the overlay for cert-manager.
     ///
     /// # Errors
     /// As [`Webhook::start`].
@@ -77,7 +77,7 @@ impl Webhook {
         let child = command
             .args(["--listen", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0"])
             .args(["--log-format", "text"])
-            // Ctrl-C is for the run, which stops it in order.
+            // Ctrl-C must reach only the run, which stops the webhook.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
@@ -115,7 +115,7 @@ impl Webhook {
         }
     }
 
-    /// Whom API servers are told to trust, PEM.
+    /// The current caBundle, in PEM format.
     fn authorities(&self) -> Result<Vec<u8>> {
         match &self.cluster {
             Some(cluster) => cluster.bundle(),
@@ -123,7 +123,7 @@ impl Webhook {
         }
     }
 
-    /// A client that trusts the certificate of the moment.
+    /// A client that trusts the current certificate.
     ///
     /// # Errors
     /// When there is none.
@@ -131,12 +131,12 @@ impl Webhook {
         Client::new(self.address, &self.authorities()?)
     }
 
-    /// Where admission is served.
+    /// Address of the admission server.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where health and metrics are served.
+    /// Address of health and metrics.
     pub const fn admin(&self) -> SocketAddr {
         self.admin
     }
@@ -146,7 +146,7 @@ impl Webhook {
         self.child.id()
     }
 
-    /// Sets one of the settings for all pods, in the ConfigMap or in the directory that has it.
+    /// Changes a global setting, in the ConfigMap or in the directory of settings.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -160,7 +160,7 @@ impl Webhook {
         fs::rename(&partial, settings.join(key)).context("a setting")
     }
 
-    /// Has one that was started from files serve a new certificate, of another authority.
+    /// Replaces the certificate files with a certificate of another authority.
     ///
     /// # Errors
     /// When the files cannot be written.
@@ -173,7 +173,7 @@ impl Webhook {
         fs::read_to_string(self.log_path()).unwrap_or_else(|error| format!("(no log: {error})"))
     }
 
-    /// The file of its log.
+    /// Path of its log.
     pub fn log_path(&self) -> PathBuf {
         self.dir.join("log")
     }
@@ -201,7 +201,7 @@ impl Drop for Webhook {
     }
 }
 
-/// `program`, by default the `probe-handler` beside this one.
+/// `program`, by default the `probe-handler` in the directory of this program.
 fn command(program: Option<&Path>) -> Result<Command> {
     let program = match program {
         Some(path) => path.to_owned(),
@@ -210,11 +210,11 @@ fn command(program: Option<&Path>) -> Result<Command> {
     Ok(Command::new(program))
 }
 
-/// Writes a certificate as cert-manager does, and its authority beside the directory.
+/// Writes a certificate as cert-manager does, and its authority next to the directory.
 fn write_certificate(dir: &Path) -> Result<()> {
     let made = make(&[NAME.to_owned()], &Lifetimes::default(), SystemTime::now())?;
     fs::write(dir.join("authority.pem"), made.authority)?;
-    // The key first: for a moment both do not fit, and what was served goes on.
+    // The key first: for a moment key and certificate do not match, and the webhook keeps the old pair.
     fs::write(dir.join("certificate/tls.key"), made.key)?;
     fs::write(dir.join("certificate/tls.crt"), made.certificate)?;
     Ok(())

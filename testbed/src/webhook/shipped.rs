@@ -1,5 +1,5 @@
-//! What deploy/webhook puts into a cluster, put into the double of the API server: its objects, the rights of its
-//! ServiceAccount and no others, and the arguments of its container.
+//! Applies deploy/webhook to the API server double: its objects, only the permissions of its ServiceAccount, and the
+//! arguments of its container.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::manifests;
 use crate::node::api::Api;
 use crate::run::Run;
 
-/// Where kustomize puts it.
+/// The namespace that kustomize sets.
 pub const NAMESPACE: &str = "probe-handler-system";
 const CONFIGURATIONS: &str = "mutatingwebhookconfigurations";
 const SETTINGS: &str = "probe-handler";
@@ -30,10 +30,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Applies all of it.
+    /// Applies all objects.
     ///
     /// # Errors
-    /// When a manifest is not what it should be.
+    /// When a manifest is not as expected.
     pub fn start(run: &Run) -> Result<Self> {
         let api = Api::start(run, "webhook")?;
         for (resource, text) in [("configmaps", CONFIG_MAP), ("secrets", SECRET)] {
@@ -64,15 +64,15 @@ impl Cluster {
         serde_json::from_value(arguments.take()).context("the container's arguments")
     }
 
-    /// How to reach its API server.
+    /// Kubeconfig of its API server.
     pub fn kubeconfig(&self) -> PathBuf {
         self.api.kubeconfig()
     }
 
-    /// Whom API servers are told to trust, by all webhooks alike.
+    /// The caBundle, which must be the same in all webhooks.
     ///
     /// # Errors
-    /// When they are not told yet.
+    /// When it is not set yet.
     pub fn bundle(&self) -> Result<Vec<u8>> {
         let configuration = self
             .api
@@ -96,7 +96,7 @@ impl Cluster {
     /// Changes one of the settings in the ConfigMap.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When it does not exist.
     pub fn set(&self, key: &str, value: &str) -> Result<()> {
         let mut settings = self
             .api

@@ -1,4 +1,4 @@
-//! Installing Debian packages.
+//! Installs Debian packages.
 
 use std::fs;
 use std::path::Path;
@@ -9,14 +9,14 @@ use anyhow::{Context, Result, bail};
 use super::suite::{KEYRING, mirror};
 use crate::shell::{exec, is_root, target_dir};
 
-/// No questions, no more than what was asked for, and nothing lost.
+/// Without questions, without recommended packages, and without removing any package.
 const INSTALL: [&str; 4] = ["install", "--yes", "--no-install-recommends", "--no-remove"];
 
-/// Installs Debian packages. The package lists are fetched only if it does not work without, and
-/// nothing that is there is removed.
+/// Installs Debian packages and removes none. Updates the package lists only if the installation fails
+/// without that.
 ///
 /// # Errors
-/// When that takes root and we are not, and when apt-get fails for good.
+/// When this needs root and we are not root, or when apt-get fails repeatedly.
 pub fn install(packages: &[String]) -> Result<()> {
     const ATTEMPTS: u32 = 3;
     let list = packages.join(" ");
@@ -28,7 +28,7 @@ pub fn install(packages: &[String]) -> Result<()> {
         );
     }
     println!("setup: installing {list}");
-    // Without fresh lists it may well fail: what it says then would only confuse.
+    // With old lists it may fail; its messages would only confuse.
     let quiet = install.output().is_ok_and(|output| output.status.success());
     if quiet {
         return Ok(());
@@ -52,7 +52,7 @@ pub fn install(packages: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// apt-get as scripts want it: no questions, patient with network and lock.
+/// apt-get for scripts: no questions, waits for network and lock.
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive").args([
@@ -64,22 +64,22 @@ fn apt_get() -> Command {
     command
 }
 
-/// Installs Debian packages, of which the machine's own suites have none that goes with what is there, from this
-/// Debian's backports. Nothing that is there is removed, and what apt follows stays as it is.
+/// Installs Debian packages from this release's backports, if the machine's suites have no version that matches
+/// the installed packages. Removes no package, and does not change the machine's apt sources.
 ///
 /// # Errors
-/// As [`install`], and where it is no Debian that has backports.
+/// As [`install`], and when this is not a Debian release with backports.
 pub fn install_from_backports(packages: &[String]) -> Result<()> {
     let release = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
     let suite = format!(
         "{}-backports",
-        codename(&release).context("a Debian without a codename has no backports")?
+        codename(&release).context("/etc/os-release has no codename, so there are no backports")?
     );
     println!("setup: installing {} from {suite}", packages.join(" "));
     let ours = target_dir().join("apt").join(&suite);
     let sources = ours.join("sources");
     fs::create_dir_all(ours.join("lists/partial"))?;
-    // What the machine follows has the dependencies.
+    // The dependencies come from the machine's own suites.
     if sources.exists() {
         fs::remove_dir_all(&sources)?;
     }
@@ -110,7 +110,7 @@ pub fn install_from_backports(packages: &[String]) -> Result<()> {
     )
 }
 
-/// The machine's sources, from `etc` into one directory.
+/// Copies the machine's apt sources from `etc` into one directory.
 fn copy_sources(etc: &Path, into: &Path) -> Result<()> {
     let list = etc.join("sources.list");
     if list.exists() {
@@ -126,7 +126,7 @@ fn copy_sources(etc: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The codename in an os-release, as bookworm.
+/// The codename in an os-release file, for example bookworm.
 fn codename(release: &str) -> Option<&str> {
     release
         .lines()

@@ -1,4 +1,4 @@
-//! Debian's packages: from the suites that the machine follows, and from others beside them.
+//! Debian packages, from the machine's own suites and from others.
 
 mod install;
 mod suite;

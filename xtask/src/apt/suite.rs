@@ -1,7 +1,7 @@
-//! A Debian suite that this machine's apt does not follow, by an apt configuration of its own.
+//! Accesses a Debian suite that is not in this machine's apt sources, with a separate apt configuration.
 //!
-//! The mirror is the machine's own, as its apt sources name it; the archive's keyring signs every suite.
-//! The machine's package lists stay as they are.
+//! The mirror is the one in the machine's apt sources; the archive's keyring signs every suite. The
+//! machine's package lists are unchanged.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell::{display, output};
 
-/// Signs all of Debian's suites (package debian-archive-keyring).
+/// The keyring of all Debian suites (package debian-archive-keyring).
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// One suite, with its package lists below our own directory.
+/// One suite, with its package lists in our cache directory.
 #[derive(Debug)]
 pub struct Suite {
     name: String,
@@ -22,10 +22,10 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// Configures apt for suite `name` below `cache`. Fetches nothing yet.
+    /// Configures apt for suite `name` below `cache`. Downloads nothing yet.
     ///
     /// # Errors
-    /// When there is no apt, or its sources name no archive that could have the suite.
+    /// When there is no apt, or its sources contain no archive that could have the suite.
     pub fn new(name: &str, cache: &Path) -> Result<Self> {
         let mirror = mirror(name.ends_with("-security"))?;
         let directory = cache.join("apt").join(name);
@@ -53,12 +53,12 @@ impl Suite {
         Ok(Self { name, directory })
     }
 
-    /// Its name, as bookworm-security.
+    /// Its name, for example bookworm-security.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether its package lists were ever fetched.
+    /// Whether its package lists were downloaded.
     pub fn has_lists(&self) -> bool {
         let packages =
             |entry: fs::DirEntry| entry.file_name().to_string_lossy().contains("_Packages");
@@ -66,32 +66,32 @@ impl Suite {
             .is_ok_and(|entries| entries.flatten().any(packages))
     }
 
-    /// Fetches its package lists.
+    /// Downloads its package lists.
     ///
     /// # Errors
     /// When apt-get fails.
     pub fn update(&self) -> Result<()> {
-        println!("vm: fetching the package lists of {}", self.name);
+        println!("vm: downloading the package lists of {}", self.name);
         let mut command = self.apt("apt-get");
-        // A suite that is gone is a warning to apt, and its lists are kept; to us it is an error.
+        // A removed suite is only a warning for apt, which keeps the old lists; here it is an error.
         command.args(["--quiet", "--quiet", "update", "--error-on=any"]);
         quietly(&mut command).with_context(|| format!("the package lists of {}", self.name))
     }
 
-    /// Its packages whose names begin with `prefix`.
+    /// The names of its packages that begin with `prefix`.
     pub fn packages(&self, prefix: &str) -> Vec<String> {
         let mut command = self.apt("apt-cache");
         let names = output(command.args(["pkgnames", prefix])).unwrap_or_default();
         names.lines().map(Into::into).collect()
     }
 
-    /// Fetches a package into `directory`.
+    /// Downloads a package into `directory`.
     ///
     /// # Errors
     /// When apt-get fails.
     pub fn download(&self, package: &str, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory)?;
-        println!("vm: fetching {package} of {}", self.name);
+        println!("vm: downloading {package} from {}", self.name);
         let mut command = self.apt("apt-get");
         command.args(["--quiet", "--quiet", "download", package]);
         quietly(command.current_dir(directory))
@@ -105,7 +105,7 @@ impl Suite {
     }
 }
 
-/// Runs apt; what it says is heard only if it fails, for the machine's own hooks may complain without root.
+/// Runs apt and shows its output only if it fails, because the machine's apt hooks may complain without root.
 fn quietly(command: &mut Command) -> Result<()> {
     let output = command
         .stdin(Stdio::null())
@@ -122,8 +122,7 @@ fn quietly(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The archive that this machine's own apt sources name for Debian's suites, or for its security
-/// updates.
+/// The address of Debian's archive, or of its security updates, in this machine's apt sources.
 pub(super) fn mirror(security: bool) -> Result<String> {
     let mut command = Command::new("apt-get");
     command.args([
@@ -132,7 +131,7 @@ pub(super) fn mirror(security: bool) -> Result<String> {
         "$(ORIGIN) $(CODENAME) $(REPO_URI)",
     ]);
     let Some(targets) = output(command.arg("Created-By: Packages")) else {
-        bail!("no apt-get that tells its sources");
+        bail!("apt-get does not list its sources");
     };
     choose_mirror(&targets, security)
         .map(Into::into)
@@ -142,11 +141,11 @@ pub(super) fn mirror(security: bool) -> Result<String> {
             } else {
                 "Debian"
             };
-            format!("this machine's apt sources name no archive of {what}")
+            format!("this machine's apt sources contain no archive of {what}")
         })
 }
 
-/// Of lines `origin codename address`.
+/// Picks the address from lines `origin codename address`.
 fn choose_mirror(targets: &str, security: bool) -> Option<&str> {
     targets
         .lines()

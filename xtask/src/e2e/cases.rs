@@ -1,5 +1,5 @@
-//! What must hold in a cluster, in the order in which it is tried: the mesh alone, the daemon comes, the
-//! daemon is exchanged, the daemon goes.
+//! What must hold in a cluster, in test order: without the daemon, after its installation, during an upgrade,
+//! and after its removal.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,34 +7,34 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::kubectl::{Kubectl, pass, until};
-use super::manifests::{NAMESPACE, Place, Pod, Sidecar, stranger};
+use super::manifests::{NAMESPACE, Place, Pod, Sidecar, host_network_pod};
+use super::pod_status::{self, PodStatus};
 use super::report::Report;
-use super::seen::{self, Seen};
 use super::table::{self, Failing, Kind};
 
-/// Images are on the node already; a loaded node takes its time all the same.
+/// How long a pod may take to start: images are already on the node, but the node may be busy.
 const START: Duration = Duration::from_secs(120);
-/// Within this time of the daemon being ready every verdict is right: it takes on pods in less than a
-/// second, and the kubelet needs a probe and a status update.
+/// Every verdict must be right this long after the daemon is ready: the daemon serves pods in less than
+/// a second, and the kubelet needs one probe and one status update.
 const TURN: Duration = Duration::from_secs(20);
-/// How long nothing may go wrong: two dozen probes of each kind.
+/// How long nothing may change: two dozen probes of each kind.
 const QUIET: Duration = Duration::from_secs(25);
 
 /// The cluster under test.
 pub struct Suite<'a> {
     /// The cluster.
     pub kubectl: &'a Kubectl,
-    /// Where its pods go.
+    /// Node and image of its pods.
     pub place: &'a Place,
-    /// The daemon's manifests, as `kubectl -k` takes them.
+    /// Directory of the daemon's manifests, for `kubectl -k`.
     pub overlay: &'a str,
-    /// What became of each check.
+    /// The result of each check.
     pub report: &'a mut Report,
 }
 
 impl Suite<'_> {
-    /// Under STRICT the kubelet is refused, and a closed port counts as open.
-    pub fn the_mesh_alone(&mut self) -> Result<()> {
+    /// In STRICT mode the kubelet's connection is refused, and a closed port looks open.
+    pub fn without_daemon(&mut self) -> Result<()> {
         let pods = table::before();
         self.create(pods.iter().map(|(pod, ..)| pod))?;
         for (pod, at_the_mesh, _) in &pods {
@@ -51,15 +51,17 @@ impl Suite<'_> {
         Ok(())
     }
 
-    /// The daemon is installed as its manifests say, and is ready.
-    pub fn the_daemon_comes(&mut self) -> Result<()> {
+    /// Installs the daemon from its manifests and checks that it becomes ready.
+    pub fn install_daemon(&mut self) -> Result<()> {
         let before = self.pods()?;
         self.kubectl.run(&["apply", "-k", self.overlay], "")?;
         self.rolled_out()?;
         for (pod, _, in_truth) in table::before() {
             let name = format!("with-the-daemon/{}", pod.name);
             let run = self.pod_turns(&pod.name, in_truth, TURN).and_then(|now| {
-                let was = before.get(&pod.name).context("the pod was not there")?;
+                let was = before
+                    .get(&pod.name)
+                    .context("the pod did not exist before")?;
                 ensure!(now.uid == was.uid, "the pod was replaced");
                 ensure!(now.restarts == 0, "it was restarted {} times", now.restarts);
                 Ok(())
@@ -69,7 +71,7 @@ impl Suite<'_> {
         Ok(())
     }
 
-    /// Pods that start under the daemon.
+    /// Checks pods that start while the daemon runs.
     pub fn verdicts(&mut self) -> Result<()> {
         let (healthy, failing) = (table::healthy(), table::failing());
         self.create(&healthy)?;
@@ -91,7 +93,7 @@ impl Suite<'_> {
         self.report.add(&format!("discarded/{discarded}"), run);
         let settled = self.pods()?;
         pass(QUIET);
-        self.unmoved("stays-ready", &healthy, &settled)?;
+        self.stayed_as_they_were("stays-ready", &healthy, &settled)?;
         for failing in failing.iter().filter(|one| one.kind == Kind::Readiness) {
             let run = self.pods().and_then(|pods| {
                 let now = pods.get(&failing.pod.name).context("the pod is gone")?;
@@ -105,15 +107,15 @@ impl Suite<'_> {
         Ok(())
     }
 
-    /// The last hook of a pod that goes. The kubelet tells of hooks that fail, and of no others.
+    /// Checks the preStop hook of a deleted pod. The kubelet sends events only for hooks that fail.
     pub fn last_hook(&mut self) -> Result<()> {
         let name = table::hooked().name;
         let uid = self.pods()?.remove(&name).unwrap_or_default().uid;
         let gone = ["delete", "pod", &name, "-n", NAMESPACE, "--wait=true"];
         self.kubectl.run(&gone, "")?;
-        // The kubelet sends events after the fact, in order.
+        // The kubelet sends events later, in order.
         let run = until(START, || {
-            let events = seen::events(self.kubectl, NAMESPACE, &uid)?;
+            let events = pod_status::events(self.kubectl, NAMESPACE, &uid)?;
             let killed = events.iter().any(|event| event.starts_with("Killing:"));
             let failed = events.iter().any(|event| event.contains("Hook"));
             ensure!(!failed, "events: {events:#?}");
@@ -126,8 +128,8 @@ impl Suite<'_> {
         Ok(())
     }
 
-    /// The exemption is the kubelet's: any other process of the node meets the mesh.
-    pub fn strangers(&mut self) -> Result<()> {
+    /// Only the kubelet is exempt: every other process on the node is subject to the mesh.
+    pub fn other_processes(&mut self) -> Result<()> {
         let ip = self
             .pods()?
             .remove("http")
@@ -136,32 +138,35 @@ impl Suite<'_> {
         let url = format!("http://{ip}:8080/healthy");
         let free = Pod {
             sidecar: Sidecar::None,
-            ..table::one_of_a_crowd("no-mesh", Sidecar::None)
+            ..table::one_of_many("no-mesh", Sidecar::None)
         };
         self.create([&free])?;
         let free = self.running("no-mesh")?;
         let control = format!("http://{}:8080/healthy", free.ip);
         self.kubectl.create(&[
-            stranger("stranger", &["probe", &url], self.place),
-            stranger("stranger-control", &["probe", &control], self.place),
+            host_network_pod("other-process", &["probe", &url], self.place),
+            host_network_pod("other-process-control", &["probe", &control], self.place),
         ])?;
-        let refused = self.exit_code("stranger").and_then(|code| {
+        let refused = self.exit_code("other-process").and_then(|code| {
             ensure!(
                 code != 0,
-                "the app answered a process that is not the kubelet"
+                "a process that is not the kubelet reached the app"
             );
             let said = self
                 .kubectl
-                .run(&["logs", "-n", NAMESPACE, "stranger"], "")?;
-            ensure!(said.contains("reset"), "it was not reset: {said}");
+                .run(&["logs", "-n", NAMESPACE, "other-process"], "")?;
+            ensure!(
+                said.contains("reset"),
+                "the connection was not reset: {said}"
+            );
             Ok(())
         });
         self.report
             .add("another-process/is-refused-by-the-mesh", refused);
-        let answered = self.exit_code("stranger-control").and_then(|code| {
+        let answered = self.exit_code("other-process-control").and_then(|code| {
             ensure!(
                 code == 0,
-                "a pod of no mesh did not answer: exit code {code}"
+                "a pod without a mesh did not answer: exit code {code}"
             );
             Ok(())
         });
@@ -170,7 +175,7 @@ impl Suite<'_> {
         Ok(())
     }
 
-    /// The DaemonSet's pods are exchanged while every pod is probed each second.
+    /// Restarts the DaemonSet's pods while every pod is probed each second.
     pub fn upgrade(&mut self) -> Result<()> {
         let healthy = table::healthy();
         let settled = self.pods()?;
@@ -183,9 +188,9 @@ impl Suite<'_> {
         ];
         self.kubectl.run(&set, "")?;
         self.rolled_out()?;
-        // The old daemon drains while the new one is there already.
-        self.alone()?;
-        self.unmoved("through-an-upgrade", &healthy, &settled)?;
+        // The old daemon drains while the new one already runs.
+        self.one_daemon_per_node()?;
+        self.stayed_as_they_were("through-an-upgrade", &healthy, &settled)?;
         for failing in table::failing() {
             let run = self.pods().and_then(|pods| {
                 let now = pods.get(&failing.pod.name).context("the pod is gone")?;
@@ -201,9 +206,9 @@ impl Suite<'_> {
         Ok(())
     }
 
-    /// Many pods at once, each of which is restarted at its first wrong verdict, against as many without a
-    /// mesh.
-    pub fn crowd(&mut self, size: usize) -> Result<()> {
+    /// Starts many pods at once, each of which restarts at its first wrong verdict, and compares with as many
+    /// pods without a mesh.
+    pub fn many_pods(&mut self, size: usize) -> Result<()> {
         let names = |kind: &str| -> Vec<String> {
             (0..size)
                 .map(|index| format!("crowd-{kind}-{index}"))
@@ -213,7 +218,7 @@ impl Suite<'_> {
         for (kind, sidecar) in [("free", Sidecar::None), ("meshed", Sidecar::Native)] {
             let pods: Vec<_> = names(kind)
                 .iter()
-                .map(|name| table::one_of_a_crowd(name, sidecar))
+                .map(|name| table::one_of_many(name, sidecar))
                 .collect();
             self.create(&pods)?;
             for pod in &pods {
@@ -243,8 +248,8 @@ impl Suite<'_> {
         Ok(())
     }
 
-    /// Without the daemon probes meet the mesh again: it was the daemon, and it leaves nothing behind.
-    pub fn the_daemon_goes(&mut self) -> Result<()> {
+    /// Removes the daemon and checks that probes are subject to the mesh again: the daemon leaves nothing behind.
+    pub fn remove_daemon(&mut self) -> Result<()> {
         self.kubectl
             .run(&["delete", "-k", self.overlay, "--wait=true"], "")?;
         for (pod, at_the_mesh, _) in table::before() {
@@ -263,12 +268,12 @@ impl Suite<'_> {
         self.kubectl.create(&manifests)
     }
 
-    fn pods(&self) -> Result<BTreeMap<String, Seen>> {
-        seen::pods(self.kubectl, NAMESPACE)
+    fn pods(&self) -> Result<BTreeMap<String, PodStatus>> {
+        pod_status::pods(self.kubectl, NAMESPACE)
     }
 
     /// Waits until the kubelet has started the pod's app.
-    fn running(&self, name: &str) -> Result<Seen> {
+    fn running(&self, name: &str) -> Result<PodStatus> {
         until(START, || {
             let seen = self.pods()?.remove(name).unwrap_or_default();
             Ok(match seen.phase == "Running" {
@@ -278,7 +283,7 @@ impl Suite<'_> {
         })
     }
 
-    fn pod_turns(&self, name: &str, ready: bool, deadline: Duration) -> Result<Seen> {
+    fn pod_turns(&self, name: &str, ready: bool, deadline: Duration) -> Result<PodStatus> {
         let turned = until(deadline, || {
             let seen = self.pods()?.remove(name).unwrap_or_default();
             Ok(match seen.ready == ready && seen.phase == "Running" {
@@ -322,16 +327,16 @@ impl Suite<'_> {
 
     fn events(&self, name: &str) -> Result<Vec<String>> {
         let uid = self.pods()?.remove(name).unwrap_or_default().uid;
-        seen::events(self.kubectl, NAMESPACE, &uid)
+        pod_status::events(self.kubectl, NAMESPACE, &uid)
     }
 
-    /// That pods were ready all the time since `settled`: the same pods, no restart, condition Ready as it
-    /// was. A kubelet that finds a probe failing once says so in all three.
-    fn unmoved(
+    /// Checks that pods have been ready since `settled`: same pods, no restart, condition Ready unchanged. A
+    /// single failed probe would change one of these.
+    fn stayed_as_they_were(
         &mut self,
         what: &str,
         pods: &[Pod],
-        settled: &BTreeMap<String, Seen>,
+        settled: &BTreeMap<String, PodStatus>,
     ) -> Result<()> {
         let now = self.pods()?;
         for pod in pods {
@@ -361,17 +366,17 @@ impl Suite<'_> {
         }
     }
 
-    /// Waits until no daemon that was exchanged is left.
-    fn alone(&self) -> Result<()> {
+    /// Waits until no old daemon is left.
+    fn one_daemon_per_node(&self) -> Result<()> {
         until(START, || {
-            let pods = seen::pods(self.kubectl, SYSTEM)?;
+            let pods = pod_status::pods(self.kubectl, SYSTEM)?;
             let nodes = self
                 .kubectl
                 .get(&["daemonset", "probe-handler", "-n", SYSTEM])?;
             let wanted = nodes["status"]["desiredNumberScheduled"].as_u64();
             Ok(match u64::try_from(pods.len()).ok() == wanted {
                 true => Ok(()),
-                false => Err(format!("{} daemons for {wanted:?} nodes", pods.len())),
+                false => Err(format!("{} daemon pods for {wanted:?} nodes", pods.len())),
             })
         })
     }
@@ -386,7 +391,7 @@ impl Suite<'_> {
     }
 }
 
-/// Where deploy/ puts the daemon.
+/// The daemon's namespace in deploy/.
 const SYSTEM: &str = "probe-handler-system";
 
 const fn word(kind: Kind) -> &'static str {

@@ -1,5 +1,5 @@
-//! The two images of the test: the daemon's, and the testbed's, which is app, sidecar and the rules' init
-//! container in one.
+//! Builds the two images of the test: the daemon's, and the testbed's, which serves as app, sidecar and init
+//! container.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,13 +13,13 @@ use crate::ldd;
 use crate::setup;
 use crate::shell::{exec, find, target_dir};
 
-/// The testbed's image. No registry has it.
+/// The testbed's image. It is in no registry.
 pub const TESTBED: &str = "localhost/probe-handler-testbed:e2e";
 
-/// By these names the testbed runs iptables.
+/// The iptables commands that the testbed runs.
 const IPTABLES: [&str; 2] = ["iptables-nft-restore", "ip6tables-nft-restore"];
 
-/// The parts of iptables that Istio's rules name; iptables loads them by path.
+/// The iptables modules that Istio's rules use; iptables loads them by path.
 const MATCHES: [&str; 5] = [
     "libxt_standard.so",
     "libxt_tcp.so",
@@ -28,11 +28,11 @@ const MATCHES: [&str; 5] = [
     "libxt_REDIRECT.so",
 ];
 
-/// Builds both and hands each archive to `load`, a command of the shell in which `{}` stands for the
-/// archive's path.
+/// Builds both images and loads each with `load`, a shell command in which `{}` is the archive's
+/// path.
 ///
 /// # Errors
-/// A build, or the command, fails.
+/// A build or the command fails.
 pub fn build_and_load(load: &str) -> Result<()> {
     setup::build_tools()?;
     let machine = image::this_machine()?;
@@ -55,21 +55,21 @@ pub fn build_and_load(load: &str) -> Result<()> {
     Ok(())
 }
 
-/// This machine's iptables, with the libraries that it needs, at the paths where it looks for them.
+/// This machine's iptables with its libraries, at the paths where it looks for them.
 fn iptables() -> Result<Vec<File>> {
     let mut files = BTreeMap::new();
     let mut programs = Vec::new();
     for name in IPTABLES {
-        let program =
-            find(name).with_context(|| format!("{name} is not there: run `cargo xtask setup`"))?;
-        // In the image's root, which is its PATH.
+        let program = find(name)
+            .with_context(|| format!("{name} is not installed: run `cargo xtask setup`"))?;
+        // Into the image's root directory, which is its PATH.
         files.insert(PathBuf::from(name), program.clone());
         programs.push(program);
     }
     let modules = modules(&programs[0])?;
     for name in MATCHES {
         let module = modules.join(name);
-        // Which of the REDIRECT modules there is depends on the version.
+        // The name of the REDIRECT module depends on the version.
         if module.exists() {
             files.insert(inside(&module), module.clone());
             programs.push(module);
@@ -91,8 +91,8 @@ fn iptables() -> Result<Vec<File>> {
         .collect()
 }
 
-/// Where this machine's iptables looks for its matches and targets: beside the library that loads them, below /usr
-/// where it is one with the root. An image has no link from the one to the other.
+/// The directory in which this machine's iptables looks for its matches and targets: next to the library that loads
+/// them, and below /usr on a merged-/usr system. An image has no link from /lib to /usr/lib.
 fn modules(program: &Path) -> Result<PathBuf> {
     let libraries = libraries(program)?;
     let loader = libraries.iter().find(|library| {
@@ -100,18 +100,19 @@ fn modules(program: &Path) -> Result<PathBuf> {
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with("libxtables."))
     });
-    let loader = loader.with_context(|| format!("{} has no libxtables", program.display()))?;
+    let loader =
+        loader.with_context(|| format!("{} does not use libxtables", program.display()))?;
     let named = Path::new("/usr").join(inside(loader));
     let candidates = [named, loader.clone()]
         .map(|library| library.with_file_name("xtables"))
         .to_vec();
     let found = candidates.iter().find(|directory| directory.is_dir());
-    found
-        .cloned()
-        .with_context(|| format!("no directory of iptables' modules, neither of {candidates:?}"))
+    found.cloned().with_context(|| {
+        format!("no directory of iptables' modules: none of {candidates:?} exists")
+    })
 }
 
-/// What the loader would load, the loader included.
+/// The libraries of a program, including the dynamic loader.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     ldd::libraries(program)?.with_context(|| format!("`ldd {}` failed", program.display()))
 }

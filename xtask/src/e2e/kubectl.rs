@@ -1,4 +1,4 @@
-//! The cluster, by way of `kubectl`: whatever it can log in to, we can test.
+//! Accesses the cluster with `kubectl`, so that any cluster that kubectl can access can be tested.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::shell::display;
 
-/// How often something is looked at again while we wait for it.
+/// Polling interval.
 const POLL: Duration = Duration::from_millis(500);
 
 /// A cluster.
@@ -20,21 +20,21 @@ pub struct Kubectl {
 }
 
 impl Kubectl {
-    /// By that program, and that context of its kubeconfig or the current one.
+    /// Uses that program, with the given context of the kubeconfig or the current one.
     pub const fn new(program: String, context: Option<String>) -> Self {
         Self { program, context }
     }
 
-    /// Whether a cluster answers; if not, why, in kubectl's words.
+    /// Checks that the cluster answers; the error has kubectl's message.
     pub fn reachable(&self) -> Result<()> {
         self.run(&["get", "--raw", "/readyz", "--request-timeout=10s"], "")
             .map(drop)
     }
 
-    /// Runs kubectl to its end and gives what it printed.
+    /// Runs kubectl and returns its output.
     ///
     /// # Errors
-    /// kubectl can't be started, or fails; the message has its own words.
+    /// kubectl can't be started, or fails; the error has its message.
     pub fn run(&self, args: &[&str], stdin: &str) -> Result<String> {
         let mut words = self.program.split_whitespace();
         let mut command = Command::new(words.next().unwrap_or("kubectl"));
@@ -50,7 +50,7 @@ impl Kubectl {
             .spawn()
             .with_context(|| format!("cannot run `{}`", display(&command)))?;
         if let Some(mut input) = child.stdin.take() {
-            // A kubectl that fails early does not read it; its words tell more than a broken pipe.
+            // A kubectl that fails early does not read its input; its message is better than a broken pipe.
             let _broken = input.write_all(stdin.as_bytes());
         }
         let output = child.wait_with_output()?;
@@ -61,7 +61,7 @@ impl Kubectl {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// What `kubectl get ... -o json` says.
+    /// The output of `kubectl get ... -o json`.
     ///
     /// # Errors
     /// As [`Kubectl::run`].
@@ -83,8 +83,8 @@ impl Kubectl {
     }
 }
 
-/// Lets time pass: all of it. A thread that only parks goes on early where something before has left
-/// it a wake-up.
+/// Waits for the full time. A thread that only parks can wake early from a pending
+/// wake-up.
 pub fn pass(time: Duration) {
     let end = Instant::now() + time;
     while let left = end.saturating_duration_since(Instant::now())
@@ -94,10 +94,10 @@ pub fn pass(time: Duration) {
     }
 }
 
-/// Looks again and again until there is an answer.
+/// Polls until `look` returns a value.
 ///
 /// # Errors
-/// When there is none by the deadline: what was missing, as the last look said.
+/// When there is none by the deadline: what was missing at the last poll.
 pub fn until<T>(
     deadline: Duration,
     mut look: impl FnMut() -> Result<std::result::Result<T, String>>,

@@ -1,30 +1,30 @@
-//! The pods of the test: an app that the testbed's program serves, in a pod that looks as Istio's
-//! injector leaves it, with Istio's rules and a sidecar that takes nothing but mutual TLS.
+//! The manifests of the test's pods: an app served by the testbed's program, in a pod like those that Istio's
+//! injector produces, with Istio's rules and a sidecar that accepts only mutual TLS.
 
 use serde_json::{Map, Value, json};
 
-/// Where all of it lives.
+/// The namespace of the test's pods.
 pub const NAMESPACE: &str = "probe-handler-e2e";
-/// The proxy's user and group in Istio, by which its rules know it.
+/// The proxy's user and group in Istio, by which the rules identify it.
 const PROXY_USER: u32 = 1337;
 
-/// Where test pods run, and from what image.
+/// Node and image of test pods.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// The node that they are bound to.
+    /// The node they are bound to.
     pub node: String,
     /// The testbed's image.
     pub image: String,
 }
 
-/// How the pod gets its sidecar.
+/// How the pod's sidecar is declared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sidecar {
-    /// An init container that keeps running.
+    /// As an init container that keeps running.
     Native,
-    /// A container beside the app.
+    /// As a regular container.
     Regular,
-    /// None, and no rules: a pod of no mesh.
+    /// No sidecar and no rules: a pod without a mesh.
     None,
 }
 
@@ -35,12 +35,12 @@ pub struct Pod {
     pub name: String,
     /// Its sidecar.
     pub sidecar: Sidecar,
-    /// What its container `app` has besides name, image and arguments: the probes above all.
+    /// Fields of its container `app` besides name, image and arguments, above all the probes.
     pub app: Value,
-    /// `ISTIO_KUBE_APP_PROBERS`, where its probes are rewritten.
+    /// `ISTIO_KUBE_APP_PROBERS`, if its probes are rewritten.
     pub probers: Option<Value>,
-    /// What a second app has, which runs as an init container before the first and beside it; it listens to
-    /// HTTP 8081.
+    /// Fields of a second app, an init container that starts before the first app and keeps running; it
+    /// serves HTTP on 8081.
     pub early: Option<Value>,
 }
 
@@ -92,7 +92,7 @@ impl Pod {
         }
         let annotations = match self.sidecar {
             Sidecar::None => json!({}),
-            // As Istio's injector writes it, so far as anybody reads it.
+            // Like Istio's injector, as far as anything reads it.
             _ => json!({"sidecar.istio.io/status": "{\"initContainers\":[\"istio-init\"]}"}),
         };
         json!({
@@ -102,7 +102,7 @@ impl Pod {
                 "name": self.name,
                 "namespace": NAMESPACE,
                 "annotations": annotations,
-                // Whatever mesh the cluster has, these pods bring their own.
+                // These pods have their own mesh; the cluster's mesh must not inject a sidecar.
                 "labels": {"sidecar.istio.io/inject": "false"},
             },
             "spec": {
@@ -147,9 +147,9 @@ impl Pod {
     }
 }
 
-/// A pod of the node's own network that runs the testbed's program once: some process that is not the
+/// A pod in the host network that runs the testbed's program once: a process that is not the
 /// kubelet.
-pub fn stranger(name: &str, args: &[&str], place: &Place) -> Value {
+pub fn host_network_pod(name: &str, args: &[&str], place: &Place) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -164,7 +164,7 @@ pub fn stranger(name: &str, args: &[&str], place: &Place) -> Value {
     })
 }
 
-/// The namespace: the rules' init container needs NET_ADMIN.
+/// The namespace; privileged, because the rules' init container needs NET_ADMIN.
 pub fn namespace() -> Value {
     json!({
         "apiVersion": "v1",
@@ -176,18 +176,18 @@ pub fn namespace() -> Value {
     })
 }
 
-/// What every app listens to: HTTP 8080, HTTPS 8443, gRPC 9090, TCP 5432. What is probed on it decides
-/// whether it is healthy.
+/// The listeners of every app: HTTP 8080, HTTPS 8443, gRPC 9090, TCP 5432. Path or service of a probe decides
+/// the answer.
 const LISTENERS: &str = r#"{"listeners":[
 {"protocol":"http","bind":"any-v4","port":8080},
 {"protocol":{"https":{"certificate":"self-signed","h2":true}},"bind":"any-v4","port":8443},
 {"protocol":"grpc","bind":"any-v4","port":9090},
 {"protocol":"tcp","bind":"any-v4","port":5432}]}"#;
 
-/// What the second app listens to.
+/// The listener of the second app.
 const EARLY: &str = r#"{"listeners":[{"protocol":"http","bind":"any-v4","port":8081}]}"#;
 
-/// An init container that does not end, as native sidecars are declared.
+/// Makes an init container keep running, as a native sidecar does.
 fn kept_running(mut container: Value) -> Value {
     container["restartPolicy"] = json!("Always");
     container

@@ -1,12 +1,12 @@
-//! `cargo xtask e2e`: the daemon in a cluster, with its manifests as they are, a real kubelet and pods of a
-//! STRICT mesh. What it needs and does is told in docs/e2e.md.
+//! `cargo xtask e2e`: tests the daemon in a cluster, with its unmodified manifests, a real kubelet and pods of a
+//! STRICT mesh. docs/e2e.md describes requirements and checks.
 
 mod cases;
 mod images;
 mod kubectl;
 mod manifests;
+mod pod_status;
 mod report;
-mod seen;
 mod table;
 
 use std::env;
@@ -22,45 +22,45 @@ use kubectl::Kubectl;
 use manifests::{NAMESPACE, Place};
 use report::Report;
 
-/// There is no cluster to test in (`EX_UNAVAILABLE` of sysexits.h).
+/// Exit code without a cluster (`EX_UNAVAILABLE` of sysexits.h).
 const NO_CLUSTER: u8 = 69;
 
-/// Where deploy/ puts the daemon.
+/// The daemon's namespace in deploy/.
 const SYSTEM: &str = "probe-handler-system";
 
 /// Options of `e2e`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Command that brings an image to the nodes; {} is the path of its archive [without it: the images are
-    /// there already]
+    /// Command that loads an image onto the nodes; {} is the path of its archive [default: none, the images
+    /// are already on the nodes]
     #[arg(long, env = "PROBE_HANDLER_E2E_LOAD", value_name = "COMMAND")]
     load: Option<String>,
-    /// What to install, as `kubectl apply -k` takes it
+    /// Kustomization to install with `kubectl apply -k`
     #[arg(long, default_value = "deploy", value_name = "DIRECTORY")]
     deploy: String,
-    /// Context of the kubeconfig [default: its current one]
+    /// Context of the kubeconfig [default: the current one]
     #[arg(long)]
     context: Option<String>,
-    /// kubectl, if it is not in PATH by that name
+    /// Name or path of kubectl
     #[arg(long, default_value = "kubectl", value_name = "COMMAND")]
     kubectl: String,
-    /// Node for the test's pods [default: the first that is ready]
+    /// Node for the test's pods [default: the first ready node]
     #[arg(long)]
     node: Option<String>,
-    /// Start that many pods at once too, once without and once with a mesh; the node must have room for them
+    /// Also start this many pods at once, first without and then with a mesh; the node must have capacity for them
     #[arg(long, default_value_t = 0, value_name = "PODS")]
     crowd: usize,
-    /// Leave pods and daemon where they are at the end
+    /// Do not remove pods and daemon at the end
     #[arg(long)]
     keep: bool,
 }
 
-/// Runs it all; exit code 0 if all is well, 1 if something is not, 69 if there is no cluster.
+/// Runs all checks; exit code 0 if all pass, 1 if one fails, 69 if there is no cluster.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let kubectl = Kubectl::new(args.kubectl.clone(), args.context.clone());
     if let Err(why) = at_hand(args, &kubectl) {
-        println!("e2e: no cluster at hand, so nothing was tested: {why:#}");
-        println!("e2e: set KUBECONFIG to a cluster's, see docs/e2e.md");
+        println!("e2e: no cluster, nothing was tested: {why:#}");
+        println!("e2e: set KUBECONFIG to the cluster's kubeconfig, see docs/e2e.md");
         return Ok(ExitCode::from(NO_CLUSTER));
     }
     refuse_what_is_not_ours(&kubectl)?;
@@ -104,22 +104,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn test(mut suite: Suite<'_>, args: &Args) -> Result<()> {
-    suite.the_mesh_alone()?;
-    suite.the_daemon_comes()?;
+    suite.without_daemon()?;
+    suite.install_daemon()?;
     suite.verdicts()?;
-    suite.strangers()?;
+    suite.other_processes()?;
     suite.upgrade()?;
     suite.last_hook()?;
     if args.crowd > 0 {
-        suite.crowd(args.crowd)?;
+        suite.many_pods(args.crowd)?;
     }
     if !args.keep {
-        suite.the_daemon_goes()?;
+        suite.remove_daemon()?;
     }
     Ok(())
 }
 
-/// A cluster that somebody named: the one in ~/.kube/config may be anything.
+/// Requires that the user names the cluster, because the one in ~/.kube/config may be any cluster.
 fn at_hand(args: &Args, kubectl: &Kubectl) -> Result<()> {
     if env::var_os("KUBECONFIG").is_none_or(|value| value.is_empty()) && args.context.is_none() {
         bail!("neither KUBECONFIG nor --context is given");
@@ -127,7 +127,7 @@ fn at_hand(args: &Args, kubectl: &Kubectl) -> Result<()> {
     kubectl.reachable()
 }
 
-/// A daemon that is installed already is somebody's; a test namespace is a killed run's.
+/// Refuses to test if a daemon is already installed; removes the test namespace of a killed run.
 fn refuse_what_is_not_ours(kubectl: &Kubectl) -> Result<()> {
     let there = |name: &str| -> Result<bool> {
         let found = kubectl.run(
@@ -155,7 +155,7 @@ fn first_ready_node(kubectl: &Kubectl) -> Result<String> {
     ready
         .and_then(|node| node["metadata"]["name"].as_str())
         .map(str::to_owned)
-        .context("no node is ready and takes pods")
+        .context("no node is ready and schedulable")
 }
 
 fn is_ready(node: &Value) -> bool {

@@ -1,4 +1,4 @@
-//! What became of each check.
+//! The results of the checks.
 
 use anyhow::Result;
 
@@ -11,7 +11,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Notes one check, and tells it.
+    /// Records the result of one check and prints it.
     pub fn add(&mut self, name: &str, outcome: Result<()>) {
         match outcome {
             Ok(()) => {
@@ -25,7 +25,7 @@ impl Report {
         }
     }
 
-    /// The numbers.
+    /// The counts.
     pub const fn counts(&self) -> Counts {
         self.counts
     }

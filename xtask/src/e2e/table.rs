@@ -1,10 +1,10 @@
-//! The pods: what is probed, and what the kubelet must make of it.
+//! The test's pods: their probes, and what the kubelet must conclude.
 
 use serde_json::{Value, json};
 
 use super::manifests::{Pod, Sidecar};
 
-/// What a probe that fails is for.
+/// Kind of a failing probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Its container is not ready.
@@ -16,7 +16,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// How the kubelet begins its event.
+    /// The first word of the kubelet's event.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Readiness => "Readiness",
@@ -26,18 +26,18 @@ impl Kind {
     }
 }
 
-/// A pod whose app is not well, and what the kubelet must say of it.
+/// A pod whose app is unhealthy, and the event that the kubelet must send.
 #[derive(Clone, Debug)]
 pub struct Failing {
     /// The pod.
     pub pod: Pod,
     /// Which of its probes fails.
     pub kind: Kind,
-    /// Part of the kubelet's own event.
+    /// Part of the kubelet's event.
     pub says: &'static str,
 }
 
-/// Pods whose app is well: ready, and never restarted. Each is probed every second and may not fail
+/// Pods whose app is healthy: ready, and never restarted. Each is probed every second and must not fail
 /// once.
 pub fn healthy() -> Vec<Pod> {
     let both = |action: &Value| {
@@ -85,8 +85,8 @@ pub fn healthy() -> Vec<Pod> {
     pods
 }
 
-/// A pod whose liveness probe gets a status, and a body that breaks off: the kubelet throws such a result away, and the
-/// container lives.
+/// A pod whose liveness probe gets a status and a truncated body: the kubelet discards such a result, and does not restart
+/// the container.
 pub fn body_breaks() -> Pod {
     Pod::new(
         "body-breaks",
@@ -97,9 +97,9 @@ pub fn body_breaks() -> Pod {
     )
 }
 
-/// A pod with lifecycle hooks. postStart is called once, as soon as its container runs, and so can't ask that
-/// container's own app, which listens later; it asks one that was there before. preStop gets a 503, which is
-/// as good as any other answer.
+/// A pod with lifecycle hooks. The kubelet calls postStart once, as soon as the container runs, when its own
+/// app does not listen yet; so the hook targets an app that started before. preStop gets a 503, which is a
+/// success like any other status.
 pub fn hooked() -> Pod {
     let early = json!({"path": "/healthy", "port": 8081});
     let mut pod = Pod::new(
@@ -109,12 +109,12 @@ pub fn hooked() -> Pod {
             "readinessProbe": strict(&http("/healthy")),
         }),
     );
-    // The next container starts once this one has started: it listens by then.
+    // The next container starts only when this one has started, so it listens by then.
     pod.early = Some(json!({"startupProbe": strict_but_patient(&json!({"httpGet": early}))}));
     pod
 }
 
-/// Pods whose app is not well.
+/// Pods whose app is unhealthy.
 pub fn failing() -> Vec<Failing> {
     let code = "HTTP probe failed with statuscode: 503";
     let readiness = |name: &str, action: &Value, says| Failing {
@@ -158,15 +158,15 @@ pub fn failing() -> Vec<Failing> {
     ]
 }
 
-/// The pods that are there before the daemon is, with readiness probes only: how they fare at the mesh
-/// itself, and whether that is right.
+/// The pods that exist before the daemon, with readiness probes only: their result without the daemon,
+/// and the correct one.
 pub fn before() -> Vec<(Pod, bool, bool)> {
     let readiness =
         |name: &str, action: &Value| Pod::new(name, json!({"readinessProbe": strict(action)}));
     let mut taken_over = taken_over();
     taken_over.name = "before-taken-over".to_owned();
     vec![
-        // (pod, ready at the mesh, ready in truth)
+        // (pod, ready without the daemon, ready with it)
         (readiness("before-http", &http("/healthy")), false, true),
         (readiness("before-https", &https("/healthy")), false, true),
         (readiness("before-grpc", &grpc("ok")), false, true),
@@ -177,13 +177,13 @@ pub fn before() -> Vec<(Pod, bool, bool)> {
         ),
         // The sidecar accepts every port.
         (readiness("before-tcp-closed", &tcp(5433)), true, false),
-        // pilot-agent in the pod answers these, with us or without.
+        // pilot-agent in the pod answers these, with and without the daemon.
         (taken_over, true, true),
     ]
 }
 
-/// A pod that Istio's injector has rewritten: its probes go to the status port, the originals are with the
-/// sidecar.
+/// A pod whose probes Istio's injector has rewritten: they go to the status port, and the sidecar has the
+/// originals.
 fn taken_over() -> Pod {
     let probe = |kind: &str| {
         let path = format!("/app-health/app/{kind}");
@@ -206,14 +206,14 @@ fn taken_over() -> Pod {
     pod
 }
 
-/// One of a crowd, which is restarted at its first wrong verdict.
-pub fn one_of_a_crowd(name: &str, sidecar: Sidecar) -> Pod {
+/// One of many pods, which is restarted at its first wrong verdict.
+pub fn one_of_many(name: &str, sidecar: Sidecar) -> Pod {
     let mut pod = Pod::new(name, json!({"livenessProbe": strict(&http("/healthy"))}));
     pod.sidecar = sidecar;
     pod
 }
 
-/// Every second, and one failure is enough: the hardest that a manifest can ask for.
+/// A probe every second whose first failure counts: the strictest settings in a manifest.
 fn strict(action: &Value) -> Value {
     let mut probe = action.clone();
     if let Some(fields) = probe.as_object_mut() {
@@ -223,7 +223,7 @@ fn strict(action: &Value) -> Value {
     probe
 }
 
-/// The same for an app that has yet to start.
+/// The same for an app that is still starting.
 fn strict_but_patient(action: &Value) -> Value {
     let mut probe = strict(action);
     probe["failureThreshold"] = json!(60);
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn every_pod_has_a_name_of_its_own() {
+    fn pod_names_are_unique() {
         let names: BTreeSet<_> = all().into_iter().map(|pod| pod.name).collect();
         assert_eq!(names.len(), all().len());
     }

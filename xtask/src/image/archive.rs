@@ -1,9 +1,9 @@
-//! Writes a container image as one archive, without a daemon and without a registry.
+//! Writes a container image as one archive; needs neither a container daemon nor a registry.
 //!
-//! The archive is an OCI image layout with the `manifest.json` of `docker save` beside its index, as
-//! BuildKit writes them: containerd, podman, skopeo and kind read the one, every Docker the other, and
-//! both name the same blobs. Nothing in it depends on the machine, the time or the order of a map, so
-//! that the same files give the same digest.
+//! The archive is an OCI image layout that also contains the `manifest.json` of `docker save`, as BuildKit
+//! writes it: containerd, podman, skopeo and kind read the layout, Docker reads `manifest.json`, and both
+//! refer to the same blobs. Nothing in it depends on the machine, the time or the order of a map, so that
+//! the same files give the same digest.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -24,28 +24,28 @@ use sha2::{Digest, Sha256};
 
 use super::elf::{self, Machine};
 
-/// By this annotation of the index containerd names what it imports.
+/// The annotation of the index from which containerd takes an imported image's name.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// What goes into an image.
+/// The contents of an image.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// Its full name, with a tag.
     pub name: Reference,
-    /// The machine that it is for.
+    /// Its architecture.
     pub machine: Machine,
     /// Programs: mode 0755, statically linked, for [`Image::machine`].
     pub binaries: Vec<File>,
-    /// Programs and libraries as some distribution has them, each with all that it needs beside it: mode
-    /// 0755, and nobody looks whether they run.
+    /// Programs and libraries from a distribution, together with all that they need: mode 0755, not checked
+    /// to be static.
     pub tools: Vec<File>,
-    /// Files that are no programs: mode 0644.
+    /// Files that are not programs: mode 0644.
     pub extra: Vec<File>,
-    /// What is run, as paths and arguments within the image.
+    /// Path of the program within the image, and its arguments.
     pub entrypoint: Vec<String>,
-    /// Labels; the archive's manifest has them as annotations too.
+    /// Labels; the manifest also has them as annotations.
     pub labels: BTreeMap<String, String>,
-    /// The time written everywhere, in seconds since 1970.
+    /// The time of all files and of the image, in seconds since 1970.
     pub created: i64,
 }
 
@@ -58,22 +58,22 @@ pub struct File {
     pub content: Vec<u8>,
 }
 
-/// What was written.
+/// Digests and size of a written archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Digest of the manifest, by which registries and containerd know the image.
+    /// Digest of the manifest, by which registries and containerd identify the image.
     pub manifest: String,
-    /// Digest of the configuration, by which Docker and the kubelet know it: the image ID.
+    /// Digest of the configuration, by which Docker and the kubelet identify it: the image ID.
     pub config: String,
     /// Size of the archive, in bytes.
     pub size: usize,
 }
 
-/// Writes the archive to a file, replacing it at once.
+/// Writes the archive to a file, which it replaces atomically.
 ///
 /// # Errors
-/// A binary that is not static or for another machine; paths that are not plain or there twice; what the
-/// file system says.
+/// A program that is not static or for another architecture; a path that is not plain or occurs twice; an
+/// error of the file system.
 pub fn write(image: &Image, path: &Path) -> Result<Written> {
     let (archive, written) = archive(image)?;
     if let Some(directory) = path.parent() {
@@ -203,10 +203,13 @@ fn layer(image: &Image) -> Result<Vec<u8>> {
     for (file, mode) in programs.chain(image.extra.iter().map(|file| (file, 0o644))) {
         let plain = |part: &str| !matches!(part, "" | "." | "..");
         if !file.path.split('/').all(plain) {
-            bail!("{:?} is no path from the image's root", file.path);
+            bail!(
+                "{:?} is not a plain path relative to the image's root",
+                file.path
+            );
         }
         if files.insert(&file.path, (file, mode)).is_some() {
-            bail!("{} is there twice", file.path);
+            bail!("{} occurs twice", file.path);
         }
     }
     for binary in &image.binaries {
@@ -220,7 +223,7 @@ fn layer(image: &Image) -> Result<Vec<u8>> {
     tar.finish()
 }
 
-/// A tar whose entries differ in nothing but path, mode and content.
+/// A tar whose entries differ only in path, mode and content.
 struct Tar {
     builder: tar::Builder<Vec<u8>>,
     time: u64,
@@ -236,7 +239,7 @@ impl Tar {
         }
     }
 
-    /// Adds a file, and before it the directories above it that are not there yet.
+    /// Adds a file, and before it its parent directories that are missing.
     fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<()> {
         for (end, _) in path.match_indices('/') {
             let directory = &path[..=end];
@@ -287,7 +290,7 @@ fn blob_path(descriptor: &Descriptor) -> String {
     format!("blobs/sha256/{}", descriptor.digest().digest())
 }
 
-/// JSON with its keys in order: the types of the specification keep labels in hash maps.
+/// JSON with sorted keys, because the specification's types keep labels in hash maps.
 fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     let value = serde_json::to_value(value)?;
     Ok(serde_json::to_vec(&value)?)
@@ -304,16 +307,16 @@ fn hex(content: &[u8]) -> String {
     Sha256::digest(content)
         .iter()
         .fold(String::new(), |mut text, byte| {
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = write!(text, "{byte:02x}");
             text
         })
 }
 
-/// A time as JSON has it, as 2026-11-22T19:43:36Z.
+/// A time in RFC 3339 format, for example 2026-11-22T19:43:36Z.
 pub fn rfc3339(seconds: i64) -> Result<String> {
     let time = jiff::Timestamp::from_second(seconds)
-        .with_context(|| format!("{seconds} is no time in seconds since 1970"))?;
+        .with_context(|| format!("{seconds} is not a time in seconds since 1970"))?;
     Ok(time.to_string())
 }
 

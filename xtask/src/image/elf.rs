@@ -1,7 +1,7 @@
-//! What a program needs to start, read from its ELF headers.
+//! Checks from its ELF headers what a program needs to start.
 //!
-//! An image without a file system has no loader and no libraries: a program that names either would
-//! end in "no such file or directory" on the node, long after it was built.
+//! An image with one program has no dynamic loader and no libraries: a program that needs them would fail
+//! with "no such file or directory" on the node, long after it was built.
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -10,7 +10,7 @@ use object::elf::{DT_NEEDED, EM_AARCH64, EM_X86_64, FileHeader64, PT_INTERP};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use oci_spec::image::Arch;
 
-/// A machine that images are made for.
+/// An architecture that images can be built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Machine {
     /// 64-bit x86
@@ -22,7 +22,7 @@ pub enum Machine {
 }
 
 impl Machine {
-    /// As Rust names it.
+    /// Its name in Rust.
     pub fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
@@ -30,7 +30,7 @@ impl Machine {
         }
     }
 
-    /// As images name it.
+    /// Its name in images.
     pub fn oci(self) -> Arch {
         match self {
             Self::X86_64 => Arch::Amd64,
@@ -38,7 +38,7 @@ impl Machine {
         }
     }
 
-    /// As ELF headers name it.
+    /// Its number in ELF headers.
     fn elf(self) -> u16 {
         match self {
             Self::X86_64 => EM_X86_64,
@@ -47,13 +47,16 @@ impl Machine {
     }
 }
 
-/// Whether a program runs on that machine with nothing beside it.
+/// Checks that a program is static and for that architecture.
 ///
 /// # Errors
-/// It does not: what is wrong.
+/// It is not: the reason.
 pub fn require_static(program: &[u8], machine: Machine) -> Result<()> {
-    let header = FileHeader64::<LittleEndian>::parse(program).context("it is no ELF program")?;
-    let endian = header.endian().context("it is no little-endian program")?;
+    let header =
+        FileHeader64::<LittleEndian>::parse(program).context("it is not an ELF program")?;
+    let endian = header
+        .endian()
+        .context("it is not a little-endian program")?;
     if header.e_machine(endian) != machine.elf() {
         bail!(
             "it is not for {} (ELF machine {})",
@@ -63,7 +66,7 @@ pub fn require_static(program: &[u8], machine: Machine) -> Result<()> {
     }
     let segments = header.program_headers(endian, program)?;
     if segments.is_empty() {
-        bail!("it has nothing to load: an object, not a program");
+        bail!("it has no loadable segment: an object file, not a program");
     }
     for segment in segments {
         if segment.p_type(endian) == PT_INTERP {

@@ -1,4 +1,4 @@
-//! `cargo xtask image`: the daemon as a container image, one static binary and nothing else.
+//! `cargo xtask image`: builds the daemon's container image, which contains one static program.
 
 mod archive;
 mod elf;
@@ -21,22 +21,22 @@ use crate::setup;
 use crate::shell::{root, target_dir};
 use crate::static_build::{self, Build};
 
-/// What `deploy/` calls the image, without the tag, which is the version.
+/// The image's name in `deploy/`, without the tag, which is the version.
 const REPOSITORY: &str = "registry.invalid/probe-handler";
 
-/// The workspace's profile for what is shipped.
+/// The workspace's profile for released programs.
 const PROFILE: &str = "image";
 
 /// Options of `image`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Write the archive there [default: target/image/probe-handler-MACHINE.tar]
+    /// Path of the archive [default: target/image/probe-handler-MACHINE.tar]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Name the image so [default: as deploy/ does]
+    /// Name of the image [default: the name in deploy/]
     #[arg(long, value_name = "NAME:TAG", value_parser = parse_name)]
     name: Option<Reference>,
-    /// The machine to build for [default: this one]
+    /// The architecture to build for [default: this machine's]
     #[arg(long, value_enum)]
     target: Option<Machine>,
 }
@@ -66,10 +66,10 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// An image whose entry point is the program of a package of this repository, built for it here.
+/// Builds a package of this repository and returns an image whose entry point is its program.
 ///
 /// # Errors
-/// The build fails, or what it made is not fit for an image.
+/// The build fails, or its result is not suitable for an image.
 pub fn of_package(
     package: &str,
     name: Reference,
@@ -90,7 +90,7 @@ pub fn of_package(
     let paths = static_build::paths_within(&content)?;
     if !paths.is_empty() {
         bail!(
-            "{} names paths of this machine, so no other could build the same: {}",
+            "{} contains paths of this machine, so the build is not reproducible: {}",
             program.display(),
             paths.join(", ")
         );
@@ -125,7 +125,7 @@ fn labels(title: &str, commit: &str, created: i64) -> Result<BTreeMap<String, St
     .into())
 }
 
-/// The first 12 digits, as the daemon shows them, with `-dirty` if it is there.
+/// The first 12 digits of the commit, as the daemon shows them, with `-dirty` if present.
 fn short(commit: &str) -> String {
     let (digits, rest) = commit.split_once('-').unwrap_or((commit, ""));
     let dash = if rest.is_empty() { "" } else { "-" };
@@ -137,24 +137,27 @@ pub fn default_name() -> String {
     format!("{REPOSITORY}:{}", env!("CARGO_PKG_VERSION"))
 }
 
-/// A name with a tag; one without a registry is Docker's, as everywhere.
+/// Parses an image's name and adds the default tag and Docker's registry where they are missing.
 fn parse_name(text: &str) -> Result<Reference, String> {
     let name: Reference = text.parse().map_err(|error| format!("{error}"))?;
     if name.digest().is_some() {
-        return Err("an image's digest is not known before it is made".to_owned());
+        return Err(
+            "a name with a digest is not allowed: the digest is known only after the build"
+                .to_owned(),
+        );
     }
     Ok(name)
 }
 
-/// The machine that we run on.
+/// The architecture of this machine.
 ///
 /// # Errors
-/// No images are made for it.
+/// Images can't be built for it.
 pub fn this_machine() -> Result<Machine> {
     let machine = clap::ValueEnum::from_str(std::env::consts::ARCH, false);
     machine.ok().with_context(|| {
         format!(
-            "nothing is built for {}: x86_64 and aarch64 are what there is (`cargo xtask image` takes --target)",
+            "{} is not supported, only x86_64 and aarch64 (use --target of `cargo xtask image`)",
             std::env::consts::ARCH
         )
     })
@@ -165,7 +168,7 @@ fn report(image: &Image, written: &Written, output: &std::path::Path) {
     println!(
         "image: {} for {}, {:.1} MiB in {file}\n\
          image: manifest {}, image ID {}\n\
-         image: load it by one of\n  \
+         image: load it with one of\n  \
            ctr --namespace k8s.io images import {file}\n  \
            kind load image-archive {file}\n  \
            docker load --input {file}\n  \

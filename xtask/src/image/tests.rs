@@ -1,4 +1,4 @@
-//! The image's name and labels.
+//! Tests of the image's name and labels.
 
 use std::fs;
 
@@ -44,7 +44,7 @@ fn the_daemon_shows_twelve_digits_of_the_commit_and_whether_the_tree_was_clean()
 }
 
 #[test]
-fn labels_tell_version_commit_source_and_licence() {
+fn labels_contain_version_commit_source_and_licence() {
     let labels = labels("probe-handler", "0123-dirty", 0).expect("labels");
     let label = |name: &str| labels[&format!("org.opencontainers.image.{name}")].as_str();
     assert_eq!(label("version"), env!("CARGO_PKG_VERSION"));
@@ -55,10 +55,10 @@ fn labels_tell_version_commit_source_and_licence() {
 }
 
 #[test]
-fn the_containerfile_makes_the_same_image() {
+fn the_containerfile_builds_the_same_image() {
     let text = fs::read_to_string(root().join("deploy/Containerfile")).expect("Containerfile");
     let labels = labels("probe-handler", "${COMMIT}", 0).expect("labels");
-    // A builder writes the time by itself.
+    // The container builder sets the time itself.
     for (key, value) in labels.iter().filter(|(key, _)| *key != ANNOTATION_CREATED) {
         let label = format!("{key}=\"{value}\"");
         assert!(text.contains(&label), "{label}");

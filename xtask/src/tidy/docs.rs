@@ -1,4 +1,4 @@
-//! Rules about what users read.
+//! Rules about the documentation.
 
 use clap::CommandFactory;
 
@@ -7,8 +7,8 @@ use crate::Cli;
 
 const COMMAND: &str = "cargo xtask ";
 
-/// A line that is a command of ours is one that works: it is parsed as typed. One quoted within a
-/// sentence names an existing subcommand.
+/// A line that is a `cargo xtask` command must parse. A command quoted within a sentence must name an
+/// existing subcommand.
 pub fn commands(files: &[File]) -> Vec<String> {
     let mut findings = Vec::new();
     let documents = files
@@ -50,9 +50,9 @@ fn is_subcommand(word: &str) -> bool {
     word == "help" || Cli::command().find_subcommand(word).is_some()
 }
 
-/// What is committed works on any machine: no home directories, no checkouts.
+/// No file names a home directory or a checkout, because the repository must work on any machine.
 pub fn machine_paths(files: &[File]) -> Vec<String> {
-    // In two parts, or this file would be found.
+    // In two parts, so that this file is no finding.
     const PATHS: [&str; 3] = [
         concat!("/ho", "me/"),
         concat!("/ro", "ot/"),
@@ -62,7 +62,7 @@ pub fn machine_paths(files: &[File]) -> Vec<String> {
     for file in files {
         for (number, line) in file.text.lines().enumerate() {
             for path in PATHS {
-                // Within a longer path or an address it is something else.
+                // Part of a longer path or of a URL: no finding.
                 let begins = |at: usize| {
                     let before = line[..at].chars().next_back();
                     !before.is_some_and(|c| c.is_alphanumeric() || "/._-~}".contains(c))

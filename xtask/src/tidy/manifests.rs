@@ -2,11 +2,11 @@
 
 use super::File;
 
-/// The one crate with lints of its own: it denies more than the workspace.
+/// The one crate with its own lints: it denies more than the workspace.
 const EBPF: &str = "probe-handler-ebpf/Cargo.toml";
 
-/// Every crate inherits the workspace's lints; the eBPF crate denies unused results besides, where
-/// a verdict thrown away would let a connection through.
+/// Every crate inherits the workspace's lints. The eBPF crate also denies unused results, because an
+/// ignored verdict would let a connection through.
 pub fn lints(files: &[File]) -> Vec<String> {
     members(files)
         .filter(|file| {
@@ -16,7 +16,7 @@ pub fn lints(files: &[File]) -> Vec<String> {
                 !has(file, "[lints]", "workspace = true")
             }
         })
-        .map(|file| file.finding(0, "lacks the lints"))
+        .map(|file| file.finding(0, "does not inherit the workspace's lints"))
         .collect()
 }
 
@@ -27,10 +27,13 @@ pub fn versions(files: &[File]) -> Vec<String> {
         for (number, section, line) in lines(file) {
             let is_dependency = section.trim_end_matches(']').ends_with("dependencies");
             if is_dependency && line.contains('=') && !line.contains("workspace = true") {
-                findings.push(file.finding(number, "dependency not taken from the workspace"));
+                findings.push(file.finding(number, "dependency does not use `workspace = true`"));
             }
             if section.contains("dependencies.") && line.starts_with("version") {
-                findings.push(file.finding(number, "version of a dependency"));
+                findings.push(file.finding(
+                    number,
+                    "dependency has its own version; put it into the workspace's manifest",
+                ));
             }
         }
     }
@@ -74,7 +77,10 @@ mod tests {
         let good = file("a/Cargo.toml", "[package]\n[lints]\nworkspace = true\n");
         assert!(lints(&[good]).is_empty());
         let bad = file("a/Cargo.toml", "[package]\nworkspace = true\n");
-        assert_eq!(lints(&[bad]), ["a/Cargo.toml:1: lacks the lints"]);
+        assert_eq!(
+            lints(&[bad]),
+            ["a/Cargo.toml:1: does not inherit the workspace's lints"]
+        );
         let ebpf = file(EBPF, "[lints.rust]\nunused_results = \"deny\" # why\n");
         assert!(lints(&[ebpf]).is_empty());
         assert_eq!(lints(&[file(EBPF, "[lints]\nworkspace = true\n")]).len(), 1);

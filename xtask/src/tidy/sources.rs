@@ -7,7 +7,7 @@ use super::File;
 /// The longest a source file may be, in lines.
 const LONGEST: usize = 600;
 
-/// Every file says at its top what it is.
+/// Every file begins with a doc comment that describes it.
 pub fn module_docs(files: &[File]) -> Vec<String> {
     let first = |file: &File| {
         file.text
@@ -63,20 +63,20 @@ pub fn orphans(files: &[File]) -> Vec<String> {
         .collect()
 }
 
-/// A file holds one thing.
+/// A file covers one thing, so it is short.
 pub fn lengths(files: &[File]) -> Vec<String> {
     files
         .iter()
         .filter(|file| file.is_rust())
         .map(|file| (file, file.text.lines().count()))
         .filter(|(_, lines)| *lines > LONGEST)
-        .map(|(file, lines)| file.finding(LONGEST, format!("{lines} lines: split it")))
+        .map(|(file, lines)| file.finding(LONGEST, format!("{lines} lines: split the file")))
         .collect()
 }
 
-/// What is not finished is not committed.
+/// Unfinished code is not committed.
 pub fn stubs(files: &[File]) -> Vec<String> {
-    // In two parts, or this file would be found.
+    // In two parts, so that this file is no finding.
     const STUBS: [&str; 4] = [
         concat!("to", "do!("),
         concat!("unimple", "mented!("),
@@ -112,7 +112,7 @@ pub fn shared_types(files: &[File]) -> Vec<String> {
     let mut findings = Vec::new();
     for (file, Struct { line, name, fields }) in &shared {
         if fields.is_empty() {
-            findings.push(file.finding(*line, format!("{name}: write one named field a line")));
+            findings.push(file.finding(*line, format!("{name}: write one named field per line")));
         }
         for (line, kind) in fields {
             let element = kind
@@ -136,7 +136,7 @@ struct Struct<'a> {
     fields: Vec<(usize, &'a str)>,
 }
 
-/// Finds structs as rustfmt lays them out: one field a line.
+/// Finds structs in rustfmt's layout: one field per line.
 fn repr_c_structs(text: &str) -> Vec<Struct<'_>> {
     let mut structs = Vec::new();
     let mut lines = text.lines().enumerate();
@@ -210,7 +210,7 @@ mod tests {
     fn long_files_are_found() {
         check(lengths, &[file("a.rs", &"x\n".repeat(LONGEST))], &[]);
         let found = lengths(&[file("a.rs", &"x\n".repeat(LONGEST + 1))]);
-        assert_eq!(found, ["a.rs:601: 601 lines: split it"]);
+        assert_eq!(found, ["a.rs:601: 601 lines: split the file"]);
     }
 
     #[test]
@@ -234,7 +234,7 @@ mod tests {
             check(shared_types, &[file("testbed/src/a.rs", &bad)], &[]);
         }
         let tuple = "#[repr(C)]\npub struct A(bool);\n";
-        let finding = format!("{path}:1: A: write one named field a line");
+        let finding = format!("{path}:1: A: write one named field per line");
         check(shared_types, &[file(path, tuple)], &[&finding]);
     }
 }

@@ -1,11 +1,11 @@
-//! What the guest says on its console, line by line, and what came of it.
+//! Parses the lines of the guest's console into a result.
 
 use crate::counts::{Counts, of_suite};
 
-/// Begins a line of the guest's first process (`testbed guest`).
+/// Prefix of lines from the guest's first process (`testbed guest`).
 const MARK: &str = "guest: ";
 
-/// What a kernel writes when it is past help.
+/// Messages of a kernel that has crashed or hangs.
 const FATAL: &[&str] = &[
     "Kernel panic",
     "soft lockup",
@@ -15,14 +15,14 @@ const FATAL: &[&str] = &[
     "general protection fault",
 ];
 
-/// Everything that was read so far.
+/// What the lines so far contained.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The kernel's release, as it says itself.
+    /// The kernel's release, as the guest reports it.
     pub release: Option<String>,
-    /// The suite's counts, as it gives them at its end.
+    /// The counts that the suite prints at its end.
     pub counts: Option<Counts>,
-    /// The cases that have ended so far: all there is of a suite that does not come to its end.
+    /// The cases that have ended so far: the only counts of a suite that does not finish.
     pub so_far: Counts,
     /// One line for each case that failed.
     pub failures: Vec<String>,
@@ -30,16 +30,16 @@ pub struct Report {
     pub skips: Vec<String>,
     /// Instructions that the verifier processed, by program.
     pub verifier: Vec<(String, u64)>,
-    /// Modules that did not load.
+    /// Modules that failed to load.
     pub modules: Vec<String>,
-    /// Why there are no figures of the verifier.
+    /// Why there are no verifier figures.
     pub no_figures: Vec<String>,
-    /// How the suite ended; the guest's last word.
+    /// How the suite ended; the guest's last line.
     pub ended: Option<Result<(), String>>,
 }
 
 impl Report {
-    /// Takes one line of the guest's processes.
+    /// Processes one line of the guest's processes.
     pub fn line(&mut self, line: &str) {
         let line = line.trim_end();
         if let Some(own) = line.strip_prefix(MARK) {
@@ -77,7 +77,7 @@ impl Report {
     }
 }
 
-/// Whether a line of the kernel says that it is past help.
+/// Whether a line of the kernel's log shows that it has crashed.
 pub fn is_fatal(line: &str) -> bool {
     FATAL.iter().any(|words| line.contains(words))
 }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_read_from_its_lines() {
+    fn a_run_is_parsed_from_its_lines() {
         let report = report(
             "guest: kernel 5.10.0-46-cloud-amd64\r\n\
              guest: module /modules/x.ko: ENOENT\n\
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn only_exit_code_0_is_a_good_end() {
+    fn only_exit_code_0_is_success() {
         assert_eq!(report("guest: the suite exited with 0").ended, Some(Ok(())));
         for bad in [
             "the suite exited with 101",
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_past_help_is_seen() {
+    fn a_crashed_kernel_is_detected() {
         assert!(is_fatal(
             "[   12.3] Kernel panic - not syncing: Fatal exception"
         ));

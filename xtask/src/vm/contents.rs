@@ -1,5 +1,5 @@
-//! What is in the guest: our binaries, which are static, and the commands that they call, with the libraries of these.
-//! There is no distribution; these are the files that the namespace suite uses on this machine.
+//! The guest's files: our static programs, and the commands that they run with their shared libraries. There is no
+//! distribution; the files are copies of those that the namespace suite uses on this machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::initramfs::Initramfs;
 use crate::ldd;
 use crate::shell::find;
 
-/// Every command that the testbed calls, and nothing else.
+/// Every command that the testbed runs, and no others.
 const COMMANDS: &[&str] = &[
     "ip",
     "nft",
@@ -31,23 +31,23 @@ const COMMANDS: &[&str] = &[
     "nsenter",
 ];
 
-/// Where iptables has its matches and targets.
+/// Directories of iptables' matches and targets.
 const PLUGINS: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/xtables",
     "/usr/lib64/xtables",
     "/usr/lib/xtables",
 ];
 
-/// nft asks these for names.
+/// Files that nft reads to resolve names.
 const TABLES: &[&str] = &["/etc/protocols", "/etc/services"];
 
-/// Where the programs are in the guest.
+/// The programs' directory in the guest.
 const BIN: &str = "/bin";
 
-/// The guest's files, without kernel modules and arguments. `daemon` and `testbed` are our binaries.
+/// The guest's files, without kernel modules and arguments. `daemon` and `testbed` are our programs.
 ///
 /// # Errors
-/// When a command is not on this machine, or its libraries can't be told.
+/// When a command is missing on this machine, or its libraries can't be determined.
 pub fn base(daemon: &Path, testbed: &Path) -> Result<Initramfs> {
     let mut guest = Initramfs::default();
     for directory in [
@@ -68,7 +68,7 @@ pub fn base(daemon: &Path, testbed: &Path) -> Result<Initramfs> {
     for name in COMMANDS {
         let program = command(name)?;
         let file = program.file_name().context("a program without a name")?;
-        // One program may have many names, and looks at the one it is called by.
+        // One program may have many names, and behaves according to the one by which it is called.
         let stored = Path::new("/programs").join(file);
         guest.copy(&stored, &program);
         guest.link(Path::new(BIN).join(name), stored);
@@ -83,15 +83,15 @@ pub fn base(daemon: &Path, testbed: &Path) -> Result<Initramfs> {
     Ok(guest)
 }
 
-/// The file of a command, links followed.
+/// The file of a command, with links resolved.
 fn command(name: &str) -> Result<PathBuf> {
     let found = find(name).or_else(|| {
-        // A login without /usr/sbin in PATH still has them there.
+        // PATH may lack /usr/sbin, where the command may still be.
         let path = Path::new("/usr/sbin").join(name);
         path.is_file().then_some(path)
     });
     let found =
-        found.with_context(|| format!("{name} is not on this machine: cargo xtask setup"))?;
+        found.with_context(|| format!("{name} is not installed: run `cargo xtask setup`"))?;
     found
         .canonicalize()
         .with_context(|| found.display().to_string())
@@ -102,7 +102,7 @@ fn plugins(guest: &mut Initramfs) -> Result<Vec<PathBuf>> {
         .iter()
         .map(Path::new)
         .find(|directory| directory.is_dir())
-        .context("iptables' plugins (libxt_*.so) are not where Debian has them")?;
+        .context("iptables' plugins (libxt_*.so) are not in the directories that Debian uses")?;
     let mut plugins = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -114,7 +114,7 @@ fn plugins(guest: &mut Initramfs) -> Result<Vec<PathBuf>> {
     Ok(plugins)
 }
 
-/// The shared libraries of all of these, the program interpreter too.
+/// The shared libraries of all these programs, including the program interpreter.
 fn libraries(programs: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut libraries = Vec::new();
     for program in programs {
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_that_is_not_there_is_named() {
+    fn the_error_names_a_missing_command() {
         let error = command("no-such-command").expect_err("it does not exist");
         assert!(error.to_string().contains("no-such-command"), "{error}");
     }

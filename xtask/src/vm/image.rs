@@ -1,4 +1,4 @@
-//! A kernel as qemu wants it: the image, and the directory of its modules.
+//! A kernel for qemu: the image, and the directory of its modules.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,30 +8,30 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell::{exec, output};
 
-/// What the names of a kernel's other packages begin with.
+/// Name prefixes of a kernel's additional packages.
 pub const COMPANIONS: [&str; 2] = ["linux-binary-", "linux-modules-"];
 
 /// A kernel to boot.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// What it is called in tables.
+    /// Its name in tables.
     pub name: String,
-    /// The compressed kernel.
+    /// Path of the compressed kernel.
     pub image: PathBuf,
     /// The directory that holds `kernel/` and `modules.builtin`.
     pub modules: PathBuf,
 }
 
 impl Kernel {
-    /// Unpacks a package, unless an earlier run did.
+    /// Unpacks a package, unless an earlier run has done so.
     ///
     /// # Errors
-    /// When it cannot be unpacked, or holds no kernel.
+    /// When it cannot be unpacked, or contains no kernel.
     pub fn of_package(name: &str, package: &Path, cache: &Path) -> Result<Self> {
         let stem = package.file_stem().context("a package without a name")?;
         let directory = cache.join("unpacked").join(stem);
         if !directory.is_dir() {
-            // Renamed when it is whole, for a run may be interrupted.
+            // Renamed when complete, because a run may be interrupted.
             let partial = cache.join("unpacked").join("partial");
             if partial.exists() {
                 fs::remove_dir_all(&partial)?;
@@ -69,7 +69,7 @@ impl Kernel {
         })
     }
 
-    /// From a package that somebody names.
+    /// A kernel from a package that the user provides.
     ///
     /// # Errors
     /// As [`Kernel::of_package`].
@@ -78,7 +78,7 @@ impl Kernel {
             bail!("--kernel-deb {}: no such file", package.display());
         }
         let stem = package.file_stem().context("a package without a name")?;
-        // Another package may have been called the same.
+        // An earlier package may have had the same name.
         let before = cache.join("unpacked").join(stem);
         if before.exists() {
             fs::remove_dir_all(&before)?;
@@ -86,16 +86,19 @@ impl Kernel {
         Self::of_package(&stem.to_string_lossy(), package, cache)
     }
 
-    /// From an image and a directory of modules.
+    /// A kernel from an image and a directory of modules.
     ///
     /// # Errors
-    /// When one of them is not there.
+    /// When one of them does not exist.
     pub fn by_path(image: &Path, modules: &Path) -> Result<Self> {
         if !image.is_file() {
             bail!("--bzimage {}: no such file", image.display());
         }
         if !modules.join("kernel").is_dir() {
-            bail!("--modules {}: holds no `kernel/`", modules.display());
+            bail!(
+                "--modules {}: contains no directory `kernel`",
+                modules.display()
+            );
         }
         let name = modules
             .file_name()
@@ -108,12 +111,12 @@ impl Kernel {
     }
 }
 
-/// Whether a package can't be read to its end.
+/// Whether a package is truncated or damaged.
 pub fn is_damaged(package: &Path) -> bool {
     output(Command::new("dpkg-deb").arg("--contents").arg(package)).is_none()
 }
 
-/// The packages of which a kernel is made: one, or since 7.2 an empty one, beside which lie `linux-binary` and
+/// A kernel's packages: one, or since 7.2 an empty one and, in the same directory, `linux-binary` and
 /// `linux-modules` of the same version.
 fn parts(package: &Path) -> Vec<PathBuf> {
     let mut parts = vec![package.to_owned()];
@@ -151,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_in_several_packages_is_whole() {
+    fn all_packages_of_a_kernel_are_found() {
         let directory = tempfile::tempdir().expect("directory");
         let name = |kind: &str| {
             directory.path().join(format!(
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_that_was_cut_short_is_damaged() {
+    fn a_truncated_package_is_damaged() {
         let directory = tempfile::tempdir().expect("directory");
         let control = directory.path().join("package/DEBIAN");
         fs::create_dir_all(&control).expect("directory");
@@ -190,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_are_not_there_are_named() {
+    fn the_error_names_the_option_of_a_missing_path() {
         let directory = tempfile::tempdir().expect("directory");
         let none = directory.path().join("none");
         let error = Kernel::of_file(&none, directory.path()).expect_err("no package");

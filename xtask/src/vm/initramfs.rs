@@ -1,4 +1,4 @@
-//! An initramfs: a cpio archive (newc) that the kernel unpacks into its root file system.
+//! Writes an initramfs: a cpio archive (newc) that the kernel unpacks into its root file system.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ pub struct Initramfs {
 enum Entry {
     Directory,
     Link(PathBuf),
-    /// A file of this machine, executable.
+    /// An executable file, copied from this machine.
     Copy(PathBuf),
     Bytes(Vec<u8>),
 }
@@ -34,17 +34,17 @@ impl Initramfs {
         self.add(path.as_ref(), Entry::Link(target.into()));
     }
 
-    /// A file as this machine has it.
+    /// A copy of a file of this machine.
     pub fn copy(&mut self, path: impl AsRef<Path>, from: impl Into<PathBuf>) {
         self.add(path.as_ref(), Entry::Copy(from.into()));
     }
 
-    /// A file of these bytes.
+    /// A file with these bytes.
     pub fn bytes(&mut self, path: impl AsRef<Path>, bytes: impl Into<Vec<u8>>) {
         self.add(path.as_ref(), Entry::Bytes(bytes.into()));
     }
 
-    /// Whether something is at that path.
+    /// Whether the archive has that path.
     pub fn has(&self, path: &Path) -> bool {
         self.entries.contains_key(&inside(path))
     }
@@ -67,11 +67,11 @@ impl Initramfs {
     /// Writes the archive.
     ///
     /// # Errors
-    /// When a file cannot be read, or the archive not be written.
+    /// When a file cannot be read, or the archive cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let file = File::create(path).with_context(|| path.display().to_string())?;
         let mut out = BufWriter::new(file);
-        // A parent sorts before what is in it, as the kernel needs them.
+        // A directory sorts before its contents, as the kernel requires.
         for (number, (path, entry)) in (1..).zip(&self.entries) {
             let (kind, permissions, data) = match entry {
                 Entry::Directory => (ModeFileType::Directory, 0o755, Vec::new()),
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_what_the_kernel_unpacks() {
+    fn the_archive_has_the_entries_that_the_kernel_unpacks() {
         let directory = tempfile::tempdir().expect("directory");
         let script = directory.path().join("script");
         fs::write(&script, "#!").expect("file");

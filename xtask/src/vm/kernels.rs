@@ -1,4 +1,4 @@
-//! From a kernel's name, as 6.1, to a package of Debian's: which suite has it, and which of its packages.
+//! Finds the Debian package for a kernel's name, such as 6.1: the suite, and the package in it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +22,7 @@ const SUITES: [&str; 9] = [
     "experimental",
 ];
 
-/// Where to look first: fetching the lists of all suites would take a minute.
+/// The suite to try first for a kernel, because downloading the lists of all suites takes a minute.
 const FIRST: [(&str, &str); 4] = [
     ("5.10", "bullseye-security"),
     ("6.1", "bookworm-security"),
@@ -30,32 +30,32 @@ const FIRST: [(&str, &str); 4] = [
     ("7.2", "sid"),
 ];
 
-/// The kernels that are run when none is named.
-pub const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
+/// The kernels that run when none is given.
+pub const DEFAULT: [&str; 3] = ["5.10", "6.1", "6.12"];
 
-/// After so many suites that could not be looked into no other is tried.
-const GIVE_UP: usize = 2;
+/// The search ends after this many unreachable suites.
+const MAX_UNREACHABLE: usize = 2;
 
 const PREFIX: &str = "linux-image-";
 const FLAVOUR: &str = "-cloud-amd64";
 
-/// How to go on without an archive.
+/// What to do without an archive.
 const BY_PATH: &str = "a kernel can be given by path: --kernel-deb FILE, or --bzimage FILE --modules DIR \
                        (the directory that holds `kernel/`)";
 
 /// Why there is no package.
 #[derive(Debug)]
 pub enum Error {
-    /// No suite has a kernel of that name; the text lists those that can be had.
+    /// No suite has a kernel of that name; the text lists the available ones.
     Unknown(String),
-    /// There is one, or may be, and it cannot be had.
+    /// The kernel exists or may exist, but cannot be downloaded.
     Missing(anyhow::Error),
 }
 
-/// The package of the kernel that `name` names, fetched if no earlier run did.
+/// The package of kernel `name`, downloaded unless an earlier run has done so.
 ///
 /// # Errors
-/// When no suite has such a kernel, with the names of those that can be had; when it cannot be fetched.
+/// When no suite has such a kernel (the message lists the available ones), or the download fails.
 pub fn package(name: &str, cache: &Path) -> Result<PathBuf, Error> {
     let directory = cache.join("packages");
     if let Some(cached) = newest(file_names(&directory), name) {
@@ -63,7 +63,7 @@ pub fn package(name: &str, cache: &Path) -> Result<PathBuf, Error> {
     }
     let first = FIRST.iter().find(|(kernel, _)| *kernel == name);
     let first = first.map(|(_, suite)| *suite);
-    // The release itself next, for its security suite may be on a mirror of its own.
+    // Next the release's main suite, because the security suite may be on another mirror.
     let sibling = first.and_then(|suite| suite.strip_suffix("-security"));
     let others = SUITES
         .into_iter()
@@ -76,8 +76,8 @@ pub fn package(name: &str, cache: &Path) -> Result<PathBuf, Error> {
                 Ok(None) => {}
                 Err(error) => faults.push(format!("{error:#}")),
             }
-            // One suite may be gone; without a network all of them fail, each after some patience.
-            if faults.len() == GIVE_UP {
+            // One suite may be gone; without a network all of them fail, each after a timeout.
+            if faults.len() == MAX_UNREACHABLE {
                 break;
             }
         }
@@ -88,13 +88,13 @@ pub fn package(name: &str, cache: &Path) -> Result<PathBuf, Error> {
     faults.sort();
     faults.dedup();
     Err(Error::Missing(anyhow!(
-        "package {PREFIX}{name}*{FLAVOUR} of {} cannot be had: {}; {BY_PATH}",
+        "package {PREFIX}{name}*{FLAVOUR} of {} cannot be downloaded: {}; {BY_PATH}",
         first.unwrap_or("any suite"),
         faults.join("; ")
     )))
 }
 
-/// The newest package of that name in one suite; none if it has none.
+/// Downloads the newest package of that name in one suite; `None` if the suite has none.
 fn fetch(name: &str, suite: &str, cache: &Path, directory: &Path) -> Result<Option<PathBuf>> {
     let suite = Suite::new(suite, cache)?;
     if !suite.has_lists() {
@@ -105,17 +105,17 @@ fn fetch(name: &str, suite: &str, cache: &Path, directory: &Path) -> Result<Opti
         return Ok(None);
     };
     if download(&suite, &package, directory).is_err() {
-        // The archive may have moved on since the lists were fetched.
+        // The archive may have changed since the lists were downloaded.
         suite.update()?;
         let package =
-            find().with_context(|| format!("{} has no {package} any more", suite.name()))?;
+            find().with_context(|| format!("{} no longer has {package}", suite.name()))?;
         download(&suite, &package, directory)?;
     }
     let fetched = newest(file_names(directory), name);
     Ok(fetched.map(|file| directory.join(file)))
 }
 
-/// Fetches a kernel's packages, the one by which it is known last: once that is there, all are.
+/// Downloads a kernel's packages, the main one last: if it is present, all are.
 fn download(suite: &Suite, package: &str, directory: &Path) -> Result<()> {
     let rest = package.strip_prefix(PREFIX).unwrap_or(package);
     for companion in COMPANIONS.map(|companion| format!("{companion}{rest}")) {
@@ -126,28 +126,28 @@ fn download(suite: &Suite, package: &str, directory: &Path) -> Result<()> {
     suite.download(package, directory)
 }
 
-/// The newest of `names` (of packages, or of their files) that is a cloud kernel called `kernel`.
+/// The newest cloud kernel of release `kernel` in `names`, which are packages or their files.
 fn newest(names: Vec<String>, kernel: &str) -> Option<String> {
     names
         .into_iter()
-        .filter(|name| version(name).is_some_and(|version| is(version, kernel)))
+        .filter(|name| version(name).is_some_and(|version| matches_release(version, kernel)))
         .max_by_key(|name| version(name).map(numbers))
 }
 
-/// The kernel's version in a package's or package file's name; none for another package.
+/// The kernel's version in the name of a package or package file; `None` for other packages.
 fn version(name: &str) -> Option<&str> {
     let package = name.split('_').next().unwrap_or(name);
     package.strip_prefix(PREFIX)?.strip_suffix(FLAVOUR)
 }
 
-/// 6.1.0-53 is 6.1, and 6.12.94 is not.
-fn is(version: &str, kernel: &str) -> bool {
+/// 6.1.0-53 matches 6.1, and 6.12.94 does not.
+fn matches_release(version: &str, kernel: &str) -> bool {
     version
         .strip_prefix(kernel)
         .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// All numbers in a name, by which names compare as versions do.
+/// All numbers in a name, for comparing names as versions.
 fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
@@ -162,7 +162,7 @@ fn file_names(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-/// What to say of a name that no suite has: those that can be had.
+/// The message for a name that no suite has; lists the available kernels.
 fn unknown(name: &str, cache: &Path) -> String {
     let mut lines = String::new();
     let mut faults = 0;
@@ -181,7 +181,7 @@ fn unknown(name: &str, cache: &Path) -> String {
             }
         };
         lines.push_str(&format!("\n  {suite:18} {kernels}"));
-        if faults == GIVE_UP {
+        if faults == MAX_UNREACHABLE {
             break;
         }
     }
@@ -191,7 +191,7 @@ fn unknown(name: &str, cache: &Path) -> String {
     )
 }
 
-/// The first two numbers of each version, each once, in their order.
+/// The first two numbers of each version, without duplicates, sorted.
 fn series(names: &[String]) -> Vec<String> {
     let series: BTreeSet<(u64, u64)> = names
         .iter()
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_a_whole_number_of_a_version() {
+    fn a_release_matches_whole_numbers_only() {
         let have = names(&[
             "6.1.0-53-cloud-amd64",
             "6.12.94+deb13-cloud-amd64",
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_is_taken_and_never_an_empty_package() {
+    fn the_newest_is_chosen_and_never_a_metapackage() {
         let have = names(&[
             "5.10.0-9-cloud-amd64",
             "5.10.0-46-cloud-amd64",
@@ -259,14 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn a_package_file_is_known_by_its_name() {
+    fn a_package_file_is_recognised_by_its_name() {
         let file = "linux-image-6.12.90+deb13.1-cloud-amd64_6.12.90-2_amd64.deb";
         assert_eq!(version(file), Some("6.12.90+deb13.1"));
         assert_eq!(newest(vec![file.into()], "6.12").as_deref(), Some(file));
     }
 
     #[test]
-    fn what_can_be_had_is_listed_once_and_in_order() {
+    fn available_kernels_are_listed_once_and_in_order() {
         let have = names(&[
             "6.12.94+deb13-cloud-amd64",
             "6.1.0-53-cloud-amd64",

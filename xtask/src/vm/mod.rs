@@ -1,19 +1,19 @@
-//! `cargo xtask test vm`: the namespace suite on other kernels, each in a virtual machine of its own.
+//! `cargo xtask test vm`: runs the namespace suite on other kernels, each in its own virtual machine.
 //!
-//! A guest has no distribution: Debian's cloud kernel, and an initramfs with our binaries, the commands that
-//! they call, and the modules that the suite needs. Neither root nor kvm is needed here.
+//! A guest has no distribution. It consists of Debian's cloud kernel and an initramfs with our programs, the
+//! commands that they run, and the modules that the suite needs. This requires neither root nor kvm.
 
+mod capacity;
 mod console;
+mod console_filter;
 mod contents;
 mod image;
 mod initramfs;
 mod kernels;
 mod modules;
 mod qemu;
-mod room;
 mod table;
 mod watch;
-mod worth;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -29,39 +29,39 @@ use crate::counts::Counts;
 use crate::release::Binaries;
 use crate::setup;
 use crate::shell::target_dir;
+use console_filter::ConsoleFilter;
 use image::Kernel;
 use initramfs::Initramfs;
 use qemu::{Accelerator, Machine};
 use watch::{Boot, Logs};
-use worth::Worth;
 
-/// Guests that run at the same time where there is memory for them, and processors of each. The suite does one thing
-/// after the other and waits for much of it: a second processor would mostly idle, and three guests keep two busy.
+/// How many guests run at the same time, if memory permits, and the processors of each. The suite runs one case after
+/// the other and often waits: a second processor would mostly be idle, and three guests keep two processors busy.
 const AT_ONCE: usize = 3;
 const PROCESSORS: u32 = 1;
 
 /// Which kernels, and which cases.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Options {
-    /// Kernels to run the suite on: Debian's cloud kernels by version, as 6.1 [default: 5.10 6.1 6.12]
+    /// Debian cloud kernels to run the suite on, by version, for example 6.1 [default: 5.10 6.1 6.12]
     #[arg(value_name = "KERNEL")]
     names: Vec<String>,
-    /// A kernel by its Debian package
+    /// Run on the kernel in this Debian package
     #[arg(long, value_name = "FILE")]
     kernel_deb: Vec<PathBuf>,
-    /// A kernel by its image, with the directory of its modules
+    /// Run on this kernel image; requires --modules
     #[arg(long, value_name = "FILE", requires = "modules")]
     bzimage: Option<PathBuf>,
-    /// The directory that holds the image's `kernel/`, as /lib/modules/6.1.0
+    /// Directory of the image's modules, which contains `kernel/`, for example /lib/modules/6.1.0
     #[arg(long, value_name = "DIR", requires = "bzimage")]
     modules: Option<PathBuf>,
-    /// Take probe-handler and testbed from DIR instead of building them
+    /// Use probe-handler and testbed from DIR instead of building them
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
 }
 
 impl Options {
-    /// Whether anything was asked for that only virtual machines can do.
+    /// Whether an option is set that applies only to virtual machines.
     pub fn is_given(&self) -> bool {
         !self.names.is_empty()
             || !self.kernel_deb.is_empty()
@@ -69,12 +69,12 @@ impl Options {
             || self.binaries.is_some()
     }
 
-    /// How many kernels are to be run.
+    /// The number of kernels to run.
     fn count(&self) -> usize {
         if self.any_kernel() {
             self.names.len() + self.kernel_deb.len() + usize::from(self.bzimage.is_some())
         } else {
-            kernels::USUAL.len()
+            kernels::DEFAULT.len()
         }
     }
 
@@ -83,34 +83,34 @@ impl Options {
     }
 }
 
-/// What became of all kernels.
+/// The results of all kernels.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// The sum over all kernels; a guest without counts is one failure.
+    /// The sum over all kernels; a guest without counts counts as one failure.
     pub counts: Counts,
-    /// The table, and after it what failed and what was skipped, a line each.
+    /// The table, followed by a line for each failure and each skip.
     pub notes: Vec<String>,
 }
 
-/// One kernel, and how its boot ended, or why there was none.
+/// One kernel, and how its run ended or why it did not start.
 struct Guest {
     name: String,
     boot: Result<Boot>,
 }
 
-/// Runs the suite on each kernel, all of them whatever becomes of the others.
+/// Runs the suite on every kernel, even if it fails on another.
 ///
 /// # Errors
-/// When nothing can be run: an unknown kernel, no qemu, no memory.
+/// When nothing can run: an unknown kernel, no qemu, not enough memory.
 pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
     if std::env::consts::ARCH != "x86_64" {
-        bail!("the guests are x86_64, and run binaries of this machine, which is not");
+        bail!("the virtual machines need an x86_64 host, because they run programs built for it");
     }
     setup::virtual_machines()?;
     let cache = target_dir().join("vm");
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     let _only_one = only_one(&cache)?;
-    let at_once = room::guests(&cache, options.count().min(AT_ONCE))?;
+    let at_once = capacity::guests_at_once(&cache, options.count().min(AT_ONCE))?;
     let kernels = kernels(options, &cache)?;
     let binaries = match &options.binaries {
         Some(directory) => Binaries::of(directory)?,
@@ -122,7 +122,7 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
         Some(kernel) => Accelerator::find(&kernel.image),
         None => bail!("{}", all_faults(&kernels)),
     };
-    let house = House {
+    let config = GuestConfig {
         base,
         cache,
         accelerator,
@@ -132,15 +132,15 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
             .map(|filter| filter.to_string_lossy().into_owned())
             .collect(),
     };
-    Ok(table::outcome(&house.guests(kernels)))
+    Ok(table::outcome(&config.boot_all(kernels)))
 }
 
-/// Two runs would write each other's logs.
+/// Locks the cache, because two runs would overwrite each other's logs.
 fn only_one(cache: &Path) -> Result<Flock<File>> {
     let file = File::create(cache.join("lock"))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
         anyhow!(
-            "{} is locked ({error}): another `cargo xtask test vm` runs",
+            "{} is locked ({error}): another `cargo xtask test vm` is running",
             cache.display()
         )
     })
@@ -148,11 +148,11 @@ fn only_one(cache: &Path) -> Result<Flock<File>> {
 
 type Named = (String, Result<Kernel>);
 
-/// The kernels asked for. One that cannot be had keeps no other from being run; one that does not exist
-/// is a mistake, and ends it all.
+/// The selected kernels. One that cannot be downloaded does not prevent the others from running; one that
+/// does not exist is a mistake of the user and ends the command.
 fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
     let mut found: Vec<Named> = Vec::new();
-    let usual: Vec<String> = kernels::USUAL
+    let usual: Vec<String> = kernels::DEFAULT
         .iter()
         .map(|name| (*name).to_owned())
         .collect();
@@ -161,7 +161,7 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
     } else {
         &usual
     };
-    not_twice(names)?;
+    require_distinct(names)?;
     for name in names {
         let kernel = match kernels::package(name, cache) {
             Err(kernels::Error::Unknown(what)) => bail!(what),
@@ -170,10 +170,10 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
                 if crate::test::interrupted() || !image::is_damaged(&package) {
                     return error;
                 }
-                // An earlier run may have been cut short: the next one fetches it again.
+                // An earlier run may have been interrupted; the next one downloads the package again.
                 let _removed = fs::remove_file(&package);
                 error.context(format!(
-                    "{} was damaged, and is removed: run it again to fetch it anew",
+                    "{} was damaged and has been removed: run the command again to download it",
                     package.display()
                 ))
             }),
@@ -188,15 +188,15 @@ fn kernels(options: &Options, cache: &Path) -> Result<Vec<Named>> {
         let kernel = Kernel::by_path(image, modules)?;
         found.push((kernel.name.clone(), Ok(kernel)));
     }
-    not_twice(found.iter().map(|(name, _)| name))?;
+    require_distinct(found.iter().map(|(name, _)| name))?;
     Ok(found)
 }
 
-/// Logs and archives are called by the kernels' names.
-fn not_twice<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<()> {
+/// Refuses duplicate names, because logs and archives are named after the kernels.
+fn require_distinct<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<()> {
     let mut seen = BTreeSet::new();
     match names.into_iter().find(|name| !seen.insert(*name)) {
-        Some(twice) => bail!("kernel {twice} is named twice"),
+        Some(twice) => bail!("kernel {twice} is given twice"),
         None => Ok(()),
     }
 }
@@ -209,8 +209,8 @@ fn all_faults(kernels: &[Named]) -> String {
     faults.collect::<Vec<_>>().join("\n")
 }
 
-/// What all guests have in common.
-struct House {
+/// Settings that all guests share.
+struct GuestConfig {
     base: Initramfs,
     cache: PathBuf,
     accelerator: Accelerator,
@@ -218,11 +218,11 @@ struct House {
     filter: Vec<String>,
 }
 
-impl House {
-    /// Boots all kernels, some at a time, and gives their results in the order of the kernels.
-    fn guests(&self, kernels: Vec<Named>) -> Vec<Guest> {
+impl GuestConfig {
+    /// Boots all kernels, several at a time, and returns their results in the order of the kernels.
+    fn boot_all(&self, kernels: Vec<Named>) -> Vec<Guest> {
         let waiting = Mutex::new(kernels.into_iter().enumerate());
-        // A function, so that the lock is not held while the guest runs.
+        // A closure, so that the lock is not held while the guest runs.
         let next = || lock(&waiting).next();
         let done = Mutex::new(Vec::new());
         thread::scope(|scope| {
@@ -257,13 +257,13 @@ impl House {
             logs: Logs::new(&self.cache, name),
         };
         println!(
-            "vm {name}: booting on {}; its lines go to {}",
+            "vm {name}: booting with {}; log: {}",
             machine.accelerator.name(),
             machine.logs.guest.display()
         );
-        let mut worth = Worth::default();
+        let mut filter = ConsoleFilter::default();
         let boot = machine.boot(|line| {
-            if worth.telling(line) {
+            if filter.shows(line) {
                 println!("vm {name}: {line}");
             }
         })?;

@@ -1,7 +1,7 @@
-//! Which kernel modules the suite needs, and what those need, in an order in which they load.
+//! Lists the kernel modules that the suite needs, with their dependencies, in loading order.
 //!
-//! Dependencies come from the modules themselves (`depends=` in section `.modinfo`): Debian's packages
-//! have no `modules.dep`, which is written when they are installed.
+//! The dependencies are read from the modules (`depends=` in section `.modinfo`), because Debian's packages
+//! have no `modules.dep`: it is written at installation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,9 +11,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection};
 
-/// What the pods' wiring and the meshes' rules need. The guest loads them all; no program asks for more.
+/// Modules for the pods' networking and the meshes' rules. The guest loads all of them; nothing loads others later.
 const NEEDED: &[&str] = &[
-    // wiring
+    // networking
     "veth",
     // iptables' nftables backend, and native nftables
     "nf_tables",
@@ -43,12 +43,13 @@ const NEEDED: &[&str] = &[
     "xt_comment",
     // our own rules in a pod
     "xt_bpf",
-    // what sockets a pod has
+    "nft_objref",
+    // listing a pod's sockets
     "inet_diag",
     "tcp_diag",
 ];
 
-/// A module to put into the guest.
+/// A module for the guest.
 #[derive(Debug)]
 pub struct Module {
     /// File name in the guest.
@@ -57,9 +58,9 @@ pub struct Module {
     pub bytes: Vec<u8>,
 }
 
-/// The modules that the suite needs of those in `directory`, each after those that it depends on.
-/// Modules that this kernel does not have are left out: what they are for may be built in, or under
-/// another name, and the suite fails where it is missed.
+/// The modules in `directory` that the suite needs, each after its dependencies. Modules that this kernel
+/// does not have are left out: their function may be built in or have another name, and the suite fails
+/// where it is missing.
 ///
 /// # Errors
 /// When one cannot be read.
@@ -76,7 +77,7 @@ pub fn needed(directory: &Path) -> Result<Vec<Module>> {
     }
     if loader.order.is_empty() {
         bail!(
-            "{} has none of the modules that the suite needs",
+            "{} contains none of the modules that the suite needs",
             directory.display()
         );
     }
@@ -111,7 +112,7 @@ impl Loader<'_> {
     }
 }
 
-/// Names of modules are written with either of both signs.
+/// Module names are written with `-` or `_`.
 fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
@@ -132,14 +133,14 @@ fn collect(directory: &Path, index: &mut BTreeMap<String, PathBuf>) -> Result<()
     Ok(())
 }
 
-/// The ELF file of a module, unpacked: not every kernel can do that itself.
+/// A module's ELF file, decompressed, because not every kernel can decompress modules.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let unpacker = match path.extension().and_then(|extension| extension.to_str()) {
         Some("ko") => return fs::read(path).with_context(|| path.display().to_string()),
         Some("xz") => "xz",
         Some("zst") => "zstd",
         Some("gz") => "gzip",
-        _ => bail!("{}: packed in an unknown way", path.display()),
+        _ => bail!("{}: unknown compression", path.display()),
     };
     let output = Command::new(unpacker)
         .args(["--decompress", "--stdout"])
@@ -154,16 +155,16 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// Names of the modules that a module depends on.
+/// The names of the modules that a module depends on.
 fn dependencies(bytes: &[u8]) -> Result<Vec<String>> {
     let file = object::File::parse(bytes)?;
     let section = file
         .section_by_name(".modinfo")
-        .context("no kernel module: it has no section .modinfo")?;
+        .context("not a kernel module: it has no section .modinfo")?;
     Ok(depends(section.data()?))
 }
 
-/// Of the fields `name=value` in section `.modinfo`, each ended by a zero.
+/// Reads `depends` from section `.modinfo`, whose fields `name=value` end with a zero byte.
 fn depends(modinfo: &[u8]) -> Vec<String> {
     modinfo
         .split(|byte| *byte == 0)
@@ -187,12 +188,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_module_is_refused() {
+    fn a_file_that_is_not_a_module_is_refused() {
         assert!(dependencies(b"not an ELF file").is_err());
     }
 
     #[test]
-    fn a_module_is_found_whatever_its_name_and_packing() {
+    fn a_module_is_found_with_any_separator_and_compression() {
         let directory = tempfile::tempdir().expect("directory");
         let below = directory.path().join("kernel/net");
         fs::create_dir_all(&below).expect("directories");

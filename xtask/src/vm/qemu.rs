@@ -1,4 +1,4 @@
-//! qemu: the machine that boots a kernel with an initramfs.
+//! Runs qemu: boots a kernel with an initramfs.
 
 use std::fs::OpenOptions;
 use std::path::Path;
@@ -11,49 +11,49 @@ use super::watch::{Boot, Limits, Logs, Running, lines_of, watch};
 
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
-/// Memory of a guest, in MiB: the suite's hundred pods at once, twice over.
+/// Memory of a guest in MiB: twice what the suite needs for its hundred pods at once.
 pub const MEMORY: u64 = 1536;
-/// On kvm a kernel is up in a second or two.
+/// With kvm a kernel boots in a second or two.
 const TRIAL: Duration = Duration::from_secs(10);
-/// How the guest's processor is made.
+/// How the guest's processor is virtualised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
-    /// By this machine's own.
+    /// By hardware virtualisation (kvm).
     Kvm,
-    /// By emulation, ten times slower and more.
+    /// By emulation, at least ten times slower.
     Tcg,
 }
 
 impl Accelerator {
-    /// kvm if a machine with this kernel comes up on it, else emulation.
+    /// kvm if this kernel boots with it, else emulation.
     pub fn find(image: &Path) -> Self {
-        // A device may be there and yet run no ordinary kernel, as in some virtual machines: it is tried.
+        // It is tried, because in some virtual machines the kvm device exists but cannot run an ordinary kernel.
         match kvm_works(image) {
             Ok(true) => Self::Kvm,
             _ => Self::Tcg,
         }
     }
 
-    /// What the kernel is told.
+    /// The kernel command line.
     fn command_line(self) -> String {
-        // An emulated processor is some ten times slower: the suite stretches its times (testbed's `pace`).
+        // An emulated processor is about ten times slower, so the suite stretches its times (testbed's `pace`).
         let pace = match self {
             Self::Kvm => 1,
             Self::Tcg => 5,
         };
-        // no_timer_check: an emulated timer may miss its ticks while this machine is busy, and the kernel would
-        // panic ("IO-APIC + timer doesn't work"). For the same reason it must not measure its time stamp
-        // counter, by which hours could pass in a minute: it has a better clock (hpet). And a lockup is one
-        // after two minutes, not twenty seconds.
-        // panic=-1 restarts at once, which -no-reboot makes the end. What the kernel does not know it gives
-        // its first process, as environment.
+        // no_timer_check: an emulated timer may miss ticks while this machine is busy, and the kernel would
+        // panic ("IO-APIC + timer doesn't work"). For the same reason the kernel must not calibrate its time
+        // stamp counter, with which hours could pass in a minute; it uses hpet instead. The lockup detector
+        // triggers after two minutes instead of twenty seconds.
+        // panic=-1 restarts at once, and -no-reboot makes qemu exit instead. The kernel passes unknown
+        // parameters to its first process as environment.
         format!(
             "console=ttyS0 no_timer_check tsc=unstable watchdog_thresh=60 panic=-1 oops=panic random.trust_cpu=on mitigations=off TESTBED_PACE={pace} \
              rdinit=/bin/testbed -- guest"
         )
     }
 
-    /// Its name to qemu.
+    /// Its name in qemu.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
@@ -62,7 +62,7 @@ impl Accelerator {
     }
 }
 
-/// Whether a kernel without root file system gets as far as its panic.
+/// Whether kvm boots a kernel: without a root file system the boot ends in a panic.
 fn kvm_works(image: &Path) -> Result<bool> {
     let _openable = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
     let mut command = bare(Accelerator::Kvm);
@@ -84,7 +84,7 @@ fn kvm_works(image: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// qemu without devices.
+/// A qemu command without devices.
 fn bare(accelerator: Accelerator) -> Command {
     let mut command = Command::new(PROGRAM);
     command
@@ -116,11 +116,11 @@ pub struct Machine<'a> {
     pub image: &'a Path,
     /// Its root file system.
     pub initramfs: &'a Path,
-    /// How its processor is made.
+    /// How its processor is virtualised.
     pub accelerator: Accelerator,
     /// Processors.
     pub processors: u32,
-    /// Where the kernel's and the guest's lines are kept.
+    /// The log files of the kernel and the guest.
     pub logs: Logs,
 }
 
@@ -138,7 +138,7 @@ impl Machine<'_> {
             .arg(self.image)
             .arg("-initrd")
             .arg(self.initramfs)
-            // The kernel has a line for itself, so that it tears none of the suite's.
+            // The kernel has a separate serial line, so that its messages do not split the suite's lines.
             .arg("-serial")
             .arg(format!("file:{}", self.logs.kernel.display()))
             .args(["-serial", "stdio"])
@@ -148,7 +148,7 @@ impl Machine<'_> {
         command
     }
 
-    /// Boots it and waits for its end; `each` gets every line of the guest's processes.
+    /// Boots the machine and waits for its end; passes every line of the guest's processes to `each`.
     ///
     /// # Errors
     /// When qemu can't be started or its logs can't be written.

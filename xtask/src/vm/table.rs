@@ -1,4 +1,4 @@
-//! One table for all kernels, and what it counts as.
+//! Makes one table of all kernels' results, and sums up the counts.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use super::watch::Boot;
 use super::{Guest, Outcome};
 use crate::counts::Counts;
 
-/// Sums up.
+/// Sums up the guests' results.
 pub fn outcome(guests: &[Guest]) -> Outcome {
     let mut outcome = Outcome::default();
     let programs = programs(guests);
@@ -26,13 +26,13 @@ pub fn outcome(guests: &[Guest]) -> Outcome {
         let counts = counts(&guest.boot);
         outcome.counts += counts;
         outcome.notes.push(row(guest, counts, &programs));
-        words.extend(said(guest));
+        words.extend(notes(guest));
     }
     outcome.notes.extend(words);
     outcome
 }
 
-/// The programs that any guest has figures of, in the order in which they come.
+/// The programs for which any guest has verifier figures, in the order of their first appearance.
 fn programs(guests: &[Guest]) -> Vec<String> {
     let mut programs: Vec<String> = Vec::new();
     for boot in guests.iter().flat_map(|guest| &guest.boot) {
@@ -45,8 +45,8 @@ fn programs(guests: &[Guest]) -> Vec<String> {
     programs
 }
 
-/// What a guest counts as: what its suite says, at its end or else before it, and a failure if it ended otherwise than
-/// that tells.
+/// A guest's counts: those of its suite, or those of the cases so far if it did not finish; plus one failure if the
+/// guest failed in another way.
 fn counts(boot: &Result<Boot, anyhow::Error>) -> Counts {
     let Ok(boot) = boot else {
         return failure();
@@ -67,7 +67,7 @@ const fn failure() -> Counts {
     }
 }
 
-/// Why a guest is a failure beside the cases that failed.
+/// Why a guest has failed, apart from failed cases.
 fn fault(boot: &Boot) -> Option<String> {
     if let Some(trouble) = &boot.trouble {
         return Some(trouble.clone());
@@ -107,8 +107,8 @@ fn row(guest: &Guest, counts: Counts, programs: &[String]) -> String {
     row
 }
 
-/// A line for each thing that the numbers do not tell.
-fn said(guest: &Guest) -> Vec<String> {
+/// Lines that explain the numbers.
+fn notes(guest: &Guest) -> Vec<String> {
     let name = &guest.name;
     let boot = match &guest.boot {
         Ok(boot) => boot,
@@ -175,7 +175,7 @@ mod tests {
                         3 passed, 0 failed, 0 skipped\nguest: the suite exited with 0\n";
 
     #[test]
-    fn all_kernels_stand_in_one_table() {
+    fn one_table_shows_all_kernels() {
         let guests = [
             guest(GOOD, None),
             Guest {
@@ -198,9 +198,9 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_in_trouble_is_a_failure_whatever_it_counted() {
+    fn a_guest_that_failed_is_a_failure_whatever_it_counted() {
         for (lines, trouble) in [
-            (GOOD, Some("the kernel is past help")),
+            (GOOD, Some("the kernel has crashed")),
             ("", Some("it hangs")),
             ("guest: the suite exited with 0\n", None),
             (
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_guest_that_hangs_what_ran_before_is_counted() {
+    fn cases_that_ended_before_a_hang_are_counted() {
         let lines =
             "ok   a/b (3 ms)\nFAIL a/c: it failed\nok   a/d (3 ms)\nskip a/e: no such rule\n";
         let outcome = outcome(&[guest(lines, Some("it hangs"))]);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn cases_skipped_for_one_reason_are_one_line() {
+    fn cases_skipped_for_the_same_reason_share_a_line() {
         let lines = "skip a/b: no such rule\nskip a/c: no such rule\n1 passed, 0 failed, 2 skipped\n\
                      guest: the suite exited with 0\n";
         let outcome = outcome(&[guest(lines, None)]);

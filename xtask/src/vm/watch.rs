@@ -1,4 +1,4 @@
-//! Watching a guest: until it ends, or until it must be ended because it hangs or its kernel is past help.
+//! Watches a guest until it ends, and ends it if it hangs or its kernel has crashed.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,26 +13,26 @@ use anyhow::{Context, Result};
 use super::console::{Report, is_fatal};
 use crate::shell::display;
 
-/// How many of the kernel's and of the guest's last lines are shown when a guest ends otherwise than in order.
+/// How many of the last lines of kernel and guest are shown when a guest does not end normally.
 const LAST: usize = 25;
 
-/// How long a guest may take for what.
+/// Time limits of a guest.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// One that says nothing for so long hangs.
+    /// A guest without output for this long hangs.
     pub silence: Duration,
-    /// However much it says, it must end.
+    /// The longest run, even with output.
     pub longest: Duration,
-    /// How long a kernel that is past help may still say why.
+    /// How long a crashed kernel may still print the reason.
     pub last_words: Duration,
-    /// How often the kernel's log is looked at while the guest is silent.
+    /// How often the kernel's log is checked while the guest has no output.
     pub look: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // No case takes half of it on an emulated processor, unless this machine itself stands still.
+            // On an emulated processor no case takes half of it, unless this machine is stalled.
             silence: Duration::from_secs(300),
             longest: Duration::from_secs(40 * 60),
             last_words: Duration::from_secs(3),
@@ -44,27 +44,27 @@ impl Default for Limits {
 /// The files of one boot.
 #[derive(Clone, Debug)]
 pub struct Logs {
-    /// What the kernel says (first serial line).
+    /// The kernel's log (first serial line).
     pub kernel: PathBuf,
-    /// What the guest's processes say (second serial line).
+    /// The output of the guest's processes (second serial line).
     pub guest: PathBuf,
 }
 
 /// How a boot ended.
 #[derive(Debug)]
 pub struct Boot {
-    /// What the guest said.
+    /// What the guest's output contained.
     pub report: Report,
     /// From qemu's start to its end.
     pub took: Duration,
-    /// Why it counts as failed whatever the suite said, with the last lines of kernel and guest.
+    /// Why it counts as failed regardless of the suite's result, with the last lines of kernel and guest.
     pub trouble: Option<String>,
 }
 
-const PAST_HELP: &str = "the kernel is past help";
+const CRASHED: &str = "the kernel has crashed";
 
-/// Runs a machine that says on its standard output what its guest's processes say, and writes the kernel's log itself;
-/// `each` gets every line of the processes.
+/// Runs a machine that prints the output of its guest's processes and writes the kernel's log to a file; passes every
+/// line of the processes to `each`.
 ///
 /// # Errors
 /// When it can't be started or its logs can't be written.
@@ -98,28 +98,28 @@ pub fn watch(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break None,
         }
-        if past_help.is_none() && kernel.is_past_help() {
+        if past_help.is_none() && kernel.has_crashed() {
             past_help = Some(Instant::now());
         }
         if past_help.is_some_and(|since| since.elapsed() > limits.last_words) {
-            break Some(PAST_HELP.to_owned());
+            break Some(CRASHED.to_owned());
         }
         if last_heard.elapsed() > limits.silence {
             let seconds = limits.silence.as_secs_f64();
-            break Some(format!("it hangs: not a word for {seconds} s"));
+            break Some(format!("it hangs: no output for {seconds} s"));
         }
         if start.elapsed() > limits.longest {
             let seconds = limits.longest.as_secs_f64();
-            break Some(format!("not at its end after {seconds} s"));
+            break Some(format!("not finished after {seconds} s"));
         }
     };
     let trouble = match trouble {
         Some(trouble) => Some(trouble),
         None => {
             let status = child.0.wait()?;
-            // A panic restarts the machine, and that ends qemu in order.
-            if past_help.is_some() || kernel.is_past_help() {
-                Some(PAST_HELP.into())
+            // A panic restarts the machine, and qemu then exits normally.
+            if past_help.is_some() || kernel.has_crashed() {
+                Some(CRASHED.into())
             } else if !status.success() {
                 Some(format!("qemu ended with {status}"))
             } else if report.ended.is_none() {
@@ -136,7 +136,7 @@ pub fn watch(
     })
 }
 
-/// qemu, ended on drop.
+/// A running qemu, killed on drop.
 #[derive(Debug)]
 pub struct Running(pub Child);
 
@@ -147,7 +147,7 @@ impl Drop for Running {
     }
 }
 
-/// The lines of qemu's standard output (the second serial line) and of its errors.
+/// The lines of qemu's standard output (the second serial line) and standard error.
 ///
 /// # Errors
 /// When its output is not piped.
@@ -156,13 +156,13 @@ pub fn lines_of(child: &mut Child) -> Result<Receiver<String>> {
     let output = child.stdout.take().context("qemu has no output")?;
     if let Some(errors) = child.stderr.take() {
         let sender = sender.clone();
-        let _reader = thread::spawn(move || pass_on(errors, &sender));
+        let _reader = thread::spawn(move || forward_lines(errors, &sender));
     }
-    let _reader = thread::spawn(move || pass_on(output, &sender));
+    let _reader = thread::spawn(move || forward_lines(output, &sender));
     Ok(lines)
 }
 
-fn pass_on(from: impl Read, to: &Sender<String>) {
+fn forward_lines(from: impl Read, to: &Sender<String>) {
     for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
         if to.send(line).is_err() {
@@ -171,7 +171,7 @@ fn pass_on(from: impl Read, to: &Sender<String>) {
     }
 }
 
-/// The kernel's log, looked at when it has grown.
+/// Checks the kernel's log when it has grown.
 struct Kernel<'a> {
     path: &'a Path,
     length: u64,
@@ -182,7 +182,7 @@ impl<'a> Kernel<'a> {
         Self { path, length: 0 }
     }
 
-    fn is_past_help(&mut self) -> bool {
+    fn has_crashed(&mut self) -> bool {
         let length = fs::metadata(self.path).map_or(0, |data| data.len());
         if length == self.length {
             return false;
@@ -194,7 +194,7 @@ impl<'a> Kernel<'a> {
 }
 
 impl Logs {
-    /// For a guest of that name.
+    /// The log files of a guest with this name.
     pub fn new(directory: &Path, name: &str) -> Self {
         Self {
             kernel: directory.join(format!("{name}.kernel.log")),

@@ -1,11 +1,11 @@
-//! A thousand pods of which ten are replaced each second: nothing is left behind, no verdict is wrong.
+//! A thousand pods of which ten are replaced per second: nothing is left behind, and no verdict is wrong.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::light::LightPod;
+use super::light_pod::LightPod;
 use super::schedule::Schedule;
 use super::{Bench, GRACE, endpoints};
 use crate::bench::process;
@@ -16,15 +16,15 @@ use crate::interrupt;
 use crate::rules::RuleSet;
 use crate::wait;
 
-/// The kubelet's default.
+/// The kubelet's default probe period.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Of pods that are new: they are watched closely.
+/// Probe period of new pods, which are observed closely.
 const NEW_PERIOD: Duration = Duration::from_secs(1);
 /// Time between two replacements.
 const PACE: Duration = Duration::from_millis(100);
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// What the daemon and the kernel hold.
+/// Resources of the daemon and the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Holdings {
     descriptors: usize,
@@ -44,7 +44,7 @@ impl Holdings {
         })
     }
 
-    /// Once they no longer change for a moment, or at the latest after a while.
+    /// Reads them when they have stopped changing, or at the latest after a while.
     fn settled(daemon: &Daemon, endpoints: &Map) -> Result<Self> {
         let mut last = Self::of(daemon, endpoints)?;
         let mut same = 0;
@@ -91,13 +91,13 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
     wait::until("all endpoints to stand", SETTLED, || {
         (map.entries().ok()? >= count).then_some(())
     })?;
-    // Until every pod has been probed once, and what the probes need is there.
+    // Wait until every pod has been probed once, so that the probes' resources are allocated.
     wait::pass(PERIOD)?;
     let before = Holdings::settled(&daemon, &map)?;
 
     let begun = Instant::now();
     let mut replaced = 0;
-    // What grows for ever grows in the second half as in the first.
+    // A leak grows in the second half as much as in the first.
     let mut halfway = None;
     while begun.elapsed() < time {
         if halfway.is_none() && begun.elapsed() > time / 2 {
@@ -119,7 +119,7 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
         wait::pass(next.saturating_sub(begun.elapsed()))?;
     }
     let rate = f64::from(replaced) / begun.elapsed().as_secs_f64();
-    // A thousand probes a second would be counted, too.
+    // Stop probing first, because a thousand probes a second would be counted too.
     let tally = schedule.stop()?;
     let after = Holdings::settled(&daemon, &map)?;
     let what = format!(

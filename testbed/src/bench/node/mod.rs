@@ -1,11 +1,11 @@
-//! The figures of a node: pods that start, one by one and at once, that come and go by the thousand, that
-//! inherit addresses; a daemon that starts, and one that takes over.
+//! Benchmarks on a node: pods that start, one by one and at once; churn of a thousand pods; reused addresses;
+//! a daemon that starts, and one that takes over.
 //!
-//! Times are printed and gate nothing. A wrong verdict fails: a pod that is there and was called unhealthy,
-//! or an answer from another pod.
+//! Times are printed and have no limits. A wrong verdict is a failure: a running pod that was reported as
+//! unhealthy, or an answer from another pod.
 
 mod churn;
-mod light;
+mod light_pod;
 mod restart;
 mod reuse;
 mod schedule;
@@ -25,12 +25,12 @@ use crate::kubelet::Kubelet;
 use crate::node::Node;
 use crate::run::Run;
 use crate::table::render;
-use light::Light;
+use light_pod::Light;
 use schedule::Tally;
 
 const GRACE: Duration = Duration::from_secs(30);
 
-/// What the parts share. Fields drop in this order.
+/// The shared environment. Fields drop in this order.
 struct Bench {
     kubelet: Arc<Kubelet>,
     light: Light,
@@ -42,7 +42,7 @@ struct Bench {
     wrong: Vec<String>,
 }
 
-/// Measures and prints.
+/// Runs the benchmarks and prints the results.
 pub(super) fn run(program: Option<&Path>, quick: bool) -> Result<()> {
     let mut bench = Bench::new(program, quick)?;
     starts::run(&mut bench)?;
@@ -52,7 +52,7 @@ pub(super) fn run(program: Option<&Path>, quick: bool) -> Result<()> {
     bench.print()
 }
 
-/// Measures a daemon that is killed and started again, and prints.
+/// Measures the restart of a killed daemon and prints the results.
 pub(super) fn run_restart(program: Option<&Path>, quick: bool) -> Result<()> {
     let mut bench = Bench::new(program, quick)?;
     restart::run(&mut bench)?;
@@ -97,7 +97,7 @@ impl Bench {
         self.rows.push([what.to_owned(), measured, aim.to_owned()]);
     }
 
-    /// A row with what came of probes; what is wrong counts.
+    /// Adds a row with the results of probes; counts wrong results.
     fn verdicts(&mut self, what: &str, tally: &Tally) {
         let measured = format!("{} of {} probes", tally.wrong, tally.made);
         self.row(&format!("{what}: wrong verdicts"), measured, "0");

@@ -1,5 +1,5 @@
-//! A daemon that is killed and started again at once on a node full of pods: how long their probes meet the
-//! mesh.
+//! A daemon that is killed and restarted at once on a node with many pods: how long the mesh handles their
+//! probes.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::light::LightPod;
+use super::light_pod::LightPod;
 use super::{Bench, endpoints, ms};
 use crate::rules::RuleSet;
 use crate::{interrupt, wait};
@@ -15,7 +15,7 @@ use crate::{interrupt, wait};
 /// How often it is killed.
 const TIMES: usize = 7;
 const SERVED: Duration = Duration::from_secs(60);
-/// How often the kernel is asked which endpoints stand.
+/// How often the kernel's map of endpoints is read.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Times after the kill, each a median over all kills.
@@ -25,7 +25,7 @@ struct Times {
     first: Vec<Duration>,
     median: Vec<Duration>,
     last: Vec<Duration>,
-    /// A right answer once all stand.
+    /// First correct result after all endpoints exist.
     right: Vec<Duration>,
 }
 
@@ -41,7 +41,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let mut times = Times::default();
     for _ in 0..TIMES {
         interrupt::check()?;
-        // One that has come to rest, as one that is killed in life.
+        // An idle daemon, as is normal when a daemon is killed.
         wait::pass(Duration::from_secs(1))?;
         let killed = Instant::now();
         let _status = daemon.kill()?;
@@ -52,7 +52,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
         times.first.push(stood[0]);
         times.median.push(stood[stood.len() / 2]);
         times.last.push(stood[stood.len() - 1]);
-        // An endpoint may stand before the programs are attached.
+        // An endpoint may exist before the programs are attached.
         let last = &pods[count - 1];
         let probe = last.probe()?;
         wait::until("a right answer", SERVED, || {
@@ -82,7 +82,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// When each of `addresses` stood after `since`, sorted.
+/// When the endpoint of each of `addresses` existed, relative to `since`, sorted.
 fn stand(
     addresses: &[SocketAddr],
     since: Instant,
@@ -111,7 +111,7 @@ fn stand(
     Ok(stood)
 }
 
-/// The median, and from where to where they go.
+/// The median and the range.
 fn spread(mut times: Vec<Duration>) -> String {
     times.sort_unstable();
     match (times.first(), times.get(times.len() / 2), times.last()) {

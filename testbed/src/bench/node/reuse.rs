@@ -1,4 +1,4 @@
-//! An address that goes from one pod to the next as fast as it can be moved.
+//! An address that moves from one pod to the next as fast as possible.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::light::{LightPod, probe};
+use super::light_pod::{LightPod, probe};
 use super::{Bench, GRACE, ms};
 use crate::interrupt;
 use crate::rules::RuleSet;
 use crate::suite::node::reuse::{Held, Judged, STATUSES, right};
-use crate::suite::usual::Probing;
+use crate::suite::sample_pod::Probing;
 use crate::wait;
 
-/// How long a probe waits: one that waits a second would see little.
+/// A probe's timeout: with one second there would be too few probes.
 const TIMEOUT: Duration = Duration::from_millis(300);
 const SOON: Duration = Duration::from_secs(5);
-/// What counts as at once.
+/// The limit for "at once".
 const WITHIN: Duration = Duration::from_millis(10);
 
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
@@ -39,7 +39,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             old.pod.delete()?;
         }
         old.stop_app();
-        // Its processes first, as a runtime does; the kernel takes its time with the rest.
+        // Its processes first, as a runtime does; the kernel removes the rest later.
         drop(old.pod.sandbox()?.pause.take());
         let ended = Instant::now();
         if let Some(last) = held.last_mut() {
@@ -47,7 +47,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
         }
         let now = give(bench, &mut new, ip, round)?;
         gaps.push(ended.elapsed());
-        // Answers under way may still come from the old one.
+        // Answers to probes in progress may still come from the old pod.
         if let Some(last) = held.last_mut() {
             last.until = Some(Instant::now());
         }
@@ -109,7 +109,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// A pod that has all but the address.
+/// A pod that is complete except for the address.
 fn next(bench: &Bench, round: usize) -> Result<LightPod> {
     let mut pod = bench.light.bind(RuleSet::IstioNft)?;
     pod.status = STATUSES[round % 2];
@@ -132,7 +132,7 @@ fn give(bench: &Bench, pod: &mut LightPod, ip: IpAddr, round: usize) -> Result<H
     })
 }
 
-/// The kubelet reports the address, and the pod's own probe passes; how long that took.
+/// Reports the address as the kubelet does and waits until the pod's probe passes; returns the duration.
 fn serve(bench: &Bench, pod: &mut LightPod, ip: IpAddr, held: &mut [Held]) -> Result<Duration> {
     let begun = Instant::now();
     pod.pod.update(|object| {

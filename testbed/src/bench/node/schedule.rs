@@ -1,4 +1,4 @@
-//! The kubelet's probes of many pods, each in its period, and what is wrong with their results.
+//! Probes many pods periodically, as the kubelet does, and counts wrong results.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,12 +11,12 @@ use anyhow::{Result, anyhow};
 
 use crate::kubelet::{Kubelet, Probe, ProbePending, ProbeResult};
 
-/// How many wrong results are kept to be shown.
+/// How many wrong results are kept for the output.
 const SHOWN: usize = 5;
-/// How often the beginner looks for probes that are due.
+/// How often the thread that starts probes checks for due ones.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Probes under way. Ends when dropped.
+/// Running probes. Ends when dropped.
 pub(super) struct Schedule {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Result<()>>>,
@@ -37,15 +37,15 @@ struct Entry {
     due: Instant,
 }
 
-/// What came of the probes.
+/// The results of the probes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
-    /// Results of pods that were there all the while.
+    /// Results for pods that ran during the whole probe.
     pub(super) made: u64,
-    /// Of these, those that failed or had another status than the pod's own; and any that had the status of
-    /// another pod.
+    /// Wrong results: among these, those that failed or had another status than the pod's; and any with the status
+    /// of another pod.
     pub(super) wrong: u64,
-    /// The first few of these.
+    /// The first few wrong results.
     pub(super) examples: Vec<String>,
 }
 
@@ -75,7 +75,7 @@ impl Schedule {
         }
     }
 
-    /// A pod is probed from now on, first after `delay`, until [`Schedule::leave`]; it answers `status`.
+    /// Probes a pod from now on, first after `delay`, until [`Schedule::leave`]; it answers `status`.
     pub(super) fn join(&self, probe: Probe, status: u16, period: Duration, delay: Duration) -> u64 {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let entry = Entry {
@@ -88,17 +88,17 @@ impl Schedule {
         id
     }
 
-    /// The kubelet no longer cares, also not about what is under mode: the pod is about to stop.
+    /// Stops probing a pod that is about to stop; also ignores probes in progress.
     pub(super) fn leave(&self, id: u64) {
         let _entry = lock(&self.shared.plan).remove(&id);
     }
 
-    /// So far.
+    /// The results so far.
     pub(super) fn tally(&self) -> Tally {
         lock(&self.shared.tally).clone()
     }
 
-    /// Ends it, once all that was begun has a result.
+    /// Ends after all started probes have a result.
     ///
     /// # Errors
     /// When the kubelet has ended.
@@ -176,7 +176,7 @@ fn collect(shared: &Shared, begun: &Receiver<Begun>) -> Result<()> {
 
 fn is_wrong(result: &ProbeResult, status: u16, there: bool) -> bool {
     let own = result.status == Some(status);
-    // 500 and 504 are the daemon's own, for an app that can't be reached.
+    // The daemon sends 500 and 504 if it can't reach the app.
     let anothers = result
         .status
         .is_some_and(|other| other < 300 && other != status);

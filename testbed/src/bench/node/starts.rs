@@ -1,4 +1,4 @@
-//! Pods that start: whether the endpoint stands before the app runs, and whether the first probes are true.
+//! Starting pods: whether the endpoint exists before the app runs, and whether the first probes are correct.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-use super::light::{Light, LightPod};
+use super::light_pod::{Light, LightPod};
 use super::schedule::{Schedule, Tally};
 use super::{Bench, GRACE, endpoints, ms};
 use crate::bpf::Map;
@@ -17,13 +17,13 @@ use crate::node::Order;
 use crate::rules::RuleSet;
 use crate::wait;
 
-/// How many pods the runtime works on at a time.
+/// How many pods the runtime starts concurrently.
 const WORKERS: usize = 4;
-/// From the sandbox to the app: a fifth of what a runtime takes (see `light.rs`).
+/// Time from the sandbox to the app: a fifth of what a runtime takes (see `light_pod.rs`).
 const CONTAINER_IS_MADE: Duration = Duration::from_millis(20);
-/// How often the kernel is asked whether an endpoint stands.
+/// How often the kernel's map is checked for an endpoint.
 const LOOK: Duration = Duration::from_micros(200);
-/// How many pods start at once, and for how long they are probed after that.
+/// How many pods start at once, and how long they are probed afterwards.
 const AT_ONCE: usize = 100;
 const PROBED: Duration = Duration::from_secs(5);
 const PERIOD: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// Starts `count` pods by several workers; what `start` returns of each.
+/// Starts `count` pods with several workers; returns the results of `start`.
 fn by_workers<T: Send>(count: usize, start: impl Fn() -> Result<T> + Sync) -> Result<Vec<T>> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(count));
@@ -77,7 +77,7 @@ fn by_workers<T: Send>(count: usize, start: impl Fn() -> Result<T> + Sync) -> Re
     Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Each app runs as soon as a runtime could have it run; by then its endpoint must stand.
+/// Each app starts as early as with a fast runtime; by then its endpoint must exist.
 fn one_by_one(bench: &mut Bench, map: &Map, name: &str, order: Order, count: usize) -> Result<()> {
     let light = &bench.light;
     let (mut margins, mut late) = (Vec::new(), Vec::new());
@@ -107,7 +107,7 @@ fn one_by_one(bench: &mut Bench, map: &Map, name: &str, order: Order, count: usi
     Ok(())
 }
 
-/// When an endpoint stood, and by how much before the app ran or after that.
+/// When an endpoint existed, and how long before or after the app's start.
 enum Stands {
     Before(Duration),
     After(Duration),
@@ -145,7 +145,7 @@ fn start(light: &Light, map: &Map, order: Order) -> Result<Stands> {
     Ok(stands)
 }
 
-/// Each app is probed from the moment it listens, without a delay, and then each second.
+/// Each app is probed as soon as it listens, and then each second.
 fn at_once(bench: &Bench, rules: RuleSet) -> Result<(Duration, Tally)> {
     let schedule = Schedule::start(&bench.kubelet);
     let light = &bench.light;

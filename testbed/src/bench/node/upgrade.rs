@@ -1,10 +1,10 @@
-//! A daemon that starts on a node full of pods, and one that takes over from another under probes.
+//! A daemon that starts on a node with many pods, and one that takes over from another during probes.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::light::LightPod;
+use super::light_pod::LightPod;
 use super::schedule::Schedule;
 use super::{Bench, GRACE, endpoints, ms};
 use crate::daemon::Daemon;
@@ -12,11 +12,11 @@ use crate::rules::RuleSet;
 use crate::{interrupt, wait};
 
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long is probed before, between and after.
+/// How long probes run before, between and after the changes.
 const WHILE: Duration = Duration::from_secs(4);
 const SERVED: Duration = Duration::from_secs(60);
 
-/// The pods that are left, and the daemon that serves them.
+/// The remaining pods, and the daemon that serves them.
 pub(super) fn run(bench: &mut Bench) -> Result<(Vec<LightPod>, Daemon)> {
     let count = if bench.quick { 50 } else { 250 };
     let mut pods = Vec::with_capacity(count);
@@ -48,7 +48,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<(Vec<LightPod>, Daemon)> {
 
     let schedule = Schedule::start(&bench.kubelet);
     for (index, pod) in pods.iter().enumerate() {
-        // Spread over the period, as they are in life.
+        // Spread over the period, as on a real node.
         let delay = PERIOD * u32::try_from(index)? / u32::try_from(count)?;
         let _id = schedule.join(pod.probe()?, pod.status, PERIOD, delay);
     }

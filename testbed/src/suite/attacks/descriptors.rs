@@ -1,4 +1,4 @@
-//! A daemon that has no descriptor left takes no probe of which it can't make anything.
+//! A daemon without free file descriptors does not accept probes that it cannot answer.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,17 +12,17 @@ use crate::daemon::Daemon;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::usual::{self, Probing};
+use crate::suite::sample_pod::{self, Probing};
 use crate::{pace, wait};
 
-/// How long there are none.
+/// How long there are no free descriptors.
 const WITHOUT: Duration = Duration::from_secs(4);
-/// How long it may take the daemon to see that there are some again.
+/// How long the daemon may take to notice that there are free descriptors again.
 const GRACE: Duration = Duration::from_secs(1);
 const INTERVAL: Duration = Duration::from_millis(50);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
-    // With one left a connection can be accepted, and then nothing be made of it.
+    // With one free descriptor the daemon can accept a connection, but not dial the app.
     for (name, left) in [("none", 0), ("one", 1)] {
         cases.case_in(&format!("descriptors/{name}"), |cases| {
             descriptors(cases, left)
@@ -31,14 +31,14 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// The daemon can open no more than `left` descriptors for a while.
+/// Limits the daemon to `left` more descriptors for a while.
 fn descriptors(cases: &mut Cases, left: u64) -> Result<()> {
     let env = Env::start(cases, &["--scope", "all"])?;
-    let pod = env.pod(usual::pod("descriptors").rules(RuleSet::None))?;
-    let mut all = usual::all(pod.ns.ipv4().into());
-    all.extend(usual::all(pod.ns.ipv6().into()));
+    let pod = env.pod(sample_pod::pod("descriptors").rules(RuleSet::None))?;
+    let mut all = sample_pod::probes(pod.ns.ipv4().into());
+    all.extend(sample_pod::probes(pod.ns.ipv6().into()));
     let probes = all.iter().map(|case| case.probe.clone()).collect();
-    // With no connection open, so that none of the numbers is given back meanwhile.
+    // While no connection is open, so that no number is freed meanwhile.
     let mut lowest = lowest_free(&env.daemon)?;
     wait::until(
         "the daemon's descriptors to come to rest",
@@ -68,7 +68,7 @@ fn descriptors(cases: &mut Cases, left: u64) -> Result<()> {
     let between = |from: Instant, until: Instant| {
         made.iter()
             .filter(|made| (from..until).contains(&made.begun))
-            .filter(|made| !usual::is_right(&all, made))
+            .filter(|made| !sample_pod::is_expected(&all, made))
             .collect::<Vec<_>>()
     };
     let (first, later) = (between(from, from + grace), between(from + grace, until));
@@ -91,7 +91,7 @@ fn descriptors(cases: &mut Cases, left: u64) -> Result<()> {
     served
 }
 
-/// The number that the next descriptor of the daemon would have.
+/// The number of the daemon's next descriptor.
 fn lowest_free(daemon: &Daemon) -> Result<u64> {
     let open: BTreeSet<u64> = fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().parse()?))
@@ -101,7 +101,7 @@ fn lowest_free(daemon: &Daemon) -> Result<u64> {
         .context("all numbers are taken")
 }
 
-/// A limit of descriptors that is lower than it was.
+/// A lowered limit of descriptors.
 struct Limit {
     pid: String,
     before: String,

@@ -1,5 +1,5 @@
-//! A stranger connects to the handler from the port that the kubelet takes next. What is left of its connection waits
-//! before the kubelet's in the handler's queue.
+//! Another process connects to the handler from the source port of the kubelet's next connection, and resets it. That
+//! connection is then ahead of the kubelet's in the handler's accept queue.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -9,18 +9,18 @@ use anyhow::{Context, Result, ensure};
 
 use crate::kubelet::Action;
 use crate::pod::Pod;
-use crate::stranger::{MARK, Stranger};
+use crate::port_guesser::{MARK, PortGuesser};
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::usual::{self, Probing};
+use crate::suite::sample_pod::{self, Probing};
 use crate::{pace, wait};
 
-/// How long a stranger guesses.
+/// Duration of the attack.
 const TIME: Duration = Duration::from_secs(5);
-/// How long the daemon stands still now and then, so that connections wait to be accepted: as on a node whose
-/// processors are busy.
+/// How long the daemon is stopped at intervals, so that connections wait in the accept queue, as on a busy
+/// node.
 const BUSY: Duration = Duration::from_millis(20);
-/// How long it goes on in between.
+/// How long it runs in between.
 const FREE: Duration = Duration::from_millis(40);
 /// Probers for each probe.
 const PROBERS: usize = 2;
@@ -30,8 +30,8 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         return Ok(());
     }
     let env = Env::start(cases, &[])?;
-    let pod = env.pod(usual::pod("guessed"))?;
-    let stranger = Stranger::start()?;
+    let pod = env.pod(sample_pod::pod("guessed"))?;
+    let guesser = PortGuesser::start()?;
     for (name, loopback, ip) in [
         (
             "v4",
@@ -45,7 +45,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         ),
     ] {
         cases.case(&format!("guessed-port/{name}"), || {
-            guessed_port(&env, &pod, &stranger, loopback, ip)
+            guessed_port(&env, &pod, &guesser, loopback, ip)
         });
     }
     Ok(())
@@ -54,22 +54,22 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 fn guessed_port(
     env: &Env,
     pod: &Pod,
-    stranger: &Stranger,
+    guesser: &PortGuesser,
     loopback: IpAddr,
     ip: IpAddr,
 ) -> Result<()> {
     let mut handler = env.daemon.handler()?.into_iter();
     let handler = handler.find(|address| address.ip() == loopback);
     let handler = handler.with_context(|| format!("no handler on {loopback}"))?;
-    let mut probed = usual::all(ip);
-    // What a TCP probe says never reaches an app.
+    let mut probed = sample_pod::probes(ip);
+    // TCP probes send no request that an app could record.
     probed.retain(|case| !matches!(case.probe.action, Action::Tcp));
     let probes = probed.iter().map(|case| case.probe.clone());
     let probes = std::iter::repeat_n(probes, PROBERS).flatten().collect();
     let _earlier = pod.app.take_recorded()?;
 
     let probing = Probing::start(&Arc::clone(&env.kubelet), probes);
-    let attack = stranger.attack(handler, pace::stretch(TIME))?;
+    let attack = guesser.attack(handler, pace::stretch(TIME))?;
     let begun = Instant::now();
     let mut got_in = Vec::new();
     while begun.elapsed() < pace::stretch(TIME) {
@@ -77,15 +77,15 @@ fn guessed_port(
         wait::pass(BUSY)?;
         drop(stopped);
         wait::pass(FREE)?;
-        // The app does not remember any number.
-        got_in.extend(strangers(pod)?);
+        // The app keeps a limited number of requests.
+        got_in.extend(port_guessers_requests(pod)?);
     }
     let guesses = attack.wait()?;
     let made = probing.stop()?;
-    got_in.extend(strangers(pod)?);
+    got_in.extend(port_guessers_requests(pod)?);
     let wrong: Vec<_> = made
         .iter()
-        .filter(|made| !usual::is_right(&probed, made))
+        .filter(|made| !sample_pod::is_expected(&probed, made))
         .collect();
     println!(
         "     {guesses:?} beside {} probes: {} requests reached the app, {} probes are wrong",
@@ -99,7 +99,7 @@ fn guessed_port(
     );
     ensure!(
         got_in.is_empty() && wrong.is_empty(),
-        "{} of the stranger's requests reached the app, {} of {} probes are wrong: {:?} {:?}",
+        "{} of the process's requests reached the app, {} of {} probes are wrong: {:?} {:?}",
         got_in.len(),
         wrong.len(),
         made.len(),
@@ -109,8 +109,8 @@ fn guessed_port(
     Ok(())
 }
 
-/// What reached the app of the stranger's: the heads.
-fn strangers(pod: &Pod) -> Result<Vec<String>> {
+/// The heads of the attacker's requests that reached the app.
+fn port_guessers_requests(pod: &Pod) -> Result<Vec<String>> {
     let recorded = pod.app.take_recorded()?.into_iter();
     Ok(recorded
         .map(|request| request.head)

@@ -1,5 +1,5 @@
-//! On a gRPC port the app hears nothing before the kubelet has said all of HTTP/2's preface, and nothing of a connection
-//! that the kubelet has given up.
+//! On a gRPC port the app receives nothing before the kubelet has sent the complete HTTP/2 preface, and nothing of a
+//! connection that the kubelet has abandoned.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,18 +18,18 @@ use crate::suite::env::Env;
 use crate::wait;
 
 const PORT: u16 = 9090;
-/// RFC 9113, section 3.4.
+/// The HTTP/2 preface (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Its first line.
 const FIRST_LINE: usize = 16;
 const SOON: Duration = Duration::from_secs(5);
-/// Of the declared probe, in seconds.
+/// Timeout of the declared probe, in seconds.
 const TIMEOUT: u32 = 5;
-/// How long the kubelet makes the app wait for the rest.
+/// How long the kubelet delays the rest of the preface.
 const PAUSE: Duration = Duration::from_millis(800);
-/// How long the app is watched while nothing should happen.
+/// How long the app must receive nothing.
 const WATCHED: Duration = Duration::from_millis(400);
-/// When the kubelet gives up an app whose handshake takes a second: the kernel sends a SYN again after that.
+/// When the kubelet abandons an app whose handshake takes a second, because the kernel retransmits a SYN after that time.
 const GIVEN_UP: Duration = Duration::from_millis(2500);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -87,7 +87,7 @@ fn waits(env: &Env, pod: &Pod, ip: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// The kubelet gives up while the app's handshake takes its time: both are over when the handler looks.
+/// The kubelet gives up during the app's slow handshake: both have ended when the handler checks.
 fn reset(env: &Env, pod: &Pod, ip: IpAddr) -> Result<()> {
     let _earlier = pod.app.take_recorded()?;
     let before = env.daemon.metric("probe_handler_accepted_total")?;
@@ -120,7 +120,7 @@ fn reset(env: &Env, pod: &Pod, ip: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// While it is there no SYN to the app arrives.
+/// While it exists, no SYN reaches the app.
 struct Deaf<'a>(&'a Pod);
 
 impl<'a> Deaf<'a> {

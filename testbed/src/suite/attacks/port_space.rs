@@ -1,5 +1,5 @@
-//! A node with few source ports: the kernel has all of them for each address and port that is connected to, and all
-//! connections to the handler go to one.
+//! A node with few source ports: the kernel can use all of them for each destination, but all connections to the
+//! handler have the same destination.
 
 use std::fs;
 use std::net::IpAddr;
@@ -17,16 +17,16 @@ use crate::pod::PodSpec;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::usual;
+use crate::suite::sample_pod;
 
 const PODS: usize = 20;
-/// Ports of each pod that a TCP probe declares, and as many that an HTTP probe does.
+/// Number of each pod's ports with a TCP probe, and of those with an HTTP probe.
 const OF_EACH_KIND: u16 = 100;
 const TCP: u16 = 10_000;
 const HTTP: u16 = 20_000;
-/// Half as many as there are TCP probes, each of which leaves one in TIME_WAIT for a minute.
+/// Half the number of TCP probes, each of which leaves a port in TIME_WAIT for a minute.
 const SOURCE_PORTS: &str = "40000 40999";
-/// Probes under way at once.
+/// Concurrent probes.
 const AT_ONCE: usize = 8;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -38,8 +38,8 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// In a network namespace that stands for the node's: all that the testbed makes meanwhile belongs to it. The sysctls of
-/// the machine's own stay as they are.
+/// Runs in a network namespace that is used as the node's: everything that the testbed creates meanwhile belongs to it,
+/// so that the machine's own sysctls do not change.
 pub(super) fn on_a_node_of_its_own(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     thread::scope(|scope| {
         let on_node = scope.spawn(|| {
@@ -63,7 +63,7 @@ fn few_source_ports(cases: &mut Cases, rules: RuleSet) -> Result<()> {
         .iter()
         .flat_map(|pod| declared(pod.ns.ipv4().into()))
         .collect();
-    // A mesh lets no plaintext through: there it is the app that says what is right.
+    // A mesh lets no plaintext through, so there the app's health is the expected result.
     let expected = match rules {
         RuleSet::None => right(&env.kubelet, &probes)?.0,
         _ => probes.len(),
@@ -93,10 +93,10 @@ fn pod(name: &str, rules: RuleSet) -> PodSpec {
     for number in 0..OF_EACH_KIND {
         app = app.listen(Protocol::Tcp, Bind::DualStack, TCP + number);
         app = app.listen(Protocol::Http, Bind::DualStack, HTTP + number);
-        spec = spec.container(usual::container(
+        spec = spec.container(sample_pod::container(
             &format!("c{number}"),
             json!({"tcpSocket": {"port": TCP + number}}),
-            usual::http(HTTP + number, "/healthy"),
+            sample_pod::http(HTTP + number, "/healthy"),
         ));
     }
     spec.app(app)
@@ -111,7 +111,7 @@ fn declared(ip: IpAddr) -> impl Iterator<Item = Probe> {
     })
 }
 
-/// How many of the probes pass, as they all should, and one that does not.
+/// The number of probes that pass, as all should, and one that does not.
 fn right(kubelet: &Kubelet, probes: &[Probe]) -> Result<(usize, Option<(Probe, ProbeResult)>)> {
     let counted = Mutex::new((0, None));
     thread::scope(|scope| {

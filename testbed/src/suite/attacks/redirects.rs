@@ -1,4 +1,4 @@
-//! A pod whose redirects are long, probed often: its neighbours' verdicts do not wait for it.
+//! A frequently probed pod with long redirects does not delay the verdicts of other pods.
 
 use std::time::{Duration, Instant};
 
@@ -10,16 +10,16 @@ use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::usual::{self, HTTP, Probing};
+use crate::suite::sample_pod::{self, HTTP, Probing};
 use crate::{pace, wait};
 
-/// Each Location is 15 KB long, and leads to the next.
+/// Each redirect has a Location of 15 KB, which leads to the next redirect.
 const LONG: &str = "/redirect/long?kb=15";
 const SHORT: &str = "/healthy";
-/// How often the pod that redirects is probed: 400 times a second.
+/// Probe interval of the redirecting pod: 400 probes a second.
 const OFTEN: Duration = Duration::from_micros(2500);
 const NEIGHBOURS: usize = 3;
-/// How often a neighbour is probed.
+/// Probe interval of a neighbour.
 const NOW_AND_THEN: Duration = Duration::from_millis(20);
 const TIME: Duration = Duration::from_secs(4);
 
@@ -34,10 +34,10 @@ fn redirects(cases: &mut Cases) -> Result<()> {
         PodSpec::new(name)
             .rules(RuleSet::IstioRedirect)
             .app(AppSpec::new().http(HTTP))
-            .container(usual::container(
+            .container(sample_pod::container(
                 "web",
-                usual::http(HTTP, SHORT),
-                usual::http(HTTP, LONG),
+                sample_pod::http(HTTP, SHORT),
+                sample_pod::http(HTTP, LONG),
             ))
     };
     let hostile = env.pod(web("redirects"))?;
@@ -45,7 +45,7 @@ fn redirects(cases: &mut Cases) -> Result<()> {
         .map(|number| env.pod(web(&format!("neighbour{number}"))))
         .collect::<Result<Vec<_>>>()?;
     let ip = hostile.ns.ipv4();
-    // As many probes in both, so that the one difference is what the app answers.
+    // The same number of probes in both, so that only the app's answer differs.
     beside(&env, &neighbours, &Probe::http(ip, HTTP, SHORT))?;
     let _earlier = hostile.app.take_recorded()?;
     beside(&env, &neighbours, &Probe::http(ip, HTTP, LONG))?;
@@ -55,7 +55,7 @@ fn redirects(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// Probes the neighbours beside many of `probe`.
+/// Probes the neighbours during many probes of `probe`.
 fn beside(env: &Env, neighbours: &[Pod], probe: &Probe) -> Result<()> {
     let healthy = neighbours
         .iter()
@@ -66,7 +66,7 @@ fn beside(env: &Env, neighbours: &[Pod], probe: &Probe) -> Result<()> {
     let begun = Instant::now();
     let mut others = 0;
     while begun.elapsed() < pace::stretch(TIME) {
-        // The next one does not wait for what comes of this one.
+        // The next probe does not wait for the result of this one.
         let _pending = env.kubelet.begin(probe)?;
         others += 1;
         wait::pass((interval * others).saturating_sub(begun.elapsed()))?;
@@ -80,8 +80,8 @@ fn beside(env: &Env, neighbours: &[Pod], probe: &Probe) -> Result<()> {
         "     beside {others} of {:?}: {} probes of neighbours, p50 {:?}, p99 {:?}, {} wrong",
         probe.action,
         made.len(),
-        usual::percentile(&made, 50),
-        usual::percentile(&made, 99),
+        sample_pod::percentile(&made, 50),
+        sample_pod::percentile(&made, 99),
         wrong.len()
     );
     ensure!(wrong.is_empty(), "{} wrong: {:?}", wrong.len(), wrong[0]);

@@ -1,5 +1,5 @@
-//! A node on which the kernel answers every SYN with a cookie keeps no SYN: there nobody can tell whose connection was
-//! accepted, and the handler is not used.
+//! A kernel that answers every SYN with a cookie does not save the SYN. So the daemon cannot determine whose connection
+//! it has accepted, and the handler is not used.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::kubelet::Probe;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::usual::{self, HTTP};
+use crate::suite::sample_pod::{self, HTTP};
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case_in("syn-cookies", |cases| {
@@ -24,7 +24,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 
 fn plain_networking(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &["--scope", "all"])?;
-    let pod = env.pod(usual::pod("cookies").rules(RuleSet::None))?;
+    let pod = env.pod(sample_pod::pod("cookies").rules(RuleSet::None))?;
     let ip = pod.ns.ipv4();
     let _passed = env.passes(&Probe::http(ip, HTTP, "/healthy"))?;
     let _failed = env.fails(&Probe::http(ip, HTTP, "/failing"))?;

@@ -1,4 +1,4 @@
-//! A daemon in a time namespace: its monotonic clock is another than that of the programs in the kernel.
+//! A daemon in a time namespace: its monotonic clock differs from that of the eBPF programs.
 
 use anyhow::{Result, ensure};
 
@@ -8,7 +8,7 @@ use crate::daemon::DaemonSpec;
 use crate::kubelet::Kubelet;
 use crate::run::Run;
 use crate::suite::cases::Cases;
-use crate::suite::usual;
+use crate::suite::sample_pod;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     for (name, seconds) in [("ahead", 86_400), ("behind", -10)] {
@@ -34,11 +34,11 @@ fn serves(cases: &mut Cases, seconds: i64) -> Result<()> {
         .monotonic_clock_ahead(seconds)
         .start(&run)?;
     cases.show_on_failure(daemon.log_path());
-    let mut pod = usual::pod("time").start(&run)?;
+    let mut pod = sample_pod::pod("time").start(&run)?;
     daemon.serve(&mut pod)?;
     let before = daemon.counter("redirected")?;
     for ip in pod.ns.ips() {
-        usual::truth(&kubelet, ip)?;
+        sample_pod::check_verdicts(&kubelet, ip)?;
     }
     let redirected = daemon.counter("redirected")? - before;
     ensure!(redirected > 0, "none of it was served by the handler");

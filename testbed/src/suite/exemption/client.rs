@@ -1,5 +1,5 @@
-//! A client on the node that chooses its source port: as the kubelet, noted by hand, or as a stranger who gets the port
-//! after it.
+//! A client on the node with a chosen source port: used as the kubelet, with a manually written exemption, or as
+//! another process that gets the same port later.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 use crate::pace;
 use crate::run::Run;
 
-/// How long a connect may take, and an answer.
+/// Timeout of a connect and of an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// A client on the node with source port `source`, of `port` of the pod at `ip`.
+    /// A client on the node with source port `source`, for `port` of the pod at `ip`.
     pub fn new(run: &Run, ip: IpAddr, port: u16, source: u16) -> Self {
         let (v4, v6) = run.node_ips();
         let node = match ip {
@@ -43,7 +43,7 @@ impl Client {
         }
     }
 
-    /// Connects as anybody.
+    /// Connects as any process.
     pub fn connect(self) -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::for_address(self.to), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
@@ -60,7 +60,7 @@ impl Client {
         Ok(stream)
     }
 
-    /// Connects as the kubelet does: noted while it is connecting.
+    /// Connects as the kubelet does: with an exemption entry during the connect.
     pub fn connect_exempt(self, connecting: &ConnectingMap) -> Result<io::Result<TcpStream>> {
         connecting.record(self.source, self.to)?;
         let connected = self.connect();
@@ -73,7 +73,7 @@ impl Client {
 fn set_ip_options(socket: &Socket) -> io::Result<()> {
     use std::os::fd::AsRawFd as _;
     let options = [1_u8; 4];
-    // SAFETY: a socket that we own, and a value of the length given.
+    // SAFETY: the socket is open, and the pointer and length describe the value.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -89,7 +89,7 @@ fn set_ip_options(socket: &Socket) -> io::Result<()> {
     }
 }
 
-/// Asks for the app's health in plaintext; what comes back, empty where the connection is reset or ended.
+/// Requests the app's health in plaintext; returns the answer, which is empty if the connection is reset or closed.
 pub(super) fn answer(mut stream: TcpStream) -> String {
     let request = b"GET /healthy HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n";
     let mut text = Vec::new();
@@ -99,7 +99,7 @@ pub(super) fn answer(mut stream: TcpStream) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Whether it is the app's own answer.
+/// Whether it is the app's answer.
 pub(super) fn is_the_apps(answer: &str) -> bool {
     answer.starts_with("HTTP/1.1 200")
 }

@@ -1,4 +1,4 @@
-//! The kernel path as the daemon keeps it: which probes take it, and what becomes of them when the daemon hangs.
+//! The kernel path with the daemon: which probes take it, and what happens to them when the daemon hangs.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use crate::pod::Pod;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
-use crate::suite::twins::Family;
+use crate::suite::pod_pair::Family;
 use crate::wait;
 
-/// How soon what was changed is seen.
+/// How soon a change must be visible.
 const SOON: Duration = Duration::from_secs(5);
 
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
@@ -83,7 +83,7 @@ fn with(cases: &mut Cases, name: &str, args: &[&str], http_by_kernel: bool) -> R
     Ok(())
 }
 
-/// All connections that `probes` make meet our rules, and none the handler.
+/// Checks that all connections of `probes` match our rules, and none reaches the handler.
 fn exempt(env: &Env, probes: impl FnOnce() -> Result<()>) -> Result<()> {
     let counts = || counts(env);
     let before = counts()?;
@@ -98,7 +98,7 @@ fn exempt(env: &Env, probes: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// All connections that `probes` make go to the handler.
+/// Checks that all connections of `probes` go to the handler.
 fn redirected(env: &Env, probes: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = counts(env)?;
     probes()?;
@@ -126,7 +126,7 @@ fn counts(env: &Env) -> Result<Counts> {
     })
 }
 
-/// What removes our rules with all others, as an init container may, has them put again at once.
+/// When a process in the pod removes our rules with all others, as an init container may, they are installed again at once.
 fn put_again(env: &Env, name: &str) -> Result<()> {
     let pod = env.pod(declared::pod(&format!("{name}-again")))?;
     by_kernel(&env.daemon, &pod)?;
@@ -151,7 +151,7 @@ fn put_again(env: &Env, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The daemon is stopped: the kernel path goes on, and HTTP takes it as soon as the heartbeat is too old.
+/// While the daemon is stopped the kernel path still works, and HTTP takes it as soon as the heartbeat is too old.
 fn hung(env: &Env, pod: &Pod) -> Result<()> {
     env.daemon.signal(Signal::SIGSTOP)?;
     let probes = || -> Result<()> {

@@ -11,7 +11,7 @@ use crate::daemon::Daemon;
 use crate::kubelet::{Kubelet, Probe};
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
-use crate::suite::twins::{declare, grpc_of, http_get, https_get, tcp_socket};
+use crate::suite::pod_pair::{declare, grpc_of, http_get, https_get, tcp_socket};
 use crate::wait;
 
 pub(super) const HTTP: u16 = 8080;

@@ -1,4 +1,4 @@
-//! Each mesh's rules, each family, each kind of probe: the app's own verdict for the kubelet, the mesh for all others.
+//! Each mesh's rules, address family and kind of probe: the kubelet reaches the app, all others are subject to the mesh.
 
 use anyhow::{Result, ensure};
 use probe_handler_common::counters::Counter;
@@ -10,14 +10,14 @@ use crate::kubelet::Probe;
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
-use crate::suite::twins::Family;
+use crate::suite::pod_pair::Family;
 
 const HTTP: u16 = 8080;
 const HTTPS: u16 = 8443;
 const GRPC: u16 = 9090;
 const OPEN: u16 = 5432;
 const CLOSED: u16 = 5433;
-/// Declared by nobody.
+/// A port without a probe.
 const UNDECLARED: u16 = 8081;
 /// With DNS capture, the port whose traffic goes to the mesh's resolver.
 const DNS: u16 = 53;
@@ -28,7 +28,7 @@ pub(super) fn run(cases: &mut Cases, node: &mut Node) {
         if !cases.wants(name) && !cases.wants(&format!("{name}/")) {
             continue;
         }
-        // A failed start is the case's failure, or a skip where the machine lacks the rules' tools.
+        // A failed start fails the case, or skips it if the machine lacks the rules' tools.
         match start(node, &format!("exempt{index}"), *rules) {
             Ok(pod) => one(cases, node, &pod, name, *rules),
             Err(error) => cases.case(name, || Err(error)),

@@ -1,5 +1,5 @@
-//! The kernel path: the kubelet's own connection reaches the app, and nobody else's does. The programs and our rules by
-//! themselves, without the daemon.
+//! The kernel path: only the kubelet's own connection reaches the app. Tests the eBPF programs and our rules mostly
+//! without the daemon.
 
 mod client;
 mod daemon;

@@ -1,4 +1,4 @@
-//! A node whose kubelet is exempt: programs on its cgroup, endpoints, rules in pods.
+//! A node whose kubelet is exempt: eBPF programs on its cgroup, endpoints, rules in pods.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -25,9 +25,9 @@ pub(super) struct Node {
     pub exemption: Exemption,
     /// The kubelet.
     pub kubelet: Kubelet,
-    /// Another process of its cgroup.
+    /// Another process in its cgroup.
     pub sibling: Kubelet,
-    /// A process outside of it.
+    /// A process outside the cgroup.
     pub bystander: Kubelet,
     pub _cgroup: Cgroup,
     pub run: Run,
@@ -57,7 +57,7 @@ impl Node {
         })
     }
 
-    /// Makes `ports` of a pod endpoints with `flags`, and puts our rules there.
+    /// Makes `ports` of a pod endpoints with `flags`, and installs our rules in the pod.
     pub fn exempt(&mut self, pod: &Pod, ports: &[u16], flags: u32) -> Result<()> {
         let netns = Netns::open(&pod.ns.path())?;
         for family in Family::ALL {
@@ -82,7 +82,7 @@ impl Node {
         Ok(())
     }
 
-    /// As [`Node::exempt`], by the kernel path alone.
+    /// As [`Node::exempt`], with the kernel path only.
     pub fn exempt_by_kernel(&mut self, pod: &Pod, ports: &[u16]) -> Result<()> {
         self.exempt(pod, ports, KERNEL)
     }
@@ -128,7 +128,7 @@ impl Node {
         Ok(result)
     }
 
-    /// `who` meets the mesh: plaintext is refused, a dead port looks alive.
+    /// Checks that `who` is subject to the mesh: plaintext is refused, a closed port looks open.
     pub fn is_captured(
         &self,
         who: &Kubelet,
@@ -142,11 +142,11 @@ impl Node {
         let connections = u64::from(got.attempts) + 1;
         let got = who.probe(&Probe::tcp(ip, closed))?;
         ensure!(got.passed(), "the mesh does not capture it: {got:?}");
-        // The last one was closed at once, perhaps before the sidecar knew of it.
+        // The last connection was closed at once, perhaps before the sidecar accepted it.
         seen_by_the_mesh(pod, before + connections)
     }
 
-    /// Nothing is left of connections that are over.
+    /// Checks that ended connections have left no map entries.
     pub fn nothing_is_recorded(&self) -> Result<()> {
         let left = self.maps.connecting.connections();
         ensure!(left.is_empty(), "still exempt: {left:?}");
@@ -154,13 +154,13 @@ impl Node {
     }
 }
 
-/// How many connections the pod's sidecar has had.
+/// The number of connections that the pod's sidecar has accepted.
 pub(super) fn inbound(pod: &Pod) -> Result<u64> {
     let sidecar = pod.sidecar.as_ref().context("a pod without a sidecar")?;
     Ok(sidecar.counts()?.inbound)
 }
 
-/// Waits until the pod's sidecar has had `connections`.
+/// Waits until the pod's sidecar has accepted `connections`.
 pub(super) fn seen_by_the_mesh(pod: &Pod, connections: u64) -> Result<()> {
     let what = format!("connection {connections} of the sidecar's");
     wait::until(&what, Duration::from_secs(2), || {

@@ -22,7 +22,7 @@ use crate::pod::Pod;
 use crate::run::Run;
 use crate::suite::cases::Cases;
 use crate::suite::env::GRACE;
-use crate::suite::twins::Family;
+use crate::suite::pod_pair::Family;
 use crate::wait;
 
 const SOON: Duration = Duration::from_secs(5);

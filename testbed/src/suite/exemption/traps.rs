@@ -1,4 +1,4 @@
-//! Where the exemption could be somebody else's, or the kubelet lose it.
+//! Situations in which another process could get the exemption, or the kubelet could lose it.
 
 use std::io;
 use std::net::{IpAddr, TcpListener};
@@ -24,7 +24,7 @@ use crate::wait;
 
 const HTTP: u16 = 8080;
 const CLOSED: u16 = 5433;
-/// Of a listener of the case's own.
+/// Port of the listener whose accept queue is full.
 const FULL: u16 = 7000;
 
 pub(super) fn run(cases: &mut Cases, node: &mut Node) -> Result<()> {
@@ -95,13 +95,13 @@ fn of_pod(cases: &mut Cases, node: &mut Node, pod: &Pod, name: &str) {
     });
 }
 
-/// A connection of the kubelet's ends, and another process gets its source port: conntrack's memory of the first is
-/// nothing to the second.
+/// A connection of the kubelet ends, and another process gets its source port: the conntrack entry of the first does
+/// not exempt the second.
 fn port_of_the_kubelets(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     for (turn, source) in (0..6).zip(21_000..) {
         let client = Client::new(&node.run, ip, HTTP, source);
         let stream = client.connect_exempt(&node.maps.connecting)??;
-        // The app closes first, or the kubelet resets.
+        // Either the app closes first, or the kubelet resets.
         if turn % 2 == 0 {
             let got = answer(stream);
             ensure!(is_the_apps(&got), "turn {turn}: not exempt: {got:?}");
@@ -110,11 +110,11 @@ fn port_of_the_kubelets(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
             drop(stream);
         }
         let before = inbound(pod)?;
-        let got = answer(client.connect().context("a stranger's connect")?);
+        let got = answer(client.connect().context("another process's connect")?);
         ensure!(!is_the_apps(&got), "turn {turn}: got past the mesh");
         ensure!(inbound(pod)? == before + 1, "turn {turn}: not captured");
     }
-    // A closed port leaves something behind as well.
+    // A closed port leaves an entry behind too.
     let client = Client::new(&node.run, ip, CLOSED, 21_100);
     let refused = client.connect_exempt(&node.maps.connecting)?;
     let error = refused.err().context("a closed port accepts")?;
@@ -125,16 +125,16 @@ fn port_of_the_kubelets(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     let before = inbound(pod)?;
     let _captured = client
         .connect()
-        .context("the mesh does not capture a stranger")?;
+        .context("the mesh does not capture another process")?;
     seen_by_the_mesh(pod, before + 1)
 }
 
-/// The same few source ports for the kubelet and for others.
+/// The kubelet and other processes use the same few source ports.
 fn in_turn(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     for turn in 0..60 {
         let client = Client::new(&node.run, ip, HTTP, 22_000 + turn % 3);
         let before = inbound(pod)?;
-        // Three connections of one kind, then three of the other: each meets what is left of both kinds.
+        // Three connections of one kind, then three of the other: each follows leftovers of both kinds.
         let exempt = turn / 3 % 2 == 0 || turn % 4 == 0;
         let connected = if exempt {
             client.connect_exempt(&node.maps.connecting)?
@@ -164,7 +164,7 @@ fn full_queue(pod: &Pod, ip: IpAddr) -> Result<TcpListener> {
     Ok(listener)
 }
 
-/// The kubelet gives up on a full accept queue; then the app accepts again, and a stranger has the port.
+/// The kubelet gives up on a full accept queue; then the app accepts again, and another process has the port.
 fn never_answered(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     let listener = full_queue(pod, ip)?;
     let connect = |source: u16| {
@@ -180,18 +180,18 @@ fn never_answered(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     let (accepted, _) = listener.accept()?;
     listener.set_nonblocking(true)?;
     drop((first, accepted));
-    // Whether it is dropped or captured: the app does not see it.
-    let stranger = given_up.connect();
+    // It may be dropped or captured, but the app must not receive it.
+    let other_client = given_up.connect();
     let seen = listener.accept();
     ensure!(
         seen.as_ref()
             .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock),
-        "a stranger reached the app: {seen:?}, {stranger:?}"
+        "another process reached the app: {seen:?}, {other_client:?}"
     );
     Ok(())
 }
 
-/// As long as the kubelet's socket is connecting its entry is there, and not a moment longer.
+/// The entry of the kubelet's socket exists only while the socket is connecting.
 fn while_connecting(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     let _listener = full_queue(pod, ip)?;
     let mut client = Client::new(&node.run, ip, FULL, 23_100);
@@ -214,7 +214,7 @@ fn while_connecting(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     })
 }
 
-/// Marks do not cross into a pod.
+/// Packet marks do not pass into a pod.
 fn forged_marks(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     for (mark, source) in [1337, CONNECTION_MARK].into_iter().zip(24_000..) {
         let mut client = Client::new(&node.run, ip, HTTP, source);
@@ -227,7 +227,7 @@ fn forged_marks(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// Put again and again, there is one set of rules, and no moment without.
+/// After repeated installation there is one set of rules, and never none.
 fn replaced(node: &Node, pod: &Pod) -> Result<()> {
     let netns = Netns::open(&pod.ns.path())?;
     thread::scope(|scope| {
@@ -282,7 +282,7 @@ fn stands_in(node: &mut Node, pod: &Pod) -> Result<()> {
     let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
     let redirected = || node.count(Counter::Redirected);
     let before = redirected();
-    // The handler was never alive: it listens, but gives no sign of life.
+    // The handler has never been alive: it listens, but has no heartbeat.
     node.passes(pod, &probe)?;
     ensure!(redirected() == before, "sent to a handler that hangs");
 
@@ -293,7 +293,7 @@ fn stands_in(node: &mut Node, pod: &Pod) -> Result<()> {
         opened.passed() && redirected() == before + 1,
         "not sent to a handler that is alive: {opened:?}"
     );
-    // Dead: nobody listens.
+    // Nothing listens.
     drop(handler);
     node.passes(pod, &probe)?;
     ensure!(redirected() == before + 1, "sent to a dead handler");
@@ -301,7 +301,7 @@ fn stands_in(node: &mut Node, pod: &Pod) -> Result<()> {
     node.endpoints(pod, &[HTTP], KERNEL)
 }
 
-/// Our rules go: the kubelet is captured, and nobody gains anything. They can be removed twice, and put again.
+/// Without our rules the kubelet is captured, and no other process gets access. They can be removed twice, and installed again.
 fn taken_away(node: &mut Node, pod: &Pod) -> Result<()> {
     let netns = Netns::open(&pod.ns.path())?;
     for turn in 0..2 {

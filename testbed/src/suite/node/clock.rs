@@ -1,4 +1,4 @@
-//! The machine's clock jumps, as it does when a node's time is corrected: nothing that is due depends on it.
+//! The system clock jumps, as when a node's time is corrected: no timer of the daemon depends on it.
 
 use std::time::Instant;
 
@@ -9,34 +9,34 @@ use nix::time::{ClockId, clock_gettime, clock_settime};
 
 use super::env::Env;
 use crate::suite::cases::Cases;
-use crate::suite::usual;
+use crate::suite::sample_pod;
 
 const HOUR: i64 = 3600;
-/// Within the time for which the API server's certificate is good.
+/// How far the clock jumps: within the validity of the API server's certificate.
 const JUMPS: [i64; 3] = [HOUR, -2 * 24 * HOUR, 30 * 24 * HOUR];
 
 pub fn run(cases: &mut Cases, env: &Env) {
     cases.case_in_a_guest("clock-jumps", "it sets the machine's clock", || jumps(env));
 }
 
-/// While it jumps, pods that are there are served, new ones are found, and watches that break come back.
+/// While it jumps, existing pods are served, new ones are found, and broken watches are restored.
 fn jumps(env: &Env) -> Result<()> {
-    let old = env.pod(usual::pod("from-before"))?;
+    let old = env.pod(sample_pod::pod("from-before"))?;
     for (index, seconds) in JUMPS.into_iter().enumerate() {
         let clock = Clock::moved(seconds)?;
-        env.truth(&old)?;
+        env.check_verdicts(&old)?;
         env.node.api.order(|server| server.cut("pods", Cut::End))?;
-        let new = env.pod(usual::pod(&format!("after-jump-{index}")))?;
-        env.truth(&new)?;
+        let new = env.pod(sample_pod::pod(&format!("after-jump-{index}")))?;
+        env.check_verdicts(&new)?;
         let (status, body) = env.daemon.get("/readyz")?;
         ensure!(status == 200, "/readyz answers {status}: {body}");
         drop(clock);
-        env.truth(&new)?;
+        env.check_verdicts(&new)?;
     }
-    env.truth(&old)
+    env.check_verdicts(&old)
 }
 
-/// The wall clock, moved; put right on drop.
+/// A changed wall clock; corrected on drop.
 struct Clock {
     before: TimeSpec,
     since: Instant,

@@ -1,4 +1,4 @@
-//! What the cases of this group need: a node, its API server, its kubelet, and the daemon between them.
+//! The environment of this group: a node, its API server, its kubelet, and the daemon.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use crate::node::{Node, NodePod};
 use crate::pod::PodSpec;
 use crate::run::Run;
 use crate::suite::cases::Cases;
-use crate::suite::usual::{self, HTTP};
+use crate::suite::sample_pod::{self, HTTP};
 use crate::wait;
 
-/// When something that happens has been seen, on a machine that has much else to do.
+/// How long an expected change may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(5);
-/// When something that must not happen would have been seen.
+/// How long a change that must not happen is awaited.
 pub const QUIET: Duration = Duration::from_millis(300);
 
-/// All of it. Fields drop in this order.
+/// The environment. Fields drop in this order.
 #[derive(Debug)]
 pub struct Env {
     /// The daemon.
@@ -33,7 +33,7 @@ pub struct Env {
     pub cgroup: Cgroup,
     /// The node and its API server.
     pub node: Arc<Node>,
-    /// Names and files.
+    /// The run, with names and files.
     pub run: Arc<Run>,
 }
 
@@ -48,7 +48,7 @@ impl Env {
         Self::on(cases, run, node, &[])
     }
 
-    /// Starts the daemon with these arguments, and a kubelet, on a node that is there.
+    /// Starts the daemon with these arguments, and a kubelet, on an existing node.
     ///
     /// # Errors
     /// When something does not start.
@@ -70,7 +70,7 @@ impl Env {
         })
     }
 
-    /// A pod that runs and is served.
+    /// Creates a pod and waits until it is served.
     ///
     /// # Errors
     /// When it cannot be made, or is not served in time.
@@ -81,7 +81,7 @@ impl Env {
         Ok(pod)
     }
 
-    /// The endpoints as they stand in the kernel.
+    /// The kernel's map of endpoints.
     ///
     /// # Errors
     /// When the daemon has ended.
@@ -89,10 +89,10 @@ impl Env {
         Map::held_by(self.daemon.pid(), "ENDPOINTS")
     }
 
-    /// Waits until the endpoint of the usual pod's HTTP probe stands in the kernel, or no longer does.
+    /// Waits until the endpoint of the sample pod's HTTP probe is in the kernel's map, or no longer is.
     ///
     /// # Errors
-    /// When it does not come about.
+    /// When it takes too long.
     pub fn endpoint(&self, pod: &NodePod, stands: bool) -> Result<Duration> {
         let begun = Instant::now();
         let address = SocketAddr::new(pod.ns()?.ipv4().into(), HTTP);
@@ -101,10 +101,10 @@ impl Env {
         Ok(begun.elapsed())
     }
 
-    /// Waits until an endpoint stands in the kernel, or no longer does.
+    /// Waits until an endpoint is in the kernel's map, or no longer is.
     ///
     /// # Errors
-    /// When it does not come about.
+    /// When it takes too long.
     pub fn stands(&self, address: SocketAddr, stands: bool) -> Result<()> {
         let map = self.endpoints()?;
         let what = format!(
@@ -116,25 +116,25 @@ impl Env {
         })
     }
 
-    /// Waits until a pod is served, its canary passed.
+    /// Waits until a pod is served and its canary has passed.
     ///
     /// # Errors
-    /// When that does not come about.
+    /// When it takes too long.
     pub fn served(&self, pod: &NodePod) -> Result<()> {
         self.daemon.wait_served_by_name(pod.name())
     }
 
-    /// Waits until the daemon knows no pod of this name.
+    /// Waits until the daemon has no pod with this name.
     ///
     /// # Errors
-    /// When it still does.
+    /// When it still has.
     pub fn gone(&self, name: &str) -> Result<()> {
         wait::until(&format!("pod {name} to be forgotten"), SOON, || {
             self.daemon.pod_status(name).ok()?.is_none().then_some(())
         })
     }
 
-    /// What the daemon says of a pod, for messages.
+    /// The daemon's status of a pod, for messages.
     pub fn said(&self, name: &str) -> String {
         match self.daemon.pod_status(name) {
             Ok(Some(status)) => status.to_string(),
@@ -143,30 +143,31 @@ impl Env {
         }
     }
 
-    /// All probes of a usual pod tell the truth, over both families.
+    /// Checks that all probes of a sample pod have the correct result, over both families.
     ///
     /// # Errors
     /// When one does not.
-    pub fn truth(&self, pod: &NodePod) -> Result<()> {
+    pub fn check_verdicts(&self, pod: &NodePod) -> Result<()> {
         for ip in pod.ns()?.ips() {
-            usual::truth(&self.kubelet, ip).with_context(|| format!("pod {}", pod.name()))?;
+            sample_pod::check_verdicts(&self.kubelet, ip)
+                .with_context(|| format!("pod {}", pod.name()))?;
         }
         Ok(())
     }
 
-    /// All probes of a usual pod meet the mesh.
+    /// Checks that the mesh handles all probes of a sample pod.
     ///
     /// # Errors
     /// When one does not.
-    pub fn mesh_alone(&self, pod: &NodePod) -> Result<()> {
-        usual::mesh_alone(&self.kubelet, pod.ns()?.ipv4().into())
+    pub fn check_mesh_only(&self, pod: &NodePod) -> Result<()> {
+        sample_pod::check_mesh_only(&self.kubelet, pod.ns()?.ipv4().into())
             .with_context(|| format!("pod {}: {}", pod.name(), self.said(pod.name())))
     }
 
-    /// Waits until a probe passes, or no longer does.
+    /// Waits until a probe passes, or no longer passes.
     ///
     /// # Errors
-    /// When that does not come about.
+    /// When it takes too long.
     pub fn until(&self, what: &str, probe: &Probe, passes: bool) -> Result<ProbeResult> {
         wait::until(what, SOON, || {
             let result = self.kubelet.probe(probe).ok()?;
@@ -174,10 +175,10 @@ impl Env {
         })
     }
 
-    /// Waits until `status` names a problem with all of these words.
+    /// Waits until `status` reports a problem that contains all of these words.
     ///
     /// # Errors
-    /// When it does not, or the log does not say it just once.
+    /// When it does not, or the log does not contain it exactly once.
     pub fn problem(&self, words: &[&str]) -> Result<String> {
         let mut last = Vec::new();
         let found = wait::until(&format!("a problem with {words:?}"), SOON, || {
@@ -192,10 +193,10 @@ impl Env {
         Ok(found)
     }
 
-    /// Waits until there is no problem left.
+    /// Waits until `status` reports no problem.
     ///
     /// # Errors
-    /// When one stays.
+    /// When a problem remains.
     pub fn no_problem(&self) -> Result<()> {
         let mut last = Vec::new();
         let gone = wait::until("no problem to be left", SOON, || {

@@ -1,14 +1,14 @@
-//! The whole daemon on a double of a node: its pods from the API server, their namespaces from the cgroups,
-//! their probes by the kubelet, all at once and in every order.
+//! The complete daemon on a test node: pods from the API server, namespaces from the cgroups, probes from the
+//! kubelet, concurrently and in every order.
 
-mod bad;
+mod api_failures;
+mod broken_pods;
 mod clock;
 mod env;
-mod kinds;
-mod life;
+mod lifecycle;
 pub(crate) mod reuse;
-mod trouble;
-mod ways;
+mod serving;
+mod variants;
 
 use anyhow::Result;
 
@@ -17,13 +17,13 @@ use env::Env;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases)?;
-    life::run(cases, &env);
-    kinds::run(cases, &env);
-    ways::run(cases, &env);
+    lifecycle::run(cases, &env);
+    variants::run(cases, &env);
+    serving::run(cases, &env);
     reuse::run(cases, &env);
-    bad::run(cases, &env)?;
+    broken_pods::run(cases, &env)?;
     clock::run(cases, &env);
     drop(env);
-    trouble::run(cases);
-    kinds::layouts(cases)
+    api_failures::run(cases);
+    variants::layouts(cases)
 }

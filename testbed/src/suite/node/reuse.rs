@@ -1,5 +1,5 @@
-//! An address that goes from one pod to the next within milliseconds, in every order of events: never an
-//! answer from the wrong pod.
+//! An address moves from one pod to the next within milliseconds, in every order of events: no answer comes
+//! from the wrong pod.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -12,23 +12,23 @@ use crate::kubelet::Probe;
 use crate::node::{NodePod, Order};
 use crate::pace;
 use crate::suite::cases::Cases;
-use crate::suite::usual::{self, HTTP, Made, Probing};
+use crate::suite::sample_pod::{self, HTTP, Probing, TimedProbe};
 
-/// What the pods answer, by which they can be told apart.
+/// The pods' statuses, which identify them.
 pub(crate) const STATUSES: [u16; 2] = [200, 418];
-/// How often the address changes hands for each order.
+/// How often the address moves for each order of events.
 const ROUNDS: usize = 4;
-/// One in so many probes may get no answer because the machine stood still.
+/// One in this many probes may get no answer because the machine was stalled.
 pub(crate) const FEW: usize = 50;
-/// How long a probe waits: one that waits a second would see little.
+/// A probe's timeout: with one second there would be too few probes.
 const TIMEOUT: Duration = Duration::from_millis(300);
 
-/// When the API server tells of it.
+/// When the API server reports the change.
 #[derive(Clone, Copy, Debug)]
 enum Told {
     /// The old pod is deleted before its sandbox ends.
     Before,
-    /// Once the new pod has the address.
+    /// After the new pod has the address.
     After,
     /// Never.
     Never,
@@ -44,14 +44,14 @@ pub fn run(cases: &mut Cases, env: &Env) {
     }
 }
 
-/// Who had the address, from when until when.
+/// A pod that had the address, with times.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held {
-    /// What it answers.
+    /// Its status.
     pub(crate) status: u16,
-    /// From when it may have had it.
+    /// The earliest time at which it may have the address.
     pub(crate) from: Instant,
-    /// From when on the daemon serves it.
+    /// When the daemon began to serve it.
     pub(crate) served: Option<Instant>,
     /// When its end began.
     pub(crate) leaving: Option<Instant>,
@@ -63,8 +63,11 @@ fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
     let (_, ipv4, ipv6) = env.run.next_pod_ips();
     let ip = IpAddr::V4(ipv4);
     let bind = |round: usize| -> Result<NodePod> {
-        let spec = usual::pod(&format!("{name}-{round}"));
-        let app = AppSpec::new().http(HTTP).grpc(usual::GRPC).tcp(usual::OPEN);
+        let spec = sample_pod::pod(&format!("{name}-{round}"));
+        let app = AppSpec::new()
+            .http(HTTP)
+            .grpc(sample_pod::GRPC)
+            .tcp(sample_pod::OPEN);
         let app = app.status("/healthy", STATUSES[round % 2]);
         let mut pod = env.node.bind(spec.app(app))?;
         pod.make_cgroup()?;
@@ -133,19 +136,19 @@ fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
     Ok(())
 }
 
-/// What [`right`] finds.
+/// The result of [`right`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Judged {
-    /// Nothing is wrong with it.
+    /// The probe's result is correct.
     Right,
-    /// A pod that is there did not answer in all of the probe's short timeout. The machine stood still, or so does
-    /// what is tested: no more than one in [`FEW`] may.
+    /// A running pod did not answer within the probe's short timeout, because the machine or the daemon was
+    /// stalled: at most one in [`FEW`] may.
     StoodStill,
 }
 
-/// Whoever answers must have had the address at some moment of the probe, and who is served and there all the
-/// while must have answered. Other statuses are the daemon's own: the app could not be reached.
-pub(crate) fn right(made: &Made, held: &[Held]) -> Result<Judged> {
+/// The pod that answers must have had the address at some time during the probe, and a pod that was served and running
+/// all the time must have answered. The daemon sends other statuses if the app cannot be reached.
+pub(crate) fn right(made: &TimedProbe, held: &[Held]) -> Result<Judged> {
     let (begun, ended) = (made.begun, made.ended);
     let there = held.iter().find(|held| {
         held.served.is_some_and(|served| served <= begun)

@@ -1,10 +1,10 @@
-//! The original probes, of every kind and with every outcome.
+//! Rewritten probes whose originals are of every kind and have every outcome.
 
 use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::super::twins::{grpc_of, http_get, https_get, tcp_socket};
+use super::super::pod_pair::{grpc_of, http_get, https_get, tcp_socket};
 use super::{AGENT, CLOSED, GRPC, HTTP, OPEN, TLS};
 use crate::kubelet::Probe;
 

@@ -1,4 +1,4 @@
-//! The archive is read back as a container runtime reads it.
+//! Tests that read the archive as a container runtime does.
 
 use std::io::Read;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::*;
 
-/// An ELF program that does nothing, with one segment of that type.
+/// An ELF program without code, with one segment of type `segment`.
 fn program(machine: u16, segment: u32) -> Vec<u8> {
     let mut elf = Vec::new();
     elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
@@ -90,7 +90,7 @@ impl Archive {
         }
     }
 
-    /// The blob that a descriptor names, if it is what the descriptor says.
+    /// The blob that a descriptor refers to; checks its digest and size.
     fn blob(&self, descriptor: &Descriptor) -> &[u8] {
         let content = &self.files[&blob_path(descriptor)];
         assert_eq!(descriptor.size(), content.len() as u64);
@@ -130,7 +130,7 @@ fn every_digest_and_size_is_that_of_the_blob() {
     assert_eq!(read.config().rootfs().diff_ids(), &[diff_id]);
     let layout: Value = serde_json::from_slice(&read.files["oci-layout"]).expect("JSON");
     assert_eq!(layout["imageLayoutVersion"], "1.0.0");
-    // Manifest, configuration and layer, and no blob that nothing names.
+    // Manifest, configuration and layer, and no unreferenced blob.
     let blobs = read.files.keys().filter(|path| path.starts_with("blobs/"));
     assert_eq!(blobs.count(), 3);
 }
@@ -166,7 +166,7 @@ fn docker_finds_the_same_blobs_as_containerd() {
 }
 
 #[test]
-fn the_configuration_says_what_runs_and_what_it_is() {
+fn the_configuration_has_entry_point_and_labels() {
     let config = Archive::of(&image()).config();
     assert_eq!(config.architecture().to_string(), "amd64");
     assert_eq!(config.created().as_deref(), Some("2023-11-14T22:13:20Z"));
@@ -181,7 +181,7 @@ fn the_configuration_says_what_runs_and_what_it_is() {
 }
 
 #[test]
-fn the_layer_holds_programs_that_run_and_files_that_do_not() {
+fn programs_are_executable_and_other_files_are_not() {
     use tar::EntryType::{Directory, Regular};
     let layer = Archive::of(&image()).layer();
     let found: Vec<_> = entries(&layer)
@@ -202,11 +202,11 @@ fn the_layer_holds_programs_that_run_and_files_that_do_not() {
 }
 
 #[test]
-fn the_same_files_give_the_same_archive_in_whatever_order_they_are_named() {
+fn the_archive_does_not_depend_on_the_order_of_files() {
     let (first, written) = archive(&image()).expect("an archive");
     let mut other = image();
     other.extra.reverse();
-    // Labels are kept in hash maps on the way, whose order differs from map to map.
+    // Labels pass through hash maps, whose order differs from map to map.
     for _ in 0..8 {
         let (second, again) = archive(&other).expect("an archive");
         assert_eq!(written, again);
@@ -241,7 +241,7 @@ fn a_program_that_would_not_start_is_refused() {
         tools: Vec::new(),
         ..image()
     };
-    // Ourselves: `cargo test` links dynamically.
+    // This test's own program: `cargo test` links dynamically.
     let dynamic = std::env::current_exe()
         .and_then(fs::read)
         .expect("this program");
@@ -254,15 +254,18 @@ fn a_program_that_would_not_start_is_refused() {
         &with(&program(object::elf::EM_AARCH64, object::elf::PT_LOAD)),
         "not for x86_64",
     );
-    refused(&with(b"#!/bin/sh\n"), "no ELF program");
+    refused(&with(b"#!/bin/sh\n"), "not an ELF program");
     refused(&with(&static_program()[..100]), "");
 }
 
 #[test]
-fn paths_that_leave_the_image_or_come_twice_are_refused() {
+fn paths_outside_the_image_or_given_twice_are_refused() {
     for path in ["/etc/a", "../a", "a//b", "a/./b", ""] {
         let extra = vec![file(path, b"")];
-        refused(&Image { extra, ..image() }, "no path from the image's root");
+        refused(
+            &Image { extra, ..image() },
+            "not a plain path relative to the image's root",
+        );
     }
     let extra = vec![file("thing", b"")];
     refused(&Image { extra, ..image() }, "twice");

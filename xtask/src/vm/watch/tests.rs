@@ -1,5 +1,5 @@
-//! What is made of machines that end, hang, panic or lock up. The machine is a script of the shell that does as qemu
-//! does: lines of the guest on standard output, those of the kernel in a file.
+//! Tests with machines that end, hang, panic or lock up. A shell script acts as qemu: it prints the guest's lines on
+//! standard output and writes the kernel's lines to a file.
 
 use std::process::Stdio;
 
@@ -45,7 +45,7 @@ fn trouble(script: &str, limits: Limits) -> String {
 }
 
 #[test]
-fn a_suite_that_ends_and_a_machine_that_switches_off_are_in_order() {
+fn a_suite_that_ends_before_the_machine_powers_off_is_a_normal_end() {
     let script = "echo '1 passed, 0 failed, 0 skipped'; echo 'guest: the suite exited with 0'";
     let (boot, lines, directory) = watched(script, PATIENT);
     assert_eq!(boot.trouble, None);
@@ -57,7 +57,7 @@ fn a_suite_that_ends_and_a_machine_that_switches_off_are_in_order() {
 }
 
 #[test]
-fn a_guest_that_falls_silent_hangs_and_its_last_lines_are_shown() {
+fn a_guest_whose_output_stops_hangs_and_its_last_lines_are_shown() {
     let limits = Limits {
         silence: A_WHILE,
         ..PATIENT
@@ -66,7 +66,7 @@ fn a_guest_that_falls_silent_hangs_and_its_last_lines_are_shown() {
         "echo 'ok   rules/one (3 ms)'; echo '[1.0] all is well' >> $kernel; exec sleep 600";
     let trouble = trouble(script, limits);
     assert!(
-        trouble.starts_with("it hangs: not a word for 2 s"),
+        trouble.starts_with("it hangs: no output for 2 s"),
         "{trouble}"
     );
     assert!(trouble.contains("| [1.0] all is well"), "{trouble}");
@@ -74,7 +74,7 @@ fn a_guest_that_falls_silent_hangs_and_its_last_lines_are_shown() {
 }
 
 #[test]
-fn a_guest_that_never_says_a_word_hangs_too() {
+fn a_guest_without_any_output_hangs_too() {
     let limits = Limits {
         silence: SHORT,
         ..PATIENT
@@ -84,24 +84,21 @@ fn a_guest_that_never_says_a_word_hangs_too() {
 }
 
 #[test]
-fn a_guest_that_talks_for_ever_is_ended() {
+fn a_guest_that_never_finishes_is_ended() {
     let limits = Limits {
         longest: SHORT,
         ..PATIENT
     };
     let trouble = trouble("while echo again; do sleep 0.01; done", limits);
-    assert!(
-        trouble.starts_with("not at its end after 0.1 s"),
-        "{trouble}"
-    );
+    assert!(trouble.starts_with("not finished after 0.1 s"), "{trouble}");
 }
 
 #[test]
-fn a_panic_counts_though_the_machine_restarts_in_order() {
+fn a_panic_is_a_failure_although_the_machine_restarts_normally() {
     let script = "echo 'guest: the suite exited with 0'; \
                   echo 'Kernel panic - not syncing: Fatal exception' >> $kernel";
     let trouble = trouble(script, PATIENT);
-    assert!(trouble.starts_with(PAST_HELP), "{trouble}");
+    assert!(trouble.starts_with(CRASHED), "{trouble}");
     assert!(trouble.contains("| Kernel panic"), "{trouble}");
 }
 
@@ -123,14 +120,14 @@ fn a_panic_or_a_lockup_ends_a_guest_that_goes_on() {
             ..PATIENT
         };
         let trouble = trouble(&script, limits);
-        assert!(trouble.starts_with(PAST_HELP), "{words}: {trouble}");
+        assert!(trouble.starts_with(CRASHED), "{words}: {trouble}");
         // What it says after that is waited for.
         assert!(trouble.contains("| why it did"), "{words}: {trouble}");
     }
 }
 
 #[test]
-fn a_machine_that_ends_before_its_suite_has_failed() {
+fn a_machine_that_ends_before_its_suite_is_a_failure() {
     let ended = trouble("echo 'ok   rules/one (3 ms)'", PATIENT);
     assert!(
         ended.starts_with("the machine ended before the suite did"),
@@ -141,7 +138,7 @@ fn a_machine_that_ends_before_its_suite_has_failed() {
 }
 
 #[test]
-fn what_was_ended_does_not_run_on() {
+fn an_ended_guest_has_no_process_left() {
     let limits = Limits {
         silence: A_WHILE,
         ..PATIENT

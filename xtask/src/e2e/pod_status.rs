@@ -1,4 +1,4 @@
-//! What the cluster says of a pod: its conditions, its restarts, its events.
+//! Reads a pod's status from the cluster: conditions, restarts, events.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use super::kubectl::Kubectl;
 
-/// A pod as last seen.
+/// The last status of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct PodStatus {
     /// Its UID.
     pub uid: String,
-    /// Whether container `app` is ready, as its readiness probe decides.
+    /// Whether container `app` is ready, by its readiness probe.
     pub ready: bool,
-    /// Whether container `app` has started, as its startup probe decides.
+    /// Whether container `app` has started, by its startup probe.
     pub started: bool,
     /// How often container `app` was restarted.
     pub restarts: u64,
@@ -22,7 +22,7 @@ pub struct Seen {
     pub phase: String,
     /// When condition `Ready` changed last.
     pub ready_since: String,
-    /// Why it ended, if it has: the exit code of container `app`.
+    /// The exit code of container `app`, if it has ended.
     pub exit_code: Option<i64>,
     /// Its first address.
     pub ip: String,
@@ -32,7 +32,7 @@ pub struct Seen {
 ///
 /// # Errors
 /// What kubectl says.
-pub fn pods(kubectl: &Kubectl, namespace: &str) -> Result<BTreeMap<String, Seen>> {
+pub fn pods(kubectl: &Kubectl, namespace: &str) -> Result<BTreeMap<String, PodStatus>> {
     let list = kubectl.get(&["pods", "-n", namespace])?;
     let items = list["items"].as_array().cloned().unwrap_or_default();
     Ok(items
@@ -41,7 +41,7 @@ pub fn pods(kubectl: &Kubectl, namespace: &str) -> Result<BTreeMap<String, Seen>
         .collect())
 }
 
-/// The events of one pod by its UID, `reason: message`: an earlier pod's of the same name may still come in.
+/// The events of one pod as `reason: message`. Selected by UID, because events of an earlier pod of the same name may still arrive.
 ///
 /// # Errors
 /// What kubectl says.
@@ -55,11 +55,11 @@ pub fn events(kubectl: &Kubectl, namespace: &str, uid: &str) -> Result<Vec<Strin
         .collect())
 }
 
-fn of(pod: &Value) -> Seen {
+fn of(pod: &Value) -> PodStatus {
     let status = &pod["status"];
     let app = named(&status["containerStatuses"], "name", "app");
     let ready = named(&status["conditions"], "type", "Ready");
-    Seen {
+    PodStatus {
         uid: text(&pod["metadata"]["uid"]),
         ready: app["ready"].as_bool().unwrap_or_default(),
         started: app["started"].as_bool().unwrap_or_default(),
@@ -71,7 +71,7 @@ fn of(pod: &Value) -> Seen {
     }
 }
 
-/// The entry of a list whose `key` is `name`; null if there is none.
+/// The list entry whose `key` is `name`; null if there is none.
 fn named<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
     let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
     entries
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_is_read_from_its_app_container_not_its_sidecar() {
+    fn the_status_is_that_of_the_app_container_not_the_sidecar() {
         let pod = json!({
             "metadata": {"name": "a", "uid": "u"},
             "status": {
@@ -107,7 +107,7 @@ mod tests {
                 ],
             },
         });
-        let expected = Seen {
+        let expected = PodStatus {
             uid: "u".to_owned(),
             ready: true,
             started: true,
@@ -122,6 +122,9 @@ mod tests {
 
     #[test]
     fn a_pod_without_status_is_neither_ready_nor_started() {
-        assert_eq!(of(&json!({"metadata": {"name": "a"}})), Seen::default());
+        assert_eq!(
+            of(&json!({"metadata": {"name": "a"}})),
+            PodStatus::default()
+        );
     }
 }

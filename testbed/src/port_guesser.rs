@@ -1,6 +1,6 @@
-//! A stranger on the node: a process without privileges, outside the kubelet's cgroup, that guesses from which port
-//! the kubelet will connect next, connects to the handler from there, sends a whole probe and resets the connection, so
-//! that what is left of it waits in the handler's queue when the kubelet's own connection comes.
+//! An attacker on the node: an unprivileged process outside the kubelet's cgroup. It guesses the source port of the
+//! kubelet's next connection, connects to the handler from that port, sends a complete probe and resets the connection.
+//! So its connection is still in the handler's accept queue when the kubelet's connection arrives.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -18,60 +18,60 @@ use crate::worker::{Pending, Worker, testbed_program};
 
 /// `nobody`.
 const NOBODY: u32 = 65534;
-/// What the stranger's requests bear and nobody else's does.
-pub const MARK: &str = "guessed-by-a-stranger";
-/// Ports that are tried after each look at where the kernel is.
+/// Marks the attacker's requests.
+pub const MARK: &str = "guessed-source-port";
+/// Ports tried after each check of the kernel's next port.
 const AHEAD: u16 = 18;
-/// How long a round of one look and [`AHEAD`] guesses takes at least: 1,900 connections a second.
+/// Minimum duration of a round of one check and [`AHEAD`] guesses: 1,900 connections a second.
 const ROUND: Duration = Duration::from_millis(10);
-/// The kernel hands out the ports to one destination in steps of two (net/ipv4/inet_hashtables.c).
+/// The kernel assigns source ports to one destination in steps of two (net/ipv4/inet_hashtables.c).
 const STEP: u16 = 2;
 const CONNECT: Duration = Duration::from_millis(200);
 
-/// Arguments of `testbed stranger`: none.
+/// Arguments of `testbed port-guesser`: none.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
-/// What to do.
+/// A request to the process.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Order {
     /// Where the handler listens.
     handler: SocketAddr,
-    /// For how long.
+    /// Duration of the attack.
     time: Duration,
 }
 
-/// What was done.
+/// The result of an attack.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Guesses {
     /// Connections that were made from a guessed port.
     pub made: usize,
-    /// Those that could not be made: somebody had the port.
+    /// Connections that failed because the port was in use.
     pub taken: usize,
 }
 
-/// A running stranger, killed on drop.
+/// A running process, killed on drop.
 #[derive(Debug)]
-pub struct Stranger(Worker);
+pub struct PortGuesser(Worker);
 
-/// An attack under way.
+/// An attack in progress.
 #[derive(Debug)]
 pub struct Attack {
     pending: Pending,
     time: Duration,
 }
 
-impl Stranger {
-    /// Starts one.
+impl PortGuesser {
+    /// Starts the process.
     ///
     /// # Errors
     /// When it can't be started.
     pub fn start() -> Result<Self> {
         let mut command = Command::new(testbed_program()?);
-        Worker::start("stranger", command.arg("stranger")).map(Self)
+        Worker::start("port-guesser", command.arg("port-guesser")).map(Self)
     }
 
-    /// Has it guess for `time`.
+    /// Starts an attack that lasts `time`.
     ///
     /// # Errors
     /// When it has ended.
@@ -82,19 +82,19 @@ impl Stranger {
 }
 
 impl Attack {
-    /// Waits for its end.
+    /// Waits for the end of the attack.
     ///
     /// # Errors
-    /// When the stranger has ended.
+    /// When the process has ended.
     pub fn wait(self) -> Result<Guesses> {
         self.pending.wait(self.time + Duration::from_secs(10))
     }
 }
 
-/// Attacks as ordered until standard input ends.
+/// Attacks on request until standard input ends.
 ///
 /// # Errors
-/// When the privileges can't be given up.
+/// When the privileges can't be dropped.
 pub fn main(_: &Args) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
     setgroups(&[gid])
@@ -132,7 +132,7 @@ fn guess(order: Order) -> Guesses {
     guesses
 }
 
-/// The port that the kernel gives now to whoever connects to the handler.
+/// The source port that the kernel assigns now for a connection to the handler.
 fn next_port(handler: SocketAddr) -> Option<u16> {
     let stream = TcpStream::connect_timeout(&handler, CONNECT).ok()?;
     let port = stream.local_addr().ok()?.port();
@@ -155,7 +155,7 @@ fn send_and_reset(handler: SocketAddr, port: u16, request: &[u8]) -> Result<()> 
     Ok(())
 }
 
-/// A probe that the usual pod declares.
+/// A probe that the sample pod declares.
 fn http() -> Vec<u8> {
     format!(
         "GET /healthy HTTP/1.1\r\nHost: a\r\nUser-Agent: kube-probe/1.36\r\nX-Mark: {MARK}\r\n\r\n"
@@ -205,7 +205,7 @@ mod tests {
     use super::{MARK, grpc};
 
     #[tokio::test]
-    async fn the_strangers_health_check_is_one_that_a_server_understands() {
+    async fn the_health_check_is_valid_grpc() {
         let (client, server) = tokio::io::duplex(4096);
         let mut bytes = grpc();
         let _writing = tokio::spawn(async move {

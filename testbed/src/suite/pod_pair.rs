@@ -1,5 +1,5 @@
-//! The same pod twice: behind a strict mesh and served by the daemon, and without either. Whatever the
-//! kubelet concludes of the second is the truth that it must conclude of the first.
+//! Two pods from the same spec: one in a STRICT mesh and served by the daemon, one with neither. The
+//! kubelet's result for the second is the expected result for the first.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::wait;
 
-/// How soon a verdict must be seen in `status`.
+/// How soon a verdict must appear in `status`.
 const NOTED: Duration = Duration::from_secs(2);
 
-/// Which of a pod's addresses is probed.
+/// Address family of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// IPv4.
@@ -50,7 +50,7 @@ impl Family {
         }
     }
 
-    /// The probe, made of a socket of this family.
+    /// The probe, from a socket of this family.
     pub fn form(self, probe: Probe) -> Probe {
         match self {
             Self::Mapped => probe.mapped(),
@@ -61,15 +61,15 @@ impl Family {
 
 /// Both pods.
 #[derive(Debug)]
-pub struct Twins<'a> {
+pub struct PodPair<'a> {
     env: &'a Env,
-    /// Behind Istio's REDIRECT rules and a sidecar that insists on mutual TLS, and served.
+    /// With Istio's REDIRECT rules and a sidecar that accepts only mutual TLS; served by the daemon.
     pub meshed: Pod,
-    /// As plain Kubernetes has it; the daemon does not know it.
+    /// As in plain Kubernetes, and not published to the daemon.
     pub plain: Pod,
 }
 
-/// What the kubelet concludes of either.
+/// The kubelet's results for both pods.
 #[derive(Clone, Debug)]
 pub struct Pair {
     /// With the mesh and the daemon.
@@ -78,19 +78,19 @@ pub struct Pair {
     pub plain: ProbeResult,
 }
 
-impl<'a> Twins<'a> {
-    /// Makes both pods of `spec`, which is given their names.
+impl<'a> PodPair<'a> {
+    /// Creates both pods from `spec`, which gets their names.
     ///
     /// # Errors
-    /// When one cannot be made, or the first is not served.
+    /// When one cannot be created, or the first is not served.
     pub fn start(env: &'a Env, name: &str, spec: impl Fn(&str) -> PodSpec) -> Result<Self> {
         let meshed = env.pod(spec(name).rules(RuleSet::IstioRedirect))?;
         let plain = spec(&format!("{name}-plain")).start(&env.run)?;
         Ok(Self { env, meshed, plain })
     }
 
-    /// Fails unless a process that is not the kubelet is refused at `port` of the meshed pod: else the
-    /// cases would prove nothing.
+    /// Fails unless the meshed pod refuses a process that is not the kubelet at `port`; otherwise the cases
+    /// would prove nothing.
     ///
     /// # Errors
     /// When it gets an answer.
@@ -103,7 +103,7 @@ impl<'a> Twins<'a> {
         Ok(())
     }
 
-    /// Makes the same probe of both, at the same time.
+    /// Probes both pods at the same time.
     ///
     /// # Errors
     /// When a prober has ended.
@@ -117,8 +117,8 @@ impl<'a> Twins<'a> {
         })
     }
 
-    /// Makes the same probe of both; fails unless the kubelet concludes the same, by the same status
-    /// where the app gave one.
+    /// Probes both pods; fails unless the kubelet gets the same result, with the same status if the app sent
+    /// one.
     ///
     /// # Errors
     /// When it does not.
@@ -127,19 +127,19 @@ impl<'a> Twins<'a> {
         let Pair { ours, plain } = &pair;
         ensure!(
             ours.outcome == plain.outcome,
-            "the kubelet concludes otherwise than without mesh and daemon: {pair:?}"
+            "the result differs from that without mesh and daemon: {pair:?}"
         );
         let app_answered = plain.passed() || plain.message.contains("statuscode");
         if app_answered {
             ensure!(
                 ours.status == plain.status && ours.message_kind() == plain.message_kind(),
-                "another status than without mesh and daemon: {pair:?}"
+                "the status differs from that without mesh and daemon: {pair:?}"
             );
         }
         Ok(pair)
     }
 
-    /// As [`Twins::same`], and the probe passes.
+    /// As [`PodPair::same`], and the probe passes.
     ///
     /// # Errors
     /// When it does not, or not in both.
@@ -149,7 +149,7 @@ impl<'a> Twins<'a> {
         Ok(pair)
     }
 
-    /// As [`Twins::same`], and the probe fails.
+    /// As [`PodPair::same`], and the probe fails.
     ///
     /// # Errors
     /// When it does not, or not in both.
@@ -159,8 +159,8 @@ impl<'a> Twins<'a> {
         Ok(pair)
     }
 
-    /// Makes the same HTTP probe of both; fails unless the apps received the same requests, byte for
-    /// byte. Where a request holds the pod's address, that of the other pod counts as the same.
+    /// Makes the same HTTP probe of both; fails unless both apps received the same requests, byte for
+    /// byte, except for the pods' own addresses.
     ///
     /// # Errors
     /// When they did not, or received none.
@@ -183,7 +183,7 @@ impl<'a> Twins<'a> {
                     let head = one
                         .head
                         .replace(&plain_ip.to_string(), &meshed_ip.to_string());
-                    // What is left of a deadline is never the same.
+                    // The remaining time of a deadline always differs.
                     let lines = head.split_inclusive('\n');
                     let head = lines.filter(|line| !line.starts_with("grpc-timeout:"));
                     (one.port, head.collect())
@@ -198,7 +198,7 @@ impl<'a> Twins<'a> {
         Ok(ours)
     }
 
-    /// The reason of the last verdict on the probe of the meshed pod with this port and target.
+    /// The reason of the last verdict on the meshed pod's probe with this port and target.
     ///
     /// # Errors
     /// When there is no such probe, or no verdict on it.
@@ -210,10 +210,10 @@ impl<'a> Twins<'a> {
 }
 
 impl ProbeResult {
-    /// The message without the body, which the daemon keeps from the kubelet.
+    /// The message without the body, which the daemon does not send to the kubelet.
     fn message_kind(&self) -> &str {
         match self.outcome {
-            // Of an error the kubelet has the prober's own words.
+            // A failure has the prober's own message.
             Outcome::Success | Outcome::Discarded => "",
             Outcome::Warning => self.message.split(", ").next().unwrap_or_default(),
             Outcome::Failure => &self.message,
@@ -232,11 +232,11 @@ pub fn reason(env: &Env, pod: &Pod, select: impl Fn(&Value) -> bool) -> Result<S
         let probe = last["probes"].as_array()?.iter().find(|one| select(one))?;
         probe["last"]["reason"].as_str().map(ToOwned::to_owned)
     })
-    .with_context(|| format!("the daemon says: {last}"))
+    .with_context(|| format!("the daemon reports: {last}"))
 }
 
-/// Declares probes of these actions (`{"httpGet": ...}`), three a container: all that one may have.
-/// Fields of a probe beside its action are kept.
+/// Declares probes with these actions (`{"httpGet": ...}`), three per container, which is the maximum.
+/// Keeps other fields of a probe.
 pub fn declare(mut spec: PodSpec, probes: impl IntoIterator<Item = Value>) -> PodSpec {
     const FIELDS: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
     let probes: Vec<Value> = probes.into_iter().collect();

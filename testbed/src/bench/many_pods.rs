@@ -1,4 +1,4 @@
-//! Many cheap pods: a namespace, an address, a manifest, and an app that this process serves.
+//! Many cheap pods, each with a namespace, an address, a manifest, and an app that this process serves.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -22,13 +22,13 @@ const PATHS: [&str; 2] = ["/live", "/ready"];
 const SERVED: Duration = Duration::from_secs(120);
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
 
-/// Pods that grow in number.
-pub(super) struct Crowd {
+/// A growing number of pods.
+pub(super) struct ManyPods {
     pods: Vec<NetNs>,
     apps: tokio::runtime::Runtime,
 }
 
-impl Crowd {
+impl ManyPods {
     pub(super) fn new() -> Result<Self> {
         let apps = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -40,8 +40,8 @@ impl Crowd {
         })
     }
 
-    /// Makes pods until there are `count`, waits until `daemon` serves them all, and has each of
-    /// their probes made twice.
+    /// Creates pods until there are `count`, waits until `daemon` serves them all, and makes each of their
+    /// probes twice.
     pub(super) fn grow(
         &mut self,
         run: &Run,

@@ -1,5 +1,5 @@
-//! By which way a pod's probes are served, and whether at all: what was rewritten, what annotations say,
-//! and when they say something else.
+//! Whether and how a pod's probes are served, depending on rewritten probes and on annotations and their
+//! changes.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -11,11 +11,11 @@ use crate::pace;
 use crate::pod::PodSpec;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
-use crate::suite::usual::{self, HTTP};
+use crate::suite::sample_pod::{self, HTTP};
 
 const LIVE: &str = "/app-health/web/livez";
 const READY: &str = "/app-health/web/readyz";
-/// What only the stand-in pilot-agent says.
+/// An answer that only the stand-in pilot-agent gives.
 const AGENTS_MARK: &str = "X-Pilot-Agent";
 const STATUS_PORT: &str = "status.sidecar.istio.io/port";
 
@@ -40,21 +40,25 @@ pub fn run(cases: &mut Cases, env: &Env) {
 }
 
 fn probed(port: u16) -> serde_json::Value {
-    usual::container("web", usual::http(port, LIVE), usual::http(port, READY))
+    sample_pod::container(
+        "web",
+        sample_pod::http(port, LIVE),
+        sample_pod::http(port, READY),
+    )
 }
 
 fn app() -> crate::app::AppSpec {
     crate::app::AppSpec::new().http(HTTP)
 }
 
-/// As Istio's injector leaves a pod.
+/// A pod as Istio's injector writes it.
 fn injected(name: &str, port: u16) -> PodSpec {
     PodSpec::new(name)
         .rules(RuleSet::IstioRedirect)
         .app(app())
         .container(probed(port))
-        .istio_prober(LIVE, usual::http(HTTP, "/healthy"))
-        .istio_prober(READY, usual::http(HTTP, "/failing"))
+        .istio_prober(LIVE, sample_pod::http(HTTP, "/healthy"))
+        .istio_prober(READY, sample_pod::http(HTTP, "/failing"))
 }
 
 fn way(env: &Env, pod: &NodePod) -> Result<String> {
@@ -64,7 +68,7 @@ fn way(env: &Env, pod: &NodePod) -> Result<String> {
     Ok(ways.collect::<Vec<_>>().join(" "))
 }
 
-/// Both rewritten probes tell the truth, and not by pilot-agent.
+/// Both rewritten probes have correct results that do not come from pilot-agent.
 fn ours(env: &Env, pod: &NodePod, port: u16) -> Result<()> {
     for ip in pod.ns()?.ips() {
         for (path, status) in [(LIVE, 200), (READY, 503)] {
@@ -92,8 +96,8 @@ fn taken_over(env: &Env, name: &str, port: u16, annotation: Option<&str>) -> Res
     ours(env, &pod, port)
 }
 
-/// Istio's injector makes such pods (with probes on port 0, which the API server refuses) or leaves probes
-/// on its usual port: nothing is taken over, and pilot-agent is asked as it was.
+/// Istio's injector creates such pods (with probes on port 0, which the API server refuses) or leaves probes
+/// on its default port: the daemon takes nothing over, and pilot-agent gets the probes as before.
 fn not_taken_over(env: &Env, name: &str, value: &str) -> Result<()> {
     let pod = env.pod(injected(name, 15020).annotation(STATUS_PORT, value))?;
     ensure!(!way(env, &pod)?.contains("takeover"), "{}", way(env, &pod)?);
@@ -108,9 +112,9 @@ fn not_taken_over(env: &Env, name: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
-/// Pilot-agent gets what we can't read; it would not have read it either.
+/// Entries that the daemon can't parse stay with pilot-agent, which can't parse them either.
 fn malformed(env: &Env) -> Result<()> {
-    let good = env.pod(usual::pod("beside-malformed"))?;
+    let good = env.pod(sample_pod::pod("beside-malformed"))?;
     let mut pod = env.node.bind(injected("malformed", 15020))?;
     pod.update(|object| {
         let containers = object["spec"]["containers"].as_array_mut();
@@ -122,15 +126,15 @@ fn malformed(env: &Env) -> Result<()> {
     })?;
     pod.run()?;
     let _said = env.problem(&["testbed/malformed", "ISTIO_KUBE_APP_PROBERS", "not a JSON"])?;
-    env.truth(&good)?;
+    env.check_verdicts(&good)?;
     pod.end()?;
     env.no_problem()
 }
 
 fn rewritten(env: &Env) -> Result<()> {
     let originals = json!({
-        LIVE: usual::http(HTTP, "/healthy"),
-        READY: usual::http(HTTP, "/failing"),
+        LIVE: sample_pod::http(HTTP, "/healthy"),
+        READY: sample_pod::http(HTTP, "/failing"),
     });
     let spec = PodSpec::new("rewritten")
         .rules(RuleSet::IstioRedirect)
@@ -142,10 +146,10 @@ fn rewritten(env: &Env) -> Result<()> {
     ours(env, &pod, 15020)
 }
 
-/// The annotation comes, changes and goes while the pod runs.
+/// The annotation is added, changed and removed while the pod runs.
 fn exempt_pod(env: &Env) -> Result<()> {
     const EXEMPT: &str = "probe-handler.io/exempt";
-    let mut pod = env.pod(usual::pod("moody"))?;
+    let mut pod = env.pod(sample_pod::pod("moody"))?;
     let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
     for (value, served) in [
         (Some("false"), false),
@@ -169,14 +173,14 @@ fn exempt_pod(env: &Env) -> Result<()> {
         }
     }
     env.no_problem()?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
-/// The same on its namespace; what the pod says itself counts for more.
+/// The same on its namespace; the pod's own annotation has precedence.
 fn exempt_namespace(env: &Env) -> Result<()> {
     let mark = |value| env.node.api.put("namespaces", namespace("testbed", value));
-    let pod = env.pod(usual::pod("follower"))?;
-    let own = env.pod(usual::pod("own-mind").annotation("probe-handler.io/exempt", "true"))?;
+    let pod = env.pod(sample_pod::pod("follower"))?;
+    let own = env.pod(sample_pod::pod("own-mind").annotation("probe-handler.io/exempt", "true"))?;
     let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
     for (value, served) in [(Some("false"), false), (Some("true"), true), (None, true)] {
         mark(value)?;
@@ -188,7 +192,7 @@ fn exempt_namespace(env: &Env) -> Result<()> {
             "late: {:?}",
             begun.elapsed()
         );
-        env.truth(&own)?;
+        env.check_verdicts(&own)?;
     }
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }

@@ -1,4 +1,4 @@
-//! The pod that most groups probe, what is true of it, and what the mesh alone would say.
+//! The pod that most groups probe, and the expected results of its probes with and without the daemon.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,24 +16,24 @@ use crate::pod::PodSpec;
 use crate::rules::RuleSet;
 use crate::wait;
 
-/// HTTP: `/healthy` and `/failing`.
+/// HTTP, with `/healthy` and `/failing`.
 pub const HTTP: u16 = 8080;
-/// gRPC: service `ok` and `down`.
+/// gRPC, with services `ok` and `down`.
 pub const GRPC: u16 = 9090;
 /// A TCP port on which the app listens.
 pub const OPEN: u16 = 5432;
 /// A TCP port on which nothing listens.
 pub const CLOSED: u16 = 5433;
 
-/// How long some more probes may take.
+/// How long additional probes may take.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A container of a manifest with two probes.
+/// A manifest's container with two probes.
 pub fn container(name: &str, liveness: Value, readiness: Value) -> Value {
     json!({"name": name, "image": "app", "livenessProbe": liveness, "readinessProbe": readiness})
 }
 
-/// An `httpGet` probe of a manifest.
+/// A manifest's `httpGet` probe.
 pub fn http(port: u16, path: &str) -> Value {
     json!({"httpGet": {"port": port, "path": path}})
 }
@@ -54,20 +54,20 @@ pub fn pod(name: &str) -> PodSpec {
         .container(container("db", tcp(OPEN), tcp(CLOSED)))
 }
 
-/// A probe of the usual pod.
+/// A probe of the sample pod and its expected results.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// The probe.
     pub probe: Probe,
-    /// Whether the app is healthy by it.
+    /// Whether the app is healthy for this probe.
     pub healthy: bool,
-    /// What the mesh alone makes of it.
-    pub mesh_alone: bool,
+    /// Whether the probe passes without the daemon.
+    pub passes_without_daemon: bool,
 }
 
 impl Case {
-    /// Whether `result` is what the app deserves, with its own status where it has one.
-    pub fn is_true(&self, result: &ProbeResult) -> bool {
+    /// Whether `result` matches the app's health, with the app's status if the probe is HTTP.
+    pub fn matches(&self, result: &ProbeResult) -> bool {
         let status = match (&self.probe.action, self.healthy) {
             (Action::Http { .. }, true) => Some(200),
             (Action::Http { .. }, false) => Some(503),
@@ -77,8 +77,8 @@ impl Case {
     }
 }
 
-/// All probes of the usual pod at `ip`.
-pub fn all(ip: IpAddr) -> Vec<Case> {
+/// All probes of the sample pod at `ip`.
+pub fn probes(ip: IpAddr) -> Vec<Case> {
     [
         (Probe::http(ip, HTTP, "/healthy"), true, false),
         (Probe::http(ip, HTTP, "/failing"), false, false),
@@ -87,89 +87,89 @@ pub fn all(ip: IpAddr) -> Vec<Case> {
         (Probe::tcp(ip, OPEN), true, true),
         (Probe::tcp(ip, CLOSED), false, true),
     ]
-    .map(|(probe, healthy, mesh_alone)| Case {
+    .map(|(probe, healthy, passes_without_daemon)| Case {
         probe,
         healthy,
-        mesh_alone,
+        passes_without_daemon,
     })
     .to_vec()
 }
 
-/// Every probe at `ip` tells the truth about the app.
+/// Checks that every probe at `ip` has the result that matches the app's health.
 ///
 /// # Errors
 /// When one does not.
-pub fn truth(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
-    for case in all(ip) {
+pub fn check_verdicts(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
+    for case in probes(ip) {
         let result = kubelet.probe(&case.probe)?;
         ensure!(
-            case.is_true(&result),
-            "untrue: {:?}: {result:?}",
+            case.matches(&result),
+            "wrong result: {:?}: {result:?}",
             case.probe
         );
     }
     Ok(())
 }
 
-/// Every probe at `ip` meets the mesh: plaintext is refused, a closed port looks open.
+/// Checks that the mesh handles every probe at `ip`: plaintext is refused, a closed port looks open.
 ///
 /// # Errors
 /// When one does not.
-pub fn mesh_alone(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
+pub fn check_mesh_only(kubelet: &Kubelet, ip: IpAddr) -> Result<()> {
     let shorter = |mut probe: Probe| {
         if matches!(probe.action, Action::Grpc { .. }) {
-            // Its client dials again until the timeout.
+            // The gRPC client dials again until the timeout.
             probe = probe.timeout(Duration::from_millis(200));
         }
         probe
     };
-    for case in all(ip) {
+    for case in probes(ip) {
         let result = kubelet.probe(&shorter(case.probe.clone()))?;
-        let right = result.passed() == case.mesh_alone && result.status.is_none();
+        let right = result.passed() == case.passes_without_daemon && result.status.is_none();
         ensure!(
             right,
-            "does not meet the mesh: {:?}: {result:?}",
+            "not handled by the mesh: {:?}: {result:?}",
             case.probe
         );
     }
     Ok(())
 }
 
-/// A probe made while something else happened.
+/// A probe and its result, with start and end time.
 #[derive(Clone, Debug)]
-pub struct Made {
-    /// When it began.
+pub struct TimedProbe {
+    /// Start time.
     pub begun: Instant,
-    /// When it ended.
+    /// End time.
     pub ended: Instant,
     /// The probe.
     pub probe: Probe,
-    /// What came of it.
+    /// Its result.
     pub result: ProbeResult,
 }
 
-/// Whether `made` is what one of `cases` expects.
-pub fn is_right(cases: &[Case], made: &Made) -> bool {
+/// Whether `made` has the result that one of `cases` expects.
+pub fn is_expected(cases: &[Case], made: &TimedProbe) -> bool {
     let mut cases = cases.iter();
-    cases.any(|case| case.probe == made.probe && case.is_true(&made.result))
+    cases.any(|case| case.probe == made.probe && case.matches(&made.result))
 }
 
-/// Constant probing by several probers at once.
+/// Continuous probing by several concurrent probers.
 #[derive(Debug)]
 pub struct Probing {
     stop: Arc<AtomicBool>,
-    made: Arc<Mutex<Vec<Made>>>,
+    made: Arc<Mutex<Vec<TimedProbe>>>,
     probers: Vec<JoinHandle<Result<()>>>,
 }
 
 impl Probing {
-    /// One prober for each probe, each probing again as soon as it has its result.
+    /// Starts one prober per probe, which probes again as soon as it has its result.
     pub fn start(kubelet: &Arc<Kubelet>, probes: Vec<Probe>) -> Self {
         Self::every(kubelet, probes, Duration::ZERO)
     }
 
-    /// One prober for each probe, each probing again `interval` after it began, or as soon after that as it has
-    /// its result.
+    /// Starts one prober per probe, which probes again `interval` after its last start, or later if the result takes
+    /// longer.
     pub fn every(kubelet: &Arc<Kubelet>, probes: Vec<Probe>, interval: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let made = Arc::new(Mutex::new(Vec::new()));
@@ -184,7 +184,7 @@ impl Probing {
                         let result = kubelet.probe(&probe)?;
                         made.lock()
                             .unwrap_or_else(PoisonError::into_inner)
-                            .push(Made {
+                            .push(TimedProbe {
                                 begun,
                                 ended: Instant::now(),
                                 probe: probe.clone(),
@@ -203,18 +203,18 @@ impl Probing {
         }
     }
 
-    /// What has been made so far.
-    pub fn so_far(&self) -> Vec<Made> {
+    /// The probes so far.
+    pub fn so_far(&self) -> Vec<TimedProbe> {
         self.made
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    /// Waits until each of the probers has made some `times` more, fewer where all goes slower.
+    /// Waits until each prober has made about `times` more probes; fewer on slow machines.
     ///
     /// # Errors
-    /// When it does not come about.
+    /// When that takes too long.
     pub fn more(&self, times: usize) -> Result<()> {
         let enough = self.so_far().len() + pace::fewer(times) * self.probers.len();
         wait::until("more probes", SOON, || {
@@ -222,11 +222,11 @@ impl Probing {
         })
     }
 
-    /// Ends it; all that was made.
+    /// Stops the probers; returns all probes.
     ///
     /// # Errors
     /// When the kubelet has ended.
-    pub fn stop(mut self) -> Result<Vec<Made>> {
+    pub fn stop(mut self) -> Result<Vec<TimedProbe>> {
         self.stop.store(true, Ordering::Relaxed);
         for prober in self.probers.drain(..) {
             prober.join().map_err(|_| anyhow!("a prober panicked"))??;
@@ -248,8 +248,8 @@ impl Drop for Probing {
     }
 }
 
-/// The probe latency below which `percent` of those made lie.
-pub fn percentile(made: &[Made], percent: usize) -> Duration {
+/// The given percentile of the probes' latencies.
+pub fn percentile(made: &[TimedProbe], percent: usize) -> Duration {
     let mut latencies: Vec<_> = made.iter().map(|made| made.result.latency).collect();
     latencies.sort_unstable();
     let index = (latencies.len() * percent / 100).min(latencies.len().saturating_sub(1));

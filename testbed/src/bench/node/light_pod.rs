@@ -1,5 +1,5 @@
-//! Pods that are cheap enough to have a thousand of: real cgroups, namespaces, rules and sandbox processes,
-//! with app and sidecar served by this process from inside their namespaces.
+//! Pods cheap enough for a thousand of them: real cgroups, namespaces, rules and sandbox processes; this
+//! process serves app and sidecar from sockets in their namespaces.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,18 +24,18 @@ use crate::wait;
 
 /// The app's port.
 pub(super) const PORT: u16 = 8080;
-/// What is probed.
+/// The probed path.
 pub(super) const PATH: &str = "/live";
-/// Istio's, at which a STRICT sidecar resets what is not mutual TLS.
+/// Istio's inbound port, on which a STRICT sidecar resets connections without mutual TLS.
 const SIDECAR: u16 = 15006;
 /// Two fifths of what passes at least between a sandbox's first process and the app's: containerd 2.1 with runc took 103 to
 /// 122 ms on an idle machine like this (perf, `sched:sched_process_exec`), in which it starts the sandbox, answers the
 /// kubelet, and runs runc twice more. On a busy one it takes longer.
 const CONTAINER_IS_MADE: Duration = Duration::from_millis(40);
-/// By how many statuses pods can be told apart: 200 to 289, all of them success to the kubelet.
+/// Number of statuses that identify pods: 200 to 289, all of them success for the kubelet.
 const STATUSES: usize = 90;
 
-/// Makes pods.
+/// Creates pods.
 pub(super) struct Light {
     pub(super) node: Arc<Node>,
     runtime: Runtime,
@@ -45,9 +45,9 @@ pub(super) struct Light {
 /// A pod. Dropping it ends it.
 pub(super) struct LightPod {
     pub(super) pod: NodePod,
-    /// What its app answers.
+    /// The status of its app.
     pub(super) status: u16,
-    /// When the sandbox ran.
+    /// When the sandbox started.
     sandbox: Option<Instant>,
     serving: Vec<AbortHandle>,
     container: Option<Container>,
@@ -67,7 +67,7 @@ impl Light {
         })
     }
 
-    /// A pod that is bound, and nothing more yet.
+    /// A pod that is only bound.
     pub(super) fn bind(&self, rules: RuleSet) -> Result<LightPod> {
         let index = self.made.fetch_add(1, Ordering::Relaxed);
         let spec = PodSpec::new(&format!("p{index}"))
@@ -88,7 +88,7 @@ impl Light {
         })
     }
 
-    /// A pod that runs.
+    /// A running pod.
     pub(super) fn run(&self, rules: RuleSet) -> Result<LightPod> {
         let mut pod = self.bind(rules)?;
         pod.start_sandbox()?;
@@ -97,8 +97,8 @@ impl Light {
         Ok(pod)
     }
 
-    /// What a runtime does for a container takes its time, a process of its own begins, and at that moment
-    /// sidecar and app listen.
+    /// Starts a container: waits as long as a runtime takes, starts its process, and then lets sidecar and app
+    /// listen.
     pub(super) fn start_app(&self, pod: &mut LightPod) -> Result<()> {
         let since = pod.sandbox.context("the sandbox comes before the app")?;
         wait::pass(CONTAINER_IS_MADE.saturating_sub(since.elapsed()))?;
@@ -136,7 +136,7 @@ impl LightPod {
         Ok(probe(self.pod.ns()?.ipv4().into()))
     }
 
-    /// Nobody listens any more.
+    /// Closes the listeners.
     pub(super) fn stop_app(&mut self) {
         for task in self.serving.drain(..) {
             task.abort();
@@ -144,7 +144,7 @@ impl LightPod {
         drop(self.container.take());
     }
 
-    /// The end of the pod in its usual order.
+    /// Ends the pod in the normal order.
     pub(super) fn end(mut self) -> Result<()> {
         self.pod.terminate()?;
         self.stop_app();
@@ -179,7 +179,7 @@ where
     }
 }
 
-/// What a STRICT sidecar does with plaintext.
+/// Resets plaintext connections, as a STRICT sidecar does.
 async fn refuse(stream: TcpStream) -> io::Result<()> {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))
 }

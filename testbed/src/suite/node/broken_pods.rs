@@ -1,4 +1,4 @@
-//! Pods that are broken, enormous or both: each is named once, and hurts no other.
+//! Invalid or huge pods: each is reported once, and none affects other pods.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,17 +10,17 @@ use super::env::{Env, SOON};
 use crate::kubelet::Probe;
 use crate::node::{NodePod, Order};
 use crate::suite::cases::Cases;
-use crate::suite::usual::{self, HTTP};
+use crate::suite::sample_pod::{self, HTTP};
 use crate::wait;
 
-/// How many containers the largest pod has, each with two probes on ports of their own.
+/// Number of containers of the largest pod, each with two probes on separate ports.
 const CONTAINERS: u16 = 200;
 const FIRST_PORT: u16 = 20_000;
-/// What 1 MiB of annotations may cost the daemon for good: the allocator keeps some of what it once had.
+/// How much 1 MiB of annotations may increase the daemon's memory permanently: the allocator keeps some freed memory.
 const KEPT_KIB: u64 = 12 << 10;
 
 pub fn run(cases: &mut Cases, env: &Env) -> Result<()> {
-    let good = env.pod(usual::pod("good"))?;
+    let good = env.pod(sample_pod::pod("good"))?;
     cases.case("bad/no-address", || no_address(env, &good));
     cases.case("bad/status-disagrees", || disagreement(env, &good));
     cases.case("bad/namespace-vanishes-mid-check", || vanishes(env, &good));
@@ -30,7 +30,7 @@ pub fn run(cases: &mut Cases, env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// How many pods of Istio's are counted in this state.
+/// The number of Istio's pods in this state.
 fn counted(env: &Env, state: &str) -> Result<f64> {
     let labels = [("mesh", "istio"), ("state", state)];
     Ok(env.daemon.metrics()?.sum("probe_handler_pods", &labels))
@@ -43,9 +43,9 @@ fn pending(env: &Env, pods: f64) -> Result<()> {
     })
 }
 
-/// A sandbox whose network never comes, and then comes.
+/// A sandbox whose network is missing for long, and is then set up.
 fn no_address(env: &Env, good: &NodePod) -> Result<()> {
-    let mut pod = env.node.bind(usual::pod("unplugged"))?;
+    let mut pod = env.node.bind(sample_pod::pod("unplugged"))?;
     pod.start_sandbox(Order::NetworkFirst)?;
     let eth0 = pod.ns()?.ipv4();
     pod.ns()?.ip("address flush dev eth0\n")?;
@@ -60,12 +60,12 @@ fn no_address(env: &Env, good: &NodePod) -> Result<()> {
         shown.contains("unplugged is not served: no address"),
         "`status` does not show it:\n{shown}"
     );
-    env.truth(good)?;
+    env.check_verdicts(good)?;
     pod.ns()?.ip(&format!("address add {eth0}/32 dev eth0\n"))?;
     let waited = env.endpoint(&pod, true)?;
     println!("     served {waited:?} after it had an address");
     pending(env, 0.0)?;
-    // While it starts, as every pod is for a moment, nothing is said of it.
+    // While it starts nothing is reported, because every pod is in this state for a moment.
     let log = env.daemon.log()?;
     ensure!(
         !log.contains("unplugged\" why"),
@@ -74,28 +74,28 @@ fn no_address(env: &Env, good: &NodePod) -> Result<()> {
     Ok(())
 }
 
-/// The API server names another address than the namespace has: none is served.
+/// The API server reports another address than the namespace has: none is served.
 fn disagreement(env: &Env, good: &NodePod) -> Result<()> {
-    let mut pod = env.pod(usual::pod("two-minds"))?;
+    let mut pod = env.pod(sample_pod::pod("two-minds"))?;
     pod.update(|object| {
         object["status"]["podIP"] = json!("192.0.2.1");
         object["status"]["podIPs"] = json!([{"ip": "192.0.2.1"}]);
     })?;
     env.endpoint(&pod, false).map(drop)?;
     pending(env, 1.0)?;
-    env.mesh_alone(&pod)?;
-    env.truth(good)?;
+    env.check_mesh_only(&pod)?;
+    env.check_verdicts(good)?;
     pod.report_running()?;
     let _waited = env.endpoint(&pod, true)?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
-/// The namespace goes while its app has yet to answer.
+/// The namespace is removed before its app has answered.
 fn vanishes(env: &Env, good: &NodePod) -> Result<()> {
-    let spec = usual::pod("vanishing").container(usual::container(
+    let spec = sample_pod::pod("vanishing").container(sample_pod::container(
         "slow",
-        usual::http(HTTP, "/slow?ms=60000"),
-        usual::http(HTTP, "/hang"),
+        sample_pod::http(HTTP, "/slow?ms=60000"),
+        sample_pod::http(HTTP, "/hang"),
     ));
     let (descriptors, _) = env.daemon.descriptors_and_threads()?;
     let mut pod = env.pod(spec)?;
@@ -109,7 +109,7 @@ fn vanishes(env: &Env, good: &NodePod) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     wait::pass(Duration::from_millis(200))?;
     pod.end()?;
-    env.truth(good)?;
+    env.check_verdicts(good)?;
     for probe in under_way {
         let result = probe.wait()?;
         ensure!(!result.passed(), "a pod that is gone passes: {result:?}");
@@ -126,19 +126,19 @@ fn vanishes(env: &Env, good: &NodePod) -> Result<()> {
             (now <= descriptors).then_some(())
         },
     )?;
-    env.truth(good)
+    env.check_verdicts(good)
 }
 
 fn many_containers(env: &Env, good: &NodePod) -> Result<()> {
-    let mut spec = usual::pod("crowded");
+    let mut spec = sample_pod::pod("crowded");
     let mut app = crate::app::AppSpec::new().http(HTTP);
     for index in 0..CONTAINERS {
         let port = FIRST_PORT + 2 * index;
         app = app.http(port);
-        spec = spec.container(usual::container(
+        spec = spec.container(sample_pod::container(
             &format!("c{index}"),
-            usual::http(port, "/healthy"),
-            usual::http(port + 1, "/healthy"),
+            sample_pod::http(port, "/healthy"),
+            sample_pod::http(port + 1, "/healthy"),
         ));
     }
     let pod = env.pod(spec.app(app))?;
@@ -153,7 +153,7 @@ fn many_containers(env: &Env, good: &NodePod) -> Result<()> {
             );
         }
     }
-    env.truth(good)
+    env.check_verdicts(good)
 }
 
 fn resident(env: &Env) -> Result<u64> {
@@ -165,7 +165,7 @@ fn resident(env: &Env) -> Result<u64> {
 
 fn annotations(env: &Env, good: &NodePod) -> Result<()> {
     let before = resident(env)?;
-    let mut pod = env.node.bind(usual::pod("verbose"))?;
+    let mut pod = env.node.bind(sample_pod::pod("verbose"))?;
     pod.run()?;
     for round in 0..20_u32 {
         pod.update(|object| {
@@ -176,8 +176,8 @@ fn annotations(env: &Env, good: &NodePod) -> Result<()> {
         })?;
     }
     env.served(&pod)?;
-    env.truth(&pod)?;
-    env.truth(good)?;
+    env.check_verdicts(&pod)?;
+    env.check_verdicts(good)?;
     let after = resident(env)?;
     println!("     the daemon's memory: {before} KiB before, {after} KiB after");
     ensure!(
@@ -187,9 +187,9 @@ fn annotations(env: &Env, good: &NodePod) -> Result<()> {
     Ok(())
 }
 
-/// An object that no API server should send.
+/// An invalid object, which an API server should not send.
 fn malformed(env: &Env, good: &NodePod) -> Result<()> {
-    let mut pod = env.pod(usual::pod("garbled"))?;
+    let mut pod = env.pod(sample_pod::pod("garbled"))?;
     let before = env.daemon.metric("probe_handler_unreadable_objects")?;
     let mut containers = Value::Null;
     pod.update(|object| {
@@ -199,9 +199,9 @@ fn malformed(env: &Env, good: &NodePod) -> Result<()> {
     let _said = env.problem(&["Pod testbed/garbled", "spec.containers"])?;
     let now = env.daemon.metric("probe_handler_unreadable_objects")?;
     ensure!(now > before, "no metric says so");
-    env.truth(good)?;
+    env.check_verdicts(good)?;
     pod.update(|object| object["spec"]["containers"] = containers)?;
     env.no_problem()?;
     env.served(&pod)?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }

@@ -1,4 +1,4 @@
-//! Pods that are not as usual, and nodes whose cgroups are laid out otherwise.
+//! Unusual pods, and nodes with other cgroup layouts.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use crate::node::{Bound, Node, usable_hierarchies};
 use crate::rules::RuleSet;
 use crate::run::Run;
 use crate::suite::cases::Cases;
-use crate::suite::usual::{self, HTTP};
+use crate::suite::sample_pod::{self, HTTP};
 use crate::wait;
 
-/// The hash of a static pod's manifest, by which the kubelet and the runtime know the pod.
+/// The hash of a static pod's manifest, by which the kubelet and the runtime identify the pod.
 const HASH: &str = "5f0c9a1e2b3d4c5f6a7b8c9d0e1f2a3b";
 
 pub fn run(cases: &mut Cases, env: &Env) {
@@ -25,7 +25,7 @@ pub fn run(cases: &mut Cases, env: &Env) {
     }
 }
 
-/// Nodes of other layouts, each with a daemon of its own.
+/// Nodes with other cgroup layouts, each with its own daemon.
 pub fn layouts(cases: &mut Cases) -> Result<()> {
     let all = usable_hierarchies()?;
     let (v2, v1) = all.split_first().context("no cgroup hierarchy")?;
@@ -40,20 +40,20 @@ pub fn layouts(cases: &mut Cases) -> Result<()> {
 }
 
 fn mirror(env: &Env) -> Result<()> {
-    let bound = Bound::new(usual::pod("static")).mirror(HASH);
+    let bound = Bound::new(sample_pod::pod("static")).mirror(HASH);
     let mut pod = env.node.bind_as(bound)?;
     pod.run()?;
     env.served(&pod)?;
     let status = env.daemon.pod_status("static")?.context("not known")?;
     ensure!(status["uid"] == HASH, "known by {}", status["uid"]);
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     pod.end()?;
     env.gone("static")
 }
 
-/// Such a pod has the node's addresses: nothing is served there, whatever its manifest declares.
+/// A pod in the host network has the node's addresses: the daemon serves none of its probes.
 fn host_network(env: &Env) -> Result<()> {
-    let bound = Bound::new(usual::pod("hostly")).host_network();
+    let bound = Bound::new(sample_pod::pod("hostly")).host_network();
     let mut pod = env.node.bind_as(bound)?;
     pod.make_cgroup()?;
     let (_container, ()) = pod.idle_container(|| ())?;
@@ -77,11 +77,11 @@ fn host_network(env: &Env) -> Result<()> {
 }
 
 fn of_mesh(env: &Env, mesh: RuleSet) -> Result<()> {
-    let pod = env.pod(usual::pod(mesh.name()).rules(mesh))?;
-    env.truth(&pod)
+    let pod = env.pod(sample_pod::pod(mesh.name()).rules(mesh))?;
+    env.check_verdicts(&pod)
 }
 
-/// A node with one hierarchy only, and systemd's names in it.
+/// A node with only one hierarchy, with systemd's cgroup names.
 fn layout(cases: &mut Cases, mount: &PathBuf) -> Result<()> {
     let run = Arc::new(Run::new()?);
     let node = Node::with_cgroups(&run, "layout", std::slice::from_ref(mount))?;
@@ -92,11 +92,11 @@ fn layout(cases: &mut Cases, mount: &PathBuf) -> Result<()> {
         ("guaranteed", guaranteed as fn(&str) -> String),
         ("best-effort", best_effort),
     ] {
-        let bound = Bound::new(usual::pod(name)).cgroup(path);
+        let bound = Bound::new(sample_pod::pod(name)).cgroup(path);
         let mut pod = env.node.bind_as(bound)?;
         pod.run()?;
         env.served(&pod)?;
-        usual::truth(&env.kubelet, pod.ns()?.ipv4().into())?;
+        sample_pod::check_verdicts(&env.kubelet, pod.ns()?.ipv4().into())?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A pod's life from its binding to its deletion, in its usual order and in others.
+//! A pod's lifecycle from binding to deletion, with events in the normal order and in others.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use super::env::{Env, QUIET};
 use crate::kubelet::Probe;
 use crate::node::{Bound, NodePod, Order};
 use crate::suite::cases::Cases;
-use crate::suite::usual::{self, HTTP};
+use crate::suite::sample_pod::{self, HTTP};
 use crate::wait;
 
 pub fn run(cases: &mut Cases, env: &Env) {
@@ -32,25 +32,25 @@ fn at(pod: &NodePod) -> Result<SocketAddr> {
     Ok(SocketAddr::new(pod.ns()?.ipv4().into(), HTTP))
 }
 
-/// The endpoint stands before the first app process runs, and the first probe is true.
+/// The endpoint exists before the first app process runs, and the first probe has the correct result.
 fn start(env: &Env, name: &str, order: Order) -> Result<()> {
-    let mut pod = env.node.bind(usual::pod(name))?;
+    let mut pod = env.node.bind(sample_pod::pod(name))?;
     pod.make_cgroup()?;
     pod.start_sandbox(order)?;
     let waited = env.endpoint(&pod, true)?;
     println!("     the endpoint stood {waited:?} after the sandbox was ready");
     pod.start_containers()?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     pod.report_running()?;
     env.served(&pod)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     pod.end()?;
     env.gone(name)
 }
 
-/// The app's container ends and starts anew: its probes say so, nothing else changes.
+/// The app's container ends and restarts: only the results of its probes change.
 fn restart(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("restarting"))?;
+    let mut pod = env.pod(sample_pod::pod("restarting"))?;
     let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
     drop(pod.sandbox()?.app.take());
     for _ in 0..5 {
@@ -59,32 +59,32 @@ fn restart(env: &Env) -> Result<()> {
     }
     ensure!(env.endpoints()?.has(at(&pod)?)?, "the endpoint went");
     pod.start_app()?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
-/// The node's runtime lost the sandbox: a new one, with a new namespace and a new address.
+/// The container runtime has lost the sandbox, and creates a new one with a new namespace and address.
 fn made_anew(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("phoenix"))?;
+    let mut pod = env.pod(sample_pod::pod("phoenix"))?;
     let old = at(&pod)?;
     pod.stop()?;
     env.stands(old, false)?;
     pod.start_sandbox(Order::NetworkFirst)?;
     ensure!(at(&pod)? != old, "the same address");
-    // The status still tells the old address.
+    // The pod's status still has the old address.
     pod.start_containers()?;
     pod.report_running()?;
     let waited = env.endpoint(&pod, true)?;
     println!("     served {waited:?} after the kubelet told the new address");
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
-/// Deleted, but running: the kubelet goes on with its readiness probes until its containers stop.
+/// Deleted, but still running: the kubelet continues readiness probes until the containers stop.
 fn terminating(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("leaving"))?;
+    let mut pod = env.pod(sample_pod::pod("leaving"))?;
     let address = at(&pod)?;
     pod.terminate()?;
     wait::pass(QUIET)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     pod.stop()?;
     env.stands(address, false)?;
     ensure!(
@@ -95,19 +95,19 @@ fn terminating(env: &Env) -> Result<()> {
     env.gone("leaving")
 }
 
-/// The object goes first (`kubectl delete --force`), and the containers run for a while.
+/// The object is removed first (`kubectl delete --force`), and the containers still run for a while.
 fn by_force(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("forced"))?;
+    let mut pod = env.pod(sample_pod::pod("forced"))?;
     let address = at(&pod)?;
     pod.delete()?;
     env.stands(address, false)?;
     env.gone("forced")?;
-    env.mesh_alone(&pod)
+    env.check_mesh_only(&pod)
 }
 
-/// Old news of the API server: the pod runs, and has an address, before anything is on the node.
+/// The API server reports that the pod runs and has an address before anything exists on the node.
 fn status_first(env: &Env) -> Result<()> {
-    let mut pod = env.node.bind(usual::pod("announced"))?;
+    let mut pod = env.node.bind(sample_pod::pod("announced"))?;
     let (_, ipv4, ipv6) = env.run.next_pod_ips();
     pod.update(|object| {
         object["status"] = serde_json::json!({
@@ -120,25 +120,25 @@ fn status_first(env: &Env) -> Result<()> {
     pod.start_sandbox_at(Order::NetworkFirst, Some((ipv4, ipv6)))?;
     let _waited = env.endpoint(&pod, true)?;
     pod.start_containers()?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
-/// The node is faster than the API server's watch.
+/// The node is ahead of the API server's watch.
 fn sandbox_first(env: &Env) -> Result<()> {
-    let spec = usual::pod("unheard-of");
+    let spec = sample_pod::pod("unheard-of");
     let mut pod = env.node.bind_as(Bound::new(spec).unscheduled())?;
     pod.start_sandbox(Order::NetworkFirst)?;
     pod.start_containers()?;
-    env.mesh_alone(&pod)?;
+    env.check_mesh_only(&pod)?;
     pod.schedule()?;
     let waited = env.endpoint(&pod, true)?;
     println!("     served {waited:?} after it was told");
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
-/// A pod that runs elsewhere is none of ours; the daemon does not even hear of it.
+/// A pod on another node is not served; the daemon does not receive it at all.
 fn bound_late(env: &Env) -> Result<()> {
-    let spec = usual::pod("elsewhere");
+    let spec = sample_pod::pod("elsewhere");
     let pod = env.node.bind_as(Bound::new(spec).unscheduled())?;
     wait::pass(QUIET)?;
     ensure!(
@@ -148,9 +148,9 @@ fn bound_late(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// The same thing said again changes nothing: no endpoint goes, not for a moment.
+/// A repeated update changes nothing: no endpoint is removed, not even briefly.
 fn told_twice(env: &Env) -> Result<()> {
-    let mut pod = env.pod(usual::pod("echoed"))?;
+    let mut pod = env.pod(sample_pod::pod("echoed"))?;
     let before = env.daemon.status()?["counters"]["seen"].as_u64();
     for round in 0..50_u32 {
         pod.update(|object| {
@@ -158,7 +158,7 @@ fn told_twice(env: &Env) -> Result<()> {
         })?;
         ensure!(env.endpoints()?.has(at(&pod)?)?, "the endpoint went");
     }
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     let after = env.daemon.status()?["counters"]["seen"].as_u64();
     ensure!(
         after.context("counters")? > before.context("counters")?,

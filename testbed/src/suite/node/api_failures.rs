@@ -1,5 +1,5 @@
-//! The API server is away, forgets, refuses, or is slow: what was known last is served, `status`, metrics
-//! and log say so, and the watches come back.
+//! The API server is down, loses its history, refuses requests, or is slow: the daemon serves the last known
+//! pods, `status`, metrics and log report it, and the watches are restored.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,24 +11,24 @@ use super::env::{Env, SOON};
 use crate::daemon::{DaemonSpec, SERVICE_ACCOUNT};
 use crate::suite::cases::Cases;
 use crate::suite::env::GRACE;
-use crate::suite::usual::{self, Probing};
+use crate::suite::sample_pod::{self, Probing};
 use crate::wait;
 
-/// The longest that a watch waits before it tries again is 20 s; these cases fail a few times only.
+/// A watch waits at most 20 s before it retries; in these cases it fails only a few times.
 const BACK: Duration = Duration::from_secs(15);
-/// What is missing, as it is to be pasted into a role.
+/// The missing rule, in the form that can be pasted into a role.
 const VERBS: &str = "verbs: [\"get\", \"list\", \"watch\"]";
 
 pub fn run(cases: &mut Cases) {
-    // A node of its own for each: a daemon whose watches have failed lately waits longer, and what one case
-    // leaves of an API server is no other's trouble.
+    // Each case has its own node: a daemon whose watches have failed recently waits longer, and the state of
+    // one case's API server must not affect another case.
     let mut case = |name: &str, body: fn(&mut Env) -> Result<()>| {
         cases.case_in(name, |cases| body(&mut Env::start(cases)?));
     };
     case("api/away-and-back", |env| away(env));
     case("api/gone", |env| gone(env));
     case("api/token-expired", |env| {
-        // The kubelet replaces it in time, as a rule.
+        // The kubelet normally replaces it in time.
         refused(
             env,
             "does not accept our token",
@@ -62,7 +62,7 @@ fn up(env: &Env, resource: &str) -> Option<f64> {
     Some(scrape.sum("probe_handler_watch_up", &[("resource", resource)]))
 }
 
-/// Waits until the watch of `resource` stands, or does not.
+/// Waits until the watch of `resource` is open, or no longer is.
 fn watch(env: &Env, resource: &str, stands: bool, patience: Duration) -> Result<()> {
     let wanted = f64::from(u8::from(stands));
     wait::until(
@@ -82,31 +82,31 @@ fn ready(env: &Env) -> Result<()> {
 }
 
 fn away(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("kept"))?;
+    let pod = env.pod(sample_pod::pod("kept"))?;
     env.node.api.stop()?;
     watch(env, "pods", false, SOON)?;
     let _said = env.problem(&["can't watch pods", "pods are served as last known"])?;
-    // It serves: a node whose API server is away is no worse for that.
+    // It still serves: probes work although the API server is down.
     ready(env)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     env.node.api.start_again()?;
     watch(env, "pods", true, BACK)?;
     watch(env, "namespaces", true, BACK)?;
     env.no_problem()?;
-    let new = env.pod(usual::pod("new-after-that"))?;
-    env.truth(&new)?;
-    env.truth(&pod)
+    let new = env.pod(sample_pod::pod("new-after-that"))?;
+    env.check_verdicts(&new)?;
+    env.check_verdicts(&pod)
 }
 
-/// 410: everything is sent anew, and nothing is dropped in between.
+/// 410: everything is sent again, and no pod is dropped meanwhile.
 fn gone(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("uninterrupted"))?;
+    let pod = env.pod(sample_pod::pod("uninterrupted"))?;
     let ip = pod.ns()?.ipv4();
     let lists = || env.daemon.metric("probe_handler_watch_lists_total");
     let before = lists()?;
     let probing = Probing::start(
         &env.kubelet,
-        usual::all(ip.into())
+        sample_pod::probes(ip.into())
             .into_iter()
             .map(|case| case.probe)
             .collect(),
@@ -123,18 +123,18 @@ fn gone(env: &Env) -> Result<()> {
     wait::until("everything to be listed again", BACK, || {
         (lists().ok()? >= before + 2.0).then_some(())
     })?;
-    let cases = usual::all(ip.into());
+    let cases = sample_pod::probes(ip.into());
     for made in probing.stop()? {
         let case = cases.iter().find(|case| case.probe == made.probe);
         ensure!(
-            case.is_some_and(|case| case.is_true(&made.result)),
-            "untrue: {made:?}"
+            case.is_some_and(|case| case.matches(&made.result)),
+            "wrong result: {made:?}"
         );
     }
     watch(env, "pods", true, BACK)
 }
 
-/// What the API server refuses for a while, and then no longer.
+/// Requests that the API server refuses for a while.
 fn refused(env: &Env, says: &str, reason: &str, refuse: impl Fn(bool) -> Result<()>) -> Result<()> {
     let failures = || -> Result<f64> {
         let labels = [("resource", "pods"), ("reason", reason)];
@@ -144,24 +144,24 @@ fn refused(env: &Env, says: &str, reason: &str, refuse: impl Fn(bool) -> Result<
             .sum("probe_handler_watch_failures_total", &labels))
     };
     let before = failures()?;
-    let pod = env.pod(usual::pod("meanwhile"))?;
+    let pod = env.pod(sample_pod::pod("meanwhile"))?;
     refuse(true)?;
     env.node.api.order(|server| server.cut("pods", Cut::End))?;
     let _said = env.problem(&[says, "pods are served as last known"])?;
     ensure!(failures()? > before, "no metric says so");
     watch(env, "pods", false, SOON)?;
     ready(env)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     refuse(false)?;
     watch(env, "pods", true, BACK)?;
     env.no_problem()?;
-    let new = env.pod(usual::pod("allowed-again"))?;
-    env.truth(&new)
+    let new = env.pod(sample_pod::pod("allowed-again"))?;
+    env.check_verdicts(&new)
 }
 
-/// A server that does not answer for a while delays what it would have told, and nothing else.
+/// A server that does not answer for a while only delays news.
 fn slow(env: &Env) -> Result<()> {
-    let pod = env.pod(usual::pod("patient"))?;
+    let pod = env.pod(sample_pod::pod("patient"))?;
     let asked = || {
         let asked = env
             .node
@@ -184,23 +184,23 @@ fn slow(env: &Env) -> Result<()> {
         (asked()? > before).then_some(())
     })?;
     watch(env, "pods", false, SOON)?;
-    let mut new = env.node.bind(usual::pod("late"))?;
+    let mut new = env.node.bind(sample_pod::pod("late"))?;
     new.run()?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     ensure!(env.daemon.pod_status("late")?.is_none(), "known already");
     env.node.api.order(api_server_double::ApiServer::release)?;
     env.served(&new)?;
-    env.truth(&new)
+    env.check_verdicts(&new)
 }
 
-/// The daemon ends and another starts, under probes: while none is there, probes meet the mesh; from the
-/// moment it is ready all are true.
+/// The daemon ends and another starts, during probes: without a daemon the mesh handles the probes; once the
+/// new one is ready all results are correct.
 fn restarted(env: &mut Env) -> Result<()> {
-    let pod = env.pod(usual::pod("outliving"))?;
+    let pod = env.pod(sample_pod::pod("outliving"))?;
     let ip = pod.ns()?.ipv4();
     let probing = Probing::start(
         &env.kubelet,
-        usual::all(ip.into())
+        sample_pod::probes(ip.into())
             .into_iter()
             .map(|case| case.probe)
             .collect(),
@@ -215,21 +215,21 @@ fn restarted(env: &mut Env) -> Result<()> {
             .count();
         (after > 20).then_some(())
     })?;
-    let cases = usual::all(ip.into());
+    let cases = sample_pod::probes(ip.into());
     for made in probing.stop()? {
         let case = cases.iter().find(|case| case.probe == made.probe);
-        let is_true = case.is_some_and(|case| case.is_true(&made.result));
-        ensure!(is_true || made.begun < ready, "untrue: {made:?}");
+        let as_expected = case.is_some_and(|case| case.matches(&made.result));
+        ensure!(as_expected || made.begun < ready, "wrong result: {made:?}");
     }
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
-/// RBAC lets us see pods but no namespaces: it says which rule is missing, and pods are served.
+/// RBAC allows access to pods but not to namespaces: the daemon reports the missing rule, and serves pods.
 fn namespaces_forbidden(env: &mut Env) -> Result<()> {
     env.node
         .api
         .order(|server| server.forbid("namespaces", true))?;
-    let pod = env.pod(usual::pod("unexempted"))?;
+    let pod = env.pod(sample_pod::pod("unexempted"))?;
     again(env, "daemon-without-namespaces")?;
     let said = env.problem(&["namespaces", "HTTP 403", "are ignored"])?;
     ensure!(
@@ -237,7 +237,7 @@ fn namespaces_forbidden(env: &mut Env) -> Result<()> {
         "no rule: {said}"
     );
     env.served(&pod)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     env.node
         .api
         .order(|server| server.forbid("namespaces", false))?;
@@ -245,9 +245,9 @@ fn namespaces_forbidden(env: &mut Env) -> Result<()> {
     env.no_problem()
 }
 
-/// Nothing is known yet: not ready, and it says why.
+/// The daemon has no pods yet: it is not ready, and reports why.
 fn away_at_start(env: &mut Env) -> Result<()> {
-    let pod = env.pod(usual::pod("waiting"))?;
+    let pod = env.pod(sample_pod::pod("waiting"))?;
     env.node.api.stop()?;
     let status = env.daemon.stop(GRACE)?;
     ensure!(status.success(), "it ended with {status}");
@@ -263,14 +263,14 @@ fn away_at_start(env: &mut Env) -> Result<()> {
         "/readyz answers {status}: {body}"
     );
     let _said = env.problem(&["can't watch pods", "no pod is served until it answers"])?;
-    env.mesh_alone(&pod)?;
+    env.check_mesh_only(&pod)?;
     env.node.api.start_again()?;
     env.daemon.wait_ready()?;
     env.served(&pod)?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
-/// A daemon that was killed while the API server is away serves what it knew.
+/// A daemon that is killed and restarted while the API server is down serves the pods that it had.
 fn away_at_a_restart(env: &mut Env) -> Result<()> {
     let file = env.run.dir().join("last-known.json");
     let program = env.daemon.program().to_path_buf();
@@ -285,18 +285,18 @@ fn away_at_a_restart(env: &mut Env) -> Result<()> {
     let status = env.daemon.stop(GRACE)?;
     ensure!(status.success(), "it ended with {status}");
     env.daemon = keeping(env, "daemon-that-is-killed").start(&env.run)?;
-    let pod = env.pod(usual::pod("still-known"))?;
+    let pod = env.pod(sample_pod::pod("still-known"))?;
     wait::until("the pod to be kept", SOON, || {
         let text = std::fs::read_to_string(&file).ok()?;
         text.contains("still-known").then_some(())
     })?;
     env.node.api.stop()?;
     let _killed = env.daemon.kill()?;
-    env.mesh_alone(&pod)?;
+    env.check_mesh_only(&pod)?;
 
     env.daemon = keeping(env, "daemon-in-the-dark").spawn(&env.run)?;
     wait::until("the pod to be served", SOON, || env.served(&pod).ok())?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     let (status, body) = env.daemon.get("/readyz")?;
     ensure!(
         status == 503 && body.contains("pods listed from the API server"),
@@ -305,13 +305,13 @@ fn away_at_a_restart(env: &mut Env) -> Result<()> {
     let _said = env.problem(&["can't watch pods", "pods are served as last known"])?;
     env.node.api.start_again()?;
     env.daemon.wait_ready()?;
-    env.truth(&pod)
+    env.check_verdicts(&pod)
 }
 
-/// As the DaemonSet's pods reach it: address from the environment, token and authority from the
-/// ServiceAccount's volume.
+/// Access to the API server as in the DaemonSet's pods: address from the environment, token and CA
+/// certificate from the ServiceAccount's volume.
 fn in_cluster(env: &mut Env) -> Result<()> {
-    let pod = env.pod(usual::pod("as-in-life"))?;
+    let pod = env.pod(sample_pod::pod("as-in-life"))?;
     let status = env.daemon.stop(GRACE)?;
     ensure!(status.success(), "it ended with {status}");
     let made = MountPoint::make()?;
@@ -325,14 +325,14 @@ fn in_cluster(env: &mut Env) -> Result<()> {
         );
     env.daemon = spec.start(&env.run)?;
     env.served(&pod)?;
-    env.truth(&pod)?;
+    env.check_verdicts(&pod)?;
     let status = env.daemon.stop(GRACE)?;
     ensure!(status.success(), "it ended with {status}");
     drop(made);
     Ok(())
 }
 
-/// The directories that a ServiceAccount's volume is mounted on, as far as they had to be made; removed on
+/// The directories on which a ServiceAccount's volume is mounted, if they did not exist before; removed on
 /// drop.
 struct MountPoint(Vec<PathBuf>);
 
@@ -349,7 +349,7 @@ impl MountPoint {
 impl Drop for MountPoint {
     fn drop(&mut self) {
         for path in &self.0 {
-            // Another run may use them too.
+            // Another run may still use them.
             let _not_empty = std::fs::remove_dir(path);
         }
     }

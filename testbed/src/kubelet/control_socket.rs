@@ -1,5 +1,5 @@
-//! The stand-in kubelet's door: a Unix socket through which another program has it make a probe. Only the kubelet's own
-//! process is exempt from the mesh; whoever wants to play by hand needs it.
+//! The stand-in kubelet's control socket: a Unix socket on which another program requests a probe. It exists because only
+//! the kubelet's own process is exempt from the mesh.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -11,21 +11,21 @@ use anyhow::{Context, Result};
 
 use super::{Kubelet, Probe, ProbeResult};
 
-/// How long whoever knocks may take to say what they want.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The socket, as long as it is open.
+/// A listening control socket.
 #[derive(Debug)]
-pub struct Door {
+pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
 }
 
-impl Door {
-    /// Opens one at `path`.
+impl ControlSocket {
+    /// Listens at `path`.
     ///
     /// # Errors
-    /// When the socket can't be made.
+    /// When the socket can't be created.
     pub fn open(path: PathBuf) -> Result<Self> {
         let listener = UnixListener::bind(&path)
             .with_context(|| format!("listening on {}", path.display()))?;
@@ -33,37 +33,37 @@ impl Door {
         Ok(Self { listener, path })
     }
 
-    /// Where it is.
+    /// Path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Has `kubelet` make the probe that somebody waits for, if anybody does.
+    /// Answers one pending request, if any: `kubelet` makes the probe.
     ///
     /// # Errors
-    /// When nobody can be let in, or what they want is not to be had. The door stays open.
+    /// When a connection cannot be accepted, or its request fails. The socket keeps listening.
     pub fn answer(&self, kubelet: &Kubelet) -> Result<()> {
         let mut stream = match self.listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error).context("the kubelet's door"),
+            Err(error) => return Err(error).context("accepting on the kubelet's control socket"),
         };
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
         let mut text = String::new();
         let _length = stream.read_to_string(&mut text)?;
-        let probe: Probe = serde_json::from_str(&text).context("no probe")?;
+        let probe: Probe = serde_json::from_str(&text).context("the request is not a probe")?;
         let result = kubelet.probe(&probe)?;
         stream.write_all(&serde_json::to_vec(&result)?)?;
         Ok(())
     }
 }
 
-/// Has the kubelet behind the door at `path` make `probe`.
+/// Requests `probe` from the kubelet whose control socket is at `path`.
 ///
 /// # Errors
-/// When nobody answers there. A failing probe is a result.
-pub fn knock(path: &Path, probe: &Probe) -> Result<ProbeResult> {
+/// When no kubelet answers. A failed probe is not an error.
+pub fn request_probe(path: &Path, probe: &Probe) -> Result<ProbeResult> {
     let at = || format!("no stand-in kubelet answers at {}", path.display());
     let mut stream = UnixStream::connect(path).with_context(at)?;
     stream.write_all(&serde_json::to_vec(probe)?)?;
