@@ -244,7 +244,8 @@ fn several(program: Option<&Path>) -> Result<()> {
 
 /// Path of a command.
 fn find(name: &str) -> Result<std::path::PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    // The guest's first process has no PATH.
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
     std::env::split_paths(&path)
         .map(|directory| directory.join(name))
         .find(|path| path.is_file())
