@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use kernel::exemption::{Error, Exemption, Family, RulesWatch, Trial, trial};
 use kernel::maps::ConnectingMap;
 use kernel::netns::Netns;
 use reconcile::path::HttpBy;
+
+/// Number of pods in which rules are installed and tried at once while the handler serves them.
+const AT_ONCE: usize = 4;
 
 /// Trials that follow changes of a pod's rules come no faster.
 const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
@@ -35,6 +38,8 @@ pub struct KernelPath {
     /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
     shared_process: Arc<AtomicBool>,
     succeeds: bool,
+    /// Taken by a pod that the handler serves meanwhile: when many pods start at once, their endpoints must come first.
+    turns: Semaphore,
 }
 
 impl KernelPath {
@@ -52,6 +57,7 @@ impl KernelPath {
             http,
             shared_process,
             succeeds,
+            turns: Semaphore::new(AT_ONCE),
         }
     }
 
@@ -111,7 +117,13 @@ impl Keeping<'_> {
     pub async fn next(&mut self) -> Path {
         loop {
             self.until_next().await;
+            let serves_already = self.reported == Some(Path::Kernel) || self.comes_first();
+            let turn = match serves_already {
+                true => None,
+                false => self.kernel_path.turns.acquire().await.ok(),
+            };
             let path = self.establish().await;
+            drop(turn);
             if self.reported.as_ref() != Some(&path) {
                 self.attempt = 0;
                 self.reported = Some(path.clone());
