@@ -106,6 +106,17 @@ impl Cases {
         }
     }
 
+    /// Skips case `name` where the processor is emulated, because the case loads it more than an emulated one can carry.
+    /// Returns whether it did.
+    pub fn skip_if_emulated(&mut self, name: &str) -> bool {
+        let emulated = pace::factor() > 1;
+        if emulated {
+            let why = "it needs more of the processor than an emulated one has: left to the run on the host";
+            self.skip(name, why);
+        }
+        emulated
+    }
+
     /// As [`Cases::case`], for a case that needs a dedicated machine, with the reason `why`.
     pub fn case_in_a_guest(&mut self, name: &str, why: &str, body: impl FnOnce() -> Result<()>) {
         if guest::is_here() {

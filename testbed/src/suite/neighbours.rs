@@ -46,8 +46,14 @@ const AT_ONCE: usize = 20;
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &["--scope", "all"])?;
     cases.case("lo-down", || lo_down(&env));
-    cases.case("rules-that-cost", || rules_that_cost(&env));
-    cases.case("addresses-and-listeners-that-flap", || flapping(&env));
+    for (name, case) in [
+        ("rules-that-cost", rules_that_cost as fn(&Env) -> Result<()>),
+        ("addresses-and-listeners-that-flap", flapping),
+    ] {
+        if !cases.skip_if_emulated(name) {
+            cases.case(name, || case(&env));
+        }
+    }
     Ok(())
 }
 

@@ -26,6 +26,8 @@ const COMMANDS: &[&str] = &[
     "mount",
     "umount",
     "timeout",
+    "prlimit",
+    "true",
     "setpriv",
     "unshare",
     "nsenter",
