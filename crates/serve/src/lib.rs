@@ -80,9 +80,18 @@ impl Handler {
         let mut connections = JoinSet::new();
         let mut failing = false;
         let mut turns = worker.turns();
-        let mut listener = Listener::Idle(listener);
+        let mut listener = Listener {
+            socket: listener,
+            accepting: None,
+        };
         loop {
-            listener = listener.set(worker.has_turn());
+            if let Err(error) = listener.set(worker.has_turn()) {
+                // The next attempt may find a descriptor of the reserve.
+                if !self.reserve.use_for(&error) {
+                    warn!(%error, "cannot accept connections");
+                }
+            }
+            let must_retry = listener.accepting.is_none() && worker.has_turn();
             tokio::select! {
                 accepted = listener.accept() => {
                     failing = self.accepted(accepted, &worker, &mut connections, failing).await;
@@ -91,10 +100,12 @@ impl Handler {
                 }
                 Some(done) = connections.join_next() => reap(done),
                 Ok(()) = turns.changed() => {}
+                () = sleep(ACCEPT_PAUSE), if must_retry => {}
                 () = drained(&mut drain) => break,
             }
         }
-        listener = listener.set(true);
+        // On failure another worker accepts what is in the backlog.
+        let _ = listener.set(true);
         while let Ok(accepted) = timeout(DRAIN_QUIET, listener.accept()).await {
             failing = self
                 .accepted(accepted, &worker, &mut connections, failing)
@@ -138,36 +149,29 @@ impl Handler {
 
 /// The listener of one worker. All workers share one socket, each through its own descriptor. It is registered only with
 /// the runtime of the worker that has the turn, so that it wakes no other.
-enum Listener {
-    Accepting(TcpListener),
-    Idle(StdListener),
+struct Listener {
+    socket: StdListener,
+    accepting: Option<TcpListener>,
 }
 
 impl Listener {
-    fn set(self, accepting: bool) -> Self {
-        match (self, accepting) {
-            (Self::Idle(listener), true) => {
-                match listener.try_clone().and_then(TcpListener::from_std) {
-                    Ok(listener) => Self::Accepting(listener),
-                    Err(error) => {
-                        warn!(%error, "this thread cannot accept connections");
-                        Self::Idle(listener)
-                    }
-                }
-            }
-            (Self::Accepting(listener), false) => match listener.into_std() {
-                Ok(listener) => Self::Idle(listener),
-                // The runtime only hands out the socket that it was given: this cannot fail.
-                Err(error) => unreachable!("{error}"),
-            },
-            (unchanged, _) => unchanged,
+    /// Registers the listener with the runtime, or removes it from there.
+    ///
+    /// # Errors
+    /// Those of `dup` and `epoll_ctl`.
+    fn set(&mut self, accepting: bool) -> io::Result<()> {
+        if !accepting {
+            self.accepting = None;
+        } else if self.accepting.is_none() {
+            self.accepting = Some(TcpListener::from_std(self.socket.try_clone()?)?);
         }
+        Ok(())
     }
 
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        match self {
-            Self::Accepting(listener) => listener.accept().await,
-            Self::Idle(_) => std::future::pending().await,
+        match &self.accepting {
+            Some(listener) => listener.accept().await,
+            None => std::future::pending().await,
         }
     }
 }
