@@ -291,10 +291,14 @@ impl Stay<'_> {
             };
             let left_waiting = queued && permit.is_none();
             let mut last = match left_waiting {
-                true => Trial {
-                    too_much: costs.too_much(),
-                    ..Trial::unproven("no dial yet: dials inside other pods take long")
-                },
+                true => {
+                    // The next look at the pod needs it.
+                    drop(turn);
+                    Trial {
+                        too_much: costs.too_much(),
+                        ..Trial::unproven("no dial yet: dials inside other pods take long")
+                    }
+                }
                 false => self.dial(plans, permit, turn, costs).await,
             };
             let kernel_path = self.kernel_path().await;

@@ -44,7 +44,9 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         });
     }
     cases.case_in("stopped-for-long", stopped_for_long);
-    cases.case_in("handler-thread-frozen", handler_thread_frozen);
+    if !cases.skip_if_emulated("handler-thread-frozen") {
+        cases.case_in("handler-thread-frozen", handler_thread_frozen);
+    }
     Ok(())
 }
 

@@ -43,12 +43,16 @@ const FIRST_LISTENER: u16 = 40_000;
 const FLAPS: usize = 2_000;
 const AT_ONCE: usize = 20;
 
+/// Number of pods with costly rules, and of pods that start beside them.
+const WAITING: usize = 6;
+
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &["--scope", "all"])?;
     cases.case("lo-down", || lo_down(&env));
     for (name, case) in [
         ("rules-that-cost", rules_that_cost as fn(&Env) -> Result<()>),
         ("addresses-and-listeners-that-flap", flapping),
+        ("dials-that-wait-for-others", dials_that_wait),
     ] {
         if !cases.skip_if_emulated(name) {
             cases.case(name, || case(&env));
@@ -166,6 +170,31 @@ fn rules_that_cost(env: &Env) -> Result<()> {
     })?;
     println!("     served again {:?} later", begun.elapsed());
     env.daemon.wait_served(&pod)
+}
+
+/// A pod whose canary dial has to wait for costly dials in other pods is served without it, and dialled later.
+fn dials_that_wait(env: &Env) -> Result<()> {
+    let mut pods = Vec::new();
+    for index in 0..WAITING {
+        let costly = plain(&format!("slow{index}")).start(&env.run)?;
+        let _cost = make_costly(&costly.ns)?;
+        pods.push(costly);
+    }
+    for index in 0..WAITING {
+        pods.push(plain(&format!("waits{index}")).start(&env.run)?);
+    }
+    // All at once: each dial inside a costly pod keeps the others waiting.
+    for pod in &mut pods {
+        pod.publish(env.daemon.pods())?;
+    }
+    for pod in pods.iter().skip(WAITING) {
+        wait::until("a canary dial that had to wait", 3 * SOON, || {
+            let status = env.daemon.pod_status(pod.name()).ok()??;
+            (status["canary"]["state"] == "passed").then_some(())
+        })
+        .with_context(|| format!("{:?}", env.daemon.pod_status(pod.name())))?;
+    }
+    Ok(())
 }
 
 /// Adds rules to the namespace that make each connection over lo cost [`COST`]; returns the measured cost.
