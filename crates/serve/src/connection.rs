@@ -50,10 +50,10 @@ pub(super) struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    /// Serves the connection to its end.
-    pub(super) async fn serve(mut self) {
+    /// Serves the connection to its end, as the `decision` over its first bytes says.
+    pub(super) async fn serve(mut self, decision: Option<Decision>) {
         let pod = &self.endpoint.pod;
-        let Some(decision) = self.first_bytes().await else {
+        let Some(decision) = decision else {
             if let Routes::Native(NativeRoutes { tcp: Some(tcp), .. }) = &self.endpoint.routes {
                 self.handler.connected(self.endpoint, tcp, self.since);
             }
@@ -100,7 +100,7 @@ impl Connection<'_> {
 
     /// Reads until the bytes are enough to classify the connection, or cannot become enough. None: the
     /// kubelet closed the connection without sending a byte.
-    async fn first_bytes(&mut self) -> Option<Decision> {
+    pub(super) async fn first_bytes(&mut self) -> Option<Decision> {
         let by_agent = self.handler.shared_process.load(Ordering::Relaxed);
         let patience = self.since
             + self

@@ -23,6 +23,8 @@ const TOTAL: Rate = Rate {
     per_second: Duration::from_millis(250),
     burst: Duration::from_millis(2_500),
 };
+/// Work for one pod that takes a thread longer than this at a time is unusual.
+const UNUSUAL: Duration = Duration::from_millis(20);
 /// How long a pod whose checks cost more than that is not served.
 pub const EXCLUDED_FOR: Duration = Duration::from_secs(60);
 /// Up to this, elapsed time counts as processor time. Above it, involuntary context switches are taken into account.
@@ -48,6 +50,10 @@ struct State {
     prompt: Bucket,
     total: Bucket,
     excluded_until: Option<Instant>,
+    /// Number of threads that work for the pod now.
+    running: u32,
+    /// When the first of them began.
+    running_since: Instant,
 }
 
 #[derive(Debug)]
@@ -62,6 +68,15 @@ struct Bucket {
     rate: Rate,
     level: Duration,
     at: Instant,
+}
+
+/// A thread works for a pod.
+struct Running<'a>(&'a PodCost);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().running -= 1;
+    }
 }
 
 /// A running measurement.
@@ -84,6 +99,8 @@ impl PodCost {
             prompt: bucket(PROMPT),
             total: bucket(TOTAL),
             excluded_until: None,
+            running: 0,
+            running_since: now,
         }))
     }
 
@@ -93,10 +110,23 @@ impl PodCost {
         if state.excluded_until.is_some_and(|until| now < until) {
             return Lane::Excluded;
         }
-        match state.prompt.overflows(now) {
+        // What runs now on another thread has not been counted yet.
+        let runs_long =
+            state.running > 0 && now.saturating_duration_since(state.running_since) > UNUSUAL;
+        match runs_long || state.prompt.overflows(now) {
             true => Lane::Slow,
             false => Lane::Prompt,
         }
+    }
+
+    /// Notes that a thread works for the pod from `now` on, until the returned guard is dropped.
+    fn run(&self, now: Instant) -> Running<'_> {
+        let mut state = self.0.lock();
+        if state.running == 0 {
+            state.running_since = now;
+        }
+        state.running += 1;
+        Running(self)
     }
 
     /// Records `cost` of processor time. Returns true when this excludes the pod.
@@ -185,9 +215,11 @@ pub(super) async fn metered<T>(
     poll_fn(|context| {
         let begun = Instant::now();
         let meter = Meter::start(begun);
+        let running = cost.run(begun);
         worker.busy(begun);
         let polled = work.as_mut().poll(context);
         worker.idle();
+        drop(running);
         if cost.spend(meter.stop(Instant::now()), begun) {
             excluded();
         }
@@ -257,5 +289,19 @@ mod tests {
         assert!(meter.stop(Instant::now()) > MS);
         let meter = Meter::start(Instant::now());
         assert!(meter.stop(Instant::now()) < MS);
+    }
+
+    #[test]
+    fn a_pod_that_holds_up_one_thread_does_not_hold_up_another() {
+        let begun = Instant::now();
+        let cost = PodCost::new(begun);
+        let running = cost.run(begun);
+        assert_eq!(cost.lane(begun + UNUSUAL), Lane::Prompt);
+        assert_eq!(cost.lane(begun + UNUSUAL + MS), Lane::Slow);
+        let second = cost.run(begun + 30 * MS);
+        drop(running);
+        assert_eq!(cost.lane(begun + 31 * MS), Lane::Slow);
+        drop(second);
+        assert_eq!(cost.lane(begun + 31 * MS), Lane::Prompt);
     }
 }

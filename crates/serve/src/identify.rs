@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -10,6 +11,7 @@ use tracing::debug;
 
 use super::Handler;
 use super::answer::reset;
+use super::classify::Decision;
 use super::connection::{Connection, FIRST_BYTES_TIMEOUT};
 use super::cost::{Lane, metered};
 use super::flows::{AcceptedFlow, ConnectionId};
@@ -39,11 +41,10 @@ impl Handler {
             Some(endpoint) if flow.closed => self.closed(kubelet, &endpoint, since).await,
             None if flow.closed => {}
             Some(endpoint) => match endpoint.pod.cost.lane(since.into_std()) {
-                Lane::Prompt => {
-                    self.serve_connection(kubelet, &endpoint, since, worker)
-                        .await
+                Lane::Prompt => self.serve_promptly(kubelet, endpoint, since, worker).await,
+                Lane::Slow | Lane::Excluded => {
+                    self.slow.serve(kubelet, endpoint, since, None).await;
                 }
-                Lane::Slow | Lane::Excluded => self.slow.serve(kubelet, endpoint, since).await,
             },
             None => {
                 debug!(%address, "relaying connection: its endpoint was removed");
@@ -60,39 +61,89 @@ impl Handler {
         self.flows.take(ConnectionId { peer, isn })
     }
 
-    /// Serves a connection to a costly pod, on the thread of `worker`.
+    /// Serves a connection on the thread of `worker`, unless the pod turns out to be costly before the app is dialled: its
+    /// connections come at the same moment, and what the first one costs shows when it is dialled.
+    async fn serve_promptly(
+        &self,
+        kubelet: TcpStream,
+        endpoint: Arc<Endpoint>,
+        since: Instant,
+        worker: &Worker,
+    ) {
+        let mut connection = Connection {
+            handler: self,
+            endpoint: &endpoint,
+            kubelet,
+            bytes: Vec::with_capacity(1024),
+            since,
+        };
+        let decision = self.first_bytes(&mut connection, worker).await;
+        if let Some(decision) = &decision
+            && endpoint.pod.cost.lane(Instant::now().into_std()) != Lane::Prompt
+        {
+            let read = Some((connection.bytes, decision.clone()));
+            let kubelet = connection.kubelet;
+            return self
+                .slow
+                .serve(kubelet, Arc::clone(&endpoint), since, read)
+                .await;
+        }
+        self.serve_connection(connection, decision, worker).await;
+    }
+
+    /// Serves a connection to a costly pod, on the thread of `worker`. `read`: its first bytes, if they have been read, and
+    /// the decision over them.
     pub(super) async fn serve_slowly(
         &self,
         kubelet: TcpStream,
         endpoint: &Endpoint,
         since: Instant,
+        read: Option<(Vec<u8>, Decision)>,
         worker: &Worker,
     ) {
+        let (bytes, decision) = match read {
+            Some((bytes, decision)) => (bytes, Some(decision)),
+            None => (Vec::with_capacity(1024), None),
+        };
         if endpoint.pod.cost.lane(Instant::now().into_std()) == Lane::Excluded {
             self.metrics.relayed("too_costly");
-            return Box::pin(relay(kubelet, endpoint.address, &[])).await;
+            return Box::pin(relay(kubelet, endpoint.address, &bytes)).await;
         }
-        self.serve_connection(kubelet, endpoint, since, worker)
-            .await;
+        let mut connection = Connection {
+            handler: self,
+            endpoint,
+            kubelet,
+            bytes,
+            since,
+        };
+        let decision = match decision {
+            Some(decision) => Some(decision),
+            None => self.first_bytes(&mut connection, worker).await,
+        };
+        self.serve_connection(connection, decision, worker).await;
+    }
+
+    async fn first_bytes(
+        &self,
+        connection: &mut Connection<'_>,
+        worker: &Worker,
+    ) -> Option<Decision> {
+        let pod = &connection.endpoint.pod;
+        let exclude = || (self.exclude)(&pod.id);
+        let reading = pin!(connection.first_bytes());
+        metered(reading, &pod.cost, worker, exclude).await
     }
 
     async fn serve_connection(
         &self,
-        kubelet: TcpStream,
-        endpoint: &Endpoint,
-        since: Instant,
+        connection: Connection<'_>,
+        decision: Option<Decision>,
         worker: &Worker,
     ) {
-        let connection = Connection {
-            handler: self,
-            endpoint,
-            kubelet,
-            bytes: Vec::with_capacity(1024),
-            since,
-        };
-        let exclude = || (self.exclude)(&endpoint.pod.id);
-        let serving = pin!(connection.serve());
-        metered(serving, &endpoint.pod.cost, worker, exclude).await;
+        let pod = &connection.endpoint.pod;
+        let exclude = || (self.exclude)(&pod.id);
+        let serving = pin!(connection.serve(decision));
+        metered(serving, &pod.cost, worker, exclude).await;
     }
 
     /// Concludes a connection that the kubelet has already closed: it is a TCP probe, or needs no answer.

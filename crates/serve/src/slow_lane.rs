@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::classify::Decision;
 use super::table::Endpoint;
 use super::worker::Worker;
 use super::{Handler, reap};
@@ -17,6 +18,8 @@ pub(super) struct Handover {
     kubelet: StdStream,
     endpoint: Arc<Endpoint>,
     since: Instant,
+    /// The first bytes, if they have been read, and the decision over them.
+    read: Option<(Vec<u8>, Decision)>,
     /// Dropped when the connection has been served.
     _served: oneshot::Sender<()>,
 }
@@ -32,7 +35,13 @@ impl SlowLane {
     }
 
     /// Hands the connection over and waits until it has been served. Drops the connection if the lane's thread has ended.
-    pub(super) async fn serve(&self, kubelet: TcpStream, endpoint: Arc<Endpoint>, since: Instant) {
+    pub(super) async fn serve(
+        &self,
+        kubelet: TcpStream,
+        endpoint: Arc<Endpoint>,
+        since: Instant,
+        read: Option<(Vec<u8>, Decision)>,
+    ) {
         let (served, done) = oneshot::channel();
         let Ok(kubelet) = kubelet.into_std() else {
             return;
@@ -41,6 +50,7 @@ impl SlowLane {
             kubelet,
             endpoint,
             since,
+            read,
             _served: served,
         });
         // An error means that the connection has been served: the sender is only ever dropped.
@@ -64,9 +74,9 @@ impl SlowConnections {
                     };
                     let worker = Arc::clone(&worker);
                     let _ = connections.spawn(async move {
-                        let Handover { kubelet, endpoint, since, _served } = handover;
+                        let Handover { kubelet, endpoint, since, read, _served } = handover;
                         if let Ok(kubelet) = TcpStream::from_std(kubelet) {
-                            handler.serve_slowly(kubelet, &endpoint, since, &worker).await;
+                            handler.serve_slowly(kubelet, &endpoint, since, read, &worker).await;
                         }
                     });
                 }

@@ -53,6 +53,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         ("rules-that-cost", rules_that_cost as fn(&Env) -> Result<()>),
         ("addresses-and-listeners-that-flap", flapping),
         ("dials-that-wait-for-others", dials_that_wait),
+        ("rules-that-begin-to-cost", rules_that_begin_to_cost),
     ] {
         if !cases.skip_if_emulated(name) {
             cases.case(name, || case(&env));
@@ -170,6 +171,44 @@ fn rules_that_cost(env: &Env) -> Result<()> {
     })?;
     println!("     served again {:?} later", begun.elapsed());
     env.daemon.wait_served(&pod)
+}
+
+/// A pod that is served gets rules that make each dial costly, while the kubelet probes it: its neighbours' probes stay right.
+fn rules_that_begin_to_cost(env: &Env) -> Result<()> {
+    let victim = env.pod(sample_pod::pod("neighbour-of-rules"))?;
+    let mut pod = plain("becomes-costly").start(&env.run)?;
+    env.daemon.serve(&mut pod)?;
+    let costly = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
+    let _passed = env.passes(&costly)?;
+    let expected = sample_pod::probes(victim.ns.ipv4().into());
+    let neighbours = || expected.iter().map(|case| case.probe.clone()).collect();
+
+    let before = Probing::start(&env.kubelet, neighbours());
+    before.more(50)?;
+    let before = before.stop()?;
+    let cost = make_costly(&pod.ns)?;
+    let during = Probing::start(&env.kubelet, neighbours());
+    let attack = Probing::start(&env.kubelet, vec![costly; 4]);
+    let why = wait::until("the pod not to be served", 4 * SOON, || obstacle(env, &pod))?;
+    during.more(50)?;
+    let attack = attack.stop()?;
+    let during = during.stop()?;
+    println!(
+        "     a dial costs {cost:?}; {} probes of the pod, until: {why}; neighbours' p50 and p99 before {:?} {:?}, during {:?} {:?}",
+        attack.len(),
+        sample_pod::percentile(&before, 50),
+        sample_pod::percentile(&before, 99),
+        sample_pod::percentile(&during, 50),
+        sample_pod::percentile(&during, 99),
+    );
+    for made in before.iter().chain(&during) {
+        let case = expected.iter().find(|case| case.probe == made.probe);
+        ensure!(
+            case.is_some_and(|case| case.matches(&made.result)),
+            "a neighbour's probe is wrong: {made:?}"
+        );
+    }
+    Ok(())
 }
 
 /// A pod whose canary dial has to wait for costly dials in other pods is served without it, and dialled later.
