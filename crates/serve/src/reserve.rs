@@ -23,6 +23,7 @@ const FILE: &str = "/dev/null";
 pub struct Reserve {
     held: Mutex<Vec<OwnedFd>>,
     ran_out: AtomicBool,
+    closed: AtomicBool,
     pulse: Arc<dyn Pulse>,
 }
 
@@ -32,6 +33,7 @@ impl Reserve {
         let reserve = Self {
             held: Mutex::default(),
             ran_out: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             pulse,
         };
         if let Err(error) = reserve.fill() {
@@ -42,6 +44,9 @@ impl Reserve {
 
     /// Beats the pulse if there are descriptors for new connections.
     pub fn beat(&self) {
+        if self.closed.load(Ordering::Acquire) {
+            return;
+        }
         if self.ran_out.load(Ordering::Acquire) {
             if self.fill().is_err() {
                 return;
@@ -54,6 +59,12 @@ impl Reserve {
 
     /// Stops the pulse until the next [`Reserve::beat`].
     pub fn stop(&self) {
+        self.pulse.stop();
+    }
+
+    /// Stops the pulse for good.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         self.pulse.stop();
     }
 
@@ -135,6 +146,15 @@ mod tests {
         reserve.beat();
         assert_eq!(reserve.held.lock().len(), SIZE);
         assert_eq!(pulse.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_pulse_that_was_closed_does_not_beat_again() {
+        let pulse = Arc::new(Counted::default());
+        let reserve = Reserve::new(Arc::clone(&pulse) as Arc<dyn Pulse>);
+        reserve.close();
+        reserve.beat();
+        assert_eq!(pulse.0.load(Ordering::Relaxed), -1);
     }
 
     #[test]

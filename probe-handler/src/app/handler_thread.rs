@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const PATIENCE: u32 = 200;
 /// The exit code of that: EX_SOFTWARE of sysexits.h.
 const STOOD_STILL: i32 = 70;
+/// How long checks in flight may take at that exit.
+const LAST_CHECKS: Duration = Duration::from_secs(1);
 
 /// The handler, which serves on its own threads.
 pub struct HandlerThread {
@@ -137,7 +139,7 @@ impl HandlerThread {
         let (watched, stop) = mpsc::channel();
         let watching = workers.clone();
         let _thread = spawn("watchdog", move |_runtime| {
-            watch_over(&watching, &turns, &stop)
+            watch_over(&handler, &watching, &turns, &stop)
         })?;
         Ok(Self {
             v4: v4_address,
@@ -289,7 +291,12 @@ fn usable(missing: &Missing) -> bool {
 }
 
 /// Gives the turn to accept to a worker that is not held up, and ends the process when a worker makes no progress.
-fn watch_over(workers: &[Arc<Worker>], turns: &watch::Sender<usize>, stop: &mpsc::Receiver<()>) {
+fn watch_over(
+    handler: &Handler,
+    workers: &[Arc<Worker>],
+    turns: &watch::Sender<usize>,
+    stop: &mpsc::Receiver<()>,
+) {
     let mut looks: Vec<(u64, u32)> = vec![(0, 0); workers.len()];
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOOK) {
         let now = Instant::now();
@@ -315,6 +322,9 @@ fn watch_over(workers: &[Arc<Worker>], turns: &watch::Sender<usize>, stop: &mpsc
                     "the thread has made no progress for {:?}: exiting, so that the supervisor restarts the daemon",
                     LOOK * PATIENCE
                 );
+                // Threads that still work finish the checks in flight; the programs redirect no new ones.
+                handler.reserve.close();
+                let _ = stop.recv_timeout(LAST_CHECKS);
                 // The main thread may hang too, so only the log is flushed.
                 std::process::exit(STOOD_STILL);
             }

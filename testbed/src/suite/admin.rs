@@ -33,7 +33,7 @@ fn documented() -> BTreeSet<String> {
     METRICS
         .lines()
         .filter(|line| {
-            kubernetes |= line.starts_with("With `--pods kube` also");
+            kubernetes |= line.starts_with("With `--pods kube` there are also");
             kubernetes &= !line.starts_with("Events of");
             !kubernetes
         })

@@ -292,7 +292,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
     })?;
     let table = env.daemon.status_command(&[])?;
     ensure!(
-        table.contains(&format!("another pod has its address {ip} too")),
+        table.contains(&format!("another pod also has its address {ip}")),
         "status does not say so:\n{table}"
     );
     // Their other addresses are still served.

@@ -229,7 +229,7 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
 /// Runs `probe-handler cleanup` where it sees one pod's network namespace only: it would clean up after others' tests too.
 fn cleanup(node: &Node<'_>, program: &Path, pod: &Pod) -> Result<()> {
     const SCRIPT: &str = r#"
-        mount -t proc proc /proc && mkdir "$1" && touch "$1/pod" && mount --bind "$2" "$1/pod" &&
+        mount -t proc proc /proc && mkdir "$1" && : >"$1/pod" && mount --bind "$2" "$1/pod" &&
         mount --rbind "$1" /run/netns && exec "$3" cleanup --bpffs "$4"
     "#;
     let output = Command::new("unshare")
