@@ -1,14 +1,15 @@
 //! The daemon's configuration of its programs.
 
+use crate::spread::HANDLER_PORTS_V6;
+
 /// The single entry of `CONFIG`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// The handler's port on 127.0.0.1, host byte order; 0: none, connections to IPv4 endpoints are unchanged.
     pub handler_port_v4: u32,
-    /// The first of the handler's [`HANDLER_PORTS_V6`](crate::spread::HANDLER_PORTS_V6) ports on ::1, host byte
-    /// order; 0: none, connections to IPv6 endpoints are unchanged.
-    pub handler_port_v6: u32,
+    /// Must be 0: keeps the layout free of padding.
+    pub reserved: u32,
     /// Thread group id of the kubelet in the initial pid namespace; 0: every process of the cgroup.
     pub kubelet_pid: u32,
     /// 1: log every decision through aya-log.
@@ -20,10 +21,12 @@ pub struct Config {
     pub heartbeat_timeout_ns: u64,
     /// How long the programs keep working without a daemon, nanoseconds. After that all connections are unchanged. 0: forever.
     pub outlive_ns: u64,
+    /// The handler's ports on ::1, host byte order; 0: none, connections to IPv6 endpoints are unchanged.
+    pub handler_ports_v6: [u32; HANDLER_PORTS_V6 as usize],
 }
 
-const _: () = assert!(size_of::<Config>() == 40);
+const _: () = assert!(size_of::<Config>() == 104);
 
-// SAFETY: `Config` is `repr(C)`, contains only integers: 16 bytes of `u32`, then three `u64`, without padding.
+// SAFETY: `Config` is `repr(C)`, contains only integers: four `u32`, three `u64`, sixteen `u32`, without padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Config {}

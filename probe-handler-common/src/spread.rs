@@ -7,8 +7,8 @@
 
 use crate::address::SockAddr;
 
-/// The number of consecutive ports on which the handler listens on ::1.
-pub const HANDLER_PORTS_V6: u32 = 16;
+/// The number of ports on which the handler listens on ::1.
+pub const HANDLER_PORTS_V6: u16 = 16;
 
 /// 127.0.0.0/8, host byte order.
 const LOOPBACK: u32 = 0x7f00_0000;
@@ -36,7 +36,7 @@ pub const fn source_v4(endpoint: &SockAddr) -> u32 {
 /// Which of the handler's `HANDLER_PORTS_V6` ports serves `endpoint`.
 #[inline(always)]
 pub const fn port_index(endpoint: &SockAddr) -> u32 {
-    (mix(endpoint) >> 16) % HANDLER_PORTS_V6
+    (mix(endpoint) >> 16) % HANDLER_PORTS_V6 as u32
 }
 
 #[cfg(test)]

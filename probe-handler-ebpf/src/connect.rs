@@ -34,20 +34,18 @@ const LOOPBACK6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
 /// handler does not serve that family.
 #[inline(always)]
 pub fn handler(destination: &SockAddr, config: &Config) -> Option<SockAddr> {
-    let (address, first_port) = match destination.as_v4() {
-        Some(_) => (
-            SockAddr::v4(LOOPBACK4, config.handler_port_v4 as u16),
-            config.handler_port_v4,
-        ),
-        None => (
-            SockAddr::v6(
-                LOOPBACK6,
-                (config.handler_port_v6 + port_index(destination)) as u16,
-            ),
-            config.handler_port_v6,
-        ),
+    let address = match destination.as_v4() {
+        Some(_) => SockAddr::v4(LOOPBACK4, config.handler_port_v4 as u16),
+        None => {
+            let ports = (&raw const config.handler_ports_v6).cast::<u32>();
+            // SAFETY: the index is below the number of ports. Volatile, so that one port is read, and not all are
+            // copied to the stack.
+            let port =
+                unsafe { core::ptr::read_volatile(ports.add(port_index(destination) as usize)) };
+            SockAddr::v6(LOOPBACK6, port as u16)
+        }
     };
-    (first_port != 0).then_some(address)
+    (address.port != 0).then_some(address)
 }
 
 /// The destination in an IPv4 context.
@@ -129,24 +127,24 @@ fn connect(
     let Some(endpoint) = (unsafe { ENDPOINTS.get(destination) }).copied() else {
         return Verdict::ALLOW;
     };
-    let Some(config) = CONFIG.get(0).copied() else {
+    let Some(config) = CONFIG.get(0) else {
         return Verdict::ALLOW;
     };
-    if !is_by_kubelet(ctx, &config) {
+    if !is_by_kubelet(ctx, config) {
         count(Counter::OtherProcess);
         return Verdict::ALLOW;
     }
     count(Counter::Seen);
-    if lease_is_over(&config) {
+    if lease_is_over(config) {
         count(Counter::NoHeartbeat);
         return Verdict::ALLOW;
     }
 
     let netns = endpoint.netns_id as u64;
-    let handler = handler(destination, &config);
+    let handler = handler(destination, config);
     let decision = decide(
         endpoint.flags,
-        is_alive(&config),
+        is_alive(config),
         || listens(ctx, destination, netns),
         || {
             endpoint.mesh_port != 0

@@ -33,36 +33,26 @@ pub fn tcp(address: SocketAddr, share: Share, backlog: i32) -> io::Result<TcpLis
     }
 }
 
-/// `count` non-blocking listeners on consecutive ports, the first at `address`; port 0 picks free ones.
+/// `count` non-blocking listeners on consecutive ports, the first at `address`; with port 0 on any free ports.
 ///
 /// # Errors
-/// Those of `socket`, `bind` and `listen`; with port 0, those of the last of several attempts.
-pub fn ports(address: SocketAddr, count: u32, backlog: i32) -> io::Result<Vec<TcpListener>> {
-    /// The kernel picks one free port; whether the following ports are free is only known after binding them.
-    const TRIES: u32 = 64;
-    let at = |port: u16| tcp(SocketAddr::new(address.ip(), port), Share::Alone, backlog);
-    let following = |first: TcpListener| -> io::Result<Vec<TcpListener>> {
-        let port = u32::from(first.local_addr()?.port());
-        let mut all = vec![first];
-        for port in (port..port + count).skip(1) {
-            let port = u16::try_from(port).map_err(|_| {
-                io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    "invalid port: the highest port is 65535",
-                )
-            })?;
-            all.push(at(port)?);
-        }
-        Ok(all)
-    };
-    let mut found = at(address.port()).and_then(following);
-    for _ in 1..TRIES {
-        if found.is_ok() || address.port() != 0 {
-            break;
-        }
-        found = at(0).and_then(following);
-    }
-    found
+/// Those of `socket`, `bind` and `listen`.
+pub fn ports(address: SocketAddr, count: u16, backlog: i32) -> io::Result<Vec<TcpListener>> {
+    (0..count)
+        .map(|index| {
+            let port = match address.port() {
+                // Not consecutive: beside thousands of connections in TIME_WAIT there may be no such range.
+                0 => 0,
+                first => first.checked_add(index).ok_or_else(|| {
+                    io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        "invalid port: the highest port is 65535",
+                    )
+                })?,
+            };
+            tcp(SocketAddr::new(address.ip(), port), Share::Alone, backlog)
+        })
+        .collect()
 }
 
 fn listen_on(address: SocketAddr, share: Share, backlog: i32) -> io::Result<TcpListener> {
@@ -100,20 +90,33 @@ mod tests {
         }
     }
 
-    #[test]
-    fn ports_are_consecutive() {
-        let listeners = ports((Ipv4Addr::LOCALHOST, 0).into(), 4, 8).expect("listeners");
-        let at: Vec<u16> = listeners
+    /// The ports of `listeners`.
+    fn ports_of(listeners: &[TcpListener]) -> Vec<u16> {
+        listeners
             .iter()
             .map(|one| one.local_addr().expect("address").port())
-            .collect();
-        assert_eq!(at, [at[0], at[0] + 1, at[0] + 2, at[0] + 3]);
-        let taken = SocketAddr::from((Ipv4Addr::LOCALHOST, at[0]));
-        let error = ports(taken, 2, 8).expect_err("taken");
+            .collect()
+    }
+
+    #[test]
+    fn ports_after_a_given_port_are_consecutive() {
+        let address = Ipv4Addr::new(127, 0, 0, 9);
+        let listeners = ports((address, 65_532).into(), 4, 8).expect("listeners");
+        assert_eq!(ports_of(&listeners), [65_532, 65_533, 65_534, 65_535]);
+        let error = ports((address, 65_531).into(), 2, 8).expect_err("taken");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        let error =
-            ports((Ipv4Addr::new(127, 0, 0, 9), 65_535).into(), 2, 8).expect_err("too high");
+        drop(listeners);
+        let error = ports((address, 65_535).into(), 2, 8).expect_err("too high");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn without_a_given_port_every_listener_uses_any_free_port() {
+        let listeners = ports((Ipv4Addr::LOCALHOST, 0).into(), 16, 8).expect("listeners");
+        let mut at = ports_of(&listeners);
+        at.sort_unstable();
+        at.dedup();
+        assert_eq!(at.len(), 16);
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub struct Alive {
 }
 
 impl HandlerThread {
-    /// Listens on loopback at `port` (0: any free port), on ::1 also at the following ports, and starts to serve.
+    /// Listens on loopback at `port`, on ::1 also at the following ports (0: on any free ports), and starts to serve.
     ///
     /// # Errors
     /// The port is in use, or a thread can't be started.
@@ -156,9 +156,9 @@ impl HandlerThread {
         self.v4.port()
     }
 
-    /// The first of the ports on ::1, if there is IPv6.
-    pub fn port_v6(&self) -> Option<u16> {
-        self.v6.first().map(SocketAddr::port)
+    /// The ports on ::1; all 0 without IPv6.
+    pub fn ports_v6(&self) -> [u32; HANDLER_PORTS_V6 as usize] {
+        std::array::from_fn(|index| self.v6.get(index).map_or(0, |at| at.port().into()))
     }
 
     /// The addresses on which it listens.

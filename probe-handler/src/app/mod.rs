@@ -222,7 +222,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let heartbeat_timeout_ns = u64::try_from(config.heartbeat_timeout.as_nanos())?;
     maps.config.update(|config| {
         config.handler_port_v4 = handler.port_v4().into();
-        config.handler_port_v6 = handler.port_v6().unwrap_or_default().into();
+        config.handler_ports_v6 = handler.ports_v6();
         config.netns_cookie = own_netns.cookie().unwrap_or_default();
         config.heartbeat_timeout_ns = heartbeat_timeout_ns;
         config.outlive_ns = outlive_ns;
