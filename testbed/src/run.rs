@@ -119,20 +119,28 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         remove_run(&self.id, &self.dir);
-        // The kernel removes a namespace's devices shortly after its end.
+        // The kernel removes a namespace's devices after its end, one namespace after the other.
         let devices = format!("v{}h", self.id);
-        let gone = wait::to_clean_up(Duration::from_secs(5), || {
-            let left = fs::read_dir("/sys/class/net")
-                .into_iter()
-                .flatten()
-                .flatten();
-            let mut names = left.filter_map(|entry| entry.file_name().into_string().ok());
-            !names.any(|name| name.starts_with(&devices))
-        });
-        if !gone {
-            eprintln!("testbed: network devices {devices}* still exist");
+        let mut left = devices_named(&devices);
+        while left > 0 {
+            let before = left;
+            let fewer = wait::to_clean_up(Duration::from_secs(5), || {
+                left = devices_named(&devices);
+                left < before
+            });
+            if !fewer {
+                eprintln!("testbed: {left} network devices {devices}* still exist");
+                break;
+            }
         }
     }
+}
+
+/// The number of this namespace's network devices whose name begins with `start`.
+fn devices_named(start: &str) -> usize {
+    let devices = fs::read_dir("/sys/class/net").into_iter().flatten();
+    let names = devices.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(start)).count()
 }
 
 fn prefix(id: &str) -> String {

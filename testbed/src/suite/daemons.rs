@@ -296,6 +296,5 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
         sample_pod::percentile(&made, 99),
         wrong.len()
     );
-    ensure!(wrong.is_empty(), "{} wrong: {:?}", wrong.len(), wrong[0]);
-    Ok(())
+    sample_pod::none_wrong("while daemons are replaced", &wrong)
 }

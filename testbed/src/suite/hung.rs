@@ -147,15 +147,7 @@ impl Judged<'_> {
     }
 
     fn right(&self, when: &str, from: Instant, until: Instant) -> Result<()> {
-        let wrong = self.wrong(from, until);
-        match wrong.first() {
-            None => Ok(()),
-            Some(first) => bail!(
-                "{when}, {} wrong, the first begun {:?} later: {first:?}",
-                wrong.len(),
-                first.begun - from
-            ),
-        }
+        sample_pod::none_wrong(when, &self.wrong(from, until))
     }
 }
 

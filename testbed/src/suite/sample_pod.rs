@@ -27,6 +27,8 @@ pub const CLOSED: u16 = 5433;
 
 /// How long additional probes may take.
 const SOON: Duration = Duration::from_secs(5);
+/// How many wrong results a message lists.
+const LISTED: usize = 8;
 
 /// A manifest's container with two probes.
 pub fn container(name: &str, liveness: Value, readiness: Value) -> Value {
@@ -152,6 +154,33 @@ pub struct TimedProbe {
 pub fn is_expected(cases: &[Case], made: &TimedProbe) -> bool {
     let mut cases = cases.iter();
     cases.any(|case| case.probe == made.probe && case.matches(&made.result))
+}
+
+/// # Errors
+/// When there are wrong results; the message lists the first ones.
+pub fn none_wrong(when: &str, wrong: &[&TimedProbe]) -> Result<()> {
+    let Some(first) = wrong.first() else {
+        return Ok(());
+    };
+    let listed: Vec<_> = wrong
+        .iter()
+        .take(LISTED)
+        .map(|made| {
+            let (probe, result) = (&made.probe, &made.result);
+            format!(
+                "\n       begun {:?} after the first, ended {:?} later: {:?} at {}, port {}: {:?} {:?} {:?}",
+                made.begun - first.begun,
+                made.ended - made.begun,
+                probe.action,
+                probe.ip,
+                probe.port,
+                result.outcome,
+                result.status,
+                result.message
+            )
+        })
+        .collect();
+    bail!("{when}, {} are wrong:{}", wrong.len(), listed.concat())
 }
 
 /// Continuous probing by several concurrent probers.

@@ -1,7 +1,8 @@
-//! Checks that memory and disk space suffice for the guests.
+//! How many guests this machine can run at the same time.
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 
@@ -12,10 +13,11 @@ const DISK: u64 = 1600;
 /// Memory that qemu uses in addition to the guest's, in MiB.
 const QEMU_OVERHEAD: u64 = 256;
 
-/// How many of the `wanted` guests fit into memory at the same time.
+/// How many of the `wanted` guests can run at the same time: they must fit into memory, and each has a processor of
+/// this machine. Guests that share a processor exceed even the suite's stretched time limits.
 ///
 /// # Errors
-/// When the memory does not suffice for one guest, the disk space does not suffice, or either cannot be read.
+/// When the memory does not suffice for one guest, the disk space does not suffice, or a number cannot be read.
 pub fn guests_at_once(directory: &Path, wanted: usize) -> Result<usize> {
     let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
     let memory = available(&text).context("/proc/meminfo has no MemAvailable")?;
@@ -23,13 +25,15 @@ pub fn guests_at_once(directory: &Path, wanted: usize) -> Result<usize> {
     let disk = disk.blocks_available() * disk.fragment_size() / (1024 * 1024);
     let place = format!(" in {}", directory.display());
     require("disk space", disk, DISK, &place)?;
-    guests_in(memory, wanted)
+    let processors = thread::available_parallelism().context("the number of processors")?;
+    guests_in(memory, processors.get(), wanted)
 }
 
-fn guests_in(memory: u64, wanted: usize) -> Result<usize> {
+fn guests_in(memory: u64, processors: usize, wanted: usize) -> Result<usize> {
     let each = MEMORY + QEMU_OVERHEAD;
     require("memory", memory, each, "")?;
-    Ok(usize::try_from(memory / each).unwrap_or(wanted).min(wanted))
+    let fit = usize::try_from(memory / each).unwrap_or(wanted);
+    Ok(fit.min(processors).min(wanted))
 }
 
 fn require(what: &str, there: u64, needed: u64, place: &str) -> Result<()> {
@@ -65,13 +69,18 @@ mod tests {
     }
 
     #[test]
-    fn memory_limits_how_many_guests_run_at_once() {
-        for (memory, wanted, at_once) in
-            [(1800, 3, 1), (4000, 3, 2), (20_000, 3, 3), (20_000, 1, 1)]
-        {
-            assert_eq!(guests_in(memory, wanted).ok(), Some(at_once));
+    fn memory_and_processors_limit_how_many_guests_run_at_once() {
+        for (memory, processors, wanted, at_once) in [
+            (1800, 8, 3, 1),
+            (4000, 8, 3, 2),
+            (20_000, 8, 3, 3),
+            (20_000, 2, 3, 2),
+            (20_000, 1, 3, 1),
+            (20_000, 8, 1, 1),
+        ] {
+            assert_eq!(guests_in(memory, processors, wanted).ok(), Some(at_once));
         }
-        let error = guests_in(1000, 3).expect_err("too little").to_string();
+        let error = guests_in(1000, 8, 3).expect_err("too little").to_string();
         assert!(error.contains("1792 MiB"), "{error}");
     }
 

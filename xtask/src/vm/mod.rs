@@ -35,9 +35,8 @@ use initramfs::Initramfs;
 use qemu::{Accelerator, Machine};
 use watch::{Boot, Logs};
 
-/// How many guests run at the same time, if memory permits, and the processors of each. The suite runs one case after
-/// the other and often waits: a second processor would mostly be idle, and three guests keep two processors busy.
-const AT_ONCE: usize = 3;
+/// The processors of each guest. The suite runs one case after the other and often waits: a second one would mostly be
+/// idle.
 const PROCESSORS: u32 = 1;
 
 /// Which kernels, and which cases.
@@ -110,7 +109,7 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
     let cache = target_dir().join("vm");
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     let _only_one = only_one(&cache)?;
-    let at_once = capacity::guests_at_once(&cache, options.count().min(AT_ONCE))?;
+    let at_once = capacity::guests_at_once(&cache, options.count())?;
     let kernels = kernels(options, &cache)?;
     let binaries = match &options.binaries {
         Some(directory) => Binaries::of(directory)?,

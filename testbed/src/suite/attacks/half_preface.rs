@@ -107,7 +107,7 @@ fn reset(env: &Env, pod: &Pod, ip: IpAddr) -> Result<()> {
     })?;
     let result = pending.wait()?;
     ensure!(result.passed(), "the kubelet did not reset: {result:?}");
-    drop(stopped);
+    stopped.resume()?;
     let heard = wait::until("the app's connection to end", SOON, || {
         let mut recorded = pod.app.take_recorded().ok()?.into_iter();
         recorded.find(|one| one.protocol == "heard")

@@ -86,6 +86,5 @@ fn beside(env: &Env, neighbours: &[Pod], probe: &Probe) -> Result<()> {
         sample_pod::percentile(&made, 99),
         wrong.len()
     );
-    ensure!(wrong.is_empty(), "{} wrong: {:?}", wrong.len(), wrong[0]);
-    Ok(())
+    sample_pod::none_wrong("beside the redirects", &wrong)
 }
