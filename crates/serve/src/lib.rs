@@ -60,7 +60,7 @@ pub struct Handler {
     /// `kernel::kubelet::Kubelet::is_shared_process`.
     pub shared_process: Arc<AtomicBool>,
     /// File descriptors for use when no others are left.
-    pub reserve: Reserve,
+    pub reserve: Arc<Reserve>,
     /// Serves pods whose checks are costly.
     pub slow: SlowLane,
     /// Called when a pod's checks have cost so much that it is not served for a while.

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -25,6 +26,8 @@ pub struct Reserve {
     ran_out: AtomicBool,
     closed: AtomicBool,
     pulse: Arc<dyn Pulse>,
+    /// The time of the last beat; none while the pulse is stopped.
+    last_beat: Mutex<Option<Instant>>,
 }
 
 impl Reserve {
@@ -35,6 +38,7 @@ impl Reserve {
             ran_out: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             pulse,
+            last_beat: Mutex::default(),
         };
         if let Err(error) = reserve.fill() {
             reserve.give_up(&error);
@@ -55,17 +59,25 @@ impl Reserve {
             tracing::info!("file descriptors are free again: the handler accepts connections");
         }
         self.pulse.beat();
+        *self.last_beat.lock() = Some(Instant::now());
+    }
+
+    /// The time since the last beat; none while the pulse is stopped on purpose.
+    pub fn silent_for(&self, now: Instant) -> Option<Duration> {
+        let last = *self.last_beat.lock();
+        last.map(|last| now.saturating_duration_since(last))
     }
 
     /// Stops the pulse until the next [`Reserve::beat`].
     pub fn stop(&self) {
         self.pulse.stop();
+        *self.last_beat.lock() = None;
     }
 
     /// Stops the pulse for good.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.pulse.stop();
+        self.stop();
     }
 
     /// Closes the reserve if `error` means that no descriptors are left. Returns whether it means that.
@@ -87,7 +99,7 @@ impl Reserve {
     fn give_up(&self, error: &io::Error) {
         // The pulse stops first: with the reserve closed, accepting works again.
         let again = self.ran_out.swap(true, Ordering::AcqRel);
-        self.pulse.stop();
+        self.stop();
         self.held.lock().clear();
         if !again {
             tracing::warn!(
@@ -146,6 +158,17 @@ mod tests {
         reserve.beat();
         assert_eq!(reserve.held.lock().len(), SIZE);
         assert_eq!(pulse.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn silence_is_counted_from_the_last_beat_unless_the_pulse_is_stopped() {
+        let reserve = Reserve::new(Arc::new(Counted::default()));
+        assert_eq!(reserve.silent_for(Instant::now()), None, "no beat yet");
+        reserve.beat();
+        let later = Instant::now() + Duration::from_secs(2);
+        assert!(reserve.silent_for(later) >= Some(Duration::from_secs(2)));
+        reserve.stop();
+        assert_eq!(reserve.silent_for(later), None);
     }
 
     #[test]

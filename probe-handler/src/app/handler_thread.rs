@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use kernel::{capabilities, scheduling};
+use serve::reserve::Reserve;
 use serve::slow_lane::SlowConnections;
 use serve::worker::{BEAT, Worker, next_turn};
 use serve::{Handler, saved_syn};
@@ -47,6 +48,7 @@ const LAST_CHECKS: Duration = Duration::from_secs(1);
 pub struct HandlerThread {
     v4: SocketAddr,
     v6: Vec<SocketAddr>,
+    reserve: Arc<Reserve>,
     workers: Vec<Arc<Worker>>,
     drain: watch::Sender<bool>,
     ended: watch::Receiver<usize>,
@@ -54,9 +56,9 @@ pub struct HandlerThread {
     _watched: mpsc::Sender<()>,
 }
 
-/// Whether the threads that accept are alive.
-#[derive(Clone)]
+/// Whether the threads that accept are alive, and the programs see the heartbeat.
 pub struct Alive {
+    reserve: Arc<Reserve>,
     workers: Vec<Arc<Worker>>,
     timeout: Duration,
 }
@@ -137,13 +139,14 @@ impl HandlerThread {
             handler.reserve.beat();
         }
         let (watched, stop) = mpsc::channel();
-        let watching = workers.clone();
+        let (watching, reserve) = (workers.clone(), Arc::clone(&handler.reserve));
         let _thread = spawn("watchdog", move |_runtime| {
-            watch_over(&handler, &watching, &turns, &stop)
+            watch_over(&handler.reserve, &watching, &turns, &stop)
         })?;
         Ok(Self {
             v4: v4_address,
             v6: v6_addresses,
+            reserve,
             workers,
             drain,
             ended,
@@ -166,9 +169,10 @@ impl HandlerThread {
         std::iter::once(self.v4).chain(self.v6.clone()).collect()
     }
 
-    /// Liveness of its threads: each must have made progress within `timeout`.
+    /// Liveness: each thread must have made progress, and the last heartbeat must have been sent, within `timeout`.
     pub fn alive(&self, timeout: Duration) -> Alive {
         Alive {
+            reserve: Arc::clone(&self.reserve),
             workers: self.workers.clone(),
             timeout,
         }
@@ -195,10 +199,10 @@ impl HandlerThread {
 }
 
 impl Alive {
-    /// Checks that all threads make progress.
+    /// Checks that all threads make progress and the heartbeat is recent, unless it was stopped on purpose.
     ///
     /// # Errors
-    /// The threads that do not, and for how long, as text.
+    /// What does not, and for how long, as text.
     pub fn check(&self) -> Result<(), String> {
         let now = Instant::now();
         let silent = self.workers.iter().filter_map(|worker| {
@@ -210,7 +214,10 @@ impl Alive {
                 )
             })
         });
-        match silent.collect::<Vec<_>>() {
+        let heartbeat = self.reserve.silent_for(now);
+        let heartbeat = heartbeat.filter(|silent| *silent > self.timeout);
+        let late = heartbeat.map(|silent| format!("the last heartbeat was {silent:.1?} ago"));
+        match silent.chain(late).collect::<Vec<_>>() {
             silent if silent.is_empty() => Ok(()),
             silent => Err(silent.join(", ")),
         }
@@ -292,7 +299,7 @@ fn usable(missing: &Missing) -> bool {
 
 /// Gives the turn to accept to a worker that is not held up, and ends the process when a worker makes no progress.
 fn watch_over(
-    handler: &Handler,
+    reserve: &Reserve,
     workers: &[Arc<Worker>],
     turns: &watch::Sender<usize>,
     stop: &mpsc::Receiver<()>,
@@ -323,7 +330,7 @@ fn watch_over(
                     LOOK * PATIENCE
                 );
                 // Threads that still work finish the checks in flight; the programs redirect no new ones.
-                handler.reserve.close();
+                reserve.close();
                 let _ = stop.recv_timeout(LAST_CHECKS);
                 // The main thread may hang too, so only the log is flushed.
                 std::process::exit(STOOD_STILL);

@@ -211,7 +211,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         table: Arc::clone(&table),
         metrics: Arc::clone(&metrics),
         shared_process: Arc::clone(&shared_process),
-        reserve: Reserve::new(maps.heartbeat as Arc<dyn Pulse>),
+        reserve: Arc::new(Reserve::new(maps.heartbeat as Arc<dyn Pulse>)),
         slow,
         exclude: Box::new(move |pod| {
             let _ = excluded.send(pod.clone());

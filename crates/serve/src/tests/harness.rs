@@ -96,7 +96,7 @@ impl World {
             table,
             metrics: Arc::new(Metrics::new(&mut Registry::default())),
             shared_process: Arc::default(),
-            reserve: Reserve::new(Arc::new(NoPulse)),
+            reserve: Arc::new(Reserve::new(Arc::new(NoPulse))),
             slow,
             exclude: Box::new({
                 let excluded = Arc::clone(&excluded);
