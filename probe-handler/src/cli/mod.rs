@@ -6,7 +6,7 @@ pub mod config;
 pub mod inject;
 mod log_queue;
 pub mod logging;
-mod output;
+pub mod output;
 pub mod preflight;
 mod service;
 pub mod status;

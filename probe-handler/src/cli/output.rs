@@ -5,8 +5,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
+use comfy_table::ContentArrangement;
 
 use super::EXIT_FAILURE;
+
+/// Spaces between two columns.
+const SPACE: u16 = 2;
 
 /// The values of `-o` for verbs without a wide table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,17 +51,22 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-/// A table whose columns are as wide as their contents.
-pub struct Table {
-    rows: Vec<Vec<String>>,
-}
+/// A table whose columns are as wide as their contents. On a terminal that is too narrow, cells wrap.
+#[derive(Debug)]
+pub struct Table(comfy_table::Table);
 
 impl Table {
     /// An empty table with these headings.
     pub fn new(headings: &[&str]) -> Self {
-        Self {
-            rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()],
+        let mut table = comfy_table::Table::new();
+        let _ = table
+            .load_style(comfy_table::presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_header(headings);
+        for column in table.column_iter_mut() {
+            column.set_padding((0, SPACE));
         }
+        Self(table)
     }
 
     /// Adds a row; an empty cell shows as `-`.
@@ -69,27 +78,13 @@ impl Table {
                 printable(&cell)
             }
         });
-        self.rows.push(cells.collect());
+        let _ = self.0.add_row(cells);
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let mut widths = vec![0; columns];
-        for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
-        for row in &self.rows {
-            let mut line = String::new();
-            for (width, cell) in widths.iter().zip(row) {
-                line.push_str(&format!("{cell:width$}  "));
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
+        writeln!(f, "{}", self.0.trim_fmt())
     }
 }
 
