@@ -13,6 +13,8 @@ use crate::run::Run;
 use crate::wait;
 
 const PREFIX: &str = "probe-handler-testbed-";
+/// The period of a quota, in microseconds: the kernel's default.
+const PERIOD_US: u32 = 100_000;
 
 /// A child cgroup of this run, removed on drop after its processes have ended.
 #[derive(Debug)]
@@ -59,6 +61,73 @@ impl Drop for Cgroup {
             let _still_used = fs::remove_dir(parent);
         }
     }
+}
+
+/// A cgroup whose processes together have a part of one processor, removed on drop after they have ended.
+#[derive(Debug)]
+pub struct CpuQuota {
+    cgroup: Cgroup,
+}
+
+impl CpuQuota {
+    /// A quota of `percent` of a processor; none where the system has no cpu controller of version 1 or 2.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be created or limited.
+    pub fn new(run: &Run, percent: u32) -> Result<Option<Self>> {
+        let quota_us = PERIOD_US / 100 * percent;
+        let version1 = top(Path::new("/sys/fs/cgroup/cpu"), run.id());
+        let version2 = top(&mount()?, run.id());
+        let (top, files) = if version1.parent().is_some_and(Path::exists) {
+            let files = [
+                ("cpu.cfs_period_us", PERIOD_US.to_string()),
+                ("cpu.cfs_quota_us", quota_us.to_string()),
+            ];
+            (version1, files.to_vec())
+        } else if fs::create_dir_all(&version2).is_ok() && gives_cpu(&version2) {
+            let files = vec![("cpu.max", format!("{quota_us} {PERIOD_US}"))];
+            (version2, files)
+        } else {
+            return Ok(None);
+        };
+        let path = top.join("quota");
+        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        let cgroup = Cgroup { path };
+        for (file, value) in files {
+            let path = cgroup.path.join(file);
+            fs::write(&path, value).with_context(|| path.display().to_string())?;
+        }
+        Ok(Some(Self { cgroup }))
+    }
+
+    /// Moves a process into it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn add(&self, pid: u32) -> Result<()> {
+        self.cgroup.add(pid)
+    }
+
+    /// In how many periods its processes had used up the quota.
+    ///
+    /// # Errors
+    /// When the kernel does not report it.
+    pub fn throttled(&self) -> Result<u64> {
+        let text = fs::read_to_string(self.cgroup.path.join("cpu.stat"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("nr_throttled "));
+        Ok(line
+            .context("no nr_throttled in cpu.stat")?
+            .trim()
+            .parse()?)
+    }
+}
+
+/// Enables the cpu controller for the children of the cgroup at `path`.
+fn gives_cpu(path: &Path) -> bool {
+    let enabled = |path: &Path| fs::write(path.join("cgroup.subtree_control"), "+cpu").is_ok();
+    path.parent().is_some_and(enabled) && enabled(path)
 }
 
 /// Moves a process into the cgroup at `path`; 0 means the calling process.

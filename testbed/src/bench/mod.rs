@@ -73,6 +73,9 @@ enum Part {
     Node,
     /// Restart of a killed daemon on a node with many pods.
     Restart,
+    /// Wrong verdicts under load: many probes, upgrades, checks in flight at the end, little processor time, a log that
+    /// nobody reads.
+    Load,
     /// The admission webhook.
     Webhook,
 }
@@ -101,6 +104,9 @@ pub fn main(args: &Args) -> Result<()> {
     }
     if wanted(Part::Restart) {
         node::run_restart(args.daemon.as_deref(), args.quick)?;
+    }
+    if wanted(Part::Load) {
+        node::run_load(args.daemon.as_deref(), args.quick)?;
     }
     if wanted(Part::Webhook) {
         webhook::webhook(&Run::new()?, args.daemon.as_deref(), args.quick)?;

@@ -16,6 +16,7 @@ use crate::pod::unavailable;
 pub struct Cases {
     filter: Vec<String>,
     daemon: Option<PathBuf>,
+    lasting: Option<Duration>,
     group: String,
     passed: usize,
     failures: Vec<(String, String)>,
@@ -30,12 +31,25 @@ impl Cases {
         Self {
             filter,
             daemon,
+            lasting: None,
             group: String::new(),
             passed: 0,
             failures: Vec::new(),
             skips: Vec::new(),
             on_failure: None,
         }
+    }
+
+    /// Sets how long each case takes that repeats an attack or keeps a daemon stopped.
+    #[must_use]
+    pub fn each_lasting(mut self, time: Option<Duration>) -> Self {
+        self.lasting = time;
+        self
+    }
+
+    /// How long a case takes that usually takes `usual`, times this machine's pace.
+    pub fn lasting(&self, usual: Duration) -> Duration {
+        self.lasting.unwrap_or_else(|| pace::stretch(usual))
     }
 
     /// The daemon's program, if one was given.

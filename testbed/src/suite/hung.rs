@@ -31,12 +31,24 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case_in("stopped-without-a-mesh", |cases| {
         let env = Env::start(cases, &["--scope", "all"])?;
         let (_pod, expected) = plain(&env)?;
-        stopped(&env, &expected, &[&env.daemon], &env.daemon)
+        stopped(
+            &env,
+            &expected,
+            &[&env.daemon],
+            &env.daemon,
+            cases.lasting(STILL),
+        )
     });
     cases.case_in("stopped-with-pilot-agent", |cases| {
         let env = Env::start(cases, &[])?;
         let (_pod, expected) = taken_over(&env)?;
-        stopped(&env, &expected, &[&env.daemon], &env.daemon)
+        stopped(
+            &env,
+            &expected,
+            &[&env.daemon],
+            &env.daemon,
+            cases.lasting(STILL),
+        )
     });
     for which in ["first", "second"] {
         cases.case_in(&format!("stopped-of-two/{which}"), |cases| {
@@ -98,13 +110,19 @@ fn redirected(daemons: &[&Daemon]) -> Result<u64> {
     counts.sum()
 }
 
-/// Stops `daemon`, one of `daemons`, for a while and continues it.
-fn stopped(env: &Env, expected: &[Case], daemons: &[&Daemon], daemon: &Daemon) -> Result<()> {
+/// Stops `daemon`, one of `daemons`, for `time` and continues it.
+fn stopped(
+    env: &Env,
+    expected: &[Case],
+    daemons: &[&Daemon],
+    daemon: &Daemon,
+    time: Duration,
+) -> Result<()> {
     let grace = pace::stretch(GRACE);
     let probing = probing(env, expected)?;
     let from = Instant::now();
     let still = daemon.stand_still()?;
-    wait::pass(pace::stretch(STILL))?;
+    wait::pass(time)?;
     let until = Instant::now();
     drop(still);
     let before = redirected(daemons)?;
@@ -168,7 +186,13 @@ fn stopped_of_two(cases: &mut Cases, first: bool) -> Result<()> {
         .flat_map(sample_pod::probes)
         .collect();
     let daemon = if first { &env.daemon } else { &second };
-    stopped(&env, &expected, &[&env.daemon, &second], daemon)
+    stopped(
+        &env,
+        &expected,
+        &[&env.daemon, &second],
+        daemon,
+        cases.lasting(STILL),
+    )
 }
 
 /// If not only the handler's thread was stopped, the daemon must not end itself.

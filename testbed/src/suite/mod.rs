@@ -38,7 +38,7 @@ mod versions;
 mod webhook;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
@@ -51,6 +51,10 @@ pub struct Args {
     /// The daemon's program [default: probe-handler in the directory of this program]
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
+    /// Repeat each attack (`attacks/guessed-port`) and keep each daemon stopped (`hung/stopped`) for this long instead of
+    /// a few seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    lasting: Option<u64>,
     /// Print the names of the groups and exit
     #[arg(long)]
     list: bool,
@@ -109,7 +113,8 @@ pub fn main(args: &Args) -> Result<()> {
         println!("removed leftovers of a killed run: {removed}");
     }
     let started = Instant::now();
-    let mut cases = Cases::new(args.filter.clone(), args.daemon.clone());
+    let mut cases = Cases::new(args.filter.clone(), args.daemon.clone())
+        .each_lasting(args.lasting.map(Duration::from_secs));
     for (name, group) in GROUPS {
         if !cases.wants_group(name) {
             continue;

@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::kubelet::Probe;
@@ -35,11 +36,53 @@ const CONTAINER_IS_MADE: Duration = Duration::from_millis(40);
 /// Number of statuses that identify pods: 200 to 289, all of them success for the kubelet.
 const STATUSES: usize = 90;
 
+/// The default of `timeoutSeconds`.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Creates pods.
 pub(super) struct Light {
     pub(super) node: Arc<Node>,
+    /// `timeoutSeconds` of the pods that are made from now on.
+    pub(super) timeout: Duration,
+    /// Whether the apps may answer.
+    pub(super) answers: Arc<Answers>,
     runtime: Runtime,
     made: AtomicUsize,
+}
+
+/// Holds back the apps' answers.
+pub(super) struct Answers {
+    held: watch::Sender<bool>,
+    /// Requests that wait for their answer.
+    waiting: AtomicUsize,
+}
+
+impl Answers {
+    fn new() -> Self {
+        Self {
+            held: watch::Sender::new(false),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Holds back all answers from now on, or releases them.
+    pub(super) fn hold(&self, held: bool) {
+        let _before = self.held.send_replace(held);
+    }
+
+    /// The number of requests that wait for their answer.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    async fn released(&self) {
+        let _waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
+        // Fails only if the sender is gone, which `self` owns.
+        let mut held = self.held.subscribe();
+        let released = held.wait_for(|held| !held).await.is_ok();
+        debug_assert!(released, "the sender is gone");
+        let _waiting = self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A pod. Dropping it ends it.
@@ -47,6 +90,7 @@ pub(super) struct LightPod {
     pub(super) pod: NodePod,
     /// The status of its app.
     pub(super) status: u16,
+    timeout: Duration,
     /// When the sandbox started.
     sandbox: Option<Instant>,
     serving: Vec<AbortHandle>,
@@ -62,6 +106,8 @@ impl Light {
             .build()?;
         Ok(Self {
             node,
+            timeout: TIMEOUT,
+            answers: Arc::new(Answers::new()),
             runtime,
             made: AtomicUsize::new(0),
         })
@@ -77,11 +123,13 @@ impl Light {
                 "livenessProbe": {
                     "httpGet": {"path": PATH, "port": PORT},
                     "periodSeconds": 1, "failureThreshold": 1,
+                    "timeoutSeconds": self.timeout.as_secs(),
                 },
             }));
         Ok(LightPod {
             pod: self.node.bind(spec)?,
             status: 200 + u16::try_from(index % STATUSES)?,
+            timeout: self.timeout,
             sandbox: None,
             serving: Vec::new(),
             container: None,
@@ -108,11 +156,13 @@ impl Light {
         let (sidecar, app) = (listen(ns, SIDECAR)?, listen(ns, PORT)?);
         let _inside = self.runtime.enter();
         let (sidecar, app) = (TcpListener::from_std(sidecar)?, TcpListener::from_std(app)?);
-        let status = pod.status;
+        let (status, answers) = (pod.status, Arc::clone(&self.answers));
         pod.serving = vec![
             self.runtime.spawn(accept(sidecar, refuse)).abort_handle(),
             self.runtime
-                .spawn(accept(app, move |stream| answer(stream, status)))
+                .spawn(accept(app, move |stream| {
+                    answer(stream, status, Arc::clone(&answers))
+                }))
                 .abort_handle(),
         ];
         Ok(())
@@ -133,7 +183,7 @@ impl LightPod {
 
     /// Its liveness probe.
     pub(super) fn probe(&self) -> Result<Probe> {
-        Ok(probe(self.pod.ns()?.ipv4().into()))
+        Ok(probe(self.pod.ns()?.ipv4().into()).timeout(self.timeout))
     }
 
     /// Closes the listeners.
@@ -159,7 +209,7 @@ impl Drop for LightPod {
 }
 
 pub(super) fn probe(ip: IpAddr) -> Probe {
-    Probe::http(ip, PORT, PATH).timeout(Duration::from_secs(1))
+    Probe::http(ip, PORT, PATH).timeout(TIMEOUT)
 }
 
 fn listen(ns: &NetNs, port: u16) -> Result<std::net::TcpListener> {
@@ -184,9 +234,10 @@ async fn refuse(stream: TcpStream) -> io::Result<()> {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))
 }
 
-async fn answer(mut stream: TcpStream, status: u16) -> io::Result<()> {
+async fn answer(mut stream: TcpStream, status: u16, answers: Arc<Answers>) -> io::Result<()> {
     let mut request = [0; 1024];
     let _length = stream.read(&mut request).await?;
+    answers.released().await;
     let head = format!("HTTP/1.1 {status} App\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).await?;
     stream.shutdown().await

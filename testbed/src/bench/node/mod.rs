@@ -6,6 +6,7 @@
 
 mod churn;
 mod light_pod;
+mod load;
 mod restart;
 mod reuse;
 mod schedule;
@@ -56,6 +57,13 @@ pub(super) fn run(program: Option<&Path>, quick: bool) -> Result<()> {
 pub(super) fn run_restart(program: Option<&Path>, quick: bool) -> Result<()> {
     let mut bench = Bench::new(program, quick)?;
     restart::run(&mut bench)?;
+    bench.print()
+}
+
+/// Counts wrong verdicts under load and prints the results.
+pub(super) fn run_load(program: Option<&Path>, quick: bool) -> Result<()> {
+    let mut bench = Bench::new(program, quick)?;
+    load::run(&mut bench)?;
     bench.print()
 }
 

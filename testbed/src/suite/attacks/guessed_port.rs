@@ -13,7 +13,7 @@ use crate::port_guesser::{MARK, PortGuesser};
 use crate::suite::cases::Cases;
 use crate::suite::env::Env;
 use crate::suite::sample_pod::{self, Probing};
-use crate::{pace, wait};
+use crate::wait;
 
 /// Duration of the attack.
 const TIME: Duration = Duration::from_secs(5);
@@ -38,6 +38,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
     let pod = env.pod(sample_pod::pod("guessed"))?;
     let guesser = PortGuesser::start()?;
+    let time = cases.lasting(TIME);
     for (name, loopback, ip) in [
         (
             "v4",
@@ -51,7 +52,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         ),
     ] {
         cases.case(&format!("guessed-port/{name}"), || {
-            guessed_port(&env, &pod, &guesser, loopback, ip)
+            guessed_port(&env, &pod, &guesser, time, loopback, ip)
         });
     }
     Ok(())
@@ -61,6 +62,7 @@ fn guessed_port(
     env: &Env,
     pod: &Pod,
     guesser: &PortGuesser,
+    time: Duration,
     loopback: IpAddr,
     ip: IpAddr,
 ) -> Result<()> {
@@ -75,10 +77,10 @@ fn guessed_port(
     let _earlier = pod.app.take_recorded()?;
 
     let probing = Probing::start(&Arc::clone(&env.kubelet), probes);
-    let attack = guesser.attack(handler, pace::stretch(TIME))?;
+    let attack = guesser.attack(handler, time)?;
     let begun = Instant::now();
     let mut got_in = Vec::new();
-    while begun.elapsed() < pace::stretch(TIME) {
+    while begun.elapsed() < time {
         let stopped = env.daemon.stand_still()?;
         wait::pass(BUSY)?;
         drop(stopped);
