@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::config::{DEFAULT_BPFFS, bpffs};
 use super::output;
@@ -21,6 +22,10 @@ pub struct CleanupArgs {
         default_value = DEFAULT_BPFFS
     )]
     bpffs: String,
+
+    /// Once everything is removed, wait for SIGTERM or SIGINT, as the container of a DaemonSet must
+    #[arg(long)]
+    stay: bool,
 }
 
 /// What was removed, and what could not be.
@@ -34,7 +39,7 @@ pub struct CleanedUp {
     pub troubles: Vec<String>,
 }
 
-/// Has `clean` remove what there is, and prints what it did. Exit code 1 when something is left.
+/// Lets `clean` remove what there is, and prints what it did. Exit code 1 if something is left.
 pub fn run(args: &CleanupArgs, clean: impl FnOnce(&Path) -> CleanedUp) -> ExitCode {
     let directory: PathBuf = match bpffs(&args.bpffs) {
         Ok(directory) => directory,
@@ -53,9 +58,21 @@ pub fn run(args: &CleanupArgs, clean: impl FnOnce(&Path) -> CleanedUp) -> ExitCo
             cleaned.namespaces
         )
     });
-    if cleaned.troubles.is_empty() {
-        printed
-    } else {
-        EXIT_FAILURE.into()
+    if !cleaned.troubles.is_empty() {
+        return EXIT_FAILURE.into();
     }
+    if args.stay
+        && let Err(error) = wait_for_end()
+    {
+        return output::fail(&format!("cannot wait for SIGTERM: {error}"));
+    }
+    printed
+}
+
+/// Waits for SIGTERM or SIGINT.
+fn wait_for_end() -> nix::Result<()> {
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_block()?;
+    let _signal = signals.wait()?;
+    Ok(())
 }

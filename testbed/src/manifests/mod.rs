@@ -3,6 +3,7 @@
 //! design.
 
 mod cert_manager;
+mod cleanup;
 mod combined;
 mod monitoring;
 mod rules;
@@ -75,6 +76,10 @@ fn check(cases: &mut Cases, rendering: &str, objects: &[Value]) {
     if webhook {
         hold(cases, webhook::RULES, rendering, &of_webhook);
     }
+    if rendering == "cleanup" {
+        hold(cases, cleanup::RULES, rendering, objects);
+        return;
+    }
     if rendering != "admission-policy" && (!webhook || has(rendering, "base")) {
         hold(cases, rules::RULES, rendering, &others);
     }
@@ -97,7 +102,7 @@ fn has(rendering: &str, part: &str) -> bool {
 /// The directory itself, as `base`, what is applied beside it, and each of its overlays.
 fn overlays(deploy: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = vec![("base".to_owned(), deploy.to_owned())];
-    for beside in ["webhook", "admission-policy"] {
+    for beside in ["webhook", "admission-policy", "cleanup"] {
         found.push((beside.to_owned(), deploy.join(beside)));
     }
     let directory = deploy.join("overlays");

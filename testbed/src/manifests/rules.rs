@@ -26,7 +26,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("probes-ask-the-daemons-own-socket", probes),
     ("on-every-node-and-not-evicted", everywhere),
     ("sees-the-nodes-network-and-processes", node),
-    ("nothing-is-written-but-the-socket", read_only),
+    ("nothing-is-written-but-its-own-files", read_only),
     ("privileges-are-as-the-overlay-says", privileges),
     ("may-read-pods-and-namespaces-and-nothing-else", permissions),
     ("the-image-is-the-one-that-xtask-writes", image),
@@ -174,14 +174,15 @@ fn node(_: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-fn read_only(_: &str, objects: &[Value]) -> Result<()> {
+fn read_only(overlay: &str, objects: &[Value]) -> Result<()> {
     let security = agent(objects)?.security_context;
     let read_only = security.and_then(|security| security.read_only_root_filesystem);
     ensure!(read_only == Some(true), "readOnlyRootFilesystem");
     let mounts = agent(objects)?.volume_mounts.unwrap_or_default();
     for volume in pod(objects)?.volumes.unwrap_or_default() {
-        // Each daemon its own socket.
-        let own = volume.empty_dir.is_some();
+        // The daemon's own directory, and for the kernel path its pins in the node's BPF file system.
+        let own =
+            volume.empty_dir.is_some() || (has(overlay, "kernel-path") && volume.name == "bpffs");
         let read_only = mounts
             .iter()
             .filter(|mount| mount.name == volume.name)
@@ -253,8 +254,11 @@ fn image(rendering: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// The command line as the daemon's program takes it; what it has against it, it prints.
-fn parsed(words: &[String]) -> Result<Command> {
+/// A command line as the daemon's program parses it.
+///
+/// # Errors
+/// It is not valid; the program has printed why.
+pub fn parsed(words: &[String]) -> Result<Command> {
     let line = words.join(" ");
     Command::parse(words.iter().map(Into::into))
         .ok()
@@ -287,9 +291,17 @@ fn arguments(overlay: &str, objects: &[Value]) -> Result<()> {
         config.kubelet.allow_root_cgroup == has(overlay, "k3s"),
         "--allow-root-cgroup"
     );
+    let outlives = config.kernel_path.then_some(config.bpffs.as_path());
+    ensure!(
+        outlives.is_some() == has(overlay, "kernel-path"),
+        "--kernel-path"
+    );
     let last_known = last_known.as_deref().context("no --last-known")?;
     let mounts = agent(objects)?.volume_mounts.unwrap_or_default();
-    for file in [&config.admin_socket, last_known] {
+    for file in [Some(&*config.admin_socket), Some(last_known), outlives]
+        .into_iter()
+        .flatten()
+    {
         let directory = file.parent().context("no directory")?;
         ensure!(
             mounts

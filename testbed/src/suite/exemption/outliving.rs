@@ -226,11 +226,15 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
     Ok(())
 }
 
-/// Runs `probe-handler cleanup` where it sees one pod's network namespace only: it would clean up after others' tests too.
+/// Runs `probe-handler cleanup --stay` where it sees one pod's network namespace only, because it would also remove what
+/// other tests use. It ends successfully on SIGTERM.
 fn cleanup(node: &Node<'_>, program: &Path, pod: &Pod) -> Result<()> {
     const SCRIPT: &str = r#"
         mount -t proc proc /proc && mkdir "$1" && : >"$1/pod" && mount --bind "$2" "$1/pod" &&
-        mount --rbind "$1" /run/netns && exec "$3" cleanup --bpffs "$4"
+        mount --rbind "$1" /run/netns
+        "$3" cleanup --stay --bpffs "$4" >"$1/said" &
+        until grep -q 'were removed' "$1/said"; do kill -0 $! && sleep 0.01; done
+        kill -TERM $! && wait $! && cat "$1/said"
     "#;
     let output = Command::new("unshare")
         .args(["--mount", "--pid", "--fork", "sh", "-ec", SCRIPT, "sh"])
