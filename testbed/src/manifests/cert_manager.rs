@@ -38,7 +38,7 @@ struct IssuerRef {
     name: String,
 }
 
-/// Who signs it: here, the certificate itself.
+/// The issuer: a self-signed certificate.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Issuer {

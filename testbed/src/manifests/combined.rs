@@ -6,20 +6,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-/// It shows a combination, which has to work.
+/// The documentation with an example of a combination, which is rendered too.
 const DOCUMENTATION: &str = include_str!("../../../docs/kubernetes.md");
 
-/// The part of a name that says: with images from a registry.
+/// Part of the name of a combination with images from a registry.
 pub const REGISTRY: &str = "registry";
 
-/// Where that has `deploy/`, and so have all texts of combinations.
+/// The path of `deploy/` in that example and in the text of every combination.
 const CHECKOUT: &str = "probe-handler/deploy";
 
-/// Writes kustomizations below `scratch`, and tells the names and directories of them. A name has the
-/// parts, joined by `+`.
+/// Writes kustomizations below `scratch` and returns their names and directories. A name lists the parts, joined by `+`.
 ///
 /// # Errors
-/// `deploy` can't be read or `scratch` not be written; the documentation shows no combination.
+/// `deploy` can't be read, `scratch` can't be written, or the documentation contains no combination.
 pub fn write(deploy: &Path, scratch: &Path) -> Result<Vec<(String, PathBuf)>> {
     let components = super::entries(&deploy.join("components"))?;
     let components: Vec<&str> = components.iter().map(String::as_str).collect();
@@ -36,8 +35,8 @@ pub fn write(deploy: &Path, scratch: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(written)
 }
 
-/// Any two of the daemon's components, for it is two that can be at odds; all of them; all there are, with
-/// the webhook; and what is documented.
+/// Each pair of the daemon's components, because two components can conflict; all of the daemon's components; all
+/// components with the webhook; and the documented examples.
 fn combinations(components: &[&str]) -> Result<Vec<(String, String)>> {
     let daemons: Vec<&str> = components
         .iter()
@@ -76,7 +75,7 @@ fn combination(resources: &[&str], components: &[&str]) -> (String, String) {
     ([resources, components].concat().join("+"), text.to_string())
 }
 
-/// The example in the documentation that has a line `sign`, as it stands there, called `name` and what it is made of.
+/// The first example in the documentation that contains `sign`, and its name: `name` and its parts.
 fn documented(name: &str, sign: &str) -> Result<(String, String)> {
     let example = DOCUMENTATION
         .split("```yaml\n")
@@ -92,7 +91,7 @@ fn documented(name: &str, sign: &str) -> Result<(String, String)> {
     Ok((format!("{name}+{}", parts.join("+")), example.to_owned()))
 }
 
-/// From one directory to another: kustomize takes no absolute paths.
+/// The relative path from one directory to another, because kustomize accepts no absolute paths.
 fn way(from: &Path, to: &Path) -> Result<String> {
     let real = |path: &Path| {
         path.canonicalize()

@@ -67,7 +67,7 @@ fn check(cases: &mut Cases, rendering: &str, objects: &[Value]) {
             schema::check(object)
         });
     }
-    // Where both are rendered each is held to its own rules.
+    // If both are rendered, each is checked against its own rules.
     let (of_webhook, others): (Vec<Value>, Vec<Value>) =
         objects.iter().cloned().partition(|object| {
             object["metadata"]["labels"]["app.kubernetes.io/name"] == "probe-handler-webhook"
@@ -94,12 +94,12 @@ fn hold(cases: &mut Cases, rules: &[(&str, Rule)], rendering: &str, objects: &[V
     }
 }
 
-/// Whether a part is in what is rendered: `k3s` is in overlay `k3s`, and in `base+k3s+monitoring`.
+/// Whether a rendering contains a part: `k3s` is in overlay `k3s` and in `base+k3s+monitoring`.
 fn has(rendering: &str, part: &str) -> bool {
     rendering.split('+').any(|name| name == part)
 }
 
-/// The directory itself, as `base`, what is applied beside it, and each of its overlays.
+/// The directory itself as `base`, the directories that are applied separately, and each overlay.
 fn overlays(deploy: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = vec![("base".to_owned(), deploy.to_owned())];
     for beside in ["webhook", "admission-policy", "cleanup"] {
@@ -146,14 +146,14 @@ fn render(kubectl: &Path, directory: &Path) -> Result<Vec<Value>> {
 /// All documents of a manifest.
 ///
 /// # Errors
-/// It is no YAML.
+/// The text is not YAML.
 pub fn parse(text: &[u8]) -> Result<Vec<Value>> {
     serde_yaml_ng::Deserializer::from_slice(text)
         .map(|document| Value::deserialize(document).context("a manifest that is no YAML"))
         .collect()
 }
 
-/// As `DaemonSet/probe-handler`.
+/// Kind and name, as in `DaemonSet/probe-handler`.
 fn name_of(object: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     format!(

@@ -23,19 +23,19 @@ const DOCUMENTATION: [&str; 2] = [
     include_str!("../../../docs/webhook.md"),
 ];
 
-/// What the names of all metrics begin with.
+/// The prefix of all metrics.
 const PREFIX: &str = "probe_handler_";
 
 fn of_kind<'a>(objects: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
     objects.iter().filter(move |object| object["kind"] == kind)
 }
 
-/// The elements of a list; none where there is no list.
+/// The elements of a list; none if it is not a list.
 fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-/// Every workload has a PodMonitor that selects its pods, at a port that they have.
+/// Every workload has a PodMonitor that selects its pods and names a port that they have.
 fn scraped(_: &str, objects: &[Value]) -> Result<()> {
     let workloads = of_kind(objects, "DaemonSet").chain(of_kind(objects, "Deployment"));
     for workload in workloads {
@@ -49,7 +49,7 @@ fn scraped(_: &str, objects: &[Value]) -> Result<()> {
             "the PodMonitor of {name} looks in another namespace"
         );
         for endpoint in list(&monitor["spec"]["podMetricsEndpoints"]) {
-            // Without one it is relabelling that says where.
+            // Without a port, relabelling sets the address.
             let Some(port) = endpoint["port"].as_str() else {
                 continue;
             };
@@ -187,11 +187,11 @@ fn panels(_: &str, objects: &[Value]) -> Result<()> {
         }
     }
     ensure!(targets > 0, "no panels");
-    // In variables too.
+    // Variables contain queries too.
     known(&dashboard.to_string())
 }
 
-/// Whether all metrics that a text names are documented.
+/// Checks that all metrics in a text are documented.
 fn known(text: &str) -> Result<()> {
     for name in names(text) {
         ensure!(is_documented(name), "{name} is not documented");

@@ -16,10 +16,10 @@ use serde_json::Value;
 use super::combined::REGISTRY;
 use super::has;
 
-/// A rule about what an overlay or a combination renders; it is told which.
+/// A rule for the objects of a rendering, whose name is the first argument.
 pub type Rule = fn(&str, &[Value]) -> Result<()>;
 
-/// All of them.
+/// All rules.
 pub const RULES: &[(&str, Rule)] = &[
     ("two-daemons-overlap-in-an-upgrade", upgrade),
     ("no-port-of-the-node-is-claimed", ports),
@@ -43,7 +43,7 @@ const OWN_IMAGE: &str = concat!(
     env!("CARGO_PKG_VERSION")
 );
 
-/// The image that `rendering` is to run.
+/// The image that `rendering` must run.
 pub fn image_of(rendering: &str) -> &'static str {
     match has(rendering, REGISTRY) {
         true => OWN_IMAGE,
@@ -66,7 +66,7 @@ fn all<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Result<Vec<T>> {
 /// The only object of a kind.
 ///
 /// # Errors
-/// There is none, or there are several; it is not of its schema.
+/// There is none, there are several, or it does not match its schema.
 pub fn one<T: DeserializeOwned>(objects: &[Value], kind: &str) -> Result<T> {
     let mut found = all(objects, kind)?;
     ensure!(found.len() == 1, "{} objects of kind {kind}", found.len());
@@ -106,14 +106,14 @@ fn upgrade(_: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// On the host's network every port of a container is one of the node's: two daemons could not overlap.
+/// In the host's network each container port is a port of the node, so that two daemons could not run at the same time.
 fn ports(_: &str, objects: &[Value]) -> Result<()> {
     let ports = agent(objects)?.ports.unwrap_or_default();
     ensure!(ports.is_empty(), "the container has ports: {ports:?}");
     Ok(())
 }
 
-/// Over TCP the other daemon could answer.
+/// Over TCP another daemon on the node could answer.
 fn probes(_: &str, objects: &[Value]) -> Result<()> {
     let agent = agent(objects)?;
     let asks = |probe: Option<Probe>, flag: &str| -> Result<()> {
@@ -145,7 +145,7 @@ fn everywhere(_: &str, objects: &[Value]) -> Result<()> {
             .any(tolerates_all),
         "some taint is not tolerated"
     );
-    // Tolerating all taints, it would be given to these as well.
+    // It tolerates all taints, so it would be scheduled to these nodes too.
     let affinity = serde_json::to_string(&pod.affinity)?;
     for none in ["fargate", "virtual-kubelet"] {
         ensure!(affinity.contains(none), "{none} runs no DaemonSet");
@@ -204,7 +204,7 @@ fn privileges(overlay: &str, objects: &[Value]) -> Result<()> {
         );
         let seccomp = security.seccomp_profile.context("no seccompProfile")?;
         ensure!(seccomp.type_ == "RuntimeDefault", "{seccomp:?}");
-        // Which are added is compared with the code where the code is.
+        // The unit tests of the `kernel` crate compare the added ones with the code.
         let dropped = security.capabilities.and_then(|set| set.drop);
         ensure!(dropped == Some(vec!["ALL".to_owned()]), "drop: {dropped:?}");
     }
@@ -265,7 +265,7 @@ pub fn parsed(words: &[String]) -> Result<Command> {
         .with_context(|| format!("`{line}` is no command of ours"))
 }
 
-/// The configuration that the daemon makes of its arguments.
+/// The configuration that results from the daemon's arguments.
 fn config(objects: &[Value]) -> Result<AgentConfig> {
     let agent = agent(objects)?;
     ensure!(
@@ -274,7 +274,7 @@ fn config(objects: &[Value]) -> Result<AgentConfig> {
     );
     let mut words = vec!["probe-handler".to_owned()];
     words.extend(agent.args.unwrap_or_default());
-    // From the downward API.
+    // The value comes from the downward API.
     words.push("--node-name=node".to_owned());
     match parsed(&words)? {
         Command::Agent(args) => Ok(AgentConfig::try_from(*args)?),

@@ -23,10 +23,10 @@ use serde_json::Value;
 
 use super::cert_manager::{Certificate, Issuer};
 
-/// Whether an object is one that the API server takes as it is written.
+/// Checks that the API server keeps an object as it is written.
 ///
 /// # Errors
-/// The field that is unknown, or the value that does not fit.
+/// The unknown field, or the value of a wrong type.
 pub fn check(object: &Value) -> Result<()> {
     let text = |key: &str| object[key].as_str().with_context(|| format!("no {key}"));
     match (text("apiVersion")?, text("kind")?) {
@@ -74,7 +74,7 @@ fn same<T: DeserializeOwned + Serialize>(object: &Value) -> Result<()> {
     Ok(())
 }
 
-/// What `written` has and `read` has not, or otherwise. What is only in `read` is a default.
+/// The paths where `read` lacks or changes a value of `written`. A value that is only in `read` is a default.
 fn differ(path: &str, written: &Value, read: &Value, into: &mut Vec<String>) {
     match (written, read) {
         (Value::Object(written), Value::Object(read)) => {
@@ -97,8 +97,7 @@ fn differ(path: &str, written: &Value, read: &Value, into: &mut Vec<String>) {
 }
 
 /// What we use of the Prometheus operator's PodMonitor (its CRD, `monitoring.coreos.com/v1`; API reference,
-/// PodMonitorSpec, PodMetricsEndpoint and RelabelConfig). It is no part of Kubernetes, so its types are not
-/// in any library here.
+/// PodMonitorSpec, PodMetricsEndpoint and RelabelConfig). It is not part of Kubernetes, so our library does not define it.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PodMonitor {
@@ -139,8 +138,8 @@ struct RelabelConfig {
     replacement: Option<String>,
 }
 
-/// What we use of its PrometheusRule (API reference, PrometheusRuleSpec, RuleGroup and Rule). `for`, which it
-/// does not ask for, we do.
+/// What we use of its PrometheusRule (API reference, PrometheusRuleSpec, RuleGroup and Rule). `for` is optional there and
+/// required here.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PrometheusRule {

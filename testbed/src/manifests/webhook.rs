@@ -18,7 +18,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("the-image-is-the-one-that-xtask-writes", image),
 ];
 
-/// Longest that an API server may wait for us, in seconds.
+/// The longest time that an API server may wait for the webhook, in seconds.
 const TIMEOUT: i32 = 5;
 
 fn admission(_: &str, objects: &[Value]) -> Result<()> {
@@ -49,7 +49,7 @@ fn admission(_: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// API servers ask mutating webhooks in the order of their configurations' names
+/// API servers call mutating webhooks in the order of their configurations' names
 /// (apiserver pkg/admission/configuration/mutating_webhook_manager.go).
 fn order(_: &str, objects: &[Value]) -> Result<()> {
     let configuration: MutatingWebhookConfiguration = one(objects, "MutatingWebhookConfiguration")?;

@@ -13,7 +13,7 @@ use crate::app::{AppSpec, Bind, Protocol};
 use crate::kubelet::Probe;
 use crate::pod::PodSpec;
 
-/// A gRPC probe of a closed port takes the whole of its timeout: a short one.
+/// A short timeout, because a gRPC probe of a closed port takes its whole timeout.
 const TIMEOUT: Duration = Duration::from_millis(400);
 
 const BINDS: [(&str, Bind); 5] = [
@@ -55,7 +55,7 @@ const fn port(bind: u16, protocol: u16) -> u16 {
     8000 + 10 * bind + protocol
 }
 
-/// Every binding with every protocol, each on a port of its own.
+/// Every bind address with every protocol, each on a separate port.
 fn listeners() -> impl Iterator<Item = (&'static str, Bind, &'static str, Protocol, u16)> {
     (0..).zip(BINDS).flat_map(|(i, (bind_name, bind))| {
         (0..)
@@ -117,7 +117,7 @@ fn bindings(cases: &mut Cases, pods: &PodPair<'_>, pod: &str) {
     }
 }
 
-/// What `getpeername` shows when nobody is in the way.
+/// What `getpeername` returns without the daemon.
 fn peer(family: Family, ns: &crate::netns::NetNs, port: u16) -> SocketAddr {
     let ip = match family {
         Family::V4 => ns.ipv4().into(),
@@ -127,7 +127,7 @@ fn peer(family: Family, ns: &crate::netns::NetNs, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
-/// The addresses by which the mesh's rules let the daemon's dial pass.
+/// The source addresses with which the mesh's rules let the daemon's dial pass.
 fn source(pods: &PodPair<'_>, with_v6_source: bool) -> Result<()> {
     let own6 = IpAddr::V6(pods.meshed.ns.ipv6());
     let six = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));

@@ -29,16 +29,16 @@ const ANSWERED: [(&str, u16); 9] = [
     ("/status/500", 500),
     ("/redirect/same", 200),
     ("/redirect/failing", 503),
-    // The kubelet wants the head only.
+    // The kubelet reads only the head.
     ("/cut-body", 200),
 ];
 const NOT_ANSWERED: [&str; 3] = ["/early-close", "/reset", "/garbage"];
-/// When something that happens has been seen.
+/// Time limit for an expected event.
 const SOON: Duration = Duration::from_secs(5);
 const SLOW: &str = "/slow?ms=1500";
 const HANG: &str = "/hang";
 const BOTH: &str = "/status/500";
-/// Declared with scheme HTTPS alone, on a port that speaks plaintext.
+/// Declared only with scheme HTTPS, on a plaintext port.
 const FALLBACK: &str = "/fallback";
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -71,7 +71,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         Ok(())
     });
     cases.case("kubelet-gives-up", || {
-        // As when the grace period ends before a preStop hook does.
+        // As when the grace period ends before a preStop hook.
         let _before = pods.meshed.app.take_recorded()?;
         let ip = pods.meshed.ns.ipv4();
         let hook = Probe::hook(ip, PORT, HANG).timeout(Duration::from_millis(200));
@@ -142,7 +142,7 @@ fn spec(name: &str) -> PodSpec {
     spec.container(json!({"name": "probed", "image": "app", "livenessProbe": probe}))
 }
 
-/// In both: no HTTP answer at all.
+/// In both cases there is no HTTP answer.
 fn transport_error(
     pods: &PodPair<'_>,
     hook: impl Fn(std::net::IpAddr) -> Probe + Copy,

@@ -17,18 +17,18 @@ use crate::pod::PodSpec;
 use crate::wait;
 
 const PORT: u16 = 8080;
-/// Served by the app, declared by no probe.
+/// A path that the app serves and no probe declares.
 const OTHER: u16 = 8081;
 const TLS: u16 = 8440;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// A spread of what apps answer; 3xx without Location.
+/// Some statuses of apps; 3xx without Location.
 const STATUSES: [u16; 43] = [
     200, 201, 202, 203, 204, 205, 206, 207, 208, 226, 299, 300, 301, 302, 303, 304, 305, 307, 308,
     399, 400, 401, 403, 404, 405, 408, 410, 412, 418, 421, 429, 431, 451, 499, 500, 501, 502, 503,
     504, 505, 511, 598, 599,
 ];
-/// Answers within the limits, however odd.
+/// Unusual answers that are valid.
 const PASSING: [&str; 9] = [
     "/large-headers?kb=8",
     "/large-body?kb=64",
@@ -40,7 +40,7 @@ const PASSING: [&str; 9] = [
     "/continue",
     "/slow?ms=500",
 ];
-/// Answers that are none, or come too late, and why.
+/// Answers that are invalid or late, and the reason.
 const FAILING: [(&str, &str); 6] = [
     ("/slow?ms=1500", "timed_out"),
     ("/slow-headers", "timed_out"),
@@ -49,9 +49,9 @@ const FAILING: [(&str, &str); 6] = [
     ("/reset", "connection_closed"),
     ("/garbage", "bad_response"),
 ];
-/// Answers whose body breaks or does not end: the kubelet's prober has an error, and the result is thrown away.
+/// Answers whose body breaks off or does not end: the kubelet's prober gets an error, and the kubelet discards the result.
 const DISCARDED: [&str; 2] = ["/slow-body", "/cut-body"];
-/// Redirects that the kubelet follows, with what comes of it.
+/// Redirects that the kubelet follows, and their results.
 const REDIRECTS: [(&str, bool); 13] = [
     ("/redirect/same", true),
     ("/redirect/same?status=301", true),
@@ -67,7 +67,7 @@ const REDIRECTS: [(&str, bool); 13] = [
     ("/redirect/bad", false),
     ("/redirect/ftp", false),
 ];
-/// Paths as people write them.
+/// Unusual paths.
 const PATHS: [&str; 9] = [
     "/healthy",
     "/echo?deep=1&x=%zz",
@@ -81,11 +81,11 @@ const PATHS: [&str; 9] = [
 ];
 const LARGE: &str = "/large-headers?kb=17";
 const HANG: &str = "/hang";
-/// Longer than anybody here waits.
+/// Longer than any case waits.
 const NEVER: &str = "/slow?ms=60000";
-/// The timeout of probes of an app that takes its time.
+/// The timeout of probes of a slow app.
 const PATIENT: Duration = Duration::from_secs(30);
-/// When something that happens has been seen.
+/// Time limit for an expected event.
 const SOON: Duration = Duration::from_secs(5);
 const OTHER_HOST: &str = "/redirect/other";
 const NOT_MODIFIED_WITH_LOCATION: &str = "/redirect/same?status=304";
@@ -110,7 +110,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// The certificates, with HTTP/2 and without, each on a port of its own.
+/// The certificates, with and without HTTP/2, each on a separate port.
 fn tls_ports() -> impl Iterator<Item = (u16, Certificate, bool)> {
     let kinds = Certificate::all()
         .iter()
@@ -186,12 +186,12 @@ fn answers(cases: &mut Cases, pods: &PodPair<'_>) {
             let pair = pods.both_fail(Family::V4, |ip| Probe::http(ip, PORT, path))?;
             let reason = pods.reason(PORT, path)?;
             ensure!(reason == why, "because of {why}, not {reason}: {pair:?}");
-            // The next probe is not harmed.
+            // The next probe is not affected.
             let next = |ip| Probe::http(ip, PORT, "/healthy");
             pods.both_pass(Family::V4, next).map(drop)
         };
         match why {
-            // We give up some milliseconds before the kubelet does.
+            // The daemon's timeout ends some milliseconds before the kubelet's.
             "timed_out" => cases.case_to_the_millisecond(&name, body),
             _ => cases.case(&name, body),
         }
@@ -235,7 +235,7 @@ fn redirects(cases: &mut Cases, pods: &PodPair<'_>) {
     });
     cases.case("redirect/other-host", || {
         let pair = pods.both(Family::V4, |ip| Probe::http(ip, PORT, OTHER_HOST))?;
-        // The kubelet's own warning needs the Location, which we do not hand on.
+        // The kubelet's own warning needs the Location, which the daemon does not pass on.
         ensure!(
             pair.plain.outcome == Outcome::Warning && pair.ours.status == Some(200),
             "passes, as in plain Kubernetes: {pair:?}"
@@ -251,8 +251,7 @@ fn redirects(cases: &mut Cases, pods: &PodPair<'_>) {
     }
 }
 
-/// Each request of a chain has the same line and headers; of their order only the first's is the
-/// kubelet's.
+/// Each request of a chain has the same request line and headers; only in the first one are they in the kubelet's order.
 fn redirected_requests(pods: &PodPair<'_>) -> Result<()> {
     let sorted = |app: &crate::app::App, ip: IpAddr| -> Result<Vec<Vec<String>>> {
         let recorded = app.take_recorded()?;
@@ -370,7 +369,7 @@ fn tls(cases: &mut Cases, pods: &PodPair<'_>) {
     }
 }
 
-/// Our limit of 16 KiB is lower than Go's 10 MiB: a known difference, and a clean failure.
+/// Our limit of 16 KiB is lower than Go's 10 MiB: a known difference, with a clear error.
 fn large_headers(env: &Env, pods: &PodPair<'_>) -> Result<()> {
     let result = env.fails(&Probe::http(pods.meshed.ns.ipv4(), PORT, LARGE))?;
     let reason = pods.reason(PORT, LARGE)?;
@@ -383,7 +382,7 @@ fn large_headers(env: &Env, pods: &PodPair<'_>) -> Result<()> {
 
 /// The kubelet gets its answer at about the probe's timeout, not later.
 fn timeout(pods: &PodPair<'_>) -> Result<()> {
-    // We give up some milliseconds before the kubelet does, which a busy machine may take for itself.
+    // The daemon's timeout ends some milliseconds before the kubelet's; a busy machine may need that time.
     const TRIES: usize = 5;
     let mut pair = pods.both_fail(Family::V4, |ip| Probe::http(ip, PORT, NEVER))?;
     for _ in 1..TRIES {
@@ -423,7 +422,7 @@ fn hang_up(env: &Env, pods: &PodPair<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Neither body nor headers of the app's.
+/// The kubelet gets neither the body nor the headers of the app.
 fn only_the_status(env: &Env, pods: &PodPair<'_>) -> Result<()> {
     for (path, status) in [
         ("/healthy", "200 OK"),

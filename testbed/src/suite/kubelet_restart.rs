@@ -18,14 +18,14 @@ use crate::run::Run;
 use crate::{bpf, cgroup, wait};
 
 const SOON: Duration = Duration::from_secs(5);
-/// More than a machine takes that is busy.
+/// Longer than a busy machine needs.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Within which a new kubelet's probes are exempt; on a machine that may be busy the quickest of several is.
+/// Within this time a new kubelet's probes must be exempt. On a busy machine the fastest of several attempts counts.
 const AIM: Duration = Duration::from_millis(100);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let run = Run::new()?;
-    // At most 15 letters, and nobody else's.
+    // At most 15 characters (comm), and unique.
     let name = format!("kl{}", run.id());
     by_name(cases, &run, &name)?;
     let program = cases.daemon().map(Path::to_owned);
@@ -39,7 +39,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     by_path(cases, &run)
 }
 
-/// The kubelet's process is an API server too: what it proxies to a probed path is no probe.
+/// The kubelet's process is also an API server: a request that it proxies to a probed path is not a probe.
 fn shared_process(run: &Run, program: Option<&Path>) -> Result<()> {
     let cgroup = Cgroup::new(run, "k3s")?;
     let k3s = Kubelet::start(run, &cgroup, "k3s-server")?;
@@ -65,7 +65,7 @@ fn from_a_container(run: &Run, program: Option<&Path>) -> Result<()> {
     let name = format!("kc{}", run.id());
     let kubelets = Cgroup::new(run, "contained-kubelet")?;
     let kubelet = Kubelet::start(run, &kubelets, &name)?;
-    // As deep as a container's, and not below the kubelet's.
+    // At the depth of a container's cgroup, and not below the kubelet's.
     let container = Cgroup::new(run, "container")?;
     let host = run.dir().join("host-cgroup");
     let daemon = DaemonSpec::new("contained")
@@ -85,7 +85,7 @@ fn from_a_container(run: &Run, program: Option<&Path>) -> Result<()> {
     sample_pod::check_verdicts(&kubelet, pod.ns.ipv4().into())
 }
 
-/// While the kubelet is restarted, somebody else's process of its name may be the only one.
+/// During a restart of the kubelet, another user's process may be the only one with its name.
 fn decoy(run: &Run, program: Option<&Path>) -> Result<()> {
     let name = format!("kd{}", run.id());
     let home = Cgroup::new(run, "home")?;
@@ -112,7 +112,7 @@ fn decoy(run: &Run, program: Option<&Path>) -> Result<()> {
 
 /// A daemon that finds its kubelet by the process's name.
 fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
-    // Goes with its case; after the kubelet where that case is not wanted.
+    // Removed with its case, or after the kubelet if that case is not selected.
     let mut first = Some(Cgroup::new(run, "first")?);
     let first_cgroup = first.as_ref().context("it was just made")?;
     let old = first_cgroup.path().to_owned();
@@ -140,7 +140,7 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         let second = Cgroup::new(run, "second")?;
         kubelet = Kubelet::start(run, &second, name)?;
         let _took = comes_back(&daemon, &kubelet, &pod, &second)?;
-        // And once more, without a moment in which there is none.
+        // Once more, with the new one started before the old one ends.
         let third = Cgroup::new(run, "third")?;
         kubelet.kill()?;
         kubelet = Kubelet::start(run, &third, name)?;
@@ -201,7 +201,7 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         let below = Cgroup::new(run, "above/below")?;
         let legacy = LegacyConnect4::attach(above.path())?;
         let mut kubelet = Kubelet::start(run, &below, name)?;
-        // It is there, and not attached to: nothing says otherwise.
+        // It runs, and the daemon is not attached to it.
         let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
         wait::until("the daemon to have tried", SOON, || {
             let problems = daemon.status().ok()?["source"]["problems"].to_string();
@@ -247,7 +247,7 @@ fn by_path(cases: &mut Cases, run: &Run) -> Result<()> {
         sample_pod::check_verdicts(&kubelet, pod.ns.ipv4().into())?;
         for noticed in [true, false] {
             kubelet.kill()?;
-            // The old one goes before the new one comes.
+            // The old one is removed before the new one is created.
             let name = cgroup.path().to_owned();
             std::fs::remove_dir(&name)
                 .or_else(|_| wait_removed(&name))
@@ -266,7 +266,7 @@ fn by_path(cases: &mut Cases, run: &Run) -> Result<()> {
     Ok(())
 }
 
-/// A process that was killed a moment ago may still be counted.
+/// A process that was just killed may still be listed.
 fn wait_removed(path: &std::path::Path) -> std::io::Result<()> {
     match wait::to_clean_up(SOON, || std::fs::remove_dir(path).is_ok()) {
         true => Ok(()),
@@ -279,7 +279,7 @@ fn attached_to(daemon: &Daemon) -> Result<String> {
     Ok(cgroup.as_str().unwrap_or("nowhere").to_owned())
 }
 
-/// The daemon has seen that there is no kubelet, and says so.
+/// Waits until the daemon reports that there is no kubelet.
 fn wait_unattached(daemon: &Daemon) -> Result<()> {
     wait::until("the daemon to miss the kubelet", SOON, || {
         let attached = daemon.metric("probe_handler_attached").ok()?;
@@ -288,7 +288,7 @@ fn wait_unattached(daemon: &Daemon) -> Result<()> {
     })
 }
 
-/// The quickest of several was as quick as it should be.
+/// Checks the fastest of several attempts.
 fn prompt(took: &[Duration]) -> Result<()> {
     let quickest = took.iter().min().context("none")?;
     ensure!(*quickest < pace::stretch(AIM), "{took:?}");

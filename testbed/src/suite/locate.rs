@@ -28,23 +28,23 @@ use crate::sandbox::{Hierarchies, Network, PodCgroup};
 use crate::wait;
 
 const UID: &str = "3f2e1d0c-1111-2222-3333-444455556666";
-/// Of a static pod: the kubelet knows it by its manifest's hash.
+/// UID of a static pod: the hash of its manifest.
 const HASH: &str = "5f0c9a1e2b3d4c5f6a7b8c9d0e1f2a3b";
-/// When something that happens has been seen, on a machine that has much else to do.
+/// Time limit for an expected event on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
-/// When something that must not happen would have been seen.
+/// How long to watch for an event that must not happen.
 const QUIET: Duration = Duration::from_millis(300);
-/// Pods that start at once.
+/// Number of pods that start at the same time.
 const MANY: usize = 100;
-/// How many of them the runtime works on at a time.
+/// Number of pods that the runtime starts in parallel.
 const WORKERS: usize = 8;
-/// The least that passes between a sandbox and its pod's first container, whose file system the runtime has
-/// to prepare when the kubelet, told of the sandbox, asks for it: three calls, one of which runs runc.
+/// Minimum time between the start of a sandbox and of its pod's first container: the kubelet makes three calls for it, in
+/// which the runtime prepares a file system and runs runc.
 const CONTAINER_IS_MADE: Duration = Duration::from_millis(20);
-/// Directories made and removed while nobody reads events: more than the default
+/// Number of directories that are created and removed while nobody reads events: more than the default of
 /// fs.inotify.max_queued_events, 16384.
 const FLOOD: usize = 10_000;
-/// After how many looks that see the same nothing is on its way any more.
+/// After this many equal observations the state counts as final.
 const SETTLED: usize = 20;
 
 /// Layouts: name, the pod's UID, its cgroup's path.
@@ -105,7 +105,7 @@ fn layouts() -> Vec<(&'static str, &'static str, String)> {
 pub fn run(cases: &mut Cases) -> Result<()> {
     let run = Run::new()?;
     let v2 = cgroup::mount()?;
-    // Not cpuset, whose cgroups take no process until they are given processors and memory.
+    // Not cpuset: its cgroups accept processes only after processors and memory are assigned.
     let v1: Vec<PathBuf> = hierarchies(None)?
         .into_iter()
         .filter(|mount| *mount != v2 && !mount.ends_with("cpuset"))
@@ -125,7 +125,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
             cases.case(&case, || one_layout(&run, &mounts, uid, &path));
         }
     }
-    // What follows does not depend on the layout.
+    // The following cases do not depend on the layout.
     let node = || Node::new(&run, &hybrid);
     cases.case("sandbox-made-anew", || made_anew(&node()?));
     cases.case("sandbox-replaced", || replaced(&node()?));
@@ -143,7 +143,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// A node of its own, and a locator that looks at it from a thread of its own.
+/// A separate node, and a locator for it on a separate thread.
 struct Node {
     locator: Arc<Locator>,
     runtime: Runtime,
@@ -175,7 +175,7 @@ impl Node {
         let (news, receiver) = channel();
         let task = self.runtime.spawn(async move {
             loop {
-                // The namespace itself is let go of at once.
+                // The namespace itself is closed at once.
                 let place = match following.next().await {
                     Placement::In(netns) => Ok(netns.id()),
                     Placement::Nowhere(why) => Err(why),
@@ -191,7 +191,7 @@ impl Node {
         }
     }
 
-    /// A pod with its cgroups, as the kubelet makes them.
+    /// A pod with its cgroups, as the kubelet creates them.
     fn pod(&self, uid: &str) -> Result<PodCgroup> {
         let pod = self
             .hierarchies
@@ -203,7 +203,7 @@ impl Node {
 
 type News = (Instant, Result<NetnsId, NotFound>);
 
-/// What is told of a pod.
+/// What the locator reports about a pod.
 struct Followed {
     news: Receiver<News>,
     task: AbortHandle,
@@ -222,7 +222,7 @@ impl Followed {
             .context("nothing was told in time")
     }
 
-    /// The next namespace told, and when.
+    /// The next reported namespace, and when it was reported.
     fn found(&self) -> Result<(Instant, NetnsId)> {
         let end = Instant::now() + pace::stretch(SOON);
         while Instant::now() < end {
@@ -233,7 +233,7 @@ impl Followed {
         bail!("not found in time")
     }
 
-    /// When it was told that the pod is nowhere, which must be the next thing told.
+    /// When the locator reported that the pod has no namespace, which must be its next report.
     fn lost(&self) -> Result<Instant> {
         match self.next()? {
             (at, Err(_)) => Ok(at),
@@ -257,7 +257,7 @@ fn one_layout(run: &Run, mounts: &[PathBuf], uid: &str, path: &str) -> Result<()
         matches!(early.next()?, (_, Err(NotFound::NoCgroup))),
         "there is no pod yet"
     );
-    // Not even the directories above the pod's are there yet.
+    // The directories above the pod's do not exist yet either.
     pod.make()?;
     let sandbox = pod.container(Network::New)?;
     let runs = Instant::now();
@@ -295,7 +295,7 @@ fn before_or_after(at: Instant, event: Instant) -> String {
     }
 }
 
-/// The old sandbox ends, then there is a new one.
+/// The old sandbox ends before the new one starts.
 fn made_anew(node: &Node) -> Result<()> {
     let mut pod = node.pod(UID)?;
     let followed = node.follow(UID);
@@ -312,7 +312,7 @@ fn made_anew(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The new sandbox is there before the old one has ended.
+/// The new sandbox starts before the old one ends.
 fn replaced(node: &Node) -> Result<()> {
     let mut pod = node.pod(UID)?;
     let followed = node.follow(UID);
@@ -332,7 +332,7 @@ fn replaced(node: &Node) -> Result<()> {
     }
 }
 
-/// The sandbox's process ends, an app of the pod runs on.
+/// The sandbox's process ends while an app of the pod continues.
 fn outlived(node: &Node) -> Result<()> {
     let mut pod = node.pod(UID)?;
     let followed = node.follow(UID);
@@ -357,7 +357,7 @@ fn host_network(node: &Node) -> Result<()> {
     followed.quiet()
 }
 
-/// systemd gives a user cgroups in which to make others. What is named there as a starting pod's is not looked at.
+/// systemd lets a user create cgroups below its own. Those with a pod's name are ignored there.
 fn delegated(node: &Node) -> Result<()> {
     const USER: u32 = 65534;
     for above in ["user.slice/user@1000.service", "a.slice"] {
@@ -367,7 +367,7 @@ fn delegated(node: &Node) -> Result<()> {
             fs::create_dir_all(&given)?;
             std::os::unix::fs::chown(&given, Some(USER), None)?;
         }
-        // What the user makes is the user's.
+        // The user owns what it creates.
         as_user(USER, || pod.make())?;
         let followed = node.follow(UID);
         let _impostor = pod.container(Network::New)?;
@@ -381,10 +381,10 @@ fn delegated(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Does `work` on files as user `uid`.
+/// Runs `work` with the file permissions of user `uid`.
 fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let user = || {
-        // Of this thread alone, which ends.
+        // Only for this thread, which ends afterwards.
         let _before = setfsuid(Uid::from_raw(uid));
         work()
     };
@@ -394,7 +394,7 @@ fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> Result<T> + Send) -> Result
     })
 }
 
-/// CRI-O may keep its monitor, which is in the node's network, in the pod's cgroup.
+/// CRI-O can have its monitor, which is in the node's network namespace, in the pod's cgroup.
 fn monitor(node: &Node) -> Result<()> {
     let mut pod = node.pod(UID)?;
     let _monitor = pod.container(Network::Host)?;
@@ -405,11 +405,11 @@ fn monitor(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// A container may make namespaces of its own: the pod's is that of its first process.
+/// A container can create namespaces; the pod's namespace is that of its first process.
 fn nested(node: &Node) -> Result<()> {
     let mut pod = node.pod(UID)?;
     let sandbox = pod.container(Network::New)?;
-    // Start times are counted in hundredths of a second.
+    // Start times have a resolution of 10 ms.
     wait::pass(Duration::from_millis(30))?;
     let inner = pod.container(Network::New)?;
     ensure!(inner.netns()? != sandbox.netns()?, "two namespaces");
@@ -418,8 +418,8 @@ fn nested(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The figure that matters: a pod's namespace is known before its first app runs. That none at all is late is for
-/// `bench`, on an idle machine: here the starters are in the locator's way.
+/// A pod's namespace is usually known before its first app runs. `bench` checks on an idle machine that it always is; here
+/// the processes that start pods compete with the locator.
 fn many_at_once(node: &Node) -> Result<()> {
     let uid = |index: usize| format!("{index:08x}-1111-2222-3333-444455556666");
     let followed: Vec<Followed> = (0..MANY).map(|index| node.follow(&uid(index))).collect();
@@ -488,7 +488,7 @@ fn churn(node: &Node) -> Result<()> {
         let _when = followed.lost()?;
         pod.remove()
     };
-    // The first one makes what all have in common.
+    // The first one creates what all share.
     round(0)?;
     let (mut size, mut alike) = ((0, 0), 0);
     wait::until("the first one to be let go of", SOON, || {
@@ -501,7 +501,7 @@ fn churn(node: &Node) -> Result<()> {
     for index in 1..50 {
         round(index)?;
     }
-    // A look that nobody waits for any more may hold some for a moment.
+    // A search whose result nobody needs may keep some open for a moment.
     let gone = wait::until("every watch to be gone", SOON, || {
         (node.locator.size() == size).then_some(())
     });
@@ -511,7 +511,7 @@ fn churn(node: &Node) -> Result<()> {
     })
 }
 
-/// More happens than the kernel keeps for us.
+/// More events occur than the kernel queues.
 fn events_lost(node: &Node) -> Result<()> {
     let followed = node.follow(UID);
     let _first = followed.next()?;

@@ -20,9 +20,9 @@ const SECOND: u16 = 8081;
 const HTTPS: u16 = 8443;
 const GRPC: u16 = 9090;
 const CLOSED: u16 = 5433;
-/// The app listens there and never accepts.
+/// A port on which the app listens and never accepts.
 const DEAF: u16 = 5434;
-/// Of probes that get no answer.
+/// Timeout of probes that get no answer.
 const SHORT: Duration = Duration::from_millis(500);
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -89,7 +89,7 @@ fn one_port(cases: &mut Cases, env: &Env) -> Result<()> {
                 for family in FAMILIES {
                     let pair = pods.both(family, |ip| match passes {
                         true => make(ip, port),
-                        // Some of these take the whole of their timeout.
+                        // Some of these take their whole timeout.
                         false => make(ip, port).timeout(SHORT),
                     })?;
                     ensure!(
@@ -137,7 +137,7 @@ fn services(cases: &mut Cases, env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// The same path on two ports with different health; containers of their own; shared rows.
+/// The same path on two ports with different health, in separate containers and in one.
 fn containers(cases: &mut Cases, env: &Env) -> Result<()> {
     let pods = PodPair::start(env, "containers", |name| {
         let app = AppSpec::new().http(HTTP).http(SECOND);
@@ -160,7 +160,7 @@ fn containers(cases: &mut Cases, env: &Env) -> Result<()> {
             }))
     })?;
     cases.case("containers/same-path-on-two-ports", || {
-        // The testbed's app sets a path's status on all its ports: so by another answer of one port.
+        // The testbed's app sets a path's status on all its ports, so one port gets another answer.
         let first = |ip| Probe::http(ip, HTTP, "/health");
         let second = |ip| Probe::http(ip, SECOND, "/health");
         for app in [&pods.meshed.app, &pods.plain.app] {
@@ -220,7 +220,7 @@ fn skipped(status: &Value, container: &str, probe: &str, why: &str) -> Result<()
     Ok(())
 }
 
-/// Named ports; what names none, or another host, meets the mesh.
+/// Named ports. A probe with an unknown port name or with another host goes to the mesh.
 fn named(cases: &mut Cases, env: &Env) -> Result<()> {
     const UNRESOLVED: u16 = 8082;
     const HOST: u16 = 8083;

@@ -19,11 +19,11 @@ use crate::wait;
 const SOON: Duration = Duration::from_secs(5);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
-    // As privileged: true gives them.
+    // As with `privileged: true`.
     cases.case_in("all-capabilities", |cases| {
         serves_with_what_it_keeps(cases, "all", |spec| spec, &mask(&KEPT))
     });
-    // As the overlay does: the bounding set can't be made smaller then.
+    // As with the overlay: the bounding set can't be reduced then.
     cases.case_in("least-capabilities", |cases| {
         let names: Vec<String> = KEPT.iter().map(setpriv_name).collect();
         serves_with_what_it_keeps(
@@ -36,8 +36,8 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// Whatever needs a privilege is asked of a daemon that has given up all but some: pods of a mesh that
-/// wants the dial's owner to be its proxy's, a kubelet that comes back in another cgroup.
+/// A daemon that has dropped all other capabilities does everything that needs one: it serves pods of a mesh that requires
+/// the proxy's user for the dial, and a kubelet that returns in another cgroup.
 fn serves_with_what_it_keeps(
     cases: &mut Cases,
     name: &str,
@@ -76,12 +76,12 @@ fn serves_with_what_it_keeps(
         (status["kubelet"]["cgroup"] == second.path().display().to_string()).then_some(())
     })?;
     truth(&kubelet)?;
-    // Threads that were started meanwhile have no more than those before.
+    // Threads that were started since have no more capabilities.
     only_what_is_kept(&daemon, bounding)?;
     kubelet.kill()
 }
 
-/// Every thread has exactly the capabilities that are kept, and no way to get others.
+/// Every thread has exactly the kept capabilities, and cannot get others.
 fn only_what_is_kept(daemon: &Daemon, bounding: &str) -> Result<()> {
     let kept = mask(&KEPT);
     let none = mask(&[]);
@@ -95,7 +95,7 @@ fn only_what_is_kept(daemon: &Daemon, bounding: &str) -> Result<()> {
     ]);
     let mut threads = Vec::new();
     for task in fs::read_dir(format!("/proc/{}/task", daemon.pid()))? {
-        // A thread that has ended meanwhile has no status.
+        // A thread that has just ended has no status.
         let Ok(status) = fs::read_to_string(task?.path().join("status")) else {
             continue;
         };
@@ -119,7 +119,7 @@ fn only_what_is_kept(daemon: &Daemon, bounding: &str) -> Result<()> {
     Ok(())
 }
 
-/// Capabilities as /proc/PID/status writes them.
+/// Capabilities in the format of /proc/PID/status.
 fn mask<'a>(needs: impl IntoIterator<Item = &'a Need>) -> String {
     let bits = needs
         .into_iter()
@@ -135,7 +135,7 @@ fn fields(status: &str) -> BTreeMap<&str, &str> {
         .collect()
 }
 
-/// As setpriv(1) writes them.
+/// Capabilities in the format of setpriv(1).
 fn setpriv_name(need: &Need) -> String {
     let name = need.capability.to_string().to_lowercase();
     name.trim_start_matches("cap_").to_owned()

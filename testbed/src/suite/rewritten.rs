@@ -30,7 +30,7 @@ const GRPC: u16 = 9090;
 const OPEN: u16 = 5432;
 const CLOSED: u16 = 5433;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-/// What only the stand-in pilot-agent says.
+/// A text that only the stand-in pilot-agent sends.
 const AGENTS_MARK: &str = "X-Pilot-Agent";
 
 /// Who rewrote the probes.
@@ -79,7 +79,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     fallback(cases, &mut env)
 }
 
-/// Our webhook may rewrite to another port than Istio's.
+/// Our webhook can use another port than Istio's injector.
 fn other_port(cases: &mut Cases, env: &Env) -> Result<()> {
     const REWRITE: u16 = 15999;
     if !cases.wants("rewrite/other-port") {
@@ -202,7 +202,7 @@ pub(super) fn same_as_original(
     Ok(())
 }
 
-/// The app gets what it would get natively: the headers, the Host with its own port, none added.
+/// The app gets the same request as without rewriting: the headers, the Host with its own port, and no other header.
 fn headers(env: &Env, pod: &Pod, plain: &Pod) -> Result<()> {
     let own = "/healthy?deep=1";
     let sets: [&[(&str, &str)]; 4] = [
@@ -253,7 +253,7 @@ fn only_the_status(env: &Env, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Those at which the stand-in pilot-agent does not take its time.
+/// Those that the stand-in pilot-agent answers at once.
 fn quick() -> impl Iterator<Item = Original> {
     let slow = |original: &Original| matches!(original.container, "slow" | "api" | "certificates");
     originals()
@@ -261,8 +261,8 @@ fn quick() -> impl Iterator<Item = Original> {
         .filter(move |original| !slow(original))
 }
 
-/// The daemon ends as it does when its node is drained, while the kubelet goes on probing: each probe has its true
-/// verdict, by whichever of the two.
+/// The daemon ends as when its node is drained, while the kubelet continues to probe: each probe has its correct result,
+/// from the daemon or from pilot-agent.
 fn no_probe_lost(env: &mut Env, pod: &Pod, stopped: &mut bool) -> Result<()> {
     let ip = IpAddr::V4(pod.ns.ipv4());
     let probed: Vec<_> = quick()
@@ -280,7 +280,7 @@ fn no_probe_lost(env: &mut Env, pod: &Pod, stopped: &mut bool) -> Result<()> {
         .iter()
         .filter(|made| {
             let expected = probed.iter().find(|(probe, _)| *probe == made.probe);
-            // Both answer with a status, whatever they found.
+            // Both always answer with a status.
             made.result.status.is_none()
                 || expected.is_none_or(|(_, passes)| made.result.passed() != *passes)
         })
@@ -297,7 +297,7 @@ fn no_probe_lost(env: &mut Env, pod: &Pod, stopped: &mut bool) -> Result<()> {
     sample_pod::none_wrong("while the daemon is stopped", &wrong)
 }
 
-/// What is no rewritten probe on that port is pilot-agent's, byte for byte.
+/// A request on that port that is not a rewritten probe reaches pilot-agent unchanged, byte for byte.
 fn relays(cases: &mut Cases, env: &Env, pod: &Pod, name: &str) {
     let requests = [
         ("healthz-ready", "GET /healthz/ready", "200"),
@@ -345,14 +345,14 @@ fn relays(cases: &mut Cases, env: &Env, pod: &Pod, name: &str) {
     });
 }
 
-/// Connections that the kernel side has sent to the handler.
+/// The number of connections that the programs redirected to the handler.
 fn redirected(env: &Env) -> Result<u64> {
     let status = env.daemon.status()?;
     let count = status["counters"]["redirected"].as_u64();
     count.with_context(|| format!("no such counter: {}", status["counters"]))
 }
 
-/// With the daemon stopped, the same connections come to pilot-agent, as before.
+/// With the daemon stopped, the same connections reach pilot-agent.
 fn fallback(cases: &mut Cases, env: &mut Env) -> Result<()> {
     if !cases.wants("daemon-stopped") {
         return Ok(());

@@ -20,7 +20,7 @@ use crate::{command, wait};
 /// ztunnel's port for plaintext.
 const ZTUNNEL: u16 = 15006;
 const SOON: Duration = Duration::from_secs(5);
-/// Within which a pod whose rules are put right is served again.
+/// Within this time a pod whose rules were corrected must be served again.
 const PUT_RIGHT: Duration = Duration::from_secs(5);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -53,9 +53,8 @@ fn known(env: &Env, pod: &Pod) -> Result<()> {
     })
 }
 
-/// As under gVisor or Kata: the pod's namespace holds the address, but what comes for it goes on to
-/// another network stack, where the app and the rest of the pod live; but for ztunnel, which listens in the pod's
-/// namespace.
+/// As with gVisor or Kata: the pod's namespace has the address, but forwards packets for it to another network stack, which
+/// has the sockets of the app and the rest of the pod. Only ztunnel listens in the pod's namespace.
 fn sockets_elsewhere(env: &Env, spec: PodSpec) -> Result<()> {
     let spec = spec.rules(RuleSet::None).app(AppSpec::new());
     let mut pod = spec.start(&env.run)?;
@@ -67,18 +66,18 @@ fn sockets_elsewhere(env: &Env, spec: PodSpec) -> Result<()> {
     };
     let sandbox = NetNs::new(&env.run, &format!("{}-sandbox", pod.name()))?;
     let (ip4, ip6) = (pod.ns.ipv4(), pod.ns.ipv6());
-    // The tap, so to say.
+    // This link replaces the virtual machine's tap device.
     pod.ns.ip(&format!(
         "link add tap0 type veth peer name tap0 netns {}\n",
         sandbox.name()
     ))?;
     pod.ns.run(|| {
-        // It forwards, and answers its neighbours for the address that is no longer its own.
+        // It forwards packets, and answers ARP for the address that is no longer its own.
         for (setting, value) in [
             ("ipv4/ip_forward", "1"),
             ("ipv4/conf/eth0/proxy_arp", "1"),
             ("ipv4/neigh/eth0/proxy_delay", "0"),
-            // What comes back bears the address that eth0 still has.
+            // Replies come from the address that eth0 still has.
             ("ipv4/conf/tap0/accept_local", "1"),
             ("ipv6/conf/all/forwarding", "1"),
         ] {
@@ -129,7 +128,7 @@ fn sockets_elsewhere(env: &Env, spec: PodSpec) -> Result<()> {
     Ok(())
 }
 
-/// Without a sidecar that accepts for it, a dead app looks dead by itself.
+/// Without a sidecar that accepts its connections, a dead app's port refuses them.
 fn sidecar_dies(env: &Env) -> Result<()> {
     let mut pod = env.pod(sample_pod::pod("widow"))?;
     if let Some(sidecar) = &mut pod.sidecar {
@@ -138,7 +137,7 @@ fn sidecar_dies(env: &Env) -> Result<()> {
     let before = env.daemon.counter("no_listener")?;
     for ip in pod.ns.ips() {
         sample_pod::check_verdicts(&env.kubelet, ip)?;
-        // Everybody else is refused where the sidecar was.
+        // Other processes are refused at the sidecar's port.
         let other = env.bystander.probe(&Probe::http(ip, HTTP, "/healthy"))?;
         ensure!(!other.passed(), "a bystander gets in: {other:?}");
     }
@@ -149,7 +148,7 @@ fn sidecar_dies(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// The app's container starts before the sidecar's: its probes are true from the beginning.
+/// The app's container starts before the sidecar's: its probes are correct from the beginning.
 fn no_sidecar_yet(env: &Env) -> Result<()> {
     let mut pod = sample_pod::pod("early").without_sidecar().start(&env.run)?;
     served(env, &mut pod)?;
@@ -177,7 +176,7 @@ fn replace_rules(ns: &NetNs, rules: RuleSet) -> Result<()> {
     rules.apply(ns)
 }
 
-/// A pod that says it is Istio's, with rules that take everything that root dials: Consul's.
+/// A pod with Istio's annotations and Consul's rules, which capture all connections of root.
 fn captured(env: &Env) -> Result<()> {
     let mut pod = sample_pod::pod("captive").start(&env.run)?;
     replace_rules(&pod.ns, RuleSet::Consul)?;
@@ -209,7 +208,7 @@ fn captured(env: &Env) -> Result<()> {
     let _log = env
         .daemon
         .wait_logged(&["not served: a dial from inside the pod"])?;
-    // Left alone: the kubelet meets whatever is there, and no endpoint is seen.
+    // Not served: the kubelet's connections go to whatever listens, and there is no endpoint.
     for port in [HTTP, CLOSED] {
         let ip: IpAddr = pod.ns.ipv4().into();
         let result = env.kubelet.probe(&Probe::http(ip, port, "/healthy"))?;

@@ -15,9 +15,9 @@ use crate::pod::Pod;
 use crate::wait;
 
 const SOON: Duration = Duration::from_secs(5);
-/// How often each is tried.
+/// Number of attempts for each change.
 const ROUNDS: usize = 3;
-/// Within which a change takes effect; on a machine that may be busy the quickest of several does.
+/// Within this time a change must take effect. The machine may be busy, so the fastest of several attempts counts.
 const AIM: Duration = Duration::from_millis(200);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -87,7 +87,7 @@ fn manifest(name: &str, probe: Value) -> Value {
 
 type ConfigError = (&'static str, &'static str, String, Vec<&'static str>);
 
-/// Name of the case, the file, its text, and what the problem must name.
+/// Name of the case, file name, its text, and what the reported problem must contain.
 fn mistakes() -> Vec<ConfigError> {
     let second = |probe: Value| {
         let fine = manifest("fine", sample_pod::http(HTTP, "/healthy"));
@@ -212,7 +212,7 @@ fn no_namespace(env: &Env, good: &Pod) -> Result<()> {
     sample_pod::check_verdicts(&env.kubelet, good.ns.ipv4().into())
 }
 
-/// YAML as people write it: several documents, comments, a bad one among them.
+/// YAML with several documents and comments; one document is invalid.
 fn several(env: &Env, good: &Pod) -> Result<()> {
     let pods = [
         sample_pod::pod("first").start(&env.run)?,
@@ -269,7 +269,7 @@ spec:
     )
 }
 
-/// How long `change` takes until the kubelet's probe passes, or no longer does.
+/// The time from `change` until the kubelet's probe passes, or until it fails.
 fn effect(env: &Env, what: &str, probe: &Probe, passes: bool) -> Result<Duration> {
     let begun = Instant::now();
     wait::until(what, SOON, || {

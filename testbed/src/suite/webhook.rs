@@ -21,7 +21,7 @@ use crate::webhook::client::Client;
 const ANNOTATION: &str = "probe-handler.io/probes";
 const OPT_OUT: &str = "sidecar.istio.io/rewriteAppHTTPProbers";
 const ENABLED: &str = "rewriteAppHTTPProbe";
-/// Within which a changed setting must be in force.
+/// Within this time a changed setting must take effect.
 const APPLIED: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -68,7 +68,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     });
     cases.case("switched-off-and-on-for-all", || {
         switched(&webhook, &client, &admitted)?;
-        // What was admitted before is served all the while.
+        // Pods that were admitted before are served all the time.
         let original = originals().remove(0);
         same_as_original(&env, &pod, &plain, &original)
     });
@@ -120,7 +120,7 @@ fn spec(name: &str) -> PodSpec {
     containers.into_iter().fold(spec, PodSpec::container)
 }
 
-/// Makes a pod, has it admitted, and hands it to the daemon as it was admitted.
+/// Creates a pod, lets the webhook admit it, and passes the admitted pod to the daemon.
 fn admitted(env: &Env, client: &Client, name: &str) -> Result<(Pod, Value)> {
     let mut pod = spec(name).start(&env.run)?;
     let answer = client.admit(&pod.manifest())?;
@@ -131,7 +131,7 @@ fn admitted(env: &Env, client: &Client, name: &str) -> Result<(Pod, Value)> {
     Ok((pod, answer.object))
 }
 
-/// The probe as the kubelet will read it: on the rewrite port, with its own path, and nothing else of it lost.
+/// Checks the probe that the kubelet receives: it has the rewrite port, a path of its own, and all other fields.
 fn names_the_handler(admitted: &Value, original: &Original) -> Result<()> {
     let containers = admitted["spec"]["containers"]
         .as_array()
@@ -187,7 +187,7 @@ fn opted_out(env: &Env, client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// The global setting decides for those that do not decide themselves, without a restart.
+/// The global setting applies to pods without their own setting, and changes without a restart.
 fn switched(webhook: &Webhook, client: &Client, admitted: &Value) -> Result<()> {
     let plain = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "new", "namespace": "testbed"},
@@ -254,7 +254,7 @@ fn renewed(webhook: &Webhook) -> Result<()> {
     Ok(())
 }
 
-/// With the daemon stopped nobody answers a rewritten probe: pilot-agent, whose port it is, knows none of ours.
+/// With the daemon stopped nobody answers a rewritten probe: pilot-agent, which has that port, does not know our paths.
 fn daemon_stopped(cases: &mut Cases, env: &mut Env, pod: &Pod) -> Result<()> {
     if !cases.wants("daemon-stopped") {
         return Ok(());
