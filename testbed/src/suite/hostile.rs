@@ -21,6 +21,9 @@ use crate::wait;
 
 /// Number of concurrent probes of the hostile pod.
 const AT_ONCE: usize = 50;
+/// Number of hostile pods at the same time, and of probers for each.
+const APPS: usize = 30;
+const PROBERS: usize = 2;
 /// How long a prober runs during each misbehaviour, and the minimum number of its probes.
 const WHILE: Duration = Duration::from_secs(2);
 const AT_LEAST: usize = 50;
@@ -45,30 +48,31 @@ const PATHS: [(&str, &str); 6] = [
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
     let victim = env.pod(sample_pod::pod("victim"))?;
-    let hostile = env.pod(hostile())?;
+    let hostile = env.pod(hostile("hostile"))?;
     let ip = hostile.ns.ipv4();
     for (name, path) in PATHS {
-        cases.case(name, || beside(&env, &victim, &Probe::http(ip, HTTP, path)));
+        cases.case(name, || {
+            beside(&env, &victim, many(&Probe::http(ip, HTTP, path)))
+        });
     }
     cases.case("never-accepts", || {
-        beside(&env, &victim, &Probe::http(ip, DEAF, "/"))
+        beside(&env, &victim, many(&Probe::http(ip, DEAF, "/")))
     });
     cases.case("never-answers", || {
-        beside(&env, &victim, &Probe::http(ip, MUTE, "/"))
+        beside(&env, &victim, many(&Probe::http(ip, MUTE, "/")))
     });
+    cases.case("many-apps-at-once", || many_apps(&env, &victim));
     cases.case("checks-in-flight-are-bounded", || bound(&env, &hostile));
     cases.case("flood-of-the-handlers-port", || flood(&env, &victim));
     Ok(())
 }
 
-fn hostile() -> PodSpec {
+fn hostile(name: &str) -> PodSpec {
     let app = AppSpec::new()
         .http(HTTP)
         .listen(Protocol::Deaf, Bind::DualStack, DEAF)
         .tcp(MUTE);
-    let mut spec = PodSpec::new("hostile")
-        .rules(RuleSet::IstioRedirect)
-        .app(app);
+    let mut spec = PodSpec::new(name).rules(RuleSet::IstioRedirect).app(app);
     let paths = PATHS.map(|(name, path)| (name, HTTP, path));
     let others = [
         ("deaf", DEAF, "/"),
@@ -85,15 +89,36 @@ fn hostile() -> PodSpec {
     spec
 }
 
-/// Probes the victim while many probers probe the hostile pod.
-fn beside(env: &Env, victim: &Pod, probe: &Probe) -> Result<()> {
+/// Many probers for one probe.
+fn many(probe: &Probe) -> Vec<Probe> {
+    vec![probe.clone(); pace::fewer(AT_ONCE)]
+}
+
+/// Many hostile pods at the same time, which misbehave in different ways.
+fn many_apps(env: &Env, victim: &Pod) -> Result<()> {
+    let mut pods = Vec::new();
+    let mut probes = Vec::new();
+    let targets = PATHS.map(|(_, path)| (HTTP, path));
+    let targets = targets.into_iter().chain([(DEAF, "/"), (MUTE, "/")]);
+    for (index, (port, path)) in targets.cycle().take(pace::fewer(APPS)).enumerate() {
+        let pod = env.pod(hostile(&format!("hostile-{index}")))?;
+        let probe = Probe::http(pod.ns.ipv4(), port, path);
+        probes.extend(std::iter::repeat_n(probe, PROBERS));
+        pods.push(pod);
+    }
+    beside(env, victim, probes)
+}
+
+/// Probes the victim while `hostile` probes are made, each by its own prober.
+fn beside(env: &Env, victim: &Pod, hostile: Vec<Probe>) -> Result<()> {
     let kubelet = Arc::clone(&env.kubelet);
     let before = env.daemon.metric("probe_handler_accepted_total")?;
-    let attack = Probing::start(&kubelet, vec![probe.clone(); pace::fewer(AT_ONCE)]);
+    let probers = hostile.len();
+    let attack = Probing::start(&kubelet, hostile);
     wait::until("the attack to be under way", SOON, || {
         // Slow answers have not arrived yet; it suffices that the handler has the connections.
         let accepted = env.daemon.metric("probe_handler_accepted_total").ok()?;
-        (accepted - before >= pace::fewer(AT_ONCE) as f64).then_some(())
+        (accepted - before >= probers as f64).then_some(())
     })?;
     let made = victim_probed(env, victim)?;
     let attacks = attack.stop()?;
