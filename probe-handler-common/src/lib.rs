@@ -14,7 +14,7 @@ pub mod endpoint;
 pub mod flow;
 pub mod gate;
 pub mod heartbeat;
-pub mod refusal;
+pub mod outcome;
 pub mod spread;
 
 /// Names of the maps in the eBPF object.
@@ -39,12 +39,12 @@ pub mod maps {
     /// Per-CPU `u64` counters, indexed by [`crate::counters::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
 
-    /// Ring buffer of [`crate::refusal::Refusal`].
-    pub const REFUSALS: &str = "REFUSALS";
+    /// Ring buffer of [`crate::outcome::Outcome`].
+    pub const OUTCOMES: &str = "OUTCOMES";
 
-    /// Size of `REFUSALS` in bytes: a power of two, and a multiple of every page size. If it is full, the
-    /// record is lost, but the connection is still refused.
-    pub const REFUSALS_BYTES: u32 = 64 * 1024;
+    /// Size of `OUTCOMES` in bytes: a power of two, and a multiple of every page size. If it is full, the
+    /// record is lost; the connection is not affected.
+    pub const OUTCOMES_BYTES: u32 = 64 * 1024;
     /// Default capacity of `ENDPOINTS`; can be set when loading.
     pub const ENDPOINTS_CAPACITY: u32 = 16_384;
     /// Minimum capacity of `SOCKETS`: the kubelet's concurrent connections to endpoints. If an entry is evicted before

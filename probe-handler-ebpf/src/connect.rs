@@ -1,7 +1,7 @@
 //! The connect hooks: leave a connection unchanged, refuse it, exempt it, or redirect it to the handler.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_RB_NO_WAKEUP, sockaddr};
+use aya_ebpf::bindings::sockaddr;
 use aya_ebpf::helpers::{
     bpf_bind, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
 };
@@ -11,13 +11,13 @@ use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
 use probe_handler_common::flow::{EXEMPT, HANDLER, Original};
 use probe_handler_common::gate::{Decision, LeaveReason, decide};
-use probe_handler_common::refusal::Refusal;
+use probe_handler_common::outcome::{self, Outcome};
 use probe_handler_common::spread::{port_index, source_v4};
 
 use crate::heartbeat::{is_alive, lease_is_over};
 use crate::listener::{KUBELET_NETNS, listens};
 use crate::log::log_connection;
-use crate::maps::{CONFIG, ENDPOINTS, REFUSALS, SOCKETS, count, has_set_retval};
+use crate::maps::{CONFIG, ENDPOINTS, SOCKETS, count, has_set_retval, record_outcome};
 use crate::verdict::Verdict;
 
 /// `IPPROTO_TCP`.
@@ -285,14 +285,11 @@ const AF_INET: u16 = 2;
 #[inline(always)]
 fn refuse(destination: &SockAddr) -> Verdict {
     count(Counter::Refused);
-    // If the buffer is full, the record is lost, but the connection is refused and counted. Waking the daemon
-    // would take several times as long as everything else, so the daemon polls.
-    let _ = REFUSALS.output::<Refusal>(
-        Refusal {
-            destination: *destination,
-        },
-        BPF_RB_NO_WAKEUP.into(),
-    );
+    record_outcome(Outcome {
+        destination: *destination,
+        kind: outcome::REFUSED,
+        after_us: 0,
+    });
     if has_set_retval() {
         // SAFETY: an error number in the range that the kernel accepts; the result only confirms that.
         let _ = unsafe { bpf_set_retval(REFUSED) };

@@ -1,5 +1,6 @@
 //! The maps, and the one global set at load.
 
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use probe_handler_common::address::SockAddr;
@@ -10,8 +11,9 @@ use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::{Flow, FlowKey, Original};
 use probe_handler_common::heartbeat;
 use probe_handler_common::maps::{
-    CONNECTING_CAPACITY, ENDPOINTS_CAPACITY, FLOWS_CAPACITY, REFUSALS_BYTES, SOCKETS_CAPACITY,
+    CONNECTING_CAPACITY, ENDPOINTS_CAPACITY, FLOWS_CAPACITY, OUTCOMES_BYTES, SOCKETS_CAPACITY,
 };
+use probe_handler_common::outcome::Outcome;
 
 /// Probed (address, port) pairs; written by the daemon.
 #[map]
@@ -44,9 +46,9 @@ pub static HEARTBEAT: Array<u64> = Array::with_max_entries(heartbeat::ENTRIES, 0
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 
-/// Refused connections; read by the daemon.
+/// Connections whose outcome the handler does not see; read by the daemon.
 #[map]
-pub static REFUSALS: RingBuf = RingBuf::with_byte_size(REFUSALS_BYTES, 0);
+pub static OUTCOMES: RingBuf = RingBuf::with_byte_size(OUTCOMES_BYTES, 0);
 
 /// Set at load. The verifier treats it as constant and removes the branch not taken, so that the same
 /// object loads on kernels without `bpf_set_retval`.
@@ -58,6 +60,13 @@ static HAS_SET_RETVAL: u8 = 0;
 pub fn has_set_retval() -> bool {
     // SAFETY: a static of this program; volatile, because loading the object replaces its value.
     unsafe { core::ptr::read_volatile(&raw const HAS_SET_RETVAL) != 0 }
+}
+
+/// Records the outcome of a connection for the daemon. If the buffer is full, the record is lost. Waking the daemon would
+/// take several times as long as everything else, so the daemon polls.
+#[inline(always)]
+pub fn record_outcome(outcome: Outcome) {
+    let _ = OUTCOMES.output::<Outcome>(outcome, BPF_RB_NO_WAKEUP.into());
 }
 
 /// Counts one event on this CPU.

@@ -11,13 +11,16 @@ use probe_handler_common::address::SockAddr;
 use probe_handler_common::connecting::{Connecting, Tuple};
 use probe_handler_common::counters::Counter;
 use probe_handler_common::flow::{EXEMPT, Flow, FlowKey, HANDLER, Original};
+use probe_handler_common::outcome::{ENDED, ESTABLISHED, Outcome};
 
 use crate::connect::{handler, set_user_address4, set_user_address6, user_address4, user_address6};
 use crate::log::log_connection;
-use crate::maps::{CONFIG, CONNECTING, FLOWS, SOCKETS, count};
+use crate::maps::{CONFIG, CONNECTING, FLOWS, SOCKETS, count, record_outcome};
 
 /// `AF_INET`.
 const AF_INET: u32 = 2;
+/// `BPF_TCP_ESTABLISHED`.
+const TCP_ESTABLISHED: u32 = 1;
 /// `BPF_TCP_SYN_SENT` of include/uapi/linux/bpf.h.
 const TCP_SYN_SENT: u32 = 2;
 /// `BPF_TCP_CLOSE`.
@@ -103,7 +106,7 @@ fn record(ctx: &SockOpsContext, destination: SockAddr, cookie: u64) {
     }
 }
 
-/// Ends the exemption when the socket leaves SYN_SENT, because it is answered, refused or given up.
+/// Ends the exemption when the socket leaves SYN_SENT, because it is answered, refused or given up, and records which.
 #[inline(always)]
 fn on_answer(ctx: &SockOpsContext) {
     // SAFETY: the context, which has a socket.
@@ -120,11 +123,26 @@ fn on_answer(ctx: &SockOpsContext) {
         source: local(ctx),
         destination: original.destination,
     };
-    // SAFETY: only read; only events of this socket write its entry.
-    let is_ours = unsafe { CONNECTING.get(tuple) }.is_some_and(|entry| entry.cookie == cookie);
-    if is_ours {
-        let _ = CONNECTING.remove(tuple);
+    // SAFETY: only events of this socket write its entry.
+    let Some(entry) = (unsafe { CONNECTING.get(tuple) }).copied() else {
+        return;
+    };
+    if entry.cookie != cookie {
+        return;
     }
+    let _ = CONNECTING.remove(tuple);
+    // SAFETY: the clock is only read.
+    let after_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(entry.since_ns);
+    record_outcome(Outcome {
+        destination: original.destination,
+        kind: if ctx.arg(1) == TCP_ESTABLISHED {
+            ESTABLISHED
+        } else {
+            ENDED
+        },
+        // At most the time of a connect, which is far below the 71 minutes that fit.
+        after_us: (after_ns / 1000) as u32,
+    });
 }
 
 /// Runs after the handler's side has answered the SYN, and before the final ACK of the handshake is sent: the handler can't

@@ -4,6 +4,7 @@ use std::borrow::BorrowMut;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use parking_lot::Mutex;
@@ -13,7 +14,7 @@ use probe_handler_common::connecting::{Connecting, Tuple, trial_since};
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::{Flow, FlowKey};
-use probe_handler_common::refusal::Refusal;
+use probe_handler_common::outcome::{self, Outcome};
 use reconcile::{EndpointWriter, WriteError};
 
 use serve::flows::{AcceptedFlow, ConnectionId, Flows};
@@ -150,26 +151,46 @@ impl CounterMap {
     }
 }
 
-/// `REFUSALS`. The programs do not wake the reader for a refusal, because the kubelet would wait for that:
-/// poll the ring buffer.
+/// `OUTCOMES`. The programs do not wake the reader, because the kubelet would wait for that: poll the ring buffer.
 #[derive(Clone)]
-pub struct RefusalRing(Arc<Mutex<RingBuf<MapData>>>);
+pub struct OutcomeRing(Arc<Mutex<RingBuf<MapData>>>);
 
-impl RefusalRing {
+/// The outcome of a connection that the handler did not see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionOutcome {
+    /// A program refused it.
+    Refused,
+    /// On the kernel path: it was established after this time.
+    Established(Duration),
+    /// On the kernel path: it was refused, or the kubelet gave up, after this time.
+    Ended(Duration),
+}
+
+impl OutcomeRing {
     pub(super) fn new(records: RingBuf<MapData>) -> Self {
         Self(Arc::new(Mutex::new(records)))
     }
 
-    /// The endpoints to which connections were refused since the last call, oldest first.
-    pub fn take(&self) -> Vec<SocketAddr> {
+    /// The outcomes since the last call, oldest first, with the endpoints to which the kubelet connected.
+    pub fn take(&self) -> Vec<(SocketAddr, ConnectionOutcome)> {
         let mut records = self.0.lock();
-        let mut refused = Vec::new();
+        let mut outcomes = Vec::new();
         while let Some(record) = records.next() {
-            let record = Refusal::read(&record);
-            refused.extend(record.map(|record| SocketAddr::from(record.destination)));
+            outcomes.extend(Outcome::read(&record).and_then(read_outcome));
         }
-        refused
+        outcomes
     }
+}
+
+fn read_outcome(record: Outcome) -> Option<(SocketAddr, ConnectionOutcome)> {
+    let after = Duration::from_micros(record.after_us.into());
+    let outcome = match record.kind {
+        outcome::REFUSED => ConnectionOutcome::Refused,
+        outcome::ESTABLISHED => ConnectionOutcome::Established(after),
+        outcome::ENDED => ConnectionOutcome::Ended(after),
+        _ => return None,
+    };
+    Some((record.destination.into(), outcome))
 }
 
 fn refused(error: MapError) -> WriteError {

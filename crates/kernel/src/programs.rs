@@ -18,7 +18,7 @@ use probe_handler_common::{globals, maps, programs};
 
 use crate::exemption::Exemption;
 use crate::heartbeat::Heartbeat;
-use crate::maps::{ConnectingMap, CounterMap, EndpointMap, FlowMap, ProgramConfig, RefusalRing};
+use crate::maps::{ConnectingMap, CounterMap, EndpointMap, FlowMap, OutcomeRing, ProgramConfig};
 use crate::pins::Pins;
 use crate::{attach_conflicts, capabilities};
 
@@ -161,8 +161,8 @@ pub struct Maps {
     pub config: ProgramConfig,
     /// For metrics and `status`.
     pub counters: Arc<CounterMap>,
-    /// For the verdicts of probes that the programs refused.
-    pub refusals: RefusalRing,
+    /// For the verdicts of probes that the handler does not see.
+    pub outcomes: OutcomeRing,
     /// For trial connections.
     pub connecting: Arc<ConnectingMap>,
 }
@@ -268,7 +268,7 @@ impl Programs {
                 take_map(&mut ebpf, maps::CONFIG)?,
             )))),
             counters: Arc::new(CounterMap(take_map(&mut ebpf, maps::COUNTERS)?)),
-            refusals: RefusalRing::new(take_map(&mut ebpf, maps::REFUSALS)?),
+            outcomes: OutcomeRing::new(take_map(&mut ebpf, maps::OUTCOMES)?),
         };
         let programs = Self {
             ebpf,

@@ -82,7 +82,7 @@ impl Finding {
     /// The app gave no answer that could be passed on.
     pub fn without_answer(reason: Reason, detail: impl Into<String>) -> Self {
         let status = match reason {
-            Reason::Spliced => 200,
+            Reason::Spliced | Reason::Connected => 200,
             Reason::Cancelled => 499,
             Reason::Overloaded => 503,
             Reason::TimedOut => 504,

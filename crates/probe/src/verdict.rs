@@ -40,11 +40,13 @@ pub enum Reason {
     Cancelled,
     /// Bytes were spliced both ways. HTTPS is encrypted end to end and gRPC is not parsed, so the result is unknown.
     Spliced,
+    /// The kubelet's own connection reached the app on the kernel path, so the result is unknown.
+    Connected,
 }
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Healthy,
         Self::HttpStatus,
         Self::Refused,
@@ -60,6 +62,7 @@ impl Reason {
         Self::Overloaded,
         Self::Cancelled,
         Self::Spliced,
+        Self::Connected,
     ];
 
     /// Name in metrics and `status`.
@@ -80,6 +83,7 @@ impl Reason {
             Self::Overloaded => "overloaded",
             Self::Cancelled => "cancelled",
             Self::Spliced => "spliced",
+            Self::Connected => "connected",
         }
     }
 
@@ -87,7 +91,12 @@ impl Reason {
     pub const fn reached_app(self) -> bool {
         matches!(
             self,
-            Self::Healthy | Self::HttpStatus | Self::NotServing | Self::GrpcStatus | Self::Spliced
+            Self::Healthy
+                | Self::HttpStatus
+                | Self::NotServing
+                | Self::GrpcStatus
+                | Self::Spliced
+                | Self::Connected
         )
     }
 }
@@ -126,7 +135,8 @@ pub struct Verdict {
     pub status: u16,
     /// A text for people. Contains nothing from the body of the app's answer.
     pub detail: String,
-    /// From accepting the kubelet's connection to the verdict; none if an eBPF program refused the connection.
+    /// From accepting the kubelet's connection to the verdict; on the kernel path from the SYN;
+    /// none if an eBPF program refused the connection.
     pub latency: Option<Duration>,
 }
 
@@ -136,9 +146,11 @@ impl Verdict {
     pub fn outcome(&self, hook: bool) -> Outcome {
         match self.reason {
             // If the pod cannot be dialled, the connection is relayed: the kubelet gets another answer.
-            Reason::Cancelled | Reason::Spliced | Reason::Dial | Reason::BodyIncomplete => {
-                Outcome::Unknown
-            }
+            Reason::Cancelled
+            | Reason::Spliced
+            | Reason::Connected
+            | Reason::Dial
+            | Reason::BodyIncomplete => Outcome::Unknown,
             reason if hook && reason.reached_app() => Outcome::Success,
             _ if hook => Outcome::Failure,
             _ if (200..400).contains(&self.status) => Outcome::Success,

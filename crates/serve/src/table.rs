@@ -148,8 +148,8 @@ impl RouteStats {
                 Some(_) => StatusChange::PassesAgain,
                 None => StatusChange::None,
             },
-            // A splice reached the app, so the earlier failure is over.
-            (Outcome::Unknown, Reason::Spliced) => {
+            // The connection reached the app, so the earlier failure is over.
+            (Outcome::Unknown, Reason::Spliced | Reason::Connected) => {
                 *failing = None;
                 StatusChange::None
             }

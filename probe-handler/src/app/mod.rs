@@ -8,11 +8,11 @@ mod costs;
 mod handler_thread;
 mod kernel_path;
 mod kubelet_task;
+mod outcome_task;
 mod pace;
 mod pending_pods;
 mod pod_task;
 mod pod_work;
-mod refusal_task;
 mod registry_task;
 mod shutdown;
 mod status;
@@ -43,9 +43,9 @@ use kernel::programs::{Error as ProgramsError, LoadOptions, Maps, Programs};
 use kernel::{capabilities, dial, scheduling};
 use kernel_path::KernelPath;
 use kubelet_task::Attachment;
+use outcome_task::Outcomes;
 use pods::scope::Selection;
 use reconcile::registry::Registry;
-use refusal_task::Refusals;
 use registry_task::{PodsState, RegistryTask};
 use serve::Handler;
 use serve::metrics::{Metrics, PREFIX};
@@ -241,12 +241,12 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         counters: Arc::clone(&maps.counters),
         kernel_path_trouble,
     };
-    let refusals = Arc::new(Refusals {
-        ring: maps.refusals,
+    let outcomes = Arc::new(Outcomes {
+        ring: maps.outcomes,
         table,
         metrics: Arc::clone(&metrics),
     });
-    let noting = Arc::clone(&refusals);
+    let noting = Arc::clone(&outcomes);
     let admin = Admin {
         metrics: Rendering::new(Arc::new(metrics_registry)),
         readiness: readiness.clone(),
@@ -269,7 +269,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
 
     let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
-    spawn(&mut tasks, async move { refusals.follow().await });
+    spawn(&mut tasks, async move { outcomes.follow().await });
     if let Some((parts, events)) = source.take() {
         start_source(&config, &readiness, parts, events, &mut tasks).await?;
     }

@@ -41,6 +41,9 @@ fn with(cases: &mut Cases, name: &str, args: &[&str], http_by_kernel: bool) -> R
         cases.case(&case("tcp-https-and-grpc-by-the-kernel"), || {
             exempt(&env, || opaque(&env.kubelet, ip, &form))
         });
+        cases.case(&case("results-are-counted"), || {
+            counted(&env, &pod, || opaque(&env.kubelet, ip, &form))
+        });
         cases.case(&case("http"), || {
             let probe = || {
                 let _passed = env.passes(&form(Probe::http(ip, HTTP, "/healthy")))?;
@@ -96,6 +99,29 @@ fn exempt(env: &Env, probes: impl FnOnce() -> Result<()>) -> Result<()> {
         "{before:?}, {after:?}"
     );
     Ok(())
+}
+
+/// Checks that the metrics count the results of [`opaque`] probes: those of TCP probes, and for the others whether the app
+/// was reached.
+fn counted(env: &Env, pod: &Pod, probes: impl FnOnce() -> Result<()>) -> Result<()> {
+    const EXPECTED: [(&str, f64); 3] = [("healthy", 1.0), ("connected", 4.0), ("refused", 1.0)];
+    let results = || -> Result<[f64; 3]> {
+        let scrape = env.daemon.metrics()?;
+        Ok(EXPECTED.map(|(reason, _)| {
+            let labels = [("pod", pod.name()), ("reason", reason)];
+            scrape.sum("probe_handler_probes_total", &labels)
+        }))
+    };
+    let before = results()?;
+    probes()?;
+    let mut after = before;
+    let counted = wait::until("the results to be counted", SOON, || {
+        after = results().ok()?;
+        let grown = after.iter().zip(before).zip(EXPECTED);
+        let mut grown = grown.map(|((after, before), (_, more))| after - before >= more);
+        grown.all(|enough| enough).then_some(())
+    });
+    counted.with_context(|| format!("{EXPECTED:?}: {before:?}, {after:?}"))
 }
 
 /// Checks that all connections of `probes` go to the handler.
