@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn every_flag_of_every_verb_is_an_environment_variable_too() {
         // Options of a single run have no variable, and the variable that the kubelet sets is not a flag.
-        const OTHERS: [&str; 8] = [
+        const OTHERS: [&str; 9] = [
             "help",
             "output",
             "ready",
@@ -143,6 +143,7 @@ mod tests {
             "filename",
             "revert",
             "diff",
+            "stay",
             "kubernetes-service-host",
         ];
         for verb in Cli::command().get_subcommands() {
