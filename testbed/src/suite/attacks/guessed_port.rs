@@ -22,6 +22,8 @@ const TIME: Duration = Duration::from_secs(5);
 const BUSY: Duration = Duration::from_millis(20);
 /// How long it runs in between.
 const FREE: Duration = Duration::from_millis(40);
+/// Interval between two probes of one prober: with shorter ones the pod's checks would cost so much that it is not served.
+const INTERVAL: Duration = Duration::from_millis(10);
 /// Probers for each probe.
 const PROBERS: usize = 2;
 
@@ -76,7 +78,7 @@ fn guessed_port(
     let probes = std::iter::repeat_n(probes, PROBERS).flatten().collect();
     let _earlier = pod.app.take_recorded()?;
 
-    let probing = Probing::start(&Arc::clone(&env.kubelet), probes);
+    let probing = Probing::every(&Arc::clone(&env.kubelet), probes, INTERVAL);
     let attack = guesser.attack(handler, time)?;
     let begun = Instant::now();
     let mut got_in = Vec::new();
