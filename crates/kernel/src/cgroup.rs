@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::mountinfo::{self, Mount};
+use crate::text;
 
 /// cgroup v2, or the cgroup of a process, can't be found.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +53,7 @@ pub fn join_namespace_of(pid: u32) -> io::Result<bool> {
 }
 
 fn read(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|source| Error::Read {
+    text::read(path).map_err(|source| Error::Read {
         path: path.to_owned(),
         source,
     })

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use crate::cgroup;
 use crate::locate::names_a_pod;
+use crate::text;
 use candidate::{Candidate, Executable, likeliest};
 use model::netns::NetnsId;
 
@@ -516,14 +517,14 @@ fn processes() -> impl Iterator<Item = u32> {
 }
 
 fn comm(pid: u32) -> Option<String> {
-    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    let comm = text::read(format!("/proc/{pid}/comm")).ok()?;
     Some(comm.trim_end_matches('\n').to_owned())
 }
 
 /// Whether all user ids of the process are this process's user. The owner of /proc/PID is not enough: it is root for
 /// every process that is not dumpable.
 fn is_our_users(pid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = text::read(format!("/proc/{pid}/status")).unwrap_or_default();
     all_uids_are(nix::unistd::geteuid().as_raw(), &status)
 }
 
@@ -541,15 +542,14 @@ fn all_uids_are(uid: u32, status: &str) -> bool {
 const INIT: u32 = 1;
 
 fn is_in_pod(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
-        .is_ok_and(|cgroups| names_a_pod(&cgroups))
+    text::read(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| names_a_pod(&cgroups))
 }
 
 /// Field 22 of /proc/pid/stat; `None` for a process that has ended, is a zombie, or was killed and has not ended yet: one of
 /// its threads may hang in the kernel (on an unreachable file server) long after its successor started.
 pub(super) fn start_time(pid: u32) -> Option<u64> {
     const KILLED: u64 = 1 << (libc::SIGKILL - 1);
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = text::read(format!("/proc/{pid}/stat")).ok()?;
     // The name may contain any character, parentheses and spaces included.
     let mut fields = stat.get(stat.rfind(')')? + 2..)?.split(' ');
     let state = fields.next()?;

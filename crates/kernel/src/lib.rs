@@ -24,3 +24,4 @@ pub mod programs;
 pub mod scheduling;
 pub mod sockdiag;
 mod subscription;
+mod text;

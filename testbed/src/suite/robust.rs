@@ -1,17 +1,20 @@
 //! An unprivileged process, or a feature that the node lacks, must not prevent the daemon from starting or from
 //! serving probes. `status` reports what is missing.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{Uid, setfsuid};
 use serde_json::Value;
 
@@ -48,6 +51,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("neither-admin-port-nor-socket", || served(neither));
     cases.case("log-closed", || served(|node| log(node, "2>&-", false)));
     cases.case("log-full", || served(|node| log(node, "2>/dev/full", true)));
+    cases.case("mount-whose-name-is-not-utf-8", || served(odd_mount));
     cases.case("no-inotify-for-manifests", || served(manifests_untold));
     cases.case("no-inotify-for-cgroups", || cgroups_untold(program));
     cases.case("last-known-unwritable", || last_known(program));
@@ -366,6 +370,32 @@ fn log(node: &Setup, redirection: &str, told: bool) -> Result<()> {
         daemon.log()?
     );
     Ok(())
+}
+
+/// Users may mount file systems (fusermount) at a path of any bytes.
+fn odd_mount(node: &Setup) -> Result<()> {
+    let _mounted = Mounted::at(node.run.dir().join(OsStr::from_bytes(b"\xff")))?;
+    node.serve(node.spec.clone()).map(drop)
+}
+
+/// A mounted file system.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn at(path: PathBuf) -> Result<Self> {
+        fs::create_dir(&path)?;
+        let none: Option<&str> = None;
+        mount(none, &path, Some("tmpfs"), MsFlags::empty(), none)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(&self.0, MntFlags::MNT_DETACH) {
+            eprintln!("testbed: {}: {error}", self.0.display());
+        }
+    }
 }
 
 /// The command prefix that runs a program without inotify.

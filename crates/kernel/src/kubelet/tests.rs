@@ -14,6 +14,15 @@ fn a_running_process_has_a_start_time() {
 }
 
 #[test]
+fn a_process_whose_name_is_not_utf_8_has_a_start_time_too() {
+    let started = std::thread::spawn(|| {
+        nix::sys::prctl::set_name(c"\xff(").expect("a name");
+        start_time(nix::unistd::gettid().as_raw().unsigned_abs())
+    });
+    assert!(started.join().expect("a thread").is_some());
+}
+
+#[test]
 fn names_are_truncated_as_the_kernel_does() {
     assert_eq!(truncated("kubelet"), "kubelet");
     assert_eq!(truncated("kubelet-stand-in-4711"), "kubelet-stand-i");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::mountinfo::{Mount, mounts};
+use crate::text;
 
 /// No cgroup hierarchy was found.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +49,7 @@ pub fn find(root: Option<&Path>) -> Result<Vec<PathBuf>, Error> {
         }
     }
     let path = Path::new("/proc/self/mountinfo");
-    let mountinfo = std::fs::read_to_string(path).map_err(|source| Error::Read {
+    let mountinfo = text::read(path).map_err(|source| Error::Read {
         path: path.to_owned(),
         source,
     })?;
