@@ -4,6 +4,11 @@
 //! server supports that (`sendInitialEvents`, which needs little memory), else with a list. Then it gets changes
 //! from that version on. A watch that ends is resumed where it ended. If the server no longer has that version, it
 //! gets all objects again, at least as new as the last version seen.
+//!
+//! `kube::runtime::watcher` (5.0) lacks three of these properties. It does not list if the server rejects
+//! `sendInitialEvents`. It cannot require a minimum version of a list: after a lost version it accepts older objects from a
+//! cache that lags behind, or makes the server read everything from etcd. One object that cannot be parsed fails the whole
+//! list; here it is counted and skipped.
 
 use std::pin::pin;
 use std::sync::Arc;
