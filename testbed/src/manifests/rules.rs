@@ -26,7 +26,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("probes-ask-the-daemons-own-socket", probes),
     ("on-every-node-and-not-evicted", everywhere),
     ("sees-the-nodes-network-and-processes", node),
-    ("nothing-is-written-but-its-own-files", read_only),
+    ("mounts-are-read-only-but-its-own-and-not-propagated", mounts),
     ("privileges-are-as-the-overlay-says", privileges),
     ("may-read-pods-and-namespaces-and-nothing-else", permissions),
     ("the-image-is-the-one-that-xtask-writes", image),
@@ -174,7 +174,7 @@ fn node(_: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-fn read_only(overlay: &str, objects: &[Value]) -> Result<()> {
+fn mounts(overlay: &str, objects: &[Value]) -> Result<()> {
     let security = agent(objects)?.security_context;
     let read_only = security.and_then(|security| security.read_only_root_filesystem);
     ensure!(read_only == Some(true), "readOnlyRootFilesystem");
@@ -188,6 +188,11 @@ fn read_only(overlay: &str, objects: &[Value]) -> Result<()> {
             .filter(|mount| mount.name == volume.name)
             .all(|mount| mount.read_only == Some(true));
         ensure!(own || read_only, "volume {} can be written", volume.name);
+    }
+    // A container with a propagated mount does not start on a node where the source is not a shared mount.
+    for mount in &mounts {
+        let propagation = &mount.mount_propagation;
+        ensure!(propagation.is_none(), "{}: {propagation:?}", mount.name);
     }
     Ok(())
 }
