@@ -23,7 +23,7 @@ const BUSY: Duration = Duration::from_millis(20);
 /// How long it runs in between.
 const FREE: Duration = Duration::from_millis(40);
 /// Interval between two probes of one prober: with shorter ones the pod's checks would cost so much that it is not served.
-const INTERVAL: Duration = Duration::from_millis(10);
+const INTERVAL: Duration = Duration::from_millis(40);
 /// Probers for each probe.
 const PROBERS: usize = 2;
 
