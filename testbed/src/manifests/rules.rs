@@ -26,7 +26,10 @@ pub const RULES: &[(&str, Rule)] = &[
     ("probes-ask-the-daemons-own-socket", probes),
     ("on-every-node-and-not-evicted", everywhere),
     ("sees-the-nodes-network-and-processes", node),
-    ("mounts-are-read-only-but-its-own-and-not-propagated", mounts),
+    (
+        "mounts-are-read-only-but-its-own-and-not-propagated",
+        mounts,
+    ),
     ("privileges-are-as-the-overlay-says", privileges),
     ("may-read-pods-and-namespaces-and-nothing-else", permissions),
     ("the-image-is-the-one-that-xtask-writes", image),

@@ -1,8 +1,10 @@
 //! What stays of the kernel path when the daemon ends, however it does.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ use crate::run::Run;
 use crate::suite::cases::Cases;
 use crate::suite::env::GRACE;
 use crate::suite::pod_pair::Family;
-use crate::wait;
+use crate::{pace, wait};
 
 const SOON: Duration = Duration::from_secs(5);
 /// How often a daemon is killed, or ends, under probes.
@@ -227,25 +229,43 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
 }
 
 /// Runs `probe-handler cleanup --stay` where it sees one pod's network namespace only, because it would also remove what
-/// other tests use. It ends successfully on SIGTERM.
+/// other tests use. It ends on SIGTERM, which the kernel sends it when `unshare` ends.
 fn cleanup(node: &Node<'_>, program: &Path, pod: &Pod) -> Result<()> {
     const SCRIPT: &str = r#"
         mount -t proc proc /proc && mkdir "$1" && : >"$1/pod" && mount --bind "$2" "$1/pod" &&
-        mount --rbind "$1" /run/netns
-        "$3" cleanup --stay --bpffs "$4" >"$1/said" &
-        until grep -q 'were removed' "$1/said"; do kill -0 $! && sleep 0.01; done
-        kill -TERM $! && wait $! && cat "$1/said"
+        mount --rbind "$1" /run/netns && exec "$3" cleanup --stay --bpffs "$4"
     "#;
-    let output = Command::new("unshare")
-        .args(["--mount", "--pid", "--fork", "sh", "-ec", SCRIPT, "sh"])
+    let mut parent = Command::new("unshare")
+        .args(["--mount", "--pid", "--fork", "--kill-child=SIGTERM"])
+        .args(["sh", "-ec", SCRIPT, "sh"])
         .arg(node.run.dir().join("netns"))
         .arg(pod.ns.path())
         .arg(program)
         .arg(node.pins())
-        .output()?;
-    ensure!(output.status.success(), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(said.contains("rules were removed: 1"), "{said}");
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = parent.stdout.take().context("no standard output")?;
+    let (said, lines) = mpsc::channel();
+    let _reader = thread::spawn(move || {
+        let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        lines
+            .take_while(|line| said.send(line.clone()).is_ok())
+            .count()
+    });
+    let limit = pace::stretch(SOON);
+    let removed = std::iter::from_fn(|| lines.recv_timeout(limit).ok())
+        .find(|line| line.contains("rules were removed"));
+    parent.kill()?;
+    let _status = parent.wait()?;
+    ensure!(
+        removed.as_deref().is_some_and(|line| line.ends_with(": 1")),
+        "{removed:?}"
+    );
+    let after = lines.recv_timeout(limit);
+    ensure!(
+        after == Err(mpsc::RecvTimeoutError::Disconnected),
+        "it did not end on SIGTERM: {after:?}"
+    );
     Ok(())
 }
 
