@@ -45,6 +45,8 @@ pub fn run(args: &CleanupArgs, clean: impl FnOnce(&Path) -> CleanedUp) -> ExitCo
         Ok(directory) => directory,
         Err(mistakes) => return refuse(&mistakes),
     };
+    // A signal that arrives from now on ends the process once everything is removed.
+    let signals = args.stay.then(block);
     let cleaned = clean(&directory);
     for trouble in &cleaned.troubles {
         let _ = writeln!(std::io::stderr().lock(), "probe-handler: {trouble}");
@@ -61,18 +63,16 @@ pub fn run(args: &CleanupArgs, clean: impl FnOnce(&Path) -> CleanedUp) -> ExitCo
     if !cleaned.troubles.is_empty() {
         return EXIT_FAILURE.into();
     }
-    if args.stay
-        && let Err(error) = wait_for_end()
-    {
-        return output::fail(&format!("cannot wait for SIGTERM: {error}"));
+    match signals.map(|signals| signals?.wait()) {
+        Some(Err(error)) => output::fail(&format!("cannot wait for SIGTERM: {error}")),
+        Some(Ok(_)) | None => printed,
     }
-    printed
 }
 
-/// Waits for SIGTERM or SIGINT.
-fn wait_for_end() -> nix::Result<()> {
+/// Blocks SIGTERM and SIGINT in this thread, the only one. The kernel would discard a signal that the first process of a
+/// container neither blocks nor handles.
+fn block() -> nix::Result<SigSet> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block()?;
-    let _signal = signals.wait()?;
-    Ok(())
+    Ok(signals)
 }
