@@ -1,7 +1,7 @@
 //! Parses the cgroup mounts in /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 //!
-//! Not by crate procfs (0.18): it fails for the whole file if one line is not UTF-8, and any user may be able to mount at such a path,
-//! and it does not decode the octal escapes of paths.
+//! Not by crate procfs (0.18), for two reasons. It fails for the whole file if one line is not UTF-8, and a user who may mount
+//! can choose such a path. It does not decode the octal escapes of paths.
 
 use std::path::PathBuf;
 
