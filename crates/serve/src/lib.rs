@@ -41,6 +41,8 @@ pub mod table;
 mod tests;
 pub mod worker;
 
+pub use run::is_timeout;
+
 /// How long no connection must arrive for the backlog to count as empty while draining. A connection
 /// that was redirected before the programs were detached is in the backlog within microseconds.
 const DRAIN_QUIET: Duration = Duration::from_millis(100);

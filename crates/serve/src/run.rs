@@ -16,9 +16,23 @@ use probe::verdict::Reason;
 /// When a check of `route` that was accepted at `since` must end: a margin before the kubelet's own
 /// timeout, so that our answer arrives in time; none for a lifecycle hook.
 pub(super) fn deadline(route: &Route, since: Instant) -> Option<Instant> {
-    let timeout = route.timeout?;
+    route.timeout.map(|timeout| since + before(timeout))
+}
+
+/// `timeout` less the margin.
+fn before(timeout: Duration) -> Duration {
     let margin = (timeout / 100).clamp(Duration::from_millis(5), Duration::from_millis(50));
-    Some(since + timeout.saturating_sub(margin))
+    timeout.saturating_sub(margin)
+}
+
+/// Whether a connection that ended without an answer after `elapsed` was given up by the kubelet at the end of the timeout
+/// of a probe of `route`. The kubelet's timeout begins when it dials, which may be well before `elapsed` begins. So a
+/// connection that ends near the end of the timeout counts as timed out. Where several probes share the route, the timeout
+/// may be a shorter one.
+pub fn is_timeout(route: &Route, elapsed: Duration) -> bool {
+    let is_late = |timeout: Duration| elapsed >= before(timeout) * 9 / 10;
+    let ends = |timeout: &Duration| (*timeout * 9 / 10..*timeout * 11 / 10).contains(&elapsed);
+    route.timeout.is_some_and(is_late) || route.shorter.iter().any(ends)
 }
 
 /// Runs `check` of `route` for a connection that was accepted at `since`, until its deadline or until the kubelet
@@ -39,14 +53,9 @@ pub(super) async fn bounded(
     }
 }
 
-/// The finding for a check of `route` whose connection the kubelet has closed. The kubelet's timeout began when it
-/// dialled, on a busy node well before we accepted. So a connection closed near the end of the timeout counts as timed
-/// out. Where several probes share the route, the timeout may be a shorter one.
+/// The finding for a check of `route` that was accepted at `since` and whose connection the kubelet has closed.
 pub(super) fn given_up(route: &Route, since: Instant) -> Finding {
-    let elapsed = since.elapsed();
-    let is_late = |deadline: Instant| elapsed >= deadline.duration_since(since) * 9 / 10;
-    let ends = |timeout: &Duration| (*timeout * 9 / 10..*timeout * 11 / 10).contains(&elapsed);
-    match deadline(route, since).is_some_and(is_late) || route.shorter.iter().any(ends) {
+    match is_timeout(route, since.elapsed()) {
         true => Finding::without_answer(
             Reason::TimedOut,
             "no complete answer before the kubelet closed its connection at the end of the probe's timeout",

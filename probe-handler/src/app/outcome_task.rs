@@ -9,7 +9,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use kernel::maps::{ConnectionOutcome, OutcomeRing};
 use model::Action;
+use probe::Finding;
 use probe::verdict::{Reason, Verdict};
+use serve::is_timeout;
 use serve::metrics::Metrics;
 use serve::note::note;
 use serve::table::{EndpointTable, Route};
@@ -72,51 +74,38 @@ fn record(
 }
 
 fn verdict(address: SocketAddr, outcome: ConnectionOutcome, route: &Route) -> Verdict {
-    let (reason, status, detail, latency) = match outcome {
-        ConnectionOutcome::Refused => (
-            Reason::Refused,
-            500,
-            format!("nothing listens on {address}; refused in the kernel"),
-            None,
-        ),
-        ConnectionOutcome::Established(after) if matches!(route.action, Action::Tcp { .. }) => {
-            (Reason::Healthy, 200, "connected".to_owned(), Some(after))
+    let (finding, latency) = match outcome {
+        ConnectionOutcome::Refused => {
+            let detail = format!("nothing listens on {address}; refused in the kernel");
+            (Finding::without_answer(Reason::Refused, detail), None)
         }
-        ConnectionOutcome::Established(after) => (
-            Reason::Connected,
-            200,
-            "connected on the kernel path; the daemon does not see the answer".to_owned(),
-            Some(after),
-        ),
-        ConnectionOutcome::Ended(after) if is_timeout(after, route) => (
-            Reason::TimedOut,
-            504,
-            format!("{address} did not answer the kubelet's SYN within the probe's timeout"),
-            Some(after),
-        ),
-        ConnectionOutcome::Ended(after) => (
-            Reason::Refused,
-            500,
-            format!("{address} refused the connection"),
-            Some(after),
-        ),
+        ConnectionOutcome::Established(after) => (established(route), Some(after)),
+        ConnectionOutcome::Ended(after) => (ended(address, after, route), Some(after)),
     };
     Verdict {
-        reason,
-        status,
-        detail,
+        reason: finding.reason,
+        status: finding.status,
+        detail: finding.detail,
         latency,
     }
 }
 
-/// Whether a connection that ended after this time was given up by the kubelet at the end of the probe's timeout. Where
-/// several probes share the route, the timeout may be a shorter one.
-fn is_timeout(after: Duration, route: &Route) -> bool {
-    let near = |timeout: &Duration| after >= *timeout * 9 / 10 && after <= *timeout * 11 / 10;
-    route
-        .timeout
-        .is_some_and(|timeout| after >= timeout * 9 / 10)
-        || route.shorter.iter().any(near)
+fn established(route: &Route) -> Finding {
+    if matches!(route.action, Action::Tcp { .. }) {
+        return Finding::healthy("connected");
+    }
+    let detail = "connected on the kernel path; the daemon does not see the answer";
+    Finding::without_answer(Reason::Connected, detail)
+}
+
+fn ended(address: SocketAddr, after: Duration, route: &Route) -> Finding {
+    if is_timeout(route, after) {
+        let detail =
+            format!("{address} did not answer the kubelet's SYN within the probe's timeout");
+        return Finding::without_answer(Reason::TimedOut, detail);
+    }
+    let detail = format!("{address} refused the connection");
+    Finding::without_answer(Reason::Refused, detail)
 }
 
 #[cfg(test)]
