@@ -29,26 +29,10 @@ const PILOT_AGENT: u16 = 15020;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case_in("stopped-without-a-mesh", |cases| {
-        let env = Env::start(cases, &["--scope", "all"])?;
-        let (_pod, expected) = plain(&env)?;
-        stopped(
-            &env,
-            &expected,
-            &[&env.daemon],
-            &env.daemon,
-            cases.lasting(STILL),
-        )
+        stopped_alone(cases, &["--scope", "all"], plain)
     });
     cases.case_in("stopped-with-pilot-agent", |cases| {
-        let env = Env::start(cases, &[])?;
-        let (_pod, expected) = taken_over(&env)?;
-        stopped(
-            &env,
-            &expected,
-            &[&env.daemon],
-            &env.daemon,
-            cases.lasting(STILL),
-        )
+        stopped_alone(cases, &[], taken_over)
     });
     for which in ["first", "second"] {
         cases.case_in(&format!("stopped-of-two/{which}"), |cases| {
@@ -62,8 +46,11 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// A pod without a mesh, and its expected results.
-fn plain(env: &Env) -> Result<(Pod, Vec<Case>)> {
+/// A pod and its expected results.
+type Probed = (Pod, Vec<Case>);
+
+/// A pod without a mesh.
+fn plain(env: &Env) -> Result<Probed> {
     let pod = env.pod(sample_pod::pod("plain").rules(RuleSet::None))?;
     let expected = pod
         .ns
@@ -75,7 +62,7 @@ fn plain(env: &Env) -> Result<(Pod, Vec<Case>)> {
 }
 
 /// A pod whose probes Istio's injector has rewritten, with a pilot-agent that answers them.
-fn taken_over(env: &Env) -> Result<(Pod, Vec<Case>)> {
+fn taken_over(env: &Env) -> Result<Probed> {
     let (livez, readyz) = ("/app-health/web/livez", "/app-health/web/readyz");
     let pod = env.pod(
         sample_pod::pod("taken-over")
@@ -108,6 +95,18 @@ fn probing(env: &Env, expected: &[Case]) -> Result<Probing> {
 fn redirected(daemons: &[&Daemon]) -> Result<u64> {
     let counts = daemons.iter().map(|daemon| daemon.counter("redirected"));
     counts.sum()
+}
+
+/// A single daemon with `args` serves the pod that `start` starts, and is stopped.
+fn stopped_alone(
+    cases: &mut Cases,
+    args: &[&str],
+    start: fn(&Env) -> Result<Probed>,
+) -> Result<()> {
+    let env = Env::start(cases, args)?;
+    let (_pod, expected) = start(&env)?;
+    let time = cases.lasting(STILL);
+    stopped(&env, &expected, &[&env.daemon], &env.daemon, time)
 }
 
 /// Stops `daemon`, one of `daemons`, for `time` and continues it.

@@ -11,18 +11,14 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use super::light_pod::LightPod;
-use super::schedule::{Schedule, Tally};
-use super::{Bench, GRACE};
+use super::schedule::Tally;
+use super::{Bench, GRACE, all_served};
 use crate::cgroup::CpuQuota;
 use crate::daemon::Daemon;
-use crate::rules::RuleSet;
 use crate::{interrupt, wait};
 
 /// Probes of each pod.
 const PROBES: u32 = 4;
-/// The period of each probe.
-const PERIOD: Duration = Duration::from_secs(1);
-const SERVED: Duration = Duration::from_secs(60);
 /// The limited daemon's share of a processor, in percent, and its pods, which have one probe each.
 const LITTLE: u32 = 2;
 const FEW: usize = 12;
@@ -54,7 +50,7 @@ const QUICK: Size = Size {
 
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let size = if bench.quick { QUICK } else { FULL };
-    let pods = made(bench, size.pods)?;
+    let pods = bench.pods(size.pods)?;
     // Four fifths of the pods: 800 probes a second of 250 pods.
     steady(bench, &pods[..size.pods * 4 / 5], size.steady)?;
     log_not_read(bench, &pods, size.few)?;
@@ -62,55 +58,24 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     upgrades(bench, &pods, size.upgrades)?;
     drop(pods);
     bench.light.timeout = LONG;
-    let pods = made(bench, size.pods)?;
+    let pods = bench.pods(size.pods)?;
     in_flight_at_the_end(bench, &pods)
-}
-
-fn made(bench: &Bench, count: usize) -> Result<Vec<LightPod>> {
-    let mut pods = Vec::with_capacity(count);
-    for _ in 0..count {
-        interrupt::check()?;
-        pods.push(bench.light.run(RuleSet::IstioNft)?);
-    }
-    Ok(pods)
 }
 
 /// Waits until a daemon serves all pods.
 fn served(bench: &Bench, daemon: &Daemon, pods: &[LightPod]) -> Result<()> {
-    let map = super::endpoints(daemon)?;
-    let addresses: Vec<_> = pods.iter().map(LightPod::address).collect::<Result<_>>()?;
-    wait::until("all pods to be served", SERVED, || {
-        let stands = |address| map.has(address).unwrap_or_default();
-        addresses.iter().copied().all(stands).then_some(())
-    })?;
+    all_served(daemon, pods)?;
     // An endpoint may exist before the programs are attached.
     if let Some(pod) = pods.last() {
-        let probe = pod.probe()?;
-        wait::until("a right answer", SERVED, || {
-            let result = bench.kubelet.probe(&probe).ok()?;
-            (result.status == Some(pod.status)).then_some(())
-        })?;
+        bench.right_answer(pod)?;
     }
     Ok(())
-}
-
-/// Probes all pods, spread over the period as on a real node.
-fn probed(bench: &Bench, pods: &[LightPod], probes: u32) -> Result<Schedule> {
-    let schedule = Schedule::start(&bench.kubelet);
-    let all = u32::try_from(pods.len())? * probes;
-    for (index, pod) in (0..).zip(pods) {
-        for probe in 0..probes {
-            let delay = PERIOD * (index * probes + probe) / all;
-            let _id = schedule.join(pod.probe()?, pod.status, PERIOD, delay);
-        }
-    }
-    Ok(schedule)
 }
 
 fn steady(bench: &mut Bench, pods: &[LightPod], time: Duration) -> Result<()> {
     let mut daemon = bench.spec("steady").start(&bench.run)?;
     served(bench, &daemon, pods)?;
-    let schedule = probed(bench, pods, PROBES)?;
+    let schedule = bench.probed(pods, PROBES)?;
     wait::pass(time)?;
     let tally = schedule.stop()?;
     bench.verdicts(
@@ -136,7 +101,7 @@ fn log_not_read(bench: &mut Bench, pods: &[LightPod], time: Duration) -> Result<
     let spec = bench.spec("unread").wrapped(&command);
     let mut daemon = spec.arg("--log").arg("trace").start(&bench.run)?;
     served(bench, &daemon, pods)?;
-    let schedule = probed(bench, pods, PROBES)?;
+    let schedule = bench.probed(pods, PROBES)?;
     wait::pass(time)?;
     let tally = schedule.stop()?;
     let unread = content(&pipe)?;
@@ -175,7 +140,7 @@ fn little_processor(bench: &mut Bench, pods: &[LightPod], time: Duration) -> Res
     let mut daemon = bench.spec("limited").start(&bench.run)?;
     served(bench, &daemon, pods)?;
     quota.add(daemon.pid())?;
-    let schedule = probed(bench, pods, 1)?;
+    let schedule = bench.probed(pods, 1)?;
     wait::pass(time)?;
     let tally = schedule.stop()?;
     let throttled = quota.throttled()?;
@@ -191,7 +156,7 @@ fn little_processor(bench: &mut Bench, pods: &[LightPod], time: Duration) -> Res
 fn upgrades(bench: &mut Bench, pods: &[LightPod], time: Duration) -> Result<()> {
     let mut daemon = bench.spec("upgraded-0").start(&bench.run)?;
     served(bench, &daemon, pods)?;
-    let schedule = probed(bench, pods, PROBES)?;
+    let schedule = bench.probed(pods, PROBES)?;
     let begun = Instant::now();
     let mut times = 0;
     while begun.elapsed() < time {

@@ -24,12 +24,18 @@ use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::Kubelet;
 use crate::node::Node;
+use crate::rules::RuleSet;
 use crate::run::Run;
 use crate::table::render;
-use light_pod::Light;
-use schedule::Tally;
+use crate::{interrupt, wait};
+use light_pod::{Light, LightPod};
+use schedule::{Schedule, Tally};
 
 const GRACE: Duration = Duration::from_secs(30);
+/// Time limit until all pods are served.
+const SERVED: Duration = Duration::from_secs(60);
+/// Probe period of pods that are observed closely.
+const PERIOD: Duration = Duration::from_secs(1);
 
 /// The shared environment. Fields drop in this order.
 struct Bench {
@@ -92,6 +98,38 @@ impl Bench {
         Ok(())
     }
 
+    /// Running pods with Istio's rules.
+    fn pods(&self, count: usize) -> Result<Vec<LightPod>> {
+        let mut pods = Vec::with_capacity(count);
+        for _ in 0..count {
+            interrupt::check()?;
+            pods.push(self.light.run(RuleSet::IstioNft)?);
+        }
+        Ok(pods)
+    }
+
+    /// Starts `probes` probes of each pod with a period of [`PERIOD`], spread over the period as on a real node.
+    fn probed(&self, pods: &[LightPod], probes: u32) -> Result<Schedule> {
+        let schedule = Schedule::start(&self.kubelet);
+        let all = u32::try_from(pods.len())? * probes;
+        for (index, pod) in (0..).zip(pods) {
+            for probe in 0..probes {
+                let delay = PERIOD * (index * probes + probe) / all;
+                let _id = schedule.join(pod.probe()?, pod.status, PERIOD, delay);
+            }
+        }
+        Ok(schedule)
+    }
+
+    /// Probes a pod until the result is correct.
+    fn right_answer(&self, pod: &LightPod) -> Result<()> {
+        let probe = pod.probe()?;
+        wait::until("a right answer", SERVED, || {
+            let result = self.kubelet.probe(&probe).ok()?;
+            (result.status == Some(pod.status)).then_some(())
+        })
+    }
+
     fn spec(&self, name: &str) -> DaemonSpec {
         let spec = DaemonSpec::new(name)
             .program(self.program.as_deref())
@@ -115,6 +153,16 @@ impl Bench {
                 .push(format!("{what}: {}\n    {examples}", tally.wrong));
         }
     }
+}
+
+/// Waits until the endpoints of all pods exist.
+fn all_served(daemon: &Daemon, pods: &[LightPod]) -> Result<()> {
+    let map = endpoints(daemon)?;
+    let addresses: Vec<_> = pods.iter().map(LightPod::address).collect::<Result<_>>()?;
+    wait::until("all pods to be served", SERVED, || {
+        let stands = |address| map.has(address).unwrap_or_default();
+        addresses.iter().copied().all(stands).then_some(())
+    })
 }
 
 fn endpoints(daemon: &Daemon) -> Result<Map> {

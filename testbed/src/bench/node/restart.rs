@@ -8,13 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::light_pod::LightPod;
-use super::{Bench, endpoints, ms};
-use crate::rules::RuleSet;
+use super::{Bench, SERVED, endpoints, ms};
 use crate::{interrupt, wait};
 
 /// How often it is killed.
 const TIMES: usize = 7;
-const SERVED: Duration = Duration::from_secs(60);
 /// How often the kernel's map of endpoints is read.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -31,11 +29,7 @@ struct Times {
 
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
     let count = if bench.quick { 50 } else { 250 };
-    let mut pods = Vec::with_capacity(count);
-    for _ in 0..count {
-        interrupt::check()?;
-        pods.push(bench.light.run(RuleSet::IstioNft)?);
-    }
+    let pods = bench.pods(count)?;
     let addresses: Vec<_> = pods.iter().map(LightPod::address).collect::<Result<_>>()?;
     let mut daemon = bench.spec("restarted").start(&bench.run)?;
     let mut times = Times::default();
@@ -53,12 +47,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
         times.median.push(stood[stood.len() / 2]);
         times.last.push(stood[stood.len() - 1]);
         // An endpoint may exist before the programs are attached.
-        let last = &pods[count - 1];
-        let probe = last.probe()?;
-        wait::until("a right answer", SERVED, || {
-            let result = bench.kubelet.probe(&probe).ok()?;
-            (result.status == Some(last.status)).then_some(())
-        })?;
+        bench.right_answer(&pods[count - 1])?;
         times.right.push(killed.elapsed());
     }
     let what = format!("kill -9 and a new daemon, {count} pods, after the kill");

@@ -5,35 +5,22 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::light_pod::LightPod;
-use super::schedule::Schedule;
-use super::{Bench, GRACE, endpoints, ms};
+use super::{Bench, GRACE, all_served, ms};
 use crate::daemon::Daemon;
-use crate::rules::RuleSet;
-use crate::{interrupt, wait};
+use crate::wait;
 
-const PERIOD: Duration = Duration::from_secs(1);
 /// How long probes run before, between and after the changes.
 const WHILE: Duration = Duration::from_secs(4);
-const SERVED: Duration = Duration::from_secs(60);
 
 /// The remaining pods, and the daemon that serves them.
 pub(super) fn run(bench: &mut Bench) -> Result<(Vec<LightPod>, Daemon)> {
     let count = if bench.quick { 50 } else { 250 };
-    let mut pods = Vec::with_capacity(count);
-    for _ in 0..count {
-        interrupt::check()?;
-        pods.push(bench.light.run(RuleSet::IstioNft)?);
-    }
+    let pods = bench.pods(count)?;
     let begun = Instant::now();
     let mut old = bench.spec("old").spawn(&bench.run)?;
     old.wait_ready()?;
     let ready = begun.elapsed();
-    let map = endpoints(&old)?;
-    let addresses: Vec<_> = pods.iter().map(LightPod::address).collect::<Result<_>>()?;
-    wait::until("all pods to be served", SERVED, || {
-        let stand = |address| map.has(address).unwrap_or_default();
-        addresses.iter().copied().all(stand).then_some(())
-    })?;
+    all_served(&old, &pods)?;
     let served = begun.elapsed();
     bench.row(
         &format!("daemon's start, {count} pods: ready"),
@@ -46,12 +33,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<(Vec<LightPod>, Daemon)> {
         "within 2 s",
     );
 
-    let schedule = Schedule::start(&bench.kubelet);
-    for (index, pod) in pods.iter().enumerate() {
-        // Spread over the period, as on a real node.
-        let delay = PERIOD * u32::try_from(index)? / u32::try_from(count)?;
-        let _id = schedule.join(pod.probe()?, pod.status, PERIOD, delay);
-    }
+    let schedule = bench.probed(&pods, 1)?;
     wait::pass(WHILE)?;
     let new = bench.spec("new").start(&bench.run)?;
     wait::pass(WHILE)?;
