@@ -320,5 +320,7 @@ fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
 }
 
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixtures;
 #[cfg(test)]
 mod tests;

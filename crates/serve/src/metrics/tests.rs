@@ -1,45 +1,9 @@
 //! Series are added and removed with their pods.
 
-use prometheus_client::encoding::text::encode;
-
+use super::fixtures::{pod, route, scrape, verdict};
 use super::*;
-use model::{Action, ProbeKind, ProbeMode};
+use model::ProbeKind;
 use probe::verdict::Reason;
-
-fn pod(name: &str, uid: &str) -> PodId {
-    PodId {
-        namespace: "shop".to_owned(),
-        name: name.to_owned(),
-        uid: uid.to_owned(),
-    }
-}
-
-fn route(kind: ProbeKind) -> Route {
-    Route {
-        members: vec![("app".to_owned(), kind)],
-        action: Action::Tcp { port: 80 },
-        timeout: None,
-        shorter: Vec::new(),
-        mode: ProbeMode::Transparent,
-        agents: Vec::new(),
-        stats: Default::default(),
-    }
-}
-
-fn verdict(reason: Reason, status: u16) -> Verdict {
-    Verdict {
-        reason,
-        status,
-        detail: String::new(),
-        latency: Some(Duration::from_millis(2)),
-    }
-}
-
-fn scrape(registry: &Registry) -> String {
-    let mut text = String::new();
-    encode(&mut text, registry).expect("writing to a string");
-    text
-}
 
 #[test]
 fn a_forgotten_pod_leaves_no_series() {

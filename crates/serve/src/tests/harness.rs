@@ -131,6 +131,16 @@ impl World {
         self.connect_as(Some((original, false))).await
     }
 
+    /// Sends `request` to the app's endpoint as the kubelet, and returns once the app has received a request.
+    pub(super) async fn in_flight(&self, app: &App, request: &str) -> TcpStream {
+        let mut kubelet = self.connect(app.address).await;
+        kubelet.write_all(request.as_bytes()).await.expect("write");
+        while app.seen().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        kubelet
+    }
+
     /// Connects to the handler. `flow`: original destination of the flow, and whether it is closed.
     pub(super) async fn connect_as(&self, flow: Option<(SocketAddr, bool)>) -> TcpStream {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");

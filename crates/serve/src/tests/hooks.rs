@@ -5,8 +5,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-
 use super::harness::*;
 use crate::table::{HttpRoute, NativeRoutes, Routes};
 use model::{Action, ProbeKind};
@@ -87,14 +85,7 @@ async fn a_hook_has_no_timeout_but_ends_when_the_kubelet_hangs_up() {
         ..NativeRoutes::default()
     };
     let world = World::new([endpoint(app.address, Routes::Native(native))]).await;
-    let mut kubelet = world.connect(app.address).await;
-    kubelet
-        .write_all(hook_get(app.address, "/stop").as_bytes())
-        .await
-        .expect("write");
-    while app.seen().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let kubelet = world.in_flight(&app, &hook_get(app.address, "/stop")).await;
     // If there were a timer, it would expire now.
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(3600)).await;

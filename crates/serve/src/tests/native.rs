@@ -177,12 +177,7 @@ async fn when_the_kubelet_hangs_up_the_check_ends() {
     let app = App::new(|_, _| vec![Act::Hang]).await;
     let (route, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
-    let mut kubelet = world.connect(app.address).await;
-    let request = get(app.address, "/");
-    kubelet.write_all(request.as_bytes()).await.expect("write");
-    while app.seen().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let kubelet = world.in_flight(&app, &get(app.address, "/")).await;
     drop(kubelet);
     assert_eq!(verdict(&route).await.reason, Reason::Cancelled);
     while app.open.load(Ordering::SeqCst) > 0 {

@@ -161,15 +161,8 @@ async fn draining_serves_the_backlog_and_what_is_in_flight() {
     .await;
     let (_, slow) = http_endpoint(app.address, "/slow", LONG);
     let world = World::new([slow]).await;
-    let mut in_flight = world.connect(app.address).await;
     let request = get(app.address, "/slow");
-    in_flight
-        .write_all(request.as_bytes())
-        .await
-        .expect("write");
-    while app.seen().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let in_flight = world.in_flight(&app, &request).await;
     // These are in the backlog, or already accepted, when draining begins.
     let mut backlog = Vec::new();
     for _ in 0..3 {
@@ -197,12 +190,7 @@ async fn dropping_the_handler_ends_all_connections() {
     let app = App::new(|_, _| vec![Act::Hang]).await;
     let (_, endpoint) = http_endpoint(app.address, "/", LONG);
     let world = World::new([endpoint]).await;
-    let mut kubelet = world.connect(app.address).await;
-    let request = get(app.address, "/");
-    kubelet.write_all(request.as_bytes()).await.expect("write");
-    while app.seen().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let mut kubelet = world.in_flight(&app, &get(app.address, "/")).await;
     world.serving.abort();
     assert_eq!(read_all(&mut kubelet).await.unwrap_or_default(), "");
     while app.open.load(std::sync::atomic::Ordering::SeqCst) > 0 {

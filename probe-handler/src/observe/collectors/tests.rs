@@ -1,51 +1,14 @@
 //! The documentation shows the real scrape.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use model::{Action, Mesh, PodId, ProbeKind, ProbeMode};
-use probe::verdict::{Reason, Verdict};
-use prometheus_client::encoding::text::encode;
+use model::{Mesh, ProbeKind};
+use probe::verdict::Reason;
+use serve::metrics::fixtures::{pod, route, scrape, verdict};
 use serve::metrics::{Metrics, PREFIX, PodState};
-use serve::table::Route;
 use sources::kube::watch_error::Reason as WatchError;
 
 use super::*;
-
-fn pod(name: &str, uid: &str) -> PodId {
-    PodId {
-        namespace: "shop".to_owned(),
-        name: name.to_owned(),
-        uid: uid.to_owned(),
-    }
-}
-
-fn route(kind: ProbeKind) -> Route {
-    Route {
-        members: vec![("app".to_owned(), kind)],
-        action: Action::Tcp { port: 80 },
-        timeout: None,
-        shorter: Vec::new(),
-        mode: ProbeMode::Transparent,
-        agents: Vec::new(),
-        stats: Default::default(),
-    }
-}
-
-fn verdict(reason: Reason, status: u16) -> Verdict {
-    Verdict {
-        reason,
-        status,
-        detail: String::new(),
-        latency: Some(Duration::from_millis(2)),
-    }
-}
-
-fn scrape(registry: &Registry) -> String {
-    let mut text = String::new();
-    encode(&mut text, registry).expect("writing to a string");
-    text
-}
 
 /// A node with one Istio pod, as documented.
 fn documented_scrape() -> String {
