@@ -1,4 +1,7 @@
 //! Reads text files of the kernel.
+//!
+//! Files of a process are not parsed by crate procfs (0.18): it reads `status` and `cgroup` as lines of UTF-8 and fails if the
+//! name in one is not, although the daemon needs only the ids and the path in them.
 
 use std::io;
 use std::path::Path;
