@@ -35,14 +35,14 @@ const LOOPBACK6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
 #[inline(always)]
 pub fn handler(destination: &SockAddr, config: &Config) -> Option<SockAddr> {
     let address = match destination.as_v4() {
-        Some(_) => SockAddr::v4(LOOPBACK4, config.handler_port_v4 as u16),
+        Some(_) => SockAddr::v4(LOOPBACK4, config.handler_port_v4),
         None => {
-            let ports = (&raw const config.handler_ports_v6).cast::<u32>();
+            let ports = (&raw const config.handler_ports_v6).cast::<u16>();
             // SAFETY: the index is below the number of ports. Volatile, so that one port is read, and not all are
             // copied to the stack.
             let port =
                 unsafe { core::ptr::read_volatile(ports.add(port_index(destination) as usize)) };
-            SockAddr::v6(LOOPBACK6, port as u16)
+            SockAddr::v6(LOOPBACK6, port)
         }
     };
     (address.port != 0).then_some(address)

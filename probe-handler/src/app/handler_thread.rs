@@ -160,8 +160,8 @@ impl HandlerThread {
     }
 
     /// The ports on ::1; all 0 without IPv6.
-    pub fn ports_v6(&self) -> [u32; HANDLER_PORTS_V6 as usize] {
-        std::array::from_fn(|index| self.v6.get(index).map_or(0, |at| at.port().into()))
+    pub fn ports_v6(&self) -> [u16; HANDLER_PORTS_V6 as usize] {
+        std::array::from_fn(|index| self.v6.get(index).map_or(0, SocketAddr::port))
     }
 
     /// The addresses on which it listens.

@@ -221,7 +221,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let outlive_ns = u64::try_from(config.outlive.as_nanos())?;
     let heartbeat_timeout_ns = u64::try_from(config.heartbeat_timeout.as_nanos())?;
     maps.config.update(|config| {
-        config.handler_port_v4 = handler.port_v4().into();
+        config.handler_port_v4 = handler.port_v4();
         config.handler_ports_v6 = handler.ports_v6();
         config.netns_cookie = own_netns.cookie().unwrap_or_default();
         config.heartbeat_timeout_ns = heartbeat_timeout_ns;

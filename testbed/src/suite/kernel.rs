@@ -83,8 +83,8 @@ fn needs_its_address(pod: &Pod) -> Result<()> {
 fn attach(cgroup: &Cgroup, pod: &Pod, port: u16) -> Result<(Programs, Maps)> {
     let (mut programs, mut maps) = Programs::load(&LoadOptions::default())?;
     maps.config.update(|config| {
-        config.handler_port_v4 = port.into();
-        config.handler_ports_v6 = [port.into(); 16];
+        config.handler_port_v4 = port;
+        config.handler_ports_v6 = [port; 16];
         config.heartbeat_timeout_ns = 60_000_000_000;
     })?;
     maps.heartbeat.beat();

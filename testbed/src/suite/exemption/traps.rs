@@ -273,7 +273,7 @@ fn list(pod: &Pod, family: Family) -> Result<String> {
 /// An endpoint with both paths: the handler while it answers, else the kernel.
 fn stands_in(node: &mut Node, pod: &Pod) -> Result<()> {
     let handler = TcpListener::bind("127.0.0.1:0").context("a port")?;
-    let port = handler.local_addr()?.port().into();
+    let port = handler.local_addr()?.port();
     node.maps.config.update(|config| {
         config.handler_port_v4 = port;
         config.heartbeat_timeout_ns = 60_000_000_000;
