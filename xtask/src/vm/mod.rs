@@ -39,6 +39,9 @@ use watch::{Boot, Logs};
 /// idle.
 const PROCESSORS: u32 = 1;
 
+/// The kernel on which the suite's daemons run without the kernel path, so that each case also verifies the handler's path.
+const WITHOUT_KERNEL_PATH: &str = "6.1";
+
 /// Which kernels, and which cases.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Options {
@@ -253,6 +256,7 @@ impl GuestConfig {
             initramfs: &archive,
             accelerator: self.accelerator,
             processors: PROCESSORS,
+            kernel_path: name != WITHOUT_KERNEL_PATH,
             logs: Logs::new(&self.cache, name),
         };
         println!(

@@ -35,7 +35,7 @@ impl Accelerator {
     }
 
     /// The kernel command line.
-    fn command_line(self) -> String {
+    fn command_line(self, kernel_path: bool) -> String {
         // An emulated processor is about ten times slower, so the suite stretches its times (testbed's `pace`).
         let pace = match self {
             Self::Kvm => 1,
@@ -49,7 +49,7 @@ impl Accelerator {
         // parameters to its first process as environment.
         format!(
             "console=ttyS0 no_timer_check tsc=unstable watchdog_thresh=60 panic=-1 oops=panic random.trust_cpu=on mitigations=off TESTBED_PACE={pace} \
-             rdinit=/bin/testbed -- guest"
+             PROBE_HANDLER_KERNEL_PATH={kernel_path} rdinit=/bin/testbed -- guest"
         )
     }
 
@@ -120,6 +120,8 @@ pub struct Machine<'a> {
     pub accelerator: Accelerator,
     /// Processors.
     pub processors: u32,
+    /// Whether the daemons of the suite use the kernel path where the case does not set it.
+    pub kernel_path: bool,
     /// The log files of the kernel and the guest.
     pub logs: Logs,
 }
@@ -143,7 +145,7 @@ impl Machine<'_> {
             .arg(format!("file:{}", self.logs.kernel.display()))
             .args(["-serial", "stdio"])
             .arg("-append")
-            .arg(self.accelerator.command_line())
+            .arg(self.accelerator.command_line(self.kernel_path))
             .stderr(Stdio::piped());
         command
     }
