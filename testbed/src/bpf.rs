@@ -111,6 +111,14 @@ impl Held {
         })
     }
 
+    /// Those that `others` do not include.
+    #[must_use]
+    pub fn without(mut self, others: &Self) -> Self {
+        self.programs.retain(|id| !others.programs.contains(id));
+        self.maps.retain(|id| !others.maps.contains(id));
+        self
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.programs.is_empty() && self.maps.is_empty()

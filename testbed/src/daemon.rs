@@ -265,6 +265,12 @@ impl DaemonSpec {
             .arg("--admin-addr")
             .arg(&self.admin_addr)
             .args(["--log-format", "text"]);
+        // Not the directory of this machine's own daemon.
+        if !self.args.iter().any(|arg| arg == "--bpffs") {
+            command
+                .arg("--bpffs")
+                .arg(run.bpffs().join("probe-handler"));
+        }
         if let Some(path) = &self.kubelet_cgroup {
             command.arg("--kubelet-cgroup").arg(path);
         }

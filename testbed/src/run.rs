@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -62,6 +63,7 @@ impl Run {
             .create(&dir)
             .with_context(|| format!("making {}", dir.display()))?;
         let alive = lock(&dir.join("lock"))?.context("the run's own lock is held")?;
+        mount_bpffs(&bpffs(&dir))?;
         let mesh = Identity::create(dir.join("mesh"))?;
         let (block, block_lock) = free_block(&base)?;
         Ok(Self {
@@ -83,6 +85,11 @@ impl Run {
     /// Directory of the run, removed at its end.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// A BPF file system, for the pins of the run's daemons.
+    pub fn bpffs(&self) -> PathBuf {
+        bpffs(&self.dir)
     }
 
     /// The mesh's certificates.
@@ -141,6 +148,17 @@ fn devices_named(start: &str) -> usize {
     let devices = fs::read_dir("/sys/class/net").into_iter().flatten();
     let names = devices.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names.filter(|name| name.starts_with(start)).count()
+}
+
+fn bpffs(dir: &Path) -> PathBuf {
+    dir.join("bpffs")
+}
+
+fn mount_bpffs(at: &Path) -> Result<()> {
+    fs::create_dir(at)?;
+    let (file_system, no_data) = (Some("bpf"), None::<&str>);
+    mount(file_system, at, file_system, MsFlags::empty(), no_data)
+        .with_context(|| format!("mounting a BPF file system at {}", at.display()))
 }
 
 fn prefix(id: &str) -> String {
@@ -260,6 +278,7 @@ fn end_daemons(dir: &Path) {
 fn remove_run(id: &str, dir: &Path) {
     netns::remove_all(&prefix(id));
     cgroup::remove_all(id);
+    let _none = umount2(&bpffs(dir), MntFlags::MNT_DETACH);
     if let Err(error) = fs::remove_dir_all(dir) {
         eprintln!("testbed: removing {}: {error}", dir.display());
     }

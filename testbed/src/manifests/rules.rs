@@ -177,15 +177,14 @@ fn node(_: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-fn mounts(overlay: &str, objects: &[Value]) -> Result<()> {
+fn mounts(_: &str, objects: &[Value]) -> Result<()> {
     let security = agent(objects)?.security_context;
     let read_only = security.and_then(|security| security.read_only_root_filesystem);
     ensure!(read_only == Some(true), "readOnlyRootFilesystem");
     let mounts = agent(objects)?.volume_mounts.unwrap_or_default();
     for volume in pod(objects)?.volumes.unwrap_or_default() {
         // The daemon's own directory, and for the kernel path its pins in the node's BPF file system.
-        let own =
-            volume.empty_dir.is_some() || (has(overlay, "kernel-path") && volume.name == "bpffs");
+        let own = volume.empty_dir.is_some() || volume.name == "bpffs";
         let read_only = mounts
             .iter()
             .filter(|mount| mount.name == volume.name)
@@ -301,7 +300,7 @@ fn arguments(overlay: &str, objects: &[Value]) -> Result<()> {
     );
     let outlives = config.kernel_path.then_some(config.bpffs.as_path());
     ensure!(
-        outlives.is_some() == has(overlay, "kernel-path"),
+        outlives.is_none() == has(overlay, "handler-path"),
         "--kernel-path"
     );
     let last_known = last_known.as_deref().context("no --last-known")?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::cases::Cases;
-use super::env::Env;
+use super::env::{Env, HANDLER_PATH};
 use super::sample_pod::{self, HTTP};
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::Probe;
@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(10);
 const METRICS: &str = include_str!("../../../docs/metrics.md");
 
 pub fn run(cases: &mut Cases) -> Result<()> {
-    let env = Env::start(cases, &[])?;
+    let env = Env::start(cases, &[HANDLER_PATH])?;
     cases.case("metrics-are-as-documented", || metrics(&env));
     cases.case("debug-only-from-loopback", || debug(&env));
     Ok(())

@@ -12,8 +12,16 @@ use crate::kubelet::{Kubelet, Outcome, Probe, ProbeResult};
 use crate::pod::{Pod, PodSpec};
 use crate::run::Run;
 
+/// Arguments of a daemon whose endpoints all take the handler's path, for cases about that path alone. All other cases must
+/// pass with and without the kernel path: `PROBE_HANDLER_KERNEL_PATH` sets the default, and `cargo xtask test` uses both.
+pub const HANDLER_PATH: &str = "--kernel-path=false";
 /// Deadline for the end of a daemon.
 pub const GRACE: Duration = Duration::from_secs(10);
+
+/// Whether daemons use the kernel path unless their arguments disable it.
+pub fn has_kernel_path() -> bool {
+    std::env::var("PROBE_HANDLER_KERNEL_PATH").map_or(true, |value| value != "false")
+}
 
 /// A node with a kubelet and a daemon. Fields drop in this order: the daemon first, the run last.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::cases::Cases;
-use super::env::Env;
+use super::env::{Env, HANDLER_PATH};
 use super::pod_pair::{Family, declare, grpc_of, http_get, https_get};
 use crate::app::tls::Certificate;
 use crate::app::{AppSpec, Bind, Protocol};
@@ -23,7 +23,7 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const LARGE: usize = 5 << 20;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
-    let env = Env::start(cases, &["--scope", "all"])?;
+    let env = Env::start(cases, &["--scope", "all", HANDLER_PATH])?;
     meshed(cases, &env)?;
     plain(cases, &env)
 }

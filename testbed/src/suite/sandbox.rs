@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::cases::Cases;
-use super::env::Env;
+use super::env::{Env, HANDLER_PATH};
 use super::sample_pod::{self, CLOSED, GRPC, HTTP, OPEN};
 use crate::app::{App, AppSpec};
 use crate::kubelet::Probe;
@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_secs(5);
 const PUT_RIGHT: Duration = Duration::from_secs(5);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
-    let env = Env::start(cases, &[])?;
+    let env = Env::start(cases, &[HANDLER_PATH])?;
     cases.case("sockets-elsewhere", || {
         let spec = sample_pod::pod("sandboxed").annotation("sidecar.istio.io/status", "{}");
         sockets_elsewhere(&env, spec)

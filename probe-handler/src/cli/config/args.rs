@@ -86,7 +86,7 @@ pub struct AgentArgs {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
-        default_value = "false",
+        default_value = "true",
         hide_default_value = true
     )]
     pub(super) kernel_path: String,

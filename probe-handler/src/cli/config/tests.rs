@@ -48,7 +48,7 @@ fn only_the_source_of_pods_is_required() {
             heartbeat_timeout: Duration::from_secs(1),
             log_format: LogFormat::Auto,
             log: "info".to_owned(),
-            kernel_path: false,
+            kernel_path: true,
             http: HttpBy::Handler,
             bpffs: "/sys/fs/bpf/probe-handler".into(),
             outlive: Duration::from_secs(24 * 3600),

@@ -14,7 +14,7 @@ use crate::pace;
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
-use crate::suite::env::Env;
+use crate::suite::env::{Env, HANDLER_PATH};
 use crate::wait;
 
 const PORT: u16 = 9090;
@@ -36,7 +36,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     if !cases.wants("half-preface/waits") && !cases.wants("half-preface/reset") {
         return Ok(());
     }
-    let env = Env::start(cases, &[])?;
+    let env = Env::start(cases, &[HANDLER_PATH])?;
     let probe = json!({"grpc": {"port": PORT}, "timeoutSeconds": TIMEOUT});
     let pod = env.pod(
         PodSpec::new("preface")

@@ -9,7 +9,7 @@ use super::port_space::on_a_node_of_its_own;
 use crate::kubelet::Probe;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
-use crate::suite::env::Env;
+use crate::suite::env::{Env, HANDLER_PATH};
 use crate::suite::sample_pod::{self, HTTP};
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -23,7 +23,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
 }
 
 fn plain_networking(cases: &mut Cases) -> Result<()> {
-    let env = Env::start(cases, &["--scope", "all"])?;
+    let env = Env::start(cases, &["--scope", "all", HANDLER_PATH])?;
     let pod = env.pod(sample_pod::pod("cookies").rules(RuleSet::None))?;
     let ip = pod.ns.ipv4();
     let _passed = env.passes(&Probe::http(ip, HTTP, "/healthy"))?;

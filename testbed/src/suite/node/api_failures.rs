@@ -263,7 +263,7 @@ fn away_at_start(env: &mut Env) -> Result<()> {
         "/readyz answers {status}: {body}"
     );
     let _said = env.problem(&["can't watch pods", "no pod is served until it answers"])?;
-    env.check_mesh_only(&pod)?;
+    env.check_without_daemon(&pod)?;
     env.node.api.start_again()?;
     env.daemon.wait_ready()?;
     env.served(&pod)?;
@@ -292,7 +292,7 @@ fn away_at_a_restart(env: &mut Env) -> Result<()> {
     })?;
     env.node.api.stop()?;
     let _killed = env.daemon.kill()?;
-    env.check_mesh_only(&pod)?;
+    env.check_without_daemon(&pod)?;
 
     env.daemon = keeping(env, "daemon-in-the-dark").spawn(&env.run)?;
     wait::until("the pod to be served", SOON, || env.served(&pod).ok())?;

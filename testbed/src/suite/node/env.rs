@@ -14,6 +14,7 @@ use crate::node::{Node, NodePod};
 use crate::pod::PodSpec;
 use crate::run::Run;
 use crate::suite::cases::Cases;
+use crate::suite::env::has_kernel_path;
 use crate::suite::sample_pod::{self, HTTP};
 use crate::wait;
 
@@ -162,6 +163,18 @@ impl Env {
     pub fn check_mesh_only(&self, pod: &NodePod) -> Result<()> {
         sample_pod::check_mesh_only(&self.kubelet, pod.ns()?.ipv4().into())
             .with_context(|| format!("pod {}: {}", pod.name(), self.said(pod.name())))
+    }
+
+    /// Checks what the kubelet sees of a pod that a daemon has served, while no daemon serves it: the results of the kernel path
+    /// if daemons have it, else the mesh's.
+    ///
+    /// # Errors
+    /// When it sees something else.
+    pub fn check_without_daemon(&self, pod: &NodePod) -> Result<()> {
+        match has_kernel_path() {
+            true => self.check_verdicts(pod),
+            false => self.check_mesh_only(pod),
+        }
     }
 
     /// Waits until a probe passes, or no longer passes.
