@@ -31,12 +31,21 @@ pub(super) async fn probe(probe: &Probe, dialer: Dialer, service: &str) -> Probe
         .timeout
         .unwrap_or(pace::stretch(Duration::from_secs(1)));
     let deadline = Instant::now() + timeout;
+    let begun = Instant::now();
     let mut connected = false;
     let mut peer = None;
+    let mut attempts = Vec::new();
     let work = async {
         loop {
-            if let Ok(stream) = dialer.connect(probe, probe.port).await {
+            attempts.push(format!("connecting after {:?}", begun.elapsed()));
+            let connection = dialer.connect(probe, probe.port).await;
+            if let Ok(stream) = connection {
                 peer = stream.peer_addr().ok();
+                attempts.push(format!(
+                    "connected from {:?} after {:?}",
+                    stream.local_addr(),
+                    begun.elapsed()
+                ));
                 let heard = Arc::new(AtomicBool::new(false));
                 let stream = Watched {
                     stream,
@@ -48,6 +57,9 @@ pub(super) async fn probe(probe: &Probe, dialer: Dialer, service: &str) -> Probe
                     connected = true;
                     return checked;
                 }
+                attempts.push(format!("{checked:?} after {:?}", begun.elapsed()));
+            } else {
+                attempts.push(format!("refused after {:?}", begun.elapsed()));
             }
             sleep(BACKOFF).await;
         }
@@ -64,8 +76,10 @@ pub(super) async fn probe(probe: &Probe, dialer: Dialer, service: &str) -> Probe
         )),
         Err(_) => ProbeResult::failure(format!(
             "timeout: failed to connect service \"{}:{}\" within {timeout:?}: context deadline \
-             exceeded",
-            probe.ip, probe.port
+             exceeded ({})",
+            probe.ip,
+            probe.port,
+            attempts.join(", ")
         )),
     };
     result.peer = peer;
