@@ -268,12 +268,10 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
         .flatten()
         .collect();
     let probers = probes.len();
-    let probing = Probing::start(&Arc::clone(&env.kubelet), probes);
+    let probing = Probing::start_many(&Arc::clone(&env.kubelet), probes);
     let until = Instant::now() + cases.lasting(Duration::ZERO);
-    let mut made = 0;
-    while made < times || Instant::now() < until {
-        let time = made;
-        made += 1;
+    let mut time = 0;
+    while time < times || Instant::now() < until {
         let next = DaemonSpec::new(&format!("daemon-{time}"))
             .program(cases.daemon())
             .kubelet_cgroup(&env.cgroup)
@@ -292,7 +290,8 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
         })?;
         probing.more(10)?;
         // Prints progress, because a guest without output for minutes counts as hung, and all rounds may take that long.
-        println!("     daemon {} of {times} is replaced", time + 1);
+        time += 1;
+        println!("     daemon {time} is replaced");
     }
     let made = probing.stop()?;
     let wrong: Vec<_> = made
@@ -303,7 +302,7 @@ fn replaced(cases: &mut Cases, times: usize) -> Result<()> {
         })
         .collect();
     println!(
-        "     {} probes by {probers} probers while {times} daemons were replaced, p99 {:?}: {} wrong",
+        "     {} probes by {probers} probers while {time} daemons were replaced, p99 {:?}: {} wrong",
         made.len(),
         sample_pod::percentile(&made, 99),
         wrong.len()

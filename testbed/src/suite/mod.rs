@@ -51,8 +51,8 @@ pub struct Args {
     /// The daemon's program [default: probe-handler in the directory of this program]
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
-    /// Repeat each attack (`attacks/guessed-port`) and keep each daemon stopped (`hung/stopped`) for this long instead of
-    /// a few seconds
+    /// Repeat each attack (`attacks/guessed-port`), replace daemons (`daemons/replaced`) and keep each daemon stopped
+    /// (`hung/stopped`) for this long instead of a few seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     lasting: Option<u64>,
     /// Print the names of the groups and exit

@@ -270,7 +270,7 @@ fn no_probe_lost(env: &mut Env, pod: &Pod, stopped: &mut bool) -> Result<()> {
         .map(|original| (original.rewritten(ip), original.passes))
         .collect();
     let probes = probed.iter().map(|(probe, _)| probe.clone());
-    let probing = Probing::start(&Arc::clone(&env.kubelet), probes.collect());
+    let probing = Probing::start_many(&Arc::clone(&env.kubelet), probes.collect());
     probing.more(10)?;
     *stopped = true;
     env.stop_daemon()?;
