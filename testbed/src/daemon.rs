@@ -2,6 +2,7 @@
 //! Unix socket.
 
 mod answer;
+mod command;
 mod stopped;
 
 use std::fs::{self, File};
@@ -240,42 +241,15 @@ impl DaemonSpec {
     pub fn spawn(self, run: &Run) -> Result<Daemon> {
         let program = self.the_program()?;
         let dir = run.dir().join(&self.name);
-        let pods = self.pods.unwrap_or_else(|| dir.join("pods"));
+        let pods = self.pods.clone().unwrap_or_else(|| dir.join("pods"));
         fs::create_dir_all(&pods).with_context(|| format!("making {}", pods.display()))?;
         fs::create_dir_all(&dir)?;
-        let socket = self.admin_socket.unwrap_or_else(|| dir.join("admin.sock"));
+        let socket = self.admin_socket.clone();
+        let socket = socket.unwrap_or_else(|| dir.join("admin.sock"));
         let log = dir.join("log");
         let output = File::create(&log).with_context(|| format!("making {}", log.display()))?;
-        let mut command = match self.wrapper.split_first() {
-            None => Command::new(&program),
-            Some((wrapper, words)) => {
-                let mut command = Command::new(wrapper);
-                let _ = command.args(words).arg(&program);
-                command
-            }
-        };
-        command.arg("agent").arg("--pods");
-        match &self.node {
-            None => command.arg(format!("dir:{}", pods.display())),
-            Some(node) => command.args(["kube", "--node-name", node]).envs(self.env),
-        };
-        command
-            .arg("--admin-socket")
-            .arg(&socket)
-            .arg("--admin-addr")
-            .arg(&self.admin_addr)
-            .args(["--log-format", "text"]);
-        // Not the directory of this machine's own daemon.
-        if !self.args.iter().any(|arg| arg == "--bpffs") {
-            command
-                .arg("--bpffs")
-                .arg(run.bpffs().join("probe-handler"));
-        }
-        if let Some(path) = &self.kubelet_cgroup {
-            command.arg("--kubelet-cgroup").arg(path);
-        }
+        let mut command = self.command(run, &program, &pods, &socket);
         let child = command
-            .args(&self.args)
             // Ctrl-C must reach only the run, which stops its daemons in order.
             .process_group(0)
             .stdin(Stdio::null())
