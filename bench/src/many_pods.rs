@@ -10,12 +10,12 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::prober::{Prober, Target};
-use crate::daemon::Daemon;
-use crate::netns::NetNs;
-use crate::pod::PodSpec;
-use crate::rules::RuleSet;
-use crate::run::Run;
-use crate::wait;
+use testbed::daemon::Daemon;
+use testbed::netns::NetNs;
+use testbed::pod::PodSpec;
+use testbed::rules::RuleSet;
+use testbed::run::Run;
+use testbed::wait;
 
 const PORT: u16 = 8080;
 const PATHS: [&str; 2] = ["/live", "/ready"];

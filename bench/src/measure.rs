@@ -1,15 +1,4 @@
-//! `testbed bench`: measures the cost of a probe with probe-handler, relative to the same probe of the same
-//! app without a mesh, in the same run.
-//!
-//! Times are medians over interleaved samples (direct, ours, direct, ours ...), so that other load on the
-//! machine affects both alike. Compare ratios, not the microseconds of two runs.
-
-mod bpf;
-mod many_pods;
-mod node;
-pub mod prober;
-mod process;
-mod webhook;
+//! The parts of the benchmark, and those that measure single probes and the daemon's memory.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -18,19 +7,20 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::app::AppSpec;
-use crate::app::tls::Certificate;
-use crate::cgroup::Cgroup;
-use crate::daemon::{Daemon, DaemonSpec};
-use crate::interrupt;
-use crate::kubelet::{Kubelet, Probe};
-use crate::pod::{Pod, PodSpec};
-use crate::rules::RuleSet;
-use crate::run::Run;
-use crate::table::render;
-use bpf::Statistics;
-use many_pods::ManyPods;
-use prober::{Prober, Target};
+use crate::bpf::Statistics;
+use crate::many_pods::ManyPods;
+use crate::prober::{Prober, Target};
+use crate::{bpf, node, process, webhook};
+use testbed::app::AppSpec;
+use testbed::app::tls::Certificate;
+use testbed::cgroup::Cgroup;
+use testbed::daemon::{Daemon, DaemonSpec};
+use testbed::interrupt;
+use testbed::kubelet::{Kubelet, Probe};
+use testbed::pod::{Pod, PodSpec};
+use testbed::rules::RuleSet;
+use testbed::run::Run;
+use testbed::table::render;
 
 const HTTP: u16 = 8080;
 const HTTPS: u16 = 8443;
@@ -48,7 +38,7 @@ const WARM_UP: usize = 50;
 /// Number of parts of a measurement whose result is a mean.
 const BATCHES: usize = 20;
 
-/// Options of `testbed bench`.
+/// Options of the benchmark.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The daemon's program [default: probe-handler in the directory of this program]
@@ -373,7 +363,7 @@ fn row(what: &str, direct: &mut [u64], measured: &mut [u64], aim: &str) -> Row {
 }
 
 /// The sample below which `percent` of all samples are; 0 where there are none.
-fn percentile(samples: &mut [u64], percent: usize) -> u64 {
+pub fn percentile(samples: &mut [u64], percent: usize) -> u64 {
     samples.sort_unstable();
     let index = samples.len() * percent / 100;
     samples.get(index).copied().unwrap_or_default()

@@ -14,10 +14,10 @@ use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::cgroup::{self, Cgroup};
-use crate::netns;
-use crate::rpc;
-use crate::worker::{Worker, testbed_program};
+use testbed::cgroup::{self, Cgroup};
+use testbed::netns;
+use testbed::rpc;
+use testbed::worker::Worker;
 
 /// The kubelet's SO_LINGER (kubernetes pkg/probe/dialer_others.go).
 const LINGER: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ const HEAD_LIMIT: usize = 4096;
 
 /// A target of probes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) enum Target {
+pub(crate) enum Target {
     /// `GET path`, which must be answered with 200.
     Http { address: SocketAddr, path: String },
     /// The same from within a pod's network namespace, from `source`.
@@ -50,7 +50,7 @@ struct Order {
     rounds: usize,
 }
 
-/// Arguments of `testbed bench-prober`.
+/// Arguments of `bench prober`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Cgroup to move into before anything else
@@ -180,16 +180,13 @@ fn is_whole(answer: &[u8]) -> io::Result<bool> {
 }
 
 /// The benchmark's side of the RPC with a running prober.
-pub(super) struct Prober(Worker);
+pub(crate) struct Prober(Worker);
 
 impl Prober {
     /// Starts one in `cgroup`.
-    pub(super) fn start(cgroup: &Cgroup) -> Result<Self> {
-        let mut command = Command::new(testbed_program()?);
-        command
-            .arg("bench-prober")
-            .arg("--cgroup")
-            .arg(cgroup.path());
+    pub(crate) fn start(cgroup: &Cgroup) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("prober").arg("--cgroup").arg(cgroup.path());
         Worker::start("prober", &mut command).map(Self)
     }
 
@@ -197,7 +194,7 @@ impl Prober {
     ///
     /// # Errors
     /// When a probe does not have the result that its target requires.
-    pub(super) fn measure<const N: usize>(
+    pub(crate) fn measure<const N: usize>(
         &self,
         targets: [Target; N],
         rounds: usize,

@@ -13,11 +13,12 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::{percentile, process};
-use crate::run::Run;
-use crate::table::render;
-use crate::webhook::Webhook;
-use crate::webhook::client::{Connection, Dial, review};
+use crate::measure::percentile;
+use crate::process;
+use testbed::run::Run;
+use testbed::table::render;
+use testbed::webhook::Webhook;
+use testbed::webhook::client::{Connection, Dial, review};
 
 /// Number of open connections.
 const CONNECTIONS: usize = 4;

@@ -7,7 +7,6 @@
 //! program), which end when their standard input closes.
 
 pub mod app;
-pub mod bench;
 pub mod bpf;
 pub mod cgroup;
 pub mod command;

@@ -26,17 +26,12 @@ enum Command {
     /// Connect from guessed source ports of the kubelet (started by the suite)
     #[command(hide = true)]
     PortGuesser(testbed::port_guesser::Args),
-    /// Probe repeatedly (started by `bench`)
-    #[command(hide = true)]
-    BenchProber(testbed::bench::prober::Args),
     /// Probe two pods of a STRICT mesh, without and with probe-handler, and show the results
     Demo(testbed::demo::Args),
     /// Test every rule of probe-handler's design in network namespaces
     Suite(testbed::suite::Args),
     /// Render the manifests in deploy/ and check them against schema and design
     Manifests(testbed::manifests::Args),
-    /// Compare probes through probe-handler with the same probes without a mesh
-    Bench(testbed::bench::Args),
     /// Run a program that cannot create an inotify instance (started by the suite)
     #[command(hide = true)]
     WithoutInotify(testbed::without_inotify::Args),
@@ -62,8 +57,6 @@ fn main() -> ExitCode {
         Command::Sidecar(args) => testbed::sidecar::process::main(&args),
         Command::Kubelet(args) => testbed::kubelet::process::main(&args),
         Command::PortGuesser(args) => testbed::port_guesser::main(&args),
-        Command::BenchProber(args) => testbed::bench::prober::main(&args),
-        Command::Bench(args) => testbed::bench::main(&args),
         Command::Demo(args) => testbed::demo::main(&args),
         Command::Suite(args) => testbed::suite::main(&args),
         Command::Manifests(args) => testbed::manifests::main(&args),

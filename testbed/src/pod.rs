@@ -158,7 +158,7 @@ impl PodSpec {
     }
 
     /// The manifest of the pod in network namespace `ns`.
-    pub(crate) fn manifest(&self, ns: &NetNs) -> Value {
+    pub fn manifest(&self, ns: &NetNs) -> Value {
         let mut manifest = self.object(&format!("uid-{}", ns.name()));
         manifest["metadata"]["annotations"]["probe-handler.io/netns"] = json!(ns.path());
         if self.pod_ips_in_status {

@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `cargo xtask bench`: build everything, then run the testbed's demo or benchmarks.
+//! `cargo xtask demo` and `cargo xtask bench`: build everything, then run the testbed's demo or the benchmarks.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -23,7 +23,7 @@ pub struct DemoArgs {
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Additional arguments for `testbed bench`
+    /// Additional arguments for the program `bench`
     #[arg(last = true)]
     rest: Vec<OsString>,
 }
@@ -41,7 +41,7 @@ pub fn demo(args: &DemoArgs) -> Result<()> {
 /// Builds everything and runs the benchmarks.
 pub fn bench(args: &BenchArgs) -> Result<()> {
     require_root("bench")?;
-    let mut command = Binaries::build()?.testbed("bench");
+    let mut command = Binaries::build_bench()?;
     exec_replace(command.args(&args.rest))
 }
 

@@ -19,14 +19,28 @@ pub struct Binaries {
 impl Binaries {
     /// Installs what is missing and builds everything.
     pub fn build() -> Result<Self> {
+        Self::of(&Self::build_packages(&["probe-handler", "testbed"])?)
+    }
+
+    /// The same, with the benchmark; returns the command that runs it.
+    pub fn build_bench() -> Result<Command> {
+        let directory = Self::build_packages(&["probe-handler", "testbed", "bench"])?;
+        let mut command = Command::new(directory.join("bench"));
+        command.current_dir(root());
+        command.arg("--daemon").arg(Self::of(&directory)?.daemon);
+        Ok(command)
+    }
+
+    /// Returns the directory of the programs.
+    fn build_packages(packages: &[&str]) -> Result<PathBuf> {
         setup::run(&setup::Args::default())?;
         let build = Build {
-            packages: &["probe-handler", "testbed"],
+            packages,
             profile: "release",
             machine: image::this_machine()?,
             commit: None,
         };
-        Self::of(&build.run()?)
+        build.run()
     }
 
     /// The programs in `directory`.

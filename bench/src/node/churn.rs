@@ -8,13 +8,13 @@ use anyhow::{Context, Result};
 use super::light_pod::LightPod;
 use super::schedule::Schedule;
 use super::{Bench, GRACE, endpoints};
-use crate::bench::process;
-use crate::bpf::Map;
-use crate::command;
-use crate::daemon::Daemon;
-use crate::interrupt;
-use crate::rules::RuleSet;
-use crate::wait;
+use crate::process;
+use testbed::bpf::Map;
+use testbed::command;
+use testbed::daemon::Daemon;
+use testbed::interrupt;
+use testbed::rules::RuleSet;
+use testbed::wait;
 
 /// The kubelet's default probe period.
 const PERIOD: Duration = Duration::from_secs(10);

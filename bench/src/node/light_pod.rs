@@ -15,13 +15,13 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::kubelet::Probe;
-use crate::netns::NetNs;
-use crate::node::{Node, NodePod, Order};
-use crate::pod::PodSpec;
-use crate::rules::RuleSet;
-use crate::sandbox::Container;
-use crate::wait;
+use testbed::kubelet::Probe;
+use testbed::netns::NetNs;
+use testbed::node::{Node, NodePod, Order};
+use testbed::pod::PodSpec;
+use testbed::rules::RuleSet;
+use testbed::sandbox::Container;
+use testbed::wait;
 
 /// The app's port.
 pub(super) const PORT: u16 = 8080;

@@ -13,9 +13,9 @@ use nix::sys::signal::Signal;
 use super::light_pod::LightPod;
 use super::schedule::Tally;
 use super::{Bench, GRACE, all_served};
-use crate::cgroup::CpuQuota;
-use crate::daemon::Daemon;
-use crate::{interrupt, wait};
+use testbed::cgroup::CpuQuota;
+use testbed::daemon::Daemon;
+use testbed::{interrupt, wait};
 
 /// Probes of each pod.
 const PROBES: u32 = 4;

@@ -19,17 +19,17 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::bpf::Map;
-use crate::cgroup::Cgroup;
-use crate::daemon::{Daemon, DaemonSpec};
-use crate::kubelet::Kubelet;
-use crate::node::Node;
-use crate::rules::RuleSet;
-use crate::run::Run;
-use crate::table::render;
-use crate::{interrupt, wait};
 use light_pod::{Light, LightPod};
 use schedule::{Schedule, Tally};
+use testbed::bpf::Map;
+use testbed::cgroup::Cgroup;
+use testbed::daemon::{Daemon, DaemonSpec};
+use testbed::kubelet::Kubelet;
+use testbed::node::Node;
+use testbed::rules::RuleSet;
+use testbed::run::Run;
+use testbed::table::render;
+use testbed::{interrupt, wait};
 
 const GRACE: Duration = Duration::from_secs(30);
 /// Time limit until all pods are served.

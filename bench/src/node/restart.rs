@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 
 use super::light_pod::LightPod;
 use super::{Bench, SERVED, endpoints, ms};
-use crate::{interrupt, wait};
+use testbed::{interrupt, wait};
 
 /// How often it is killed.
 const TIMES: usize = 7;

@@ -8,11 +8,11 @@ use serde_json::json;
 
 use super::light_pod::{LightPod, probe};
 use super::{Bench, GRACE, ms};
-use crate::interrupt;
-use crate::rules::RuleSet;
-use crate::suite::node::reuse::{Held, Judged, STATUSES, right};
-use crate::suite::sample_pod::Probing;
-use crate::wait;
+use testbed::interrupt;
+use testbed::rules::RuleSet;
+use testbed::suite::node::reuse::{Held, Judged, STATUSES, right};
+use testbed::suite::sample_pod::Probing;
+use testbed::wait;
 
 /// A probe's timeout: with one second there would be too few probes.
 const TIMEOUT: Duration = Duration::from_millis(300);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-use crate::kubelet::{Kubelet, Probe, ProbePending, ProbeResult};
+use testbed::kubelet::{Kubelet, Probe, ProbePending, ProbeResult};
 
 /// How many wrong results are kept for the output.
 const SHOWN: usize = 5;

@@ -11,11 +11,11 @@ use anyhow::{Result, anyhow};
 use super::light_pod::{Light, LightPod};
 use super::schedule::{Schedule, Tally};
 use super::{Bench, GRACE, endpoints, ms};
-use crate::bpf::Map;
-use crate::interrupt;
-use crate::node::Order;
-use crate::rules::RuleSet;
-use crate::wait;
+use testbed::bpf::Map;
+use testbed::interrupt;
+use testbed::node::Order;
+use testbed::rules::RuleSet;
+use testbed::wait;
 
 /// How many pods the runtime starts concurrently.
 const WORKERS: usize = 4;

@@ -6,8 +6,8 @@ use anyhow::Result;
 
 use super::light_pod::LightPod;
 use super::{Bench, GRACE, all_served, ms};
-use crate::daemon::Daemon;
-use crate::wait;
+use testbed::daemon::Daemon;
+use testbed::wait;
 
 /// How long probes run before, between and after the changes.
 const WHILE: Duration = Duration::from_secs(4);

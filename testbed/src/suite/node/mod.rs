@@ -6,7 +6,7 @@ mod broken_pods;
 mod clock;
 mod env;
 mod lifecycle;
-pub(crate) mod reuse;
+pub mod reuse;
 mod serving;
 mod variants;
 
@@ -15,7 +15,7 @@ use anyhow::Result;
 use super::cases::Cases;
 use env::Env;
 
-pub fn run(cases: &mut Cases) -> Result<()> {
+pub(super) fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases)?;
     lifecycle::run(cases, &env);
     variants::run(cases, &env);

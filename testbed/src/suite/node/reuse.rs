@@ -15,11 +15,11 @@ use crate::suite::cases::Cases;
 use crate::suite::sample_pod::{self, HTTP, Probing, TimedProbe};
 
 /// The pods' statuses, which identify them.
-pub(crate) const STATUSES: [u16; 2] = [200, 418];
+pub const STATUSES: [u16; 2] = [200, 418];
 /// How often the address moves for each order of events.
 const ROUNDS: usize = 4;
 /// One in this many probes may get no answer because the machine was stalled.
-pub(crate) const FEW: usize = 50;
+pub const FEW: usize = 50;
 /// A probe's timeout: with one second there would be too few probes.
 const TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -34,7 +34,7 @@ enum Told {
     Never,
 }
 
-pub fn run(cases: &mut Cases, env: &Env) {
+pub(super) fn run(cases: &mut Cases, env: &Env) {
     for (name, told) in [
         ("deleted-before", Told::Before),
         ("deleted-after", Told::After),
@@ -46,17 +46,17 @@ pub fn run(cases: &mut Cases, env: &Env) {
 
 /// A pod that had the address, with times.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Held {
+pub struct Held {
     /// Its status.
-    pub(crate) status: u16,
+    pub status: u16,
     /// The earliest time at which it may have the address.
-    pub(crate) from: Instant,
+    pub from: Instant,
     /// When the daemon began to serve it.
-    pub(crate) served: Option<Instant>,
+    pub served: Option<Instant>,
     /// When its end began.
-    pub(crate) leaving: Option<Instant>,
+    pub leaving: Option<Instant>,
     /// When it had ended.
-    pub(crate) until: Option<Instant>,
+    pub until: Option<Instant>,
 }
 
 fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
@@ -138,7 +138,7 @@ fn reused(env: &Env, name: &str, told: Told) -> Result<()> {
 
 /// The result of [`right`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Judged {
+pub enum Judged {
     /// The probe's result is correct.
     Right,
     /// A running pod did not answer within the probe's short timeout, because the machine or the daemon was
@@ -148,7 +148,10 @@ pub(crate) enum Judged {
 
 /// The pod that answers must have had the address at some time during the probe, and a pod that was served and running
 /// all the time must have answered. The daemon sends other statuses if the app cannot be reached.
-pub(crate) fn right(made: &TimedProbe, held: &[Held]) -> Result<Judged> {
+///
+/// # Errors
+/// The result is wrong.
+pub fn right(made: &TimedProbe, held: &[Held]) -> Result<Judged> {
     let (begun, ended) = (made.begun, made.ended);
     let there = held.iter().find(|held| {
         held.served.is_some_and(|served| served <= begun)
