@@ -14,6 +14,7 @@ mod many_pods;
 mod measure;
 mod node;
 mod prober;
+mod probes;
 mod process;
 mod webhook;
 
