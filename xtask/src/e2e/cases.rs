@@ -11,6 +11,7 @@ use super::manifests::{NAMESPACE, Place, Pod, Sidecar, host_network_pod};
 use super::pod_status::{self, PodStatus};
 use super::report::Report;
 use super::table::{self, Failing, Kind};
+use crate::shell::root;
 
 /// How long a pod may take to start: images are already on the node, but the node may be busy.
 const START: Duration = Duration::from_secs(120);
@@ -55,7 +56,7 @@ impl Suite<'_> {
     pub fn install_daemon(&mut self) -> Result<()> {
         let before = self.pods()?;
         self.kubectl.run(&["apply", "-k", self.overlay], "")?;
-        self.rolled_out()?;
+        self.rolled_out(DAEMON)?;
         for (pod, _, in_truth) in table::before() {
             let name = format!("with-the-daemon/{}", pod.name);
             let run = self.pod_turns(&pod.name, in_truth, TURN).and_then(|now| {
@@ -179,15 +180,9 @@ impl Suite<'_> {
     pub fn upgrade(&mut self) -> Result<()> {
         let healthy = table::healthy();
         let settled = self.pods()?;
-        let set = [
-            "rollout",
-            "restart",
-            "-n",
-            SYSTEM,
-            "daemonset/probe-handler",
-        ];
+        let set = ["rollout", "restart", "-n", SYSTEM, DAEMON];
         self.kubectl.run(&set, "")?;
-        self.rolled_out()?;
+        self.rolled_out(DAEMON)?;
         // The old daemon drains while the new one already runs.
         self.one_daemon_per_node()?;
         self.stayed_as_they_were("through-an-upgrade", &healthy, &settled)?;
@@ -248,8 +243,73 @@ impl Suite<'_> {
         Ok(())
     }
 
-    /// Removes the daemon and checks that probes are subject to the mesh again: the daemon leaves nothing behind.
+    /// Removes the DaemonSet, but not what the kernel path leaves on the node, and checks that nothing changes for the probes
+    /// that take it. Not where the daemon serves them by the handler.
+    pub fn without_any_daemon(&mut self) -> Result<()> {
+        if !self.has_kernel_path("http")? {
+            println!("  the handler serves pod http: while-no-daemon-runs/* does not apply");
+            return Ok(());
+        }
+        let settled = self.pods()?;
+        let set = ["delete", "daemonset", "probe-handler", "-n", SYSTEM];
+        self.kubectl
+            .run(&[&set[..], &["--wait=true"]].concat(), "")?;
+        until(START, || {
+            let left = pod_status::pods(self.kubectl, SYSTEM)?.len();
+            Ok(match left {
+                0 => Ok(()),
+                _ => Err(format!("{left} daemons still run")),
+            })
+        })?;
+        pass(QUIET);
+        // Probes of several kinds on one port need the handler.
+        let pods: Vec<_> = table::healthy()
+            .into_iter()
+            .filter(|pod| pod.name != "mixed" && pod.name != table::hooked().name)
+            .collect();
+        self.stayed_as_they_were("while-no-daemon-runs", &pods, &settled)
+    }
+
+    /// Whether the kernel path serves the pod.
+    fn has_kernel_path(&self, pod: &str) -> Result<bool> {
+        let node = format!("spec.nodeName={}", self.place.node);
+        let list = ["get", "pods", "-n", SYSTEM, "--field-selector", &node];
+        let daemon = self
+            .kubectl
+            .run(&[&list[..], &["-o", "name"]].concat(), "")?;
+        let daemon = daemon
+            .lines()
+            .next()
+            .context("no daemon runs on the node")?;
+        let status = [
+            "exec",
+            "-n",
+            SYSTEM,
+            daemon,
+            "--",
+            "/probe-handler",
+            "status",
+        ];
+        let status = self
+            .kubectl
+            .run(&[&status[..], &["-o", "json"]].concat(), "")?;
+        let status: serde_json::Value = serde_json::from_str(&status).context("status")?;
+        let pods = status["pods"].as_array().cloned().unwrap_or_default();
+        let found = pods
+            .iter()
+            .find(|one| one["namespace"] == NAMESPACE && one["name"] == pod);
+        let found = found.with_context(|| format!("status does not show pod {pod}"))?;
+        Ok(found["path"] == "kernel")
+    }
+
+    /// Uninstalls as docs/install.md describes, and checks that probes are subject to the mesh again: nothing is left.
     pub fn remove_daemon(&mut self) -> Result<()> {
+        let set = ["delete", "daemonset", "probe-handler", "-n", SYSTEM];
+        let absent = ["--ignore-not-found", "--wait=true"];
+        self.kubectl.run(&[&set[..], &absent].concat(), "")?;
+        let cleanup = root().join("deploy/cleanup").display().to_string();
+        self.kubectl.run(&["apply", "-k", &cleanup], "")?;
+        self.rolled_out("daemonset/probe-handler-cleanup")?;
         self.kubectl
             .run(&["delete", "-k", self.overlay, "--wait=true"], "")?;
         for (pod, at_the_mesh, _) in table::before() {
@@ -352,8 +412,8 @@ impl Suite<'_> {
         Ok(())
     }
 
-    fn rolled_out(&self) -> Result<()> {
-        let status = ["rollout", "status", "-n", SYSTEM, "daemonset/probe-handler"];
+    fn rolled_out(&self, what: &str) -> Result<()> {
+        let status = ["rollout", "status", "-n", SYSTEM, what];
         let mut args = status.to_vec();
         args.push("--timeout=180s");
         match self.kubectl.run(&args, "") {
@@ -393,6 +453,7 @@ impl Suite<'_> {
 
 /// The daemon's namespace in deploy/.
 const SYSTEM: &str = "probe-handler-system";
+const DAEMON: &str = "daemonset/probe-handler";
 
 const fn word(kind: Kind) -> &'static str {
     match kind {

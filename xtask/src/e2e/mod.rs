@@ -114,6 +114,7 @@ fn test(mut suite: Suite<'_>, args: &Args) -> Result<()> {
         suite.many_pods(args.crowd)?;
     }
     if !args.keep {
+        suite.without_any_daemon()?;
         suite.remove_daemon()?;
     }
     Ok(())
