@@ -27,6 +27,7 @@ fn main() -> ExitCode {
                 admin: config.admin_addr,
                 handler_port: config.handler_port,
                 admin_socket: config.admin_socket.clone(),
+                pins: config.kernel_path.then(|| config.bpffs.clone()),
             })
         }),
         Command::Cleanup(args) => cli::cleanup::run(&args, app::cleanup::run),

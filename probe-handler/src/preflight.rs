@@ -1,5 +1,7 @@
 //! The requirements on the node, verified by trying them.
 
+mod kernel_path;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,8 @@ pub struct PreflightOptions {
     pub handler_port: u16,
     /// The Unix socket that the agent would create.
     pub admin_socket: PathBuf,
+    /// Where the agent would pin the kernel path; None: it would not use it.
+    pub pins: Option<PathBuf>,
 }
 
 /// Checks every requirement. The programs are attached to the kubelet's cgroup briefly, without any
@@ -40,7 +44,7 @@ pub fn run(options: &PreflightOptions) -> Vec<Finding> {
     ];
     let kubelet = Finder::new(options.search.clone()).and_then(|mut finder| finder.find(None));
     findings.push(kubelet_finding(&kubelet));
-    findings.extend(programs(kubelet.as_ref().ok()));
+    findings.extend(programs(kubelet.as_ref().ok(), options.pins.as_deref()));
     findings.push(pods_cgroups(options.cgroup_root.as_deref()));
     findings.push(netns_ids());
     findings.extend(ports(options));
@@ -240,7 +244,7 @@ fn kubelet_finding(kubelet: &Result<Kubelet, kernel::kubelet::Error>) -> Finding
     }
 }
 
-fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
+fn programs(kubelet: Option<&Kubelet>, pins: Option<&Path>) -> Vec<Finding> {
     let (loading, refusing, attaching) = (
         "programs load",
         "closed ports refused as ECONNREFUSED",
@@ -283,6 +287,10 @@ fn programs(kubelet: Option<&Kubelet>) -> Vec<Finding> {
             }
         },
     });
+    if let Some(pins) = pins {
+        findings.push(kernel_path::rules(programs.exemption()));
+        findings.push(kernel_path::pins(pins));
+    }
     findings
 }
 

@@ -73,6 +73,25 @@ impl Pins {
         Ok(this)
     }
 
+    /// Whether pins can be made in `directory`, which need not exist; makes nothing.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn check(directory: &Path) -> Result<(), Error> {
+        if !is_bpffs(directory) {
+            return Err(Error::NoBpffs {
+                directory: directory.to_owned(),
+            });
+        }
+        let this = Self {
+            directory: directory.to_owned(),
+        };
+        let existing = directory.ancestors().find(|path| path.exists());
+        let existing = existing.unwrap_or(directory);
+        nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK)
+            .map_err(|errno| this.failed(existing, errno.into()))
+    }
+
     /// Where the pin `name` is.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)

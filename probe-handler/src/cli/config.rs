@@ -61,6 +61,10 @@ pub struct PreflightConfig {
     pub admin_addr: Option<SocketAddr>,
     /// The admin server's Unix socket.
     pub admin_socket: PathBuf,
+    /// Whether the kernel path is used.
+    pub kernel_path: bool,
+    /// Where the kernel path is pinned.
+    pub bpffs: PathBuf,
 }
 
 /// The daemon's configuration, validated.
@@ -166,6 +170,8 @@ impl PreflightConfig {
         let handler_port = mistakes.check("handler-port", &args.handler_port, parse::port);
         let admin_addr = mistakes.check("admin-addr", &args.admin_addr, parse::admin_addr);
         let admin_socket = mistakes.check("admin-socket", &args.admin_socket, parse::socket_path);
+        let kernel_path = mistakes.check("kernel-path", &args.kernel_path, parse::flag);
+        let bpffs = mistakes.check("bpffs", &args.bpffs, parse::absolute_path);
         Some(Self {
             kubelet: KubeletConfig {
                 cgroup: cgroup?,
@@ -176,6 +182,8 @@ impl PreflightConfig {
             handler_port: handler_port?,
             admin_addr: admin_addr?,
             admin_socket: admin_socket?,
+            kernel_path: kernel_path?,
+            bpffs: bpffs?,
         })
     }
 }
@@ -228,10 +236,8 @@ impl AgentConfig {
             &args.heartbeat_timeout,
             parse::heartbeat_timeout,
         );
-        let kernel_path = mistakes.check("kernel-path", &args.kernel_path, parse::flag);
         let http = mistakes.check("http", &args.http, parse::http);
         let outlive = mistakes.check("outlive", &args.outlive, parse::outlive);
-        let bpffs = mistakes.check("bpffs", &args.bpffs, parse::absolute_path);
         let log_format = mistakes.check("log-format", &args.log_format, parse::log_format);
         let log = mistakes.check("log", &args.log, parse::log_filter);
         let kernel_log = mistakes.check("kernel-log", &args.kernel_log, parse::flag);
@@ -246,6 +252,8 @@ impl AgentConfig {
             handler_port,
             admin_addr,
             admin_socket,
+            kernel_path,
+            bpffs,
         } = shared?;
         Some(Self {
             pods: pods?,
@@ -257,9 +265,9 @@ impl AgentConfig {
             admin_socket,
             drain_timeout: drain_timeout?,
             heartbeat_timeout: heartbeat_timeout?,
-            kernel_path: kernel_path?,
+            kernel_path,
             http: http?,
-            bpffs: bpffs?,
+            bpffs,
             outlive: outlive?,
             log_format: log_format?,
             log: log?,

@@ -24,6 +24,9 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("status-without-a-daemon", || no_daemon(&env));
     cases.case("status", || status(&env));
     cases.case("preflight-passes", || preflight_passes(&env));
+    cases.case("preflight-of-the-kernel-path", || {
+        preflight_of_the_kernel_path(&env)
+    });
     cases.case("no-kubelet", || no_kubelet(&env));
     cases.case("root-cgroup", || root_cgroup(&env));
     cases.case("missing-capability", || missing_capability(&env));
@@ -188,6 +191,35 @@ fn preflight_passes(env: &Env) -> Result<()> {
     // It has detached its programs, and the running daemon is unaffected.
     let attached = crate::bpf::attached(env.cgroup.path())?;
     ensure!(attached == 5, "{attached} programs are attached");
+    Ok(())
+}
+
+/// What the kernel path lacks is a warning that says what to do.
+fn preflight_of_the_kernel_path(env: &Env) -> Result<()> {
+    let cgroup = cgroup_of(env);
+    let args = [
+        "preflight",
+        "--admin-addr",
+        "none",
+        "--kubelet-cgroup",
+        &cgroup,
+    ];
+    let with = |more: &[&str]| command(env, &[&args[..], more].concat())?.exits(0);
+    let pins = env.run.bpffs().join("preflight").display().to_string();
+    let said = with(&["--bpffs", &pins])?;
+    contains(
+        &said.out,
+        &["rules in pods            pass   IPv4 and IPv6", &pins],
+    )?;
+    ensure!(!std::path::Path::new(&pins).exists(), "it made {pins}");
+    let elsewhere = env.run.dir().join("no-bpffs").display().to_string();
+    let said = with(&["--bpffs", &elsewhere])?;
+    let warning = format!(
+        "outlives the daemon      warn   {elsewhere} is not in a BPF file system: mount one"
+    );
+    contains(&said.out, &[&warning])?;
+    let said = with(&["--kernel-path=false", "--bpffs", &elsewhere])?;
+    ensure!(!said.out.contains("kernel path"), "{}", said.out);
     Ok(())
 }
 

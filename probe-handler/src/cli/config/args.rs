@@ -76,21 +76,6 @@ pub struct AgentArgs {
     )]
     pub(super) heartbeat_timeout: String,
 
-    /// Serve TCP, HTTPS and gRPC probes by the kernel path: the kubelet's own connection reaches the app, because nftables
-    /// rules in the pod keep it out of the mesh's redirect. Needs nft_compat and xt_bpf in the kernel; otherwise the
-    /// handler serves the pods
-    #[arg(
-        long,
-        value_name = "true|false",
-        env = "PROBE_HANDLER_KERNEL_PATH",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        default_value = "true",
-        hide_default_value = true
-    )]
-    pub(super) kernel_path: String,
-
     /// With --kernel-path, what serves plaintext HTTP: the handler, which exempts only declared paths and returns only
     /// status codes (the kernel path while the handler does not answer), or only the kernel path
     #[arg(
@@ -100,16 +85,6 @@ pub struct AgentArgs {
         default_value = "handler"
     )]
     pub(super) http: String,
-
-    /// With --kernel-path, directory in a BPF file system, by which the kernel path outlives this process; without a BPF
-    /// file system it ends with the process. Nothing is mounted
-    #[arg(
-        long,
-        value_name = "PATH",
-        env = "PROBE_HANDLER_BPFFS",
-        default_value = DEFAULT_BPFFS
-    )]
-    pub(super) bpffs: String,
 
     /// With --kernel-path, how long it outlives a daemon that ends and has no successor (1s to 720h)
     #[arg(
@@ -225,4 +200,29 @@ pub struct SharedArgs {
         default_value = DEFAULT_ADMIN_SOCKET
     )]
     pub(super) admin_socket: String,
+
+    /// Serve TCP, HTTPS and gRPC probes by the kernel path: the kubelet's own connection reaches the app, because nftables
+    /// rules in the pod keep it out of the mesh's redirect. Needs nft_compat and xt_bpf in the kernel; otherwise the
+    /// handler serves the pods
+    #[arg(
+        long,
+        value_name = "true|false",
+        env = "PROBE_HANDLER_KERNEL_PATH",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "true",
+        hide_default_value = true
+    )]
+    pub(super) kernel_path: String,
+
+    /// With --kernel-path, directory in a BPF file system, by which the kernel path outlives this process; without a BPF
+    /// file system it ends with the process. Nothing is mounted
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "PROBE_HANDLER_BPFFS",
+        default_value = DEFAULT_BPFFS
+    )]
+    pub(super) bpffs: String,
 }
