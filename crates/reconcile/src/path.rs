@@ -26,8 +26,10 @@ pub fn flags(routes: &Routes, kernel: Option<HttpBy>) -> u32 {
         Routes::Rewritten(_) => REDIRECT,
         Routes::Native(routes) => match (kind(routes), kernel) {
             (Kind::Opaque, Some(_)) | (Kind::Http, Some(HttpBy::Kernel)) => KERNEL,
-            (Kind::Http, Some(HttpBy::Handler)) => GATE | REDIRECT | KERNEL,
-            (Kind::Several, _) | (_, None) => GATE | REDIRECT,
+            (Kind::Http, Some(HttpBy::Handler)) | (Kind::Several, Some(_)) => {
+                GATE | REDIRECT | KERNEL
+            }
+            (_, None) => GATE | REDIRECT,
         },
     }
 }
@@ -38,7 +40,7 @@ enum Kind {
     Http,
     /// TCP, HTTPS or gRPC, whose bytes the handler does not parse either.
     Opaque,
-    /// More than one of these: the handler must classify each connection.
+    /// More than one of these: the handler classifies each connection, so that each probe has its result.
     Several,
 }
 
@@ -106,14 +108,16 @@ mod tests {
     }
 
     #[test]
-    fn several_kinds_on_one_port_take_the_handlers_path() {
+    fn several_kinds_on_one_port_take_the_handlers_path_while_it_answers() {
         for routes in [
             native(true, true, false, false),
             native(false, true, true, false),
             native(true, false, false, true),
         ] {
-            let by_handler = flags(&routes, Some(HttpBy::Kernel));
-            assert_eq!(by_handler, GATE | REDIRECT);
+            for http in [HttpBy::Handler, HttpBy::Kernel] {
+                assert_eq!(flags(&routes, Some(http)), GATE | REDIRECT | KERNEL);
+            }
+            assert_eq!(flags(&routes, None), GATE | REDIRECT);
         }
     }
 

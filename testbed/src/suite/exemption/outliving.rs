@@ -155,10 +155,16 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         node.right(pod)?;
         node.captured(node.bystander, pod)
     });
-    cases.case("outliving/what-the-handler-must-see-meets-the-mesh", || {
+    cases.case("outliving/several-kinds-on-one-port", || {
         for ip in pod.ns.ips() {
-            let http = node.kubelet.probe(&Probe::http(ip, BOTH, "/healthy"))?;
-            ensure!(!http.passed(), "{http:?}");
+            for (probe, passes) in [
+                (Probe::http(ip, BOTH, "/healthy"), true),
+                (Probe::http(ip, BOTH, "/failing"), false),
+                (Probe::tcp(ip, BOTH), true),
+            ] {
+                let result = node.kubelet.probe(&probe)?;
+                ensure!(result.passed() == passes, "{probe:?}: {result:?}");
+            }
         }
         Ok(())
     });
