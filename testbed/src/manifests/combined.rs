@@ -12,6 +12,9 @@ const DOCUMENTATION: &str = include_str!("../../../docs/kubernetes.md");
 /// Part of the name of a combination with images from a registry.
 pub const REGISTRY: &str = "registry";
 
+/// Part of the name of a combination with other names and another namespace.
+const RENAMED: &str = "renamed";
+
 /// The path of `deploy/` in that example and in the text of every combination.
 const CHECKOUT: &str = "probe-handler/deploy";
 
@@ -36,7 +39,7 @@ pub fn write(deploy: &Path, scratch: &Path) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// Each pair of the daemon's components, because two components can conflict; all of the daemon's components; all
-/// components with the webhook; and the documented examples.
+/// components with the webhook; the documented examples; and all components around other names.
 fn combinations(components: &[&str]) -> Result<Vec<(String, String)>> {
     let daemons: Vec<&str> = components
         .iter()
@@ -54,6 +57,7 @@ fn combinations(components: &[&str]) -> Result<Vec<(String, String)>> {
     }
     combinations.push(combination(&["base"], &daemons));
     combinations.push(combination(&["base", "webhook"], components));
+    combinations.extend(renamed(components)?);
     Ok(combinations)
 }
 
@@ -63,16 +67,35 @@ fn combination(resources: &[&str], components: &[&str]) -> (String, String) {
         "base" => CHECKOUT.to_owned(),
         name => format!("{CHECKOUT}/{name}"),
     };
+    let paths: Vec<String> = resources.iter().map(path).collect();
+    let name = [resources, components].concat().join("+");
+    (name, kustomization(&paths, components))
+}
+
+fn kustomization(resources: &[String], components: &[&str]) -> String {
     let text = json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": resources.iter().map(path).collect::<Vec<_>>(),
+        "resources": resources,
         "components": components
             .iter()
             .map(|name| format!("{CHECKOUT}/components/{name}"))
             .collect::<Vec<_>>(),
     });
-    ([resources, components].concat().join("+"), text.to_string())
+    text.to_string()
+}
+
+/// The documented example of other names; and all other components in a kustomization around it, as documented.
+fn renamed(components: &[&str]) -> Result<[(String, String); 2]> {
+    let (name, text) = documented(RENAMED, "\nnamePrefix:")?;
+    let others: Vec<&str> = components
+        .iter()
+        .copied()
+        .filter(|component| !super::has(&name, component))
+        .collect();
+    let outer = kustomization(&[format!("../{name}")], &others);
+    let outer_name = format!("{name}+{}", others.join("+"));
+    Ok([(name, text), (outer_name, outer)])
 }
 
 /// The first example in the documentation that contains `sign`, and its name: `name` and its parts.
@@ -115,6 +138,8 @@ mod tests {
         assert!(name.starts_with("documented+base+"), "{name}");
         let (name, _) = documented(REGISTRY, "\nimages:").expect("an example");
         assert_eq!(name, "registry+base+webhook");
+        let (name, _) = documented(RENAMED, "\nnamePrefix:").expect("an example");
+        assert_eq!(name, "renamed+base+webhook+admission-policy+monitoring");
         assert!(documented("none", "\nno such line").is_err());
     }
 
@@ -130,6 +155,8 @@ mod tests {
                 "base+b+c",
                 "base+a+b+c",
                 "base+webhook+a+b+c+webhook-d",
+                "renamed+base+webhook+admission-policy+monitoring",
+                "renamed+base+webhook+admission-policy+monitoring+a+b+c+webhook-d",
             ]
         );
     }

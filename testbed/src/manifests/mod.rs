@@ -6,6 +6,7 @@ mod cert_manager;
 mod cleanup;
 mod combined;
 mod monitoring;
+mod references;
 mod rules;
 mod schema;
 mod webhook;
@@ -67,6 +68,7 @@ fn check(cases: &mut Cases, rendering: &str, objects: &[Value]) {
             schema::check(object)
         });
     }
+    hold(cases, references::RULES, rendering, objects);
     // If both are rendered, each is checked against its own rules.
     let (of_webhook, others): (Vec<Value>, Vec<Value>) =
         objects.iter().cloned().partition(|object| {
@@ -75,6 +77,7 @@ fn check(cases: &mut Cases, rendering: &str, objects: &[Value]) {
     let webhook = rendering.split('+').any(|part| part.starts_with("webhook"));
     if webhook {
         hold(cases, webhook::RULES, rendering, &of_webhook);
+        hold(cases, references::WEBHOOK_RULES, rendering, objects);
     }
     if rendering == "cleanup" {
         hold(cases, cleanup::RULES, rendering, objects);

@@ -1,13 +1,15 @@
 //! The rules of the design for the webhook's manifests.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use probe_handler::cli::Command;
+use probe_handler::cli::config::WebhookConfig;
 use serde_json::Value;
 
-use super::rules::{Rule, image_of, one};
+use super::rules::{Rule, image_of, one, parsed};
 
 /// All rules.
 pub const RULES: &[(&str, Rule)] = &[
@@ -110,4 +112,34 @@ fn pod(objects: &[Value]) -> Result<PodSpec> {
     let deployment: Deployment = one(objects, "Deployment")?;
     let template = deployment.spec.context("no spec")?.template;
     template.spec.context("the template has no spec")
+}
+
+/// The configuration that results from the arguments and the environment of the webhook's container.
+///
+/// # Errors
+/// They are not valid.
+pub fn config(objects: &[Value]) -> Result<WebhookConfig> {
+    let container = pod(objects)?.containers.pop().context("no container")?;
+    let mut words = vec!["probe-handler".to_owned()];
+    words.extend(container.args.unwrap_or_default());
+    for variable in container.env.unwrap_or_default() {
+        let flag = variable.name.strip_prefix("PROBE_HANDLER_");
+        let flag = flag.with_context(|| format!("variable {}", variable.name))?;
+        let flag = flag.to_lowercase().replace('_', "-");
+        let value = variable.value.context("a variable without a value")?;
+        words.push(format!("--{flag}={value}"));
+    }
+    // The flags require directories that exist; in the container they are volumes.
+    let mounts = container.volume_mounts.unwrap_or_default();
+    for word in &mut words {
+        if let Some((flag, path)) = word.split_once("-dir=") {
+            let mounted = mounts.iter().any(|mount| mount.mount_path == path);
+            ensure!(mounted, "{path} is not mounted");
+            *word = format!("{flag}-dir=/");
+        }
+    }
+    match parsed(&words)? {
+        Command::Webhook(args) => Ok(WebhookConfig::try_from(*args)?),
+        _ => bail!("it does not run the webhook"),
+    }
 }

@@ -122,7 +122,8 @@ impl Api {
     /// When it can't be parsed, binds nothing, or binds a role that it does not contain; while the server is stopped.
     pub fn grant(&self, manifest: &str, namespace: &str, account: &str) -> Result<()> {
         let objects = manifests::parse(manifest.as_bytes())?;
-        let subject = json!({"kind": "ServiceAccount", "name": account, "namespace": namespace});
+        // Kustomize sets the namespace.
+        let subject = json!({"kind": "ServiceAccount", "name": account});
         let mut granted = 0;
         for binding in &objects {
             let within = match binding["kind"].as_str() {
