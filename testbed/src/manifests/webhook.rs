@@ -5,10 +5,12 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use probe_handler::cli::Command;
 use probe_handler::cli::config::WebhookConfig;
 use serde_json::Value;
 
+use super::has;
 use super::rules::{Rule, image_of, one, parsed};
 
 /// All rules.
@@ -16,10 +18,16 @@ pub const RULES: &[(&str, Rule)] = &[
     ("a-webhook-that-is-away-keeps-no-pod-out", admission),
     ("asked-before-the-meshes-injectors", order),
     ("two-replicas-and-one-always-there", replicas),
+    ("an-update-never-waits-for-a-port-of-a-node", update),
+    ("the-ports-are-those-that-it-listens-on", ports),
     ("has-no-privileges", privileges),
     ("the-image-is-the-one-that-xtask-writes", image),
 ];
 
+/// The component that puts the webhook on the nodes' network.
+const HOST_NETWORK: &str = "webhook-host-network";
+/// Port of the node that the daemon uses (`--admin-addr`).
+const DAEMONS_PORT: u16 = 15026;
 /// The longest time that an API server may wait for the webhook, in seconds.
 const TIMEOUT: i32 = 5;
 
@@ -70,10 +78,55 @@ fn replicas(_: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-fn privileges(_: &str, objects: &[Value]) -> Result<()> {
-    let pod = pod(objects)?;
+/// On the host's network each declared port is a hostPort (kubernetes pkg/apis/core/v1/defaults.go), so a surge pod waits
+/// for a node without a replica, which there may not be. Elsewhere no replica may be missing during an update.
+fn update(rendering: &str, objects: &[Value]) -> Result<()> {
+    let deployment: Deployment = one(objects, "Deployment")?;
+    let strategy = deployment.spec.and_then(|spec| spec.strategy);
+    let rolling = strategy.and_then(|strategy| strategy.rolling_update);
+    let rolling = rolling.context("no rolling update")?;
+    let found = (rolling.max_surge, rolling.max_unavailable);
+    let (surge, unavailable) = match has(rendering, HOST_NETWORK) {
+        true => (0, 1),
+        false => (1, 0),
+    };
+    let expected = [surge, unavailable].map(|count| Some(IntOrString::Int(count)));
     ensure!(
-        pod.host_network.is_none() && pod.host_pid.is_none(),
+        [found.0.clone(), found.1.clone()] == expected,
+        "maxSurge, maxUnavailable: {found:?}"
+    );
+    Ok(())
+}
+
+fn ports(rendering: &str, objects: &[Value]) -> Result<()> {
+    let config = config(objects)?;
+    let admin = config.admin_addr.context("no --admin-addr")?.port();
+    let container = pod(objects)?.containers.pop().context("no container")?;
+    let declared: Vec<(Option<String>, i32)> = container
+        .ports
+        .unwrap_or_default()
+        .into_iter()
+        .map(|port| (port.name, port.container_port))
+        .collect();
+    let expected = [("https", config.listen.port()), ("metrics", admin)]
+        .map(|(name, port)| (Some(name.to_owned()), i32::from(port)));
+    ensure!(declared == expected, "{declared:?}, not {expected:?}");
+    let deployment: Deployment = one(objects, "Deployment")?;
+    let template = deployment.spec.context("no spec")?.template;
+    let annotations = template.metadata.and_then(|meta| meta.annotations);
+    let scraped = annotations.and_then(|mut all| all.remove("prometheus.io/port"));
+    ensure!(scraped == Some(admin.to_string()), "scraped at {scraped:?}");
+    // The daemon uses its port on every node.
+    let shared = has(rendering, HOST_NETWORK) && admin == DAEMONS_PORT;
+    ensure!(!shared, "port {admin} of the node is the daemon's");
+    Ok(())
+}
+
+fn privileges(rendering: &str, objects: &[Value]) -> Result<()> {
+    let pod = pod(objects)?;
+    let host_network = has(rendering, HOST_NETWORK).then_some(true);
+    ensure!(
+        pod.host_network == host_network && pod.host_pid.is_none(),
         "the node's namespaces"
     );
     let user = pod.security_context.context("no securityContext")?;
