@@ -10,6 +10,7 @@ use super::rules::Rule;
 /// All rules.
 pub const RULES: &[(&str, Rule)] = &[
     ("what-is-rendered-is-scraped", scraped),
+    ("the-alert-on-a-missing-daemon-names-its-job", job),
     ("alerts-say-how-bad-it-is-and-what-to-do", alerts),
     ("alerts-ask-for-metrics-that-are-documented", alerts_metrics),
     ("what-is-worth-an-alert-has-one", worth_an_alert),
@@ -71,6 +72,34 @@ fn selects(monitor: &Value, template: &Value) -> bool {
     wanted.is_some_and(|wanted| {
         !wanted.is_empty() && wanted.iter().all(|(name, value)| labels[name] == *value)
     })
+}
+
+/// Each `job` in an alert is that of a PodMonitor. By default it contains the PodMonitor's namespace and name, which a
+/// kustomization may change, so it comes from a label of the pods.
+fn job(_: &str, objects: &[Value]) -> Result<()> {
+    let mut jobs = Vec::new();
+    for monitor in of_kind(objects, "PodMonitor") {
+        let label = monitor["spec"]["jobLabel"]
+            .as_str()
+            .context("no jobLabel")?;
+        let value = monitor["spec"]["selector"]["matchLabels"][label].as_str();
+        jobs.push(value.with_context(|| format!("the pods' label {label} may differ"))?);
+    }
+    for rule in rules_of(objects) {
+        let expression = rule["expr"].as_str().context("an alert without expr")?;
+        for named in expression.split("job=\"").skip(1) {
+            let named = named.split('"').next().unwrap_or(named);
+            ensure!(jobs.contains(&named), "job {named}, not one of {jobs:?}");
+        }
+        // Names of objects, which a kustomization may change, except as a part.
+        let daemon_set = objects.iter().find(|object| object["kind"] == "DaemonSet");
+        let renamed = daemon_set.is_some_and(|object| {
+            object["metadata"]["name"] != "probe-handler"
+                && expression.contains("daemonset=\"probe-handler\"")
+        });
+        ensure!(!renamed, "no DaemonSet has the name in {expression}");
+    }
+    Ok(())
 }
 
 /// All alerts of a rendering.

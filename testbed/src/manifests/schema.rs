@@ -110,6 +110,7 @@ struct PodMonitor {
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PodMonitorSpec {
+    job_label: String,
     selector: LabelSelector,
     pod_metrics_endpoints: Vec<PodMetricsEndpoint>,
 }
