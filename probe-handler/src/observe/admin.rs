@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -31,6 +31,7 @@ use super::admin_socket::{self, SocketFile};
 use super::rendering::Rendering;
 use super::status::Status;
 use super::turns::Turns;
+use support::exposition::Format;
 use support::listen;
 use support::missing::{Missing, Part};
 use support::readiness::Readiness;
@@ -49,7 +50,6 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const BIND_RETRY: Duration = Duration::from_secs(2);
 const BACKLOG: i32 = 128;
 
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
@@ -151,7 +151,14 @@ impl Admin {
         }
     }
 
-    async fn respond(&self, method: &Method, path: &str, peer: Peer) -> Response<Full<Bytes>> {
+    /// `metrics_format` is that of an answer to `/metrics`.
+    async fn respond(
+        &self,
+        method: &Method,
+        path: &str,
+        metrics_format: Format,
+        peer: Peer,
+    ) -> Response<Full<Bytes>> {
         if let ("/metrics", &Method::GET, Peer::Local(address) | Peer::Remote(address)) =
             (path, method, peer)
         {
@@ -160,12 +167,15 @@ impl Admin {
                 return reply(StatusCode::TOO_MANY_REQUESTS, TEXT, "too many requests\n");
             };
             sleep_until(turn).await;
-            return metrics(self.metrics.recent());
+            return metrics(self.metrics.recent(metrics_format), metrics_format);
+        }
+        if let ("/metrics", &Method::GET) = (path, method) {
+            return metrics(self.metrics.now(metrics_format), metrics_format);
         }
         let answer: fn(&Self) -> Response<Full<Bytes>> = match (path, peer) {
             ("/healthz", _) => Self::healthz,
             ("/readyz", _) => Self::readyz,
-            ("/metrics", _) => |admin| metrics(admin.metrics.now()),
+            ("/metrics", _) => return only_get(),
             ("/status" | "/debug/status", Peer::Root | Peer::Local(_)) => Self::status,
             ("/debug/config", Peer::Root | Peer::Local(_)) => {
                 |admin| reply(StatusCode::OK, JSON, admin.config_json.clone())
@@ -182,15 +192,7 @@ impl Admin {
         if method == Method::GET {
             return answer(self);
         }
-        let mut refusal = reply(
-            StatusCode::METHOD_NOT_ALLOWED,
-            TEXT,
-            "only GET is allowed\n",
-        );
-        let _ = refusal
-            .headers_mut()
-            .insert(ALLOW, http::HeaderValue::from_static("GET"));
-        refusal
+        only_get()
     }
 
     fn healthz(&self) -> Response<Full<Bytes>> {
@@ -333,7 +335,10 @@ where
     let service = service_fn(|request: Request<Incoming>| {
         let admin = Arc::clone(&admin);
         async move {
-            let response = admin.respond(request.method(), request.uri().path(), peer);
+            let accept = request.headers().get(ACCEPT);
+            let format = Format::accepted(accept.and_then(|value| value.to_str().ok()));
+            let path = request.uri().path();
+            let response = admin.respond(request.method(), path, format, peer);
             Ok::<_, Infallible>(response.await)
         }
     });
@@ -377,9 +382,18 @@ fn reply(
     response
 }
 
-fn metrics(text: Result<Bytes, std::fmt::Error>) -> Response<Full<Bytes>> {
+fn only_get() -> Response<Full<Bytes>> {
+    let text = "only GET is allowed\n";
+    let mut refusal = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
+    let _ = refusal
+        .headers_mut()
+        .insert(ALLOW, http::HeaderValue::from_static("GET"));
+    refusal
+}
+
+fn metrics(text: Result<Bytes, std::fmt::Error>, format: Format) -> Response<Full<Bytes>> {
     match text {
-        Ok(text) => reply(StatusCode::OK, OPEN_METRICS, text),
+        Ok(text) => reply(StatusCode::OK, format.content_type(), text),
         Err(error) => internal(&error),
     }
 }

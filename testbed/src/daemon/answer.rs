@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 pub fn ask(mut stream: impl Read + Write, path: &str) -> Result<(u16, String)> {
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: admin\r\nAccept: application/openmetrics-text, */*;q=0.1\r\n\
+         Connection: close\r\n\r\n"
     )?;
     let mut answer = Vec::new();
     stream

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
@@ -16,9 +16,9 @@ use super::budget::Budget;
 use crate::Rewriting;
 use crate::metrics::Metrics;
 use crate::review::{NoReview, Reviewed, review};
+use support::exposition::{Format, text_format};
 use support::readiness::Readiness;
 
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 /// Bodies of at least this size are parsed on a separate thread, one at a time.
@@ -127,7 +127,9 @@ impl Routes {
             }
             (_, "/healthz") => get(request.method(), || reply(StatusCode::OK, TEXT, "ok\n")),
             (Self::Observation(observation), "/metrics") => {
-                get(request.method(), || scrape(&observation.registry))
+                let accept = request.headers().get(ACCEPT);
+                let format = Format::accepted(accept.and_then(|value| value.to_str().ok()));
+                get(request.method(), || scrape(&observation.registry, format))
             }
             _ => reply(StatusCode::NOT_FOUND, TEXT, "not found\n"),
         }
@@ -203,12 +205,15 @@ fn readyz(readiness: &Readiness) -> Reply {
     reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
 }
 
-fn scrape(registry: &Registry) -> Reply {
+fn scrape(registry: &Registry, format: Format) -> Reply {
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, registry) {
-        Ok(()) => reply(StatusCode::OK, OPEN_METRICS, text),
-        Err(error) => internal(&error.to_string()),
+    if let Err(error) = prometheus_client::encoding::text::encode(&mut text, registry) {
+        return internal(&error.to_string());
     }
+    if format == Format::Text {
+        text = text_format(&text);
+    }
+    reply(StatusCode::OK, format.content_type(), text)
 }
 
 fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {

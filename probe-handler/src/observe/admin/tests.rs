@@ -139,13 +139,37 @@ async fn health_readiness_and_metrics_are_served_on_both_listeners() {
             .await
             .ends_with("\r\n\r\nok\n")
     );
-    let metrics = running.over_tcp(&get("/metrics")).await;
+}
+
+#[tokio::test]
+async fn metrics_are_open_metrics_only_for_clients_that_accept_it() {
+    let running = start();
+    let open_metrics =
+        "GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: application/openmetrics-text\r\n\r\n";
+    let metrics = running.over_tcp(open_metrics).await;
     assert!(
         metrics.contains("content-type: application/openmetrics-text; version=1.0.0"),
         "{metrics}"
     );
-    assert!(metrics.contains("probe_handler_build_info{"), "{metrics}");
+    assert!(
+        metrics.contains("\n# TYPE probe_handler_build info\n"),
+        "{metrics}"
+    );
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    for metrics in [
+        running.over_tcp(&get("/metrics")).await,
+        running.over_unix("/metrics").await,
+    ] {
+        assert!(
+            metrics.contains("content-type: text/plain; version=0.0.4"),
+            "{metrics}"
+        );
+        assert!(
+            metrics.contains("\n# TYPE probe_handler_build_info gauge\n"),
+            "{metrics}"
+        );
+        assert!(!metrics.contains("# EOF"), "{metrics}");
+    }
 }
 
 #[tokio::test]
@@ -185,7 +209,12 @@ async fn state_and_configuration_are_served_to_local_clients_only() {
 #[tokio::test(start_paused = true)]
 async fn a_client_with_too_many_requests_gets_429_and_others_are_served() {
     let admin = admin(Readiness::default());
-    let ask = async |peer| admin.respond(&Method::GET, "/metrics", peer).await.status();
+    let ask = async |peer| {
+        admin
+            .respond(&Method::GET, "/metrics", Format::Text, peer)
+            .await
+            .status()
+    };
     let flood = std::iter::repeat_with(|| ask(REMOTE)).take(100);
     let answers = futures_util::future::join_all(flood).await;
     let refused = answers
@@ -204,11 +233,15 @@ async fn a_client_with_too_many_requests_gets_429_and_others_are_served() {
 async fn remote_clients_get_no_state_of_pods() {
     let admin = admin(Readiness::default());
     for path in ["/status", "/debug/status", "/debug/config"] {
-        let response = admin.respond(&Method::GET, path, REMOTE).await;
+        let response = admin
+            .respond(&Method::GET, path, Format::Text, REMOTE)
+            .await;
         assert_eq!(response.status(), StatusCode::FORBIDDEN, "{path}");
     }
     for path in ["/healthz", "/readyz", "/metrics"] {
-        let response = admin.respond(&Method::GET, path, REMOTE).await;
+        let response = admin
+            .respond(&Method::GET, path, Format::Text, REMOTE)
+            .await;
         assert_eq!(response.status(), StatusCode::OK, "{path}");
     }
 }
@@ -217,7 +250,9 @@ async fn remote_clients_get_no_state_of_pods() {
 async fn root_gets_current_metrics_and_others_those_of_the_last_second() {
     let (admin, metrics) = admin_and_metrics(Readiness::default());
     let shown = async |peer| {
-        let response = admin.respond(&Method::GET, "/metrics", peer).await;
+        let response = admin
+            .respond(&Method::GET, "/metrics", Format::Text, peer)
+            .await;
         let body = response.into_body().collect().await.expect("a body");
         let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
         text.contains("probe_handler_accepted_total 1\n")
