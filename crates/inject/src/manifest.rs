@@ -34,29 +34,33 @@ pub enum Error {
     Unfaithful(usize),
 }
 
-/// Changes every pod of a manifest (`admit` or `revert` of the webhook as `change`).
+/// Changes every pod of a manifest (`admit_in` or `revert` of the webhook as `change`, which gets the namespace of the
+/// pod's workload and the pod).
 ///
 /// # Errors
 /// It is not valid YAML, or can't be changed without changing anything else.
-pub fn change(text: &str, change: impl Fn(&Value) -> Admission) -> Result<Outcome, Error> {
+pub fn change(
+    text: &str,
+    change: impl Fn(Option<&str>, &Value) -> Admission,
+) -> Result<Outcome, Error> {
     let mut outcome = Outcome::default();
     let mut plans = Vec::new();
     let documents = tree::parse(text)?;
     for (index, document) in documents.iter().enumerate() {
         let object = document.to_json(index + 1)?;
         let mut patch = Vec::new();
-        for place in workloads::pods(&object) {
-            let Ok(pod) = place.resolve(&object) else {
+        for workloads::Place { at, namespace } in workloads::pods(&object) {
+            let Ok(pod) = at.resolve(&object) else {
                 continue;
             };
-            let admission = change(pod);
+            let admission = change(namespace, pod);
             outcome.changed += admission.changed;
             let name = describe(&object, index + 1);
             let warnings = admission.warnings.iter();
             outcome
                 .warnings
                 .extend(warnings.map(|warning| format!("{name}: {warning}")));
-            patch.extend(within(&place, admission.patch));
+            patch.extend(within(&at, admission.patch));
         }
         let expected = patched(object, &patch).ok_or(Error::Unfaithful(index + 1))?;
         plans.push(Plan {

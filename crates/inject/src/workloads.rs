@@ -3,16 +3,30 @@
 use json_patch::jsonptr::PointerBuf;
 use serde_json::Value;
 
+/// The place of a Pod or pod template.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// Where it is in the object.
+    pub at: PointerBuf,
+    /// The namespace of its workload, if the workload names one.
+    pub namespace: Option<&'a str>,
+}
+
 /// The places of Pods and pod templates in `object`: a Pod itself, the workloads of Kubernetes,
 /// and Lists of these. Kinds of other API groups are ignored, whatever their name.
-pub fn pods(object: &Value) -> Vec<PointerBuf> {
+pub fn pods(object: &Value) -> Vec<Place<'_>> {
     let mut places = Vec::new();
     find(object, &PointerBuf::new(), ("", ""), &mut places);
     places
 }
 
 /// `implied` are the apiVersion and kind of an object that has none.
-fn find(object: &Value, at: &PointerBuf, implied: (&str, &str), places: &mut Vec<PointerBuf>) {
+fn find<'a>(
+    object: &'a Value,
+    at: &PointerBuf,
+    implied: (&str, &str),
+    places: &mut Vec<Place<'a>>,
+) {
     let text = |name: &str, implied| match object.get(name) {
         Some(value) => value.as_str().unwrap_or_default(),
         None => implied,
@@ -44,7 +58,11 @@ fn find(object: &Value, at: &PointerBuf, implied: (&str, &str), places: &mut Vec
     };
     let template = PointerBuf::from_tokens(template.iter().copied());
     if template.resolve(object).is_ok_and(Value::is_object) {
-        places.push(at.concat(&template));
+        let namespace = object.pointer("/metadata/namespace");
+        places.push(Place {
+            at: at.concat(&template),
+            namespace: namespace.and_then(Value::as_str),
+        });
     }
 }
 
@@ -55,7 +73,10 @@ mod tests {
     use super::*;
 
     fn found(object: &Value) -> Vec<String> {
-        pods(object).iter().map(ToString::to_string).collect()
+        pods(object)
+            .iter()
+            .map(|place| place.at.to_string())
+            .collect()
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod arbitrary;
 pub mod certificates;
 pub mod decide;
 pub mod directory;
+pub mod injection;
 pub mod metrics;
 pub mod originals;
 pub mod patch;
@@ -27,4 +28,4 @@ pub mod rewrite;
 pub mod server;
 pub mod settings;
 
-pub use rewrite::{Rewriting, admit};
+pub use rewrite::{Rewriting, admit, admit_in};

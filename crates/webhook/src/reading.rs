@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::annotations::REWRITE_BEFORE;
+use super::injection::is_kept_out;
 use model::{Probe, ProbeMode};
 use pods::mesh::annotation;
 use pods::probers::{self, PROBES};
@@ -65,8 +66,10 @@ impl<'a> Reading<'a> {
     }
 
     /// Whether the Pod can have probes to rewrite. Excluded are pods of the host network (their address is
-    /// the node's), Windows pods, mirror pods, and virtual machines without the annotation that exempts them.
-    pub fn concerns_us(&self) -> bool {
+    /// the node's), Windows pods, mirror pods, virtual machines without the annotation that exempts them, pods whose
+    /// annotation prevents the daemon from serving them, and pods that their author keeps out of their mesh.
+    /// `namespace` is that of a pod that does not name its own.
+    pub fn concerns_us(&self, namespace: Option<&str>) -> bool {
         let Some(spec) = &self.pod.spec else {
             return false;
         };
@@ -74,10 +77,15 @@ impl<'a> Reading<'a> {
             || spec.node_selector.as_ref().is_some_and(|selector| {
                 selector.get("kubernetes.io/os").map(String::as_str) == Some("windows")
             });
-        let guest = is_virtual_machine(&self.pod) && exempt(&self.pod) != Ok(Some(true));
+        let exempt = exempt(&self.pod);
+        let guest = is_virtual_machine(&self.pod) && exempt != Ok(Some(true));
+        let own = self.pod.metadata.namespace.as_deref();
+        let namespace = own.filter(|own| !own.is_empty()).or(namespace);
         spec.host_network != Some(true)
             && !windows
             && !guest
+            && exempt != Ok(Some(false))
+            && !is_kept_out(&self.pod, namespace)
             && annotation(&self.pod, MIRROR).is_none()
     }
 

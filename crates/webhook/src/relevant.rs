@@ -52,7 +52,11 @@ const POD: Keep = Keep::Members(&[
     ("kind", Keep::All),
     (
         "metadata",
-        Keep::Members(&[("annotations", Keep::All), ("labels", Keep::All)]),
+        Keep::Members(&[
+            ("namespace", Keep::All),
+            ("annotations", Keep::All),
+            ("labels", Keep::All),
+        ]),
     ),
     (
         "spec",

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Rewriting, admit, relevant};
+use super::{Rewriting, admit_in, relevant};
 
 /// The API group of the reviews that are answered.
 const GROUP: &str = "admission.k8s.io/";
@@ -106,6 +106,8 @@ struct Request<'a> {
     #[serde(borrow, default)]
     sub_resource: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
+    namespace: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
     operation: Cow<'a, str>,
     #[serde(borrow, default)]
     object: Option<&'a RawValue>,
@@ -189,7 +191,7 @@ pub fn review(body: &[u8], rewriting: &Rewriting) -> Result<Reviewed, NoReview> 
         );
         (Outcome::OtherVersion, None, vec![warning])
     } else if request.creates_a_pod() {
-        decide(request.object, rewriting)
+        decide(request.object, request.namespace.as_deref(), rewriting)
     } else {
         (Outcome::NotOurs, None, Vec::new())
     };
@@ -212,6 +214,7 @@ pub fn review(body: &[u8], rewriting: &Rewriting) -> Result<Reviewed, NoReview> 
 
 fn decide(
     object: Option<&RawValue>,
+    namespace: Option<&str>,
     rewriting: &Rewriting,
 ) -> (Outcome, Option<Vec<u8>>, Vec<String>) {
     let not_understood = |why: &dyn std::fmt::Display| {
@@ -226,7 +229,7 @@ fn decide(
     if !pod.is_object() {
         return not_understood(&"the review has no Pod");
     }
-    let admission = admit(&pod, rewriting);
+    let admission = admit_in(namespace, &pod, rewriting);
     if admission.patch.is_empty() {
         return (Outcome::Unchanged, None, admission.warnings);
     }

@@ -61,9 +61,14 @@ pub struct Admission {
 /// the rewrite port. Idempotent: probes rewritten before are unchanged, probes added since are rewritten.
 /// Never fails: a Pod that can't be read is unchanged, and a warning gives the reason.
 pub fn admit(pod: &Value, rewriting: &Rewriting) -> Admission {
+    admit_in(None, pod, rewriting)
+}
+
+/// Like [`admit`], for a Pod in `namespace` if it does not name its own.
+pub fn admit_in(namespace: Option<&str>, pod: &Value, rewriting: &Rewriting) -> Admission {
     let mut admission = Admission::default();
     match Reading::new(pod) {
-        Ok(reading) if reading.concerns_us() => {
+        Ok(reading) if reading.concerns_us(namespace) => {
             rewrite(&reading, rewriting, &mut admission);
         }
         Ok(_) => {}

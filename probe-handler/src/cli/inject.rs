@@ -11,7 +11,7 @@ use similar::TextDiff;
 use super::{config, output, refuse};
 use inject::manifest::{self, Outcome};
 use webhook::revert::revert;
-use webhook::rewrite::{Rewriting, admit};
+use webhook::rewrite::{Rewriting, admit_in};
 
 /// Flags of `inject`.
 #[derive(Debug, Args)]
@@ -91,8 +91,8 @@ fn read(path: &Path) -> (String, io::Result<String>) {
 
 fn change(restore: bool, rewriting: &Rewriting, text: &str) -> Result<Outcome, manifest::Error> {
     match restore {
-        true => manifest::change(text, revert),
-        false => manifest::change(text, |pod| admit(pod, rewriting)),
+        true => manifest::change(text, |_, pod| revert(pod)),
+        false => manifest::change(text, |namespace, pod| admit_in(namespace, pod, rewriting)),
     }
 }
 

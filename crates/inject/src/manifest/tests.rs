@@ -6,14 +6,22 @@ use serde_json::json;
 use super::*;
 use webhook::arbitrary::{is_original, pod};
 use webhook::revert::revert;
-use webhook::rewrite::{Rewriting, admit};
+use webhook::rewrite::{Rewriting, admit_in};
+
+fn admission(namespace: Option<&str>, pod: &Value) -> Admission {
+    admit_in(namespace, pod, &Rewriting::default())
+}
+
+fn reversion(_namespace: Option<&str>, pod: &Value) -> Admission {
+    revert(pod)
+}
 
 fn injected(text: &str) -> Outcome {
-    change(text, |pod| admit(pod, &Rewriting::default())).unwrap_or_else(|e| panic!("{e}\n{text}"))
+    change(text, admission).unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
 
 fn reverted(text: &str) -> String {
-    change(text, revert)
+    change(text, reversion)
         .unwrap_or_else(|e| panic!("{e}\n{text}"))
         .text
 }
@@ -28,9 +36,10 @@ fn values(text: &str) -> Vec<Value> {
 fn expected(text: &str) -> Vec<Value> {
     let mut values = values(text);
     for object in &mut values {
-        for place in workloads::pods(object) {
-            let pod = place.resolve_mut(object).unwrap();
-            let patch = admit(pod, &Rewriting::default()).patch;
+        let original = object.clone();
+        for workloads::Place { at, namespace } in workloads::pods(&original) {
+            let pod = at.resolve_mut(object).unwrap();
+            let patch = admission(namespace, pod).patch;
             json_patch::patch(pod, &patch).unwrap();
         }
     }
@@ -120,6 +129,18 @@ fn the_annotation_on_the_pod_counts_not_the_one_on_the_deployment() {
         &format!("    metadata:\n      {annotations}"),
     );
     assert_eq!(injected(&on_pod).text, on_pod);
+}
+
+#[test]
+fn pods_that_no_mesh_injects_stay_byte_for_byte() {
+    let label = DEPLOYMENT.replace(
+        "labels: {app: web}",
+        "labels: {app: web, sidecar.istio.io/inject: \"false\"}",
+    );
+    let namespace = DEPLOYMENT.replacen("metadata:\n", "metadata:\n  namespace: kube-system\n", 1);
+    for text in [label, namespace] {
+        assert_eq!(injected(&text).text, text);
+    }
 }
 
 #[test]
@@ -278,11 +299,11 @@ fn invalid_yaml_is_reported_with_its_place() {
         ("{{ .Values.x }}: 1\n{{ end }}\n", "document 1, line "),
         ("a:\n\tb: 1\n", "document 1, line 2: "),
     ] {
-        let error_text = change(text, revert).expect_err(text).to_string();
+        let error_text = change(text, reversion).expect_err(text).to_string();
         assert!(error_text.starts_with(error), "{error_text}");
     }
     let deep = format!("{}1", "- ".repeat(200));
-    assert!(change(&deep, revert).is_err());
+    assert!(change(&deep, reversion).is_err());
     let mut bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
     for (this, last) in ('b'..='i').zip('a'..) {
         bomb += &format!(
@@ -290,7 +311,7 @@ fn invalid_yaml_is_reported_with_its_place() {
             vec![format!("*{last}"); 9].join(",")
         );
     }
-    let error_text = change(&bomb, revert).expect_err("too large").to_string();
+    let error_text = change(&bomb, reversion).expect_err("too large").to_string();
     assert!(
         error_text.contains("aliases expand this to more than"),
         "{error_text}"
@@ -348,7 +369,7 @@ proptest! {
             let range = boundary(at)..boundary(at + length);
             text.replace_range(range, &with);
         }
-        if let Ok(outcome) = change(&text, |pod| admit(pod, &Rewriting::default())) {
+        if let Ok(outcome) = change(&text, admission) {
             prop_assert_eq!(values(&outcome.text), expected(&text));
             if outcome.changed == 0 {
                 prop_assert_eq!(outcome.text, text);

@@ -75,6 +75,21 @@ fn a_pod_that_opts_out_is_unchanged() {
 }
 
 #[test]
+fn a_pod_of_a_namespace_that_istio_ignores_is_unchanged() {
+    let golden: Value = serde_json::from_str(include_str!("golden/every-kind.json")).unwrap();
+    let mut review = golden["review"].clone();
+    let object = review["request"]["object"]["metadata"].as_object_mut();
+    drop(object.map(|metadata| metadata.remove("namespace")));
+    for (namespace, outcome) in [
+        ("shop", Outcome::Patched),
+        ("kube-public", Outcome::Unchanged),
+    ] {
+        review["request"]["namespace"] = json!(namespace);
+        assert_eq!(answer(review.to_string().as_bytes()).0, outcome);
+    }
+}
+
+#[test]
 fn objects_other_than_pods_are_not_read() {
     check(include_str!("golden/deployment.json"));
 }

@@ -72,6 +72,14 @@ fn some_pods_are_not_handled() {
     assert_eq!(untouched(&guest), [""; 0]);
     let asking = annotated(guest, "probe-handler.io/exempt", "true");
     assert_eq!(rewritten_containers(&asking), ["web"]);
+    // The author keeps the pod out of the mesh: its probes pass as they are.
+    let declined = web(json!({"livenessProbe": probe()}));
+    let declined = annotated(declined, "sidecar.istio.io/inject", "false");
+    assert_eq!(untouched(&declined), [""; 0]);
+    // The daemon would not serve its probes.
+    let refused = web(json!({"livenessProbe": probe()}));
+    let refused = annotated(refused, "probe-handler.io/exempt", "false");
+    assert_eq!(untouched(&refused), [""; 0]);
     // The kubelet runs the probes of the static pod's file, not those of its mirror pod.
     let mirror = annotated(
         web(json!({"livenessProbe": probe()})),
@@ -79,6 +87,23 @@ fn some_pods_are_not_handled() {
         "5ba1",
     );
     assert_eq!(untouched(&mirror), [""; 0]);
+}
+
+#[test]
+fn a_pod_that_names_no_namespace_is_in_that_of_its_request() {
+    for (own, given, rewrites) in [
+        (json!(null), Some("kube-system"), false),
+        (json!(""), Some("kube-public"), false),
+        (json!("shop"), Some("kube-system"), true),
+        (json!("kube-system"), None, false),
+        (json!(null), Some("shop"), true),
+        (json!(null), None, true),
+    ] {
+        let mut pod = web(json!({"livenessProbe": probe()}));
+        pod["metadata"]["namespace"] = own.clone();
+        let admission = admit_in(given, &pod, &Rewriting::default());
+        assert_eq!(admission.changed == 1, rewrites, "{own}, {given:?}");
+    }
 }
 
 #[test]
