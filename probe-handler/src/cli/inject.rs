@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -66,7 +67,7 @@ pub fn run(args: &InjectArgs) -> ExitCode {
                 );
             }
             let printed = if args.diff {
-                diff(&name, &text, &outcome.text)
+                diff(&diff_name(&args.filename), &text, &outcome.text)
             } else {
                 outcome.text
             };
@@ -98,8 +99,105 @@ fn change(restore: bool, rewriting: &Rewriting, text: &str) -> Result<Outcome, m
 
 /// A unified diff that `patch -p0` takes; empty if nothing changes.
 fn diff(name: &str, old: &str, new: &str) -> String {
-    TextDiff::from_lines(old, new)
+    // Not `from_lines`, which takes a lone carriage return for the end of a line.
+    let (old, new) = (lines(old), lines(new));
+    TextDiff::configure()
+        .newline_terminated(true)
+        .diff_slices(&old, &new)
         .unified_diff()
         .header(name, name)
         .to_string()
+}
+
+fn lines(text: &str) -> Vec<&str> {
+    text.split_inclusive('\n').collect()
+}
+
+/// The name of the file in a diff. `patch` refuses absolute names, names with `..` and symbolic links, so the name is
+/// that of the file itself, relative to the current directory; for a file outside of it, relative to the root directory.
+fn diff_name(path: &Path) -> String {
+    if path == Path::new("-") {
+        return quoted(Path::new("standard input"));
+    }
+    let directory = fs::canonicalize(".").unwrap_or_default();
+    // A pipe has no name of its own.
+    let file = fs::canonicalize(path).unwrap_or_else(|_| directory.join(path));
+    quoted(patched(&directory, &file))
+}
+
+/// `file` relative to `directory`, or to the root directory.
+fn patched<'a>(directory: &Path, file: &'a Path) -> &'a Path {
+    file.strip_prefix(directory)
+        .or_else(|_| file.strip_prefix("/"))
+        .unwrap_or(file)
+}
+
+/// A file name as in the diffs of git: after one with spaces a tab ends the name; others are quoted as in C if they
+/// have characters that would end the line or the name.
+fn quoted(path: &Path) -> String {
+    let bytes = path.as_os_str().as_bytes();
+    match path.to_str() {
+        Some(name) if !name.contains(|c: char| c.is_control() || "\"\\".contains(c)) => {
+            let tab = if name.contains(char::is_whitespace) {
+                "\t"
+            } else {
+                ""
+            };
+            format!("{name}{tab}")
+        }
+        _ => {
+            let bytes = bytes.iter().map(|&byte| match byte {
+                b'"' | b'\\' => format!("\\{}", char::from(byte)),
+                b' '..=b'~' => char::from(byte).to_string(),
+                _ => format!("\\{byte:03o}"),
+            });
+            format!("\"{}\"", bytes.collect::<String>())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_patch_takes() {
+        for (file, name) in [
+            ("/work/app.yaml", "app.yaml"),
+            ("/work/deploy/app.yaml", "deploy/app.yaml"),
+            ("/work/my app.yaml", "my app.yaml\t"),
+            ("/elsewhere/app.yaml", "elsewhere/app.yaml"),
+            ("/workers/app.yaml", "workers/app.yaml"),
+            ("/work/ä.yaml", "ä.yaml"),
+            ("/work/a\tb.yaml", "\"a\\011b.yaml\""),
+            ("/work/a\n+b.yaml", "\"a\\012+b.yaml\""),
+            ("/work/\"a\\.yaml", "\"\\\"a\\\\.yaml\""),
+        ] {
+            let file = patched(Path::new("/work"), Path::new(file));
+            assert_eq!(quoted(file), name);
+        }
+    }
+
+    #[test]
+    fn a_name_leads_to_the_file_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("app.yaml");
+        fs::write(&file, "").unwrap();
+        let link = directory.path().join("link.yaml");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let real = fs::canonicalize(&file).unwrap();
+        let expected = real.strip_prefix("/").unwrap().display().to_string();
+        for path in [link, directory.path().join("./x/../app.yaml")] {
+            fs::create_dir_all(directory.path().join("x")).unwrap();
+            assert_eq!(diff_name(&path), expected);
+        }
+    }
+
+    #[test]
+    fn a_diff_keeps_how_lines_end() {
+        assert_eq!(
+            diff("a", "1\r\n2\r3\nend", "1\r\n2\rx\nend"),
+            "--- a\n+++ a\n@@ -1,3 +1,3 @@\n 1\r\n-2\r3\n+2\rx\n end\n\\ No newline at end of file\n"
+        );
+    }
 }
