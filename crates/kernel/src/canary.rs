@@ -28,6 +28,11 @@ pub enum Canary {
         /// The dialled port, which has no listener in the pod.
         port: u16,
     },
+    /// The mesh does not listen on the port to which its rules redirect: a refusal would prove nothing.
+    MeshSilent {
+        /// That port.
+        port: u16,
+    },
     /// Inconclusive; the reason.
     Unproven(String),
 }
@@ -52,8 +57,8 @@ pub enum Plan {
     /// Dial these in order until one is not accepted: an app may have started to listen on the first one since the
     /// query, but hardly on both.
     Dial(Vec<SocketAddr>),
-    /// A dial would prove nothing; the reason.
-    Unproven(String),
+    /// A dial would prove nothing: this is the canary's result.
+    None(Canary),
 }
 
 /// Chooses ports without a listener in `netns` on which to dial `addresses`. `mesh_port` returns the port to which the mesh
@@ -78,7 +83,8 @@ pub fn plans(
 }
 
 fn no_listeners(error: &io::Error) -> Plan {
-    Plan::Unproven(format!("cannot query the pod's listeners: {error}"))
+    let why = format!("cannot query the pod's listeners: {error}");
+    Plan::None(Canary::Unproven(why))
 }
 
 /// Ports at `address` without a listener, to be dialled one after another: an app may have started to listen on the first
@@ -111,12 +117,14 @@ fn plan(
     if let Some(port) = mesh_port
         && !has_listener(SocketAddr::new(address, port))?
     {
-        let why = format!("the mesh does not listen on its port {port} yet");
-        return Ok(Plan::Unproven(why));
+        return Ok(Plan::None(Canary::MeshSilent { port }));
     }
     let to = free_ports(address, has_listener)?;
     Ok(match to.is_empty() {
-        true => Plan::Unproven("every candidate port has a listener".to_owned()),
+        true => {
+            let why = "every candidate port has a listener".to_owned();
+            Plan::None(Canary::Unproven(why))
+        }
         false => Plan::Dial(to),
     })
 }
@@ -235,10 +243,11 @@ mod tests {
         let dial = Plan::Dial(vec![to(65_464), to(65_393)]);
         assert_eq!(planned(None, &[65_535]), dial);
         assert_eq!(planned(Some(15_006), &[15_006, 65_535]), dial);
-        let unproven = planned(Some(15_006), &[65_535]);
-        assert!(matches!(unproven, Plan::Unproven(_)), "{unproven:?}");
+        let silent = planned(Some(15_006), &[65_535]);
+        assert_eq!(silent, Plan::None(Canary::MeshSilent { port: 15_006 }));
         let all: Vec<u16> = (0..=u16::MAX).collect();
-        assert!(matches!(planned(None, &all), Plan::Unproven(_)));
+        let unproven = planned(None, &all);
+        assert!(matches!(unproven, Plan::None(Canary::Unproven(_))));
         // However many listeners there are, few candidates are queried.
         let mut queried = 0;
         let _none = plan(address, None, |_| {

@@ -28,6 +28,19 @@ pub fn is_proxy(pod: &Pod, name: &str) -> bool {
     mesh_of_proxy(pod, name).is_some()
 }
 
+/// Whether the mesh's proxy runs, by the container statuses of `pod`; `None` if they do not contain it.
+pub fn proxy_runs(pod: &Pod) -> Option<bool> {
+    let status = pod.status.as_ref()?;
+    let lists = [&status.init_container_statuses, &status.container_statuses];
+    let all = lists.into_iter().flatten().flatten();
+    all.filter(|one| is_proxy(pod, &one.name))
+        .map(|one| {
+            let state = one.state.as_ref();
+            state.is_some_and(|state| state.running.is_some())
+        })
+        .reduce(|one, other| one || other)
+}
+
 fn mesh_of_proxy(pod: &Pod, container: &str) -> Option<Mesh> {
     match container {
         "istio-proxy" => Some(Mesh::Istio),
@@ -230,6 +243,25 @@ mod tests {
             let pod = pod(json!({"metadata": marks, "spec": {"containers": [{"name": "envoy"}]}}));
             assert_eq!(mesh_of(&pod), Some(Mesh::Osm), "{marks}");
         }
+    }
+
+    #[test]
+    fn whether_the_proxy_runs_is_read_from_the_container_statuses() {
+        let status = |field: &str, name: &str, state: Value| {
+            let one = json!({"name": name, "state": state, "image": "", "imageID": "",
+                "ready": false, "restartCount": 0});
+            proxy_runs(&pod(
+                json!({"spec": {"containers": []}, "status": {field: [one]}}),
+            ))
+        };
+        for field in ["containerStatuses", "initContainerStatuses"] {
+            let running = status(field, "istio-proxy", json!({"running": {}}));
+            assert_eq!(running, Some(true));
+            let waiting = status(field, "istio-proxy", json!({"waiting": {}}));
+            assert_eq!(waiting, Some(false));
+            assert_eq!(status(field, "web", json!({"running": {}})), None);
+        }
+        assert_eq!(proxy_runs(&pod(json!({"spec": {"containers": []}}))), None);
     }
 
     #[test]

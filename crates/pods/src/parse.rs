@@ -33,6 +33,8 @@ pub struct ParsedPod {
     pub skipped: Vec<SkippedProbe>,
     /// What in the Pod could not be read.
     pub warnings: Vec<String>,
+    /// Whether its mesh's container runs, if its status contains that.
+    pub mesh_runs: Option<bool>,
 }
 
 /// Why no probe of a pod is served.
@@ -73,6 +75,7 @@ impl ParsedPod {
             not_served: None,
             skipped: Vec::new(),
             warnings,
+            mesh_runs: None,
         }
     }
 
@@ -119,6 +122,7 @@ pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
 
     let ips = addresses(pod, &mut parsed.warnings);
     let mesh = mesh_of(pod);
+    parsed.mesh_runs = proxy_runs(pod);
     let (declared, skipped) = probes(pod, &ips);
     parsed.skipped = skipped;
     let mut recovered = recover(pod, declared, &ips);

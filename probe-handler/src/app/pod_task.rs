@@ -384,13 +384,9 @@ impl Stay<'_> {
         let mut result = Canary::Unproven("it has no address yet".to_owned());
         let mut dearest = None;
         for plan in plans {
-            let mut one = match &plan {
-                Plan::Unproven(why) => Canary::Unproven(why.clone()),
-                Plan::Dial(_) => Canary::Unproven(String::new()),
-            };
-            let ports = match plan {
-                Plan::Dial(ports) => ports,
-                Plan::Unproven(_) => Vec::new(),
+            let (mut one, ports) = match plan {
+                Plan::None(result) => (result, Vec::new()),
+                Plan::Dial(ports) => (Canary::Unproven(String::new()), ports),
             };
             for to in ports {
                 let cost;
@@ -471,7 +467,11 @@ impl Stay<'_> {
 /// The combined result of the canaries of both address families.
 fn both(result: Canary, one: Canary) -> Canary {
     match (&result, &one) {
-        (Canary::Captured { .. }, _) | (Canary::Passed, Canary::Unproven(_)) => result,
+        (Canary::Captured { .. }, _) => result,
+        (_, Canary::Captured { .. }) => one,
+        (Canary::Passed, _) => result,
+        (_, Canary::Passed) => one,
+        (Canary::MeshSilent { .. }, _) => result,
         _ => one,
     }
 }
@@ -497,7 +497,7 @@ fn look(netns: &Netns, pod: &Pod) -> io::Result<Seen> {
     let families: Vec<IpAddr> = families.into_iter().flatten().copied().collect();
     let plans = match lo_up {
         true => plans(netns, &families, |address| pod.inbound.port(address)),
-        false => vec![Plan::Unproven(LO_DOWN.to_owned())],
+        false => vec![Plan::None(Canary::Unproven(LO_DOWN.to_owned()))],
     };
     Ok(Seen {
         addresses,
@@ -558,7 +558,9 @@ async fn replaced(path: &Path, id: NetnsId) -> String {
 fn until_next(last: &Trial, attempt: u32) -> Duration {
     match (last.too_much, &last.canary) {
         (Some(_), _) | (_, Canary::Captured { .. }) => Duration::from_secs(2),
-        (_, Canary::Unproven(_)) => Duration::from_millis(100 << attempt.min(6)),
+        (_, Canary::Unproven(_) | Canary::MeshSilent { .. }) => {
+            Duration::from_millis(100 << attempt.min(6))
+        }
         (_, Canary::Passed) => Duration::from_secs(30),
     }
 }
@@ -596,3 +598,10 @@ mod tests {
         assert_eq!(both(unproven(), unproven()), unproven());
     }
 }
+        // Istio makes no rules for a pod's second address family, and Envoy does not listen in it.
+        let silent = || Canary::MeshSilent { port: 15_006 };
+        assert_eq!(both(Canary::Passed, silent()), Canary::Passed);
+        assert_eq!(both(silent(), Canary::Passed), Canary::Passed);
+        assert_eq!(both(captured(), silent()), captured());
+        assert_eq!(both(silent(), unproven()), silent());
+        assert_eq!(both(unproven(), silent()), silent());

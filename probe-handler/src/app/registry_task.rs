@@ -344,9 +344,13 @@ impl RegistryTask {
         trial: Trial,
     ) -> Option<Obstacle> {
         tracing::debug!(pod = %pod.id, cost = ?trial.cost, canary = ?trial.canary, "canary");
-        let _ = shared
-            .canaries
-            .insert(pod.id.uid.clone(), (trial.canary.clone(), Instant::now()));
+        let silent = matches!(trial.canary, Canary::MeshSilent { .. });
+        let before = shared.canaries.get(&pod.id.uid);
+        // How long the mesh has been silent counts from the first such result.
+        let since = before.filter(|(canary, _)| silent && *canary == trial.canary);
+        let since = since.map_or_else(Instant::now, |(_, since)| *since);
+        let result = (trial.canary.clone(), since);
+        let _ = shared.canaries.insert(pod.id.uid.clone(), result);
         let entry = shared.registry.pods().get(&pod.id.uid);
         let before = entry.and_then(|entry| entry.obstacle.clone());
         let excluded = entry
@@ -456,8 +460,9 @@ fn proven(before: Option<&Obstacle>, canary: Canary) -> Option<Obstacle> {
              of the mesh captures it"
         ))),
         // The dial proves nothing, so the previous result still applies.
-        (Canary::Unproven(_), Some(captured @ Obstacle::Captured(_))) => Some(captured.clone()),
-        (Canary::Unproven(_), _) => None,
+        (Canary::Unproven(_) | Canary::MeshSilent { .. }, before) => before
+            .filter(|before| matches!(before, Obstacle::Captured(_)))
+            .cloned(),
     }
 }
 
@@ -506,7 +511,7 @@ mod tests {
 
     #[test]
     fn a_captured_pod_is_not_served_until_a_canary_passes() {
-        let unproven = || Canary::Unproven("the mesh does not listen".to_owned());
+        let unproven = || Canary::MeshSilent { port: 15_006 };
         let captured = proven(None, Canary::Captured { port: 65_535 });
         assert!(matches!(captured, Some(Obstacle::Captured(_))));
         // Unproven canaries in between do not change that.
@@ -538,7 +543,7 @@ mod tests {
     #[test]
     fn a_pod_is_served_while_its_canary_is_unproven() {
         let missing = Obstacle::NoNamespace(String::new());
-        let unproven = Canary::Unproven("the mesh does not listen".to_owned());
-        assert_eq!(proven(Some(&missing), unproven), None);
+        let silent = Canary::MeshSilent { port: 15_006 };
+        assert_eq!(proven(Some(&missing), silent), None);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use probe_handler_common::programs;
@@ -23,6 +23,9 @@ use reconcile::registry::{Obstacle, PodEntry};
 use support::build::VERSION;
 use support::missing::Missing;
 use support::readiness::Readiness;
+
+/// A mesh that has not listened for this long, although its container runs, is a problem.
+const SILENT: Duration = Duration::from_secs(60);
 
 /// The sources of the state.
 pub struct Reporter {
@@ -151,6 +154,11 @@ fn pods(shared: &PodsState) -> Vec<PodStatus> {
                     _ => None,
                 },
                 canary: canary(shared, &id.uid),
+                warnings: warnings(
+                    shared.canaries.get(&id.uid),
+                    parsed.get(id.uid.as_str()).and_then(|pod| pod.mesh_runs),
+                    now,
+                ),
                 path: path(shared, &id.uid),
                 skipped: parsed
                     .get(id.uid.as_str())
@@ -196,6 +204,10 @@ fn canary(shared: &PodsState, uid: &str) -> CanaryStatus {
             CanaryState::Failed,
             format!("a dial to port {port} was captured"),
         ),
+        Canary::MeshSilent { port } => (
+            CanaryState::Pending,
+            format!("the mesh does not listen on its port {port} yet"),
+        ),
         Canary::Unproven(why) => (CanaryState::Pending, why.clone()),
     };
     CanaryStatus {
@@ -203,6 +215,26 @@ fn canary(shared: &PodsState, uid: &str) -> CanaryStatus {
         detail,
         checked_age_ms: Some(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
     }
+}
+
+/// What is wrong with a pod that is served nevertheless. `mesh_runs`: whether the mesh's container runs, if that is known.
+fn warnings(
+    canary: Option<&(Canary, Instant)>,
+    mesh_runs: Option<bool>,
+    now: Instant,
+) -> Vec<String> {
+    let Some((Canary::MeshSilent { port }, since)) = canary else {
+        return Vec::new();
+    };
+    let silent = now.saturating_duration_since(*since);
+    if silent < SILENT || mesh_runs == Some(false) {
+        return Vec::new();
+    }
+    vec![format!(
+        "its mesh has not listened on port {port} for {} s: if the mesh redirects to another port, TCP probes of a dead app \
+         pass there; the port is read from the pod's init container and annotations",
+        silent.as_secs()
+    )]
 }
 
 fn path(shared: &PodsState, uid: &str) -> PathStatus {
@@ -222,4 +254,28 @@ fn skipped(parsed: &ParsedPod) -> Vec<SkippedProbe> {
             why: left.why.to_string(),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mesh_that_does_not_listen_for_a_minute_is_a_problem_while_its_container_runs() {
+        let now = Instant::now();
+        let after = |canary: Canary, seconds, runs| {
+            let canary = (canary, now);
+            warnings(Some(&canary), runs, now + Duration::from_secs(seconds))
+        };
+        let silent = || Canary::MeshSilent { port: 15_006 };
+        for runs in [None, Some(true)] {
+            assert!(after(silent(), 59, runs).is_empty());
+            let warnings = after(silent(), 61, runs);
+            assert_eq!(warnings.len(), 1);
+            assert!(warnings[0].contains("15006"), "{}", warnings[0]);
+        }
+        assert!(after(silent(), 61, Some(false)).is_empty());
+        assert!(after(Canary::Passed, 61, Some(true)).is_empty());
+        assert!(warnings(None, None, now).is_empty());
+    }
 }

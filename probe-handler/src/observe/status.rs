@@ -131,6 +131,9 @@ pub struct PodStatus {
     pub obstacle: Option<String>,
     /// Whether a canary dial passed the mesh's rules.
     pub canary: CanaryStatus,
+    /// What is wrong although it is served, as text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Which path serves it.
     #[serde(default)]
     pub path: PathStatus,

@@ -100,6 +100,7 @@ impl LastKnown {
                 not_served: None,
                 skipped: Vec::new(),
                 warnings: Vec::new(),
+                mesh_runs: None,
             })
         });
         Ok(parsed.collect())

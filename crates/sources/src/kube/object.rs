@@ -4,7 +4,7 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use pods::scope::EXEMPT;
 
@@ -112,6 +112,14 @@ impl Content for Box<Pod> {
                 part.retain(|key, _| !bulk.contains(&key.as_str()));
             }
         }
+        if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
+            for (_, list) in status
+                .iter_mut()
+                .filter(|(key, _)| STATUSES.contains(&key.as_str()))
+            {
+                *list = which_run(list);
+            }
+        }
         read(object).map(Box::new)
     }
 }
@@ -121,16 +129,32 @@ impl Content for Box<Pod> {
 const BULK: [(&str, &[&str]); 3] = [
     ("metadata", &["managedFields"]),
     ("spec", &["affinity", "tolerations", "volumes"]),
-    (
-        "status",
-        &[
-            "conditions",
-            "containerStatuses",
-            "ephemeralContainerStatuses",
-            "initContainerStatuses",
-        ],
-    ),
+    ("status", &["conditions", "ephemeralContainerStatuses"]),
 ];
+
+/// Lists of container statuses, of which only [`which_run`] is read.
+const STATUSES: [&str; 2] = ["containerStatuses", "initContainerStatuses"];
+
+/// A list of container statuses with only the containers' names and whether they run. The rest changes often, and a
+/// malformed field in it does not make the pod unreadable.
+fn which_run(list: &Value) -> Value {
+    let one = |status: &Value| {
+        let name = status.get("name")?.as_str()?;
+        let runs = status
+            .pointer("/state/running")
+            .is_some_and(Value::is_object);
+        let state = if runs {
+            json!({"running": {}})
+        } else {
+            json!({})
+        };
+        Some(
+            json!({"name": name, "state": state, "image": "", "imageID": "", "ready": false, "restartCount": 0}),
+        )
+    };
+    let statuses = list.as_array().into_iter().flatten();
+    statuses.filter_map(one).collect()
+}
 
 /// The value of annotation [`EXEMPT`] on a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -127,6 +127,10 @@ fn header(status: &Status) -> String {
                 &format!("{name} is not served: {trouble}"),
             );
         }
+        for warning in &pod.warnings {
+            let name = format!("{}/{}", pod.namespace, pod.name);
+            line(&mut text, "problem", &format!("{name}: {warning}"));
+        }
     }
     text
 }

@@ -54,7 +54,9 @@ fn a_reading_is_the_result_of_parse_pod() {
                 "lifecycle": {"preStop": {"httpGet": {"port": 80}}}}]},
         "status": {"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
             "containerStatuses": [{"name": "app", "ready": true, "image": "i", "imageID": "",
-                "restartCount": 0}]},
+                "restartCount": 0}],
+            "initContainerStatuses": [{"name": "istio-proxy", "ready": true, "image": "i", "imageID": "",
+                "restartCount": 0, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]},
     });
     let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(whole.clone()).unwrap();
     for (annotation, namespace_exempt) in [
@@ -71,6 +73,7 @@ fn a_reading_is_the_result_of_parse_pod() {
         };
         let expected = parse_pod(&pod, &selection);
         assert_eq!(expected.pod.is_some(), annotation != Some("false"));
+        assert_eq!(expected.mesh_runs, Some(true));
         assert_eq!(index.parsed(), [Arc::new(expected)], "{annotation:?}");
     }
 }

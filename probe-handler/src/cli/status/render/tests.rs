@@ -53,6 +53,7 @@ fn pod(name: &str) -> PodStatus {
             detail: String::new(),
             checked_age_ms: Some(61_000),
         },
+        warnings: Vec::new(),
         path: PathStatus::default(),
         skipped: Vec::new(),
         probes: Vec::new(),
