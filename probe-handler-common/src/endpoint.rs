@@ -7,7 +7,7 @@ pub struct EndpointValue {
     /// The pod's network namespace, as an nsid of the kubelet's network namespace
     /// (rtnetlink `RTM_GETNSID`), at least 0.
     pub netns_id: i32,
-    /// [`GATE`], [`REDIRECT`] and [`KERNEL`].
+    /// [`GATE`], [`REDIRECT`], [`KERNEL`] and [`LOCALHOST`].
     pub flags: u32,
     /// The mesh's inbound port (15006 for Istio), host byte order; 0: no mesh.
     pub mesh_port: u32,
@@ -26,3 +26,5 @@ pub const REDIRECT: u32 = 1 << 1;
 /// Leave the destination unchanged, and exempt the connection from the mesh's redirect by our rules in the pod. Together
 /// with [`REDIRECT`], this applies only while the handler does not answer.
 pub const KERNEL: u32 = 1 << 2;
+/// The mesh connects to the app at the pod's loopback address: [`GATE`] checks that address instead of the endpoint's.
+pub const LOCALHOST: u32 = 1 << 3;

@@ -9,6 +9,7 @@ use aya_ebpf::programs::SockAddrContext;
 use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
+use probe_handler_common::endpoint::LOCALHOST;
 use probe_handler_common::flow::{EXEMPT, HANDLER, Original};
 use probe_handler_common::gate::{Decision, LeaveReason, decide};
 use probe_handler_common::outcome::{self, Outcome};
@@ -46,6 +47,16 @@ pub fn handler(destination: &SockAddr, config: &Config) -> Option<SockAddr> {
         }
     };
     (address.port != 0).then_some(address)
+}
+
+/// The loopback address of the same family, with the same port.
+#[inline(always)]
+fn loopback(destination: &SockAddr) -> SockAddr {
+    let port = destination.port as u16;
+    match destination.as_v4() {
+        Some(_) => SockAddr::v4(LOOPBACK4, port),
+        None => SockAddr::v6(LOOPBACK6, port),
+    }
 }
 
 /// The destination in an IPv4 context.
@@ -145,7 +156,13 @@ fn connect(
     let decision = decide(
         endpoint.flags,
         is_alive(config),
-        || listens(ctx, destination, netns),
+        || {
+            if endpoint.flags & LOCALHOST == 0 {
+                listens(ctx, destination, netns)
+            } else {
+                listens(ctx, &loopback(destination), netns)
+            }
+        },
         || {
             endpoint.mesh_port != 0
                 && listens(

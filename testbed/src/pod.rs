@@ -13,7 +13,7 @@ use crate::netns::NetNs;
 use crate::pace;
 use crate::rules::{RuleSet, Unavailable};
 use crate::run::Run;
-use crate::sidecar::Sidecar;
+use crate::sidecar::{Sidecar, Traffic};
 
 /// The settings of a pod to create.
 #[derive(Clone, Debug)]
@@ -26,6 +26,7 @@ pub struct PodSpec {
     probers: BTreeMap<String, Value>,
     v6_passthrough_source: bool,
     sidecar: bool,
+    traffic: Traffic,
     pod_ips_in_status: bool,
 }
 
@@ -42,6 +43,7 @@ impl PodSpec {
             probers: BTreeMap::new(),
             v6_passthrough_source: true,
             sidecar: true,
+            traffic: Traffic::default(),
             pod_ips_in_status: false,
         }
     }
@@ -86,6 +88,13 @@ impl PodSpec {
     #[must_use]
     pub const fn without_v6_passthrough_source(mut self) -> Self {
         self.v6_passthrough_source = false;
+        self
+    }
+
+    /// How the sidecar treats inbound traffic, instead of STRICT mutual TLS and the pod's own address.
+    #[must_use]
+    pub const fn traffic(mut self, traffic: Traffic) -> Self {
+        self.traffic = traffic;
         self
     }
 
@@ -141,7 +150,16 @@ impl PodSpec {
     ) -> Result<Option<Sidecar>> {
         match self.rules.proxy() {
             Some(_) if self.sidecar => {
-                Sidecar::start(ns, self.rules, run.mesh(), &self.probers, cgroups).map(Some)
+                let identity = run.mesh();
+                Sidecar::start(
+                    ns,
+                    self.rules,
+                    identity,
+                    self.traffic,
+                    &self.probers,
+                    cgroups,
+                )
+                .map(Some)
             }
             _ => Ok(None),
         }
@@ -178,13 +196,18 @@ impl PodSpec {
         let mut containers = self.containers.clone();
         pace::stretch_probes(&mut containers);
         if let Some(name) = self.rules.sidecar_container() {
-            let mut sidecar = json!({"name": name, "image": "sidecar"});
+            let mut env = Vec::new();
             if !self.probers.is_empty() {
                 let probers = json!(self.probers).to_string();
-                sidecar["env"] = json!([{"name": "ISTIO_KUBE_APP_PROBERS", "value": probers}]);
+                env.push(json!({"name": "ISTIO_KUBE_APP_PROBERS", "value": probers}));
             }
-            containers.push(sidecar);
+            if self.traffic.localhost {
+                let name = "REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION";
+                env.push(json!({"name": name, "value": "true"}));
+            }
+            containers.push(json!({"name": name, "image": "sidecar", "env": env}));
         }
+        let init_containers: Vec<Value> = self.rules.init_container().into_iter().collect();
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -194,7 +217,7 @@ impl PodSpec {
                 "uid": uid,
                 "annotations": annotations,
             },
-            "spec": {"containers": containers},
+            "spec": {"containers": containers, "initContainers": init_containers},
         })
     }
 }

@@ -7,6 +7,9 @@
 //! | Istio ambient, Linkerd, OSM | the pod's own | root |
 //! | Consul | the pod's own | fsuid of the proxy, for the `socket()` call only |
 //!
+//! The dial goes to the pod's own address, or to its loopback address where the mesh itself does
+//! ([`model::Pod::localhost`]).
+//!
 //! The mark is never set, because Istio's TPROXY rules capture marked sockets. SO_LINGER is not set either:
 //! on Linux a positive linger only makes `close()` block, and this thread serves every pod of the node.
 
@@ -19,7 +22,7 @@ use nix::unistd::{Gid, Uid, setfsuid};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::netns::Netns;
-use model::Mesh;
+use model::{Mesh, Pod};
 use probe::dial::Dial;
 
 /// Istio's and Kuma's source address for inbound traffic that the proxy forwards: their OUTPUT rules
@@ -43,9 +46,18 @@ pub struct PodDialer {
     netns: Arc<Netns>,
     source: Source,
     owner: Option<u32>,
+    localhost: bool,
 }
 
 impl PodDialer {
+    /// For `pod` in `netns`.
+    pub fn of(netns: Arc<Netns>, pod: &Pod) -> Self {
+        Self {
+            localhost: pod.localhost,
+            ..Self::new(netns, pod.mesh, pod.proxy_uid)
+        }
+    }
+
     /// For a pod in `netns` that belongs to `mesh`, with sockets owned by user `proxy_uid` if the mesh requires that.
     pub fn new(netns: Arc<Netns>, mesh: Mesh, proxy_uid: Option<u32>) -> Self {
         let source = match mesh {
@@ -56,6 +68,7 @@ impl PodDialer {
             netns,
             source,
             owner: proxy_uid,
+            localhost: false,
         }
     }
 
@@ -90,6 +103,21 @@ impl Dial for PodDialer {
         })??;
         self.bind(&socket, to.ip())?;
         Ok(socket)
+    }
+
+    fn destination(&self, to: SocketAddr) -> SocketAddr {
+        match self.localhost {
+            true => SocketAddr::new(localhost_of(to.ip()), to.port()),
+            false => to,
+        }
+    }
+}
+
+/// The loopback address of the same family as `address`.
+pub fn localhost_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     }
 }
 

@@ -259,6 +259,8 @@ pub struct Pod {
     pub mesh: Mesh,
     /// Which of its inbound connections the mesh redirects.
     pub inbound: Inbound,
+    /// Whether the mesh connects to the app at the pod's loopback address instead of the pod's own. Then so do probes.
+    pub localhost: bool,
     /// Consul only: the proxy's uid, with which the in-pod dial's socket must be created.
     pub proxy_uid: Option<u32>,
     /// Probes that the kubelet sends to the app's own ports.

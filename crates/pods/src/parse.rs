@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 
 use crate::inbound;
-use crate::mesh::{annotation, consul_proxy_uid, mesh_of};
-use crate::probers::{Recovered, recover};
+use crate::mesh::{annotation, consul_proxy_uid, mesh_of, proxy_runs};
+use crate::probers::{Recovered, is_at_localhost, recover};
 use crate::probes::probes;
 use crate::scope::{EXEMPT, KUBEVIRT, Selection, VIRT_LAUNCHER, exempt, is_virtual_machine};
 use crate::skipped::{SkipReason, SkippedProbe};
@@ -181,6 +181,7 @@ pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
         ips_are_old: false,
         mesh,
         inbound: inbound::of(pod, mesh),
+        localhost: mesh == Mesh::Istio && is_at_localhost(pod),
         proxy_uid,
         probes: native,
         rewritten,

@@ -255,19 +255,24 @@ fn read(source: &str, json: &str, ips: &[IpAddr], warnings: &mut Vec<String>) ->
         .ok()
 }
 
-/// Istio's originals, unless pilot-agent probes the apps at localhost (its template sets that where
-/// `meshConfig.inboundTrafficPolicy.mode` is LOCALHOST): an app that listens only there passes its probes, but
-/// not ours, because we dial the pod's address. In that case pilot-agent is served like any app.
+/// Istio's originals.
 fn istio_probers(pod: &Pod) -> Option<&str> {
-    let env = |name: &str| {
-        containers(pod)
-            .filter(|container| container.name == "istio-proxy")
-            .flat_map(|container| container.env.iter().flatten())
-            .find(|env| env.name == name)
-            .and_then(|env| env.value.as_deref())
-    };
-    let localhost = env(ISTIO_PROBES_LOCALHOST).and_then(parse_bool) == Some(true);
-    env(ISTIO_PROBERS).filter(|_| !localhost)
+    of_istio_proxy(pod, ISTIO_PROBERS)
+}
+
+/// Whether Istio's proxy and agent connect to the app at localhost: its template sets the variable where
+/// `meshConfig.inboundTrafficPolicy.mode` is LOCALHOST. An app that listens only there is healthy in such a mesh.
+pub fn is_at_localhost(pod: &Pod) -> bool {
+    of_istio_proxy(pod, ISTIO_PROBES_LOCALHOST).and_then(parse_bool) == Some(true)
+}
+
+/// The value of variable `name` of container `istio-proxy`.
+fn of_istio_proxy<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    containers(pod)
+        .filter(|container| container.name == "istio-proxy")
+        .flat_map(|container| container.env.iter().flatten())
+        .find(|env| env.name == name)
+        .and_then(|env| env.value.as_deref())
 }
 
 /// Accepts exactly what Go's `strconv.ParseBool` accepts: Istio reads annotations and variables with it.

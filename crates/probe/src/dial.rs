@@ -16,19 +16,25 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Creates sockets that reach the app past the mesh.
 pub trait Dial: Send + Sync + 'static {
     /// A non-blocking TCP socket in the pod's network namespace, with the source and owner that the rules of
-    /// the pod's mesh let pass, ready to connect to `to`.
+    /// the pod's mesh let pass, ready to connect to `to`, which is a [`Dial::destination`].
     ///
     /// # Errors
     /// Those of `setns`, `socket` and `bind`.
     fn socket(&self, to: SocketAddr) -> io::Result<Socket>;
+
+    /// The address at which the app of `to`, an address of the pod, is dialled.
+    fn destination(&self, to: SocketAddr) -> SocketAddr {
+        to
+    }
 }
 
-/// Connects to `to` (the pod's own address) from inside the pod.
+/// Connects to the app of `to` (the pod's own address) from inside the pod.
 ///
 /// # Errors
 /// Those of [`Dial::socket`] and `connect`; `ConnectionRefused` for a socket that connected to itself. Has no
 /// timeout of its own.
 pub async fn dial(dialer: &dyn Dial, to: SocketAddr) -> io::Result<TcpStream> {
+    let to = dialer.destination(to);
     let socket = dialer.socket(to)?;
     delay_ack(&socket);
     let connected = connect(&socket, to)?;

@@ -46,6 +46,7 @@ impl WantedEndpoint {
 #[derive(Clone, Default)]
 pub struct PodRoutes {
     inbound: Option<Inbound>,
+    localhost: bool,
     ports: BTreeMap<u16, Routes>,
 }
 
@@ -66,6 +67,7 @@ impl PodRoutes {
         }
         Self {
             inbound: Some(pod.inbound.clone()),
+            localhost: pod.localhost,
             ports,
         }
     }
@@ -95,7 +97,7 @@ impl PodRoutes {
                 let address = SocketAddr::new(address, port);
                 WantedEndpoint {
                     address,
-                    flags: path::flags(routes, kernel),
+                    flags: path::flags(routes, kernel, self.localhost),
                     mesh_port: self
                         .inbound
                         .as_ref()

@@ -3,7 +3,7 @@
 //! The handler's path exempts only declared HTTP paths from the mesh, and answers with a status code. The kernel path
 //! exempts the kubelet's own connections to a port.
 
-use probe_handler_common::endpoint::{GATE, KERNEL, REDIRECT};
+use probe_handler_common::endpoint::{GATE, KERNEL, LOCALHOST, REDIRECT};
 
 use serve::table::{NativeRoutes, Routes};
 
@@ -19,11 +19,12 @@ pub enum HttpBy {
 }
 
 /// The flags of an endpoint with `routes`. `kernel`: which path serves HTTP, if the pod can be served by the kernel path;
-/// none if it cannot.
-pub fn flags(routes: &Routes, kernel: Option<HttpBy>) -> u32 {
+/// none if it cannot. `localhost`: see [`model::Pod::localhost`]; the kernel path leads to the pod's own address only.
+pub fn flags(routes: &Routes, kernel: Option<HttpBy>, localhost: bool) -> u32 {
     match routes {
         // The app does not listen on this port, so there is nothing to gate on or to exempt.
         Routes::Rewritten(_) => REDIRECT,
+        Routes::Native(_) if localhost => GATE | REDIRECT | LOCALHOST,
         Routes::Native(routes) => match (kind(routes), kernel) {
             (Kind::Opaque, Some(_)) | (Kind::Http, Some(HttpBy::Kernel)) => KERNEL,
             (Kind::Http, Some(HttpBy::Handler)) | (Kind::Several, Some(_)) => {
@@ -92,9 +93,9 @@ mod tests {
             native(false, false, false, true),
         ] {
             for http in [HttpBy::Handler, HttpBy::Kernel] {
-                assert_eq!(flags(&routes, Some(http)), KERNEL);
+                assert_eq!(flags(&routes, Some(http), false), KERNEL);
             }
-            assert_eq!(flags(&routes, None), GATE | REDIRECT);
+            assert_eq!(flags(&routes, None, false), GATE | REDIRECT);
         }
     }
 
@@ -102,9 +103,9 @@ mod tests {
     fn http_takes_the_handlers_path_unless_set_to_the_kernel_path() {
         let http = native(false, true, false, false);
         let both = GATE | REDIRECT | KERNEL;
-        assert_eq!(flags(&http, Some(HttpBy::Handler)), both);
-        assert_eq!(flags(&http, Some(HttpBy::Kernel)), KERNEL);
-        assert_eq!(flags(&http, None), GATE | REDIRECT);
+        assert_eq!(flags(&http, Some(HttpBy::Handler), false), both);
+        assert_eq!(flags(&http, Some(HttpBy::Kernel), false), KERNEL);
+        assert_eq!(flags(&http, None, false), GATE | REDIRECT);
     }
 
     #[test]
@@ -115,15 +116,28 @@ mod tests {
             native(true, false, false, true),
         ] {
             for http in [HttpBy::Handler, HttpBy::Kernel] {
-                assert_eq!(flags(&routes, Some(http)), GATE | REDIRECT | KERNEL);
+                assert_eq!(flags(&routes, Some(http), false), GATE | REDIRECT | KERNEL);
             }
-            assert_eq!(flags(&routes, None), GATE | REDIRECT);
+            assert_eq!(flags(&routes, None, false), GATE | REDIRECT);
         }
     }
 
     #[test]
     fn rewritten_probes_take_the_handlers_path() {
         let rewritten = Routes::Rewritten(Default::default());
-        assert_eq!(flags(&rewritten, Some(HttpBy::Kernel)), REDIRECT);
+        assert_eq!(flags(&rewritten, Some(HttpBy::Kernel), false), REDIRECT);
+    }
+
+    #[test]
+    fn a_pod_whose_mesh_connects_to_localhost_takes_the_handlers_path() {
+        for routes in [
+            native(true, false, false, false),
+            native(false, true, false, false),
+        ] {
+            let by_handler = flags(&routes, Some(HttpBy::Kernel), true);
+            assert_eq!(by_handler, GATE | REDIRECT | LOCALHOST);
+        }
+        let rewritten = Routes::Rewritten(Default::default());
+        assert_eq!(flags(&rewritten, None, true), REDIRECT);
     }
 }

@@ -539,7 +539,8 @@ impl<W: EndpointWriter> Registry<W> {
 /// Whether a changed pod keeps its placement: nothing has changed that decides its namespace or how it is
 /// dialled.
 fn keeps_placement(old: &Pod, new: &Pod) -> bool {
-    (&old.netns, old.mesh, old.proxy_uid) == (&new.netns, new.mesh, new.proxy_uid)
+    let decisive = |pod: &Pod| (pod.netns.clone(), pod.mesh, pod.localhost, pod.proxy_uid);
+    decisive(old) == decisive(new)
 }
 
 #[cfg(test)]

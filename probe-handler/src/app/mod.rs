@@ -11,6 +11,7 @@ mod kubelet_task;
 mod outcome_task;
 mod pace;
 mod pending_pods;
+mod pod_look;
 mod pod_task;
 mod pod_work;
 mod registry_task;

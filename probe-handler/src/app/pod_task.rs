@@ -13,15 +13,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::costs::Costs;
 use super::kernel_path::{self, Keeping, KernelPath, KernelPathWatch};
 use super::pace::Pace;
+use super::pod_look::{Seen, look, subscribe};
 use super::pod_work::{Permit, PodPool, PodWork, Turn};
 use kernel::address_watch::AddressWatch;
-use kernel::addresses::{self, Routes};
-use kernel::canary::{self, Begun, Canary, Outcome, Plan, plans};
+use kernel::canary::{self, Begun, Canary, Outcome, Plan};
 use kernel::dial::PodDialer;
 use kernel::locate::{Locator, Placement};
-use kernel::loopback;
 use kernel::netns::Netns;
-use kernel::nsid::Nsids;
 use model::Pod;
 use model::netns::NetnsId;
 
@@ -33,15 +31,13 @@ const IDENTITY_PERIOD: Duration = Duration::from_millis(250);
 /// Time until addresses are read again if it is not known whether some are the node's.
 const UNSURE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Number of addresses of a pod that are read: a process that may configure its interfaces can add any number.
-const ADDRESSES: usize = 1024;
-
 /// How long a pod waits for a thread that dials before it is served without a canary. The dials of other pods, whose
 /// rules may cost seconds, can't delay it for longer.
 const QUEUED: Duration = Duration::from_millis(100);
 
-/// Why no dial is made.
-pub const LO_DOWN: &str = "its loopback interface (lo) is down";
+/// Why the kernel path does not serve a pod.
+const LOCALHOST_ONLY: &str =
+    "its mesh connects to the app at localhost, to which the kernel path does not lead";
 
 /// A change that a pod's task reports.
 #[derive(Debug)]
@@ -220,11 +216,7 @@ impl Follower {
                     last_trouble.clear();
                     let stay = Stay {
                         follower: self,
-                        dialer: Arc::new(PodDialer::new(
-                            Arc::clone(&netns),
-                            self.pod.mesh,
-                            self.pod.proxy_uid,
-                        )),
+                        dialer: Arc::new(PodDialer::of(Arc::clone(&netns), &self.pod)),
                         netns: &netns,
                         sandbox,
                         nsid,
@@ -302,11 +294,16 @@ impl Stay<'_> {
                 false => self.dial(plans, permit, turn, costs).await,
             };
             let kernel_path = self.kernel_path().await;
+            let localhost = self.follower.pod.localhost;
             let mut kept = kernel_path
                 .as_deref()
+                .filter(|_| !localhost)
                 .map(|kernel_path| kernel_path.keep(self.netns, &addresses));
             let path = match kept.as_mut().filter(|kept| kept.comes_first()) {
                 Some(kept) => Some(kept.next().await),
+                None if localhost && kernel_path.is_some() => {
+                    Some(kernel_path::Path::Handler(LOCALHOST_ONLY.to_owned()))
+                }
                 None => None,
             };
             let place = Place {
@@ -476,54 +473,6 @@ fn both(result: Canary, one: Canary) -> Canary {
     }
 }
 
-/// The state of a pod's network namespace.
-struct Seen {
-    addresses: Vec<IpAddr>,
-    /// Whether it is known for all addresses if they are the node's.
-    all: bool,
-    lo_up: bool,
-    /// How to make a canary dial in each address family.
-    plans: Vec<Plan>,
-}
-
-/// Reads the state of a pod's network namespace. This takes long if the namespace contains much.
-fn look(netns: &Netns, pod: &Pod) -> io::Result<Seen> {
-    let (addresses, all) = pod_addresses(netns)?;
-    let lo_up = loopback::is_up(netns)?;
-    let families = [
-        addresses.iter().find(|ip| ip.is_ipv4()),
-        addresses.iter().find(|ip| ip.is_ipv6()),
-    ];
-    let families: Vec<IpAddr> = families.into_iter().flatten().copied().collect();
-    let plans = match lo_up {
-        true => plans(netns, &families, |address| pod.inbound.port(address)),
-        false => vec![Plan::None(Canary::Unproven(LO_DOWN.to_owned()))],
-    };
-    Ok(Seen {
-        addresses,
-        all,
-        lo_up,
-        plans,
-    })
-}
-
-/// The addresses at which a pod may be served: those of its interfaces, except the node's own, which a pod that may
-/// configure its interfaces could add. Also returns whether this could be determined for all of them.
-fn pod_addresses(netns: &Netns) -> io::Result<(Vec<IpAddr>, bool)> {
-    let mut addresses = addresses::of_interfaces(netns, ADDRESSES)?;
-    let routes = Routes::new()?;
-    let mut all = true;
-    addresses.retain(|address| match routes.is_local(*address) {
-        Ok(is_local) => !is_local,
-        Err(error) => {
-            tracing::debug!(%address, %error, "cannot determine whether this is the node's own address: not served");
-            all = false;
-            false
-        }
-    });
-    Ok((addresses, all))
-}
-
 /// Rejects the node's own namespace.
 fn not_the_nodes(netns: Netns) -> io::Result<Netns> {
     if netns.id() == Netns::current()?.id() {
@@ -533,12 +482,6 @@ fn not_the_nodes(netns: Netns) -> io::Result<Netns> {
         ));
     }
     Ok(netns)
-}
-
-/// The namespace's id as seen from the kubelet's namespace, and a subscription to its addresses.
-fn subscribe(netns: &Netns) -> io::Result<(i32, AddressWatch)> {
-    let nsid = Nsids::new()?.assign(netns)?;
-    Ok((nsid, AddressWatch::new(netns)?))
 }
 
 /// Waits until the namespace at `path` is no longer `id`; returns what happened to it.
@@ -596,8 +539,6 @@ mod tests {
         assert_eq!(both(Canary::Passed, captured()), captured());
         assert_eq!(both(captured(), Canary::Passed), captured());
         assert_eq!(both(unproven(), unproven()), unproven());
-    }
-}
         // Istio makes no rules for a pod's second address family, and Envoy does not listen in it.
         let silent = || Canary::MeshSilent { port: 15_006 };
         assert_eq!(both(Canary::Passed, silent()), Canary::Passed);
@@ -605,3 +546,5 @@ mod tests {
         assert_eq!(both(captured(), silent()), captured());
         assert_eq!(both(silent(), unproven()), silent());
         assert_eq!(both(unproven(), silent()), silent());
+    }
+}

@@ -13,7 +13,8 @@ use tokio::time::sleep_until;
 use super::CHANNEL;
 use super::kernel_path::{KernelPathWatch, Path};
 use super::pending_pods::PendingPods;
-use super::pod_task::{self, Event, LO_DOWN, Place, PodChange, Trial};
+use super::pod_look::LO_DOWN;
+use super::pod_task::{self, Event, Place, PodChange, Trial};
 use super::pod_work::PodPool;
 use kernel::canary::Canary;
 use kernel::dial::PodDialer;
@@ -483,11 +484,7 @@ fn placement(shared: &PodsState, pod: &Pod, place: Place) -> Placement {
             placement.kernel,
         ),
         None => (
-            Arc::new(PodDialer::new(
-                Arc::clone(&place.netns),
-                pod.mesh,
-                pod.proxy_uid,
-            )) as Arc<dyn Dial>,
+            Arc::new(PodDialer::of(Arc::clone(&place.netns), pod)) as Arc<dyn Dial>,
             Arc::new(PodCost::new(Instant::now())),
             None,
         ),

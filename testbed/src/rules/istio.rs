@@ -10,10 +10,16 @@ pub(super) enum Backend {
     Legacy,
 }
 
+/// `meshConfig.proxyInboundListenPort` and `proxyListenPort` of a mesh that sets them.
+pub(super) const OTHER_INBOUND: u16 = 15106;
+pub(super) const OTHER_OUTBOUND: u16 = 15101;
+
 /// What the mesh's configuration adds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Variant {
     Plain,
+    /// [`OTHER_INBOUND`] and [`OTHER_OUTBOUND`] instead of the default ports.
+    Ports,
     /// DNS capture of all servers: TCP and UDP port 53 go to 15053, also towards the pod itself.
     Dns,
     /// A loopback range in the included outbound ranges takes away the exemption of loopback.
@@ -34,10 +40,13 @@ pub(super) fn steps(backend: Backend, variant: Variant) -> Vec<Step> {
         }
         rules += &output_chains(family, variant);
         rules += "-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT\nCOMMIT\n";
-        if variant == Variant::Dns {
-            rules += RAW_DNS;
+        match variant {
+            Variant::Dns => rules + RAW_DNS,
+            Variant::Ports => rules
+                .replace("--to-ports 15006", &format!("--to-ports {OTHER_INBOUND}"))
+                .replace("--to-ports 15001", &format!("--to-ports {OTHER_OUTBOUND}")),
+            Variant::Plain | Variant::LoopbackRange => rules,
         }
-        rules
     })
 }
 
@@ -69,7 +78,7 @@ pub(super) fn output_chains(family: Family, variant: Variant) -> String {
              -m owner --{owner}-owner 1337 -j ISTIO_IN_REDIRECT\n"
         );
         rules += &match variant {
-            Variant::Plain => {
+            Variant::Plain | Variant::Ports => {
                 format!("-A ISTIO_OUTPUT -o lo -m owner ! --{owner}-owner 1337 -j RETURN\n")
             }
             Variant::Dns => format!(
@@ -94,7 +103,9 @@ pub(super) fn output_chains(family: Family, variant: Variant) -> String {
             "-A ISTIO_OUTPUT -d {loopback_range} -j ISTIO_REDIRECT\n\
              -A ISTIO_OUTPUT -d {pods} -j ISTIO_REDIRECT\n"
         ),
-        Variant::Plain | Variant::Dns => "-A ISTIO_OUTPUT -j ISTIO_REDIRECT\n".to_owned(),
+        Variant::Plain | Variant::Ports | Variant::Dns => {
+            "-A ISTIO_OUTPUT -j ISTIO_REDIRECT\n".to_owned()
+        }
     };
     rules
 }

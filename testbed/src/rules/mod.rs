@@ -15,6 +15,7 @@ mod linkerd;
 use std::fmt;
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 use crate::command;
 use crate::netns::NetNs;
@@ -28,6 +29,8 @@ pub enum RuleSet {
     IstioRedirect,
     /// Istio sidecar, REDIRECT, with the legacy backend of iptables.
     IstioRedirectLegacy,
+    /// Istio sidecar, REDIRECT, to other ports than the default ones (`meshConfig.proxyInboundListenPort`).
+    IstioPorts,
     /// Istio sidecar, TPROXY.
     IstioTproxy,
     /// Istio sidecar, REDIRECT, with nftables' own rules (`global.nativeNftables`).
@@ -119,6 +122,7 @@ impl RuleSet {
         &[
             Self::IstioRedirect,
             Self::IstioRedirectLegacy,
+            Self::IstioPorts,
             Self::IstioTproxy,
             Self::IstioNft,
             Self::IstioDns,
@@ -136,6 +140,7 @@ impl RuleSet {
             Self::None => "none",
             Self::IstioRedirect => "istio-redirect",
             Self::IstioRedirectLegacy => "istio-redirect-legacy",
+            Self::IstioPorts => "istio-ports",
             Self::IstioTproxy => "istio-tproxy",
             Self::IstioNft => "istio-nft",
             Self::IstioDns => "istio-dns",
@@ -165,6 +170,11 @@ impl RuleSet {
             | Self::IstioNft
             | Self::IstioDns
             | Self::IstioLoopbackRange => istio,
+            Self::IstioPorts => Proxy {
+                inbound_port: istio::OTHER_INBOUND,
+                outbound_port: istio::OTHER_OUTBOUND,
+                ..istio
+            },
             Self::IstioTproxy => Proxy {
                 transparent: true,
                 ..istio
@@ -206,6 +216,7 @@ impl RuleSet {
             self,
             Self::IstioRedirect
                 | Self::IstioRedirectLegacy
+                | Self::IstioPorts
                 | Self::IstioTproxy
                 | Self::IstioNft
                 | Self::IstioDns
@@ -236,9 +247,11 @@ impl RuleSet {
                     "127.1.0.0/16,::1/128,10.0.0.0/8,fd00::/8",
                 ),
             ],
-            Self::IstioRedirect | Self::IstioRedirectLegacy | Self::IstioNft | Self::IstioDns => {
-                &[("sidecar.istio.io/status", ISTIO_STATUS)]
-            }
+            Self::IstioRedirect
+            | Self::IstioRedirectLegacy
+            | Self::IstioPorts
+            | Self::IstioNft
+            | Self::IstioDns => &[("sidecar.istio.io/status", ISTIO_STATUS)],
             Self::IstioAmbient => &[("ambient.istio.io/redirection", "enabled")],
             Self::Linkerd => &[("linkerd.io/proxy-version", "stable")],
             Self::Kuma => &[("kuma.io/sidecar-injected", "true")],
@@ -247,6 +260,24 @@ impl RuleSet {
                 ("consul.hashicorp.com/transparent-proxy-status", "enabled"),
             ],
         }
+    }
+
+    /// The init container that the mesh adds to the Pod, if it is known from its arguments which ports are redirected.
+    pub fn init_container(self) -> Option<Value> {
+        let proxy = self.proxy().filter(|_| self.has_pilot_agent())?;
+        let mode = match proxy.transparent {
+            true => "TPROXY",
+            false => "REDIRECT",
+        };
+        Some(json!({
+            "name": "istio-init",
+            "image": "proxyv2",
+            "args": [
+                "istio-iptables", "-p", proxy.outbound_port.to_string(), "-z", proxy.inbound_port.to_string(),
+                "-u", "1337", "-m", mode, "-i", "*", "-x", "", "-b", "*", "-d", "15090,15021,15020",
+                "--log_output_level=default:info",
+            ],
+        }))
     }
 
     /// Applies the rules in a namespace.
@@ -269,6 +300,7 @@ impl RuleSet {
             Self::IstioRedirectLegacy => {
                 istio::steps(istio::Backend::Legacy, istio::Variant::Plain)
             }
+            Self::IstioPorts => istio::steps(istio::Backend::Nft, istio::Variant::Ports),
             Self::IstioDns => istio::steps(istio::Backend::Nft, istio::Variant::Dns),
             Self::IstioLoopbackRange => {
                 istio::steps(istio::Backend::Nft, istio::Variant::LoopbackRange)

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use super::Traffic;
 use super::process::{Counters, count};
 
 /// First byte of a TLS hello.
@@ -21,6 +22,7 @@ pub(super) struct Inbound {
     pub(super) mark: Option<u32>,
     pub(super) passthrough_source: bool,
     pub(super) transparent: bool,
+    pub(super) traffic: Traffic,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -33,22 +35,35 @@ impl Inbound {
         if stream.peek(&mut first).await? == 0 {
             return Ok(());
         }
+        if first[0] != TLS_HANDSHAKE && self.traffic.permissive {
+            return self.forward(stream, destination).await;
+        }
         if first[0] != TLS_HANDSHAKE {
             count(&self.counters.refused);
             stream.set_zero_linger()?;
             return Ok(());
         }
-        let mut stream = match self.acceptor.accept(stream).await {
+        let stream = match self.acceptor.accept(stream).await {
             Ok(stream) => stream,
             Err(error) => {
                 count(&self.counters.refused);
                 bail!("no mutual TLS: {error}");
             }
         };
-        let mut app = self.connect(destination).await?;
+        self.forward(stream, destination).await
+    }
+
+    /// Copies bytes between a client and the app of `destination`.
+    async fn forward(
+        &self,
+        mut client: impl AsyncRead + AsyncWrite + Unpin,
+        destination: SocketAddr,
+    ) -> Result<()> {
+        let app = SocketAddr::new(self.traffic.app(destination.ip()), destination.port());
+        let mut app = self.connect(app).await?;
         count(&self.counters.forwarded);
-        let _bytes = copy_bidirectional(&mut stream, &mut app).await?;
-        stream.shutdown().await.context("closing")
+        let _bytes = copy_bidirectional(&mut client, &mut app).await?;
+        client.shutdown().await.context("closing")
     }
 
     fn original_destination(&self, stream: &TcpStream) -> Result<SocketAddr> {

@@ -6,6 +6,7 @@ mod pilot_agent;
 pub mod process;
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -39,6 +40,26 @@ pub struct Counts {
     pub pilot_agent: u64,
 }
 
+/// How the mesh treats a pod's inbound traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Forwards plaintext to the app, too (PERMISSIVE).
+    pub permissive: bool,
+    /// Connects to the app at localhost (`inboundTrafficPolicy` LOCALHOST).
+    pub localhost: bool,
+}
+
+impl Traffic {
+    /// The address at which the app of a pod at `pod` is connected.
+    fn app(self, pod: IpAddr) -> IpAddr {
+        match (self.localhost, pod) {
+            (false, _) => pod,
+            (true, IpAddr::V4(_)) => Ipv4Addr::LOCALHOST.into(),
+            (true, IpAddr::V6(_)) => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+}
+
 /// A running sidecar, killed on drop.
 #[derive(Debug)]
 pub struct Sidecar {
@@ -56,6 +77,7 @@ impl Sidecar {
         ns: &NetNs,
         rules: RuleSet,
         identity: &Identity,
+        traffic: Traffic,
         probers: &BTreeMap<String, Value>,
         cgroups: &[PathBuf],
     ) -> Result<Self> {
@@ -69,6 +91,7 @@ impl Sidecar {
             mark: proxy.mark,
             passthrough_source: proxy.passthrough_source,
             transparent: proxy.transparent,
+            traffic,
             pilot_agent: rules.has_pilot_agent(),
             pod_ip: ns.ipv4().into(),
             probers: probers.clone(),

@@ -17,13 +17,14 @@ const HEAD_LIMIT: usize = 64 << 10;
 
 /// The agent of one pod.
 pub(super) struct PilotAgent {
-    pod_ip: IpAddr,
+    app_ip: IpAddr,
     probers: BTreeMap<String, Value>,
 }
 
 impl PilotAgent {
-    pub(super) const fn new(pod_ip: IpAddr, probers: BTreeMap<String, Value>) -> Self {
-        Self { pod_ip, probers }
+    /// For a pod whose apps it probes at `app_ip`.
+    pub(super) const fn new(app_ip: IpAddr, probers: BTreeMap<String, Value>) -> Self {
+        Self { app_ip, probers }
     }
 
     /// Answers one request, and counts it in `asked`.
@@ -98,8 +99,8 @@ impl PilotAgent {
         let mut probe = if let Some(action) = prober.get("httpGet") {
             let (port, path) = (port(action)?, text(action, "path"));
             let mut probe = match text(action, "scheme").as_str() {
-                "HTTPS" => Probe::https(self.pod_ip, port, &path),
-                _ => Probe::http(self.pod_ip, port, &path),
+                "HTTPS" => Probe::https(self.app_ip, port, &path),
+                _ => Probe::http(self.app_ip, port, &path),
             };
             // Forwards the kubelet's headers, with the app's port in Host.
             for (name, value) in head
@@ -117,9 +118,9 @@ impl PilotAgent {
             }
             probe
         } else if let Some(action) = prober.get("tcpSocket") {
-            Probe::tcp(self.pod_ip, port(action)?)
+            Probe::tcp(self.app_ip, port(action)?)
         } else if let Some(action) = prober.get("grpc") {
-            Probe::grpc(self.pod_ip, port(action)?, &text(action, "service"))
+            Probe::grpc(self.app_ip, port(action)?, &text(action, "service"))
         } else {
             bail!("the prober has no action");
         };

@@ -15,9 +15,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use super::Counts;
 use super::inbound::Inbound;
 use super::pilot_agent::PilotAgent;
+use super::{Counts, Traffic};
 use crate::mesh::Identity;
 use crate::{cgroup, netns, rpc};
 
@@ -54,6 +54,7 @@ pub(super) struct Spec {
     pub(super) mark: Option<u32>,
     pub(super) passthrough_source: bool,
     pub(super) transparent: bool,
+    pub(super) traffic: Traffic,
     pub(super) pilot_agent: bool,
     pub(super) pod_ip: IpAddr,
     pub(super) probers: BTreeMap<String, Value>,
@@ -129,6 +130,7 @@ pub fn main(args: &Args) -> Result<()> {
                 mark: spec.mark,
                 passthrough_source: spec.passthrough_source,
                 transparent: spec.transparent,
+                traffic: spec.traffic,
                 counters: Arc::clone(&counters),
             };
             serve(inbound, move |stream| proxy.clone().serve(stream))?;
@@ -144,7 +146,7 @@ pub fn main(args: &Args) -> Result<()> {
                 })?;
             }
             if let Some(listeners) = status {
-                let agent = Arc::new(PilotAgent::new(spec.pod_ip, spec.probers));
+                let agent = Arc::new(PilotAgent::new(spec.traffic.app(spec.pod_ip), spec.probers));
                 let counters = Arc::clone(&counters);
                 serve(listeners, move |stream| {
                     let counters = Arc::clone(&counters);

@@ -22,6 +22,7 @@ mod kernel;
 mod kubelet_restart;
 mod life;
 mod locate;
+mod mesh_settings;
 mod neighbours;
 pub mod node;
 mod pod_pair;
@@ -71,6 +72,7 @@ const GROUPS: &[Group] = &[
     ("versions", versions::run),
     ("rules", rules::run),
     ("exemption", exemption::run),
+    ("mesh-settings", mesh_settings::run),
     ("families", families::run),
     ("http", http::run),
     ("ports", ports::run),

@@ -22,6 +22,7 @@ fn pod(probes: Vec<Probe>, rewritten: Option<Rewritten>) -> Pod {
         ips_are_old: false,
         mesh: Mesh::Istio,
         inbound: Inbound::by_default(Mesh::Istio),
+        localhost: false,
         proxy_uid: None,
         probes,
         rewritten,

@@ -217,6 +217,7 @@ fn pod(uid: u8, port: u16) -> Pod {
         ips_are_old: false,
         mesh: Mesh::Istio,
         inbound: Inbound::by_default(Mesh::Istio),
+        localhost: false,
         proxy_uid: None,
         probes: vec![Probe {
             container: "app".to_owned(),
@@ -373,6 +374,7 @@ fn a_pod_applied_again_keeps_its_endpoints_and_counts() {
 fn a_pod_whose_mesh_or_namespace_changed_is_searched_for_again() {
     for change in [
         |pod: &mut Pod| pod.mesh = Mesh::Consul,
+        |pod: &mut Pod| pod.localhost = true,
         |pod: &mut Pod| pod.proxy_uid = Some(1),
         |pod: &mut Pod| pod.netns = Some("/elsewhere".into()),
     ] {

@@ -1,0 +1,13 @@
+//! Pods whose mesh is set up in an unusual way, or that make rules of their own.
+
+mod localhost;
+
+use anyhow::Result;
+
+use super::cases::Cases;
+use super::env::Env;
+
+pub fn run(cases: &mut Cases) -> Result<()> {
+    let env = Env::start(cases, &[])?;
+    localhost::run(cases, &env)
+}
