@@ -68,7 +68,7 @@ impl HttpCheck<'_> {
         spent: &mut Option<TcpStream>,
     ) -> Result<Finding, Failure> {
         let mut scheme = self.scheme;
-        let mut hop: Option<Hop> = None;
+        let mut hop: Option<Box<Hop>> = None;
         let mut head = Vec::new();
         for _ in 0..REQUESTS_LIMIT {
             let mut stream = connection.map_err(|error| Finding::dial(&error))?;
@@ -90,21 +90,23 @@ impl HttpCheck<'_> {
             let request = parse(self.head)?;
             let from = match hop {
                 Some(hop) => hop,
-                None => self.first_hop(&request)?,
+                None => Box::new(self.first_hop(&request)?),
             };
             let (next, referer) = match from.step(self.address.ip(), location) {
                 Step::Follow(next, referer) => (next, referer),
                 Step::Elsewhere => {
-                    return Ok(Finding::healthy(format!(
-                        "HTTP {} redirect to another host, which the kubelet does not follow",
-                        response.status
-                    )));
+                    // The kubelet gets the status without a Location, so it records the same warning as without us.
+                    return Ok(Finding {
+                        detail: "redirect to another host, which the kubelet does not follow"
+                            .to_owned(),
+                        ..Finding::answered(response.status)
+                    });
                 }
                 Step::Invalid(what) => {
                     return Err(Finding::without_answer(Reason::BadResponse, what).into());
                 }
             };
-            head = request.redirected(&next.target(), next.host(), referer.as_deref());
+            head = request.redirected(&next, referer.as_deref());
             scheme = next.scheme();
             let address = SocketAddr::new(self.address.ip(), next.port());
             connection = dial(self.dialer, address).await;

@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::verdict::{Reason, Verdict};
 
 pub mod dial;
+mod go_url;
 pub mod grpc;
 pub mod http;
 pub mod http1;

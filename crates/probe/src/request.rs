@@ -2,6 +2,8 @@
 
 use std::mem::MaybeUninit;
 
+use super::redirect::Hop;
+
 /// Most headers in a request that is parsed.
 pub use model::bounds::HEADERS_LIMIT;
 
@@ -79,7 +81,7 @@ impl<'a> Request<'a> {
 
     /// The head without Authorization, as the kubelet sends it when a hook falls back from TLS to plaintext.
     pub fn without_authorization(&self) -> Vec<u8> {
-        let mut head = Head::get(self.target);
+        let mut head = Head::get(self.target.as_bytes());
         for (name, value) in self.but(&["authorization"]) {
             head.header(name, value);
         }
@@ -97,7 +99,7 @@ impl<'a> Request<'a> {
     /// The head for the app, of a probe that was sent to an agent's port `from`: `target` on the app's port `to`.
     /// The kubelet's headers are unchanged except Connection, and a Host that contains the agent's port.
     pub fn rewritten(&self, target: &str, from: u16, to: u16) -> Vec<u8> {
-        let mut head = Head::get(target);
+        let mut head = Head::get(target.as_bytes());
         for (name, value) in self.but(&["connection"]) {
             if name.eq_ignore_ascii_case("host") {
                 head.header(name, &with_port(value, from, to));
@@ -109,24 +111,36 @@ impl<'a> Request<'a> {
         head.finish()
     }
 
-    /// The head that follows a redirect to `target`: the same headers, with `host`, and with the Referer unless
-    /// the kubelet sent one itself.
-    pub fn redirected(&self, target: &str, host: &[u8], referer: Option<&str>) -> Vec<u8> {
-        let mut head = Head::get(target);
+    /// The head that follows a redirect to `hop`: the same headers, with its Host, and with the Referer and with its
+    /// Authorization unless the kubelet sent its own.
+    pub fn redirected(&self, hop: &Hop, referer: Option<&[u8]>) -> Vec<u8> {
+        let mut head = Head::get(&hop.target());
         if self.header("host").is_none() {
-            head.header("Host", host);
+            head.header("Host", hop.host());
         }
+        let authorization = hop.authorization();
+        let replaced = |name: &str, value: &[u8]| {
+            name.eq_ignore_ascii_case("authorization")
+                && value.is_empty()
+                && authorization.is_some()
+        };
         for (name, value) in &self.headers {
             if name.eq_ignore_ascii_case("host") {
-                head.header(name, host);
-            } else {
+                head.header(name, hop.host());
+            } else if !replaced(name, value) {
                 head.header(name, value);
             }
         }
+        let has = |name| self.header(name).is_some_and(|value| !value.is_empty());
         if let Some(referer) = referer
-            && self.header("referer").is_none()
+            && !has("referer")
         {
-            head.header("Referer", referer.as_bytes());
+            head.header("Referer", referer);
+        }
+        if let Some(authorization) = &authorization
+            && !has("authorization")
+        {
+            head.header("Authorization", authorization.as_bytes());
         }
         head.finish()
     }
@@ -144,10 +158,10 @@ fn with_port(host: &[u8], from: u16, to: u16) -> Vec<u8> {
 struct Head(Vec<u8>);
 
 impl Head {
-    fn get(target: &str) -> Self {
+    fn get(target: &[u8]) -> Self {
         let mut bytes = Vec::with_capacity(512);
         bytes.extend_from_slice(b"GET ");
-        bytes.extend_from_slice(target.as_bytes());
+        bytes.extend_from_slice(target);
         bytes.extend_from_slice(b" HTTP/1.1\r\n");
         Self(bytes)
     }
@@ -168,6 +182,8 @@ impl Head {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redirect::Step;
+    use model::Scheme;
 
     const HEAD: &[u8] = b"GET /app-health/app/livez HTTP/1.1\r\nHost: 10.0.0.1:15020\r\n\
         User-Agent: kube-probe/1.36\r\nX-CaSe: a:15020\r\nKeep-Alive: 5\r\nTE: trailers\r\n\
@@ -220,19 +236,46 @@ mod tests {
         }
     }
 
+    /// The request after a redirect of `head` to `location`.
+    fn redirected(head: &[u8], location: &str) -> String {
+        let address = "10.0.0.1:8080".parse().expect("an address");
+        let first = Hop::first(Scheme::Http, address, "/", None).expect("a hop");
+        match first.step(address.ip(), location.as_bytes()) {
+            Step::Follow(hop, referer) => text(parse(head).redirected(&hop, referer.as_deref())),
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn a_redirected_request_has_the_kubelets_headers_and_a_referer() {
         assert_eq!(
-            text(
-                parse(b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nConnection: close\r\n\r\n")
-                    .redirected("/b", b"10.0.0.1:80", Some("http://10.0.0.1:80/"))
+            redirected(
+                b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nConnection: close\r\n\r\n",
+                "http://10.0.0.1:80/b"
             ),
             "GET /b HTTP/1.1\r\nHost: 10.0.0.1:80\r\nX: 1\r\nConnection: close\r\n\
-             Referer: http://10.0.0.1:80/\r\n\r\n"
+             Referer: http://10.0.0.1:8080/\r\n\r\n"
         );
-        let own = parse(b"GET / HTTP/1.1\r\nHost: a\r\nReferer: mine\r\n\r\n");
-        assert!(text(own.redirected("/b", b"a", Some("other"))).contains("Referer: mine\r\n"));
-        assert!(!text(own.redirected("/b", b"a", Some("other"))).contains("other"));
+        let own = redirected(b"GET / HTTP/1.1\r\nHost: a\r\nReferer: mine\r\n\r\n", "/b");
+        assert!(own.contains("Referer: mine\r\n"), "{own}");
+        assert!(!own.contains("8080/\r\n"), "{own}");
+    }
+
+    #[test]
+    fn a_user_in_the_location_becomes_an_authorization_unless_there_is_one() {
+        const BASIC: &str = "Authorization: Basic dTpw\r\n";
+        let location = "http://u:p@10.0.0.1:8080/b";
+        for (header, has) in [
+            ("X: 1", true),
+            ("Authorization:", true),
+            ("authorization: Bearer x", false),
+        ] {
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{header}\r\n\r\n");
+            let head = redirected(head.as_bytes(), location);
+            assert_eq!(head.contains(BASIC), has, "{head}");
+            let lower = head.to_ascii_lowercase();
+            assert_eq!(lower.matches("authorization:").count(), 1, "{head}");
+        }
     }
 
     #[test]

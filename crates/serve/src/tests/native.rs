@@ -250,9 +250,9 @@ async fn a_redirect_to_another_port_of_the_pod_is_followed() {
 }
 
 #[tokio::test]
-async fn a_redirect_to_another_host_is_a_success_and_not_followed() {
+async fn a_redirect_to_another_host_is_the_answer_and_not_followed() {
     let (result, heads) = redirected(|_, port| Some(format!("http://127.0.0.2:{port}/"))).await;
-    assert_eq!((result, heads.len()), ((200, Reason::Healthy), 1));
+    assert_eq!((result, heads.len()), ((302, Reason::Healthy), 1));
 }
 
 #[tokio::test]
