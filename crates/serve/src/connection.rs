@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
-use super::Handler;
 use super::answer::{self, reset, reset_on_drop};
 use super::classify::{Decision, decide};
+use super::idle::Watch;
 use super::relay::{copy_bidirectional, relay};
 use super::run::{bounded, deadline, expired, given_up};
 use super::table::{Endpoint, NativeRoutes, Route, Routes};
+use super::{Handler, drained};
 use model::{Action, ProbeMode};
 use probe::dial::dial;
 use probe::http::HttpCheck;
@@ -33,6 +34,9 @@ const SPLICE_BYTES: usize = 64 * 1024;
 
 /// How long a splice may go on after the kubelet has ended its side.
 const SPLICE_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a splice must have been idle to be closed while the handler drains.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// Detail of a verdict about a pod whose sockets may be in a guest.
 const ELSEWHERE: &str = "neither app nor pilot-agent listens in the pod's network namespace: the app runs in a guest, or \
@@ -253,9 +257,16 @@ impl Connection<'_> {
             reset(app);
             return Err(given_up(route, self.since));
         }
-        let spliced = match app.write_all(&self.bytes).await {
-            Ok(()) => copy_bidirectional(&mut self.kubelet, &mut app, Some(SPLICE_GRACE)).await,
-            Err(error) => Err(error),
+        let watch = Watch::new(&self.bytes);
+        let idle = idle_in_drain(self.handler, &watch, deadline);
+        let copied = async {
+            app.write_all(&self.bytes).await?;
+            let grace = Some(SPLICE_GRACE);
+            copy_bidirectional(&mut self.kubelet, &mut app, grace, Some(&watch)).await
+        };
+        let spliced = tokio::select! {
+            copied = copied => copied,
+            () = idle => Ok(()),
         };
         let detail = match &spliced {
             Ok(()) => String::new(),
@@ -271,6 +282,18 @@ impl Connection<'_> {
     fn conclude(&self, route: &Route, finding: Finding) {
         self.handler
             .conclude(self.endpoint, route, finding, self.since);
+    }
+}
+
+/// Returns once the handler drains and the splice is an idle connection, which the kubelet's client of lifecycle hooks
+/// keeps for reuse. Until `deadline` it may be a probe.
+async fn idle_in_drain(handler: &Handler, watch: &Watch, deadline: Option<Instant>) {
+    drained(&mut handler.drain.subscribe()).await;
+    if let Some(deadline) = deadline {
+        sleep_until(deadline).await;
+    }
+    while watch.idle_for().is_none_or(|idle| idle < QUIET) {
+        sleep(QUIET).await;
     }
 }
 

@@ -28,6 +28,7 @@ mod connection;
 pub mod cost;
 pub mod flows;
 mod identify;
+mod idle;
 pub mod metrics;
 pub mod note;
 pub mod pulse;
@@ -67,18 +68,16 @@ pub struct Handler {
     pub slow: SlowLane,
     /// Called when a pod's checks have cost so much that it is not served for a while.
     pub exclude: Box<dyn Fn(&PodId) + Send + Sync>,
+    /// Set to true to end [`Handler::serve`].
+    pub drain: watch::Sender<bool>,
 }
 
 impl Handler {
-    /// Accepts and serves connections while `worker`, on whose thread this runs, has the turn, until `drain` becomes true
-    /// (or its sender is dropped). Then serves what is left in the backlog, and returns when the last connection has ended.
+    /// Accepts and serves connections while `worker`, on whose thread this runs, has the turn, until [`Self::drain`] becomes
+    /// true. Then serves what is left in the backlog, and returns when the last connection has ended or is idle.
     /// Has no deadline: dropping it ends all connections at once. Call it once for each listener and worker.
-    pub async fn serve(
-        self: Arc<Self>,
-        worker: Arc<Worker>,
-        listener: StdListener,
-        mut drain: watch::Receiver<bool>,
-    ) {
+    pub async fn serve(self: Arc<Self>, worker: Arc<Worker>, listener: StdListener) {
+        let mut drain = self.drain.subscribe();
         let mut connections = JoinSet::new();
         let mut failing = false;
         let mut turns = worker.turns();

@@ -6,13 +6,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, copy};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest, copy};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::tcp::WriteHalf;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::answer::reset;
+use super::idle::{End, Watch, Watched};
 
 /// After this long without traffic TCP probes the peer, and again after the same time: a peer that vanished is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -26,7 +27,8 @@ const PACE: Duration = Duration::from_millis(50);
 const CONNECT: Duration = Duration::from_secs(30);
 
 /// Copies bytes both ways until both ends have closed. Passes on half-closes. `grace`: how long the app may
-/// go on once the kubelet has ended its side; none: until it ends its own, or either connection fails.
+/// go on once the kubelet has ended its side; none: until it ends its own, or either connection fails. `watch` is shown what
+/// is read.
 ///
 /// # Errors
 /// The first error of either connection.
@@ -34,6 +36,7 @@ pub(super) async fn copy_bidirectional(
     kubelet: &mut TcpStream,
     app: &mut TcpStream,
     grace: Option<Duration>,
+    watch: Option<&Watch>,
 ) -> io::Result<()> {
     for stream in [&*kubelet, &*app] {
         stream.set_nodelay(true)?;
@@ -44,7 +47,12 @@ pub(super) async fn copy_bidirectional(
         )?;
     }
     let (mut kubelet_read, mut kubelet_write) = kubelet.split();
-    let (mut app_read, mut app_write) = app.split();
+    let (app_read, mut app_write) = app.split();
+    let mut app_read = Watched {
+        stream: app_read,
+        from: End::App,
+        watch,
+    };
     // A splice has a grace. It serves a probe, of whose answer the kubelet reads little.
     let full_speed = match grace {
         Some(_) => FULL_SPEED_BYTES,
@@ -52,6 +60,11 @@ pub(super) async fn copy_bidirectional(
     };
     let mut down = pin!(one_way(&mut app_read, &mut kubelet_write, full_speed));
     {
+        let mut kubelet_read = Watched {
+            stream: &mut kubelet_read,
+            from: End::Kubelet,
+            watch,
+        };
         let mut up = pin!(one_way(&mut kubelet_read, &mut app_write, u64::MAX));
         tokio::select! {
             done = &mut down => {
@@ -95,7 +108,7 @@ pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[
     };
     let relayed = async {
         app.write_all(bytes).await?;
-        copy_bidirectional(&mut kubelet, &mut app, None).await
+        copy_bidirectional(&mut kubelet, &mut app, None, None).await
     };
     if let Err(error) = relayed.await {
         debug!(%address, %error, "relayed connection failed");
@@ -106,7 +119,7 @@ pub(super) async fn relay(mut kubelet: TcpStream, address: SocketAddr, bytes: &[
 
 /// Copies to the end: the first `full_speed` bytes at full speed, the rest at [`PACED_BYTES`] every [`PACE`].
 async fn one_way(
-    from: &mut ReadHalf<'_>,
+    from: &mut (impl AsyncRead + Unpin),
     to: &mut WriteHalf<'_>,
     full_speed: u64,
 ) -> io::Result<()> {
@@ -151,7 +164,7 @@ mod tests {
             read
         };
         let (relayed, (), read) = tokio::join!(
-            copy_bidirectional(&mut kubelet, &mut app, grace),
+            copy_bidirectional(&mut kubelet, &mut app, grace, None),
             sending,
             reading
         );

@@ -100,7 +100,7 @@ impl HandlerThread {
         }
 
         let (turns, turn) = watch::channel(0);
-        let (drain, draining) = watch::channel(false);
+        let drain = handler.drain.clone();
         let (end, ended) = watch::channel(0);
         let mut workers = Vec::new();
         for (index, name) in NAMES.into_iter().enumerate() {
@@ -111,13 +111,7 @@ impl HandlerThread {
                 .map(StdListener::try_clone)
                 .collect::<Result<Vec<_>, _>>()?;
             let beating = beat(Arc::clone(&handler), Arc::clone(&worker), missing.clone());
-            let work = serve(
-                Arc::clone(&handler),
-                worker,
-                listeners,
-                draining.clone(),
-                beating,
-            );
+            let work = serve(Arc::clone(&handler), worker, listeners, beating);
             let end = end.clone();
             let _thread = spawn(name, move |runtime| {
                 if let Err(error) = runtime.block_on(work) {
@@ -248,13 +242,12 @@ async fn serve(
     handler: Arc<Handler>,
     worker: Arc<Worker>,
     listeners: Vec<StdListener>,
-    draining: watch::Receiver<bool>,
     beating: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     // As tasks, because each wake-up of the runtime's root future costs an additional event.
     let mut serving = JoinSet::new();
     for listener in listeners {
-        let serve = Arc::clone(&handler).serve(Arc::clone(&worker), listener, draining.clone());
+        let serve = Arc::clone(&handler).serve(Arc::clone(&worker), listener);
         let _ = serving.spawn(serve);
     }
     let beating = tokio::spawn(beating);

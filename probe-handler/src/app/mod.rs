@@ -217,6 +217,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         exclude: Box::new(move |pod| {
             let _ = excluded.send(pod.clone());
         }),
+        drain: watch::Sender::new(false),
     });
     let handler = HandlerThread::start(handler, slow_connections, config.handler_port, &missing)?;
     let outlive_ns = u64::try_from(config.outlive.as_nanos())?;

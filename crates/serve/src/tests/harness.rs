@@ -91,6 +91,7 @@ impl World {
         for endpoint in endpoints {
             table.insert(Arc::new(endpoint));
         }
+        let drain = watch::Sender::new(false);
         let handler = Arc::new(Handler {
             flows: Arc::clone(&flows) as Arc<dyn Flows>,
             table,
@@ -102,6 +103,7 @@ impl World {
                 let excluded = Arc::clone(&excluded);
                 move |pod| excluded.lock().push(pod.clone())
             }),
+            drain: drain.clone(),
         });
         let (turns, turn) = watch::channel(0);
         let worker = Arc::new(Worker::new("handler", 0, turn));
@@ -111,9 +113,7 @@ impl World {
         let (listener, address) = listening().await;
         saved_syn::keep(&listener).expect("kept");
         let listener = listener.into_std().expect("a listener");
-        let (drain, drained) = watch::channel(false);
-        let serving =
-            tokio::spawn(Arc::clone(&handler).serve(Arc::clone(&worker), listener, drained));
+        let serving = tokio::spawn(Arc::clone(&handler).serve(Arc::clone(&worker), listener));
         Self {
             handler,
             address,
@@ -318,9 +318,18 @@ pub(super) fn nobody() -> SocketAddr {
 
 /// The ClientHello of a TLS client that dials `server`.
 pub(crate) fn client_hello(server: &str) -> Vec<u8> {
+    client_hello_of(server, rustls::ALL_VERSIONS)
+}
+
+/// The ClientHello of a TLS client of these versions. Like the kubelet's, one of TLS 1.2 does not offer to resume a session
+/// of TLS 1.3.
+pub(super) fn client_hello_of(
+    server: &str,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .expect("versions")
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::harness::*;
@@ -160,6 +161,78 @@ async fn a_splice_ends_soon_after_the_kubelet_hangs_up_even_if_the_app_does_not(
     let began = Instant::now();
     assert_eq!(verdict(&https).await.reason, Reason::Spliced);
     assert!(began.elapsed() < LONG / 2);
+}
+
+/// Sends `bytes` from one end to the other.
+async fn pass(from: &mut TcpStream, to: &mut TcpStream, bytes: Vec<u8>) {
+    from.write_all(&bytes).await.expect("write");
+    let _ = to
+        .read_exact(&mut vec![0; bytes.len()])
+        .await
+        .expect("read");
+}
+
+/// An HTTPS hook's connection that the kubelet keeps open after the answer, with the TLS of Go's client and server as far as
+/// it can be seen from outside. `answered`: whether the app has answered.
+/// `timeout`: that of a probe of the same port, if there is one.
+async fn kept_open(answered: bool, timeout: Option<Duration>) -> (World, TcpStream, TcpStream) {
+    let (listener, address) = listening().await;
+    let (https, _, mut native) = routes(address.port(), timeout.unwrap_or(LONG));
+    if timeout.is_none() {
+        native.https = Some(route(ProbeKind::PreStop, https.action.clone(), LONG));
+    }
+    let world = World::new([endpoint(address, Routes::Native(native))]).await;
+    let mut kubelet = world.connect(address).await;
+    let hello = client_hello_of("10.0.0.7", &[&rustls::version::TLS12]);
+    kubelet.write_all(&hello).await.expect("write");
+    let (mut app, _) = listener.accept().await.expect("accept");
+    let _ = app
+        .read_exact(&mut vec![0; hello.len()])
+        .await
+        .expect("read");
+    let record = |kind: u8, length: u8| {
+        let mut record = vec![kind, 3, 3, 0, length];
+        record.resize(5 + usize::from(length), 0);
+        record
+    };
+    // The server's handshake, the client's (change of cipher, Finished) and its request, and the answer.
+    pass(
+        &mut app,
+        &mut kubelet,
+        [record(22, 90), record(23, 53)].concat(),
+    )
+    .await;
+    let request = [record(20, 1), record(23, 53), record(23, 131)].concat();
+    pass(&mut kubelet, &mut app, request).await;
+    if answered {
+        pass(&mut app, &mut kubelet, record(23, 92)).await;
+    }
+    (world, kubelet, app)
+}
+
+#[tokio::test]
+async fn draining_closes_a_connection_that_the_kubelet_only_keeps_for_reuse() {
+    for timeout in [None, Some(Duration::from_millis(300))] {
+        let (world, mut kubelet, mut app) = kept_open(true, timeout).await;
+        world.drain.send_replace(true);
+        for end in [&mut kubelet, &mut app] {
+            assert_eq!(read_all(end).await.expect("the end"), "");
+        }
+        tokio::time::timeout(LONG, world.serving)
+            .await
+            .expect("serving ends")
+            .expect("no panic");
+    }
+}
+
+#[tokio::test]
+async fn draining_waits_for_the_answer_to_a_hook_over_tls() {
+    let (world, mut kubelet, mut app) = kept_open(false, None).await;
+    world.drain.send_replace(true);
+    let early = tokio::time::timeout(Duration::from_millis(500), kubelet.read_u8()).await;
+    assert!(early.is_err(), "{early:?}");
+    app.write_all(&[23, 3, 3, 0, 1, 0]).await.expect("write");
+    assert_eq!(read_all(&mut kubelet).await.expect("the end").len(), 6);
 }
 
 #[tokio::test]
