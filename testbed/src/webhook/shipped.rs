@@ -41,7 +41,11 @@ impl Cluster {
             object["metadata"]["namespace"] = json!(NAMESPACE);
             api.put(resource, object)?;
         }
-        let configuration = manifest(CONFIGURATION)?;
+        let mut configuration = manifest(CONFIGURATION)?;
+        let webhooks = configuration["webhooks"].as_array_mut();
+        for webhook in webhooks.context("the configuration's webhooks")? {
+            webhook["clientConfig"]["service"]["namespace"] = json!(NAMESPACE);
+        }
         let name = configuration["metadata"]["name"].as_str();
         let name = name.context("the configuration's name")?.to_owned();
         api.put(CONFIGURATIONS, configuration)?;
