@@ -75,7 +75,7 @@ fn the_diff_shows_what_would_change() {
     let (_, original) = sample("liveness-http.yaml");
     let diff = good(&["-f", "-", "--diff"], &original);
     assert!(
-        diff.starts_with("--- standard input\n+++ standard input\n@@ "),
+        diff.starts_with("--- standard input\t\n+++ standard input\t\n@@ "),
         "{diff}"
     );
     let changed = |sign: char| {
