@@ -276,10 +276,14 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         start_source(&config, &readiness, parts, events, &mut tasks).await?;
     }
     let adopting = Arc::clone(&attachment);
+    let unwanted = (!config.kernel_path).then(|| config.bpffs.clone());
     spawn(&mut tasks, async move {
-        // An error says that the registry is gone.
+        // An error means that the registry is gone.
         if stand.await.is_ok() {
             adopting.lock().programs.adopt();
+            if let Some(pins) = unwanted {
+                remove_pins(&pins);
+            }
         }
         std::future::pending().await
     });
@@ -312,6 +316,23 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         drain_timeout: config.drain_timeout,
         tasks,
     })
+}
+
+/// Removes the pins of an earlier daemon that used the kernel path, which this one does not use. Its programs then end
+/// with it.
+fn remove_pins(pins: &std::path::Path) {
+    match kernel::pins::remove_all(pins) {
+        Ok(true) => tracing::info!(
+            pins = %pins.display(),
+            "removed the kernel path of an earlier daemon, because --kernel-path is false"
+        ),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(
+            pins = %pins.display(),
+            %error,
+            "the kernel path of an earlier daemon remains: run `probe-handler cleanup` on the node"
+        ),
+    }
 }
 
 /// Loads the programs on a separate thread, which then ends. Unlike the threads for blocking work, it keeps all

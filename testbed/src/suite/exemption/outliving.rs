@@ -23,7 +23,7 @@ use crate::kubelet::{Kubelet, Probe};
 use crate::pod::Pod;
 use crate::run::Run;
 use crate::suite::cases::Cases;
-use crate::suite::env::GRACE;
+use crate::suite::env::{GRACE, HANDLER_PATH};
 use crate::suite::pod_pair::Family;
 use crate::{pace, wait};
 
@@ -95,9 +95,11 @@ impl Node<'_> {
     fn daemon(&self, name: &str, pods: Option<&Path>, args: &[&str]) -> Result<Daemon> {
         let mut spec = DaemonSpec::new(name)
             .kubelet_cgroup(self.cgroup)
-            .arg("--kernel-path")
             .arg("--bpffs")
             .arg(&self.pins().display().to_string());
+        if !args.contains(&HANDLER_PATH) {
+            spec = spec.arg("--kernel-path");
+        }
         for arg in args {
             spec = spec.arg(arg);
         }
@@ -197,6 +199,18 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         wait::until("the end of the lease", SOON, || {
             node.captured(node.kubelet, pod).ok()
         })
+    });
+    cases.case("outliving/a-daemon-without-it-removes-it", || {
+        let mut daemon = node.daemon("before", Some(&pods), &[])?;
+        node.served(&daemon, pod)?;
+        let _status = daemon.kill()?;
+        let without = node.daemon("without", Some(&pods), &[HANDLER_PATH])?;
+        without.wait_served(pod)?;
+        wait::until("the pins to go", SOON, || {
+            (!node.pins().exists()).then_some(())
+        })?;
+        drop(without);
+        wait::until("the mesh", SOON, || node.captured(node.kubelet, pod).ok())
     });
     cases.case("outliving/cleanup-leaves-nothing", || {
         let mut daemon = node.daemon("cleaned", Some(&pods), &[])?;
