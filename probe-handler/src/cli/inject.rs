@@ -163,17 +163,17 @@ mod tests {
     #[test]
     fn names_are_those_that_patch_takes() {
         for (file, name) in [
-            ("/work/app.yaml", "app.yaml"),
-            ("/work/deploy/app.yaml", "deploy/app.yaml"),
-            ("/work/my app.yaml", "my app.yaml\t"),
+            ("/srv/app.yaml", "app.yaml"),
+            ("/srv/deploy/app.yaml", "deploy/app.yaml"),
+            ("/srv/my app.yaml", "my app.yaml\t"),
             ("/elsewhere/app.yaml", "elsewhere/app.yaml"),
-            ("/workers/app.yaml", "workers/app.yaml"),
-            ("/work/ä.yaml", "ä.yaml"),
-            ("/work/a\tb.yaml", "\"a\\011b.yaml\""),
-            ("/work/a\n+b.yaml", "\"a\\012+b.yaml\""),
-            ("/work/\"a\\.yaml", "\"\\\"a\\\\.yaml\""),
+            ("/srv2/app.yaml", "srv2/app.yaml"),
+            ("/srv/ä.yaml", "ä.yaml"),
+            ("/srv/a\tb.yaml", "\"a\\011b.yaml\""),
+            ("/srv/a\n+b.yaml", "\"a\\012+b.yaml\""),
+            ("/srv/\"a\\.yaml", "\"\\\"a\\\\.yaml\""),
         ] {
-            let file = patched(Path::new("/work"), Path::new(file));
+            let file = patched(Path::new("/srv"), Path::new(file));
             assert_eq!(quoted(file), name);
         }
     }
