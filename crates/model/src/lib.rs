@@ -245,6 +245,28 @@ pub struct Rewritten {
     pub originals: Vec<(String, Probe)>,
 }
 
+/// Which path serves plaintext HTTP where both can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpBy {
+    /// The handler, and the kernel path while the handler does not answer.
+    #[default]
+    Handler,
+    /// The kernel path alone.
+    Kernel,
+}
+
+impl HttpBy {
+    /// The value of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "handler" => Some(Self::Handler),
+            "kernel" => Some(Self::Kernel),
+            _ => None,
+        }
+    }
+}
+
 /// A pod whose probes the handler serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
@@ -260,7 +282,11 @@ pub struct Pod {
     /// Which of its inbound connections the mesh redirects.
     pub inbound: Inbound,
     /// Whether the mesh connects to the app at the pod's loopback address instead of the pod's own. Then so do probes.
+    #[serde(default)]
     pub localhost: bool,
+    /// What serves its plaintext HTTP probes, if annotations set that.
+    #[serde(default)]
+    pub http: Option<HttpBy>,
     /// Consul only: the proxy's uid, with which the in-pod dial's socket must be created.
     pub proxy_uid: Option<u32>,
     /// Probes that the kubelet sends to the app's own ports.

@@ -10,7 +10,9 @@ use crate::inbound;
 use crate::mesh::{annotation, consul_proxy_uid, mesh_of, proxy_runs};
 use crate::probers::{Recovered, is_at_localhost, recover};
 use crate::probes::probes;
-use crate::scope::{EXEMPT, KUBEVIRT, Selection, VIRT_LAUNCHER, exempt, is_virtual_machine};
+use crate::scope::{
+    EXEMPT, HTTP, KUBEVIRT, Selection, VIRT_LAUNCHER, exempt, http, is_virtual_machine,
+};
 use crate::skipped::{SkipReason, SkippedProbe};
 use model::bounds::{Quota, SKIPPED_LIMIT};
 use model::{self, Mesh, PodId, Probe, ProbeMode};
@@ -143,6 +145,12 @@ pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
         ));
         None
     });
+    let http = http(pod).unwrap_or_else(|value| {
+        parsed.warnings.push(format!(
+            "annotation {HTTP} is {value:?}, must be \"handler\" or \"kernel\"; ignored"
+        ));
+        None
+    });
     if !selection.selects(exempt, mesh.is_some()) {
         // Nothing else answers on the rewrite port, so these probes are served regardless of the scope.
         if rewritten.as_ref().map(|r| r.mode) != Some(ProbeMode::Rewrite) {
@@ -182,6 +190,7 @@ pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
         mesh,
         inbound: inbound::of(pod, mesh),
         localhost: mesh == Mesh::Istio && is_at_localhost(pod),
+        http,
         proxy_uid,
         probes: native,
         rewritten,

@@ -5,12 +5,16 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use k8s_openapi::api::core::v1::Pod;
+use model::HttpBy;
 use serde::{Deserialize, Serialize};
 
 use crate::mesh::annotation;
 
 /// Annotation of a pod or its namespace: `"true"` exempts the pod's probes from the mesh, `"false"` does not.
 pub const EXEMPT: &str = "probe-handler.io/exempt";
+
+/// Annotation of a pod or its namespace: what serves the pod's plaintext HTTP probes, `"handler"` or `"kernel"`.
+pub const HTTP: &str = "probe-handler.io/http";
 
 /// Label of virtual machines' pods, with value [`VIRT_LAUNCHER`] (kubevirt staging/src/kubevirt.io/api/core/v1
 /// `AppLabel`).
@@ -84,6 +88,17 @@ pub fn exempt(pod: &Pod) -> Result<Option<bool>, &str> {
         Some("false") => Ok(Some(false)),
         Some(other) => Err(other),
     }
+}
+
+/// The value of [`HTTP`] on `pod`.
+///
+/// # Errors
+/// The value, if it is neither `"handler"` nor `"kernel"`.
+pub fn http(pod: &Pod) -> Result<Option<HttpBy>, &str> {
+    let value = annotation(pod, HTTP);
+    value
+        .map(|value| HttpBy::named(value).ok_or(value))
+        .transpose()
 }
 
 /// Whether the app runs in a virtual machine. KubeVirt's packet filters redirect the pod's traffic into it:

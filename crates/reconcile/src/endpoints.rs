@@ -7,10 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::path::{self, HttpBy};
+use crate::path;
 use model::bounds::PROBES_LIMIT;
 use model::inbound::Inbound;
-use model::{Action, Pod, Probe, ProbeMode, Rewritten, Scheme};
+use model::{Action, HttpBy, Pod, Probe, ProbeMode, Rewritten, Scheme};
 use serve::table::{Endpoint, HttpRoute, NativeRoutes, Route, Routes, ServedPod};
 
 /// Most endpoints of one pod: two addresses, with each probe on a port of its own. Someone who may add addresses to a pod
@@ -47,6 +47,8 @@ impl WantedEndpoint {
 pub struct PodRoutes {
     inbound: Option<Inbound>,
     localhost: bool,
+    /// What serves HTTP, if the pod's annotations set it.
+    http: Option<HttpBy>,
     ports: BTreeMap<u16, Routes>,
 }
 
@@ -68,6 +70,7 @@ impl PodRoutes {
         Self {
             inbound: Some(pod.inbound.clone()),
             localhost: pod.localhost,
+            http: pod.http,
             ports,
         }
     }
@@ -87,8 +90,10 @@ impl PodRoutes {
         }
     }
 
-    /// One endpoint for each distinct address of `addresses` and each port, sorted. `kernel`: see [`path::flags`].
+    /// One endpoint for each distinct address of `addresses` and each port, sorted. `kernel`: see [`path::flags`]; the pod's
+    /// annotations take precedence.
     pub fn endpoints(&self, addresses: &[IpAddr], kernel: Option<HttpBy>) -> Vec<WantedEndpoint> {
+        let kernel = kernel.map(|by_default| self.http.unwrap_or(by_default));
         let mut addresses: Vec<_> = addresses.iter().map(IpAddr::to_canonical).collect();
         addresses.sort_unstable();
         addresses.dedup();

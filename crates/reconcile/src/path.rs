@@ -5,18 +5,8 @@
 
 use probe_handler_common::endpoint::{GATE, KERNEL, LOCALHOST, REDIRECT};
 
+use model::HttpBy;
 use serve::table::{NativeRoutes, Routes};
-
-/// Which path serves plaintext HTTP where both can.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HttpBy {
-    /// The handler, and the kernel path while the handler does not answer.
-    #[default]
-    Handler,
-    /// The kernel path alone.
-    Kernel,
-}
 
 /// The flags of an endpoint with `routes`. `kernel`: which path serves HTTP, if the pod can be served by the kernel path;
 /// none if it cannot. `localhost`: see [`model::Pod::localhost`]; the kernel path leads to the pod's own address only.

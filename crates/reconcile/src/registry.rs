@@ -9,9 +9,8 @@ use probe_handler_common::endpoint::EndpointValue;
 
 use crate::EndpointWriter;
 use crate::endpoints::PodRoutes;
-use crate::path::HttpBy;
 use model::netns::NetnsId;
-use model::{Pod, PodId};
+use model::{HttpBy, Pod, PodId};
 use probe::dial::Dial;
 use serve::cost::PodCost;
 use serve::table::{Endpoint, EndpointTable, ServedPod};

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use kernel::exemption::{Error, Exemption, Family, RulesWatch, Trial, trial};
 use kernel::maps::ConnectingMap;
 use kernel::netns::Netns;
-use reconcile::path::HttpBy;
+use model::HttpBy;
 
 /// Number of pods in which rules are installed and tried at once while the handler serves them.
 const AT_ONCE: usize = 4;

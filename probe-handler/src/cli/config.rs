@@ -19,8 +19,8 @@ pub use config_errors::{ConfigError, ConfigErrors};
 pub use webhook::{CertificateSource, SettingsSource, WebhookArgs, WebhookConfig};
 
 use ::webhook::rewrite::Rewriting;
+use model::HttpBy;
 use pods::scope::Scope;
-use reconcile::path::HttpBy;
 
 /// Source of pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

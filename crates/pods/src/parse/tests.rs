@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::scope::Scope;
 use crate::skipped::SkipReason;
+use model::HttpBy;
 
 fn make(manifest: Value) -> ParsedPod {
     make_in(manifest, Selection::default())
@@ -125,6 +126,19 @@ fn a_pod_without_a_mesh_is_served_with_the_annotation() {
     let plain = with("/spec/containers/1/name", json!("other"));
     let pod = make_in(plain, all).pod.unwrap();
     assert_eq!(pod.mesh, Mesh::Unknown);
+}
+
+#[test]
+fn an_annotation_sets_what_serves_http() {
+    for (value, http, warnings) in [
+        ("kernel", Some(HttpBy::Kernel), 0),
+        ("handler", Some(HttpBy::Handler), 0),
+        ("Kernel", None, 1),
+    ] {
+        let parsed = make(with("/metadata/annotations", json!({HTTP: value})));
+        assert_eq!(parsed.pod.unwrap().http, http, "{value}");
+        assert_eq!(parsed.warnings.len(), warnings, "{:?}", parsed.warnings);
+    }
 }
 
 #[test]

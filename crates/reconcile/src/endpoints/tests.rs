@@ -23,6 +23,7 @@ fn pod(probes: Vec<Probe>, rewritten: Option<Rewritten>) -> Pod {
         mesh: Mesh::Istio,
         inbound: Inbound::by_default(Mesh::Istio),
         localhost: false,
+        http: None,
         proxy_uid: None,
         probes,
         rewritten,

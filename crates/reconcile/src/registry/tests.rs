@@ -218,6 +218,7 @@ fn pod(uid: u8, port: u16) -> Pod {
         mesh: Mesh::Istio,
         inbound: Inbound::by_default(Mesh::Istio),
         localhost: false,
+        http: None,
         proxy_uid: None,
         probes: vec![Probe {
             container: "app".to_owned(),

@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::object::{ExemptAnnotation, Name, Object, Resource};
+use super::object::{Name, NamespaceAnnotations, Object, Resource};
 use super::table::{Item, Table};
+use model::HttpBy;
 use model::bounds::truncated_to;
 use pods::parse::{NotServed, ParsedPod, parse_pod};
-use pods::scope::{EXEMPT, Scope, Selection};
+use pods::scope::{EXEMPT, HTTP, Scope, Selection};
 
 /// Maximum number of warnings kept per pod.
 const MAX_WARNINGS: usize = 16;
@@ -39,17 +40,15 @@ pub struct Readings {
     not_exempt: Arc<ParsedPod>,
 }
 
-/// The value of annotation [`EXEMPT`] on a namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mark {
-    /// The annotation is not set.
-    None,
-    /// `"true"`.
-    Exempt,
-    /// `"false"`.
-    NotExempt,
-    /// Any other value, with what is wrong.
-    Unreadable(String),
+/// What the annotations of a namespace say about its pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// The value of [`EXEMPT`].
+    pub exempt: Option<bool>,
+    /// The value of [`HTTP`].
+    pub http: Option<HttpBy>,
+    /// What could not be read, and is ignored.
+    pub problems: Vec<String>,
 }
 
 /// Pods and namespaces. Each method that changes them returns whether the results may have changed.
@@ -99,7 +98,10 @@ impl Index {
         let owners = self.owners();
         self.readings()
             .filter(|(name, _, reading)| owners.get(reading.id.uid.as_str()) == Some(name))
-            .map(|(_, _, reading)| Arc::clone(reading))
+            .map(|(name, _, reading)| {
+                let http = self.mark(&name.namespace).and_then(|mark| mark.http);
+                http.map_or_else(|| Arc::clone(reading), |http| with_http(reading, http))
+            })
             .collect()
     }
 
@@ -143,9 +145,8 @@ impl Index {
             }
         }
         for (name, _, mark) in self.namespaces.iter() {
-            if let Mark::Unreadable(why) = mark {
-                problems.push(format!("Namespace {name}: {why}"));
-            }
+            let named = |why| format!("Namespace {name}: {why}");
+            problems.extend(mark.problems.iter().map(named));
         }
         let more = problems.len().saturating_sub(MAX_PROBLEMS);
         if more > 0 {
@@ -163,7 +164,7 @@ impl Index {
                 self.pods.iter().filter(|pod| unreadable(pod.2)).count()
             }
             Resource::Namespaces => {
-                let unreadable = |mark: &Mark| matches!(mark, Mark::Unreadable(_));
+                let unreadable = |mark: &Mark| !mark.problems.is_empty();
                 self.namespaces.iter().filter(|n| unreadable(n.2)).count()
             }
         }
@@ -185,10 +186,10 @@ impl Index {
                     mark
                 }
             };
-            let reading = match mark {
-                Some(Mark::Exempt) => &readings.exempt,
-                Some(Mark::NotExempt) => &readings.not_exempt,
-                None | Some(Mark::None | Mark::Unreadable(_)) => &readings.unmarked,
+            let reading = match mark.and_then(|mark| mark.exempt) {
+                Some(true) => &readings.exempt,
+                Some(false) => &readings.not_exempt,
+                None => &readings.unmarked,
             };
             Some((name, uid, reading))
         })
@@ -263,17 +264,13 @@ pub fn pod_item(object: Object<Box<Pod>>, scope: Scope) -> Item<PodRecord> {
 }
 
 /// What is kept of a namespace that the API server sends.
-pub fn namespace_item(object: Object<ExemptAnnotation>) -> Item<Mark> {
+pub fn namespace_item(object: Object<NamespaceAnnotations>) -> Item<Mark> {
     let value = match object.content {
-        Ok(ExemptAnnotation(None)) => Mark::None,
-        Ok(ExemptAnnotation(Some(value))) => match value.as_str() {
-            "true" => Mark::Exempt,
-            "false" => Mark::NotExempt,
-            other => Mark::Unreadable(bounded(format!(
-                "annotation {EXEMPT} must be \"true\" or \"false\", is {other:?}; ignored"
-            ))),
+        Ok(annotations) => mark(annotations),
+        Err(why) => Mark {
+            problems: vec![bounded(why)],
+            ..Mark::default()
         },
-        Err(why) => Mark::Unreadable(bounded(why)),
     };
     Item {
         name: object.name,
@@ -281,6 +278,42 @@ pub fn namespace_item(object: Object<ExemptAnnotation>) -> Item<Mark> {
         version: object.version,
         value,
     }
+}
+
+fn mark(annotations: NamespaceAnnotations) -> Mark {
+    let mut mark = Mark::default();
+    match annotations.exempt.as_deref() {
+        None => {}
+        Some("true") => mark.exempt = Some(true),
+        Some("false") => mark.exempt = Some(false),
+        Some(other) => mark.problems.push(bounded(format!(
+            "annotation {EXEMPT} must be \"true\" or \"false\", is {other:?}; ignored"
+        ))),
+    }
+    if let Some(value) = annotations.http {
+        mark.http = HttpBy::named(&value);
+        if mark.http.is_none() {
+            mark.problems.push(bounded(format!(
+                "annotation {HTTP} must be \"handler\" or \"kernel\", is {value:?}; ignored"
+            )));
+        }
+    }
+    mark
+}
+
+/// The reading with its namespace's value of [`HTTP`], unless the pod has its own.
+fn with_http(reading: &Arc<ParsedPod>, http: HttpBy) -> Arc<ParsedPod> {
+    let Some(pod) = reading.pod.as_ref().filter(|pod| pod.http.is_none()) else {
+        return Arc::clone(reading);
+    };
+    let pod = model::Pod {
+        http: Some(http),
+        ..model::Pod::clone(pod)
+    };
+    Arc::new(ParsedPod {
+        pod: Some(Arc::new(pod)),
+        ..ParsedPod::clone(reading)
+    })
 }
 
 /// Truncates `text`, because an object's author may have chosen any part of it.

@@ -29,7 +29,7 @@ pub mod watch_error;
 use health::Health;
 use index::{Index, Mark, PodRecord, namespace_item, pod_item};
 use last_known::{LastKnown, Told};
-use object::{ExemptAnnotation, Resource};
+use object::{NamespaceAnnotations, Resource};
 use support::backoff::Timeouts;
 use watch::{Change, Watch};
 use watch_error::{Reason, WatchError};
@@ -79,7 +79,7 @@ pub async fn run<L: Send>(
         keep: Box::new(move |pod| pod_item(pod, scope)),
         changes: pod_changes,
     };
-    let namespace_watch = Watch::<ExemptAnnotation, Mark> {
+    let namespace_watch = Watch::<NamespaceAnnotations, Mark> {
         client,
         fields: None,
         timeouts: options.timeouts,

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use pods::scope::EXEMPT;
+use pods::scope::{EXEMPT, HTTP};
 
 /// The kinds of objects that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,23 +156,34 @@ fn which_run(list: &Value) -> Value {
     statuses.filter_map(one).collect()
 }
 
-/// The value of annotation [`EXEMPT`] on a namespace.
+/// Annotations of a namespace that concern its pods; none: the annotation is not set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExemptAnnotation(pub Option<String>);
+pub struct NamespaceAnnotations {
+    /// [`EXEMPT`].
+    pub exempt: Option<String>,
+    /// [`HTTP`].
+    pub http: Option<String>,
+}
 
-impl Content for ExemptAnnotation {
+impl Content for NamespaceAnnotations {
     const RESOURCE: Resource = Resource::Namespaces;
 
     fn read(mut object: Value) -> Result<Self, String> {
-        let value = object
-            .pointer_mut("/metadata/annotations")
-            .and_then(|annotations| annotations.get_mut(EXEMPT))
-            .map(Value::take);
-        match value {
-            None => Ok(Self(None)),
-            Some(Value::String(value)) => Ok(Self(Some(value))),
-            Some(_) => Err(format!("metadata.annotations.{EXEMPT}: is not a string")),
-        }
+        let mut take = |name: &str| {
+            let value = object
+                .pointer_mut("/metadata/annotations")
+                .and_then(|annotations| annotations.get_mut(name))
+                .map(Value::take);
+            match value {
+                None => Ok(None),
+                Some(Value::String(value)) => Ok(Some(value)),
+                Some(_) => Err(format!("metadata.annotations.{name}: is not a string")),
+            }
+        };
+        Ok(Self {
+            exempt: take(EXEMPT)?,
+            http: take(HTTP)?,
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use super::config_errors::InvalidValue;
 use super::{PodSource, Scope};
 use crate::cli::logging::{self, LogFormat};
 use kernel::locate::hierarchies;
-use reconcile::path::HttpBy;
+use model::HttpBy;
 use webhook::prefix::Prefix;
 
 pub(super) const PODS_REMEDY: &str = "expected kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests";
@@ -222,14 +222,8 @@ pub(super) fn new_file(text: &str) -> Result<PathBuf, InvalidValue> {
 
 /// What serves plaintext HTTP.
 pub(super) fn http(text: &str) -> Result<HttpBy, InvalidValue> {
-    match text {
-        "handler" => Ok(HttpBy::Handler),
-        "kernel" => Ok(HttpBy::Kernel),
-        _ => Err(InvalidValue::new(
-            "neither handler nor kernel",
-            "expected handler or kernel",
-        )),
-    }
+    let invalid = || InvalidValue::new("neither handler nor kernel", "expected handler or kernel");
+    HttpBy::named(text).ok_or_else(invalid)
 }
 
 /// `90s`, `30m`, `24h`, or a number of seconds.

@@ -27,7 +27,20 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
         let args = ["--kernel-path", "--http", "kernel"];
         with(cases, "daemon-http", &args, true)?;
     }
+    cases.case_in("daemon/annotation", annotated);
     Ok(())
+}
+
+/// A pod's annotation takes precedence over `--http`.
+fn annotated(cases: &mut Cases) -> Result<()> {
+    let env = Env::start(cases, &["--kernel-path", "--http", "handler"])?;
+    let spec = declared::pod("annotated").annotation("probe-handler.io/http", "kernel");
+    let pod = env.pod(spec)?;
+    by_kernel(&env.daemon, &pod)?;
+    exempt(&env, || {
+        let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
+        env.passes(&probe).map(drop)
+    })
 }
 
 fn with(cases: &mut Cases, name: &str, args: &[&str], http_by_kernel: bool) -> Result<()> {

@@ -11,7 +11,8 @@ use super::{namespace, pod, with};
 use crate::kube::index::{Index, Mark, PodRecord, namespace_item, pod_item};
 use crate::kube::object::Name;
 use crate::kube::table::{Item, Table};
-use pods::parse::{NotServed, parse_pod};
+use model::HttpBy;
+use pods::parse::{NotServed, ParsedPod, parse_pod};
 use pods::scope::{Scope, Selection};
 
 fn at(object: Value, version: u64) -> Value {
@@ -76,6 +77,41 @@ fn a_reading_is_the_result_of_parse_pod() {
         assert_eq!(expected.mesh_runs, Some(true));
         assert_eq!(index.parsed(), [Arc::new(expected)], "{annotation:?}");
     }
+}
+
+#[test]
+fn a_namespace_sets_what_serves_http_in_pods_that_do_not_set_it() {
+    let mut index = Index::default();
+    let mut own = pod("own");
+    own["metadata"]["annotations"] = json!({"probe-handler.io/http": "handler"});
+    index.apply(record(own));
+    index.apply(record(pod("other")));
+    let https = |index: &Index| -> Vec<_> {
+        let parsed = index.parsed();
+        let http = |pod: &Arc<ParsedPod>| Some((pod.id.name.clone(), pod.pod.as_ref()?.http));
+        parsed.iter().filter_map(http).collect()
+    };
+    let by_handler = ("own".to_owned(), Some(HttpBy::Handler));
+    assert_eq!(
+        https(&index),
+        [("other".to_owned(), None), by_handler.clone()]
+    );
+    let annotated = |value: &str| {
+        let mut shop = namespace("shop", None);
+        shop["metadata"]["annotations"] = json!({"probe-handler.io/http": value});
+        mark(shop)
+    };
+    assert!(index.apply_namespace(annotated("kernel")));
+    let by_kernel = ("other".to_owned(), Some(HttpBy::Kernel));
+    assert_eq!(https(&index), [by_kernel, by_handler.clone()]);
+    assert_eq!(index.problems(), [""; 0]);
+    assert!(index.apply_namespace(annotated("both")));
+    assert_eq!(https(&index), [("other".to_owned(), None), by_handler]);
+    let problems = index.problems();
+    assert!(
+        problems.len() == 1 && problems[0].contains("\"both\""),
+        "{problems:?}"
+    );
 }
 
 #[test]
