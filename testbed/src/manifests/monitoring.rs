@@ -144,7 +144,7 @@ fn alerts_metrics(_: &str, objects: &[Value]) -> Result<()> {
 }
 
 /// The only ConfigMap with the label that Grafana's sidecar looks for, and its only key read.
-/// Each item under "Worth an alert" names a metric that an alert must use.
+/// Each item under "Worth an alert" names a metric, with labels if it has any, that an alert must use.
 fn worth_an_alert(_: &str, objects: &[Value]) -> Result<()> {
     let rules = rules_of(objects);
     if rules.is_empty() {
@@ -159,14 +159,12 @@ fn worth_an_alert(_: &str, objects: &[Value]) -> Result<()> {
         .context("docs/metrics.md names none")?;
     let section = worth.split("\n## ").next().unwrap_or(worth);
     for point in section.lines().filter(|line| line.starts_with("- ")) {
-        let name = names(point)
-            .next()
-            .with_context(|| format!("no metric in {point:?}"))?;
+        let series = series(point).with_context(|| format!("no metric in {point:?}"))?;
         ensure!(
             expressions
                 .iter()
-                .any(|expression| expression.contains(name)),
-            "no alert asks for {name}"
+                .any(|expression| expression.contains(series)),
+            "no alert asks for {series}"
         );
     }
     Ok(())
@@ -237,6 +235,17 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// The first metric in a text, with its labels.
+fn series(text: &str) -> Option<&str> {
+    let name = names(text).next()?;
+    let (_, from) = text.split_at(text.find(name)?);
+    let labels = from.get(name.len()..)?;
+    match labels.strip_prefix('{').and_then(|inner| inner.find('}')) {
+        Some(end) => from.get(..name.len() + end + 2),
+        None => Some(name),
+    }
+}
+
 fn is_documented(name: &str) -> bool {
     let lines = DOCUMENTATION.into_iter().flat_map(str::lines);
     let mut rows = lines.filter(|line| line.starts_with("| `probe_handler_"));
@@ -267,6 +276,14 @@ mod tests {
                 "probe_handler_e"
             ]
         );
+    }
+
+    #[test]
+    fn a_series_has_the_labels_after_its_name() {
+        let text = r#"- `probe_handler_a_total{b="c"}` rises, `probe_handler_d{e="f"} > 0`"#;
+        assert_eq!(series(text), Some(r#"probe_handler_a_total{b="c"}"#));
+        assert_eq!(series("`probe_handler_d == 0`"), Some("probe_handler_d"));
+        assert_eq!(series("none"), None);
     }
 
     #[test]
