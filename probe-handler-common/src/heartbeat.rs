@@ -4,7 +4,7 @@
 pub const BEAT: u32 = 0;
 /// Index into `HEARTBEAT`: the programs' clock at the last datagram of one byte, which requests the time.
 pub const CLOCK: u32 = 1;
-/// Index into `HEARTBEAT`: time of the handler's last heartbeat, also while the handler accepts no connections.
+/// Index into `HEARTBEAT`: when the daemon last showed that it runs, also while the handler accepts no connections.
 pub const LEASE: u32 = 2;
 /// The number of entries of `HEARTBEAT`.
 pub const ENTRIES: u32 = 3;
@@ -21,8 +21,8 @@ pub const fn is_fresh(beat_ns: u64, now_ns: u64, timeout_ns: u64) -> bool {
     beat_ns != STOPPED && now_ns.saturating_sub(beat_ns) <= timeout_ns
 }
 
-/// Whether a daemon whose handler's last heartbeat was at `lease_ns` has been gone for so long that its programs leave all
-/// connections unchanged. Never if `outlive_ns` is 0, nor before the handler's first heartbeat.
+/// Whether a daemon that last showed at `lease_ns` that it runs has been gone for so long that its programs leave all
+/// connections unchanged. Never if `outlive_ns` is 0, nor before it has shown that at all.
 #[inline(always)]
 pub const fn is_over(lease_ns: u64, now_ns: u64, outlive_ns: u64) -> bool {
     outlive_ns != 0 && lease_ns != 0 && now_ns.saturating_sub(lease_ns) > outlive_ns
@@ -45,7 +45,7 @@ mod tests {
         assert!(!is_over(5_000, 15_000, 10_000));
         assert!(is_over(5_000, 15_001, 10_000));
         assert!(!is_over(5_000, u64::MAX, 0), "no limit");
-        assert!(!is_over(0, u64::MAX, 10_000), "no heartbeat yet");
+        assert!(!is_over(0, u64::MAX, 10_000), "it has not started yet");
     }
 
     #[test]

@@ -6,14 +6,17 @@ use probe_handler_common::heartbeat::{BEAT, CLOCK, LEASE, is_fresh, is_over};
 
 use crate::maps::HEARTBEAT;
 
-/// Handles a datagram of `length` bytes: an empty one is a heartbeat, one byte requests the current time.
+/// Handles a datagram of `length` bytes: an empty one is a heartbeat, one byte requests the current time, and more bytes only
+/// show that the daemon runs.
 #[inline(always)]
 pub fn on_datagram(length: u32) {
-    if length == 0 {
-        stamp(BEAT);
-        stamp(LEASE);
-    } else {
-        stamp(CLOCK);
+    match length {
+        0 => {
+            stamp(BEAT);
+            stamp(LEASE);
+        }
+        1 => stamp(CLOCK),
+        _ => stamp(LEASE),
     }
 }
 

@@ -6,11 +6,13 @@
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::Duration;
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, Map, MapData};
 use aya::programs::ProgramError;
 use parking_lot::Mutex;
-use probe_handler_common::heartbeat::{BEAT, CLOCK, STOPPED};
+use probe_handler_common::heartbeat::{BEAT, CLOCK, LEASE, STOPPED};
 
 use serve::pulse::Pulse;
 
@@ -44,6 +46,15 @@ impl Heartbeat {
 }
 
 impl Heartbeat {
+    /// The time since the daemon that pinned its map at `path` last showed that it runs, or nothing if that can't be read.
+    pub(super) fn silence_of(&self, path: &Path) -> Option<Duration> {
+        let map = MapData::from_pin(path).ok()?;
+        let map: Array<MapData, u64> = Map::Array(map).try_into().ok()?;
+        let last = map.get(&LEASE, 0).ok()?;
+        let now = self.now().ok()?;
+        Some(Duration::from_nanos(now.saturating_sub(last)))
+    }
+
     /// The current time of the programs' clock, in nanoseconds.
     ///
     /// # Errors
@@ -60,6 +71,12 @@ impl Pulse for Heartbeat {
     fn beat(&self) {
         if let Err(error) = self.sender.send(&[]) {
             tracing::debug!(%error, "cannot send the heartbeat");
+        }
+    }
+
+    fn live(&self) {
+        if let Err(error) = self.sender.send(&[0; 2]) {
+            tracing::debug!(%error, "cannot report that the daemon runs");
         }
     }
 

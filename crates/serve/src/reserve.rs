@@ -53,7 +53,7 @@ impl Reserve {
         }
         if self.ran_out.load(Ordering::Acquire) {
             if self.fill().is_err() {
-                return;
+                return self.pulse.live();
             }
             self.ran_out.store(false, Ordering::Release);
             tracing::info!("file descriptors are free again: the handler accepts connections");
@@ -68,8 +68,14 @@ impl Reserve {
         last.map(|last| now.saturating_duration_since(last))
     }
 
+    /// Stops the pulse until the next [`Reserve::beat`], and reports that the daemon runs. Must be repeated as that.
+    pub fn pause(&self) {
+        self.stop();
+        self.pulse.live();
+    }
+
     /// Stops the pulse until the next [`Reserve::beat`].
-    pub fn stop(&self) {
+    fn stop(&self) {
         self.pulse.stop();
         *self.last_beat.lock() = None;
     }
@@ -131,12 +137,17 @@ mod tests {
 
     use super::*;
 
+    /// Beats, or -1 after a stop; and reports that the daemon runs.
     #[derive(Default)]
-    struct Counted(AtomicI32);
+    struct Counted(AtomicI32, AtomicI32);
 
     impl Pulse for Counted {
         fn beat(&self) {
             let _ = self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn live(&self) {
+            let _ = self.1.fetch_add(1, Ordering::Relaxed);
         }
 
         fn stop(&self) {
@@ -167,8 +178,17 @@ mod tests {
         reserve.beat();
         let later = Instant::now() + Duration::from_secs(2);
         assert!(reserve.silent_for(later) >= Some(Duration::from_secs(2)));
-        reserve.stop();
+        reserve.pause();
         assert_eq!(reserve.silent_for(later), None);
+    }
+
+    #[test]
+    fn a_daemon_whose_pulse_pauses_still_shows_that_it_runs() {
+        let pulse = Arc::new(Counted::default());
+        let reserve = Reserve::new(Arc::clone(&pulse) as Arc<dyn Pulse>);
+        reserve.pause();
+        assert_eq!(pulse.0.load(Ordering::Relaxed), -1);
+        assert_eq!(pulse.1.load(Ordering::Relaxed), 1);
     }
 
     #[test]

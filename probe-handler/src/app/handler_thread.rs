@@ -129,8 +129,9 @@ impl HandlerThread {
             runtime.block_on(slow.run(weak, lane));
         })?;
         // First heartbeat: from now on the programs may be attached.
-        if usable(missing) {
-            handler.reserve.beat();
+        match usable(missing) {
+            true => handler.reserve.beat(),
+            false => handler.reserve.pause(),
         }
         let (watched, stop) = mpsc::channel();
         let (watching, reserve) = (workers.clone(), Arc::clone(&handler.reserve));
@@ -273,7 +274,7 @@ async fn beat(handler: Arc<Handler>, worker: Arc<Worker>, missing: Missing) {
         }
         match (worker.has_turn(), is_usable) {
             (true, true) => handler.reserve.beat(),
-            (true, false) => handler.reserve.stop(),
+            (true, false) => handler.reserve.pause(),
             (false, _) => {}
         }
     }

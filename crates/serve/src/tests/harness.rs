@@ -67,6 +67,8 @@ struct NoPulse;
 impl Pulse for NoPulse {
     fn beat(&self) {}
 
+    fn live(&self) {}
+
     fn stop(&self) {}
 }
 
