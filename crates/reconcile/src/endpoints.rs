@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::path;
+use crate::path::{self, KernelUse};
 use model::bounds::PROBES_LIMIT;
 use model::inbound::Inbound;
 use model::{Action, HttpBy, Pod, Probe, ProbeMode, Rewritten, Scheme};
@@ -92,8 +92,15 @@ impl PodRoutes {
 
     /// One endpoint for each distinct address of `addresses` and each port, sorted. `kernel`: see [`path::flags`]; the pod's
     /// annotations take precedence.
-    pub fn endpoints(&self, addresses: &[IpAddr], kernel: Option<HttpBy>) -> Vec<WantedEndpoint> {
-        let kernel = kernel.map(|by_default| self.http.unwrap_or(by_default));
+    pub fn endpoints(
+        &self,
+        addresses: &[IpAddr],
+        kernel: Option<KernelUse>,
+    ) -> Vec<WantedEndpoint> {
+        let kernel = kernel.map(|kernel| match (kernel, self.http) {
+            (KernelUse::First(_), Some(http)) => KernelUse::First(http),
+            _ => kernel,
+        });
         let mut addresses: Vec<_> = addresses.iter().map(IpAddr::to_canonical).collect();
         addresses.sort_unstable();
         addresses.dedup();

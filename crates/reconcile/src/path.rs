@@ -8,19 +8,26 @@ use probe_handler_common::endpoint::{GATE, KERNEL, LOCALHOST, REDIRECT};
 use model::HttpBy;
 use serve::table::{NativeRoutes, Routes};
 
-/// The flags of an endpoint with `routes`. `kernel`: which path serves HTTP, if the pod can be served by the kernel path;
-/// none if it cannot. `localhost`: see [`model::Pod::localhost`]; the kernel path leads to the pod's own address only.
-pub fn flags(routes: &Routes, kernel: Option<HttpBy>, localhost: bool) -> u32 {
+/// How a pod uses the kernel path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelUse {
+    /// Wherever the protocol allows it; the value is what serves HTTP.
+    First(HttpBy),
+    /// Only while the handler does not answer: it worked, but the last trial proved nothing.
+    Fallback,
+}
+
+/// The flags of an endpoint with `routes`. `kernel`: how the pod uses the kernel path; none: not at all. `localhost`: see [`model::Pod::localhost`]; the kernel path leads to the pod's own address only.
+pub fn flags(routes: &Routes, kernel: Option<KernelUse>, localhost: bool) -> u32 {
     match routes {
         // The app does not listen on this port, so there is nothing to gate on or to exempt.
         Routes::Rewritten(_) => REDIRECT,
         Routes::Native(_) if localhost => GATE | REDIRECT | LOCALHOST,
         Routes::Native(routes) => match (kind(routes), kernel) {
-            (Kind::Opaque, Some(_)) | (Kind::Http, Some(HttpBy::Kernel)) => KERNEL,
-            (Kind::Http, Some(HttpBy::Handler)) | (Kind::Several, Some(_)) => {
-                GATE | REDIRECT | KERNEL
-            }
             (_, None) => GATE | REDIRECT,
+            (Kind::Opaque, Some(KernelUse::First(_)))
+            | (Kind::Http, Some(KernelUse::First(HttpBy::Kernel))) => KERNEL,
+            (_, Some(_)) => GATE | REDIRECT | KERNEL,
         },
     }
 }
@@ -83,7 +90,7 @@ mod tests {
             native(false, false, false, true),
         ] {
             for http in [HttpBy::Handler, HttpBy::Kernel] {
-                assert_eq!(flags(&routes, Some(http), false), KERNEL);
+                assert_eq!(flags(&routes, Some(KernelUse::First(http)), false), KERNEL);
             }
             assert_eq!(flags(&routes, None, false), GATE | REDIRECT);
         }
@@ -93,8 +100,14 @@ mod tests {
     fn http_takes_the_handlers_path_unless_set_to_the_kernel_path() {
         let http = native(false, true, false, false);
         let both = GATE | REDIRECT | KERNEL;
-        assert_eq!(flags(&http, Some(HttpBy::Handler), false), both);
-        assert_eq!(flags(&http, Some(HttpBy::Kernel), false), KERNEL);
+        assert_eq!(
+            flags(&http, Some(KernelUse::First(HttpBy::Handler)), false),
+            both
+        );
+        assert_eq!(
+            flags(&http, Some(KernelUse::First(HttpBy::Kernel)), false),
+            KERNEL
+        );
         assert_eq!(flags(&http, None, false), GATE | REDIRECT);
     }
 
@@ -106,16 +119,34 @@ mod tests {
             native(true, false, false, true),
         ] {
             for http in [HttpBy::Handler, HttpBy::Kernel] {
-                assert_eq!(flags(&routes, Some(http), false), GATE | REDIRECT | KERNEL);
+                assert_eq!(
+                    flags(&routes, Some(KernelUse::First(http)), false),
+                    GATE | REDIRECT | KERNEL
+                );
             }
             assert_eq!(flags(&routes, None, false), GATE | REDIRECT);
         }
     }
 
     #[test]
+    fn as_a_fallback_the_kernel_path_comes_after_the_handler() {
+        for routes in [
+            native(true, false, false, false),
+            native(false, true, false, false),
+            native(true, true, false, false),
+        ] {
+            let fallback = flags(&routes, Some(KernelUse::Fallback), false);
+            assert_eq!(fallback, GATE | REDIRECT | KERNEL);
+        }
+    }
+
+    #[test]
     fn rewritten_probes_take_the_handlers_path() {
         let rewritten = Routes::Rewritten(Default::default());
-        assert_eq!(flags(&rewritten, Some(HttpBy::Kernel), false), REDIRECT);
+        assert_eq!(
+            flags(&rewritten, Some(KernelUse::First(HttpBy::Kernel)), false),
+            REDIRECT
+        );
     }
 
     #[test]
@@ -124,7 +155,7 @@ mod tests {
             native(true, false, false, false),
             native(false, true, false, false),
         ] {
-            let by_handler = flags(&routes, Some(HttpBy::Kernel), true);
+            let by_handler = flags(&routes, Some(KernelUse::First(HttpBy::Kernel)), true);
             assert_eq!(by_handler, GATE | REDIRECT | LOCALHOST);
         }
         let rewritten = Routes::Rewritten(Default::default());

@@ -9,8 +9,9 @@ use probe_handler_common::endpoint::EndpointValue;
 
 use crate::EndpointWriter;
 use crate::endpoints::PodRoutes;
+use crate::path::KernelUse;
 use model::netns::NetnsId;
-use model::{HttpBy, Pod, PodId};
+use model::{Pod, PodId};
 use probe::dial::Dial;
 use serve::cost::PodCost;
 use serve::table::{Endpoint, EndpointTable, ServedPod};
@@ -42,7 +43,7 @@ pub struct Placement {
     /// What its checks have cost recently.
     pub cost: Arc<PodCost>,
     /// Which path serves HTTP, if our rules are in its namespace; none: the handler serves all its probes.
-    pub kernel: Option<HttpBy>,
+    pub kernel: Option<KernelUse>,
 }
 
 /// Why a pod is not served.
@@ -374,7 +375,7 @@ impl<W: EndpointWriter> Registry<W> {
     }
 
     /// Sets whether the kernel path may serve pod `uid`, and which path serves HTTP then.
-    pub fn set_kernel(&mut self, uid: &str, kernel: Option<HttpBy>) {
+    pub fn set_kernel(&mut self, uid: &str, kernel: Option<KernelUse>) {
         if let Some(entry) = self.pods.get_mut(uid)
             && let Some(placement) = &mut entry.placement
             && placement.kernel != kernel

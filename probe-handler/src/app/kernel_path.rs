@@ -11,6 +11,7 @@ use kernel::exemption::{Error, Exemption, Family, RulesWatch, Trial, trial};
 use kernel::maps::ConnectingMap;
 use kernel::netns::Netns;
 use model::HttpBy;
+use reconcile::path::KernelUse;
 
 /// Number of pods in which rules are installed and tried at once while the handler serves them.
 const AT_ONCE: usize = 4;
@@ -23,6 +24,9 @@ const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
 pub enum Path {
     /// The kernel path, where the protocol allows it.
     Kernel,
+    /// The handler, and the kernel path while the handler does not answer: it worked before, but the last trial proved
+    /// nothing, for the reason given.
+    Fallback(String),
     /// The handler, for all probes, and why.
     Handler(String),
 }
@@ -61,9 +65,13 @@ impl KernelPath {
         }
     }
 
-    /// What serves HTTP on `path`, in the form that the registry takes; None if the handler serves all probes.
-    pub fn kernel(&self, path: &Path) -> Option<HttpBy> {
-        (*path == Path::Kernel).then_some(self.http)
+    /// How the pod uses the kernel path, in the form that the registry takes; None if the handler serves all probes.
+    pub fn kernel(&self, path: &Path) -> Option<KernelUse> {
+        match path {
+            Path::Kernel => Some(KernelUse::First(self.http)),
+            Path::Fallback(_) => Some(KernelUse::Fallback),
+            Path::Handler(_) => None,
+        }
     }
 
     /// Maintains our rules in `netns`, whose pod has `addresses`.
@@ -122,7 +130,11 @@ impl Keeping<'_> {
                 true => None,
                 false => self.kernel_path.turns.acquire().await.ok(),
             };
-            let path = self.establish().await;
+            let worked = matches!(self.reported, Some(Path::Kernel | Path::Fallback(_)));
+            let path = match self.establish().await {
+                Path::Fallback(why) if !worked => Path::Handler(why),
+                path => path,
+            };
             drop(turn);
             if self.reported.as_ref() != Some(&path) {
                 self.attempt = 0;
@@ -179,7 +191,7 @@ impl Keeping<'_> {
                 }
                 kernel_path.try_all(netns, addresses).await
             }
-            Err(why) => Path::Handler(why),
+            Err(path) => path,
         }
     }
 }
@@ -194,11 +206,14 @@ fn by_family(addresses: &[IpAddr]) -> impl Iterator<Item = (Family, IpAddr)> + '
 }
 
 /// Installs our rules for the pod's address families, on a thread that may block in the kernel.
+///
+/// # Errors
+/// The path that serves the pod instead, as from [`judge`].
 async fn put(
     exemption: Arc<Exemption>,
     netns: Arc<Netns>,
     addresses: &[IpAddr],
-) -> Result<(), String> {
+) -> Result<(), Path> {
     let families: Vec<Family> = by_family(addresses).map(|(family, _)| family).collect();
     let put = tokio::task::spawn_blocking(move || {
         families
@@ -206,12 +221,17 @@ async fn put(
             .try_for_each(|family| exemption.put(&netns, family))
     });
     match put.await {
-        Ok(put) => put.map_err(Error::told),
-        Err(error) => Err(format!("installing rules in the pod failed: {error}")),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error @ Error::Missing { .. })) => Err(Path::Handler(error.told())),
+        Ok(Err(error)) => Err(Path::Fallback(error.told())),
+        Err(error) => Err(Path::Fallback(format!(
+            "installing rules in the pod failed: {error}"
+        ))),
     }
 }
 
-/// Which path serves a pod after a trial.
+/// Which path serves a pod after a trial: [`Path::Fallback`] if it proved nothing, which for a pod in which no trial has passed
+/// means the handler.
 fn judge(trial: Trial) -> Path {
     Path::Handler(match trial {
         Trial::Passed => return Path::Kernel,
@@ -224,7 +244,7 @@ fn judge(trial: Trial) -> Path {
              the node or network changes the address (SNAT)"
                 .to_owned()
         }
-        Trial::Unproven(why) => why,
+        Trial::Unproven(why) => return Path::Fallback(why),
     })
 }
 
@@ -233,7 +253,7 @@ fn judge(trial: Trial) -> Path {
 fn until_next(path: &Path, attempt: u32) -> Duration {
     match path {
         Path::Kernel => Duration::from_secs(30),
-        Path::Handler(_) => Duration::from_millis(100 << attempt.min(8)),
+        Path::Fallback(_) | Path::Handler(_) => Duration::from_millis(100 << attempt.min(8)),
     }
 }
 
@@ -244,13 +264,11 @@ mod tests {
     #[test]
     fn only_a_trial_that_passes_takes_the_kernel_path() {
         assert_eq!(judge(Trial::Passed), Path::Kernel);
-        for trial in [
-            Trial::Captured { port: 65_535 },
-            Trial::NotMet,
-            Trial::Unproven("no answer".to_owned()),
-        ] {
+        for trial in [Trial::Captured { port: 65_535 }, Trial::NotMet] {
             assert!(matches!(judge(trial), Path::Handler(_)));
         }
+        let unproven = judge(Trial::Unproven("no answer".to_owned()));
+        assert!(matches!(unproven, Path::Fallback(_)));
     }
 
     #[test]

@@ -20,10 +20,10 @@ use kernel::canary::Canary;
 use kernel::dial::PodDialer;
 use kernel::locate::Locator;
 use kernel::maps::EndpointMap;
-use model::HttpBy;
 use model::{Pod, PodId};
 use pods::parse::ParsedPod;
 use probe::dial::Dial;
+use reconcile::path::KernelUse;
 use reconcile::registry::{Obstacle, Placement, PodEntry, Registry};
 use serve::cost::{EXCLUDED_FOR, Lane, PodCost};
 use serve::metrics::{Metrics, PodState};
@@ -382,7 +382,7 @@ impl RegistryTask {
         after
     }
 
-    fn kernel(&self, path: &Path) -> Option<HttpBy> {
+    fn kernel(&self, path: &Path) -> Option<KernelUse> {
         let kernel_path = self.kernel_path.borrow().clone();
         kernel_path.and_then(|kernel_path| kernel_path.kernel(path))
     }
@@ -394,6 +394,10 @@ impl RegistryTask {
         match &path {
             Path::Kernel => tracing::info!(pod = %pod.id, "served by the kernel path"),
             Path::Handler(why) => tracing::info!(pod = %pod.id, why, "served by the handler"),
+            Path::Fallback(why) => tracing::info!(
+                pod = %pod.id, why,
+                "served by the handler, and by the kernel path while the handler does not answer"
+            ),
         }
         let _ = shared.paths.insert(pod.id.uid.clone(), path);
     }

@@ -241,6 +241,9 @@ fn path(shared: &PodsState, uid: &str) -> PathStatus {
     match shared.paths.get(uid) {
         Some(Path::Kernel) => PathStatus::Kernel,
         Some(Path::Handler(why)) => PathStatus::Handler(Some(why.clone())),
+        Some(Path::Fallback(why)) => PathStatus::Handler(Some(format!(
+            "{why}; the kernel path serves it while the handler does not answer"
+        ))),
         None => PathStatus::Handler(None),
     }
 }
