@@ -5,7 +5,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::FdLink;
@@ -97,6 +97,19 @@ impl Pins {
         self.directory.join(name)
     }
 
+    /// The number of the pin `name`, which differs from that of every pin that replaces it; none if there is no such pin.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        fs::metadata(self.path(name)).ok().map(|pin| pin.ino())
+    }
+
+    /// Makes the directory again, if it was removed.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn make_again(&self) -> Result<(), Error> {
+        Self::new(&self.directory).map(drop)
+    }
+
     /// Whether an earlier daemon has left its attachments here.
     pub fn are_there(&self) -> bool {
         self.path(&link(programs::SOCK_OPS)).exists()
@@ -148,7 +161,7 @@ impl Pins {
 }
 
 /// The name of the pin of a program's attachment.
-fn link(program: &str) -> String {
+pub fn link(program: &str) -> String {
     format!("link-{program}")
 }
 

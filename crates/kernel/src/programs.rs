@@ -1,19 +1,20 @@
 //! Loads the eBPF programs, attaches them to the kubelet's cgroup, and detaches them.
 
+mod outliving;
+
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::maps::{MapInfo, MapType};
+use aya::maps::Map;
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps, SocketFilter};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use probe_handler_common::config::Config;
-use probe_handler_common::connecting::{Connecting, Tuple};
 use probe_handler_common::{globals, maps, programs};
 
 use crate::exemption::Exemption;
@@ -177,6 +178,11 @@ pub struct Programs {
     /// Where what is to outlive us is pinned, and whether that is ours by now.
     pins: Option<Pins>,
     adopted: bool,
+    /// [`Pins::number`] of the first attachment that we have pinned.
+    pinned: Option<u64>,
+    /// The maps that are pinned.
+    heartbeat_fd: OwnedFd,
+    connecting_fd: OwnedFd,
 }
 
 struct Attached {
@@ -221,7 +227,7 @@ impl Programs {
     pub fn load_or_without_pins(
         mut options: LoadOptions,
     ) -> Result<(Self, Maps, Option<String>), Error> {
-        let trouble = match options.pins.as_ref().map(usable) {
+        let trouble = match options.pins.as_ref().map(outliving::usable) {
             None => None,
             Some(Ok(())) => match Self::load(&options) {
                 Ok((programs, maps)) => return Ok((programs, maps, None)),
@@ -251,6 +257,8 @@ impl Programs {
         for program in programs::ATTACH_ORDER {
             load_program(&mut ebpf, program)?;
         }
+        let heartbeat_fd = map_fd(&ebpf, maps::HEARTBEAT)?;
+        let connecting_fd = map_fd(&ebpf, maps::CONNECTING)?;
         let heartbeat = Arc::new(heartbeat(&mut ebpf)?);
         load_socket_filter(&mut ebpf, programs::EXEMPT)?;
         let connecting = take_map(&mut ebpf, maps::CONNECTING)?;
@@ -278,6 +286,9 @@ impl Programs {
             connecting,
             pins: options.pins.clone(),
             adopted: false,
+            pinned: None,
+            heartbeat_fd,
+            connecting_fd,
         };
         Ok((programs, maps))
     }
@@ -303,35 +314,17 @@ impl Programs {
             let link = self.attach_program(program, cgroup, &directory)?;
             links.push(Attached { program, link });
         }
+        // After a restart of the kubelet both of two daemons attach again: the owner of the pins keeps them.
+        let is_owner = self
+            .pins
+            .as_ref()
+            .is_some_and(|pins| self.has_pins(pins) || !self.owner_runs(pins));
         self.links = links;
         self.cgroup = Some(cgroup.to_owned());
-        self.pin_links();
-        Ok(())
-    }
-
-    /// Whether programs, and what they need, stay when this process ends.
-    pub fn outlives(&self) -> bool {
-        self.pins.is_some() && self.adopted
-    }
-
-    /// Puts our attachments into the place of those that an earlier daemon has left behind, which end by that. To be
-    /// called when our programs know all that is to be known.
-    pub fn adopt(&mut self) {
-        self.adopted = true;
-        self.pin_links();
-    }
-
-    /// Pins the attachments, if it is our turn. What can't be pinned works for as long as we live.
-    fn pin_links(&self) {
-        let Some(pins) = self.pins.as_ref().filter(|_| self.adopted) else {
-            return;
-        };
-        for Attached { program, link } in &self.links {
-            if let Err(error) = pins.replace_link(link, program) {
-                let error = anyhow::Error::from(error);
-                tracing::error!("program {program} ends with this daemon: {error:#}");
-            }
+        if is_owner {
+            self.pin_links();
         }
+        Ok(())
     }
 
     /// Attaches program `name` to the cgroup at `path`, opened as `cgroup`.
@@ -445,30 +438,6 @@ impl Programs {
     }
 }
 
-/// Checks that a map pinned at the path of `CONNECTING` has its type and size.
-fn usable(pins: &Pins) -> Result<(), String> {
-    let path = pins.path(maps::CONNECTING_PIN);
-    if !path.exists() {
-        return Ok(());
-    }
-    let unlike = |what: &str| {
-        format!(
-            "{} {what}: another program's, or left by another version; `probe-handler cleanup` removes it",
-            path.display()
-        )
-    };
-    let info = MapInfo::from_pin(&path).map_err(|error| unlike(&format!("is no map ({error})")))?;
-    let is_ours = info.map_type().ok() == Some(MapType::Hash)
-        && info.key_size() as usize == size_of::<Tuple>()
-        && info.value_size() as usize == size_of::<Connecting>()
-        && info.max_entries() == maps::CONNECTING_CAPACITY;
-    if is_ours {
-        Ok(())
-    } else {
-        Err(unlike("is a map of another shape"))
-    }
-}
-
 /// The minimum capacity of LRU maps on this machine, see [`maps::LRU_CAPACITY_PER_CPU`]. If the number of CPUs can't be
 /// read, the maps keep their default size.
 fn lru_capacity_per_all_cpus() -> u32 {
@@ -484,6 +453,20 @@ fn heartbeat(ebpf: &mut Ebpf) -> Result<Heartbeat, Error> {
     let program = load_socket_filter(ebpf, programs::HEARTBEAT)?;
     Heartbeat::new(map, |socket| program.attach(socket))
         .map_err(|source| Error::Heartbeat(Box::new(source)))
+}
+
+/// Another descriptor of the map `name`.
+fn map_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, Error> {
+    match ebpf.map(name) {
+        Some(Map::Array(map) | Map::HashMap(map)) => {
+            let fd = map.fd().as_fd().try_clone_to_owned();
+            fd.map_err(|source| Error::Map {
+                name,
+                source: source.into(),
+            })
+        }
+        _ => Err(Error::Missing { what: "map", name }),
+    }
 }
 
 fn load_socket_filter<'a>(

@@ -68,6 +68,8 @@ const CHANNEL: usize = 64;
 
 /// Maximum time that pending reads have at the end.
 const LAST_READS: Duration = Duration::from_millis(500);
+/// Interval between looks at the pins of the kernel path.
+const PINS: Duration = Duration::from_secs(2);
 
 /// The programs and their maps, if they could be loaded.
 type LoadResult = Result<(Programs, Maps, Option<String>), ProgramsError>;
@@ -195,7 +197,8 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     // Endpoints have no effect before the programs are attached.
     shared.lock().registry.begin(maps.endpoints);
 
-    let shared_process = Arc::new(AtomicBool::new(false));
+    // Until the kubelet's process is found it counts as shared, so the handler serves all pods.
+    let shared_process = Arc::new(AtomicBool::new(true));
     if let Some(ready) = kernel_path_ready {
         let kernel_path = kernel_path(
             &config,
@@ -278,13 +281,18 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let adopting = Arc::clone(&attachment);
     let unwanted = (!config.kernel_path).then(|| config.bpffs.clone());
     spawn(&mut tasks, async move {
-        // An error means that the registry is gone.
         if stand.await.is_ok() {
             adopting.lock().programs.adopt();
-            if let Some(pins) = unwanted {
-                remove_pins(&pins);
+            let mut looks = tokio::time::interval(PINS);
+            loop {
+                let _ = looks.tick().await;
+                match &unwanted {
+                    Some(pins) => remove_pins(pins),
+                    None => adopting.lock().programs.keep_pins(),
+                }
             }
         }
+        // The registry is gone.
         std::future::pending().await
     });
     let program_config = maps.config.clone();

@@ -1,6 +1,8 @@
 //! What stays of the kernel path when the daemon ends, however it does.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +30,8 @@ use crate::suite::pod_pair::Family;
 use crate::{pace, wait};
 
 const SOON: Duration = Duration::from_secs(5);
+/// How soon a daemon takes pins back from one that does not run.
+const BACK: Duration = Duration::from_secs(10);
 /// How often a daemon is killed, or ends, under probes.
 const TIMES: u32 = 5;
 /// The daemon's programs on the kubelet's cgroup.
@@ -61,7 +65,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
 
 fn private_bpffs(run: &Run) -> Result<PathBuf> {
     let directory = run.dir().join("bpf");
-    std::fs::create_dir(&directory)?;
+    fs::create_dir(&directory)?;
     unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace")?;
     let nothing = None::<&str>;
     mount(
@@ -192,6 +196,26 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         node.right(pod)?;
         node.captured(node.bystander, pod)
     });
+    // An upgrade that is undone: the new daemon took the pins, and dies.
+    cases.case("outliving/pins-of-a-dead-daemon-are-taken-back", || {
+        let old = node.daemon("old", Some(&pods), &[])?;
+        node.served(&old, pod)?;
+        let mut new = node.daemon("new", Some(&pods), &[])?;
+        by_kernel(&new, pod)?;
+        let pinned = || fs::metadata(node.pins().join("link-sock_ops"));
+        let of_new = pinned()?.ino();
+        let _status = new.kill()?;
+        wait::until("the old daemon to pin again", BACK, || {
+            (pinned().ok()?.ino() != of_new).then_some(())
+        })?;
+        node.served(&old, pod)?;
+        fs::remove_dir_all(node.pins())?;
+        wait::until("the old daemon to pin again", BACK, || {
+            pinned().ok().map(drop)
+        })?;
+        drop(old);
+        node.right(pod)
+    });
     cases.case("outliving/a-lease-ends-it", || {
         let mut daemon = node.daemon("leased", Some(&pods), &["--outlive", "1s"])?;
         node.served(&daemon, pod)?;
@@ -232,7 +256,7 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         Ok(())
     });
     cases.case("outliving/a-foreign-map-is-left-alone", || {
-        std::fs::create_dir_all(node.pins())?;
+        fs::create_dir_all(node.pins())?;
         let pin = node.pins().join(CONNECTING_PIN);
         let _none = std::fs::remove_file(&pin);
         let map = bpf::make_map(HASH, 4, 4, 1, 0)?;

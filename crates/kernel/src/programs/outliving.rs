@@ -1,0 +1,121 @@
+//! The pins by which programs outlive their daemon, and which of several daemons has them.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use aya::maps::{MapInfo, MapType};
+use probe_handler_common::connecting::{Connecting, Tuple};
+use probe_handler_common::{maps, programs};
+
+use super::{Attached, Programs};
+use crate::pins::{self, Pins};
+
+/// A daemon that has not shown for this long that it runs does not own the pins any more. A daemon shows it every 100 ms.
+const OWNER_SILENCE: Duration = Duration::from_secs(3);
+
+impl Programs {
+    /// Whether programs, and what they need, stay when this process ends.
+    pub fn outlives(&self) -> bool {
+        self.pins.is_some() && self.adopted
+    }
+
+    /// Puts our attachments into the place of those that an earlier daemon has left behind, which end by that. To be
+    /// called when our programs know all that is to be known.
+    pub fn adopt(&mut self) {
+        self.adopted = true;
+        self.pin_links();
+    }
+
+    /// Takes the pins back from a daemon that took them and runs no more, as after an upgrade that was undone; also if they
+    /// were removed. To be called every few seconds.
+    pub fn keep_pins(&mut self) {
+        let Some(pins) = self.pins.as_ref().filter(|_| self.adopted) else {
+            return;
+        };
+        if self.has_pins(pins) || self.owner_runs(pins) {
+            return;
+        }
+        tracing::warn!(
+            "the pins of the kernel path are of a daemon that does not run any more, or were removed: pinning again"
+        );
+        if let Err(error) = self.pin_shared(pins) {
+            let error = anyhow::Error::from(error);
+            tracing::error!("cannot pin what the kernel path needs: {error:#}");
+        }
+        self.pin_links();
+    }
+
+    /// Whether the pins are those of our attachments.
+    pub(super) fn has_pins(&self, pins: &Pins) -> bool {
+        self.pinned.is_some() && self.pinned == pins.number(&pins::link(programs::SOCK_OPS))
+    }
+
+    /// Whether another daemon that runs has the pins.
+    pub(super) fn owner_runs(&self, pins: &Pins) -> bool {
+        let silence = self
+            .connecting
+            .clock
+            .silence_of(&pins.path(maps::HEARTBEAT));
+        pins.are_there() && silence.is_some_and(|silence| silence < OWNER_SILENCE)
+    }
+
+    /// Pins the map and the program that all daemons share, where there are none.
+    fn pin_shared(&self, pins: &Pins) -> Result<(), pins::Error> {
+        pins.make_again()?;
+        if pins.number(maps::CONNECTING_PIN).is_none() {
+            let _path = pins.replace(self.connecting_fd.as_fd(), maps::CONNECTING_PIN)?;
+        }
+        if pins.number(programs::EXEMPT).is_none()
+            && let Some(program) = self.ebpf.program(programs::EXEMPT)
+            && let Ok(fd) = program.fd()
+        {
+            let _path = pins.replace(fd.as_fd(), programs::EXEMPT)?;
+        }
+        Ok(())
+    }
+
+    /// Pins the attachments, if it is our turn. What can't be pinned works for as long as we live.
+    pub(super) fn pin_links(&mut self) {
+        let Some(pins) = self.pins.as_ref().filter(|_| self.adopted) else {
+            return;
+        };
+        let failed = |what: &str, error: pins::Error| {
+            let error = anyhow::Error::from(error);
+            tracing::error!("{what} ends with this daemon: {error:#}");
+        };
+        // First, so that the owner of the attachments is known as soon as they are there.
+        if let Err(error) = pins.replace(self.heartbeat_fd.as_fd(), maps::HEARTBEAT) {
+            failed("map HEARTBEAT", error);
+        }
+        for Attached { program, link } in &self.links {
+            if let Err(error) = pins.replace_link(link, program) {
+                failed(&format!("program {program}"), error);
+            }
+        }
+        self.pinned = pins.number(&pins::link(programs::SOCK_OPS));
+    }
+}
+
+/// Checks that a map pinned at the path of `CONNECTING` has its type and size.
+pub(super) fn usable(pins: &Pins) -> Result<(), String> {
+    let path = pins.path(maps::CONNECTING_PIN);
+    if !path.exists() {
+        return Ok(());
+    }
+    let unlike = |what: &str| {
+        format!(
+            "{} {what}: another program's, or left by another version; `probe-handler cleanup` removes it",
+            path.display()
+        )
+    };
+    let info = MapInfo::from_pin(&path).map_err(|error| unlike(&format!("is no map ({error})")))?;
+    let is_ours = info.map_type().ok() == Some(MapType::Hash)
+        && info.key_size() as usize == size_of::<Tuple>()
+        && info.value_size() as usize == size_of::<Connecting>()
+        && info.max_entries() == maps::CONNECTING_CAPACITY;
+    if is_ours {
+        Ok(())
+    } else {
+        Err(unlike("is a map of another shape"))
+    }
+}
