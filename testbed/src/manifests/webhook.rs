@@ -74,7 +74,13 @@ fn replicas(_: &str, objects: &[Value]) -> Result<()> {
     let deployment: Deployment = one(objects, "Deployment")?;
     let replicas = deployment.spec.and_then(|spec| spec.replicas);
     ensure!(replicas >= Some(2), "{replicas:?} replicas");
-    let _: PodDisruptionBudget = one(objects, "PodDisruptionBudget")?;
+    let budget: PodDisruptionBudget = one(objects, "PodDisruptionBudget")?;
+    let spec = budget.spec.context("no spec")?;
+    // minAvailable would block the drain of a node for ever if someone sets one replica.
+    ensure!(
+        spec.max_unavailable == Some(IntOrString::Int(1)) && spec.min_available.is_none(),
+        "PodDisruptionBudget"
+    );
     Ok(())
 }
 
