@@ -89,7 +89,7 @@ impl Chunked {
                         return Ok(true);
                     }
                     if self.line.ends_with(b"\r\n\r\n") {
-                        return check_trailers(&self.line).map(|()| true);
+                        return super::check_lines(&self.line).map(|()| true);
                     }
                     if self.line.len() >= TRAILER_LIMIT {
                         return Err(ResponseError::Malformed("trailers are too long"));
@@ -134,12 +134,4 @@ fn chunk_size(line: &[u8]) -> Result<u64, ResponseError> {
         let digit = char::from(digit).to_digit(16).ok_or(BAD)?;
         Ok(size << 4 | u64::from(digit))
     })
-}
-
-fn check_trailers(section: &[u8]) -> Result<(), ResponseError> {
-    let mut headers = [httparse::EMPTY_HEADER; super::HEADERS_LIMIT];
-    match httparse::parse_headers(section, &mut headers) {
-        Ok(httparse::Status::Complete(_)) => Ok(()),
-        _ => Err(ResponseError::Malformed("bad trailer")),
-    }
 }

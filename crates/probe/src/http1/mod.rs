@@ -175,7 +175,8 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, R
         Err(httparse::Error::Version) => return Err(ResponseError::Malformed("bad version")),
         Err(_) => return Err(ResponseError::Malformed("bad header")),
     };
-    check_lines(&buffer[..length])?;
+    let headers = buffer[..length].iter().position(|&byte| byte == b'\n');
+    check_lines(&buffer[headers.map_or(length, |end| end + 1)..length])?;
     let status = response.code.unwrap_or_default();
     if status < 100 {
         return Err(ResponseError::Malformed("bad status code"));
@@ -188,11 +189,11 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, R
     Ok(Some((length, ResponseHead { status, location }, framing)))
 }
 
-/// Checks that Go would accept the header lines of `head` (its net/textproto `readMIMEHeader`). A name may contain spaces;
+/// Checks that Go would accept these header lines (its net/textproto `readMIMEHeader`). A name may contain spaces;
 /// such a header is ignored.
-fn check_lines(head: &[u8]) -> Result<(), ResponseError> {
+fn check_lines(lines: &[u8]) -> Result<(), ResponseError> {
     const BAD: ResponseError = ResponseError::Malformed("bad header");
-    let mut lines = head.split(|&byte| byte == b'\n').skip(1).peekable();
+    let mut lines = lines.split(|&byte| byte == b'\n').peekable();
     // The first line must not be a continuation line.
     if matches!(lines.peek(), Some([b' ' | b'\t', ..])) {
         return Err(BAD);

@@ -126,6 +126,37 @@ fn headers_are_read_as_go_reads_them() {
 }
 
 #[test]
+fn trailers_are_read_as_go_reads_them() {
+    let answer = |trailers: &str| {
+        format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{trailers}\r\n\r\n")
+    };
+    let many = vec!["a:"; 600].join("\r\n");
+    for trailers in [
+        "X: y",
+        "X: a\r\n b",
+        "X: a\r\n\tb\r\nY:",
+        "A b: c",
+        "X : y",
+        "X: \u{fc}",
+        &many,
+    ] {
+        check(&answer(trailers), Ok(200));
+    }
+    let long = vec!["a:"; 1024].join("\r\n");
+    for trailers in [
+        "no colon",
+        " X: y",
+        ": y",
+        "X(1): y",
+        "X: \u{1}",
+        "X\u{fc}: y",
+        &long,
+    ] {
+        malformed(&answer(trailers));
+    }
+}
+
+#[test]
 fn the_body_ends_where_its_framing_says() {
     for (headers, body, expect) in [
         ("Content-Length: 3", "abc", Ok(200)),
