@@ -1,32 +1,20 @@
 //! A gRPC health check as kubernetes pkg/probe/grpc/grpc.go makes it: in plaintext, with the service in the
 //! message, and with the probe's timeout for dial and call together.
 
-use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use http::header::{CONTENT_TYPE, USER_AGENT};
-use http::{HeaderMap, HeaderValue, StatusCode, Uri};
-use http_body_util::BodyExt;
-use hyper::body::{Frame, Incoming};
-use hyper::client::conn::http2::SendRequest;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
-use tonic::body::Body;
-use tonic::{Code, Status};
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
-use tower::Service;
 
 use super::dial::{Dial, dial};
+use super::http2::{self, Connection, Field, Part, value};
 use super::verdict::Reason;
-use super::{Finding, http2};
+use super::{BODY_LIMIT, Finding};
 
 /// The wait after the first failed dial.
 const BACKOFF: Duration = Duration::from_secs(1);
@@ -53,39 +41,95 @@ pub async fn check(
     }
 }
 
-async fn call(
-    stream: TcpStream,
+pub(crate) async fn call(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     address: SocketAddr,
     service: &str,
     user_agent: Option<&[u8]>,
     deadline: Option<Instant>,
 ) -> Result<Finding, Finding> {
-    let (sender, _connection) = http2::connect(stream).await.map_err(http2::failed)?;
-    let origin = Uri::builder()
-        .scheme("http")
-        .authority(address.to_string())
-        .path_and_query("/")
-        .build()
-        .map_err(|error| Finding::without_answer(Reason::Dial, error.to_string()))?;
-    let transport = Transport {
-        sender,
-        user_agent: user_agent.and_then(|agent| HeaderValue::from_bytes(agent).ok()),
-    };
-    let mut request = tonic::Request::new(HealthCheckRequest {
-        service: service.to_owned(),
-    });
-    if let Some(deadline) = deadline {
-        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-    }
-    let response = HealthClient::with_origin(transport, origin)
-        .max_decoding_message_size(super::BODY_LIMIT)
-        .check(request)
+    let mut connection = Connection::open(stream).await;
+    connection
+        .ready()
         .await
-        .map_err(|status| refused(&status))?;
-    Ok(match response.into_inner().status() {
-        ServingStatus::Serving => Finding::healthy(""),
-        other => Finding::without_answer(Reason::NotServing, other.as_str_name()),
-    })
+        .map_err(http2::Error::into_finding)?;
+    let fields = fields(address, user_agent, deadline);
+    if !connection.accepts(&fields) {
+        return Err(failed(INTERNAL));
+    }
+    connection.request(&fields, message(service)).await;
+    let mut answer = Answer::default();
+    loop {
+        let part = connection
+            .next()
+            .await
+            .map_err(http2::Error::into_finding)?;
+        if let Some(code) = answer.take(part)? {
+            return if code == OK {
+                answer.status()
+            } else {
+                Err(failed(code))
+            };
+        }
+    }
+}
+
+/// The head of the request.
+fn fields(address: SocketAddr, user_agent: Option<&[u8]>, deadline: Option<Instant>) -> Vec<Field> {
+    let timeout =
+        deadline.map(|deadline| timeout(deadline.saturating_duration_since(Instant::now())));
+    let address = address.to_string();
+    let fields = [
+        (":method", Some(b"POST".as_slice())),
+        (":scheme", Some(b"http")),
+        (":path", Some(b"/grpc.health.v1.Health/Check")),
+        (":authority", Some(address.as_bytes())),
+        ("content-type", Some(b"application/grpc")),
+        ("user-agent", user_agent),
+        ("te", Some(b"trailers")),
+        ("grpc-timeout", timeout.as_deref().map(str::as_bytes)),
+    ];
+    fields
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.into(), value?.to_vec())))
+        .collect()
+}
+
+/// The text of a `grpc-timeout`: at most eight digits and a unit, rounded up.
+fn timeout(timeout: Duration) -> String {
+    let nanos = timeout.as_nanos();
+    let units = [
+        (1, 'n'),
+        (1_000, 'u'),
+        (1_000_000, 'm'),
+        (1_000_000_000, 'S'),
+    ];
+    let fitting = units
+        .map(|(length, unit)| (nanos.div_ceil(length), unit))
+        .into_iter()
+        .find(|(count, _)| *count < 100_000_000);
+    let (count, unit) = fitting.unwrap_or((99_999_999, 'S'));
+    format!("{count}{unit}")
+}
+
+/// A HealthCheckRequest for `service`, with gRPC's prefix: not compressed, and the length.
+fn message(service: &str) -> Vec<u8> {
+    let mut request = Vec::new();
+    if !service.is_empty() {
+        // Field 1, a string, and its length as a varint.
+        request.push(1 << 3 | 2);
+        let mut length = service.len();
+        while length >= 128 {
+            request.push(length as u8 | 128);
+            length >>= 7;
+        }
+        request.push(length as u8);
+        request.extend_from_slice(service.as_bytes());
+    }
+    let mut message = vec![0];
+    message.extend_from_slice(&(request.len() as u32).to_be_bytes());
+    message.append(&mut request);
+    message
 }
 
 /// Dials until `deadline`; only once if there is none. Like grpc-go, dials again if the app does not listen (its
@@ -111,96 +155,213 @@ async fn dial_until(
     }
 }
 
-/// The finding for a failed call.
-fn refused(status: &tonic::Status) -> Finding {
-    // tonic returns a failed connection as a status too, with the cause.
-    let transport =
-        std::error::Error::source(status).is_some_and(|cause| cause.is::<hyper::Error>());
-    match status.code() {
-        code if transport => Finding::without_answer(Reason::ConnectionClosed, format!("{code:?}")),
-        Code::DeadlineExceeded => Finding::without_answer(Reason::TimedOut, "DeadlineExceeded"),
-        code => Finding::without_answer(Reason::GrpcStatus, format!("{code:?}")),
-    }
+/// Status codes of google.golang.org/grpc/codes that a check gives itself.
+const OK: i32 = 0;
+const UNKNOWN: i32 = 2;
+const INTERNAL: i32 = 13;
+/// `DEADLINE_EXCEEDED` of the same.
+const DEADLINE_EXCEEDED: i32 = 4;
+
+/// Names of the codes.
+const CODES: [&str; 17] = [
+    "OK",
+    "Cancelled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
+/// The finding for a call that ended with `code`.
+fn failed(code: i32) -> Finding {
+    let name = usize::try_from(code).ok().and_then(|code| CODES.get(code));
+    let reason = match code {
+        DEADLINE_EXCEEDED => Reason::TimedOut,
+        _ => Reason::GrpcStatus,
+    };
+    Finding::without_answer(
+        reason,
+        name.copied().unwrap_or("a code that gRPC does not define"),
+    )
 }
 
-/// One HTTP/2 connection, as the service that tonic requires.
-struct Transport {
-    sender: SendRequest<Body>,
-    user_agent: Option<HeaderValue>,
+/// The answer, judged as by grpc-go, which the kubelet uses (grpc-go internal/transport/http2_client.go, `operateHeaders`
+/// and `handleData`; stream.go, `recvMsg`).
+#[derive(Default)]
+struct Answer {
+    has_head: bool,
+    /// Messages with their prefixes.
+    body: Vec<u8>,
 }
 
-impl Service<http::Request<Body>> for Transport {
-    type Response = http::Response<Body>;
-    type Error = hyper::Error;
-    type Future = Pin<Box<dyn Future<Output = hyper::Result<Self::Response>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        self.sender.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        if let Some(agent) = &self.user_agent {
-            let _ = request.headers_mut().insert(USER_AGENT, agent.clone());
+impl Answer {
+    /// Takes the next part. Returns the call's status code once the answer is complete.
+    fn take(&mut self, part: Part) -> Result<Option<i32>, Finding> {
+        match part {
+            // Like grpc-go, ignore it.
+            Part::Push => Ok(None),
+            // No trailers.
+            Part::Data(_, true) => Ok(Some(INTERNAL)),
+            Part::Data(data, false) => {
+                self.body.extend_from_slice(&data);
+                if self.body.len() > BODY_LIMIT {
+                    return Err(Finding::without_answer(
+                        Reason::BadResponse,
+                        "the answer is too long",
+                    ));
+                }
+                Ok(None)
+            }
+            Part::Head(_, false) if self.has_head => Ok(Some(INTERNAL)),
+            Part::Head(fields, ended) => self
+                .take_head(&fields, ended)
+                .map_or_else(|code| Ok(Some(code)), |status| Ok(status.filter(|_| ended))),
         }
-        let answer = self.sender.send_request(request);
-        Box::pin(async move { answer.await.map(as_by_grpc_go) })
     }
-}
 
-/// Status details, in a header or trailer. They are not used, but must be valid base64: otherwise tonic panics.
-const DETAILS: &str = "grpc-status-details-bin";
-/// The compression of messages whose flag marks them as compressed.
-const ENCODING: &str = "grpc-encoding";
-/// `UNKNOWN` of google.golang.org/grpc/codes.
-const UNKNOWN: HeaderValue = HeaderValue::from_static("2");
-
-/// `INTERNAL` of the same.
-const INTERNAL: HeaderValue = HeaderValue::from_static("13");
-
-/// Adapts the answer so that tonic judges it as grpc-go does, which the kubelet uses (grpc-go
-/// internal/transport/http2_client.go, `operateHeaders`). An answer is invalid if its content type is not gRPC's, if its
-/// HTTP status is not 200, or if its status details are malformed. A status counts only at the end of the stream, and an
-/// encoding only for compressed messages.
-fn as_by_grpc_go(response: http::Response<Incoming>) -> http::Response<Body> {
-    let (mut parts, body) = response.into_parts();
-    let headers = &mut parts.headers;
-    let _ = headers.remove(ENCODING);
-    if !hyper::body::Body::is_end_stream(&body) {
-        let _ = headers.remove(Status::GRPC_STATUS);
-    }
-    without_details(headers);
-    if parts.status != StatusCode::OK || !headers.get(CONTENT_TYPE).is_some_and(is_grpc) {
-        let _ = headers.insert(Status::GRPC_STATUS, UNKNOWN);
-    }
-    let body = body.map_frame(|frame| match frame.into_trailers() {
-        Ok(mut trailers) => {
-            without_details(&mut trailers);
-            Frame::trailers(trailers)
+    /// Takes a head or trailers. Returns the status in it, or none if it is interim.
+    ///
+    /// # Errors
+    /// The status code with which grpc-go ends the call.
+    fn take_head(&mut self, fields: &[Field], ended: bool) -> Result<Option<i32>, i32> {
+        let types: Vec<_> = http2::values(fields, "content-type").collect();
+        if !self.has_head && !types.iter().any(|value| is_grpc(value)) {
+            let status = value(fields, ":status").unwrap_or_default();
+            let is_interim = matches!(status, [b'1', _, _]);
+            return if is_interim && !ended {
+                Ok(None)
+            } else {
+                Err(UNKNOWN)
+            };
         }
-        Err(frame) => frame,
-    });
-    http::Response::from_parts(parts, Body::new(body))
-}
+        let mut code = UNKNOWN;
+        let mut is_malformed = false;
+        for (name, value) in fields {
+            match name.as_slice() {
+                b"grpc-status" => {
+                    let text = std::str::from_utf8(value).ok();
+                    code = text.and_then(|text| text.parse().ok()).ok_or(UNKNOWN)?;
+                }
+                name if name.ends_with(b"-bin") => is_malformed |= decoded(value).is_none(),
+                _ => {}
+            }
+        }
+        if is_malformed {
+            return Err(INTERNAL);
+        }
+        self.has_head = true;
+        // Status details with another code are an error of the server.
+        let mut details = http2::values(fields, "grpc-status-details-bin");
+        if let (Some(only), None) = (details.next(), details.next())
+            && let Some(details) = decoded(only).and_then(|details| field_1(&details))
+            && details as i32 != code
+        {
+            code = INTERNAL;
+        }
+        Ok(Some(code))
+    }
 
-/// Removes status details from `headers`. If they are malformed, sets the status to INTERNAL.
-fn without_details(headers: &mut HeaderMap) {
-    let details = headers.remove(DETAILS);
-    if details.is_some_and(|details| lenient().decode(details).is_err()) {
-        let _ = headers.insert(Status::GRPC_STATUS, INTERNAL);
+    /// The finding for a call that ended with OK.
+    fn status(&self) -> Result<Finding, Finding> {
+        /// `SERVING` of grpc.health.v1.
+        const SERVING: u32 = 1;
+        let message = match self.body.as_slice() {
+            // Not compressed.
+            [0, a, b, c, d, rest @ ..] => {
+                let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+                let message = rest.split_at_checked(length);
+                // A second message is an error; a few bytes are none.
+                message.filter(|(_, more)| more.len() < 5)
+            }
+            _ => None,
+        };
+        // An enum has 32 bits, of which the kubelet's parser keeps the lowest.
+        match message
+            .and_then(|(message, _)| field_1(message))
+            .map(|status| status as u32)
+        {
+            Some(SERVING) => Ok(Finding::healthy("")),
+            Some(status) => {
+                let name = match status {
+                    0 => "UNKNOWN",
+                    2 => "NOT_SERVING",
+                    3 => "SERVICE_UNKNOWN",
+                    _ => "a status that the protocol does not define",
+                };
+                Ok(Finding::without_answer(Reason::NotServing, name))
+            }
+            None => Err(failed(INTERNAL)),
+        }
     }
 }
 
-/// Base64 with or without padding, as grpc-go accepts it.
-fn lenient() -> GeneralPurpose {
-    let config =
-        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    GeneralPurpose::new(&alphabet::STANDARD, config)
+/// The number in field 1 of a message of protocol buffers, 0 if there is none. None if the message is malformed.
+fn field_1(mut message: &[u8]) -> Option<u64> {
+    let mut value = 0;
+    while !message.is_empty() {
+        let tag = varint(&mut message)?;
+        if tag >> 3 == 0 {
+            return None;
+        }
+        let length = match tag & 7 {
+            0 => {
+                let number = varint(&mut message)?;
+                if tag >> 3 == 1 {
+                    value = number;
+                }
+                0
+            }
+            1 => 8,
+            2 => usize::try_from(varint(&mut message)?).ok()?,
+            5 => 4,
+            _ => return None,
+        };
+        message = message.get(length..)?;
+    }
+    Some(value)
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 127) << shift;
+        if byte < 128 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// The bytes of a field whose name ends in `-bin`: base64, with or without padding. None if it is malformed.
+fn decoded(value: &[u8]) -> Option<Vec<u8>> {
+    let padding = match value.len() % 4 {
+        0 => DecodePaddingMode::RequireCanonical,
+        _ => DecodePaddingMode::RequireNone,
+    };
+    let config = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(padding)
+        .with_decode_allow_trailing_bits(true);
+    let engine = GeneralPurpose::new(&alphabet::STANDARD, config);
+    engine.decode(value).ok()
 }
 
 /// Whether `content_type` is application/grpc, with or without a subtype or parameters
 /// (grpc-go internal/grpcutil/method.go, `ContentSubtype`).
-fn is_grpc(content_type: &HeaderValue) -> bool {
-    let rest = content_type.as_bytes().strip_prefix(b"application/grpc");
+fn is_grpc(content_type: &[u8]) -> bool {
+    let rest = content_type.strip_prefix(b"application/grpc");
     matches!(rest, Some([] | [b'+' | b';', ..]))
 }
 
@@ -250,7 +411,7 @@ mod tests {
             let mut end = http::HeaderMap::new();
             for (map, pairs) in [(head.headers_mut(), headers), (&mut end, trailers)] {
                 for (name, value) in pairs {
-                    let _ = map.append(*name, HeaderValue::from_static(value));
+                    let _ = map.append(*name, http::HeaderValue::from_static(value));
                 }
             }
             let mut body = respond.send_response(head, false).expect("a head");

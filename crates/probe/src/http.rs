@@ -185,7 +185,9 @@ impl HttpCheck<'_> {
                 },
                 Err(error) => break Some(closed(error.to_string(), &written)),
             }
-            if reader.head().is_some_and(ResponseHead::leads_on) {
+            let is_enough =
+                |head: &ResponseHead| head.leads_on() || self.hook && head.has_long_body;
+            if reader.head().is_some_and(is_enough) {
                 break None;
             }
         };

@@ -26,6 +26,9 @@ pub struct ResponseHead {
     pub status: u16,
     /// The first `Location`, if there is one and it is not empty.
     pub location: Option<Vec<u8>>,
+    /// Whether a Content-Length above [`BODY_LIMIT`] is announced. The kubelet does not read such a body of a lifecycle
+    /// hook's answer (kubernetes pkg/kubelet/lifecycle/handlers.go, `discardHTTPRespBody`).
+    pub has_long_body: bool,
 }
 
 impl ResponseHead {
@@ -186,7 +189,13 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(usize, ResponseHead, Framing)>, R
         .filter(|value| !value.is_empty())
         .map(<[u8]>::to_vec);
     let framing = framing(status, response.version.unwrap_or(1), response.headers)?;
-    Ok(Some((length, ResponseHead { status, location }, framing)))
+    let has_long_body = matches!(framing, Framing::Length(length) if length > BODY_LIMIT as u64);
+    let head = ResponseHead {
+        status,
+        location,
+        has_long_body,
+    };
+    Ok(Some((length, head, framing)))
 }
 
 /// Checks that Go would accept these header lines (its net/textproto `readMIMEHeader`). A name may contain spaces;
@@ -224,7 +233,7 @@ fn check_lines(lines: &[u8]) -> Result<(), ResponseError> {
 }
 
 /// Whether `byte` may occur in a token (RFC 9110, 5.6.2).
-const fn is_token(byte: u8) -> bool {
+pub(crate) const fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
 }

@@ -56,6 +56,18 @@ async fn the_body_of_a_hook_does_not_matter() {
 }
 
 #[tokio::test]
+async fn a_long_body_of_a_hook_is_not_awaited() {
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\ncut",
+        10 * 1024 + 1
+    );
+    let app = App::new(move |_, _| vec![Act::Send(head.clone()), Act::Hang]).await;
+    let (answer, reason, _) = stop(app.address).await;
+    assert!(answer.expect("an answer").starts_with("HTTP/1.1 200 OK"));
+    assert_eq!(reason, Reason::Healthy);
+}
+
+#[tokio::test]
 async fn an_app_that_cannot_be_reached_is_a_transport_error() {
     let (answer, reason, outcome) = stop(nobody()).await;
     let error = answer.expect_err("a reset");
