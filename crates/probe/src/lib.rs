@@ -6,6 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::verdict::{Reason, Verdict};
 
+mod certificate;
 pub mod dial;
 mod go_url;
 pub mod grpc;
