@@ -94,9 +94,10 @@ impl<'a> Mapping<'a> {
             node = match &document.nodes.get(node)?.kind {
                 Kind::Mapping { entries, .. } => {
                     let name = token.decoded();
+                    // Of a key that appears twice, the last value counts.
                     entries
                         .iter()
-                        .find(|(key, _)| document.key(*key).as_deref() == Some(&*name))?
+                        .rfind(|(key, _)| document.key(*key).as_deref() == Some(&*name))?
                         .1
                 }
                 Kind::Sequence { items } => *items.get(token.encoded().parse::<usize>().ok()?)?,
@@ -119,7 +120,7 @@ impl<'a> Mapping<'a> {
     fn position(&self, key: &str) -> Option<usize> {
         self.entries
             .iter()
-            .position(|entry| self.document.key(entry.0).as_deref() == Some(key))
+            .rposition(|entry| self.document.key(entry.0).as_deref() == Some(key))
     }
 
     fn start(&self, index: usize) -> usize {

@@ -115,7 +115,7 @@ impl Emitter<'_> {
         let mut merged = Vec::new();
         for &(key, value) in entries {
             if self.document.is_merge(key) {
-                merged.extend(self.document.merge_sources(value));
+                merged.extend(self.document.merge_sources(value).unwrap_or_default());
             } else if let Some(name) = self.document.key(key) {
                 own.push((name, key, value));
             }

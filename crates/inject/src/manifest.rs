@@ -2,9 +2,11 @@
 
 use json_patch::PatchOperation;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::edit::{self, Edit};
 use super::emit::emit;
+use super::render::flow;
 use super::workloads;
 use webhook::patch::within;
 use webhook::rewrite::Admission;
@@ -101,14 +103,22 @@ impl Plan<'_> {
         if self.patch.is_empty() {
             return Vec::new();
         }
-        edit::edits(self.document, text, &self.patch, newline).unwrap_or_else(|| self.anew(newline))
+        edit::edits(self.document, text, &self.patch, newline)
+            .unwrap_or_else(|| self.anew(text, newline))
     }
 
     /// The document, written from scratch.
-    fn anew(&self, newline: &str) -> Vec<Edit> {
+    fn anew(&self, text: &str, newline: &str) -> Vec<Edit> {
         let Some(root) = self.document.nodes.first() else {
             return Vec::new();
         };
+        let old = text.get(root.span.clone()).unwrap_or_default();
+        if serde_json::from_str::<&RawValue>(old).is_ok() {
+            return vec![Edit {
+                at: root.span.clone(),
+                with: flow(&self.expected, true),
+            }];
+        }
         let mut with = emit(self.document, &self.expected, newline);
         if root.column != 0 {
             with.insert_str(0, newline); // on the line of its `---`
@@ -133,7 +143,7 @@ fn write(text: &str, plans: &[Plan<'_>]) -> Result<String, Error> {
     };
     for &number in &suspects {
         if !plans[number].patch.is_empty() {
-            edits[number] = plans[number].anew(newline);
+            edits[number] = plans[number].anew(text, newline);
         }
     }
     edited(text, &edits, plans).map_err(|suspects| {

@@ -25,7 +25,7 @@ pub fn block(value: &Value, indent: usize, newline: &str) -> String {
 pub fn inline(value: &Value) -> String {
     match value {
         Value::String(text) => string(text),
-        other => other.to_string(),
+        other => flow(other, true),
     }
 }
 
@@ -49,11 +49,7 @@ pub fn flow(value: &Value, json: bool) -> String {
 
 /// A string in flow style; a key too.
 pub fn flow_string(text: &str, json: bool) -> String {
-    if json {
-        Value::from(text).to_string()
-    } else {
-        string(text)
-    }
+    if json { quoted(text) } else { string(text) }
 }
 
 /// A string in block style: plain if no YAML reader could take it for another type.
@@ -65,12 +61,35 @@ pub fn string(text: &str) -> String {
         && resolve(text).is_string();
     if plain {
         text.to_owned()
-    } else if text.contains('"') && !text.chars().any(char::is_control) {
+    } else if text.contains('"') && !text.contains(is_special) {
         format!("'{}'", text.replace('\'', "''"))
     } else {
         // YAML accepts JSON's escapes.
-        Value::from(text).to_string()
+        quoted(text)
     }
+}
+
+/// A string in double quotes.
+fn quoted(text: &str) -> String {
+    let json = Value::from(text).to_string();
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_special(c) {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
+/// Characters that YAML rejects, or reads as a line break or as the mark of a byte order. All are in the basic plane.
+fn is_special(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
+        )
 }
 
 #[cfg(test)]
@@ -103,6 +122,9 @@ mod tests {
             ("*", "\"*\""),
             ("", "\"\""),
             ("a\nb\t", "\"a\\nb\\t\""),
+            ("/a\u{7f}", "\"/a\\u007f\""),
+            ("\"\u{7f}", "\"\\\"\\u007f\""),
+            ("a\u{85}b\u{2028}", "\"a\\u0085b\\u2028\""),
         ] {
             assert_eq!(string(text), yaml);
         }
@@ -110,7 +132,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_rendered_is_read_again(key in "\\PC{0,12}", text in "([ -~]|\n|\t|ü|\u{1f600}|\u{7f}|\u{85}){0,20}", number: i64) {
+        fn what_is_rendered_is_read_again(key in "\\PC{0,12}", text in "([ -~]|\n|\t|ü|\u{1f600}|\u{7f}|\u{85}|\u{2028}|\u{feff}|\u{ffff}|\u{0}){0,20}", number: i64) {
             let value = json!({key.clone(): {"a": text.clone(), "b": [text, number, null, true, {}]}, "z": number});
             let block = format!("top:{}", block(&value, 0, "\n"));
             let read = parse(&block).unwrap()[0].to_json(1).unwrap();

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde_json::Value;
 
-use yaml::tree::{self, Malformed};
+use yaml::stream;
 
 /// The content of a manifest file.
 #[derive(Debug, Default, PartialEq)]
@@ -26,81 +26,25 @@ impl Manifest {
     }
 }
 
-/// The syntax of a manifest file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Syntax {
-    /// Documents separated by lines `---`.
-    Yaml,
-    /// Consecutive documents without a separator.
-    Json,
-}
-
-/// Reads the text of a manifest file.
-pub fn parse(text: &str, syntax: Syntax) -> Manifest {
+/// Reads the text of a manifest file, YAML or JSON.
+pub fn parse(text: &str) -> Manifest {
     let mut manifest = Manifest::default();
-    match syntax {
-        Syntax::Yaml => parse_yaml(text, &mut manifest),
-        Syntax::Json => parse_json(text, &mut manifest),
+    let parts = stream::parts(text).into_iter().filter(|part| !part.blank);
+    for (part, number) in parts.zip(1..) {
+        let place = format!("document {number}");
+        let value = part
+            .document
+            .map_err(|fault| (fault.line, fault.what))
+            .and_then(|document| {
+                let value = document.to_json(number);
+                value.map_err(|error| (error.line, error.what))
+            });
+        match value {
+            Ok(value) => add(place, value, &mut manifest),
+            Err((line, what)) => manifest.garble(format!("{place}: line {line}: {what}")),
+        }
     }
     manifest
-}
-
-fn parse_yaml(text: &str, manifest: &mut Manifest) {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    for (index, (first_line, document)) in yaml_documents(text).enumerate() {
-        let place = format!("document {}", index + 1);
-        match value_of(&document) {
-            Ok(value) => add(place, value, manifest),
-            Err(Malformed { line, what, .. }) => {
-                let line = line + first_line;
-                manifest.garble(format!("{place}: line {line}: {what}"));
-            }
-        }
-    }
-}
-
-/// Splits at lines that begin with `---` or `...`, which end a document anywhere in YAML, so that an
-/// error in one document does not hide the next. Returns each document with the number of lines
-/// before it. Documents without content are omitted.
-fn yaml_documents(text: &str) -> impl Iterator<Item = (usize, String)> {
-    let mut documents = vec![(0, String::new())];
-    for (number, line) in text.split_inclusive('\n').enumerate() {
-        let marker = ["---", "..."].into_iter().find_map(|marker| {
-            let rest = line.strip_prefix(marker)?;
-            (rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n'])).then_some(rest)
-        });
-        match (marker, documents.last_mut()) {
-            (Some(rest), _) => documents.push((number, rest.to_owned())),
-            (None, Some((_, document))) => document.push_str(line),
-            (None, None) => {}
-        }
-    }
-    documents.into_iter().filter(|(_, document)| {
-        document.lines().any(|line| {
-            let line = line.trim();
-            !line.is_empty() && !line.starts_with(['#', '%'])
-        })
-    })
-}
-
-/// The only document of `text`.
-fn value_of(text: &str) -> Result<Value, Malformed> {
-    match tree::parse(text)?.first() {
-        Some(document) => document.to_json(1),
-        None => Ok(Value::Null),
-    }
-}
-
-fn parse_json(text: &str, manifest: &mut Manifest) {
-    let documents = serde_json::Deserializer::from_str(text).into_iter::<Value>();
-    for (index, document) in documents.enumerate() {
-        let place = format!("document {}", index + 1);
-        match document {
-            Ok(value) => add(place, value, manifest),
-            // The stream ends here because the start of the next document is unknown.
-            Err(error) => manifest.garble(format!("{place}: {error}")),
-        }
-    }
 }
 
 fn add(place: String, value: Value, manifest: &mut Manifest) {
@@ -182,7 +126,7 @@ mod tests {
     fn a_file_may_contain_several_documents() {
         let text = "# made by hand\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: a}\n\
             ---\n\n--- # nothing\n---\nkind: Pod\nmetadata:\n  name: b\n...\n";
-        let manifest = parse(text, Syntax::Yaml);
+        let manifest = parse(text);
         assert_eq!(manifest.problems, Vec::<String>::new());
         assert_eq!(names(&manifest), [("document 1", "a"), ("document 2", "b")]);
     }
@@ -191,7 +135,7 @@ mod tests {
     fn consecutive_json_documents_are_read() {
         let text = r#"{"kind":"Pod","metadata":{"name":"a"}}
             {"kind":"Pod","metadata":{"name":"b"}}"#;
-        let manifest = parse(text, Syntax::Json);
+        let manifest = parse(text);
         assert_eq!(names(&manifest), [("document 1", "a"), ("document 2", "b")]);
     }
 
@@ -199,7 +143,7 @@ mod tests {
     fn the_pods_of_a_list_are_read() {
         let text = "kind: List\nitems:\n- kind: Pod\n  metadata: {name: a}\n- kind: Service\n\
             ---\nkind: PodList\nitems:\n- metadata: {name: b}\n---\nkind: List\n---\nkind: List\nitems: 7\n";
-        let manifest = parse(text, Syntax::Yaml);
+        let manifest = parse(text);
         assert_eq!(
             names(&manifest),
             [("document 1, items[0]", "a"), ("document 2, items[0]", "b")]
@@ -242,12 +186,8 @@ mod tests {
                 "kind: Pod\nmetadata: {name: a\n",
                 "document 1: line 5: while parsing a flow mapping, did not find expected ',' or '}'",
             ),
-            (
-                "kind: Pod\nkind: Pod",
-                "document 1: line 3: key \"kind\" appears twice",
-            ),
         ] {
-            let manifest = parse(&format!("---\n{bad}\n---\n{good}"), Syntax::Yaml);
+            let manifest = parse(&format!("---\n{bad}\n---\n{good}"));
             assert_eq!(manifest.problems, [problem], "{bad}");
             assert_eq!(names(&manifest), [("document 2", "good")], "{bad}");
         }
@@ -255,10 +195,7 @@ mod tests {
 
     #[test]
     fn an_error_names_the_line_of_the_file() {
-        let manifest = parse(
-            "kind: Pod\n---\nkind: Pod\nmetadata: [\n---\n",
-            Syntax::Yaml,
-        );
+        let manifest = parse("kind: Pod\n---\nkind: Pod\nmetadata: [\n---\n");
         assert_eq!(manifest.problems.len(), 1);
         assert!(
             manifest.problems[0].contains("line 5:"),
@@ -272,7 +209,7 @@ mod tests {
         // Octal numbers and booleans of YAML 1.1 are common in manifests.
         let text = "kind: Pod\nmetadata: {name: a}\nspec:\n  hostNetwork: no\n  containers: []\n  \
                     volumes:\n  - name: v\n    configMap: {name: c, defaultMode: 0644}\n";
-        let manifest = parse(text, Syntax::Yaml);
+        let manifest = parse(text);
         assert_eq!(manifest.problems, Vec::<String>::new());
         let spec = manifest.pods[0].1.spec.as_ref().unwrap();
         assert_eq!(spec.host_network, Some(false));
@@ -292,7 +229,7 @@ mod tests {
                 vec![format!("*{last}"); 9].join(",")
             );
         }
-        let manifest = parse(&bomb, Syntax::Yaml);
+        let manifest = parse(&bomb);
         assert_eq!(manifest.pods, []);
         assert_eq!(manifest.problems.len(), 1);
     }
@@ -303,7 +240,7 @@ mod tests {
         let long = "x".repeat(100_000);
         for text in [format!("\"{long}\""), format!("{{? \"{long}\" : 1}}")] {
             let bomb = format!("a: &a {text}\nb: [{aliases}]\n");
-            let manifest = parse(&bomb, Syntax::Yaml);
+            let manifest = parse(&bomb);
             assert_eq!(manifest.pods, []);
             assert_eq!(manifest.problems.len(), 1);
         }
@@ -312,8 +249,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_text_causes_a_panic(text in "([a-z:{}\\[\\]&*!|>#%,'\" -]|\n|---\n){0,60}") {
-            let _ = parse(&text, Syntax::Yaml);
-            let _ = parse(&text, Syntax::Json);
+            let _ = parse(&text);
         }
     }
 }

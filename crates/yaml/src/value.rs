@@ -1,10 +1,8 @@
 //! Converts YAML to the JSON that kubectl would send.
 
-use std::collections::HashSet;
-
 use serde_json::{Map, Value};
 
-use super::scalar::resolve;
+use super::scalar::{Scalar, tagged, typed};
 use super::tree::{DEPTH, Document, Id, Kind, Malformed};
 
 /// Maximum number of values in a document with its aliases resolved; a long text counts as several.
@@ -17,7 +15,8 @@ impl Document {
     /// number, from 1, for errors.
     ///
     /// # Errors
-    /// A key that appears twice or is not a scalar, an invalid merge, or an alias inside the node that it refers to.
+    /// A key that is not a scalar, a scalar that is not of its tag's type, an invalid merge, or an alias inside the node
+    /// that it refers to.
     pub fn to_json(&self, number: usize) -> Result<Value, Malformed> {
         if self.nodes.is_empty() {
             return Ok(Value::Null);
@@ -65,23 +64,15 @@ impl Reader<'_> {
             return Err(self.malformed(id, format!("nested deeper than {DEPTH}, or in itself")));
         }
         match &self.document.nodes[id].kind {
-            Kind::Scalar { text, plain, tag } => {
-                let core = tag.as_ref().filter(|tag| tag.is_yaml_core_schema());
-                let typed = match core.map(|tag| tag.suffix.as_str()) {
-                    Some("int" | "float" | "bool" | "null") => true,
-                    Some(_) => false,
-                    None => *plain && tag.is_none(),
-                };
-                Ok(if typed {
-                    resolve(text)
-                } else {
-                    Value::String(text.clone())
-                })
+            Kind::Scalar { .. } => {
+                let scalar = self
+                    .document
+                    .scalar(id)
+                    .map_err(|e| self.malformed(id, e))?;
+                let json = scalar.to_json();
+                json.ok_or_else(|| self.malformed(id, "is no number in JSON"))
             }
-            Kind::Alias(_) => match self.document.followed(id) {
-                target if target == id => Err(self.malformed(id, "unknown anchor")),
-                target => self.value(target, depth + 1),
-            },
+            Kind::Alias(target) => self.value(*target, depth + 1),
             Kind::Sequence { items } => items
                 .iter()
                 .map(|&item| self.value(item, depth + 1))
@@ -96,66 +87,78 @@ impl Reader<'_> {
         depth: usize,
     ) -> Result<Map<String, Value>, Malformed> {
         let mut map = Map::new();
-        let mut merged = Vec::new();
-        let mut seen = HashSet::new();
         for &(key, value) in entries {
             if self.document.is_merge(key) {
-                merged.push(value);
+                let sources = self
+                    .document
+                    .merge_sources(value)
+                    .ok_or_else(|| self.malformed(value, "only mappings can be merged (`<<`)"))?;
+                // Merged where it stands: it overwrites what is before it. Of a list, the first mapping counts most.
+                for &source in sources.iter().rev() {
+                    if let Value::Object(source) = self.value(source, depth + 1)? {
+                        map.extend(source);
+                    }
+                }
                 continue;
             }
-            let name = self.key(key)?;
+            let name = self
+                .document
+                .named(key)
+                .map_err(|e| self.malformed(key, e))?;
             self.values += name.len() / TEXT;
-            if !seen.insert(name.clone()) {
-                return Err(self.malformed(key, format!("key {name:?} appears twice")));
-            }
-            map.insert(name, self.value(value, depth + 1)?);
-        }
-        for value in merged {
-            for source in self.document.merge_sources(value) {
-                let Value::Object(source) = self.value(source, depth + 1)? else {
-                    return Err(self.malformed(value, "only mappings can be merged (`<<`)"));
-                };
-                for (name, value) in source {
-                    map.entry(name).or_insert(value);
-                }
-            }
+            // Of a key that appears twice, the last value counts.
+            drop(map.insert(name, self.value(value, depth + 1)?));
         }
         Ok(map)
-    }
-
-    fn key(&self, id: Id) -> Result<String, Malformed> {
-        self.document
-            .key(id)
-            .ok_or_else(|| self.malformed(id, "a key must be a scalar"))
     }
 }
 
 impl Document {
-    /// A key as in JSON; none if it is a collection.
-    pub fn key(&self, id: Id) -> Option<String> {
-        match &self.nodes[self.followed(id)].kind {
+    fn scalar(&self, id: Id) -> Result<Scalar, String> {
+        match &self.nodes[id].kind {
+            Kind::Scalar {
+                text,
+                tag: Some(tag),
+                ..
+            } => tagged(text, tag),
             Kind::Scalar {
                 text, plain: true, ..
-            } => Some(match resolve(text) {
-                Value::String(text) => text,
-                other => other.to_string(),
-            }),
-            Kind::Scalar { text, .. } => Some(text.clone()),
-            _ => None,
+            } => Ok(typed(text)),
+            Kind::Scalar { text, .. } => Ok(Scalar::Text(text.clone())),
+            _ => Err("a key must be a scalar".to_owned()),
         }
+    }
+
+    fn named(&self, id: Id) -> Result<String, String> {
+        let key = self.scalar(self.followed(id))?;
+        key.to_key()
+            .ok_or_else(|| "a key must not be null, nor a number above 2^63".to_owned())
+    }
+
+    /// A key as in JSON; none if it is a collection or null.
+    pub fn key(&self, id: Id) -> Option<String> {
+        self.named(id).ok()
     }
 
     /// Whether a key is `<<`.
     pub fn is_merge(&self, id: Id) -> bool {
-        matches!(&self.nodes[id].kind, Kind::Scalar { text, plain: true, .. } if text == "<<")
+        match &self.nodes[id].kind {
+            Kind::Scalar { text, plain, tag } if text == "<<" => match tag.as_deref() {
+                None => *plain,
+                Some(tag) => matches!(tag, "!" | "tag:yaml.org,2002:merge"),
+            },
+            _ => false,
+        }
     }
 
-    /// The mappings that `<<: value` merges; earlier ones take precedence.
-    pub fn merge_sources(&self, value: Id) -> Vec<Id> {
-        let value = self.followed(value);
-        match &self.nodes[value].kind {
+    /// The mappings that `<<: value` merges; earlier ones take precedence. None if one is not a mapping.
+    pub fn merge_sources(&self, value: Id) -> Option<Vec<Id>> {
+        let sources = match &self.nodes[value].kind {
             Kind::Sequence { items } => items.clone(),
             _ => vec![value],
-        }
+        };
+        let is_mapping =
+            |&id: &Id| matches!(self.nodes[self.followed(id)].kind, Kind::Mapping { .. });
+        sources.iter().all(is_mapping).then_some(sources)
     }
 }

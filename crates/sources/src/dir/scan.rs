@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Pod;
 
-use pods::manifest::{self, Syntax};
+use pods::manifest;
 use pods::mesh::annotation;
 use pods::parse::{NotServed, ParsedPod, parse_pod};
 use pods::scope::Selection;
@@ -155,9 +155,9 @@ impl Scanner {
         let mut read = 0;
         for entry in fs::read_dir(&self.path)? {
             let name = entry?.file_name();
-            let Some(syntax) = syntax_of(Path::new(&name)) else {
+            if !is_manifest(Path::new(&name)) {
                 continue;
-            };
+            }
             let path = self.path.join(&name);
             let unchanged = self.files.get(&name).and_then(|old| old.stamp);
             match fs::metadata(&path) {
@@ -171,7 +171,7 @@ impl Scanner {
                 _ => {}
             }
             read += 1;
-            let content = self.parse(&path, syntax);
+            let content = self.parse(&path);
             let _ = files.insert(name, Some(content));
         }
         self.settled = true;
@@ -192,7 +192,7 @@ impl Scanner {
         Ok(Some(self.put_together(read)))
     }
 
-    fn parse(&self, path: &Path, syntax: Syntax) -> Parsed {
+    fn parse(&self, path: &Path) -> Parsed {
         let mut content = Parsed::default();
         match read(path) {
             Ok(Contents {
@@ -203,7 +203,7 @@ impl Scanner {
             }) => {
                 content.identity = Some(identity);
                 content.fresh = age.is_some_and(|age| age <= self.being_written);
-                let manifest = manifest::parse(&text, syntax);
+                let manifest = manifest::parse(&text);
                 content.stamp = stamp;
                 content.garbled = manifest.garbled || text.trim().is_empty();
                 content.problems = manifest.problems;
@@ -297,17 +297,12 @@ impl Scanner {
     }
 }
 
-/// The syntax for the file name's extension. None for a file that is not a manifest, or whose name begins with a dot
-/// (editors' temporary files, and the internal files of a mounted ConfigMap).
-fn syntax_of(name: &Path) -> Option<Syntax> {
-    if name.as_os_str().as_encoded_bytes().starts_with(b".") {
-        return None;
-    }
-    match name.extension()?.to_str()? {
-        "yaml" | "yml" => Some(Syntax::Yaml),
-        "json" => Some(Syntax::Json),
-        _ => None,
-    }
+/// Whether a file is a manifest: by its extension, and not if its name begins with a dot (editors' temporary files, and
+/// the internal files of a mounted ConfigMap).
+fn is_manifest(name: &Path) -> bool {
+    let extension = name.extension().and_then(|extension| extension.to_str());
+    !name.as_os_str().as_encoded_bytes().starts_with(b".")
+        && matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
 /// The content of a file.

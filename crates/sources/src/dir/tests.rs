@@ -108,7 +108,7 @@ fn every_problem_names_its_file_and_place_and_the_others_work() {
     let expected = [
         "a.yaml: document 2: kind is \"Service\", must be Pod or List",
         "b.yaml: document 1: default/a is already in a.yaml: document 1; this one is ignored",
-        "c.yaml: document 1: line 2: while parsing a node, did not find expected node content",
+        "c.yaml: document 1: line 2: while parsing a flow node, did not find expected node content",
         "d.yaml: document 1: default/d: container \"web\", livenessProbe: tcpSocket.port is 65536, must be 1 to 65535",
         "e.yaml: document 1: metadata.name is missing",
         "f.yaml: is not UTF-8 text: invalid utf-8 sequence of 1 bytes from index 0",
