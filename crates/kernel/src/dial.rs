@@ -4,13 +4,17 @@
 //! | mesh | source | owner of the socket |
 //! |---|---|---|
 //! | Istio sidecar, Kuma, unknown | 127.0.0.6, or ::6 if lo has it, else the pod's own | root, gid not 1337 |
-//! | Istio ambient, Linkerd, OSM | the pod's own | root |
+//! | Istio ambient | the pod's own | root; mark of ztunnel |
+//! | Linkerd, OSM | the pod's own | root |
 //! | Consul | the pod's own | fsuid of the proxy, for the `socket()` call only |
+//!
+//! Without the mark, ambient's DNS capture would redirect a dial to TCP port 53 to ztunnel. A proxy's user is one of the pod's
+//! user namespace, if it has one.
 //!
 //! The dial goes to the pod's own address, or to its loopback address where the mesh itself does
 //! ([`model::Pod::localhost`]).
 //!
-//! The mark is never set, because Istio's TPROXY rules capture marked sockets. SO_LINGER is not set either:
+//! No other mark is set, because Istio's TPROXY rules capture marked sockets. SO_LINGER is not set either:
 //! on Linux a positive linger only makes `close()` block, and this thread serves every pod of the node.
 
 use std::io;
@@ -34,6 +38,9 @@ const PASSTHROUGH6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 const ISTIO_GID: u32 = 1337;
 
 /// Where the dial's source address comes from.
+/// The mark of ztunnel's own connections (istio cni/pkg/iptables/iptables.go, `InpodMark`).
+const ZTUNNEL_MARK: u32 = 0x539;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Passthrough,
@@ -47,6 +54,7 @@ pub struct PodDialer {
     source: Source,
     owner: Option<u32>,
     localhost: bool,
+    mark: Option<u32>,
 }
 
 impl PodDialer {
@@ -74,6 +82,7 @@ impl PodDialer {
 
     /// Binds the source. Binding to the pod's own address also proves that the namespace still has it:
     /// otherwise a namespace that lost its address would route the dial to the pod that has it now. (A packet
+            mark: (mesh == Mesh::IstioAmbient).then_some(ZTUNNEL_MARK),
     /// from 127.0.0.6 can't leave the namespace at all.)
     fn bind(&self, socket: &Socket, to: IpAddr) -> io::Result<()> {
         let passthrough: IpAddr = match to {
@@ -107,6 +116,9 @@ impl Dial for PodDialer {
 
     fn destination(&self, to: SocketAddr) -> SocketAddr {
         match self.localhost {
+        if let Some(mark) = self.mark {
+            socket.set_mark(mark)?;
+        }
             true => SocketAddr::new(localhost_of(to.ip()), to.port()),
             false => to,
         }

@@ -210,6 +210,11 @@ impl RuleSet {
         })
     }
 
+    /// Whether the pod's own connections to TCP port 53 go to the mesh's resolver.
+    pub const fn captures_dns(self) -> bool {
+        matches!(self, Self::IstioDns | Self::IstioAmbient)
+    }
+
     /// Whether pilot-agent answers on 15020 in such a pod.
     pub const fn has_pilot_agent(self) -> bool {
         matches!(

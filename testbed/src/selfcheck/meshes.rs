@@ -77,7 +77,7 @@ fn cells(
     };
     let consul = rules == RuleSet::Consul;
     let loopback_range = rules == RuleSet::IstioLoopbackRange;
-    let dns = rules == RuleSet::IstioDns;
+    let dns = rules.captures_dns();
     Ok(vec![
         Cell {
             what: "plaintext from the node",

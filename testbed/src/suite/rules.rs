@@ -48,7 +48,7 @@ fn spec(name: &str, rules: RuleSet) -> PodSpec {
     let tcp = |port: u16| json!({"tcpSocket": {"port": port}});
     let grpc = |service: &str| json!({"grpc": {"port": GRPC, "service": service}});
     let mut spec = PodSpec::new(name).rules(rules);
-    if rules == RuleSet::IstioDns {
+    if rules.captures_dns() {
         app = app.http(DNS);
         spec = spec.container(container(
             "dns",
@@ -94,7 +94,7 @@ fn one(cases: &mut Cases, env: &Env, pod: &Pod, name: &str, rules: RuleSet) -> R
         cases.case(&case("grpc-not-serving"), || {
             env.fails(&Probe::grpc(ip, GRPC, "down")).map(drop)
         });
-        if rules == RuleSet::IstioDns {
+        if rules.captures_dns() {
             cases.case(&case("app-on-port-53"), || {
                 let _healthy = env.passes(&Probe::http(ip, DNS, "/healthy"))?;
                 env.fails(&Probe::http(ip, DNS, "/failing")).map(drop)

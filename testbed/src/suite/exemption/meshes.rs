@@ -74,7 +74,7 @@ fn one(cases: &mut Cases, node: &Node, pod: &Pod, name: &str, rules: RuleSet) {
             node.passes(pod, &form(Probe::tcp(ip, OPEN)))?;
             node.is_refused(pod, &form(Probe::tcp(ip, CLOSED)))
         });
-        if rules == RuleSet::IstioDns {
+        if rules.captures_dns() {
             cases.case(&case("app-on-port-53"), || {
                 node.passes(pod, &form(Probe::http(ip, DNS, "/healthy")))
             });
