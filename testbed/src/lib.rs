@@ -34,6 +34,7 @@ pub mod selfcheck;
 pub mod sidecar;
 pub mod suite;
 pub mod table;
+mod userns;
 pub mod verifier;
 pub mod wait;
 pub mod webhook;

@@ -14,6 +14,7 @@ use crate::pace;
 use crate::rules::{RuleSet, Unavailable};
 use crate::run::Run;
 use crate::sidecar::{Sidecar, Traffic};
+use crate::userns::{self, UserNamespace};
 
 /// The settings of a pod to create.
 #[derive(Clone, Debug)]
@@ -27,6 +28,7 @@ pub struct PodSpec {
     v6_passthrough_source: bool,
     sidecar: bool,
     traffic: Traffic,
+    first_uid: u32,
     pod_ips_in_status: bool,
 }
 
@@ -44,6 +46,7 @@ impl PodSpec {
             v6_passthrough_source: true,
             sidecar: true,
             traffic: Traffic::default(),
+            first_uid: 0,
             pod_ips_in_status: false,
         }
     }
@@ -128,6 +131,24 @@ impl PodSpec {
         })
     }
 
+    /// As [`PodSpec::start`], in a user namespace.
+    ///
+    /// # Errors
+    /// As [`PodSpec::start`].
+    pub fn start_in(mut self, users: &UserNamespace, run: &Run) -> Result<Pod> {
+        self.first_uid = userns::FIRST;
+        let ns = NetNs::with(run, &self.name, None, Some(users.pid()))?;
+        ns.add_v6_passthrough_source()?;
+        users.apply(self.rules)?;
+        Ok(Pod {
+            sidecar: self.start_sidecar(&ns, run, &[])?,
+            app: self.start_app(&ns, &[])?,
+            spec: self,
+            ns,
+            published: None,
+        })
+    }
+
     fn fill(&self, ns: &NetNs, run: &Run) -> Result<(Option<Sidecar>, App)> {
         self.prepare(ns)?;
         Ok((self.start_sidecar(ns, run, &[])?, self.start_app(ns, &[])?))
@@ -150,14 +171,10 @@ impl PodSpec {
     ) -> Result<Option<Sidecar>> {
         match self.rules.proxy() {
             Some(_) if self.sidecar => {
-                let identity = run.mesh();
+                let (identity, probers) = (run.mesh(), &self.probers);
+                let (traffic, first_uid) = (self.traffic, self.first_uid);
                 Sidecar::start(
-                    ns,
-                    self.rules,
-                    identity,
-                    self.traffic,
-                    &self.probers,
-                    cgroups,
+                    ns, self.rules, identity, traffic, first_uid, probers, cgroups,
                 )
                 .map(Some)
             }

@@ -26,6 +26,7 @@ use nix::unistd::{Gid, Uid, setfsuid};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::netns::Netns;
+use crate::userns;
 use model::{Mesh, Pod};
 use probe::dial::Dial;
 
@@ -37,10 +38,10 @@ const PASSTHROUGH6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 /// Uid and gid of Istio's proxy: its rules would capture a socket of that owner.
 const ISTIO_GID: u32 = 1337;
 
-/// Where the dial's source address comes from.
 /// The mark of ztunnel's own connections (istio cni/pkg/iptables/iptables.go, `InpodMark`).
 const ZTUNNEL_MARK: u32 = 0x539;
 
+/// Where the dial's source address comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Passthrough,
@@ -53,20 +54,25 @@ pub struct PodDialer {
     netns: Arc<Netns>,
     source: Source,
     owner: Option<u32>,
-    localhost: bool,
     mark: Option<u32>,
+    localhost: bool,
 }
 
 impl PodDialer {
-    /// For `pod` in `netns`.
-    pub fn of(netns: Arc<Netns>, pod: &Pod) -> Self {
-        Self {
+    /// For `pod` in `netns`. Blocks for as long as it takes to read /proc if the pod has a user namespace.
+    ///
+    /// # Errors
+    /// Those of translating the proxy's user.
+    pub fn of(netns: Arc<Netns>, pod: &Pod) -> io::Result<Self> {
+        let uid = pod.proxy_uid.map(|uid| userns::on_node(&netns, uid));
+        Ok(Self {
             localhost: pod.localhost,
-            ..Self::new(netns, pod.mesh, pod.proxy_uid)
-        }
+            ..Self::new(netns, pod.mesh, uid.transpose()?)
+        })
     }
 
-    /// For a pod in `netns` that belongs to `mesh`, with sockets owned by user `proxy_uid` if the mesh requires that.
+    /// For a pod in `netns` that belongs to `mesh`, with sockets owned by the node's user `proxy_uid` if the mesh requires
+    /// that.
     pub fn new(netns: Arc<Netns>, mesh: Mesh, proxy_uid: Option<u32>) -> Self {
         let source = match mesh {
             Mesh::Istio | Mesh::Kuma | Mesh::Unknown => Source::Passthrough,
@@ -76,13 +82,13 @@ impl PodDialer {
             netns,
             source,
             owner: proxy_uid,
+            mark: (mesh == Mesh::IstioAmbient).then_some(ZTUNNEL_MARK),
             localhost: false,
         }
     }
 
     /// Binds the source. Binding to the pod's own address also proves that the namespace still has it:
     /// otherwise a namespace that lost its address would route the dial to the pod that has it now. (A packet
-            mark: (mesh == Mesh::IstioAmbient).then_some(ZTUNNEL_MARK),
     /// from 127.0.0.6 can't leave the namespace at all.)
     fn bind(&self, socket: &Socket, to: IpAddr) -> io::Result<()> {
         let passthrough: IpAddr = match to {
@@ -110,15 +116,15 @@ impl Dial for PodDialer {
                 Some(Protocol::TCP),
             )
         })??;
+        if let Some(mark) = self.mark {
+            socket.set_mark(mark)?;
+        }
         self.bind(&socket, to.ip())?;
         Ok(socket)
     }
 
     fn destination(&self, to: SocketAddr) -> SocketAddr {
         match self.localhost {
-        if let Some(mark) = self.mark {
-            socket.set_mark(mark)?;
-        }
             true => SocketAddr::new(localhost_of(to.ip()), to.port()),
             false => to,
         }

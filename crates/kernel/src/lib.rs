@@ -25,3 +25,4 @@ pub mod scheduling;
 pub mod sockdiag;
 mod subscription;
 mod text;
+mod userns;

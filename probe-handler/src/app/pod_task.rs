@@ -94,6 +94,8 @@ impl Trial {
 pub struct Place {
     /// Its network namespace.
     pub netns: Arc<Netns>,
+    /// Dials inside it.
+    pub dialer: Arc<PodDialer>,
     /// See [`reconcile::registry::Placement`].
     pub sandbox: u64,
     /// The namespace's id as seen from the kubelet's.
@@ -207,16 +209,17 @@ impl Follower {
             let permit = self.work.pool().look().await;
             let (first, turn) = turn
                 .work(permit, move || {
+                    let dialer = PodDialer::of(Arc::clone(&inside), &pod)?;
                     let (nsid, watch) = subscribe(&inside)?;
-                    Ok::<_, io::Error>((nsid, watch, look(&inside, &pod)))
+                    Ok::<_, io::Error>((dialer, nsid, watch, look(&inside, &pod)))
                 })
                 .await;
             let trouble = match first {
-                Ok((nsid, watch, seen)) => {
+                Ok((dialer, nsid, watch, seen)) => {
                     last_trouble.clear();
                     let stay = Stay {
                         follower: self,
-                        dialer: Arc::new(PodDialer::of(Arc::clone(&netns), &self.pod)),
+                        dialer: Arc::new(dialer),
                         netns: &netns,
                         sandbox,
                         nsid,
@@ -308,6 +311,7 @@ impl Stay<'_> {
             };
             let place = Place {
                 netns: Arc::clone(self.netns),
+                dialer: Arc::clone(&self.dialer),
                 sandbox: self.sandbox,
                 nsid: self.nsid,
                 addresses: addresses.clone(),

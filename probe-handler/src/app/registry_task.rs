@@ -17,7 +17,6 @@ use super::pod_look::LO_DOWN;
 use super::pod_task::{self, Event, Place, PodChange, Trial};
 use super::pod_work::PodPool;
 use kernel::canary::Canary;
-use kernel::dial::PodDialer;
 use kernel::locate::Locator;
 use kernel::maps::EndpointMap;
 use model::{Pod, PodId};
@@ -488,7 +487,7 @@ fn placement(shared: &PodsState, pod: &Pod, place: Place) -> Placement {
             placement.kernel,
         ),
         None => (
-            Arc::new(PodDialer::of(Arc::clone(&place.netns), pod)) as Arc<dyn Dial>,
+            place.dialer as Arc<dyn Dial>,
             Arc::new(PodCost::new(Instant::now())),
             None,
         ),

@@ -68,7 +68,7 @@ pub struct Sidecar {
 
 impl Sidecar {
     /// Starts the proxy of a mesh in a namespace and waits until it listens. `probers` is Istio's
-    /// `ISTIO_KUBE_APP_PROBERS`, with which pilot-agent answers on 15020. The process starts in `cgroups`, if
+    /// `ISTIO_KUBE_APP_PROBERS`, with which pilot-agent answers on 15020. `first_uid` is the node's id of the pod's root. The process starts in `cgroups`, if
     /// any are given.
     ///
     /// # Errors
@@ -78,6 +78,7 @@ impl Sidecar {
         rules: RuleSet,
         identity: &Identity,
         traffic: Traffic,
+        first_uid: u32,
         probers: &BTreeMap<String, Value>,
         cgroups: &[PathBuf],
     ) -> Result<Self> {
@@ -87,7 +88,7 @@ impl Sidecar {
         let spec = process::Spec {
             inbound_port: proxy.inbound_port,
             outbound_port: proxy.outbound_port,
-            uid: proxy.uid,
+            uid: first_uid + proxy.uid,
             mark: proxy.mark,
             passthrough_source: proxy.passthrough_source,
             transparent: proxy.transparent,

@@ -1,6 +1,7 @@
 //! Pods whose mesh is set up in an unusual way, or that make rules of their own.
 
 mod localhost;
+mod user_namespace;
 
 use anyhow::Result;
 
@@ -9,5 +10,7 @@ use super::env::Env;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
-    localhost::run(cases, &env)
+    localhost::run(cases, &env)?;
+    user_namespace::run(cases, &env);
+    Ok(())
 }
