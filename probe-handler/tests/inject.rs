@@ -135,14 +135,16 @@ fn what_is_left_alone_is_told_on_standard_error() {
 fn what_is_no_yaml_fails_with_its_place() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("bad.yaml");
-    fs::write(&path, "a: 1\n---\nb: 1\nb: 2\n").expect("written");
+    fs::write(&path, "a: 1\n---\nb: 1\nc: [1\nd: 2\n").expect("written");
     let path = path.display().to_string();
     let output = inject(&["-f", &path], "");
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stdout), "");
     assert_eq!(
         text(&output.stderr),
-        format!("{path}: document 2, line 4: key \"b\" appears twice\n")
+        format!(
+            "{path}: document 2, line 5: while parsing a flow sequence, did not find expected ',' or ']'\n"
+        )
     );
     for (args, input) in [
         (["-f", "/nonexistent/x.yaml"], ""),
