@@ -4,10 +4,9 @@ use std::fs;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use model::netns::NetnsId;
 
-use crate::command;
 use crate::rules::RuleSet;
 use crate::wait;
 use crate::worker::testbed_program;
@@ -57,10 +56,19 @@ impl UserNamespace {
         let target = format!("--target={}", self.pid());
         let program = testbed_program()?.display().to_string();
         let enter = ["--user", "--net", &target, "--setuid=0", "--setgid=0"];
-        // The pod's root may not open iptables' lock of the node.
-        let lock = "XTABLES_LOCKFILE=/dev/null";
-        let inside = ["env", lock, program.as_str(), "rules", rules.name()];
-        command::run("nsenter", &[&enter[..], &inside[..]].concat(), "").map(drop)
+        let applied = Command::new("nsenter")
+            .args(enter)
+            .args([program.as_str(), "rules", rules.name()])
+            // The pod's root may not open iptables' lock of the node.
+            .env("XTABLES_LOCKFILE", "/dev/null")
+            .output()
+            .context("starting nsenter")?;
+        ensure!(
+            applied.status.success(),
+            "the rules are refused: {}",
+            String::from_utf8_lossy(&applied.stderr)
+        );
+        Ok(())
     }
 }
 
