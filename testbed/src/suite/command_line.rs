@@ -206,14 +206,14 @@ fn preflight_of_the_kernel_path(env: &Env) -> Result<()> {
     ];
     let with = |more: &[&str]| command(env, &[&args[..], more].concat())?.exits(0);
     let pins = env.run.bpffs().join("preflight").display().to_string();
-    let said = with(&["--bpffs", &pins])?;
+    let said = with(&["--kernel-path", "--bpffs", &pins])?;
     contains(
         &said.out,
         &["rules in pods            pass   IPv4 and IPv6", &pins],
     )?;
     ensure!(!std::path::Path::new(&pins).exists(), "it made {pins}");
     let elsewhere = env.run.dir().join("no-bpffs").display().to_string();
-    let said = with(&["--bpffs", &elsewhere])?;
+    let said = with(&["--kernel-path", "--bpffs", &elsewhere])?;
     let warning = format!(
         "outlives the daemon      warn   {elsewhere} is not in a BPF file system: mount one"
     );
