@@ -180,6 +180,8 @@ pub struct Programs {
     adopted: bool,
     /// [`Pins::number`] of the first attachment that we have pinned.
     pinned: Option<u64>,
+    /// Whether something could not be pinned, and that is logged.
+    pins_failed: bool,
     /// The maps that are pinned.
     heartbeat_fd: OwnedFd,
     connecting_fd: OwnedFd,
@@ -287,6 +289,7 @@ impl Programs {
             pins: options.pins.clone(),
             adopted: false,
             pinned: None,
+            pins_failed: false,
             heartbeat_fd,
             connecting_fd,
         };

@@ -284,10 +284,11 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         if stand.await.is_ok() {
             adopting.lock().programs.adopt();
             let mut looks = tokio::time::interval(PINS);
+            let mut is_reported = false;
             loop {
                 let _ = looks.tick().await;
                 match &unwanted {
-                    Some(pins) => remove_pins(pins),
+                    Some(pins) => is_reported = !remove_pins(pins, is_reported),
                     None => adopting.lock().programs.keep_pins(),
                 }
             }
@@ -327,20 +328,22 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
 }
 
 /// Removes the pins of an earlier daemon that used the kernel path, which this one does not use. Its programs then end
-/// with it.
-fn remove_pins(pins: &std::path::Path) {
-    match kernel::pins::remove_all(pins) {
+/// with it. Returns whether there are none left; logs a failure unless it `is_reported`.
+fn remove_pins(pins: &std::path::Path, is_reported: bool) -> bool {
+    let removed = kernel::pins::remove_all(pins);
+    match &removed {
         Ok(true) => tracing::info!(
             pins = %pins.display(),
             "removed the kernel path of an earlier daemon, because --kernel-path is false"
         ),
-        Ok(false) => {}
-        Err(error) => tracing::warn!(
+        Err(error) if !is_reported => tracing::warn!(
             pins = %pins.display(),
             %error,
             "the kernel path of an earlier daemon remains: run `probe-handler cleanup` on the node"
         ),
+        Ok(false) | Err(_) => {}
     }
+    removed.is_ok()
 }
 
 /// Loads the programs on a separate thread, which then ends. Unlike the threads for blocking work, it keeps all

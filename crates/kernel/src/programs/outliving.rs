@@ -35,14 +35,17 @@ impl Programs {
         if self.has_pins(pins) || self.owner_runs(pins) {
             return;
         }
-        tracing::warn!(
-            "the pins of the kernel path are of a daemon that does not run any more, or were removed: pinning again"
-        );
-        if let Err(error) = self.pin_shared(pins) {
-            let error = anyhow::Error::from(error);
-            tracing::error!("cannot pin what the kernel path needs: {error:#}");
+        if !self.pins_failed {
+            tracing::warn!(
+                "the pins of the kernel path are of a daemon that does not run any more, or were removed: pinning again"
+            );
         }
-        self.pin_links();
+        let shared = self.pin_shared(pins);
+        self.pin_all(
+            shared
+                .map_err(|error| ("what all daemons share", error))
+                .err(),
+        );
     }
 
     /// Whether the pins are those of our attachments.
@@ -76,23 +79,31 @@ impl Programs {
 
     /// Pins the attachments, if it is our turn. What can't be pinned works for as long as we live.
     pub(super) fn pin_links(&mut self) {
+        self.pin_all(None);
+    }
+
+    /// As [`Programs::pin_links`], after `failed` could not be pinned. Logs failures once, until pinning works again.
+    fn pin_all(&mut self, failed: Option<(&str, pins::Error)>) {
         let Some(pins) = self.pins.as_ref().filter(|_| self.adopted) else {
             return;
         };
-        let failed = |what: &str, error: pins::Error| {
+        // The heartbeat first, so that the owner of the attachments is known as soon as they are there.
+        let heartbeat = pins.replace(self.heartbeat_fd.as_fd(), maps::HEARTBEAT);
+        let heartbeat = heartbeat.map_err(|error| (maps::HEARTBEAT, error)).err();
+        let links = self.links.iter().filter_map(|Attached { program, link }| {
+            let pinned = pins.replace_link(link, program);
+            pinned.map_err(|error| (*program, error)).err()
+        });
+        let failures: Vec<_> = failed.into_iter().chain(heartbeat).chain(links).collect();
+        self.pinned = failures
+            .is_empty()
+            .then(|| pins.number(&pins::link(programs::SOCK_OPS)))
+            .flatten();
+        let is_reported = std::mem::replace(&mut self.pins_failed, !failures.is_empty());
+        for (what, error) in failures.into_iter().filter(|_| !is_reported) {
             let error = anyhow::Error::from(error);
-            tracing::error!("{what} ends with this daemon: {error:#}");
-        };
-        // First, so that the owner of the attachments is known as soon as they are there.
-        if let Err(error) = pins.replace(self.heartbeat_fd.as_fd(), maps::HEARTBEAT) {
-            failed("map HEARTBEAT", error);
+            tracing::error!("cannot pin {what}, which ends with this daemon: {error:#}");
         }
-        for Attached { program, link } in &self.links {
-            if let Err(error) = pins.replace_link(link, program) {
-                failed(&format!("program {program}"), error);
-            }
-        }
-        self.pinned = pins.number(&pins::link(programs::SOCK_OPS));
     }
 }
 
