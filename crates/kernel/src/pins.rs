@@ -57,19 +57,8 @@ impl Pins {
     /// # Errors
     /// [`Error`].
     pub fn new(directory: &Path) -> Result<Self, Error> {
-        if !is_bpffs(directory) {
-            return Err(Error::NoBpffs {
-                directory: directory.to_owned(),
-            });
-        }
-        let this = Self {
-            directory: directory.to_owned(),
-        };
-        let made = DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory);
-        made.map_err(|source| this.failed(directory, source))?;
+        let this = Self::in_bpffs(directory)?;
+        this.make()?;
         Ok(this)
     }
 
@@ -78,18 +67,31 @@ impl Pins {
     /// # Errors
     /// [`Error`].
     pub fn check(directory: &Path) -> Result<(), Error> {
-        if !is_bpffs(directory) {
-            return Err(Error::NoBpffs {
-                directory: directory.to_owned(),
-            });
-        }
-        let this = Self {
-            directory: directory.to_owned(),
-        };
+        let this = Self::in_bpffs(directory)?;
         let existing = directory.ancestors().find(|path| path.exists());
         let existing = existing.unwrap_or(directory);
         nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK)
             .map_err(|errno| this.failed(existing, errno.into()))
+    }
+
+    fn in_bpffs(directory: &Path) -> Result<Self, Error> {
+        let directory = directory.to_owned();
+        match is_bpffs(&directory) {
+            true => Ok(Self { directory }),
+            false => Err(Error::NoBpffs { directory }),
+        }
+    }
+
+    /// Makes the directory, unless it exists.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn make(&self) -> Result<(), Error> {
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory);
+        made.map_err(|source| self.failed(&self.directory, source))
     }
 
     /// Where the pin `name` is.
@@ -100,14 +102,6 @@ impl Pins {
     /// The number of the pin `name`, which differs from that of every pin that replaces it; none if there is no such pin.
     pub fn number(&self, name: &str) -> Option<u64> {
         fs::metadata(self.path(name)).ok().map(|pin| pin.ino())
-    }
-
-    /// Makes the directory again, if it was removed.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn make_again(&self) -> Result<(), Error> {
-        Self::new(&self.directory).map(drop)
     }
 
     /// Whether an earlier daemon has left its attachments here.

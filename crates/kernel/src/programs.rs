@@ -317,16 +317,9 @@ impl Programs {
             let link = self.attach_program(program, cgroup, &directory)?;
             links.push(Attached { program, link });
         }
-        // After a restart of the kubelet both of two daemons attach again: the owner of the pins keeps them.
-        let is_owner = self
-            .pins
-            .as_ref()
-            .is_some_and(|pins| self.has_pins(pins) || !self.owner_runs(pins));
         self.links = links;
         self.cgroup = Some(cgroup.to_owned());
-        if is_owner {
-            self.pin_links();
-        }
+        self.pin_new_links();
         Ok(())
     }
 

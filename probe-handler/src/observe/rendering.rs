@@ -1,5 +1,5 @@
-//! The text of `/metrics`, in the format that the client accepts. On a full node rendering takes a millisecond or more, and every client that reaches the node may
-//! request it: [`Rendering::recent`] renders at most once a second.
+//! The text of `/metrics`, in the format that the client accepts. On a full node rendering takes a millisecond or more, and
+//! every client that reaches the node may request it: [`Rendering::recent`] renders at most once a second.
 
 use std::fmt;
 use std::sync::Arc;

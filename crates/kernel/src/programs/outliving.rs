@@ -32,7 +32,7 @@ impl Programs {
         let Some(pins) = self.pins.as_ref().filter(|_| self.adopted) else {
             return;
         };
-        if self.has_pins(pins) || self.owner_runs(pins) {
+        if self.has_pins(pins) || self.another_has_pins(pins) {
             return;
         }
         if !self.pins_failed {
@@ -48,13 +48,22 @@ impl Programs {
         );
     }
 
+    /// Pins new attachments, unless another daemon that runs has the pins: after a restart of the kubelet both of two daemons
+    /// attach again.
+    pub(super) fn pin_new_links(&mut self) {
+        let another = |pins: &Pins| !self.has_pins(pins) && self.another_has_pins(pins);
+        if self.adopted && !self.pins.as_ref().is_some_and(another) {
+            self.pin_links();
+        }
+    }
+
     /// Whether the pins are those of our attachments.
-    pub(super) fn has_pins(&self, pins: &Pins) -> bool {
+    fn has_pins(&self, pins: &Pins) -> bool {
         self.pinned.is_some() && self.pinned == pins.number(&pins::link(programs::SOCK_OPS))
     }
 
     /// Whether another daemon that runs has the pins.
-    pub(super) fn owner_runs(&self, pins: &Pins) -> bool {
+    fn another_has_pins(&self, pins: &Pins) -> bool {
         let silence = self
             .connecting
             .clock
@@ -64,7 +73,7 @@ impl Programs {
 
     /// Pins the map and the program that all daemons share, where there are none.
     fn pin_shared(&self, pins: &Pins) -> Result<(), pins::Error> {
-        pins.make_again()?;
+        pins.make()?;
         if pins.number(maps::CONNECTING_PIN).is_none() {
             let _path = pins.replace(self.connecting_fd.as_fd(), maps::CONNECTING_PIN)?;
         }
@@ -78,7 +87,7 @@ impl Programs {
     }
 
     /// Pins the attachments, if it is our turn. What can't be pinned works for as long as we live.
-    pub(super) fn pin_links(&mut self) {
+    fn pin_links(&mut self) {
         self.pin_all(None);
     }
 
