@@ -1,4 +1,4 @@
-//! Sets `PROBE_HANDLER_COMMIT` to the commit that is being built.
+//! Sets `PROBE_HANDLER_COMMIT` to the commit that is being built, and `PROBE_HANDLER_DESCRIPTION` to a description of the build.
 
 use std::env;
 use std::path::Path;
@@ -11,9 +11,12 @@ fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
     println!("cargo::rerun-if-changed=build.rs");
+    let commit = commit(root, release);
+    println!("cargo::rustc-env={COMMIT_VARIABLE}={commit}");
+    let set = |name: &str| env::var(name).unwrap_or_else(|_| "unknown".into());
+    let (version, profile, target) = (set("CARGO_PKG_VERSION"), set("PROFILE"), set("TARGET"));
     println!(
-        "cargo::rustc-env={COMMIT_VARIABLE}={}",
-        commit(root, release)
+        "cargo::rustc-env=PROBE_HANDLER_DESCRIPTION={version} (commit {commit}, {profile}, {target})"
     );
 }
 

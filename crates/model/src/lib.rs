@@ -12,6 +12,8 @@ use crate::inbound::Inbound;
 pub mod bounds;
 pub mod inbound;
 pub mod netns;
+pub mod result;
+pub mod state;
 
 /// Which of a container's probes or lifecycle hooks this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -81,8 +83,8 @@ pub enum Action {
         port: u16,
         /// Request target as the kubelet sends it: path and query, beginning with `/`.
         target: String,
-        /// The User-Agent among `httpHeaders`. The kubelet's request contains the other headers.
-        user_agent: Option<String>,
+        /// `httpHeaders`, name and value, in order.
+        headers: Vec<(String, String)>,
     },
     /// `tcpSocket`.
     Tcp {
@@ -110,11 +112,25 @@ impl Action {
     pub fn text_len(&self) -> usize {
         match self {
             Self::Http {
-                target, user_agent, ..
-            } => target.len() + user_agent.as_ref().map_or(0, String::len),
+                target, headers, ..
+            } => {
+                let header = |(name, value): &(String, String)| name.len() + value.len();
+                target.len() + headers.iter().map(header).sum::<usize>()
+            }
             Self::Tcp { .. } => 0,
             Self::Grpc { service, .. } => service.len(),
         }
+    }
+
+    /// The User-Agent among `httpHeaders`, without surrounding white space.
+    pub fn user_agent(&self) -> Option<&str> {
+        let Self::Http { headers, .. } = self else {
+            return None;
+        };
+        let found = headers
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case("user-agent"));
+        found.map(|(_, value)| value.trim())
     }
 
     /// `http`, `https`, `tcp` or `grpc`.
@@ -145,6 +161,32 @@ pub struct Probe {
     pub action: Action,
     /// `timeoutSeconds`, 1 s by default; none for lifecycle hooks, whose client has no timeout.
     pub timeout: Option<Duration>,
+    /// How often the kubelet makes it, and how many results in a row count.
+    #[serde(default)]
+    pub schedule: Schedule,
+}
+
+/// How often the kubelet makes a probe, and how many results in a row change what it does. Without meaning for a lifecycle
+/// hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// `periodSeconds`.
+    pub period: Duration,
+    /// `failureThreshold`.
+    pub failure_threshold: u32,
+    /// `successThreshold`.
+    pub success_threshold: u32,
+}
+
+impl Default for Schedule {
+    /// The defaults of the Kubernetes API.
+    fn default() -> Self {
+        Self {
+            period: Duration::from_secs(10),
+            failure_threshold: 3,
+            success_threshold: 1,
+        }
+    }
 }
 
 /// How a pod's probes reach the handler.
@@ -257,6 +299,14 @@ pub enum HttpBy {
 }
 
 impl HttpBy {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Handler => "handler",
+            Self::Kernel => "kernel",
+        }
+    }
+
     /// The value of that name.
     pub fn named(name: &str) -> Option<Self> {
         match name {

@@ -7,5 +7,7 @@ pub mod parse;
 pub mod probers;
 pub mod probes;
 pub mod scope;
+pub mod select;
 pub mod skipped;
+pub mod state;
 pub mod target;

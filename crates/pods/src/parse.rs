@@ -1,19 +1,18 @@
-//! Interprets a whole Pod: combines mesh, scope, probes, addresses and names.
+//! Interprets a whole Pod: combines mesh, probes, addresses and names. [`ParsedPod::select`] then decides what is served.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use serde::Serialize;
 
 use crate::inbound;
 use crate::mesh::{annotation, consul_proxy_uid, mesh_of, proxy_runs};
 use crate::probers::{Recovered, is_at_localhost, recover};
 use crate::probes::probes;
-use crate::scope::{
-    EXEMPT, HTTP, KUBEVIRT, Selection, VIRT_LAUNCHER, exempt, http, is_virtual_machine,
-};
+use crate::scope::{Marks, is_virtual_machine, marks};
+use crate::select::NotServed;
 use crate::skipped::{SkipReason, SkippedProbe};
+use crate::state::{PodState, state_of};
 use model::bounds::{Quota, SKIPPED_LIMIT};
 use model::{self, Mesh, PodId, Probe, ProbeMode};
 
@@ -22,51 +21,29 @@ const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// Annotation of mirror pods only (kubernetes pkg/kubelet/types/pod_update.go).
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// An interpreted Pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// An interpreted Pod, whatever the daemon's settings and its namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParsedPod {
     /// Its name and UID; the UID may be derived from the name, see [`parse_pod`].
     pub id: PodId,
-    /// What to serve, if anything.
+    /// What could be served; none if it has no probes, or for the reason `never`.
     pub pod: Option<Arc<model::Pod>>,
-    /// Why nothing is served.
-    pub not_served: Option<NotServed>,
-    /// Probes that are not served.
+    /// Why it is not served, whatever the settings.
+    pub never: Option<NotServed>,
+    /// Whether it is in a known mesh.
+    pub meshed: bool,
+    /// Whether its app runs in a virtual machine.
+    pub guest: bool,
+    /// What its labels and annotations set.
+    pub marks: Marks,
+    /// Probes that can't be served.
     pub skipped: Vec<SkippedProbe>,
     /// What in the Pod could not be read.
     pub warnings: Vec<String>,
     /// Whether its mesh's container runs, if its status contains that.
     pub mesh_runs: Option<bool>,
-}
-
-/// Why no probe of a pod is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
-#[serde(rename_all = "kebab-case")]
-pub enum NotServed {
-    /// It has no `metadata.name`.
-    #[error("metadata.name is missing")]
-    NoName,
-    /// Its address is the node's.
-    #[error("it is in the node's network namespace (hostNetwork)")]
-    HostNetwork,
-    /// Its phase is Succeeded or Failed: the kubelet does not probe it.
-    #[error("its phase is Succeeded or Failed")]
-    Ended,
-    /// Neither its annotations nor the scope select it.
-    #[error("neither annotation {EXEMPT} nor the daemon's scope selects it")]
-    OutOfScope,
-    /// It or its namespace has annotation `probe-handler.io/exempt: "false"`.
-    #[error("annotation {EXEMPT} is \"false\" on it or its namespace")]
-    NotExempt,
-    /// Its app runs in a virtual machine and has no sockets in the pod's network namespace.
-    #[error(
-        "its app runs in a virtual machine (label {KUBEVIRT}={VIRT_LAUNCHER}); to serve it anyway, set annotation \
-         {EXEMPT}: \"true\""
-    )]
-    Guest,
-    /// It has no probes that can be served.
-    #[error("it has no probes to serve")]
-    NoProbes,
+    /// What the kubelet has done with it.
+    pub state: PodState,
 }
 
 impl ParsedPod {
@@ -74,11 +51,21 @@ impl ParsedPod {
         Self {
             id,
             pod: None,
-            not_served: None,
+            never: None,
+            meshed: false,
+            guest: false,
+            marks: Marks::default(),
             skipped: Vec::new(),
             warnings,
             mesh_runs: None,
+            state: PodState::default(),
         }
+    }
+
+    /// Whether our webhook has rewritten its probes, so that nothing else answers them.
+    pub fn is_rewritten_by_us(&self) -> bool {
+        let rewritten = self.pod.as_ref().and_then(|pod| pod.rewritten.as_ref());
+        rewritten.is_some_and(|rewritten| rewritten.mode == ProbeMode::Rewrite)
     }
 
     /// Limits the list of skipped probes, because nobody reads more of them.
@@ -94,36 +81,39 @@ impl ParsedPod {
         }
     }
 
-    fn not_served(mut self, why: NotServed) -> Self {
-        self.not_served = Some(why);
+    fn never(mut self, why: NotServed) -> Self {
+        self.never = Some(why);
         self
     }
 }
 
 /// Interprets `pod`. The UID is the one the kubelet uses (for a mirror pod the static pod's); a Pod
 /// without one, from a manifest written by hand, gets a stable one derived from its name.
-pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
+pub fn parse_pod(pod: &Pod) -> ParsedPod {
     let mut warnings = Vec::new();
     let id = pod_id(pod, &mut warnings);
     let nameless = id.name.is_empty();
     let mut parsed = ParsedPod::new(id, warnings);
+    parsed.state = state_of(pod);
     if nameless {
-        return parsed.not_served(NotServed::NoName);
+        return parsed.never(NotServed::NoName);
     }
     let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network);
     if host_network == Some(true) {
-        return parsed.not_served(NotServed::HostNetwork);
+        return parsed.never(NotServed::HostNetwork);
     }
     let phase = pod
         .status
         .as_ref()
         .and_then(|status| status.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) {
-        return parsed.not_served(NotServed::Ended);
+        return parsed.never(NotServed::Ended);
     }
 
     let ips = addresses(pod, &mut parsed.warnings);
     let mesh = mesh_of(pod);
+    parsed.meshed = mesh.is_some();
+    parsed.guest = is_virtual_machine(pod);
     parsed.mesh_runs = proxy_runs(pod);
     let (declared, skipped) = probes(pod, &ips);
     parsed.skipped = skipped;
@@ -132,50 +122,15 @@ pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
     parsed.skipped.append(&mut bound(&mut recovered));
     parsed.limit_skipped();
     let Recovered {
-        mut native,
+        native,
         rewritten,
         mut warnings,
         ..
     } = recovered;
     parsed.warnings.append(&mut warnings);
-
-    let exempt = exempt(pod).unwrap_or_else(|value| {
-        parsed.warnings.push(format!(
-            "annotation {EXEMPT} is {value:?}, must be \"true\" or \"false\"; ignored"
-        ));
-        None
-    });
-    let http = http(pod).unwrap_or_else(|value| {
-        parsed.warnings.push(format!(
-            "annotation {HTTP} is {value:?}, must be \"handler\" or \"kernel\"; ignored"
-        ));
-        None
-    });
-    if !selection.selects(exempt, mesh.is_some()) {
-        // Nothing else answers on the rewrite port, so these probes are served regardless of the scope.
-        if rewritten.as_ref().map(|r| r.mode) != Some(ProbeMode::Rewrite) {
-            let refused = exempt.or(selection.namespace_exempt) == Some(false);
-            return parsed.not_served(if refused {
-                NotServed::NotExempt
-            } else {
-                NotServed::OutOfScope
-            });
-        }
-        if exempt.or(selection.namespace_exempt) == Some(false) {
-            native.clear();
-            parsed.warnings.push(format!(
-                "annotation {EXEMPT} is \"false\", but our webhook has rewritten probes: those are served, the others are not"
-            ));
-        }
-    }
-    if exempt != Some(true) && is_virtual_machine(pod) {
-        if rewritten.as_ref().map(|r| r.mode) != Some(ProbeMode::Rewrite) {
-            return parsed.not_served(NotServed::Guest);
-        }
-        native.clear();
-    }
+    parsed.marks = marks(pod, &mut parsed.warnings);
     if native.is_empty() && rewritten.is_none() {
-        return parsed.not_served(NotServed::NoProbes);
+        return parsed;
     }
     let mesh = mesh.unwrap_or(Mesh::Unknown);
     let proxy_uid = (mesh == Mesh::Consul).then(|| {
@@ -190,7 +145,7 @@ pub fn parse_pod(pod: &Pod, selection: &Selection) -> ParsedPod {
         mesh,
         inbound: inbound::of(pod, mesh),
         localhost: mesh == Mesh::Istio && is_at_localhost(pod),
-        http,
+        http: parsed.marks.http,
         proxy_uid,
         probes: native,
         rewritten,

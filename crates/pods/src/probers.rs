@@ -16,7 +16,7 @@ use crate::mesh::{annotation, containers};
 use crate::probes::{grpc_action, http_action, tcp_action, timeout};
 use crate::skipped::{SkipReason, SkippedProbe};
 use model::bounds::truncated;
-use model::{Action, Probe, ProbeKind, ProbeMode, Rewritten, Scheme};
+use model::{Action, Probe, ProbeKind, ProbeMode, Rewritten, Schedule, Scheme};
 
 /// Annotation with the originals of the probes that our webhook rewrote.
 pub const PROBES: &str = "probe-handler.io/probes";
@@ -122,6 +122,8 @@ fn parse_entry(
         kind,
         action,
         timeout: set.and_then(|_| timeout(kind, set)),
+        // The JSON contains none: rewriting leaves it to the probe in the spec.
+        schedule: Schedule::default(),
     })
 }
 
@@ -213,6 +215,7 @@ fn sort(mode: ProbeMode, port: u16, mut originals: Originals, declared: Vec<Prob
                             kind: probe.kind,
                             action: original.action.clone(),
                             timeout: original.timeout.filter(|_| !is_hook),
+                            schedule: probe.schedule,
                         });
                         // The JSON sets no timeout: the kubelet's applies. Several probes may use the same path.
                         if original.timeout.is_none() && !is_hook {

@@ -13,7 +13,7 @@ use crate::mesh;
 use crate::skipped::{SkipReason, SkippedProbe};
 use crate::target::request_target;
 use model::bounds::{REQUEST_HEADERS_LIMIT, REQUEST_LIMIT, truncated};
-use model::{Action, Probe, ProbeKind, Scheme};
+use model::{Action, Probe, ProbeKind, Schedule, Scheme};
 
 /// `timeoutSeconds` when it is not set.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,6 +40,8 @@ pub struct Declared<'a> {
     pub grpc: Option<&'a GRPCAction>,
     /// `timeoutSeconds` (probes only).
     pub timeout_seconds: Option<i32>,
+    /// `periodSeconds`, `failureThreshold` and `successThreshold` (probes only).
+    pub schedule: Schedule,
 }
 
 /// Every probe and hook of `pod` that the kubelet would run, in the order of the containers. Init
@@ -93,6 +95,7 @@ fn probe_of<'a>(container: &'a Container, kind: ProbeKind, probe: &'a ProbeSpec)
         tcp: probe.tcp_socket.as_ref(),
         grpc: probe.grpc.as_ref(),
         timeout_seconds: probe.timeout_seconds,
+        schedule: schedule(probe),
     }
 }
 
@@ -110,6 +113,7 @@ fn hook_of<'a>(
         tcp: hook.tcp_socket.as_ref(),
         grpc: None,
         timeout_seconds: None,
+        schedule: Schedule::default(),
     }
 }
 
@@ -131,6 +135,7 @@ impl Declared<'_> {
             kind: self.kind,
             action: self.action(ips)?,
             timeout: timeout(self.kind, self.timeout_seconds),
+            schedule: self.schedule,
         })
     }
 
@@ -199,6 +204,22 @@ pub fn timeout(kind: ProbeKind, seconds: Option<i32>) -> Option<Duration> {
     }
 }
 
+/// The schedule of a probe: a number that is not set, or not positive, counts as its default.
+fn schedule(probe: &ProbeSpec) -> Schedule {
+    let default = Schedule::default();
+    let positive = |set: Option<i32>| {
+        set.and_then(|set| u32::try_from(set).ok())
+            .filter(|&set| set > 0)
+    };
+    Schedule {
+        period: positive(probe.period_seconds).map_or(default.period, |seconds| {
+            Duration::from_secs(seconds.into())
+        }),
+        failure_threshold: positive(probe.failure_threshold).unwrap_or(default.failure_threshold),
+        success_threshold: positive(probe.success_threshold).unwrap_or(default.success_threshold),
+    }
+}
+
 /// What an `httpGet` of `container` does.
 ///
 /// # Errors
@@ -233,9 +254,9 @@ pub fn http_action(
         scheme,
         port: resolve_port("httpGet.port", &http.port, container)?,
         target,
-        user_agent: headers()
-            .find(|header| header.name.eq_ignore_ascii_case("user-agent"))
-            .map(|header| header.value.trim().to_owned()),
+        headers: headers()
+            .map(|header| (header.name.clone(), header.value.clone()))
+            .collect(),
     })
 }
 

@@ -1,4 +1,4 @@
-//! Version and commit of this build.
+//! Version, commit and target of this build.
 
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
@@ -10,6 +10,9 @@ pub const COMMIT: &str = match option_env!("PROBE_HANDLER_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };
+
+/// Version, commit, profile and target: `0.1.0 (commit 0123456789ab, release, x86_64-unknown-linux-gnu)`.
+pub const DESCRIPTION: &str = env!("PROBE_HANDLER_DESCRIPTION");
 
 /// Registers `build`: version and commit.
 pub fn register(registry: &mut Registry) {

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::AttachReusePortCbpf;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Which other sockets may listen on the same address.
@@ -21,16 +23,60 @@ pub enum Share {
 /// # Errors
 /// Those of `socket`, `bind` and `listen`.
 pub fn tcp(address: SocketAddr, share: Share, backlog: i32) -> io::Result<TcpListener> {
-    match listen_on(address, share, backlog) {
+    with_ipv4(address, |address| {
+        let socket = bound(address, share)?;
+        socket.listen(backlog)?;
+        Ok(socket.into())
+    })
+}
+
+/// Calls `bind` with `address`; if that is `[::]` and the kernel has no IPv6, with `0.0.0.0`.
+fn with_ipv4<T>(address: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    match bind(address) {
         Err(error)
             if error.raw_os_error() == Some(libc::EAFNOSUPPORT)
                 && address.ip().is_unspecified() =>
         {
-            let everywhere = (Ipv4Addr::UNSPECIFIED, address.port()).into();
-            listen_on(everywhere, share, backlog)
+            bind((Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
-        listening => listening,
+        bound => bound,
     }
+}
+
+/// Whether `address` can be bound, and shared: then another listener that shares it has it now.
+///
+/// # Errors
+/// It can't be bound.
+pub fn is_shared(address: SocketAddr) -> io::Result<bool> {
+    let bind = |share| with_ipv4(address, |address| bound(address, share));
+    match bind(Share::Alone) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            bind(Share::Upgrade).map(|_| true)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the kernel give all further connections to `newest`, which began to share its address after one other listener.
+/// That one keeps the connections that it has, and gets further ones when this one ends.
+///
+/// # Errors
+/// Those of `setsockopt`.
+pub fn prefer(newest: &TcpListener) -> io::Result<()> {
+    // BPF_RET | BPF_K: the number of the listener, in the order in which they began to listen. If there is none with this
+    // number, the kernel chooses one.
+    let mut second = [libc::sock_filter {
+        code: 0x06,
+        jt: 0,
+        jf: 0,
+        k: 1,
+    }];
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: second.as_mut_ptr(),
+    };
+    Ok(setsockopt(newest, AttachReusePortCbpf, &program)?)
 }
 
 /// `count` non-blocking listeners on consecutive ports, the first at `address`; with port 0 on any free ports.
@@ -55,7 +101,7 @@ pub fn ports(address: SocketAddr, count: u16, backlog: i32) -> io::Result<Vec<Tc
         .collect()
 }
 
-fn listen_on(address: SocketAddr, share: Share, backlog: i32) -> io::Result<TcpListener> {
+fn bound(address: SocketAddr, share: Share) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
@@ -66,8 +112,7 @@ fn listen_on(address: SocketAddr, share: Share, backlog: i32) -> io::Result<TcpL
         socket.set_reuse_port(true)?;
     }
     socket.bind(&address.into())?;
-    socket.listen(backlog)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -117,6 +162,34 @@ mod tests {
         at.sort_unstable();
         at.dedup();
         assert_eq!(at.len(), 16);
+    }
+
+    #[test]
+    fn of_two_listeners_the_newest_gets_all_connections_while_it_exists() {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let older = tcp(any, Share::Upgrade, 128).expect("a listener");
+        let at = older.local_addr().expect("address");
+        assert!(is_shared(at).expect("it can be bound"));
+        let newest = tcp(at, Share::Upgrade, 128).expect("shared");
+        prefer(&newest).expect("preferred");
+        let connect = |count| -> Vec<TcpStream> {
+            let one = |_| TcpStream::connect(at).expect("connected");
+            (0..count).map(one).collect()
+        };
+        let accepted = |listener: &TcpListener| {
+            let mut count = 0;
+            while listener.accept().is_ok() {
+                count += 1;
+            }
+            count
+        };
+        let _to_newest = connect(50);
+        assert_eq!((accepted(&older), accepted(&newest)), (0, 50));
+        drop(newest);
+        let _to_older = connect(50);
+        assert_eq!(accepted(&older), 50);
+        drop(older);
+        assert!(!is_shared(at).expect("it can be bound"));
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub enum Part {
     ManifestWatch,
     /// The file of the last known pods.
     LastKnown,
+    /// The program that reads apps' answers on the kernel path.
+    Answers,
 }
 
 /// The missing parts. Clones share the same state.
@@ -52,6 +54,7 @@ impl Part {
             Self::CgroupWatch => "watch on cgroups",
             Self::ManifestWatch => "watch on manifests",
             Self::LastKnown => "pods as last known",
+            Self::Answers => "results on the kernel path",
         }
     }
 }

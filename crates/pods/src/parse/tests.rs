@@ -3,16 +3,17 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::scope::Scope;
+use crate::scope::{HTTP, KUBEVIRT, MODE, Mode, Scope, Selection, VIRT_LAUNCHER};
+use crate::select::SelectedPod;
 use crate::skipped::SkipReason;
 use model::HttpBy;
 
-fn make(manifest: Value) -> ParsedPod {
+fn make(manifest: Value) -> SelectedPod {
     make_in(manifest, Selection::default())
 }
 
-fn make_in(manifest: Value, selection: Selection) -> ParsedPod {
-    parse_pod(&serde_json::from_value(manifest).unwrap(), &selection)
+fn make_in(manifest: Value, selection: Selection) -> SelectedPod {
+    parse_pod(&serde_json::from_value(manifest).unwrap()).select(&selection)
 }
 
 /// A meshed pod with one probe.
@@ -73,8 +74,8 @@ fn some_pods_are_never_served() {
             NotServed::OutOfScope,
         ),
         (
-            with("/metadata/annotations", json!({EXEMPT: "false"})),
-            NotServed::NotExempt,
+            with("/metadata/labels", json!({MODE: "off"})),
+            NotServed::Off,
         ),
         (
             with("/metadata/labels", json!({KUBEVIRT: VIRT_LAUNCHER})),
@@ -102,9 +103,11 @@ fn only_the_rewritten_probes_of_a_virtual_machine_are_served() {
 }
 
 #[test]
-fn a_virtual_machines_pod_is_served_with_the_annotation() {
-    let mut manifest = with("/metadata/labels", json!({KUBEVIRT: VIRT_LAUNCHER}));
-    manifest["metadata"]["annotations"] = json!({EXEMPT: "true"});
+fn a_virtual_machines_pod_is_served_with_the_label() {
+    let manifest = with(
+        "/metadata/labels",
+        json!({KUBEVIRT: VIRT_LAUNCHER, MODE: "serve"}),
+    );
     assert!(make(manifest).pod.is_some());
     let component = with("/metadata/labels", json!({KUBEVIRT: "virt-api"}));
     assert!(make(component).pod.is_some());
@@ -118,10 +121,10 @@ fn a_pod_is_served_while_it_terminates() {
 }
 
 #[test]
-fn a_pod_without_a_mesh_is_served_with_the_annotation() {
+fn a_pod_without_a_mesh_is_served_in_scope_all() {
     let all = Selection {
         scope: Scope::All,
-        namespace_exempt: None,
+        ..Selection::default()
     };
     let plain = with("/spec/containers/1/name", json!("other"));
     let pod = make_in(plain, all).pod.unwrap();
@@ -142,38 +145,50 @@ fn an_annotation_sets_what_serves_http() {
 }
 
 #[test]
-fn an_invalid_exempt_annotation_is_ignored_with_a_warning() {
-    let parsed = make(with("/metadata/annotations", json!({EXEMPT: "yes"})));
+fn an_annotation_in_place_of_the_label_is_ignored_with_a_warning() {
+    let parsed = make(with("/metadata/annotations", json!({MODE: "off"})));
     assert!(parsed.pod.is_some());
     assert_eq!(
         parsed.warnings,
-        ["annotation probe-handler.io/exempt is \"yes\", must be \"true\" or \"false\"; ignored"]
+        ["probe-handler.io/mode is an annotation, must be a label; ignored"]
     );
 }
 
 #[test]
-fn a_pod_rewritten_by_our_webhook_is_served_in_any_scope() {
-    let rewritten = |exempt: Value| {
+fn the_probes_of_an_observed_pod_are_not_served() {
+    let observing = Selection {
+        mode: Mode::Observe,
+        ..Selection::default()
+    };
+    let parsed = make_in(meshed(), observing);
+    assert_eq!(parsed.pod, None);
+    assert_eq!(parsed.not_served, Some(NotServed::Observed));
+    assert_eq!(parsed.observed, make(meshed()).pod);
+    let own = make_in(with("/metadata/labels", json!({MODE: "serve"})), observing);
+    assert!(own.pod.is_some() && own.observed.is_none());
+}
+
+#[test]
+fn a_pod_rewritten_by_our_webhook_is_served_in_any_mode() {
+    let rewritten = |mode: &str| {
         json!({
-            "metadata": {"name": "web", "annotations": {
-                "probe-handler.io/probes": r#"{"/app-health/web/livez":{"tcpSocket":{"port":80}}}"#,
-                EXEMPT: exempt}},
+            "metadata": {"name": "web", "labels": {MODE: mode}, "annotations": {
+                "probe-handler.io/probes": r#"{"/app-health/web/livez":{"tcpSocket":{"port":80}}}"#}},
             "spec": {"containers": [{"name": "web",
                 "livenessProbe": {"httpGet": {"port": 15020, "path": "/app-health/web/livez"}},
                 "readinessProbe": {"tcpSocket": {"port": 80}}}]}})
     };
-    for (exempt, native) in [("true", 1), ("false", 0)] {
-        let pod = make_in(
-            rewritten(json!(exempt)),
-            Selection {
-                scope: Scope::Annotated,
-                namespace_exempt: None,
-            },
-        )
-        .pod
-        .unwrap();
+    for (mode, native, observed) in [("serve", 1, 0), ("off", 0, 0), ("observe", 0, 1)] {
+        let labeled = Selection {
+            scope: Scope::Labeled,
+            ..Selection::default()
+        };
+        let parsed = make_in(rewritten(mode), labeled);
+        let pod = parsed.pod.unwrap();
         assert_eq!(pod.rewritten.as_ref().unwrap().mode, ProbeMode::Rewrite);
-        assert_eq!(pod.probes.len(), native, "{exempt}");
+        assert_eq!(pod.probes.len(), native, "{mode}");
+        let watched = parsed.observed.map_or(0, |pod| pod.probes.len());
+        assert_eq!(watched, observed, "{mode}");
     }
 }
 
@@ -249,7 +264,7 @@ fn skipped_probes_are_listed_beside_served_ones() {
 }
 
 /// A pod with `count` containers, each with one probe of `path`.
-fn crowded(count: usize, path: &str) -> ParsedPod {
+fn crowded(count: usize, path: &str) -> SelectedPod {
     let container = |n: usize| json!({"name": format!("c{n}"), "livenessProbe": {"httpGet": {"port": n + 1, "path": path}}});
     let mut containers: Vec<_> = (0..count).map(container).collect();
     containers.push(json!({"name": "istio-proxy"}));

@@ -44,7 +44,7 @@ fn http(scheme: Scheme, port: u16, target: &str) -> Action {
         scheme,
         port,
         target: target.to_owned(),
-        user_agent: None,
+        headers: Vec::new(),
     }
 }
 
@@ -121,15 +121,16 @@ fn http_get_becomes_what_the_kubelet_sends() {
 }
 
 #[test]
-fn a_declared_user_agent_is_kept() {
+fn declared_headers_are_kept() {
     let action = only_action(
         json!({"readinessProbe": {"httpGet": {"port": 80, "httpHeaders": [
         {"name": "Host", "value": "app.example"}, {"name": "user-agent", "value": " ours "}]}}}),
     );
-    let Action::Http { user_agent, .. } = action else {
+    assert_eq!(action.user_agent(), Some("ours"));
+    let Action::Http { headers, .. } = action else {
         panic!("{action:?}");
     };
-    assert_eq!(user_agent.as_deref(), Some("ours"));
+    assert_eq!(headers[0], ("Host".to_owned(), "app.example".to_owned()));
 }
 
 #[test]
