@@ -9,7 +9,9 @@ pub struct Config {
     /// The handler's port on 127.0.0.1, host byte order; 0: none, connections to IPv4 endpoints are unchanged.
     pub handler_port_v4: u16,
     /// 1: log every decision through aya-log.
-    pub verbose: u16,
+    pub verbose: u8,
+    /// 1: program `answer` is attached, and reads the answers of apps on the kernel path.
+    pub reads_answers: u8,
     /// Thread group id of the kubelet in the initial pid namespace; 0: every process of the cgroup.
     pub kubelet_pid: u32,
     /// Cookie of the kubelet's network namespace (SO_NETNS_COOKIE): connections of sockets in other namespaces,
@@ -25,6 +27,6 @@ pub struct Config {
 
 const _: () = assert!(size_of::<Config>() == 64);
 
-// SAFETY: `Config` is `repr(C)`, contains only integers: two `u16`, one `u32`, three `u64`, sixteen `u16`, without padding.
+// SAFETY: `Config` is `repr(C)`, contains only integers: one `u16`, two `u8`, one `u32`, three `u64`, sixteen `u16`, without padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Config {}

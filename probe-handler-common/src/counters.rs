@@ -26,11 +26,13 @@ pub enum Counter {
     /// Recorded connections whose SYN arrived in a pod with our rules, each counted once. If there are fewer than
     /// recorded, something between kubelet and pod changes addresses, or the pod has lost its rules.
     Exempt = 9,
+    /// Refused connections that began all the same, because a program on a parent cgroup set another return value.
+    RefusalUndone = 10,
 }
 
 impl Counter {
     /// The number of counters.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 11;
     /// All counters, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::Seen,
@@ -43,6 +45,7 @@ impl Counter {
         Self::NoHeartbeat,
         Self::Recorded,
         Self::Exempt,
+        Self::RefusalUndone,
     ];
 
     /// Name in metrics and `status`.
@@ -58,6 +61,7 @@ impl Counter {
             Self::NoHeartbeat => "no_heartbeat",
             Self::Recorded => "recorded",
             Self::Exempt => "exempt",
+            Self::RefusalUndone => "refusal_undone",
         }
     }
 }

@@ -7,7 +7,7 @@ pub struct EndpointValue {
     /// The pod's network namespace, as an nsid of the kubelet's network namespace
     /// (rtnetlink `RTM_GETNSID`), at least 0.
     pub netns_id: i32,
-    /// [`GATE`], [`REDIRECT`], [`KERNEL`] and [`LOCALHOST`].
+    /// [`GATE`], [`REDIRECT`], [`KERNEL`], [`LOCALHOST`], [`READ_HTTP`] and [`READ_GRPC`].
     pub flags: u32,
     /// The mesh's inbound port (15006 for Istio), host byte order; 0: no mesh.
     pub mesh_port: u32,
@@ -28,3 +28,7 @@ pub const REDIRECT: u32 = 1 << 1;
 pub const KERNEL: u32 = 1 << 2;
 /// The mesh connects to the app at the pod's loopback address: [`GATE`] checks that address instead of the endpoint's.
 pub const LOCALHOST: u32 = 1 << 3;
+/// On the kernel path the app's answers are read as HTTP/1.
+pub const READ_HTTP: u32 = 1 << 4;
+/// On the kernel path the app's answers are read as those of gRPC health checks.
+pub const READ_GRPC: u32 = 1 << 5;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 pub mod address;
+pub mod answer;
 pub mod config;
 pub mod connecting;
 pub mod counters;
@@ -15,6 +16,7 @@ pub mod flow;
 pub mod gate;
 pub mod heartbeat;
 pub mod outcome;
+pub mod priority;
 pub mod spread;
 
 /// Names of the maps in the eBPF object.
@@ -36,6 +38,12 @@ pub mod maps {
     /// Name of the pin of `CONNECTING`. The number is that of its layout: to be raised with every change of
     /// [`crate::connecting::Tuple`], [`crate::connecting::Connecting`] or the capacity.
     pub const CONNECTING_PIN: &str = "connecting-1";
+    /// One [`crate::priority::Key`] at index 0.
+    pub const CLASSIFY_KEY: &str = "CLASSIFY_KEY";
+    /// Name of the pin of `CLASSIFY_KEY`. The number is to be raised with every change of the key, or of how it is used.
+    pub const CLASSIFY_KEY_PIN: &str = "classify-key-1";
+    /// Socket cookie (`u64`) to the [`crate::answer::Answer`] of a connection on the kernel path whose answer is being read.
+    pub const ANSWERS: &str = "ANSWERS";
     /// Per-CPU `u64` counters, indexed by [`crate::counters::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
 
@@ -54,6 +62,9 @@ pub mod maps {
     pub const FLOWS_CAPACITY: u32 = 16_384;
     /// Capacity of `CONNECTING`: the kubelet's sockets that are in SYN_SENT at the same time. Entries are deleted, never evicted.
     pub const CONNECTING_CAPACITY: u32 = 8_192;
+    /// Capacity of `ANSWERS`: the kubelet's connections whose answer is awaited at the same time. Entries are deleted, never
+    /// evicted. If it is full, the result of a probe is unknown.
+    pub const ANSWERS_CAPACITY: u32 = 4_096;
     /// Minimum capacity of an LRU map for each possible CPU. Before Linux 6.12 each CPU reserves up to 128 free slots,
     /// and a map with fewer than 170 slots per CPU evicts live entries while it is nearly empty (seen on 5.10 and 6.1
     /// with 192 CPUs).
@@ -76,9 +87,23 @@ pub mod programs {
     pub const HEARTBEAT: &str = "heartbeat";
     /// `socket`: whether a packet is the SYN of a connection in `CONNECTING`. Rules in pods call it.
     pub const EXEMPT: &str = "exempt";
-    /// The programs for the kubelet's cgroup, in the order in which they are attached: the programs that identify
+    /// `classifier`: the same at tc ingress of pods' interfaces, for rules that can't call `exempt`: sets the packet's priority.
+    /// Optional.
+    pub const CLASSIFY: &str = "classify";
+    /// `cgroup_skb/ingress`: reads the answers of apps on the kernel path. Optional: attached last, where the kernel loads it.
+    pub const ANSWER: &str = "answer";
+    /// The programs for the kubelet's cgroup that must be attached, in their order: the programs that identify
     /// redirected connections are in place before the first connection is redirected.
     pub const ATTACH_ORDER: [&str; 5] = [SOCK_OPS, GETPEERNAME4, GETPEERNAME6, CONNECT4, CONNECT6];
+    /// All programs for the kubelet's cgroup, in the order in which they are attached.
+    pub const ALL: [&str; 6] = [
+        SOCK_OPS,
+        GETPEERNAME4,
+        GETPEERNAME6,
+        CONNECT4,
+        CONNECT6,
+        ANSWER,
+    ];
 }
 
 /// Names of the read-only globals set at load.

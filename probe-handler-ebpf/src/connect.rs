@@ -10,7 +10,7 @@ use probe_handler_common::address::SockAddr;
 use probe_handler_common::config::Config;
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::LOCALHOST;
-use probe_handler_common::flow::{EXEMPT, HANDLER, Original};
+use probe_handler_common::flow::{self, HANDLER, Original};
 use probe_handler_common::gate::{Decision, LeaveReason, decide};
 use probe_handler_common::outcome::{self, Outcome};
 use probe_handler_common::spread::{port_index, source_v4};
@@ -18,7 +18,9 @@ use probe_handler_common::spread::{port_index, source_v4};
 use crate::heartbeat::{is_alive, lease_is_over};
 use crate::listener::{KUBELET_NETNS, listens};
 use crate::log::log_connection;
-use crate::maps::{CONFIG, ENDPOINTS, SOCKETS, count, has_set_retval, record_outcome};
+use crate::maps::{
+    CONFIG, ENDPOINTS, LAST_REFUSED, SOCKETS, count, has_set_retval, record_outcome,
+};
 use crate::verdict::Verdict;
 
 /// `IPPROTO_TCP`.
@@ -180,9 +182,9 @@ fn connect(
         (Decision::Redirect, Some(handler)) => {
             redirect(ctx, destination, || set_destination(&handler))
         }
-        (Decision::Exempt, _) => exempt(ctx, destination),
+        (Decision::Exempt, _) => exempt(ctx, destination, flow::exempt(endpoint.flags)),
         (Decision::Refuse, _) => (
-            refuse(destination),
+            refuse(ctx, destination),
             "is refused: the mesh listens, the app does not",
         ),
         (Decision::Leave(LeaveReason::NoListener), _) => {
@@ -239,8 +241,8 @@ fn redirect(
 
 /// Leaves the destination unchanged, and records the socket for `sock_ops`. Also returns the log message.
 #[inline(always)]
-fn exempt(ctx: &SockAddrContext, destination: &SockAddr) -> (Verdict, &'static str) {
-    let what = if remember(ctx, destination, EXEMPT) {
+fn exempt(ctx: &SockAddrContext, destination: &SockAddr, path: u32) -> (Verdict, &'static str) {
+    let what = if remember(ctx, destination, path) {
         "goes to the pod, exempt from the redirect"
     } else {
         "is unchanged: SOCKETS accepts no entry"
@@ -300,12 +302,17 @@ const AF_INET: u16 = 2;
 
 /// Refuses the connection like a closed port.
 #[inline(always)]
-fn refuse(destination: &SockAddr) -> Verdict {
+fn refuse(ctx: &SockAddrContext, destination: &SockAddr) -> Verdict {
     count(Counter::Refused);
+    if let Some(last) = LAST_REFUSED.get_ptr_mut(0) {
+        // SAFETY: a valid map value of this CPU, where no other program runs meanwhile; the context has a socket.
+        unsafe { *last = bpf_get_socket_cookie(ctx.as_ptr()) };
+    }
     record_outcome(Outcome {
         destination: *destination,
         kind: outcome::REFUSED,
         after_us: 0,
+        value: 0,
     });
     if has_set_retval() {
         // SAFETY: an error number in the range that the kernel accepts; the result only confirms that.

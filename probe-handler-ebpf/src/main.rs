@@ -1,12 +1,14 @@
-//! Entry points of probe-handler's eBPF programs. All except two are attached to the kubelet's cgroup.
+//! Entry points of probe-handler's eBPF programs. All except three are attached to the kubelet's cgroup.
 //!
 //! `connect4`/`connect6` decide what happens to each TCP connection of the kubelet, `sock_ops` records the
 //! original destination of a redirected connection, and `getpeername4`/`getpeername6` return the pod as the
-//! peer of a redirected socket. `heartbeat`, attached to a socket of the daemon, records when the handler was last
-//! alive. `exempt`, called by our rules in pods, returns whether a packet is the SYN of a connection of the kubelet.
+//! peer of a redirected socket. `answer` reads the answers of apps on the kernel path. `heartbeat`, attached to a socket of the daemon, records when the handler was last
+//! alive. `exempt`, called by our rules in pods, returns whether a packet is the SYN of a connection of the kubelet. Where the kernel
+//! can't call it from rules, `classify` determines that at tc ingress of pods' interfaces.
 #![no_std]
 #![no_main]
 
+mod answer;
 mod connect;
 mod exempt;
 mod heartbeat;
@@ -16,8 +18,8 @@ mod maps;
 mod sockets;
 mod verdict;
 
-use aya_ebpf::macros::{cgroup_sock_addr, sock_ops, socket_filter};
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier, sock_ops, socket_filter};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext, TcContext};
 
 /// The kubelet connects an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
@@ -52,6 +54,13 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     verdict::Verdict::ALLOW.into()
 }
 
+/// A socket of the kubelet's cgroup receives a packet; the data begins with the IP header. Drops none.
+#[cgroup_skb(ingress)]
+pub fn answer(ctx: SkBuffContext) -> i32 {
+    answer::on_packet(&ctx);
+    1
+}
+
 /// The handler sends a datagram to itself, which this program drops.
 #[socket_filter]
 pub fn heartbeat(ctx: SkBuffContext) -> i64 {
@@ -62,7 +71,13 @@ pub fn heartbeat(ctx: SkBuffContext) -> i64 {
 /// Netfilter (xt_bpf) matches a packet in a pod; the data begins with the IP header.
 #[socket_filter]
 pub fn exempt(ctx: SkBuffContext) -> i64 {
-    i64::from(exempt::is_exempt(&ctx))
+    i64::from(exempt::is_exempt(ctx.skb.skb))
+}
+
+/// A packet arrives at an interface of a pod (tc ingress); the data begins with the link layer's header. Drops none.
+#[classifier]
+pub fn classify(ctx: TcContext) -> i32 {
+    exempt::classify(ctx.skb.skb)
 }
 
 /// The kernel allows the helpers that these programs use only to GPL-compatible programs.

@@ -4,6 +4,7 @@ use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use probe_handler_common::address::SockAddr;
+use probe_handler_common::answer::Answer;
 use probe_handler_common::config::Config;
 use probe_handler_common::connecting::{Connecting, Tuple};
 use probe_handler_common::counters::Counter;
@@ -11,9 +12,11 @@ use probe_handler_common::endpoint::EndpointValue;
 use probe_handler_common::flow::{Flow, FlowKey, Original};
 use probe_handler_common::heartbeat;
 use probe_handler_common::maps::{
-    CONNECTING_CAPACITY, ENDPOINTS_CAPACITY, FLOWS_CAPACITY, OUTCOMES_BYTES, SOCKETS_CAPACITY,
+    ANSWERS_CAPACITY, CONNECTING_CAPACITY, ENDPOINTS_CAPACITY, FLOWS_CAPACITY, OUTCOMES_BYTES,
+    SOCKETS_CAPACITY,
 };
 use probe_handler_common::outcome::Outcome;
+use probe_handler_common::priority::Key;
 
 /// Probed (address, port) pairs; written by the daemon.
 #[map]
@@ -33,6 +36,14 @@ pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(FLOWS
 pub static CONNECTING: HashMap<Tuple, Connecting> =
     HashMap::with_max_entries(CONNECTING_CAPACITY, 0);
 
+/// One entry, written by the daemon: the key of the priorities that `classify` sets.
+#[map]
+pub static CLASSIFY_KEY: Array<Key> = Array::with_max_entries(1, 0);
+
+/// Socket cookie to the state of a connection on the kernel path whose answer is being read.
+#[map]
+pub static ANSWERS: HashMap<u64, Answer> = HashMap::with_max_entries(ANSWERS_CAPACITY, 0);
+
 /// One entry, written by the daemon.
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -45,6 +56,10 @@ pub static HEARTBEAT: Array<u64> = Array::with_max_entries(heartbeat::ENTRIES, 0
 /// Event counters; read by the daemon.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// The cookie of the socket that was refused last on each CPU.
+#[map]
+pub static LAST_REFUSED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Connections whose outcome the handler does not see; read by the daemon.
 #[map]

@@ -3,26 +3,35 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
 };
 use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use probe_handler_common::address::SockAddr;
+use probe_handler_common::answer::{Answer, FIRST_FRAME, PART, STATUS_LINE, ended};
 use probe_handler_common::connecting::{Connecting, Tuple};
 use probe_handler_common::counters::Counter;
-use probe_handler_common::flow::{EXEMPT, Flow, FlowKey, HANDLER, Original};
+use probe_handler_common::flow::{
+    EXEMPT_GRPC, EXEMPT_HTTP, Flow, FlowKey, HANDLER, Original, key_of_ends,
+};
 use probe_handler_common::outcome::{ENDED, ESTABLISHED, Outcome};
 
 use crate::connect::{handler, set_user_address4, set_user_address6, user_address4, user_address6};
 use crate::log::log_connection;
-use crate::maps::{CONFIG, CONNECTING, FLOWS, SOCKETS, count, record_outcome};
+use crate::maps::{
+    ANSWERS, CONFIG, CONNECTING, FLOWS, LAST_REFUSED, SOCKETS, count, record_outcome,
+};
 
+/// `IPPROTO_MPTCP`.
+const MPTCP: u32 = 262;
 /// `AF_INET`.
 const AF_INET: u32 = 2;
 /// `BPF_TCP_ESTABLISHED`.
 const TCP_ESTABLISHED: u32 = 1;
 /// `BPF_TCP_SYN_SENT` of include/uapi/linux/bpf.h.
 const TCP_SYN_SENT: u32 = 2;
+/// `BPF_TCP_FIN_WAIT1`.
+const TCP_FIN_WAIT1: u32 = 4;
 /// `BPF_TCP_CLOSE`.
 const TCP_CLOSE: u32 = 7;
 
@@ -33,8 +42,10 @@ pub fn on_event(ctx: &SockOpsContext) {
         BPF_SOCK_OPS_TCP_CONNECT_CB => on_connect(ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => on_established(ctx),
         BPF_SOCK_OPS_STATE_CB => {
-            if ctx.arg(0) == TCP_SYN_SENT {
-                on_answer(ctx);
+            match ctx.arg(0) {
+                TCP_SYN_SENT => on_answer(ctx),
+                TCP_ESTABLISHED => on_end(ctx),
+                _ => {}
             }
             if ctx.arg(1) == TCP_CLOSE {
                 on_close(ctx);
@@ -51,13 +62,14 @@ fn on_connect(ctx: &SockOpsContext) {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     // SAFETY: the key is this socket, which is connecting: no other program removes the entry now.
     let Some(original) = (unsafe { SOCKETS.get(cookie) }).copied() else {
+        count_if_refused(cookie);
         return;
     };
     let remote = remote(ctx);
-    let as_decided = if original.path == EXEMPT {
-        is_same(&remote, &original.destination)
-    } else {
+    let as_decided = if original.path == HANDLER {
         is_to_handler(&remote, &original)
+    } else {
+        is_same(&remote, &original.destination)
     };
     if !as_decided {
         // The entry is from an earlier attempt of this socket, which failed; now it connects to another address.
@@ -76,8 +88,24 @@ fn on_connect(ctx: &SockOpsContext) {
         );
     }
     // An exemption that is not removed could apply to a later connection of another process.
-    if original.path == EXEMPT && end_is_seen {
+    if original.path != HANDLER && end_is_seen {
         record(ctx, remote, cookie);
+    }
+}
+
+/// Counts a connection that was refused and begins all the same. Program connect4 or connect6 has run in the same system call;
+/// if the kubelet's thread has moved to another CPU since then, the connection is not counted.
+#[inline(always)]
+fn count_if_refused(cookie: u64) {
+    let Some(last) = LAST_REFUSED.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: a valid map value of this CPU, where no other program runs meanwhile.
+    unsafe {
+        if *last == cookie {
+            *last = 0;
+            count(Counter::RefusalUndone);
+        }
     }
 }
 
@@ -115,7 +143,7 @@ fn on_answer(ctx: &SockOpsContext) {
     let Some(original) = (unsafe { SOCKETS.get(cookie) }).copied() else {
         return;
     };
-    if original.path != EXEMPT {
+    if original.path == HANDLER {
         return;
     }
     let _ = SOCKETS.remove(cookie);
@@ -131,17 +159,66 @@ fn on_answer(ctx: &SockOpsContext) {
         return;
     }
     let _ = CONNECTING.remove(tuple);
-    // SAFETY: the clock is only read.
-    let after_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(entry.since_ns);
+    let is_established = ctx.arg(1) == TCP_ESTABLISHED;
+    if is_established && await_answer(ctx, cookie, &original, entry.since_ns) {
+        return;
+    }
     record_outcome(Outcome {
         destination: original.destination,
-        kind: if ctx.arg(1) == TCP_ESTABLISHED {
-            ESTABLISHED
-        } else {
-            ENDED
-        },
-        // At most the time of a connect, which is far below the 71 minutes that fit.
-        after_us: (after_ns / 1000) as u32,
+        kind: if is_established { ESTABLISHED } else { ENDED },
+        // SAFETY: the clock is only read.
+        after_us: Outcome::after_us(entry.since_ns, unsafe { bpf_ktime_get_ns() }),
+        value: 0,
+    });
+}
+
+/// Makes program `answer` read the app's answer, if the probe's result depends on it. Returns whether it does so.
+#[inline(always)]
+fn await_answer(ctx: &SockOpsContext, cookie: u64, original: &Original, since_ns: u64) -> bool {
+    let expected = match original.path {
+        EXEMPT_HTTP => STATUS_LINE,
+        EXEMPT_GRPC => FIRST_FRAME,
+        _ => return false,
+    };
+    if CONFIG.get(0).is_none_or(|config| config.reads_answers == 0) {
+        return false;
+    }
+    let answer = Answer {
+        destination: original.destination,
+        // Only the SYN of the app's side has been received, so this is its first byte.
+        next: received(ctx),
+        since_ns,
+        expected,
+        skip: 0,
+        have: 0,
+        part: [0; PART],
+    };
+    let is_awaited = ANSWERS.insert(cookie, answer, 0).is_ok();
+    if !is_awaited {
+        count(Counter::Error);
+    }
+    is_awaited
+}
+
+/// Runs when the connection begins to end. If its answer is still awaited, records which side has ended it.
+#[inline(always)]
+fn on_end(ctx: &SockOpsContext) {
+    // SAFETY: the context, which has a socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: only program `answer` and the end of this socket remove the entry; if the kernel reuses the value meanwhile,
+    // the removal below fails.
+    let Some(answer) = (unsafe { ANSWERS.get(cookie) }).copied() else {
+        return;
+    };
+    if ANSWERS.remove(cookie).is_err() {
+        return;
+    }
+    record_outcome(Outcome {
+        destination: answer.destination,
+        kind: ended(answer.next, received(ctx), ctx.arg(1) == TCP_FIN_WAIT1),
+        // SAFETY: the clock is only read.
+        after_us: Outcome::after_us(answer.since_ns, unsafe { bpf_ktime_get_ns() }),
+        value: 0,
     });
 }
 
@@ -183,6 +260,14 @@ fn on_established(ctx: &SockOpsContext) {
             "goes to the handler, which will reset it: FLOWS accepts no entry",
         );
     }
+    // For getpeername() only: without it, a Multipath TCP socket returns the handler's address. The last access to the map,
+    // because it may replace the entry to which `original` points.
+    let copy = Original {
+        destination: flow.original,
+        isn,
+        path: HANDLER,
+    };
+    let _ = SOCKETS.insert(key_of_ends(&key.client, remote(ctx).port), copy, 0);
 }
 
 /// Marks the flow when the kubelet's socket is closed: if the handler has not taken it yet, it is usable only for the
@@ -196,6 +281,7 @@ fn on_close(ctx: &SockOpsContext) {
         return;
     };
     let _ = SOCKETS.remove(cookie);
+    let _ = SOCKETS.remove(key_of_ends(&local(ctx), remote(ctx).port));
     let key = FlowKey {
         client: local(ctx),
         isn: original.isn,
@@ -209,7 +295,13 @@ fn on_close(ctx: &SockOpsContext) {
 /// `cgroup/getpeername4`: returns the pod's address instead of the handler's.
 #[inline(always)]
 pub fn peer_name4(ctx: &SockAddrContext) {
-    if let Some(original) = original_of(ctx, &user_address4(ctx)) {
+    let peer = user_address4(ctx);
+    let original = original_of(ctx, &peer, |socket| {
+        // SAFETY: a field of the context's socket.
+        let ip = unsafe { core::ptr::read_volatile(&raw const (*socket).src_ip4) };
+        SockAddr::v4(ip, source_port(socket))
+    });
+    if let Some(original) = original {
         set_user_address4(ctx, &original.destination);
     }
 }
@@ -217,18 +309,43 @@ pub fn peer_name4(ctx: &SockAddrContext) {
 /// `cgroup/getpeername6`: returns the pod's address instead of the handler's.
 #[inline(always)]
 pub fn peer_name6(ctx: &SockAddrContext) {
-    if let Some(original) = original_of(ctx, &user_address6(ctx)) {
+    let peer = user_address6(ctx);
+    let original = original_of(ctx, &peer, |socket| {
+        // SAFETY: a field of the context's socket; each word is read separately, as the verifier requires.
+        let ip = unsafe { words(&raw const (*socket).src_ip6) };
+        SockAddr::v6(ip, source_port(socket))
+    });
+    if let Some(original) = original {
         set_user_address6(ctx, &original.destination);
     }
 }
 
-/// The original destination of the context's socket, whose real peer is `peer`.
 #[inline(always)]
-fn original_of(ctx: &SockAddrContext, peer: &SockAddr) -> Option<Original> {
+fn source_port(socket: *const bpf_sock) -> u16 {
+    // SAFETY: a field of the context's socket, in host byte order.
+    unsafe { core::ptr::read_volatile(&raw const (*socket).src_port) as u16 }
+}
+
+/// The original destination of the context's socket, whose real peer is `peer`, and whose own end `own` reads.
+#[inline(always)]
+fn original_of(
+    ctx: &SockAddrContext,
+    peer: &SockAddr,
+    own: impl FnOnce(*const bpf_sock) -> SockAddr,
+) -> Option<Original> {
     // SAFETY: the context, which has a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: the key is this socket, which stays open during getpeername().
-    let original = unsafe { SOCKETS.get(cookie) }.copied()?;
+    // SAFETY: a field of the context.
+    let key = match unsafe { (*ctx.sock_addr).protocol } {
+        // SAFETY: the socket is not null in programs of this type.
+        MPTCP => key_of_ends(
+            &own(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }),
+            peer.port,
+        ),
+        _ => cookie,
+    };
+    // SAFETY: the key is this socket's, which stays open during getpeername().
+    let original = unsafe { SOCKETS.get(key) }.copied()?;
     is_to_handler(peer, &original).then_some(original)
 }
 
@@ -251,6 +368,13 @@ fn is_same(one: &SockAddr, other: &SockAddr) -> bool {
         && one.ip[1] == other.ip[1]
         && one.ip[2] == other.ip[2]
         && one.ip[3] == other.ip[3]
+}
+
+/// The sequence number up to which the socket has received.
+#[inline(always)]
+fn received(ctx: &SockOpsContext) -> u32 {
+    // SAFETY: a field of the context.
+    unsafe { (*ctx.ops).rcv_nxt }
 }
 
 /// The kubelet's end of the connection.
