@@ -3,36 +3,22 @@
 //! silently replaces the parent's program (BPF_F_ALLOW_OVERRIDE).
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup;
+use crate::cgroup_programs::{self, SOCK_OPS};
 
-/// `BPF_PROG_QUERY` of enum bpf_cmd.
-const BPF_PROG_QUERY: libc::c_long = 16;
 /// `BPF_F_ALLOW_MULTI`.
 const ALLOW_MULTI: u32 = 1 << 1;
 /// The attach types that the daemon uses, of enum bpf_attach_type.
-const ATTACH_TYPES: [(u32, &str); 5] = [
-    (3, "sock_ops"),
+const ATTACH_TYPES: [(u32, &str); 6] = [
+    (0, "ingress"),
+    (SOCK_OPS, "sock_ops"),
     (10, "connect4"),
     (11, "connect6"),
     (29, "getpeername4"),
     (30, "getpeername6"),
 ];
-
-/// The part of `union bpf_attr` that `BPF_PROG_QUERY` uses.
-#[repr(C)]
-#[derive(Default)]
-struct QueryAttr {
-    target_fd: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    prog_ids: u64,
-    prog_cnt: u32,
-    _pad: u32,
-}
 
 /// A cgroup below which the kernel refuses to attach programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +60,7 @@ pub fn obstacles(cgroup: &Path, mount_point: &Path) -> Vec<Obstacle> {
         .flat_map(|ancestor| {
             let directory = File::open(ancestor).ok();
             ATTACH_TYPES.into_iter().filter_map(move |(kind, hook)| {
-                let (programs, flags) = query(directory.as_ref()?, kind)?;
+                let (programs, flags) = cgroup_programs::count(directory.as_ref()?, kind)?;
                 (programs > 0 && flags & ALLOW_MULTI == 0).then(|| Obstacle {
                     cgroup: ancestor.to_owned(),
                     hook,
@@ -82,24 +68,4 @@ pub fn obstacles(cgroup: &Path, mount_point: &Path) -> Vec<Obstacle> {
             })
         })
         .collect()
-}
-
-/// How many programs of `attach_type` are attached to exactly this cgroup, and with which flags.
-fn query(cgroup: &File, attach_type: u32) -> Option<(u32, u32)> {
-    let mut attr = QueryAttr {
-        target_fd: u32::try_from(cgroup.as_raw_fd()).ok()?,
-        attach_type,
-        ..QueryAttr::default()
-    };
-    // SAFETY: the attribute has the layout of this command (bpf(2)), and unused fields are zero; there is no
-    // buffer, so the kernel only counts the programs.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_QUERY,
-            &raw mut attr,
-            size_of::<QueryAttr>(),
-        )
-    };
-    (result == 0).then_some((attr.prog_cnt, attr.attach_flags))
 }

@@ -69,7 +69,7 @@ pub fn mount_point() -> Result<PathBuf, Error> {
 
 /// The mount point of cgroup v2 in the text of a mountinfo file: the one that shows the largest part of the
 /// hierarchy, because others (a container's) show only a smaller part.
-fn mount_in(text: &str) -> Option<PathBuf> {
+pub(crate) fn mount_in(text: &str) -> Option<PathBuf> {
     let mut best: Option<Mount> = None;
     for mount in mountinfo::mounts(text) {
         let better = best.as_ref().is_none_or(|best| mount.shows_more_than(best));
@@ -93,7 +93,7 @@ pub fn of_process(pid: u32, mount_point: &Path) -> Result<PathBuf, Error> {
 }
 
 /// The path of line `0::` (cgroups(7)).
-fn path_in(cgroup: &str) -> Option<&str> {
+pub(crate) fn path_in(cgroup: &str) -> Option<&str> {
     cgroup.lines().find_map(|line| line.strip_prefix("0::"))
 }
 

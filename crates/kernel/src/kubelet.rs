@@ -532,7 +532,7 @@ fn is_our_users(pid: u32) -> bool {
 /// program runs with all of root's uids except the real one, which remains the caller's: changing that takes
 /// CAP_SETUID, which only root and the program itself have. So an unprivileged user can create a matching process only
 /// through a set-uid root program that also sets its real uid: see [`Executable::SetId`].
-fn all_uids_are(uid: u32, status: &str) -> bool {
+pub(crate) fn all_uids_are(uid: u32, status: &str) -> bool {
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     let ids: Vec<&str> = ids.unwrap_or_default().split_whitespace().collect();
     ids.len() == 4 && ids.iter().all(|id| id.parse() == Ok(uid))

@@ -91,6 +91,33 @@ impl ConnectingMap {
         remove(&mut *map, &tuple).map(|_| arrived)
     }
 
+    /// Up to `most` entries of sockets that began to connect longer than `age` ago.
+    ///
+    /// # Errors
+    /// Those of the programs' clock.
+    pub(super) fn older_than(&self, age: Duration, most: usize) -> io::Result<Vec<OldEntry>> {
+        let map = self.map.lock();
+        let now = self.clock.now()?;
+        let entries = map.iter().filter_map(Result::ok);
+        let old = entries.filter(|(_, entry)| {
+            let since = Duration::from_nanos(now.saturating_sub(entry.since_ns));
+            entry.cookie != 0 && since > age
+        });
+        Ok(old
+            .take(most)
+            .map(|(tuple, entry)| OldEntry { tuple, entry })
+            .collect())
+    }
+
+    /// Removes an entry, unless another connection has replaced it; returns whether it did.
+    pub(super) fn remove_unchanged(&self, old: &OldEntry) -> bool {
+        let mut map = self.map.lock();
+        let is_same = map
+            .get(&old.tuple, 0)
+            .is_ok_and(|entry| entry.cookie == old.entry.cookie);
+        is_same && remove(&mut *map, &old.tuple).unwrap_or(false)
+    }
+
     /// Ends the exemption of all connections.
     pub(super) fn clear(&self) {
         let mut map = self.map.lock();
@@ -109,6 +136,19 @@ impl ConnectingMap {
         tuples
             .map(|tuple| (tuple.source.into(), tuple.destination.into()))
             .collect()
+    }
+}
+
+/// An entry of `CONNECTING` as it was read.
+pub(super) struct OldEntry {
+    tuple: Tuple,
+    entry: Connecting,
+}
+
+impl OldEntry {
+    /// Source and destination of the connection.
+    pub(super) fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (self.tuple.source.into(), self.tuple.destination.into())
     }
 }
 
@@ -164,6 +204,27 @@ pub enum ConnectionOutcome {
     Established(Duration),
     /// On the kernel path: it was refused, or the kubelet gave up, after this time.
     Ended(Duration),
+    /// On the kernel path: it was established, and its answer was read, or shows no result, after this time.
+    Answered(Answer, Duration),
+}
+
+/// What the answer on a connection shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The HTTP status code.
+    Http(u16),
+    /// The `ServingStatus` of grpc.health.v1.
+    Grpc(u32),
+    /// The gRPC call failed.
+    GrpcFailed,
+    /// The answer is not of the probe's protocol.
+    Invalid,
+    /// The app closed the connection before its answer was complete.
+    Closed,
+    /// The kubelet closed the connection before the app's answer was complete.
+    GivenUp,
+    /// The answer is not one that the programs read.
+    Unread,
 }
 
 impl OutcomeRing {
@@ -188,9 +249,23 @@ fn read_outcome(record: Outcome) -> Option<(SocketAddr, ConnectionOutcome)> {
         outcome::REFUSED => ConnectionOutcome::Refused,
         outcome::ESTABLISHED => ConnectionOutcome::Established(after),
         outcome::ENDED => ConnectionOutcome::Ended(after),
-        _ => return None,
+        kind => ConnectionOutcome::Answered(read_answer(kind, record.value)?, after),
     };
     Some((record.destination.into(), outcome))
+}
+
+fn read_answer(kind: u32, value: u32) -> Option<Answer> {
+    let answer = match kind {
+        outcome::HTTP_STATUS => Answer::Http(value.try_into().ok()?),
+        outcome::GRPC_STATUS => Answer::Grpc(value),
+        outcome::GRPC_FAILED => Answer::GrpcFailed,
+        outcome::INVALID => Answer::Invalid,
+        outcome::CLOSED => Answer::Closed,
+        outcome::GIVEN_UP => Answer::GivenUp,
+        outcome::UNREAD => Answer::Unread,
+        _ => return None,
+    };
+    Some(answer)
 }
 
 fn refused(error: MapError) -> WriteError {

@@ -60,6 +60,15 @@ impl Netlink {
         }
     }
 
+    /// Sends a complete message; returns the kernel's first datagram.
+    ///
+    /// # Errors
+    /// Those of `send` and `recv`.
+    pub fn exchange(&self, message: &[u8]) -> io::Result<Vec<u8>> {
+        let _ = self.socket.send(message, 0)?;
+        self.receive()
+    }
+
     /// Sends `request` as a dump request, and calls `each` for every message. Skips messages that can't be parsed.
     ///
     /// # Errors

@@ -109,6 +109,17 @@ impl Pins {
         self.path(&link(programs::SOCK_OPS)).exists()
     }
 
+    /// What to do about the attachments of an earlier daemon, if there are any, for a daemon that can't replace them.
+    pub(crate) fn remain(&self) -> Option<String> {
+        self.are_there().then(|| {
+            format!(
+                "the attachments of an earlier daemon in {} remain in force, with its endpoints, beside those of this daemon: \
+                 `probe-handler cleanup` removes them",
+                self.directory.display()
+            )
+        })
+    }
+
     /// Pins `object` as `name`, in place of what is pinned there: there is no moment without a pin.
     ///
     /// # Errors
@@ -116,7 +127,7 @@ impl Pins {
     pub fn replace(&self, object: BorrowedFd<'_>, name: &str) -> Result<PathBuf, Error> {
         let path = self.path(name);
         // A name there has no dot: the kernel forbids it (EPERM).
-        let beside = self.path(&format!("{name}-new-{}", std::process::id()));
+        let beside = self.path(&format!("{name}{BESIDE}{}", std::process::id()));
         let replace = || -> io::Result<()> {
             // Left by a daemon of the same process id that was killed just then.
             forget(&beside)?;
@@ -141,6 +152,22 @@ impl Pins {
         self.replace(fd.as_fd(), &name).map(drop)
     }
 
+    /// Removes what processes that have ended left in the middle of [`Pins::replace`]. Logs what can't be removed.
+    pub fn remove_leftovers(&self) {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let maker = name.to_str().and_then(maker);
+            if maker.is_none_or(|pid| Path::new("/proc").join(pid.to_string()).exists()) {
+                continue;
+            }
+            if let Err(error) = forget(&entry.path()) {
+                let path = entry.path();
+                tracing::warn!(path = %path.display(), %error, "cannot remove a pin of a process that has ended");
+            }
+        }
+    }
+
     fn failed(&self, path: &Path, source: io::Error) -> Error {
         match source.kind() {
             io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly {
@@ -152,6 +179,15 @@ impl Pins {
             },
         }
     }
+}
+
+/// Between the name of a pin that is being replaced and the id of the process that replaces it.
+const BESIDE: &str = "-new-";
+
+/// The process that made the pin `name` in the middle of [`Pins::replace`], if it is such a pin.
+fn maker(name: &str) -> Option<u32> {
+    let (_, pid) = name.rsplit_once(BESIDE)?;
+    pid.parse().ok()
 }
 
 /// The name of the pin of a program's attachment.
@@ -259,6 +295,27 @@ mod tests {
         assert!(matches!(error, Error::NoBpffs { .. }), "{error:?}");
         assert!(error.to_string().contains("mount -t bpf"), "{error}");
         assert!(!below.exists(), "a directory was made all the same");
+    }
+
+    #[test]
+    fn pins_of_processes_that_have_ended_are_removed() {
+        // Not a bpffs: only names matter.
+        let directory = tempfile::tempdir().expect("directory");
+        let pins = Pins {
+            directory: directory.path().to_owned(),
+        };
+        let living = format!("link-connect4-new-{}", std::process::id());
+        // Above the largest process id that Linux allows.
+        let dead = "link-connect4-new-4194305";
+        let others = ["link-connect4", "exempt", "a-new-name", &living];
+        for name in others.iter().chain([&dead]) {
+            fs::write(pins.path(name), "").expect("a file");
+        }
+        pins.remove_leftovers();
+        assert!(!pins.path(dead).exists());
+        for name in others {
+            assert!(pins.path(name).exists(), "{name}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Loads the eBPF programs, attaches them to the kubelet's cgroup, and detaches them.
 
+mod in_pods;
 mod outliving;
 
 use std::fs::File;
@@ -10,14 +11,16 @@ use std::sync::Arc;
 
 use aya::maps::Map;
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps, SocketFilter};
+use aya::programs::{
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError,
+    SchedClassifier, SockOps, SocketFilter,
+};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use probe_handler_common::config::Config;
 use probe_handler_common::{globals, maps, programs};
 
-use crate::exemption::Exemption;
 use crate::heartbeat::Heartbeat;
 use crate::maps::{ConnectingMap, CounterMap, EndpointMap, FlowMap, OutcomeRing, ProgramConfig};
 use crate::pins::Pins;
@@ -139,6 +142,8 @@ pub struct LoadOptions {
     pub endpoints_capacity: u32,
     /// Where pins are placed that outlive this process; none: nothing outlives it.
     pub pins: Option<Pins>,
+    /// Whether the optional programs `answer` and `classify` are loaded, which only the kernel path needs.
+    pub kernel_path: bool,
 }
 
 impl Default for LoadOptions {
@@ -146,6 +151,7 @@ impl Default for LoadOptions {
         Self {
             endpoints_capacity: maps::ENDPOINTS_CAPACITY,
             pins: None,
+            kernel_path: true,
         }
     }
 }
@@ -172,6 +178,10 @@ pub struct Maps {
 pub struct Programs {
     ebpf: Ebpf,
     refuses_with_econnrefused: bool,
+    /// Why program `answer` is not loaded or not attached, though it should be.
+    answer_trouble: Option<String>,
+    /// Why program `classify` is not loaded, though it should be.
+    classify_trouble: Option<String>,
     links: Vec<Attached>,
     cgroup: Option<PathBuf>,
     connecting: Arc<ConnectingMap>,
@@ -180,11 +190,23 @@ pub struct Programs {
     adopted: bool,
     /// [`Pins::number`] of the first attachment that we have pinned.
     pinned: Option<u64>,
-    /// Whether something could not be pinned, and that is logged.
-    pins_failed: bool,
+    /// [`Pins::number`] of the heartbeat that we have pinned.
+    pinned_heartbeat: Option<u64>,
+    /// What could not be pinned, and why; that is logged.
+    pins_failed: Option<String>,
     /// The maps that are pinned.
     heartbeat_fd: OwnedFd,
     connecting_fd: OwnedFd,
+    key_fd: OwnedFd,
+}
+
+/// Whether program `answer` is attached with the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerIs {
+    /// It is, if it is loaded.
+    Attached,
+    /// It is not: no connection of this kubelet takes the kernel path.
+    LeftOut,
 }
 
 struct Attached {
@@ -237,6 +259,14 @@ impl Programs {
             },
             Some(Err(why)) => Some(why),
         };
+        let remain = options.pins.as_ref().and_then(Pins::remain);
+        let trouble = trouble.map(|why| {
+            [Some(why), remain]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join("; ")
+        });
         options.pins = None;
         let (programs, maps) = Self::load(&options)?;
         Ok((programs, maps, trouble))
@@ -248,6 +278,8 @@ impl Programs {
         if let Some(pins) = &options.pins {
             // One for all daemons: whoever records a connection, every pod's rules know it.
             let _ = loader.map_pin_path(maps::CONNECTING, pins.path(maps::CONNECTING_PIN));
+            // For the same reason: the rules in a pod remain valid when another daemon replaces the tc filters.
+            let _ = loader.map_pin_path(maps::CLASSIFY_KEY, pins.path(maps::CLASSIFY_KEY_PIN));
         }
         let mut ebpf = loader
             .map_max_entries(maps::SOCKETS, maps::SOCKETS_CAPACITY.max(per_cpu))
@@ -259,8 +291,14 @@ impl Programs {
         for program in programs::ATTACH_ORDER {
             load_program(&mut ebpf, program)?;
         }
+        let [answer, classify] =
+            [programs::ANSWER, programs::CLASSIFY].map(|program| match options.kernel_path {
+                true => load_program(&mut ebpf, program),
+                false => Ok(()),
+            });
         let heartbeat_fd = map_fd(&ebpf, maps::HEARTBEAT)?;
         let connecting_fd = map_fd(&ebpf, maps::CONNECTING)?;
+        let key_fd = map_fd(&ebpf, maps::CLASSIFY_KEY)?;
         let heartbeat = Arc::new(heartbeat(&mut ebpf)?);
         load_socket_filter(&mut ebpf, programs::EXEMPT)?;
         let connecting = take_map(&mut ebpf, maps::CONNECTING)?;
@@ -283,15 +321,19 @@ impl Programs {
         let programs = Self {
             ebpf,
             refuses_with_econnrefused: set_retval,
+            answer_trouble: answer.err().map(Error::told),
+            classify_trouble: classify.err().map(Error::told),
             links: Vec::new(),
             cgroup: None,
             connecting,
             pins: options.pins.clone(),
             adopted: false,
             pinned: None,
-            pins_failed: false,
+            pinned_heartbeat: None,
+            pins_failed: None,
             heartbeat_fd,
             connecting_fd,
+            key_fd,
         };
         Ok((programs, maps))
     }
@@ -303,11 +345,12 @@ impl Programs {
     }
 
     /// Attaches all programs to `cgroup`, and detaches them from the previous cgroup, if any. The new
-    /// attachment is in place before the old one is removed.
+    /// attachment is in place before the old one is removed. Program `answer` is attached if it is `wanted`; the others work
+    /// without it.
     ///
     /// # Errors
     /// [`Error::Cgroup`], [`Error::Attach`]; then the old attachment is unchanged.
-    pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
+    pub fn attach(&mut self, cgroup: &Path, wanted: AnswerIs) -> Result<(), Error> {
         let directory = File::open(cgroup).map_err(|source| Error::Cgroup {
             path: cgroup.to_owned(),
             source,
@@ -317,10 +360,31 @@ impl Programs {
             let link = self.attach_program(program, cgroup, &directory)?;
             links.push(Attached { program, link });
         }
+        let program = programs::ANSWER;
+        if wanted == AnswerIs::Attached && is_loaded(&self.ebpf, program) {
+            match self.attach_program(program, cgroup, &directory) {
+                Ok(link) => {
+                    links.push(Attached { program, link });
+                    self.answer_trouble = None;
+                }
+                Err(error) => self.answer_trouble = Some(error.told()),
+            }
+        }
         self.links = links;
         self.cgroup = Some(cgroup.to_owned());
         self.pin_new_links();
         Ok(())
+    }
+
+    /// Whether program `answer` is attached.
+    pub fn reads_answers(&self) -> bool {
+        let mut attached = self.links.iter();
+        attached.any(|attached| attached.program == programs::ANSWER)
+    }
+
+    /// Why program `answer` could not be loaded or attached.
+    pub fn answer_trouble(&self) -> Option<&str> {
+        self.answer_trouble.as_deref()
     }
 
     /// Attaches program `name` to the cgroup at `path`, opened as `cgroup`.
@@ -337,21 +401,24 @@ impl Programs {
             name,
         })?;
         let mut attach = || -> Result<FdLink, ProgramError> {
-            if name == programs::SOCK_OPS {
-                let program: &mut SockOps = program.try_into()?;
-                let id = program.attach(cgroup, mode)?;
-                Ok(program
-                    .take_link(id)?
-                    .try_into()
-                    .map_err(io::Error::other)?)
-            } else {
-                let program: &mut CgroupSockAddr = program.try_into()?;
-                let id = program.attach(cgroup, mode)?;
-                Ok(program
-                    .take_link(id)?
-                    .try_into()
-                    .map_err(io::Error::other)?)
-            }
+            let link = match name {
+                programs::SOCK_OPS => {
+                    let program: &mut SockOps = program.try_into()?;
+                    let id = program.attach(cgroup, mode)?;
+                    program.take_link(id)?.try_into()
+                }
+                programs::ANSWER => {
+                    let program: &mut CgroupSkb = program.try_into()?;
+                    let id = program.attach(cgroup, CgroupSkbAttachType::Ingress, mode)?;
+                    program.take_link(id)?.try_into()
+                }
+                _ => {
+                    let program: &mut CgroupSockAddr = program.try_into()?;
+                    let id = program.attach(cgroup, mode)?;
+                    program.take_link(id)?.try_into()
+                }
+            };
+            Ok(link.map_err(io::Error::other)?)
         };
         attach().map_err(|source| Error::Attach {
             program: name,
@@ -379,29 +446,6 @@ impl Programs {
         self.cgroup = None;
     }
 
-    /// A handle that installs rules in pods; the rules call program `exempt`. The handle keeps the program loaded.
-    ///
-    /// # Errors
-    /// [`Error::Missing`]; [`Error::Verify`] if the kernel returns no descriptor.
-    pub fn exemption(&self) -> Result<Exemption, Error> {
-        let name = programs::EXEMPT;
-        let missing = Error::Missing {
-            what: "program",
-            name,
-        };
-        let program = self.ebpf.program(name).ok_or(missing)?;
-        let descriptor = || -> Result<_, ProgramError> {
-            let program: &SocketFilter = program.try_into()?;
-            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-        };
-        descriptor()
-            .map(Exemption::new)
-            .map_err(|source| Error::Verify {
-                program: name,
-                source: Box::new(source),
-            })
-    }
-
     /// Detaches all programs, unless they must outlive this process.
     pub fn leave(&mut self) {
         if !self.outlives() {
@@ -419,7 +463,7 @@ impl Programs {
 
     /// The kernel's id of each loaded program, for `bpftool prog show id`.
     pub fn ids(&self) -> Vec<(&'static str, u32)> {
-        programs::ATTACH_ORDER
+        programs::ALL
             .into_iter()
             .filter_map(|name| Some((name, self.ebpf.program(name)?.info().ok()?.id())))
             .collect()
@@ -441,6 +485,11 @@ fn lru_capacity_per_all_cpus() -> u32 {
     u32::try_from(cpus)
         .unwrap_or(u32::MAX)
         .saturating_mul(maps::LRU_CAPACITY_PER_CPU)
+}
+
+fn is_loaded(ebpf: &Ebpf, name: &str) -> bool {
+    ebpf.program(name)
+        .is_some_and(|program| program.fd().is_ok())
 }
 
 /// Loads program `heartbeat` and attaches it to a socket that only it uses.
@@ -488,10 +537,11 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
         name,
     })?;
     let load = || -> Result<(), ProgramError> {
-        if name == programs::SOCK_OPS {
-            <&mut SockOps>::try_from(program)?.load()
-        } else {
-            <&mut CgroupSockAddr>::try_from(program)?.load()
+        match name {
+            programs::SOCK_OPS => <&mut SockOps>::try_from(program)?.load(),
+            programs::ANSWER => <&mut CgroupSkb>::try_from(program)?.load(),
+            programs::CLASSIFY => <&mut SchedClassifier>::try_from(program)?.load(),
+            _ => <&mut CgroupSockAddr>::try_from(program)?.load(),
         }
     };
     load().map_err(|source| Error::Verify {

@@ -1,4 +1,4 @@
-//! Checks whether a TCP port has a listener in a network namespace (sock_diag(7)).
+//! Checks whether a TCP port has a listener in a network namespace, and whether a connection is being opened (sock_diag(7)).
 //!
 //! Sends one query for each port, which the kernel answers from its hash table of listeners. To list all listeners, the
 //! kernel would walk through those of the whole node, and a pod with thousands of listeners could make that take long.
@@ -7,7 +7,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_LISTEN};
+use netlink_packet_sock_diag::constants::{
+    AF_INET, AF_INET6, IPPROTO_TCP, TCP_LISTEN, TCP_SYN_SENT,
+};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
@@ -38,28 +40,54 @@ impl Listeners {
     /// # Errors
     /// Those of netlink.
     pub fn has(&self, to: SocketAddr) -> io::Result<bool> {
-        let (family, mut id) = match to.ip() {
-            IpAddr::V4(_) => (AF_INET, SocketId::new_v4()),
-            IpAddr::V6(_) => (AF_INET6, SocketId::new_v6()),
-        };
-        id.source_address = to.ip();
-        id.source_port = to.port();
-        id.cookie = NO_COOKIE;
-        let query = SockDiagMessage::InetRequest(InetRequest {
-            family,
-            protocol: IPPROTO_TCP,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::LISTEN,
-            socket_id: id,
-        });
-        match self.netlink.ask(query, 0) {
-            Ok(Some(SockDiagMessage::InetResponse(response))) => {
-                Ok(response.header.state == TCP_LISTEN)
-            }
-            Ok(_) => Ok(false),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(error),
-        }
+        let state = state(&self.netlink, to, None, StateFlags::LISTEN)?;
+        Ok(state == Some(TCP_LISTEN))
+    }
+}
+
+/// Whether a socket in the network namespace of `netlink` is in SYN_SENT from `source` to `destination`.
+///
+/// # Errors
+/// Those of netlink.
+pub(crate) fn is_connecting(
+    netlink: &Netlink,
+    source: SocketAddr,
+    destination: SocketAddr,
+) -> io::Result<bool> {
+    let state = state(netlink, source, Some(destination), StateFlags::SYN_SENT)?;
+    Ok(state == Some(TCP_SYN_SENT))
+}
+
+/// The state of the socket at `own`, if it is one of `states`: of the connection to `peer`, or of the listener.
+fn state(
+    netlink: &Netlink,
+    own: SocketAddr,
+    peer: Option<SocketAddr>,
+    states: StateFlags,
+) -> io::Result<Option<u8>> {
+    let (family, mut id) = match own.ip() {
+        IpAddr::V4(_) => (AF_INET, SocketId::new_v4()),
+        IpAddr::V6(_) => (AF_INET6, SocketId::new_v6()),
+    };
+    id.source_address = own.ip();
+    id.source_port = own.port();
+    if let Some(peer) = peer {
+        id.destination_address = peer.ip();
+        id.destination_port = peer.port();
+    }
+    id.cookie = NO_COOKIE;
+    let query = SockDiagMessage::InetRequest(InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states,
+        socket_id: id,
+    });
+    match netlink.ask(query, 0) {
+        Ok(Some(SockDiagMessage::InetResponse(response))) => Ok(Some(response.header.state)),
+        Ok(_) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

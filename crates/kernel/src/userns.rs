@@ -66,7 +66,7 @@ fn is_in(process: &Path, owner: (u64, u64)) -> bool {
 }
 
 /// Translates by a `uid_map`, whose lines contain the first id inside, the first id outside, and how many (user_namespaces(7)).
-fn translate(map: &str, uid: u32) -> Option<u32> {
+pub(crate) fn translate(map: &str, uid: u32) -> Option<u32> {
     map.lines().find_map(|line| {
         let mut numbers = line.split_whitespace().map(str::parse::<u32>);
         let mut next = || numbers.next()?.ok();

@@ -1,7 +1,9 @@
 //! Why rules can't be installed in a pod, and what to do about it.
 
 use std::io;
+use std::path::PathBuf;
 
+use super::expression::Program;
 use super::message::Part;
 use super::rules::Family;
 
@@ -19,6 +21,35 @@ pub enum Error {
         /// The missing feature.
         missing: Missing,
     },
+    /// The pin of the program to which the rules refer is gone.
+    #[error("the pinned program {} does not exist", path.display())]
+    NoPin {
+        /// The pin.
+        path: PathBuf,
+    },
+    /// The kernel lacks a feature that tc filters need.
+    #[error("the kernel has {0}")]
+    MissingForTc(Missing),
+    /// The kernel does not load program `classify`.
+    #[error("the kernel does not load the program for tc: {0}")]
+    NotLoaded(String),
+    /// There is no interface for tc filters.
+    #[error("no interface of the pod except lo has an address")]
+    NoInterface,
+    /// The kernel refuses a part of a tc filter for another reason.
+    #[error("the kernel refuses {what} at interface {interface}")]
+    Tc {
+        /// What it refuses.
+        what: &'static str,
+        /// The index of the interface.
+        interface: u32,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The map of the key can't be read.
+    #[error("cannot read the key of program classify")]
+    Key(#[source] aya::maps::MapError),
     /// The kernel refuses the rules for another reason.
     #[error("the kernel refuses the rules of family {} ({part})", family.name())]
     Refused {
@@ -47,6 +78,10 @@ pub enum Missing {
     CtTimeout,
     /// NAT in nftables.
     Nat,
+    /// The qdisc of tc filters at ingress.
+    Clsact,
+    /// tc filters that run a BPF program.
+    ClsBpf,
 }
 
 impl Missing {
@@ -59,6 +94,8 @@ impl Missing {
             Self::Conntrack => ("nft_ct", "CONFIG_NFT_CT"),
             Self::CtTimeout => ("nft_ct", "CONFIG_NF_CONNTRACK_TIMEOUT"),
             Self::Nat => ("nft_chain_nat", "CONFIG_NFT_NAT"),
+            Self::Clsact => ("sch_ingress", "CONFIG_NET_SCH_INGRESS"),
+            Self::ClsBpf => ("cls_bpf", "CONFIG_NET_CLS_BPF"),
         }
     }
 }
@@ -72,6 +109,8 @@ impl std::fmt::Display for Missing {
             Self::Conntrack => "no access to conntrack in nftables",
             Self::CtTimeout => "no per-connection timeouts in conntrack",
             Self::Nat => "no NAT in nftables",
+            Self::Clsact => "no tc qdisc clsact",
+            Self::ClsBpf => "no tc filters that run a BPF program",
         })
     }
 }
@@ -97,23 +136,70 @@ impl Error {
             if source.raw_os_error() == Some(libc::EEXIST))
     }
 
+    /// The same, or [`Error::NoPin`] if that is the reason: the kernel refuses a rule whose pin does not exist with the same
+    /// error number as a rule whose match does not exist.
+    pub(super) fn or_no_pin(self, program: &Program) -> Self {
+        match (self, program) {
+            (
+                Self::Missing {
+                    missing: Missing::BpfMatch,
+                    ..
+                },
+                Program::Pinned(path),
+            ) if !path.exists() => Self::NoPin { path: path.clone() },
+            (error, _) => error,
+        }
+    }
+
+    /// Whether the kernel can't call program `exempt` from rules, so that tc is to be tried.
+    pub const fn is_missing_match(&self) -> bool {
+        matches!(
+            self,
+            Self::Missing {
+                missing: Missing::Compat | Missing::BpfMatch,
+                ..
+            }
+        )
+    }
+
+    /// For which of `families` the kernel lacks something, so that another attempt fails too until a module is loaded.
+    pub fn missing_for(&self, families: &[Family]) -> Vec<Family> {
+        match self {
+            Self::Missing { family, .. } => vec![*family],
+            Self::MissingForTc(_) | Self::NotLoaded(_) => families.to_vec(),
+            _ => Vec::new(),
+        }
+    }
+
     /// What to do about the error.
     pub fn remedy(&self) -> String {
         match self {
-            Self::Missing { missing, .. } => {
+            Self::Missing { missing, .. } | Self::MissingForTc(missing) => {
                 let (module, option) = missing.module();
                 format!(
                     "load module {module} on the node (`modprobe {module}`), or use a kernel with {option}; until then \
                      the handler serves the pod"
                 )
             }
-            Self::Refused { source, .. } | Self::Socket(source)
+            Self::NoPin { .. } => "the daemon pins it again within seconds; if it does not, `probe-handler status` \
+                                   and the log show why. Until then the handler serves the pod"
+                .to_owned(),
+            Self::NotLoaded(_) => "use a kernel with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF, or load module xt_bpf; until \
+                                   then the handler serves the pod"
+                .to_owned(),
+            Self::NoInterface | Self::Key(_) => {
+                "the handler serves the pod meanwhile, and the daemon tries again".to_owned()
+            }
+            Self::Tc { source, .. } | Self::Refused { source, .. } | Self::Socket(source)
                 if source.raw_os_error() == Some(libc::EPERM) =>
             {
                 "the daemon needs CAP_NET_ADMIN, and a seccomp profile that allows netlink; until then the handler \
                  serves the pod"
                     .to_owned()
             }
+            Self::Tc { .. } => "the handler serves the pod meanwhile; `tc filter show dev INTERFACE ingress` in the pod's network \
+                                namespace shows its filters"
+                .to_owned(),
             Self::Refused { .. } | Self::Socket(_) => {
                 "the handler serves the pod meanwhile; `nft list ruleset` in the pod's network namespace shows the \
                  current rules"
@@ -180,6 +266,39 @@ mod tests {
         let compat = missing_for(Part::Expression("match"), libc::ENOENT, false);
         assert_eq!(compat, Some(Missing::Compat));
         assert_eq!(missing_for(Part::Rule, libc::ENOENT, true), None);
+    }
+
+    #[test]
+    fn a_pin_that_is_gone_is_not_a_missing_module() {
+        let missing = || Error::Missing {
+            family: Family::V4,
+            missing: Missing::BpfMatch,
+        };
+        let directory = tempfile::tempdir().expect("directory");
+        let pin = directory.path().join("exempt");
+        let named = Program::pinned(&pin).expect("a short path");
+        let told = missing().or_no_pin(&named).told();
+        assert!(told.contains("pins it again"), "{told}");
+        assert!(!told.contains("modprobe"), "{told}");
+        std::fs::write(&pin, "").expect("a file");
+        for named in [named, Program::Descriptor(7)] {
+            let told = missing().or_no_pin(&named).told();
+            assert!(told.contains("modprobe xt_bpf"), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_for_one_family_is_not_missing_for_the_other() {
+        let error = Error::Missing {
+            family: Family::V6,
+            missing: Missing::Nat,
+        };
+        assert!(!error.is_missing_match(), "tc needs it too");
+        assert_eq!(error.missing_for(&Family::ALL), [Family::V6]);
+        let error = Error::MissingForTc(Missing::ClsBpf);
+        assert_eq!(error.missing_for(&Family::ALL), Family::ALL);
+        assert!(error.told().contains("modprobe cls_bpf"));
+        assert!(Error::NoInterface.missing_for(&Family::ALL).is_empty());
     }
 
     #[test]

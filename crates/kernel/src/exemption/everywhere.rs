@@ -1,24 +1,24 @@
-//! Takes our rules out of every pod on the node: for `probe-handler cleanup`.
+//! Takes our rules and tc filters out of every pod on the node: for `probe-handler cleanup`.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Family, remove};
+use super::remove_all;
 use crate::netns::Netns;
 use model::netns::NetnsId;
 
 /// What came of it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// In how many network namespaces there were rules.
+    /// In how many network namespaces there were rules or tc filters.
     pub namespaces: usize,
     /// Where they could not be removed, and why.
     pub troubles: Vec<String>,
 }
 
-/// Removes our rules from every network namespace that a process is in, or that is held by name in /run/netns, but from
+/// Removes our rules and tc filters from every network namespace that a process is in, or that is held by name in /run/netns, but from
 /// the caller's own, where we put none.
 ///
 /// # Errors
@@ -38,18 +38,14 @@ pub fn remove_everywhere() -> io::Result<Removed> {
     Ok(removed)
 }
 
-/// Removes our rules from the namespace at `path`, if it still is `id`; whether there were any.
+/// Removes our rules and tc filters from the namespace at `path`, if it still is `id`; whether there were any.
 fn remove_at(path: &Path, id: NetnsId) -> Result<bool, String> {
     let netns = match Netns::open(path) {
         Ok(netns) if netns.id() == id => netns,
         // Gone meanwhile, and its rules with it.
         _ => return Ok(false),
     };
-    let mut any = false;
-    for family in Family::ALL {
-        any |= remove(&netns, family).map_err(super::Error::told)?;
-    }
-    Ok(any)
+    remove_all(&netns).map_err(super::Error::told)
 }
 
 /// Each network namespace once, with a path to it.

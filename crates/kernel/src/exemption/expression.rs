@@ -22,6 +22,24 @@ pub enum Program {
     Descriptor(RawFd),
 }
 
+/// What matches the SYN of an exempt connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Match<'a> {
+    /// Program `exempt`, by xt_bpf.
+    Program(&'a Program),
+    /// The packet's priority, which program `classify` sets at tc.
+    Priority(Classified<'a>),
+}
+
+/// What program `classify` sets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Classified<'a> {
+    /// The priority of exempt packets.
+    pub priority: u32,
+    /// The interfaces at which it runs.
+    pub interfaces: &'a [u32],
+}
+
 /// `struct xt_bpf_info_v1`: mode, two unused bytes, descriptor, path, and a pointer for the kernel's use.
 const MATCH_INFO: usize = 2 + 2 + 4 + PATH + 8;
 /// `XT_BPF_PATH_MAX`, which includes the terminating zero byte.
@@ -58,6 +76,8 @@ impl Program {
 /// A property of a packet or of its connection.
 #[derive(Clone, Copy)]
 pub(super) enum Field {
+    /// `NFT_META_PRIORITY`.
+    Priority,
     /// `NFT_META_MARK`.
     Mark,
     /// `NFT_META_IIF`: the index of the input interface.
@@ -73,6 +93,7 @@ pub(super) enum Field {
 impl Field {
     const fn key(self) -> u32 {
         match self {
+            Self::Priority => 2,
             Self::Mark => 3,
             Self::Interface => 4,
             Self::Protocol => 16,
@@ -143,8 +164,19 @@ impl Expressions<'_, '_> {
         self.compare(Comparison::Equal, &[SYN]);
     }
 
+    /// Continues if the packet is the SYN of an exempt connection.
+    pub fn is_exempt(&mut self, how: Match<'_>) {
+        self.is_syn();
+        match how {
+            Match::Program(program) => self.is_matched_by(program),
+            Match::Priority(Classified { priority, .. }) => {
+                self.is(Field::Priority, &priority.to_ne_bytes());
+            }
+        }
+    }
+
     /// Continues if the program matches the packet, by xt_bpf: match `bpf` of iptables, revision 1.
-    pub fn is_matched_by(&mut self, program: &Program) {
+    fn is_matched_by(&mut self, program: &Program) {
         let info = program.info();
         self.add("match", |data| {
             data.text(1, "bpf");

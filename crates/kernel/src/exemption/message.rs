@@ -146,7 +146,7 @@ impl Sealed {
 }
 
 /// The attributes of a message, or of a nest in it.
-pub(super) struct Attributes<'a> {
+pub(crate) struct Attributes<'a> {
     bytes: &'a mut Vec<u8>,
     expressions: &'a mut Vec<(usize, &'static str)>,
 }
@@ -203,31 +203,54 @@ impl Attributes<'_> {
     }
 }
 
+/// A single request to nfnetlink: `kind` is the subsystem and the message's type in it.
+pub(crate) fn request(
+    kind: u16,
+    flags: u16,
+    family: u8,
+    fill: impl FnOnce(&mut Attributes<'_>),
+) -> Vec<u8> {
+    let mut request = Batch {
+        bytes: Vec::new(),
+        messages: Vec::new(),
+        expressions: Vec::new(),
+    };
+    request.header(kind, flags, family, 0, Part::Transaction);
+    fill(&mut Attributes {
+        bytes: &mut request.bytes,
+        expressions: &mut request.expressions,
+    });
+    request.close();
+    request.bytes
+}
+
+/// The value of the first attribute of type `kind` among `attributes`.
+pub(crate) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16_at(attributes, 0)?);
+        let value = attributes.get(4..length)?;
+        if u16_at(attributes, 2)? & !NESTED == kind {
+            return Some(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+}
+
 /// A query to nft_compat for a match with this name and revision (`NFNL_MSG_COMPAT_GET`).
 pub(super) fn compat_query(name: &str, revision: u32) -> Vec<u8> {
     /// `NFNL_SUBSYS_NFT_COMPAT`.
     const COMPAT: u16 = 11;
     const IPV4: u8 = 2;
-    let mut query = Batch {
-        bytes: Vec::new(),
-        messages: Vec::new(),
-        expressions: Vec::new(),
-    };
-    query.header(COMPAT << 8, NLM_F_ACK, IPV4, 0, Part::Transaction);
-    let mut attributes = Attributes {
-        bytes: &mut query.bytes,
-        expressions: &mut query.expressions,
-    };
-    attributes.text(1, name);
-    attributes.number(2, revision);
-    attributes.number(3, 0);
-    query.close();
-    query.bytes
+    request(COMPAT << 8, NLM_F_ACK, IPV4, |query| {
+        query.text(1, name);
+        query.number(2, revision);
+        query.number(3, 0);
+    })
 }
 
 /// The kernel's reply to one message.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Reply {
+pub(crate) struct Reply {
     /// The message's sequence number.
     pub sequence: u32,
     /// 0, or the error's number.
@@ -237,7 +260,7 @@ pub(super) struct Reply {
 }
 
 /// The replies in a datagram from the kernel; skips other and truncated messages.
-pub(super) fn replies(mut datagram: &[u8]) -> Vec<Reply> {
+pub(crate) fn replies(mut datagram: &[u8]) -> Vec<Reply> {
     const NLMSG_ERROR: u16 = 2;
     let mut replies = Vec::new();
     while let Some(length) = u32_at(datagram, 0).map(|length| length as usize)

@@ -1,13 +1,15 @@
-//! The rules in a pod for one family: a table with four chains, all at prerouting.
+//! The rules in a pod for one family: a table with four chains, all at prerouting, and a fifth where program `classify` matches
+//! packets.
 //!
 //! | chain | at | does |
 //! |---|---|---|
+//! | origin | first | resets the priority by which `classify` matches packets, where that program does not run |
 //! | guard | after conntrack | lets only the kubelet use an existing conntrack entry of an exempt connection |
 //! | before | before mangle | sets Istio's own mark on the SYN, so that TPROXY rules do not capture it |
 //! | after | after mangle | clears that mark on the packet, and replaces it on the connection |
 //! | nat | before the mesh's redirect | sets up NAT to the unchanged destination, so that no later NAT rule applies |
 
-use super::expression::{Expressions, Field, Program};
+use super::expression::{Classified, Expressions, Field, Match};
 use super::message::{Attributes, Batch, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Part, Sealed};
 
 /// The name of the table, in families ip and ip6. No mesh uses this name.
@@ -30,9 +32,10 @@ const CT_TIMEOUT: u32 = 7;
 /// The name of the timeout policy.
 const FORGET_CLOSED: &str = "forget_closed";
 /// The index of `lo` in every namespace.
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 
 /// Priorities of chains at prerouting. Conntrack is at -200, mangle at -150, nat at -100.
+const ORIGIN: i32 = -450;
 const GUARD: i32 = -199;
 const BEFORE_MANGLE: i32 = -151;
 const AFTER_MANGLE: i32 = -149;
@@ -77,22 +80,22 @@ impl Family {
 }
 
 /// The transaction that installs the rules in a namespace without them. With them it fails with EEXIST.
-pub(super) fn create(family: Family, program: &Program) -> Sealed {
+pub(super) fn create(family: Family, how: Match<'_>) -> Sealed {
     let mut rules = Rules::begin(family);
     rules.table(NLM_F_EXCL);
-    rules.chains(program);
+    rules.chains(how);
     rules.batch.end()
 }
 
 /// The transaction that installs the rules and replaces existing ones. It takes the kernel many times as long, because it
 /// waits until no packet is in the old chains.
-pub(super) fn replace(family: Family, program: &Program) -> Sealed {
+pub(super) fn replace(family: Family, how: Match<'_>) -> Sealed {
     let mut rules = Rules::begin(family);
     // Created before it is deleted, because deleting a missing table would fail the transaction.
     rules.table(0);
     rules.delete();
     rules.table(0);
-    rules.chains(program);
+    rules.chains(how);
     rules.batch.end()
 }
 
@@ -120,11 +123,12 @@ impl Rules {
         self.message(DELETE_TABLE, 0, Part::Table, |table| table.text(1, TABLE));
     }
 
-    fn chains(&mut self, program: &Program) {
-        self.guard(program);
-        self.before(program);
-        self.after(program);
-        self.nat(program);
+    fn chains(&mut self, how: Match<'_>) {
+        self.origin(how);
+        self.guard(how);
+        self.before(how);
+        self.after(how);
+        self.nat(how);
     }
 
     fn table(&mut self, flags: u16) {
@@ -133,10 +137,33 @@ impl Rules {
         });
     }
 
+    /// Makes the priority of exempt packets valid only on packets from the interfaces at which program `classify` runs, which
+    /// resets it on all others there.
+    fn origin(&mut self, how: Match<'_>) {
+        let Match::Priority(Classified {
+            priority,
+            interfaces,
+        }) = how
+        else {
+            return;
+        };
+        self.chain("origin", "filter", ORIGIN, Part::Chain);
+        for interface in interfaces {
+            self.rule("origin", |rule| {
+                rule.is(Field::Interface, &interface.to_ne_bytes());
+                rule.accept();
+            });
+        }
+        self.rule("origin", |rule| {
+            rule.is(Field::Priority, &priority.to_ne_bytes());
+            rule.set(Field::Priority, 0);
+        });
+    }
+
     /// Makes conntrack delete a closed connection immediately: then its addresses and ports count as a new connection,
     /// for the kubelet after another process and for another process after the kubelet. A remaining entry of an exempt
     /// connection, for example of one that was never answered, lets only the kubelet's SYN through.
-    fn guard(&mut self, program: &Program) {
+    fn guard(&mut self, how: Match<'_>) {
         self.chain("guard", "filter", GUARD, Part::Chain);
         self.forget_closed();
         self.rule("guard", |rule| {
@@ -146,8 +173,7 @@ impl Rules {
         });
         self.rule("guard", |rule| {
             rule.is(Field::ConnectionMark, &CONNECTION_MARK.to_ne_bytes());
-            rule.is_syn();
-            rule.is_matched_by(program);
+            rule.is_exempt(how);
             rule.accept();
         });
         self.rule("guard", |rule| {
@@ -157,37 +183,34 @@ impl Rules {
         });
     }
 
-    fn before(&mut self, program: &Program) {
+    fn before(&mut self, how: Match<'_>) {
         self.chain("before", "filter", BEFORE_MANGLE, Part::Chain);
         self.rule("before", |rule| {
             // Otherwise a connection that the mesh has already captured would get our mark, and chain guard would drop it.
             rule.is_new();
-            rule.is_syn();
-            rule.is_matched_by(program);
+            rule.is_exempt(how);
             rule.set(Field::Mark, ISTIO_MARK);
         });
     }
 
     /// Clears Istio's mark: Istio's rules save the mark of a connection's first packet on the connection, and restore it on
     /// the answer, which would then take the wrong route.
-    fn after(&mut self, program: &Program) {
+    fn after(&mut self, how: Match<'_>) {
         self.chain("after", "filter", AFTER_MANGLE, Part::Chain);
         self.rule("after", |rule| {
             rule.is(Field::Mark, &ISTIO_MARK.to_ne_bytes());
-            rule.is_syn();
-            rule.is_matched_by(program);
+            rule.is_exempt(how);
             rule.set(Field::Mark, 0);
             rule.is_not(Field::ConnectionMark, &[0; 4]);
             rule.set(Field::ConnectionMark, CONNECTION_MARK);
         });
     }
 
-    fn nat(&mut self, program: &Program) {
+    fn nat(&mut self, how: Match<'_>) {
         let family = self.family;
         self.chain("nat", "nat", BEFORE_NAT, Part::NatChain);
         self.rule("nat", |rule| {
-            rule.is_syn();
-            rule.is_matched_by(program);
+            rule.is_exempt(how);
             rule.set(Field::ConnectionMark, CONNECTION_MARK);
             let (at, length) = family.destination();
             rule.dnat_to_itself(family.number(), at, length);

@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpSocket;
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpStream;
 
 use crate::canary::free_ports;
 use crate::maps::ConnectingMap;
@@ -35,43 +36,86 @@ pub enum Trial {
 /// The maximum duration of a trial.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Makes trial connections to `address` of the pod in `netns`, from the calling thread's namespace.
-pub async fn trial(netns: &Netns, connecting: &Arc<ConnectingMap>, address: IpAddr) -> Trial {
-    let free = Listeners::of(netns)
-        .and_then(|listeners| free_ports(address, |candidate| listeners.has(candidate)));
-    let free = match free {
-        Ok(free) => free,
-        Err(error) => {
-            return Trial::Unproven(format!("cannot query the pod's listeners: {error}"));
-        }
-    };
-    let mut result = Trial::Unproven("every candidate port has a listener".to_owned());
-    // An app may have started to listen on the first port since the query, but hardly on both.
-    for to in free {
-        result = try_one(connecting, to).await;
-        if !matches!(result, Trial::Captured { .. }) {
-            return result;
-        }
-    }
-    result
+/// A trial connection that was started, and is usually answered.
+pub struct Attempt {
+    to: SocketAddr,
+    socket: Socket,
+    guard: ExemptionGuard,
+    /// How it ended, if that is known already.
+    ended: Option<io::Result<()>>,
 }
 
-async fn try_one(connecting: &Arc<ConnectingMap>, to: SocketAddr) -> Trial {
-    let prepared = socket(to).and_then(|(socket, source)| {
-        let guard = ExemptionGuard::new(Arc::clone(connecting), source, to)?;
-        Ok((socket, guard))
-    });
-    let (socket, guard) = match prepared {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            return Trial::Unproven(format!(
-                "cannot start a trial connection to {to} from the node: {error}"
-            ));
-        }
+/// Starts a trial connection to `address` of the pod in `netns`, from the calling thread's namespace. Its SYN passes through
+/// the pod's rules before this returns. `number` is that of the try: an app may have started to listen on the first free port
+/// since the query, but hardly on both.
+///
+/// # Errors
+/// The result, if no connection can be started.
+pub fn begin(
+    netns: &Netns,
+    connecting: &Arc<ConnectingMap>,
+    address: IpAddr,
+    number: usize,
+) -> Result<Attempt, Trial> {
+    let free = Listeners::of(netns)
+        .and_then(|listeners| free_ports(address, |candidate| listeners.has(candidate)))
+        .map_err(|error| Trial::Unproven(format!("cannot query the pod's listeners: {error}")))?;
+    let to = *free
+        .get(number)
+        .ok_or_else(|| Trial::Unproven("every candidate port has a listener".to_owned()))?;
+    begin_to(connecting, to).map_err(|error| {
+        Trial::Unproven(format!(
+            "cannot start a trial connection to {to} from the node: {error}"
+        ))
+    })
+}
+
+fn begin_to(connecting: &Arc<ConnectingMap>, to: SocketAddr) -> io::Result<Attempt> {
+    let (socket, source) = socket(to)?;
+    let guard = ExemptionGuard::new(Arc::clone(connecting), source, to)?;
+    let ended = match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => None,
+        ended => Some(ended),
     };
-    let connected = tokio::time::timeout(TIMEOUT, socket.connect(to)).await;
-    let outcome = connected.map(|connected| connected.map(drop));
-    judge(to, outcome.ok(), guard.end())
+    Ok(Attempt {
+        to,
+        socket,
+        guard,
+        ended,
+    })
+}
+
+impl Attempt {
+    /// Waits for the answer, for at most a second. Also returns the socket if it was accepted: closing it sends packets
+    /// through the pod's rules.
+    pub async fn answer(self) -> (Trial, Option<Socket>) {
+        let Self {
+            to,
+            socket,
+            guard,
+            ended,
+        } = self;
+        let (ended, socket) = match ended {
+            Some(ended) => (Some(ended), Some(socket)),
+            None => match tokio::time::timeout(TIMEOUT, connected(socket)).await {
+                Ok(Ok(socket)) => (Some(Ok(())), Some(socket)),
+                Ok(Err(error)) => (Some(Err(error)), None),
+                Err(_) => (None, None),
+            },
+        };
+        let accepted = socket.filter(|_| matches!(ended, Some(Ok(()))));
+        (judge(to, ended, guard.end()), accepted)
+    }
+}
+
+/// Waits until a connection is established.
+async fn connected(socket: Socket) -> io::Result<Socket> {
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream.into_std()?.into()),
+    }
 }
 
 /// The result, from how the connection ended (`None`: timeout) and whether its SYN matched the rules.
@@ -90,7 +134,7 @@ fn judge(to: SocketAddr, outcome: Option<io::Result<()>>, matched: bool) -> Tria
 }
 
 /// A socket that is bound to the source address that a connection to `to` would have, and to a free port.
-fn socket(to: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
+fn socket(to: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
     let any = match to {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -99,12 +143,10 @@ fn socket(to: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
     let probe = UdpSocket::bind(SocketAddr::new(any, 0))?;
     probe.connect(to)?;
     let source = SocketAddr::new(probe.local_addr()?.ip(), 0);
-    let socket = match to {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    socket.bind(source)?;
-    let source = socket.local_addr()?;
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None)?;
+    socket.bind(&source.into())?;
+    let source = socket.local_addr()?.as_socket();
+    let source = source.ok_or_else(|| io::Error::other("a socket without an address"))?;
     Ok((socket, source))
 }
 

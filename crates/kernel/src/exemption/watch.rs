@@ -11,8 +11,15 @@ use crate::subscription::Subscription;
 /// nobody removes ours by them.
 const RULES: u32 = 1 << (7 - 1);
 
+/// `RTNLGRP_TC` of include/uapi/linux/rtnetlink.h, as a mask: qdiscs and filters of tc. Programs of tcx are not reported.
+const FILTERS: u32 = 1 << (4 - 1);
+
 /// A subscription to one namespace's nftables. It keeps the namespace alive: drop it with the pod.
-pub struct RulesWatch(Subscription);
+pub struct RulesWatch {
+    rules: Subscription,
+    /// None: the rules do not depend on tc filters.
+    filters: Option<Subscription>,
+}
 
 impl RulesWatch {
     /// Subscribes.
@@ -20,7 +27,27 @@ impl RulesWatch {
     /// # Errors
     /// Those of `setns`, `socket` and `bind`.
     pub fn new(netns: &Netns) -> io::Result<Self> {
-        Subscription::new(netns, SockProtocol::NetlinkNetFilter, RULES).map(Self)
+        let rules = Subscription::new(netns, SockProtocol::NetlinkNetFilter, RULES)?;
+        Ok(Self {
+            rules,
+            filters: None,
+        })
+    }
+
+    /// Subscribes to changes of tc filters, too, or no longer.
+    ///
+    /// # Errors
+    /// Those of `setns`, `socket` and `bind`.
+    pub fn watch_filters(&mut self, netns: &Netns, wanted: bool) -> io::Result<()> {
+        match (wanted, &self.filters) {
+            (true, None) => {
+                let filters = Subscription::new(netns, SockProtocol::NetlinkRoute, FILTERS)?;
+                self.filters = Some(filters);
+            }
+            (true, Some(_)) => {}
+            (false, _) => self.filters = None,
+        }
+        Ok(())
     }
 
     /// Waits for the next change; several at once are one.
@@ -28,13 +55,21 @@ impl RulesWatch {
     /// # Errors
     /// Those of the runtime's reactor.
     pub async fn changed(&self) -> io::Result<()> {
-        self.0.changed().await
+        match &self.filters {
+            None => self.rules.changed().await,
+            Some(filters) => tokio::select! {
+                changed = self.rules.changed() => changed,
+                changed = filters.changed() => changed,
+            },
+        }
     }
 
     /// Passes over the changes until now: those that we have made ourselves.
     pub fn pass_over(&self) {
-        if let Err(error) = self.0.pass_over() {
-            tracing::debug!(%error, "changes to a pod's rules can't be read");
+        for subscription in std::iter::once(&self.rules).chain(&self.filters) {
+            if let Err(error) = subscription.pass_over() {
+                tracing::debug!(%error, "changes to a pod's rules can't be read");
+            }
         }
     }
 }

@@ -7,7 +7,7 @@
 mod events;
 mod following;
 mod hierarchies;
-mod name;
+pub(crate) mod name;
 mod process;
 mod tree;
 

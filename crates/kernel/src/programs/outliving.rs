@@ -1,14 +1,17 @@
 //! The pins by which programs outlive their daemon, and which of several daemons has them.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Duration;
 
 use aya::maps::{MapInfo, MapType};
 use probe_handler_common::connecting::{Connecting, Tuple};
+use probe_handler_common::priority::Key;
 use probe_handler_common::{maps, programs};
 
 use super::{Attached, Programs};
 use crate::pins::{self, Pins};
+use crate::{cgroup_programs, orphans};
 
 /// A daemon that has not shown for this long that it runs does not own the pins any more. A daemon shows it every 100 ms.
 const OWNER_SILENCE: Duration = Duration::from_secs(3);
@@ -19,11 +22,51 @@ impl Programs {
         self.pins.is_some() && self.adopted
     }
 
+    /// What could not be pinned, if so.
+    pub fn pins_trouble(&self) -> Option<&str> {
+        self.pins_failed.as_deref()
+    }
+
     /// Puts our attachments into the place of those that an earlier daemon has left behind, which end by that. To be
     /// called when our programs know all that is to be known.
     pub fn adopt(&mut self) {
         self.adopted = true;
+        if let Some(pins) = &self.pins {
+            pins.remove_leftovers();
+        }
         self.pin_links();
+    }
+
+    /// Removes exemptions of connections that are no longer being opened: see [`orphans`]. To be called every few seconds.
+    pub fn remove_orphans(&self) {
+        match orphans::remove(&self.connecting) {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(
+                removed,
+                "removed exemptions of connections whose end no program has seen"
+            ),
+            Err(error) => tracing::debug!(%error, "cannot look for exemptions that remain"),
+        }
+    }
+
+    /// Whether another daemon maintains the rules in pods: one that has taken our pins and runs; or, if we have no pins, any
+    /// whose programs are attached beside ours. Without common pins, two daemons have a map `CONNECTING` each, and would
+    /// replace each other's rules all the time.
+    pub fn rules_are_anothers(&self) -> bool {
+        match &self.pins {
+            Some(pins) => self.adopted && !self.has_pins(pins) && self.another_has_pins(pins),
+            None => self.another_is_attached(),
+        }
+    }
+
+    /// Whether the kubelet's cgroup has a program `sock_ops` that is not ours; true as long as ours are attached to none.
+    fn another_is_attached(&self) -> bool {
+        let own = self.ebpf.program(programs::SOCK_OPS);
+        let own = own.and_then(|program| program.info().ok());
+        match (&self.cgroup, own) {
+            (Some(cgroup), Some(own)) => cgroup_programs::sock_ops_of_others(cgroup, own.id()),
+            _ => true,
+        }
     }
 
     /// Takes the pins back from a daemon that took them and runs no more, as after an upgrade that was undone; also if they
@@ -35,7 +78,7 @@ impl Programs {
         if self.has_pins(pins) || self.another_has_pins(pins) {
             return;
         }
-        if !self.pins_failed {
+        if self.pins_failed.is_none() {
             tracing::warn!(
                 "the pins of the kernel path are of a daemon that does not run any more, or were removed: pinning again"
             );
@@ -68,14 +111,20 @@ impl Programs {
             .connecting
             .clock
             .silence_of(&pins.path(maps::HEARTBEAT));
-        pins.are_there() && silence.is_some_and(|silence| silence < OWNER_SILENCE)
+        // Ours may be pinned although an attachment could not be.
+        let is_ours = self.pinned_heartbeat.is_some()
+            && self.pinned_heartbeat == pins.number(maps::HEARTBEAT);
+        !is_ours && pins.are_there() && silence.is_some_and(|silence| silence < OWNER_SILENCE)
     }
 
-    /// Pins the map and the program that all daemons share, where there are none.
+    /// Pins the maps and the program that all daemons share, where there are none.
     fn pin_shared(&self, pins: &Pins) -> Result<(), pins::Error> {
         pins.make()?;
         if pins.number(maps::CONNECTING_PIN).is_none() {
             let _path = pins.replace(self.connecting_fd.as_fd(), maps::CONNECTING_PIN)?;
+        }
+        if pins.number(maps::CLASSIFY_KEY_PIN).is_none() {
+            let _path = pins.replace(self.key_fd.as_fd(), maps::CLASSIFY_KEY_PIN)?;
         }
         if pins.number(programs::EXEMPT).is_none()
             && let Some(program) = self.ebpf.program(programs::EXEMPT)
@@ -98,6 +147,7 @@ impl Programs {
         };
         // The heartbeat first, so that the owner of the attachments is known as soon as they are there.
         let heartbeat = pins.replace(self.heartbeat_fd.as_fd(), maps::HEARTBEAT);
+        let pinned_heartbeat = pins.number(maps::HEARTBEAT).filter(|_| heartbeat.is_ok());
         let heartbeat = heartbeat.map_err(|error| (maps::HEARTBEAT, error)).err();
         let links = self.links.iter().filter_map(|Attached { program, link }| {
             let pinned = pins.replace_link(link, program);
@@ -108,34 +158,68 @@ impl Programs {
             .is_empty()
             .then(|| pins.number(&pins::link(programs::SOCK_OPS)))
             .flatten();
-        let is_reported = std::mem::replace(&mut self.pins_failed, !failures.is_empty());
-        for (what, error) in failures.into_iter().filter(|_| !is_reported) {
+        let failures = failures.into_iter().map(|(what, error)| {
             let error = anyhow::Error::from(error);
-            tracing::error!("cannot pin {what}, which ends with this daemon: {error:#}");
+            format!("cannot pin {what}, which ends with this daemon: {error:#}")
+        });
+        let failures: Vec<String> = failures.collect();
+        let first = failures.first().cloned();
+        self.pinned_heartbeat = pinned_heartbeat;
+        let is_reported = std::mem::replace(&mut self.pins_failed, first).is_some();
+        for failure in failures.iter().filter(|_| !is_reported) {
+            tracing::error!("{failure}");
         }
     }
 }
 
-/// Checks that a map pinned at the path of `CONNECTING` has its type and size.
+/// Checks that maps pinned at the paths of those that all daemons share have their type and size.
 pub(super) fn usable(pins: &Pins) -> Result<(), String> {
-    let path = pins.path(maps::CONNECTING_PIN);
-    if !path.exists() {
-        return Ok(());
-    }
-    let unlike = |what: &str| {
-        format!(
-            "{} {what}: another program's, or left by another version; `probe-handler cleanup` removes it",
-            path.display()
-        )
+    let connecting = Shape {
+        kind: MapType::Hash,
+        key: size_of::<Tuple>(),
+        value: size_of::<Connecting>(),
+        entries: maps::CONNECTING_CAPACITY,
     };
-    let info = MapInfo::from_pin(&path).map_err(|error| unlike(&format!("is no map ({error})")))?;
-    let is_ours = info.map_type().ok() == Some(MapType::Hash)
-        && info.key_size() as usize == size_of::<Tuple>()
-        && info.value_size() as usize == size_of::<Connecting>()
-        && info.max_entries() == maps::CONNECTING_CAPACITY;
-    if is_ours {
-        Ok(())
-    } else {
-        Err(unlike("is a map of another shape"))
+    let key = Shape {
+        kind: MapType::Array,
+        key: size_of::<u32>(),
+        value: size_of::<Key>(),
+        entries: 1,
+    };
+    connecting.check(&pins.path(maps::CONNECTING_PIN))?;
+    key.check(&pins.path(maps::CLASSIFY_KEY_PIN))
+}
+
+/// The type and size of a map.
+struct Shape {
+    kind: MapType,
+    key: usize,
+    value: usize,
+    entries: u32,
+}
+
+impl Shape {
+    /// Checks the map that is pinned at `path`, if there is one.
+    fn check(&self, path: &Path) -> Result<(), String> {
+        if !path.exists() {
+            return Ok(());
+        }
+        let unlike = |what: &str| {
+            format!(
+                "{} {what}: another program's, or left by another version; `probe-handler cleanup` removes it",
+                path.display()
+            )
+        };
+        let info =
+            MapInfo::from_pin(path).map_err(|error| unlike(&format!("is no map ({error})")))?;
+        let is_ours = info.map_type().ok() == Some(self.kind)
+            && info.key_size() as usize == self.key
+            && info.value_size() as usize == self.value
+            && info.max_entries() == self.entries;
+        if is_ours {
+            Ok(())
+        } else {
+            Err(unlike("is a map of another shape"))
+        }
     }
 }
