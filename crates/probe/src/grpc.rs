@@ -58,19 +58,42 @@ pub(crate) async fn call(
         return Err(failed(INTERNAL));
     }
     connection.request(&fields, message(service)).await;
+    answer(&mut connection)
+        .await
+        .map_err(http2::Error::into_finding)
+}
+
+/// The finding of the answer to a request that was sent.
+///
+/// # Errors
+/// There is no complete answer.
+async fn answer(
+    connection: &mut Connection<impl AsyncRead + AsyncWrite + Unpin>,
+) -> Result<Finding, http2::Error> {
     let mut answer = Answer::default();
     loop {
-        let part = connection
-            .next()
-            .await
-            .map_err(http2::Error::into_finding)?;
-        if let Some(code) = answer.take(part)? {
-            return if code == OK {
-                answer.status()
-            } else {
-                Err(failed(code))
-            };
+        match answer.take(connection.next().await?) {
+            Ok(None) => {}
+            Ok(Some(OK)) => return Ok(answer.status().unwrap_or_else(|finding| finding)),
+            Ok(Some(code)) => return Ok(failed(code)),
+            Err(finding) => return Ok(finding),
         }
+    }
+}
+
+/// The finding of a health check that another process made, from `bytes`: all that the app has sent on the connection. None
+/// if they do not contain a complete answer.
+pub async fn recorded(bytes: &[u8]) -> Option<Finding> {
+    let stream = tokio::io::join(bytes, tokio::io::sink());
+    let mut connection = Connection::open(stream).await;
+    let read = async {
+        connection.ready().await?;
+        answer(&mut connection).await
+    };
+    match read.await {
+        Ok(finding) => Some(finding),
+        Err(http2::Error::Closed(_)) => None,
+        Err(error) => Some(error.into_finding()),
     }
 }
 
@@ -183,6 +206,18 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
+/// The finding for an app that answered with this `ServingStatus` of grpc.health.v1.
+pub fn answered(status: u32) -> Finding {
+    let name = match status {
+        0 => "UNKNOWN",
+        1 => return Finding::healthy(""),
+        2 => "NOT_SERVING",
+        3 => "SERVICE_UNKNOWN",
+        _ => "a status that the protocol does not define",
+    };
+    Finding::without_answer(Reason::NotServing, name)
+}
+
 /// The finding for a call that ended with `code`.
 fn failed(code: i32) -> Finding {
     let name = usize::try_from(code).ok().and_then(|code| CODES.get(code));
@@ -274,8 +309,6 @@ impl Answer {
 
     /// The finding for a call that ended with OK.
     fn status(&self) -> Result<Finding, Finding> {
-        /// `SERVING` of grpc.health.v1.
-        const SERVING: u32 = 1;
         let message = match self.body.as_slice() {
             // Not compressed.
             [0, a, b, c, d, rest @ ..] => {
@@ -291,16 +324,7 @@ impl Answer {
             .and_then(|(message, _)| field_1(message))
             .map(|status| status as u32)
         {
-            Some(SERVING) => Ok(Finding::healthy("")),
-            Some(status) => {
-                let name = match status {
-                    0 => "UNKNOWN",
-                    2 => "NOT_SERVING",
-                    3 => "SERVICE_UNKNOWN",
-                    _ => "a status that the protocol does not define",
-                };
-                Ok(Finding::without_answer(Reason::NotServing, name))
-            }
+            Some(status) => Ok(answered(status)),
             None => Err(failed(INTERNAL)),
         }
     }
@@ -478,6 +502,39 @@ mod tests {
             let in_headers = answered(Box::leak(headers), OK).await;
             assert_eq!(in_headers.reason, reason, "{details:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_recorded_answer_has_a_finding_once_it_is_complete() {
+        const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+        // The status and content type of an answer of Go's, a message, and trailers with grpc-status 0.
+        let mut bytes = SETTINGS.to_vec();
+        bytes.extend([0, 0, 14, 1, 4, 0, 0, 0, 1]);
+        bytes.extend(b"\x88\x5f\x8b\x1d\x75\xd0\x62\x0d\x26\x3d\x4c\x4d\x65\x64");
+        bytes.extend([0, 0, 7, 0, 0, 0, 0, 0, 1]);
+        let status = bytes.len() + 6;
+        bytes.extend([0, 0, 0, 0, 2, 8, 1]);
+        bytes.extend([0, 0, 12, 1, 5, 0, 0, 0, 1]);
+        bytes.extend(b"\x40\x88\x9a\xca\xc8\xb2\x12\x34\xda\x8f\x01\x30");
+        for length in 0..bytes.len() {
+            assert_eq!(recorded(&bytes[..length]).await, None, "{length} bytes");
+        }
+        assert_eq!(recorded(&bytes).await, Some(Finding::healthy("")));
+        bytes[status] = 2;
+        let not_serving = recorded(&bytes).await.expect("a finding");
+        assert_eq!(not_serving.reason, Reason::NotServing);
+        if let Some(code) = bytes.last_mut() {
+            *code = b'5';
+        }
+        let failed = recorded(&bytes).await.expect("a finding");
+        assert_eq!(
+            (failed.reason, failed.detail.as_str()),
+            (Reason::GrpcStatus, "NotFound")
+        );
+        let other = recorded(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            .await
+            .expect("a finding");
+        assert_eq!(other.reason, Reason::BadResponse);
     }
 
     #[tokio::test]

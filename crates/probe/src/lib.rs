@@ -1,6 +1,7 @@
 //! Executes one check as the kubelet would. Independent of Kubernetes objects.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
@@ -8,11 +9,14 @@ use crate::verdict::{Reason, Verdict};
 
 mod certificate;
 pub mod dial;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod go_url;
 pub mod grpc;
 pub mod http;
 pub mod http1;
 mod http2;
+pub mod kubelet;
 mod limited;
 pub mod redirect;
 pub mod request;
@@ -121,11 +125,16 @@ impl Finding {
 
     /// The verdict of a check that began at `since`.
     pub fn verdict(self, since: Instant) -> Verdict {
+        self.verdict_after(since.elapsed())
+    }
+
+    /// The verdict of a check that took `latency`.
+    pub fn verdict_after(self, latency: Duration) -> Verdict {
         Verdict {
             reason: self.reason,
             status: self.status,
             detail: self.detail,
-            latency: Some(since.elapsed()),
+            latency: Some(latency),
         }
     }
 }

@@ -155,10 +155,10 @@ fn with_port(host: &[u8], from: u16, to: u16) -> Vec<u8> {
 }
 
 /// Builds a request head.
-struct Head(Vec<u8>);
+pub(crate) struct Head(Vec<u8>);
 
 impl Head {
-    fn get(target: &[u8]) -> Self {
+    pub(crate) fn get(target: &[u8]) -> Self {
         let mut bytes = Vec::with_capacity(512);
         bytes.extend_from_slice(b"GET ");
         bytes.extend_from_slice(target);
@@ -166,14 +166,14 @@ impl Head {
         Self(bytes)
     }
 
-    fn header(&mut self, name: &str, value: &[u8]) {
+    pub(crate) fn header(&mut self, name: &str, value: &[u8]) {
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b": ");
         self.0.extend_from_slice(value);
         self.0.extend_from_slice(b"\r\n");
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.0.extend_from_slice(b"\r\n");
         self.0
     }

@@ -11,7 +11,7 @@ use crate::path::{self, KernelUse};
 use model::bounds::PROBES_LIMIT;
 use model::inbound::Inbound;
 use model::{Action, HttpBy, Pod, Probe, ProbeMode, Rewritten, Scheme};
-use serve::table::{Endpoint, HttpRoute, NativeRoutes, Route, Routes, ServedPod};
+use serve::table::{Endpoint, HttpRoute, NativeRoutes, Route, RouteStats, Routes, ServedPod};
 
 /// Most endpoints of one pod: two addresses, with each probe on a port of its own. Someone who may add addresses to a pod
 /// must not fill the kernel's map, which all pods share.
@@ -125,6 +125,14 @@ impl PodRoutes {
     /// Every route once, in no order.
     pub fn routes(&self) -> Vec<Arc<Route>> {
         self.ports.values().flat_map(Routes::all).cloned().collect()
+    }
+
+    /// The routes on the app's own `port`.
+    pub fn native(&self, port: u16) -> Vec<Arc<Route>> {
+        match self.ports.get(&port) {
+            Some(routes @ Routes::Native(_)) => routes.all().into_iter().cloned().collect(),
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -241,25 +249,26 @@ impl Group {
     fn route(self, mode: ProbeMode) -> Arc<Route> {
         let all = || std::iter::once(&self.first).chain(&self.others);
         Arc::new(Route {
-            members: all()
-                .map(|probe| (probe.container.clone(), probe.kind))
-                .collect(),
+            members: all().cloned().collect(),
             timeout: longest(all().map(|probe| probe.timeout)),
             shorter: shorter(all().map(|probe| probe.timeout)),
-            agents: all().filter_map(|probe| agent(&probe.action)).collect(),
+            agents: all()
+                .filter_map(|probe| probe.action.user_agent().map(str::to_owned))
+                .collect(),
+            stats: RouteStats::new(
+                self.others
+                    .iter()
+                    .any(|other| is_different(&self.first, other)),
+            ),
             action: self.first.action,
             mode,
-            stats: Default::default(),
         })
     }
 }
 
-/// The User-Agent that a probe declares.
-fn agent(action: &Action) -> Option<String> {
-    match action {
-        Action::Http { user_agent, .. } => user_agent.clone(),
-        _ => None,
-    }
+/// Whether two probes that share a route may have different results.
+fn is_different(one: &Probe, other: &Probe) -> bool {
+    matches!(one.action, Action::Grpc { .. }) && one.action != other.action
 }
 
 /// The longest timeout. None, as of a hook, means no timeout, and is longer than any.

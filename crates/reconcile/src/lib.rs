@@ -3,6 +3,7 @@
 
 pub mod endpoints;
 pub mod path;
+pub mod redirects;
 pub mod registry;
 mod writer;
 

@@ -3,7 +3,7 @@
 //! The handler's path exempts only declared HTTP paths from the mesh, and answers with a status code. The kernel path
 //! exempts the kubelet's own connections to a port.
 
-use probe_handler_common::endpoint::{GATE, KERNEL, LOCALHOST, REDIRECT};
+use probe_handler_common::endpoint::{GATE, KERNEL, LOCALHOST, READ_GRPC, READ_HTTP, REDIRECT};
 
 use model::HttpBy;
 use serve::table::{NativeRoutes, Routes};
@@ -23,13 +23,29 @@ pub fn flags(routes: &Routes, kernel: Option<KernelUse>, localhost: bool) -> u32
         // The app does not listen on this port, so there is nothing to gate on or to exempt.
         Routes::Rewritten(_) => REDIRECT,
         Routes::Native(_) if localhost => GATE | REDIRECT | LOCALHOST,
-        Routes::Native(routes) => match (kind(routes), kernel) {
+        Routes::Native(native) => match (kind(native), kernel) {
             (_, None) => GATE | REDIRECT,
             (Kind::Opaque, Some(KernelUse::First(_)))
-            | (Kind::Http, Some(KernelUse::First(HttpBy::Kernel))) => KERNEL,
-            (_, Some(_)) => GATE | REDIRECT | KERNEL,
+            | (Kind::Http, Some(KernelUse::First(HttpBy::Kernel))) => KERNEL | read(routes, native),
+            (_, Some(_)) => GATE | REDIRECT | KERNEL | read(routes, native),
         },
     }
+}
+
+/// As what the programs read the app's answers on the kernel path. Where several probes share the port, it is not known
+/// whose answer one is.
+fn read(routes: &Routes, native: &NativeRoutes) -> u32 {
+    match (routes.all().len(), &native.grpc) {
+        (1, Some(_)) => READ_GRPC,
+        (1, None) if !native.http.is_empty() => READ_HTTP,
+        _ => 0,
+    }
+}
+
+/// The flags of an endpoint with `flags` while the handler can't serve its pod; none: nothing serves the endpoint. The kernel
+/// path needs no gate, and nothing of the daemon.
+pub fn by_kernel_alone(flags: u32) -> Option<u32> {
+    (flags & KERNEL != 0).then_some(flags & (KERNEL | READ_HTTP | READ_GRPC))
 }
 
 /// The kind of checks declared on a port.
@@ -57,12 +73,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use model::{Action, ProbeKind, ProbeMode};
+    use model::{Action, ProbeMode};
     use serve::table::{HttpRoute, Route};
 
     fn route() -> Option<Arc<Route>> {
         Some(Arc::new(Route {
-            members: vec![("app".to_owned(), ProbeKind::Liveness)],
+            members: Vec::new(),
             timeout: None,
             shorter: Vec::new(),
             agents: Vec::new(),
@@ -73,7 +89,11 @@ mod tests {
     }
 
     fn native(tcp: bool, http: bool, https: bool, grpc: bool) -> Routes {
-        let target = || ("/".to_owned(), HttpRoute::default());
+        let http_route = HttpRoute {
+            probe: route(),
+            hook: None,
+        };
+        let target = || ("/".to_owned(), http_route);
         Routes::Native(NativeRoutes {
             tcp: tcp.then(route).flatten(),
             http: http.then(target).into_iter().collect(),
@@ -84,13 +104,14 @@ mod tests {
 
     #[test]
     fn tcp_https_and_grpc_take_the_kernel_path() {
-        for routes in [
-            native(true, false, false, false),
-            native(false, false, true, false),
-            native(false, false, false, true),
+        for (routes, read) in [
+            (native(true, false, false, false), 0),
+            (native(false, false, true, false), 0),
+            (native(false, false, false, true), READ_GRPC),
         ] {
             for http in [HttpBy::Handler, HttpBy::Kernel] {
-                assert_eq!(flags(&routes, Some(KernelUse::First(http)), false), KERNEL);
+                let flags = flags(&routes, Some(KernelUse::First(http)), false);
+                assert_eq!(flags, KERNEL | read);
             }
             assert_eq!(flags(&routes, None, false), GATE | REDIRECT);
         }
@@ -99,14 +120,14 @@ mod tests {
     #[test]
     fn http_takes_the_handlers_path_unless_set_to_the_kernel_path() {
         let http = native(false, true, false, false);
-        let both = GATE | REDIRECT | KERNEL;
+        let both = GATE | REDIRECT | KERNEL | READ_HTTP;
         assert_eq!(
             flags(&http, Some(KernelUse::First(HttpBy::Handler)), false),
             both
         );
         assert_eq!(
             flags(&http, Some(KernelUse::First(HttpBy::Kernel)), false),
-            KERNEL
+            KERNEL | READ_HTTP
         );
         assert_eq!(flags(&http, None, false), GATE | REDIRECT);
     }
@@ -130,13 +151,34 @@ mod tests {
 
     #[test]
     fn as_a_fallback_the_kernel_path_comes_after_the_handler() {
-        for routes in [
-            native(true, false, false, false),
-            native(false, true, false, false),
-            native(true, true, false, false),
+        for (routes, read) in [
+            (native(true, false, false, false), 0),
+            (native(false, true, false, false), READ_HTTP),
+            (native(true, true, false, false), 0),
         ] {
             let fallback = flags(&routes, Some(KernelUse::Fallback), false);
-            assert_eq!(fallback, GATE | REDIRECT | KERNEL);
+            assert_eq!(fallback, GATE | REDIRECT | KERNEL | read);
+        }
+    }
+
+    #[test]
+    fn answers_are_read_only_where_one_check_is_declared_on_the_port() {
+        let both = NativeRoutes {
+            http: [("/a", route()), ("/b", route())]
+                .map(|(path, probe)| (path.to_owned(), HttpRoute { probe, hook: None }))
+                .into(),
+            ..NativeRoutes::default()
+        };
+        let kernel = Some(KernelUse::First(HttpBy::Kernel));
+        assert_eq!(flags(&Routes::Native(both), kernel, false), KERNEL);
+    }
+
+    #[test]
+    fn without_the_handler_the_kernel_path_serves_what_it_can() {
+        assert_eq!(by_kernel_alone(KERNEL), Some(KERNEL));
+        assert_eq!(by_kernel_alone(GATE | REDIRECT | KERNEL), Some(KERNEL));
+        for flags in [GATE | REDIRECT, REDIRECT, GATE | REDIRECT | LOCALHOST] {
+            assert_eq!(by_kernel_alone(flags), None);
         }
     }
 

@@ -9,12 +9,13 @@ use probe_handler_common::endpoint::EndpointValue;
 
 use crate::EndpointWriter;
 use crate::endpoints::PodRoutes;
-use crate::path::KernelUse;
+use crate::path::{self, KernelUse};
+use crate::redirects::Redirects;
 use model::netns::NetnsId;
 use model::{Pod, PodId};
 use probe::dial::Dial;
 use serve::cost::PodCost;
-use serve::table::{Endpoint, EndpointTable, ServedPod};
+use serve::table::{Endpoint, EndpointTable, Routes, ServedPod};
 
 /// The lowest limit of checks in flight for a pod.
 const MIN_IN_FLIGHT: usize = 16;
@@ -44,9 +45,12 @@ pub struct Placement {
     pub cost: Arc<PodCost>,
     /// Which path serves HTTP, if our rules are in its namespace; none: the handler serves all its probes.
     pub kernel: Option<KernelUse>,
+    /// The ports that its own rules redirect, which are not served.
+    pub redirects: Redirects,
 }
 
-/// Why a pod is not served.
+/// Why the handler does not serve a pod. The kernel path, which does not need the daemon's dials, serves it nevertheless,
+/// where its namespace is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
     /// Its namespace is not known; the reason.
@@ -65,14 +69,15 @@ pub struct PodEntry {
     pub pod: Arc<Pod>,
     /// Where it can be served, if known.
     pub placement: Option<Placement>,
-    /// Why it is not served, if it is not.
+    /// Why the handler does not serve it, if so.
     pub obstacle: Option<Obstacle>,
     /// Its routes, which do not depend on the placement.
     pub routes: PodRoutes,
     served: Option<Arc<ServedPod>>,
     /// See [`PodEntry::addresses`].
     addresses: Vec<IpAddr>,
-    /// The endpoints that should exist for it if there is no obstacle; none: not computed yet.
+    /// The endpoints that should exist for it if there is no obstacle; none: not computed yet. See
+    /// [`Installed::by_kernel_alone`].
     wanted: Option<Vec<(SocketAddr, Installed)>>,
     /// The sandbox in which it was found last.
     sandbox: Option<u64>,
@@ -87,6 +92,12 @@ impl PodEntry {
     /// address that the kubelet connects to: another pod's, the API server's.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
+    }
+
+    /// Whether only the kernel path serves it.
+    pub fn is_by_kernel_alone(&self) -> bool {
+        let placement = self.placement.as_ref();
+        self.obstacle.is_some() && placement.is_some_and(|placement| placement.kernel.is_some())
     }
 
     /// Recomputes the addresses. Must be called when the pod or its placement has changed.
@@ -165,7 +176,11 @@ impl PodEntry {
         let endpoints = self
             .routes
             .endpoints(&addresses, placement.kernel)
-            .into_iter();
+            .into_iter()
+            .filter(|endpoint| {
+                let is_rewritten = matches!(endpoint.routes, Routes::Rewritten(_));
+                is_rewritten || placement.redirects.leads(endpoint.address).is_none()
+            });
         let wanted = endpoints.map(|endpoint| {
             let value = EndpointValue {
                 netns_id: placement.netns_id,
@@ -175,15 +190,12 @@ impl PodEntry {
             let address = endpoint.address;
             let kept = installed
                 .get(&address)
-                .filter(|now| now.value == value && Arc::ptr_eq(&now.endpoint.pod, served));
-            let installed = match kept {
-                Some(now) => now.clone(),
-                None => Installed {
-                    value,
-                    endpoint: Arc::new(endpoint.serve(Arc::clone(served))),
-                },
+                .filter(|now| Arc::ptr_eq(&now.endpoint.pod, served));
+            let endpoint = match kept {
+                Some(now) => Arc::clone(&now.endpoint),
+                None => Arc::new(endpoint.serve(Arc::clone(served))),
             };
-            (address, installed)
+            (address, Installed { value, endpoint })
         });
         Some(wanted.collect())
     }
@@ -208,6 +220,14 @@ struct Installed {
 impl Installed {
     fn same(&self, other: &Self) -> bool {
         self.value == other.value && Arc::ptr_eq(&self.endpoint, &other.endpoint)
+    }
+
+    /// The endpoint with the kernel path only, if it has one: the handler can't serve the pod.
+    fn by_kernel_alone(&self) -> Option<Self> {
+        let flags = path::by_kernel_alone(self.value.flags)?;
+        let mut this = self.clone();
+        this.value.flags = flags;
+        Some(this)
     }
 
     /// Whether both belong to one pod in one namespace.
@@ -330,7 +350,7 @@ impl<W: EndpointWriter> Registry<W> {
         replaced
     }
 
-    /// Sets the placement of pod `uid`; none: it was lost. `obstacle`: why it may not be served, if so. Ignores a
+    /// Sets the placement of pod `uid`; none: it was lost. `obstacle`: why the handler may not serve it, if so. Ignores a
     /// pod that is no longer in the registry.
     pub fn place(&mut self, uid: &str, placement: Option<Placement>, obstacle: Option<Obstacle>) {
         let Some(entry) = self.pods.get_mut(uid) else {
@@ -366,7 +386,7 @@ impl<W: EndpointWriter> Registry<W> {
         self.reconcile();
     }
 
-    /// Sets whether pod `uid` may be served, without changing its placement.
+    /// Sets whether the handler may serve pod `uid`, without changing its placement.
     pub fn set_obstacle(&mut self, uid: &str, obstacle: Option<Obstacle>) {
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.obstacle = obstacle;
@@ -381,6 +401,18 @@ impl<W: EndpointWriter> Registry<W> {
             && placement.kernel != kernel
         {
             placement.kernel = kernel;
+            entry.wanted = None;
+            self.reconcile();
+        }
+    }
+
+    /// Sets the ports of pod `uid` that its own rules redirect.
+    pub fn set_redirects(&mut self, uid: &str, redirects: Redirects) {
+        if let Some(entry) = self.pods.get_mut(uid)
+            && let Some(placement) = &mut entry.placement
+            && placement.redirects != redirects
+        {
+            placement.redirects = redirects;
             entry.wanted = None;
             self.reconcile();
         }
@@ -490,15 +522,18 @@ impl<W: EndpointWriter> Registry<W> {
         }
         let mut wanted = HashMap::with_capacity(self.installed.len());
         for entry in self.pods.values_mut() {
-            if entry.obstacle.is_some() {
-                continue;
-            }
             if entry.wanted.is_none() {
                 entry.wanted = entry.compute_wanted(&self.conflicts, &self.installed);
             }
             for (address, installed) in entry.wanted.iter().flatten() {
+                let installed = match &entry.obstacle {
+                    None => Some(installed.clone()),
+                    Some(_) => installed.by_kernel_alone(),
+                };
                 // Two pods in one namespace (a mistake in a directory's manifests): the first one is served.
-                let _ = wanted.entry(*address).or_insert_with(|| installed.clone());
+                if let Some(installed) = installed {
+                    let _ = wanted.entry(*address).or_insert(installed);
+                }
             }
         }
         wanted

@@ -123,13 +123,17 @@ mod tests {
 
     use super::super::table::RouteStats;
     use super::*;
+    use crate::metrics::fixtures::member;
     use crate::tests::client_hello;
-    use model::{Action, ProbeKind, ProbeMode};
+    use model::{Action, Probe, ProbeKind, ProbeMode};
 
     /// A route whose container is `name`.
     fn route(name: &str, kind: ProbeKind) -> Arc<Route> {
         Arc::new(Route {
-            members: vec![(name.to_owned(), kind)],
+            members: vec![Probe {
+                container: name.to_owned(),
+                ..member(kind, Action::Tcp { port: 1 })
+            }],
             action: Action::Tcp { port: 1 },
             timeout: Some(Duration::from_secs(1)),
             shorter: Vec::new(),
@@ -171,7 +175,7 @@ mod tests {
     }
 
     fn text(decision: &Decision) -> String {
-        let name = |route: &Route| route.container_label();
+        let name = |route: &Route| route.members[0].container.clone();
         match decision {
             Decision::More => "more".to_owned(),
             Decision::Relay => "relay".to_owned(),

@@ -1,6 +1,7 @@
 //! Serves one connection from the kubelet to an endpoint, from its first bytes to its end.
 
 use std::borrow::Cow;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -14,7 +15,10 @@ use tracing::debug;
 
 use super::answer::{self, reset, reset_on_drop};
 use super::classify::{Decision, decide};
+use super::grpc_answer::Recording;
 use super::idle::Watch;
+use super::note::note;
+use super::observed::Observer;
 use super::relay::{copy_bidirectional, relay};
 use super::run::{bounded, deadline, expired, given_up};
 use super::table::{Endpoint, NativeRoutes, Route, Routes};
@@ -74,7 +78,10 @@ impl Connection<'_> {
                     None => Err(overloaded()),
                 };
                 match spliced {
-                    Ok(finding) => self.conclude(&route, finding),
+                    Ok((finding, latency)) => {
+                        let verdict = finding.verdict_after(latency);
+                        note(&self.handler.metrics, &pod.id, &route, verdict);
+                    }
                     Err(finding) if finding.reason == Reason::Dial => {
                         self.relay_undialled(&route, finding).await;
                     }
@@ -230,11 +237,11 @@ impl Connection<'_> {
         }
     }
 
-    /// Copies bytes between the kubelet and the app, both ways.
+    /// Copies bytes between the kubelet and the app, both ways. Returns the result, and how long it took.
     ///
     /// # Errors
     /// Why the app could not be dialled, or that the kubelet did not wait for it.
-    async fn splice(&mut self, route: &Route) -> Result<Finding, Finding> {
+    async fn splice(&mut self, route: &Route) -> Result<(Finding, Duration), Finding> {
         let deadline = deadline(route, self.since);
         let mut dialling = pin!(dial(&*self.endpoint.pod.dialer, self.endpoint.address));
         let dialled = loop {
@@ -247,7 +254,7 @@ impl Connection<'_> {
                 }
                 read = self.kubelet.read_buf(&mut self.bytes), if wants_more => {
                     if !matches!(read, Ok(1..)) {
-                        return Err(given_up(route, self.since));
+                        return Err(given_up(route, self.since.elapsed()));
                     }
                 }
             }
@@ -255,28 +262,39 @@ impl Connection<'_> {
         let mut app = dialled.map_err(|error| Finding::dial(&error))?;
         if answer::is_gone(&self.kubelet) {
             reset(app);
-            return Err(given_up(route, self.since));
+            return Err(given_up(route, self.since.elapsed()));
         }
-        let watch = Watch::new(&self.bytes);
-        let idle = idle_in_drain(self.handler, &watch, deadline);
+        // Hooks are HTTP, so a connection has at most one of them.
+        let watch = route.has_hook().then(|| Watch::new(&self.bytes));
+        let recording = matches!(route.action, Action::Grpc { .. }).then(Recording::new);
+        let observer = match (&recording, &watch) {
+            (Some(recording), _) => Some(recording as &dyn Observer),
+            (None, watch) => watch.as_ref().map(|watch| watch as &dyn Observer),
+        };
+        let may_be_probe = route.probe_timeout().map(|timeout| self.since + timeout);
+        let idle = idle_in_drain(self.handler, watch.as_ref(), may_be_probe);
         let copied = async {
             app.write_all(&self.bytes).await?;
             let grace = Some(SPLICE_GRACE);
-            copy_bidirectional(&mut self.kubelet, &mut app, grace, Some(&watch)).await
+            copy_bidirectional(&mut self.kubelet, &mut app, grace, observer).await
         };
         let spliced = tokio::select! {
             copied = copied => copied,
             () = idle => Ok(()),
         };
-        let detail = match &spliced {
-            Ok(()) => String::new(),
-            Err(error) => format!("connection failed: {error}"),
-        };
         if spliced.is_err() {
             reset(app);
             reset_on_drop(&self.kubelet);
         }
-        Ok(Finding::without_answer(Reason::Spliced, detail))
+        if let Some(recording) = recording {
+            return Ok(recording.finding(route, self.since).await);
+        }
+        let detail = match &spliced {
+            Ok(()) => String::new(),
+            Err(error) => format!("connection failed: {error}"),
+        };
+        let finding = Finding::without_answer(Reason::Spliced, detail);
+        Ok((finding, self.since.elapsed()))
     }
 
     fn conclude(&self, route: &Route, finding: Finding) {
@@ -286,11 +304,14 @@ impl Connection<'_> {
 }
 
 /// Returns once the handler drains and the splice is an idle connection, which the kubelet's client of lifecycle hooks
-/// keeps for reuse. Until `deadline` it may be a probe.
-async fn idle_in_drain(handler: &Handler, watch: &Watch, deadline: Option<Instant>) {
+/// keeps for reuse. Until `may_be_probe` it may be a probe. Never without a `watch`: a probe closes its connection itself.
+async fn idle_in_drain(handler: &Handler, watch: Option<&Watch>, may_be_probe: Option<Instant>) {
+    let Some(watch) = watch else {
+        return pending().await;
+    };
     drained(&mut handler.drain.subscribe()).await;
-    if let Some(deadline) = deadline {
-        sleep_until(deadline).await;
+    if let Some(end) = may_be_probe {
+        sleep_until(end).await;
     }
     while watch.idle_for().is_none_or(|idle| idle < QUIET) {
         sleep(QUIET).await;

@@ -6,14 +6,12 @@
 //!
 //! The lengths were recorded from Go 1.26 (net/http with crypto/tls), with which the kubelet is built.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
+
+use super::observed::{End, Observer};
 
 /// Types of TLS records (RFC 8446, B.1).
 const CHANGE_CIPHER_SPEC: u8 = 20;
@@ -98,6 +96,14 @@ impl Watch {
         watch
     }
 
+    /// How long it has been idle. None while a request is, or may be, in flight.
+    pub(super) fn idle_for(&self) -> Option<Duration> {
+        let state = self.0.lock();
+        (state.is_kubelet && state.is_answered).then(|| state.last.elapsed())
+    }
+}
+
+impl Observer for Watch {
     fn see(&self, from: End, bytes: &[u8]) {
         let mut state = self.0.lock();
         let mut records = Vec::new();
@@ -113,12 +119,6 @@ impl Watch {
             }
         }
         state.last = Instant::now();
-    }
-
-    /// How long it has been idle. None while a request is, or may be, in flight.
-    pub(super) fn idle_for(&self) -> Option<Duration> {
-        let state = self.0.lock();
-        (state.is_kubelet && state.is_answered).then(|| state.last.elapsed())
     }
 }
 
@@ -157,35 +157,6 @@ impl State {
             Some(true) if !NO_ANSWER.contains(&length) => self.is_answered = true,
             _ => {}
         }
-    }
-}
-
-/// One end of a connection.
-#[derive(Clone, Copy)]
-pub(super) enum End {
-    Kubelet,
-    App,
-}
-
-/// What is read from one end, shown to a [`Watch`].
-pub(super) struct Watched<'a, R> {
-    pub(super) stream: R,
-    pub(super) from: End,
-    pub(super) watch: Option<&'a Watch>,
-}
-
-impl<R: AsyncRead + Unpin> AsyncRead for Watched<'_, R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if let Some(watch) = self.watch {
-            watch.see(self.from, &buffer.filled()[before..]);
-        }
-        Poll::Ready(Ok(()))
     }
 }
 

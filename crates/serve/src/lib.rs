@@ -26,11 +26,17 @@ pub mod classify;
 mod client_hello;
 mod connection;
 pub mod cost;
+pub mod flips;
 pub mod flows;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+mod grpc_answer;
+pub mod history;
 mod identify;
 mod idle;
 pub mod metrics;
 pub mod note;
+mod observed;
 pub mod pulse;
 mod relay;
 pub mod reserve;
@@ -42,7 +48,7 @@ pub mod table;
 mod tests;
 pub mod worker;
 
-pub use run::is_timeout;
+pub use run::{given_up, is_timeout};
 
 /// How long no connection must arrive for the backlog to count as empty while draining. A connection
 /// that was redirected before the programs were detached is in the backlog within microseconds.

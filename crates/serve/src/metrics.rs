@@ -2,6 +2,7 @@
 //! `docs/metrics.md` shows a scrape.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,8 +13,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::flips::Flips;
 use crate::table::Route;
-use model::{Mesh, PodId};
+use model::{Mesh, PodId, Probe};
 use probe::verdict::{Outcome, Verdict};
 use support::build;
 
@@ -32,9 +34,8 @@ pub struct ProbeLabels {
     pub pod: String,
     /// Container that declares the probe.
     pub container: String,
-    /// `liveness`, `readiness`, `startup`, `poststart`, `prestop`; joined with `+` where several
-    /// declare the same check.
-    pub probe: String,
+    /// `liveness`, `readiness`, `startup`, `poststart`, `prestop`.
+    pub probe: &'static str,
 }
 
 /// Labels of a verdict.
@@ -47,7 +48,7 @@ pub struct VerdictLabels {
     /// Container that declares the probe.
     pub container: String,
     /// As in [`ProbeLabels`].
-    pub probe: String,
+    pub probe: &'static str,
     /// `success`, `failure`, `unknown`.
     pub result: &'static str,
     /// [`probe::verdict::Reason::name`].
@@ -61,7 +62,7 @@ impl VerdictLabels {
             namespace: self.namespace.clone(),
             pod: self.pod.clone(),
             container: self.container.clone(),
-            probe: self.probe.clone(),
+            probe: self.probe,
         }
     }
 }
@@ -145,6 +146,10 @@ pub struct Metrics {
     pub attached: Gauge,
     /// Failed accepts, usually because no file descriptors are left.
     pub accept_errors: Counter,
+    /// How many verdicts differed from the one before of their route. Not a metric: for whoever keeps the history.
+    pub changes: AtomicU64,
+    /// Changes of verdicts. Not a metric: for whoever reports them.
+    pub flips: Flips,
 }
 
 impl Metrics {
@@ -166,6 +171,8 @@ impl Metrics {
             canary_failures: Counter::default(),
             accepted: Counter::default(),
             accept_errors: Counter::default(),
+            changes: AtomicU64::new(0),
+            flips: Flips::default(),
         };
         build::register(registry);
         registry.register(
@@ -223,15 +230,24 @@ impl Metrics {
         metrics
     }
 
-    /// Counts the verdict of `route` of `pod`, in the route's own statistics too. A check that was still in
-    /// flight when its pod was removed adds no series for it.
+    /// Counts the verdict of `route` of `pod` for each of its probes, and in the route's own statistics. A check that was
+    /// still in flight when its pod was removed adds no series for it.
     pub fn verdict(&self, pod: &PodId, route: &Route, verdict: Verdict) {
         let outcome = verdict.outcome(route.is_hook());
+        for member in &route.members {
+            self.count(pod, member, outcome, &verdict);
+        }
+        if route.stats.record(outcome, verdict) {
+            let _ = self.changes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn count(&self, pod: &PodId, probe: &Probe, outcome: Outcome, verdict: &Verdict) {
         let labels = VerdictLabels {
             namespace: pod.namespace.clone(),
             pod: pod.name.clone(),
-            container: route.container_label(),
-            probe: route.kind_label(),
+            container: probe.container.clone(),
+            probe: probe.kind.name(),
             result: outcome.name(),
             reason: verdict.reason.name(),
         };
@@ -248,8 +264,6 @@ impl Metrics {
             let known = tracked.series.entry(pod.clone()).or_default();
             let _ = known.insert(labels);
         }
-        drop(tracked);
-        route.stats.record(outcome, verdict);
     }
 
     /// Lets `pod` have series again: needed for a pod that returns with the UID it had when it was removed.

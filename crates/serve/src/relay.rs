@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::answer::reset;
-use super::idle::{End, Watch, Watched};
+use super::observed::{End, Observed, Observer};
 
 /// After this long without traffic TCP probes the peer, and again after the same time: a peer that vanished is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -27,8 +27,8 @@ const PACE: Duration = Duration::from_millis(50);
 const CONNECT: Duration = Duration::from_secs(30);
 
 /// Copies bytes both ways until both ends have closed. Passes on half-closes. `grace`: how long the app may
-/// go on once the kubelet has ended its side; none: until it ends its own, or either connection fails. `watch` is shown what
-/// is read.
+/// go on once the kubelet has ended its side; none: until it ends its own, or either connection fails. `observer` is shown
+/// what is read.
 ///
 /// # Errors
 /// The first error of either connection.
@@ -36,7 +36,7 @@ pub(super) async fn copy_bidirectional(
     kubelet: &mut TcpStream,
     app: &mut TcpStream,
     grace: Option<Duration>,
-    watch: Option<&Watch>,
+    observer: Option<&dyn Observer>,
 ) -> io::Result<()> {
     for stream in [&*kubelet, &*app] {
         stream.set_nodelay(true)?;
@@ -48,10 +48,10 @@ pub(super) async fn copy_bidirectional(
     }
     let (mut kubelet_read, mut kubelet_write) = kubelet.split();
     let (app_read, mut app_write) = app.split();
-    let mut app_read = Watched {
+    let mut app_read = Observed {
         stream: app_read,
         from: End::App,
-        watch,
+        observer,
     };
     // A splice has a grace. It serves a probe, of whose answer the kubelet reads little.
     let full_speed = match grace {
@@ -60,10 +60,10 @@ pub(super) async fn copy_bidirectional(
     };
     let mut down = pin!(one_way(&mut app_read, &mut kubelet_write, full_speed));
     {
-        let mut kubelet_read = Watched {
+        let mut kubelet_read = Observed {
             stream: &mut kubelet_read,
             from: End::Kubelet,
-            watch,
+            observer,
         };
         let mut up = pin!(one_way(&mut kubelet_read, &mut app_write, u64::MAX));
         tokio::select! {

@@ -49,13 +49,13 @@ pub(super) async fn bounded(
         () = expired(deadline(route, since)) => {
             Finding::without_answer(Reason::TimedOut, "no complete answer within the probe's timeout")
         }
-        () = hung_up(kubelet) => given_up(route, since),
+        () = hung_up(kubelet) => given_up(route, since.elapsed()),
     }
 }
 
-/// The finding for a check of `route` that was accepted at `since` and whose connection the kubelet has closed.
-pub(super) fn given_up(route: &Route, since: Instant) -> Finding {
-    match is_timeout(route, since.elapsed()) {
+/// The finding for a check of `route` whose connection the kubelet has closed after `elapsed`.
+pub fn given_up(route: &Route, elapsed: Duration) -> Finding {
+    match is_timeout(route, elapsed) {
         true => Finding::without_answer(
             Reason::TimedOut,
             "no complete answer before the kubelet closed its connection at the end of the probe's timeout",

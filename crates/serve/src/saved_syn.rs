@@ -66,7 +66,7 @@ pub fn take_isn(stream: &impl AsFd) -> Option<u32> {
 }
 
 /// The sequence number (RFC 9293, 3.1) in a packet that begins with its IP header.
-fn isn(packet: &[u8]) -> Option<u32> {
+pub(crate) fn isn(packet: &[u8]) -> Option<u32> {
     const SEQUENCE: usize = 4;
     let tcp = match packet.first()? >> 4 {
         4 => usize::from(packet.first()? & 0xf) * 4,

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::cost::PodCost;
-use model::{Action, Mesh, PodId, ProbeKind, ProbeMode};
+use super::history::{History, Run, now_ms};
+use model::{Action, Mesh, PodId, Probe, ProbeMode};
 use probe::dial::Dial;
 use probe::verdict::{Outcome, Reason, Verdict};
 
@@ -56,9 +57,9 @@ impl Drop for InFlight {
 
 /// One check, and all the probes and hooks that declare it.
 pub struct Route {
-    /// (container, kind) of each declaration. Two probes with the same port and target send the same
-    /// requests, so they share the route, and with it verdicts and counts.
-    pub members: Vec<(String, ProbeKind)>,
+    /// The probes and hooks that declare it. Their requests can't be distinguished, so they share verdicts and counts: two
+    /// probes with the same port and target, and on the app's own port all HTTPS or gRPC probes.
+    pub members: Vec<Probe>,
     /// What the check does.
     pub action: Action,
     /// The User-Agents that the members declare, where the kubelet does not send its own.
@@ -76,31 +77,39 @@ pub struct Route {
 impl Route {
     /// Whether only lifecycle hooks declare it.
     pub fn is_hook(&self) -> bool {
-        self.members.iter().all(|(_, kind)| kind.is_hook())
+        self.members.iter().all(|member| member.kind.is_hook())
     }
 
-    /// The members' containers, each once, joined with `+`: metric label and `status` column.
-    pub fn container_label(&self) -> String {
-        let mut names: Vec<_> = self
-            .members
-            .iter()
-            .map(|(container, _)| container.as_str())
-            .collect();
-        names.dedup();
-        names.join("+")
+    /// Whether a lifecycle hook declares it.
+    pub fn has_hook(&self) -> bool {
+        self.members.iter().any(|member| member.kind.is_hook())
     }
 
-    /// The members' kinds, each once, joined with `+` (`liveness+readiness`).
-    pub fn kind_label(&self) -> String {
-        let mut kinds: Vec<_> = self.members.iter().map(|(_, kind)| *kind).collect();
-        kinds.sort_unstable();
-        kinds.dedup();
-        kinds
-            .iter()
-            .map(|kind| kind.name())
-            .collect::<Vec<_>>()
-            .join("+")
+    /// The longest timeout of the probes among the members.
+    pub fn probe_timeout(&self) -> Option<Duration> {
+        self.timeout.or_else(|| self.shorter.iter().max().copied())
     }
+
+    /// How many failures in a row `member` has at most. Verdicts may be those of several probes, so a probe can't have
+    /// failed more often than its period allows.
+    pub fn failures_in_a_row(&self, member: &Probe) -> u32 {
+        let state = self.stats.state.lock();
+        let counted = state.failures;
+        let Some((since, until)) = state.failing_time else {
+            return 0;
+        };
+        drop(state);
+        if self.members.len() == 1 && !self.stats.is_shared() {
+            return counted;
+        }
+        counted.min(possible(until - since, member.schedule.period))
+    }
+}
+
+/// How many probes a kubelet can make in this time.
+fn possible(time: Duration, period: Duration) -> u32 {
+    let periods = (time + period / 2).as_millis() / period.as_millis().max(1);
+    u32::try_from(periods).map_or(u32::MAX, |periods| periods.saturating_add(1))
 }
 
 /// What a verdict changes, compared with those before it.
@@ -116,26 +125,52 @@ pub enum StatusChange {
     StandsAside,
 }
 
+/// How long no check of a route must have failed for it to pass again, if different checks share it: longer than most
+/// intervals of probes.
+const SHARED_PASSES_AFTER: Duration = Duration::from_secs(60);
+
 /// The verdicts of a route.
 #[derive(Default)]
 pub struct RouteStats {
-    last: Mutex<Option<(Instant, Verdict)>>,
-    /// How it failed last, unless it has passed since then.
-    failing: Mutex<Option<(Reason, u16)>>,
+    /// Whether different checks share the route, so that one may fail while another passes.
+    has_different_checks: bool,
+    state: Mutex<State>,
+    /// Whether verdicts were recorded that may be those of other routes of the port.
+    is_shared: AtomicBool,
     success: AtomicU64,
     failure: AtomicU64,
     unknown: AtomicU64,
 }
 
+#[derive(Default)]
+struct State {
+    last: Option<(Instant, Verdict)>,
+    /// How it failed last, and when, unless it has passed since then.
+    failing: Option<((Reason, u16), Instant)>,
+    /// Failures in a row.
+    failures: u32,
+    /// Times of the first and the last of them.
+    failing_time: Option<(Instant, Instant)>,
+    history: History,
+}
+
 impl RouteStats {
+    /// Those of a route that has no verdict yet. `has_different_checks`: whether different checks share it.
+    pub fn new(has_different_checks: bool) -> Self {
+        Self {
+            has_different_checks,
+            ..Self::default()
+        }
+    }
+
     /// What `verdict`, with this `outcome`, changes compared with those before it.
     pub fn status_change(&self, outcome: Outcome, verdict: &Verdict) -> StatusChange {
-        let mut failing = self.failing.lock();
+        let failing = &mut self.state.lock().failing;
         let mut unless_known = |news| {
-            let now = Some((verdict.reason, verdict.status));
-            match std::mem::replace(&mut *failing, now) == now {
-                true => StatusChange::None,
-                false => news,
+            let now = (verdict.reason, verdict.status);
+            match failing.replace((now, Instant::now())) {
+                Some((before, _)) if before == now => StatusChange::None,
+                _ => news,
             }
         };
         match (outcome, verdict.reason) {
@@ -144,33 +179,93 @@ impl RouteStats {
                 unless_known(StatusChange::Fails)
             }
             (_, Reason::Dial) => unless_known(StatusChange::StandsAside),
+            (Outcome::Success, _)
+                if self.has_different_checks && failing.is_some_and(is_recent) =>
+            {
+                StatusChange::None
+            }
             (Outcome::Success, _) => match failing.take() {
                 Some(_) => StatusChange::PassesAgain,
                 None => StatusChange::None,
             },
-            // The connection reached the app, so the earlier failure is over.
+            // The connection reached the app, so an earlier failure to do so is over. That the app answered otherwise is not.
             (Outcome::Unknown, Reason::Spliced | Reason::Connected) => {
-                *failing = None;
+                *failing = failing
+                    .take()
+                    .filter(|((reason, _), _)| reason.reached_app());
                 StatusChange::None
             }
             (Outcome::Unknown, _) => StatusChange::None,
         }
     }
 
-    /// Records a verdict.
-    pub fn record(&self, outcome: Outcome, verdict: Verdict) {
+    /// Whether verdicts were recorded that may be those of other routes of the port.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
+    }
+
+    /// Records that the container was restarted: the kubelet counts anew.
+    pub fn restarted(&self) {
+        let mut state = self.state.lock();
+        state.failures = 0;
+        state.failing_time = None;
+        state.failing = None;
+        state.history.end_run();
+    }
+
+    /// Records that verdicts are also those of other routes of the port.
+    pub fn share(&self) {
+        self.is_shared.store(true, Ordering::Relaxed);
+    }
+
+    /// Records a verdict. Returns whether it differs from the one before.
+    pub fn record(&self, outcome: Outcome, verdict: Verdict) -> bool {
         let counter = match outcome {
             Outcome::Success => &self.success,
             Outcome::Failure => &self.failure,
             Outcome::Unknown => &self.unknown,
         };
         let _ = counter.fetch_add(1, Ordering::Relaxed);
-        *self.last.lock() = Some((Instant::now(), verdict));
+        let (now, at) = (Instant::now(), now_ms());
+        let mut state = self.state.lock();
+        match (outcome, verdict.reason) {
+            (Outcome::Failure, _) => {
+                state.failures = state.failures.saturating_add(1);
+                let since = state.failing_time.map_or(now, |(since, _)| since);
+                state.failing_time = Some((since, now));
+            }
+            // The connection reached the app: that ends a failure to do so, but not one in which the app answered.
+            (Outcome::Unknown, Reason::Spliced | Reason::Connected) if state.failing.is_some() => {}
+            (Outcome::Success, _) | (_, Reason::Spliced | Reason::Connected) => {
+                state.failures = 0;
+                state.failing_time = None;
+            }
+            (Outcome::Unknown, _) => {}
+        }
+        let changed = state.history.add(at, outcome, &verdict);
+        // The verdict before is dropped once the lock is released.
+        let _before = state.last.replace((now, verdict));
+        drop(state);
+        changed
+    }
+
+    /// The history, and the p99 of the last hour, in microseconds.
+    pub fn history(&self) -> (Vec<Run>, Option<Duration>) {
+        // Allocated before the lock, which the handler takes at each verdict.
+        let mut runs = Vec::with_capacity(super::history::RUNS);
+        let state = self.state.lock();
+        runs.extend(state.history.runs());
+        (runs, state.history.p99(now_ms()))
+    }
+
+    /// Adds the history that an earlier daemon has recorded.
+    pub fn restore(&self, earlier: &[Run]) {
+        self.state.lock().history.restore(earlier);
     }
 
     /// The last verdict, and when it was recorded.
     pub fn last(&self) -> Option<(Instant, Verdict)> {
-        self.last.lock().clone()
+        self.state.lock().last.clone()
     }
 
     /// The number of verdicts by outcome: success, failure, unknown.
@@ -181,6 +276,10 @@ impl RouteStats {
             self.unknown.load(Ordering::Relaxed),
         )
     }
+}
+
+fn is_recent<T>((_, at): (T, Instant)) -> bool {
+    at.elapsed() < SHARED_PASSES_AFTER
 }
 
 /// A probed address and port of a pod.
@@ -299,43 +398,4 @@ impl EndpointTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_change_of_the_result_is_reported() {
-        let stats = RouteStats::default();
-        for (reason, status, news) in [
-            (Reason::Healthy, 200, StatusChange::None),
-            (Reason::HttpStatus, 503, StatusChange::Fails),
-            (Reason::HttpStatus, 503, StatusChange::None),
-            // Another status, another reason.
-            (Reason::HttpStatus, 500, StatusChange::Fails),
-            (Reason::Refused, 500, StatusChange::Fails),
-            (Reason::Cancelled, 500, StatusChange::None),
-            (Reason::Refused, 500, StatusChange::None),
-            (Reason::Healthy, 204, StatusChange::PassesAgain),
-            (Reason::Healthy, 200, StatusChange::None),
-            (Reason::Refused, 500, StatusChange::Fails),
-            // HTTPS or gRPC, whose result the handler does not see.
-            (Reason::Spliced, 200, StatusChange::None),
-            (Reason::Refused, 500, StatusChange::Fails),
-            (Reason::Dial, 500, StatusChange::StandsAside),
-            (Reason::Dial, 500, StatusChange::None),
-            (Reason::Healthy, 200, StatusChange::PassesAgain),
-        ] {
-            let verdict = Verdict {
-                reason,
-                status,
-                detail: String::new(),
-                latency: None,
-            };
-            let outcome = verdict.outcome(false);
-            assert_eq!(
-                stats.status_change(outcome, &verdict),
-                news,
-                "{reason:?} {status}"
-            );
-        }
-    }
-}
+mod tests;

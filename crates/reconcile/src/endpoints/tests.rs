@@ -8,7 +8,7 @@ use probe_handler_common::endpoint::{GATE, REDIRECT};
 
 use super::*;
 use model::inbound::Inbound;
-use model::{Mesh, PodId, ProbeKind};
+use model::{Mesh, PodId, ProbeKind, Schedule};
 use probe::verdict::{Outcome, Reason, Verdict};
 
 fn pod(probes: Vec<Probe>, rewritten: Option<Rewritten>) -> Pod {
@@ -37,6 +37,7 @@ fn probe(container: &str, kind: ProbeKind, action: Action, seconds: u64) -> Prob
         kind,
         action,
         timeout: (!kind.is_hook()).then(|| Duration::from_secs(seconds)),
+        schedule: Schedule::default(),
     }
 }
 
@@ -45,7 +46,7 @@ fn http(port: u16, target: &str) -> Action {
         scheme: Scheme::Http,
         port,
         target: target.to_owned(),
-        user_agent: None,
+        headers: Vec::new(),
     }
 }
 
@@ -84,13 +85,8 @@ fn probes_of_one_target_share_a_route_with_the_longest_timeout() {
     ));
     let native = native(&routes, 80);
     let shared = native.http["/h"].probe.as_ref().unwrap();
-    assert_eq!(
-        shared.members,
-        [
-            ("web".to_owned(), ProbeKind::Liveness),
-            ("web".to_owned(), ProbeKind::Readiness)
-        ]
-    );
+    let kinds: Vec<_> = shared.members.iter().map(|member| member.kind).collect();
+    assert_eq!(kinds, [ProbeKind::Liveness, ProbeKind::Readiness]);
     assert_eq!(shared.timeout, Some(Duration::from_secs(7)));
     assert_eq!(shared.mode, ProbeMode::Transparent);
     assert_eq!(native.http.len(), 2);
@@ -118,7 +114,7 @@ fn each_protocol_on_a_port_has_its_own_route() {
         scheme: Scheme::Https,
         port: 80,
         target: "/s".to_owned(),
-        user_agent: None,
+        headers: Vec::new(),
     };
     let grpc = Action::Grpc {
         port: 80,
@@ -152,7 +148,8 @@ fn each_protocol_on_a_port_has_its_own_route() {
     let fallback = &native.http["/s"];
     assert!(native.http.len() == 1 && fallback.probe.is_none());
     let fallback = fallback.hook.as_ref().unwrap();
-    assert_eq!(fallback.members, [("a".to_owned(), ProbeKind::PostStart)]);
+    assert_eq!(fallback.members.len(), 1);
+    assert_eq!(fallback.members[0].kind, ProbeKind::PostStart);
     assert_eq!(fallback.action.protocol(), "http");
 }
 
@@ -253,10 +250,10 @@ fn a_route_with_a_changed_declaration_starts_with_empty_statistics() {
 fn a_changed_user_agent_of_a_second_member_replaces_the_route() {
     let declared = |agent: &str| {
         let mut readiness = http(80, "/h");
-        let Action::Http { user_agent, .. } = &mut readiness else {
+        let Action::Http { headers, .. } = &mut readiness else {
             unreachable!("an HTTP probe");
         };
-        *user_agent = Some(agent.to_owned());
+        headers.push(("User-Agent".to_owned(), agent.to_owned()));
         PodRoutes::new(&pod(
             vec![
                 probe("web", ProbeKind::Liveness, http(80, "/h"), 1),
@@ -297,7 +294,7 @@ fn any_probe() -> impl Strategy<Value = Probe> {
                 scheme: if n == 2 { Scheme::Http } else { Scheme::Https },
                 port,
                 target,
-                user_agent: None,
+                headers: Vec::new(),
             },
         }
     });
@@ -341,7 +338,7 @@ fn members(routes: &PodRoutes) -> Vec<(String, ProbeKind, u16, &'static str)> {
             route
                 .members
                 .iter()
-                .map(move |(container, kind)| (container.clone(), *kind, port, protocol))
+                .map(move |member| (member.container.clone(), member.kind, port, protocol))
                 .collect::<Vec<_>>()
         })
         .collect();
@@ -375,7 +372,7 @@ proptest! {
                 Action::Http { target, .. } => slot.http[target].probe.as_ref(),
             };
             let route = route.expect("the probe has a route");
-            prop_assert!(route.members.contains(&(probe.container.clone(), probe.kind)));
+            prop_assert!(route.members.contains(probe));
             // No member has a longer timeout than its route.
             prop_assert!(route.timeout.is_none() || probe.timeout <= route.timeout);
         }
@@ -389,7 +386,7 @@ proptest! {
                 return Err(TestCaseError::fail("native"));
             };
             for (path, probe) in &rewritten.originals {
-                prop_assert!(by_path[path].members.contains(&(probe.container.clone(), probe.kind)));
+                prop_assert!(by_path[path].members.contains(probe));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Endpoints follow their pods, change in the right order, and never serve the wrong pod.
 
+mod obstacles;
 mod properties;
 mod status;
 
@@ -13,7 +14,6 @@ use super::*;
 use model::inbound::Inbound;
 use model::{Action, Mesh, Probe, ProbeKind};
 use probe::verdict::{Outcome, Reason, Verdict};
-use serve::table::Routes;
 
 /// A call of the registry: adds an endpoint of a namespace, or removes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,6 +225,7 @@ fn pod(uid: u8, port: u16) -> Pod {
             kind: ProbeKind::Liveness,
             action: Action::Tcp { port },
             timeout: Some(Duration::from_secs(1)),
+            schedule: Default::default(),
         }],
         rewritten: None,
         netns: None,
@@ -243,6 +244,7 @@ fn placement(netns: u8, addresses: &[&str]) -> Placement {
         dialer: Arc::new(DialIn(netns.into())),
         cost: Arc::new(PodCost::new(std::time::Instant::now())),
         kernel: None,
+        redirects: Redirects::default(),
     }
 }
 
@@ -258,6 +260,24 @@ fn an_endpoint_is_added_to_the_table_before_the_kernel_and_removed_after() {
     assert_eq!(bench.calls(), [Call::Take(address("10.0.0.1:80"))]);
     bench.serves(&[("[fd00::1]:80", 1)]);
     bench.registry.place("1", None, None);
+    bench.serves(&[]);
+}
+
+#[test]
+fn a_port_that_the_pods_own_rules_redirect_is_not_served() {
+    let mut bench = Bench::with(&[(1, &["10.0.0.1", "fd00::1"])]);
+    let mut redirects = Redirects::default();
+    let _new = redirects.set(address("10.0.0.1:80"), Some(address("10.0.0.1:8080")));
+    bench.registry.set_redirects("1", redirects.clone());
+    bench.serves(&[("[fd00::1]:80", 1)]);
+    bench.registry.set_redirects("1", Redirects::default());
+    bench.serves(&[("10.0.0.1:80", 1), ("[fd00::1]:80", 1)]);
+    // Found before the pod is placed.
+    let place = Placement {
+        redirects,
+        ..placement(1, &["10.0.0.1"])
+    };
+    bench.registry.place("1", Some(place), None);
     bench.serves(&[]);
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::{Action, PodId, ProbeKind, ProbeMode};
+use model::{Action, PodId, Probe, ProbeKind, ProbeMode, Schedule};
 use probe::verdict::{Reason, Verdict};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -18,10 +18,21 @@ pub fn pod(name: &str, uid: &str) -> PodId {
     }
 }
 
+/// A probe of container `app`.
+pub fn member(kind: ProbeKind, action: Action) -> Probe {
+    Probe {
+        container: "app".to_owned(),
+        kind,
+        action,
+        timeout: (!kind.is_hook()).then_some(Duration::from_secs(1)),
+        schedule: Schedule::default(),
+    }
+}
+
 /// A route with one TCP probe of container `app`.
 pub fn route(kind: ProbeKind) -> Route {
     Route {
-        members: vec![("app".to_owned(), kind)],
+        members: vec![member(kind, Action::Tcp { port: 80 })],
         action: Action::Tcp { port: 80 },
         timeout: None,
         shorter: Vec::new(),

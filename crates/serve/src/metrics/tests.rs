@@ -1,6 +1,6 @@
 //! Series are added and removed with their pods.
 
-use super::fixtures::{pod, route, scrape, verdict};
+use super::fixtures::{member, pod, route, scrape, verdict};
 use super::*;
 use model::ProbeKind;
 use probe::verdict::Reason;
@@ -88,4 +88,19 @@ fn pods_are_counted_by_mesh_and_state() {
     let text = scrape(&registry);
     assert!(!text.contains(r#"mesh="istio""#) && !text.contains(r#"state="captured""#));
     assert!(text.contains(r#"pods{mesh="linkerd",state="serving"} 1"#));
+}
+
+#[test]
+fn a_check_of_two_probes_has_a_series_for_each() {
+    let mut registry = Registry::with_prefix(PREFIX);
+    let metrics = Metrics::new(&mut registry);
+    let mut shared = route(ProbeKind::Liveness);
+    let readiness = member(ProbeKind::Readiness, shared.action.clone());
+    shared.members.push(readiness);
+    metrics.verdict(&pod("cart-0", "1"), &shared, verdict(Reason::Healthy, 200));
+    let text = scrape(&registry);
+    for probe in ["liveness", "readiness"] {
+        let series = format!("container=\"app\",probe=\"{probe}\",result=\"success\"");
+        assert!(text.contains(&series), "{series} not in\n{text}");
+    }
 }

@@ -347,13 +347,13 @@ pub(super) fn http(port: u16, target: &str) -> Action {
         scheme: Scheme::Http,
         port,
         target: target.to_owned(),
-        user_agent: None,
+        headers: Vec::new(),
     }
 }
 
 pub(super) fn route(kind: ProbeKind, action: Action, timeout: Duration) -> Arc<Route> {
     Arc::new(Route {
-        members: vec![("app".to_owned(), kind)],
+        members: vec![crate::metrics::fixtures::member(kind, action.clone())],
         action,
         timeout: (!kind.is_hook()).then_some(timeout),
         shorter: Vec::new(),

@@ -56,7 +56,7 @@ fn https(address: SocketAddr, target: &str) -> Action {
         scheme: Scheme::Https,
         port: address.port(),
         target: target.to_owned(),
-        user_agent: None,
+        headers: Vec::new(),
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::harness::*;
+use crate::metrics::fixtures::member;
 use crate::table::{NativeRoutes, Route, Routes};
 use model::{Action, ProbeKind, Scheme};
 use probe::verdict::Reason;
@@ -26,7 +27,7 @@ fn routes(port: u16, timeout: Duration) -> (Arc<Route>, Arc<Route>, NativeRoutes
         scheme: Scheme::Https,
         port,
         target: "/".to_owned(),
-        user_agent: None,
+        headers: Vec::new(),
     };
     let grpc = Action::Grpc {
         port,
@@ -59,12 +60,13 @@ async fn declared_protocols_are_spliced_in_the_pod_and_counted_on_their_route() 
         drop(app);
         assert_eq!(read_all(&mut kubelet).await.expect("bytes"), "answer");
         drop(kubelet);
-        let (route, other) = if is_https {
-            (https, grpc)
+        // Bytes that are encrypted are not read, and those of gRPC break off here.
+        let (route, other, reason) = if is_https {
+            (https, grpc, Reason::Spliced)
         } else {
-            (grpc, https)
+            (grpc, https, Reason::ConnectionClosed)
         };
-        assert_eq!(verdict(&route).await.reason, Reason::Spliced);
+        assert_eq!(verdict(&route).await.reason, reason);
         assert_eq!(other.stats.counts(), (0, 0, 0));
     }
 }
@@ -146,6 +148,77 @@ async fn a_reset_by_the_app_is_a_reset_for_the_kubelet() {
     kubelet.write_all(PREFACE).await.expect("write");
     let error = read_all(&mut kubelet).await.expect_err("a reset");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(verdict(&grpc).await.reason, Reason::ConnectionClosed);
+}
+
+/// An app's side of a health check: SETTINGS, a head, a message with this status, and trailers with code 0.
+fn health(status: u8) -> Vec<u8> {
+    let mut bytes = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
+    bytes.extend([0, 0, 14, 1, 4, 0, 0, 0, 1]);
+    bytes.extend(b"\x88\x5f\x8b\x1d\x75\xd0\x62\x0d\x26\x3d\x4c\x4d\x65\x64");
+    bytes.extend([0, 0, 7, 0, 0, 0, 0, 0, 1]);
+    bytes.extend([0, 0, 0, 0, 2, 8, status]);
+    bytes.extend([0, 0, 12, 1, 5, 0, 0, 0, 1]);
+    bytes.extend(b"\x40\x88\x9a\xca\xc8\xb2\x12\x34\xda\x8f\x01\x30");
+    bytes
+}
+
+#[tokio::test]
+async fn the_answer_of_a_grpc_probe_is_its_verdict_and_passes_unchanged() {
+    for (status, reason) in [(1, Reason::Healthy), (2, Reason::NotServing)] {
+        let (listener, address) = listening().await;
+        let (_, grpc, native) = routes(address.port(), LONG);
+        let world = World::new([endpoint(address, Routes::Native(native))]).await;
+        let mut kubelet = world.connect(address).await;
+        kubelet.write_all(PREFACE).await.expect("write");
+        let (mut app, _) = listener.accept().await.expect("accept");
+        let answer = health(status);
+        for piece in answer.chunks(20) {
+            app.write_all(piece).await.expect("write");
+            let mut received = vec![0; piece.len()];
+            let _ = kubelet.read_exact(&mut received).await.expect("read");
+            assert_eq!(received, piece);
+        }
+        // The kubelet closes the connection once it has the answer; this app does not.
+        drop(kubelet);
+        assert_eq!(verdict(&grpc).await.reason, reason);
+    }
+}
+
+#[tokio::test]
+async fn a_grpc_probe_without_an_answer_is_given_up_or_has_timed_out() {
+    for (timeout, reason) in [
+        (LONG, Reason::Cancelled),
+        (Duration::from_millis(50), Reason::TimedOut),
+    ] {
+        let (listener, address) = listening().await;
+        let (_, grpc, native) = routes(address.port(), timeout);
+        let world = World::new([endpoint(address, Routes::Native(native))]).await;
+        let mut kubelet = world.connect(address).await;
+        kubelet.write_all(PREFACE).await.expect("write");
+        let (mut app, _) = listener.accept().await.expect("accept");
+        let half = &health(1)[..30];
+        app.write_all(half).await.expect("write");
+        let _ = kubelet.read_exact(&mut [0; 30]).await.expect("read");
+        if timeout < LONG {
+            // The kubelet's own timeout.
+            tokio::time::sleep(timeout).await;
+        }
+        drop(kubelet);
+        assert_eq!(verdict(&grpc).await.reason, reason);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_to_be_recorded_is_unknown() {
+    let (listener, address) = listening().await;
+    let (_, grpc, native) = routes(address.port(), LONG);
+    let world = World::new([endpoint(address, Routes::Native(native))]).await;
+    let mut kubelet = world.connect(address).await;
+    kubelet.write_all(PREFACE).await.expect("write");
+    let (mut app, _) = listener.accept().await.expect("accept");
+    pass(&mut app, &mut kubelet, vec![0; 80 * 1024]).await;
+    drop(kubelet);
     assert_eq!(verdict(&grpc).await.reason, Reason::Spliced);
 }
 
@@ -174,12 +247,30 @@ async fn pass(from: &mut TcpStream, to: &mut TcpStream, bytes: Vec<u8>) {
 
 /// An HTTPS hook's connection that the kubelet keeps open after the answer, with the TLS of Go's client and server as far as
 /// it can be seen from outside. `answered`: whether the app has answered.
-/// `timeout`: that of a probe of the same port, if there is one.
-async fn kept_open(answered: bool, timeout: Option<Duration>) -> (World, TcpStream, TcpStream) {
+/// `timeout`: that of a probe of the same port, if there is one. `hook`: whether a hook is declared.
+async fn kept_open(
+    answered: bool,
+    timeout: Option<Duration>,
+    hook: bool,
+) -> (World, TcpStream, TcpStream) {
     let (listener, address) = listening().await;
     let (https, _, mut native) = routes(address.port(), timeout.unwrap_or(LONG));
-    if timeout.is_none() {
-        native.https = Some(route(ProbeKind::PreStop, https.action.clone(), LONG));
+    if hook {
+        let mut both = Route {
+            members: vec![member(ProbeKind::PreStop, https.action.clone())],
+            action: https.action.clone(),
+            timeout: None,
+            shorter: Vec::new(),
+            mode: https.mode,
+            agents: Vec::new(),
+            stats: Default::default(),
+        };
+        if let Some(timeout) = timeout {
+            both.members
+                .push(member(ProbeKind::Liveness, https.action.clone()));
+            both.shorter.push(timeout);
+        }
+        native.https = Some(Arc::new(both));
     }
     let world = World::new([endpoint(address, Routes::Native(native))]).await;
     let mut kubelet = world.connect(address).await;
@@ -213,7 +304,7 @@ async fn kept_open(answered: bool, timeout: Option<Duration>) -> (World, TcpStre
 #[tokio::test]
 async fn draining_closes_a_connection_that_the_kubelet_only_keeps_for_reuse() {
     for timeout in [None, Some(Duration::from_millis(300))] {
-        let (world, mut kubelet, mut app) = kept_open(true, timeout).await;
+        let (world, mut kubelet, mut app) = kept_open(true, timeout, true).await;
         world.drain.send_replace(true);
         for end in [&mut kubelet, &mut app] {
             assert_eq!(read_all(end).await.expect("the end"), "");
@@ -226,8 +317,19 @@ async fn draining_closes_a_connection_that_the_kubelet_only_keeps_for_reuse() {
 }
 
 #[tokio::test]
+async fn draining_closes_no_connection_that_may_be_a_probe() {
+    let timeout = Some(LONG);
+    for hook in [false, true] {
+        let (world, mut kubelet, _app) = kept_open(true, timeout, hook).await;
+        world.drain.send_replace(true);
+        let early = tokio::time::timeout(Duration::from_millis(500), kubelet.read_u8()).await;
+        assert!(early.is_err(), "{early:?}");
+    }
+}
+
+#[tokio::test]
 async fn draining_waits_for_the_answer_to_a_hook_over_tls() {
-    let (world, mut kubelet, mut app) = kept_open(false, None).await;
+    let (world, mut kubelet, mut app) = kept_open(false, None, true).await;
     world.drain.send_replace(true);
     let early = tokio::time::timeout(Duration::from_millis(500), kubelet.read_u8()).await;
     assert!(early.is_err(), "{early:?}");
