@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::feeding::begin_watch;
+use super::forward;
 use super::object::one;
 use super::{Asked, Body, Fault, Shared, State};
 
@@ -22,8 +23,10 @@ pub(super) struct Hangup;
 
 pub(super) async fn answer(
     shared: Arc<Shared>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Hangup> {
+    let is_upgrade = request.headers().contains_key(http::header::UPGRADE);
+    let upgrade = is_upgrade.then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let asked = asked(&head);
     let body = body.collect().await.map_err(|_| Hangup)?.to_bytes();
@@ -33,6 +36,18 @@ pub(super) async fn answer(
         shared.progress.send_modify(|count| *count += 1);
         if let Some(refusal) = not_allowed(&state, &asked) {
             return Ok(refusal);
+        }
+        // From Kubernetes 1.35 on a GET that becomes a WebSocket also needs what a POST needs
+        // (AuthorizePodWebsocketUpgradeCreatePermission).
+        if asked.resource == forward::RESOURCE {
+            let verb = "create".to_owned();
+            let create = Asked {
+                verb,
+                ..asked.clone()
+            };
+            if let Some(refusal) = not_allowed(&state, &create) {
+                return Ok(refusal);
+            }
         }
         let faults = state
             .faults
@@ -56,6 +71,10 @@ pub(super) async fn answer(
         }
     }
     Ok(match asked.verb.as_str() {
+        "get" if asked.resource == forward::RESOURCE => {
+            forward::begin(&shared, &asked, &head.headers, upgrade)
+        }
+        "get" if asked.resource == "pods/log" => forward::log(&shared, &asked),
         "watch" => begin_watch(shared, &asked),
         "list" => list(&shared, &asked),
         _ => one(&shared, &asked, &head.headers, &body),
@@ -105,10 +124,19 @@ fn asked(request: &Parts) -> Asked {
         _ => ("", &path[..]),
     };
     let (namespace, resource, name) = match *path {
-        ["namespaces", namespace, resource] => (Some(namespace), resource, None),
-        ["namespaces", namespace, resource, name] => (Some(namespace), resource, Some(name)),
-        [resource, name] => (None, resource, Some(name)),
-        _ => (None, path.first().copied().unwrap_or_default(), None),
+        ["namespaces", namespace, resource] => (Some(namespace), resource.to_owned(), None),
+        ["namespaces", namespace, resource, name] => {
+            (Some(namespace), resource.to_owned(), Some(name))
+        }
+        ["namespaces", namespace, resource, name, sub] => {
+            (Some(namespace), format!("{resource}/{sub}"), Some(name))
+        }
+        [resource, name] => (None, resource.to_owned(), Some(name)),
+        [resource, name, sub] => (None, format!("{resource}/{sub}"), Some(name)),
+        _ => {
+            let resource = path.first().copied().unwrap_or_default();
+            (None, resource.to_owned(), None)
+        }
     };
     let verb = match request.method.as_str() {
         "GET" if query.get("watch").map(String::as_str) == Some("true") => "watch",
@@ -122,7 +150,7 @@ fn asked(request: &Parts) -> Asked {
     Asked {
         verb: verb.to_owned(),
         group: group.to_owned(),
-        resource: resource.to_owned(),
+        resource,
         namespace: namespace.map(str::to_owned),
         name: name.map(str::to_owned),
         query,
@@ -157,11 +185,19 @@ pub(super) fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
     response
 }
 
-/// Whether `object` is in the requested namespace and matches the field selector; only `spec.nodeName` and
-/// `metadata.name` are supported.
+/// Whether `object` is in the requested namespace and matches the selectors: equal labels, and of fields `spec.nodeName` and
+/// `metadata.name`.
 pub(super) fn selected(asked: &Asked, object: &Value) -> bool {
     let namespace = object["metadata"]["namespace"].as_str();
     if asked.namespace.is_some() && asked.namespace.as_deref() != namespace {
+        return false;
+    }
+    let labels = asked.param("labelSelector").split(',');
+    let is_label = |label: &str| match label.split_once('=') {
+        None => label.is_empty(),
+        Some((name, value)) => object["metadata"]["labels"][name] == *value,
+    };
+    if !labels.into_iter().all(is_label) {
         return false;
     }
     match asked.param("fieldSelector").split_once('=') {

@@ -10,6 +10,7 @@
 
 mod answer;
 mod feeding;
+mod forward;
 mod object;
 mod rbac;
 
@@ -73,7 +74,7 @@ pub struct Asked {
     pub verb: String,
     /// The resource's group; empty for the core's.
     pub group: String,
-    /// The resource, for example `pods`.
+    /// The resource, and the subresource if there is one, for example `pods` and `nodes/status`.
     pub resource: String,
     /// The namespace, if the request is limited to one.
     pub namespace: Option<String>,
@@ -127,6 +128,10 @@ struct State {
     asked: Vec<Asked>,
     streams_initial: bool,
     watching: HashMap<String, usize>,
+    /// What listens on ports of pods: namespace, pod and port -> address.
+    forwards: HashMap<(String, String, u16), SocketAddr>,
+    /// Namespace and pod -> log.
+    logs: HashMap<(String, String), String>,
 }
 
 impl State {
@@ -220,7 +225,7 @@ impl ApiServer {
     }
 
     async fn start_at(address: SocketAddr, state: State, tls: Option<TlsAcceptor>) -> Self {
-        let listener = bound(address).listen(64).unwrap();
+        let listener = bound(address).listen(1024).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -358,6 +363,26 @@ impl ApiServer {
         state.allowed.get_or_insert_default().extend(rules);
     }
 
+    /// From now on `target` is what listens on `port` of a pod, for requests of `pods/portforward`. Other ports refuse the
+    /// connection.
+    pub fn forward(&self, namespace: &str, pod: &str, port: u16, target: SocketAddr) {
+        let key = (namespace.to_owned(), pod.to_owned(), port);
+        self.shared.state.lock().forwards.insert(key, target);
+    }
+
+    /// Sets the log of a pod.
+    pub fn log(&self, namespace: &str, pod: &str, text: &str) {
+        let key = (namespace.to_owned(), pod.to_owned());
+        self.shared.state.lock().logs.insert(key, text.to_owned());
+    }
+
+    /// All objects of a resource.
+    pub fn all(&self, resource: &str) -> Vec<Value> {
+        let state = self.shared.state.lock();
+        let of_resource = state.objects.iter().filter(|(key, _)| key.0 == resource);
+        of_resource.map(|(_, object)| object.clone()).collect()
+    }
+
     /// The number of accepted writes by clients, for a verb `create`, `update` or `patch`.
     pub fn written(&self, verb: &str) -> usize {
         let state = self.shared.state.lock();
@@ -446,6 +471,8 @@ fn kind(resource: &str) -> (&'static str, &'static str) {
         "namespaces" => ("v1", "Namespace"),
         "configmaps" => ("v1", "ConfigMap"),
         "secrets" => ("v1", "Secret"),
+        "events" => ("v1", "Event"),
+        "nodes" => ("v1", "Node"),
         "mutatingwebhookconfigurations" => (
             "admissionregistration.k8s.io/v1",
             "MutatingWebhookConfiguration",
@@ -488,6 +515,7 @@ async fn serve(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin 
     drop(
         hyper::server::conn::http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
             .await,
     );
 }

@@ -1,4 +1,4 @@
-//! Requests for one object: get, create, update and JSON patch, with kube-apiserver's errors for concurrent
+//! Requests for one object: get, create, update and patches (JSON and strategic merge), with kube-apiserver's errors for concurrent
 //! changes.
 
 use http::{HeaderMap, Response, StatusCode, header};
@@ -18,20 +18,31 @@ pub(super) fn one(
     body: &[u8],
 ) -> Response<Body> {
     let mut state = shared.state.lock();
-    let is_json_patch = headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind == "application/json-patch+json");
+    let is = |media_type: &str| {
+        headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind == media_type)
+    };
     let done = match asked.verb.as_str() {
         "get" => there(&state, asked).map(|object| (200, object)),
         "create" => created(&state, asked, body).map(|object| (201, object)),
         "update" => updated(&state, asked, body).map(|object| (200, object)),
-        "patch" if is_json_patch => patched(&state, asked, body).map(|object| (200, object)),
-        "patch" => Err((415, "UnsupportedMediaType", "only JSON patches are known")),
+        "patch" if is("application/json-patch+json") => {
+            patched(&state, asked, body).map(|object| (200, object))
+        }
+        "patch" if is("application/strategic-merge-patch+json") => {
+            merged(&state, asked, body).map(|object| (200, object))
+        }
+        "patch" => Err((
+            415,
+            "UnsupportedMediaType",
+            "this kind of patch is not known",
+        )),
         _ => Err((405, "MethodNotAllowed", "the double can't do that")),
     };
     let done = done.map(|(code, mut object)| {
         if asked.verb != "get" {
-            let revision = state.write(&asked.resource, object.clone());
+            let revision = state.write(resource(asked), object.clone());
             *state.writes.entry(asked.verb.clone()).or_default() += 1;
             shared.changed.send_replace(revision);
             object["metadata"]["resourceVersion"] = json!(revision.to_string());
@@ -51,7 +62,7 @@ pub(super) fn one(
 fn there(state: &State, asked: &Asked) -> Result<Value, Refusal> {
     let name = asked.name.clone().unwrap_or_default();
     let key = (
-        asked.resource.clone(),
+        resource(asked).to_owned(),
         asked.namespace.clone().unwrap_or_default(),
         name,
     );
@@ -95,6 +106,44 @@ fn patched(state: &State, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> 
     json_patch::patch(&mut object, &patch)
         .map_err(|_| (422, "Invalid", "the server rejected our request"))?;
     Ok(object)
+}
+
+/// A strategic merge patch. Of the lists that are merged, only conditions are known, by their type (kubernetes
+/// staging/src/k8s.io/api/core/v1/types.go, `patchMergeKey`).
+fn merged(state: &State, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> {
+    let (mut object, patch) = (there(state, asked)?, json(body)?);
+    merge("", &mut object, patch);
+    Ok(object)
+}
+
+fn merge(name: &str, into: &mut Value, patch: Value) {
+    match (into, patch) {
+        (Value::Object(into), Value::Object(patch)) => {
+            for (key, value) in patch {
+                match value {
+                    Value::Null => drop(into.remove(&key)),
+                    value => merge(&key, into.entry(key.clone()).or_insert(Value::Null), value),
+                }
+            }
+        }
+        (Value::Array(into), Value::Array(patch)) if name == "conditions" => {
+            for item in patch {
+                match into.iter_mut().find(|one| one["type"] == item["type"]) {
+                    Some(one) => merge("", one, item),
+                    None => into.push(item),
+                }
+            }
+        }
+        (into, patch) => *into = patch,
+    }
+}
+
+/// The resource without `/status`.
+fn resource(asked: &Asked) -> &str {
+    asked
+        .resource
+        .split_once('/')
+        .map_or(&asked.resource, |(resource, _)| resource)
 }
 
 const NO_JSON: Refusal = (400, "BadRequest", "the body can't be read");

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::source::SourceEvent;
-use pods::parse::ParsedPod;
 use pods::scope::Selection;
+use pods::select::SelectedPod;
 use scan::{Identity, Scan, Scanner};
 use support::missing::{Missing, Part};
 
@@ -51,7 +51,7 @@ pub enum DirError {
     },
 }
 
-/// Watches the manifests in `path` (`*.yaml`, `*.yml`, `*.json`, except names that begin with a dot) and sends all pods
+/// Watches the manifests in `path` under `selection`, which may change (`*.yaml`, `*.yml`, `*.json`, except names that begin with a dot) and sends all pods
 /// and all problems to `tx`, each whenever they change. Returns when the receiver of `tx` is dropped. If the directory
 /// vanishes, its last known pods stay and a problem is reported. The same holds for the pods of a file that is being
 /// written in place or can no longer be parsed. While the directory can't be watched, `missing` reports it and the
@@ -61,7 +61,7 @@ pub enum DirError {
 /// The directory can't be read at the start.
 pub async fn run(
     path: PathBuf,
-    selection: Selection,
+    mut selection: watch::Receiver<Selection>,
     tx: mpsc::Sender<SourceEvent>,
     missing: Missing,
 ) -> Result<(), DirError> {
@@ -73,7 +73,8 @@ pub async fn run(
     let _ = Identity::of(&path).map_err(unreadable)?;
     let mut watched = Watched::new(path.clone(), missing);
     watched.renew();
-    let (mut scanner, mut result) = scan(Scanner::new(path.clone(), selection)).await;
+    let selected = *selection.borrow_and_update();
+    let (mut scanner, mut result) = scan(Scanner::new(path.clone(), selected)).await;
     if let Err(source) = result {
         return Err(unreadable(source));
     }
@@ -90,6 +91,7 @@ pub async fn run(
         }
         tokio::select! {
             () = publisher.tx.closed() => return Ok(()),
+            Ok(()) = selection.changed() => scanner.set_selection(*selection.borrow_and_update()),
             () = changed(watched.watch.as_ref()) => sleep(DEBOUNCE).await,
             () = sleep(pause) => {}
         }
@@ -232,7 +234,7 @@ struct Closed;
 /// Sends what has changed, and only that.
 struct Publisher {
     tx: mpsc::Sender<SourceEvent>,
-    pods: Option<Vec<Arc<ParsedPod>>>,
+    pods: Option<Vec<Arc<SelectedPod>>>,
     problems: Vec<String>,
 }
 

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use pods::parse::ParsedPod;
+use pods::select::SelectedPod;
 
 /// One message of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceEvent {
     /// All pods, including those that are not served. A pod that is missing here no longer exists.
     /// Replaces the previous pods; nothing is merged.
-    Replace(Vec<Arc<ParsedPod>>),
+    Replace(Vec<Arc<SelectedPod>>),
     /// All current problems as texts for operators, each naming the object and what is wrong. Replaces
     /// the previous problems.
     Problems(Vec<String>),

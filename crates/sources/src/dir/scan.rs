@@ -13,8 +13,9 @@ use k8s_openapi::api::core::v1::Pod;
 
 use pods::manifest;
 use pods::mesh::annotation;
-use pods::parse::{NotServed, ParsedPod, parse_pod};
+use pods::parse::{ParsedPod, parse_pod};
 use pods::scope::Selection;
+use pods::select::{NotServed, SelectedPod};
 
 /// Annotation with the path of the pod's network namespace; honoured in manifests of a directory only.
 pub const NETNS: &str = "probe-handler.io/netns";
@@ -75,7 +76,7 @@ impl From<&Metadata> for Stamp {
 #[derive(Debug, Default)]
 pub struct Scan {
     /// All pods, in the order of file names and documents, without duplicates.
-    pub pods: Vec<Arc<ParsedPod>>,
+    pub pods: Vec<Arc<SelectedPod>>,
     /// All problems, each beginning with the name of its file.
     pub problems: Vec<String>,
     /// How many files were read.
@@ -102,14 +103,32 @@ struct Parsed {
     stamp: Option<Stamp>,
     identity: Option<Identity>,
     /// Each with its place in the file.
-    pods: Vec<(String, Arc<ParsedPod>)>,
+    pods: Vec<(String, FilePod)>,
     /// Pods that the file had before, if any of them may be what can't be parsed now.
-    kept: Vec<Arc<ParsedPod>>,
+    kept: Vec<FilePod>,
     problems: Vec<String>,
     /// Whether the part that can't be parsed may be a pod.
     garbled: bool,
     /// Whether the file was written at most [`BEING_WRITTEN`] ago.
     fresh: bool,
+}
+
+/// A pod of a file.
+#[derive(Clone)]
+struct FilePod {
+    parsed: ParsedPod,
+    selected: Arc<SelectedPod>,
+}
+
+impl FilePod {
+    fn new(parsed: ParsedPod, selection: &Selection) -> Self {
+        let selected = Arc::new(parsed.select(selection));
+        Self { parsed, selected }
+    }
+
+    fn set_selection(&mut self, selection: &Selection) {
+        self.selected = Arc::new(self.parsed.select(selection));
+    }
 }
 
 impl Parsed {
@@ -126,7 +145,7 @@ impl Parsed {
         }
         if self.garbled && had > 0 {
             let before = old.pods.into_iter().map(|(_, pod)| pod).chain(old.kept);
-            self.kept = before.filter(|pod| pod.pod.is_some()).collect();
+            self.kept = before.filter(|pod| pod.parsed.pod.is_some()).collect();
             self.problems.push(AS_LAST_KNOWN.to_owned());
         }
         self
@@ -142,6 +161,19 @@ impl Scanner {
             files: BTreeMap::new(),
             settled: false,
             being_written: BEING_WRITTEN,
+        }
+    }
+
+    /// The daemon's settings have changed: the next scan reads all files again, because their problems depend on the settings
+    /// too. What it can't read is selected here.
+    pub fn set_selection(&mut self, selection: Selection) {
+        self.selection = selection;
+        for file in self.files.values_mut() {
+            file.stamp = None;
+            let pods = file.pods.iter_mut().map(|(_, pod)| pod);
+            for pod in pods.chain(&mut file.kept) {
+                pod.set_selection(&selection);
+            }
         }
     }
 
@@ -220,8 +252,8 @@ impl Scanner {
     }
 
     fn add(&self, place: String, pod: &Pod, content: &mut Parsed) {
-        let mut parsed = parse_pod(pod, &self.selection);
-        if parsed.not_served == Some(NotServed::NoName) {
+        let mut parsed = parse_pod(pod);
+        if parsed.never == Some(NotServed::NoName) {
             let problem = format!("{place}: {}", NotServed::NoName);
             content.problems.push(problem);
             return;
@@ -235,18 +267,20 @@ impl Scanner {
                 ));
             }
         }
-        let id = &parsed.id;
-        let mistakes = parsed
+        let read = FilePod::new(parsed, &self.selection);
+        let selected = &read.selected;
+        let id = &selected.id;
+        let mistakes = selected
             .skipped
             .iter()
             .filter(|alone| alone.why.is_mistake())
             .map(|alone| format!("{place}: {id}: {alone}"));
-        let warnings = parsed
+        let warnings = selected
             .warnings
             .iter()
             .map(|warning| format!("{place}: {id}: {warning}"));
         content.problems.extend(warnings.chain(mistakes));
-        content.pods.push((place, Arc::new(parsed)));
+        content.pods.push((place, read));
     }
 
     /// Combines all files. Of pods with the same name or the same UID, the first one counts.
@@ -266,8 +300,8 @@ impl Scanner {
             let problems = content.problems.iter();
             scan.problems
                 .extend(problems.map(|problem| format!("{file}: {problem}")));
-            for (place, parsed) in &content.pods {
-                let id = &parsed.id;
+            for (place, FilePod { selected, .. }) in &content.pods {
+                let id = &selected.id;
                 let here = format!("{file}: {place}");
                 let taken = match (names.get(&(&id.namespace, &id.name)), uids.get(&id.uid)) {
                     (Some(first), _) => Some(format!("is already in {first}")),
@@ -281,16 +315,16 @@ impl Scanner {
                 }
                 let _ = names.insert((&id.namespace, &id.name), here.clone());
                 let _ = uids.insert(&id.uid, here);
-                scan.pods.push(parsed.clone());
+                scan.pods.push(Arc::clone(selected));
             }
         }
         // Kept pods come last, and only if no other file defines them.
-        for parsed in self.files.values().flat_map(|file| &file.kept) {
-            let id = &parsed.id;
+        for FilePod { selected, .. } in self.files.values().flat_map(|file| &file.kept) {
+            let id = &selected.id;
             let taken =
                 names.contains_key(&(&id.namespace, &id.name)) || uids.contains_key(&id.uid);
             if !taken {
-                scan.pods.push(parsed.clone());
+                scan.pods.push(Arc::clone(selected));
             }
         }
         scan

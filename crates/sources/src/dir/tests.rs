@@ -8,11 +8,15 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
-use pods::scope::Scope;
+use pods::scope::{Marks, Mode, Scope};
 
 const ALL: Selection = Selection {
     scope: Scope::All,
-    namespace_exempt: None,
+    mode: Mode::Serve,
+    namespace: Marks {
+        mode: None,
+        http: None,
+    },
 };
 /// Far longer than any step takes; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,7 +39,7 @@ fn replace(dir: &Path, name: &str, text: &str) {
 }
 
 /// `name:port` of each pod served.
-fn served(pods: &[Arc<ParsedPod>]) -> Vec<String> {
+fn served(pods: &[Arc<SelectedPod>]) -> Vec<String> {
     pods.iter()
         .filter_map(|parsed| parsed.pod.as_ref())
         .map(|pod| {
@@ -206,7 +210,12 @@ impl Running {
         let (tx, rx) = mpsc::channel(8);
         Self {
             rx,
-            task: tokio::spawn(run(path.to_owned(), ALL, tx, Missing::default())),
+            task: tokio::spawn(run(
+                path.to_owned(),
+                watch::channel(ALL).1,
+                tx,
+                Missing::default(),
+            )),
             pods: Vec::new(),
             problems: Vec::new(),
         }
@@ -331,9 +340,14 @@ async fn another_directory_in_its_place_is_noticed() {
 async fn a_missing_directory_is_an_error_at_the_start() {
     let dir = TempDir::new().unwrap();
     let (tx, _rx) = mpsc::channel(1);
-    let error = run(dir.path().join("none"), ALL, tx, Missing::default())
-        .await
-        .unwrap_err();
+    let error = run(
+        dir.path().join("none"),
+        watch::channel(ALL).1,
+        tx,
+        Missing::default(),
+    )
+    .await
+    .unwrap_err();
     let text = format!("{:#}", anyhow::Error::from(error));
     assert!(
         text.contains("none") && text.matches("No such file").count() == 1,
@@ -346,9 +360,14 @@ async fn a_file_in_place_of_the_directory_is_an_error_at_the_start() {
     let dir = TempDir::new().unwrap();
     write(dir.path(), "file", "");
     let (tx, _rx) = mpsc::channel(1);
-    let error = run(dir.path().join("file"), ALL, tx, Missing::default())
-        .await
-        .unwrap_err();
+    let error = run(
+        dir.path().join("file"),
+        watch::channel(ALL).1,
+        tx,
+        Missing::default(),
+    )
+    .await
+    .unwrap_err();
     let text = format!("{:#}", anyhow::Error::from(error));
     assert_eq!(text.matches("Not a directory").count(), 1, "{text}");
 }
@@ -441,4 +460,25 @@ fn a_document_that_is_not_a_pod_keeps_no_pods() {
     assert_eq!(served(&scanner.scan().unwrap().unwrap().pods), ["a:1"]);
     write_long_ago(dir.path(), "x.yaml", service);
     assert!(served(&scanner.scan().unwrap().unwrap().pods).is_empty());
+}
+
+#[test]
+fn a_changed_selection_applies_to_the_pods_that_are_there() {
+    let dir = TempDir::new().unwrap();
+    write_long_ago(dir.path(), "x.yaml", &pod("a", 1));
+    write_long_ago(dir.path(), "y.yaml", &pod("b", 2));
+    let mut scanner = Scanner::new(dir.path().to_owned(), ALL);
+    let _first = scanner.scan().unwrap();
+    // Also to those of a file that can't be parsed any more.
+    write_long_ago(dir.path(), "y.yaml", "kind: [");
+    let _second = scanner.scan().unwrap();
+    let none = Selection {
+        scope: Scope::Labeled,
+        ..ALL
+    };
+    for (selection, expected) in [(none, &[][..]), (ALL, &["a:1", "b:2"])] {
+        scanner.set_selection(selection);
+        assert_eq!(served(&scanner.scan().unwrap().unwrap().pods), expected);
+    }
+    assert!(scanner.scan().unwrap().is_none(), "nothing has changed");
 }

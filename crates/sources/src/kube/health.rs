@@ -9,16 +9,19 @@ use tokio::time::Instant;
 use super::object::Resource;
 use super::watch_error::Reason;
 
-/// The state of both watches. The tasks that watch write it, each scrape reads it.
-#[derive(Debug, Default)]
+/// The state of the watches: one of pods, and one of each namespace that has pods. The tasks that watch write it, each scrape
+/// reads it.
+#[derive(Debug)]
 pub struct Health {
     pods: WatchHealth,
     namespaces: WatchHealth,
 }
 
-/// The state of one watch.
+/// The state of all watches of one kind of objects.
 #[derive(Debug, Default)]
 pub struct WatchHealth {
+    /// Whether having no watch is right, and not only the state before the first one.
+    may_be_none: bool,
     contact: Mutex<Contact>,
     lists: AtomicU64,
     unreadable: AtomicU64,
@@ -27,8 +30,23 @@ pub struct WatchHealth {
 
 #[derive(Debug, Default)]
 struct Contact {
-    up: bool,
+    /// Number of watches, and how many of them are established.
+    watches: usize,
+    up: usize,
     heard: Option<Instant>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            pods: WatchHealth::default(),
+            // There may be no pods, and so no namespaces to watch.
+            namespaces: WatchHealth {
+                may_be_none: true,
+                ..WatchHealth::default()
+            },
+        }
+    }
 }
 
 impl Health {
@@ -42,22 +60,18 @@ impl Health {
 }
 
 impl WatchHealth {
-    /// The watch is established.
-    pub fn up(&self) {
-        *self.contact.lock() = Contact {
-            up: true,
-            heard: Some(Instant::now()),
-        };
+    /// A watch begins; it is not established yet.
+    pub fn register(&self) -> Registered<'_> {
+        self.contact.lock().watches += 1;
+        Registered {
+            of: self,
+            is_up: false,
+        }
     }
 
     /// The server has sent something.
     pub fn heard(&self) {
         self.contact.lock().heard = Some(Instant::now());
-    }
-
-    /// The watch has ended.
-    pub fn down(&self) {
-        self.contact.lock().up = false;
     }
 
     /// All objects were listed.
@@ -83,9 +97,15 @@ impl WatchHealth {
             .store(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Whether the watch is established.
+    /// Whether all watches are established.
     pub fn is_up(&self) -> bool {
-        self.contact.lock().up
+        let contact = self.contact.lock();
+        contact.up == contact.watches && (contact.watches > 0 || self.may_be_none)
+    }
+
+    /// The number of watches.
+    pub fn watches(&self) -> usize {
+        self.contact.lock().watches
     }
 
     /// Time since the server last sent something; none if it never did.
@@ -109,5 +129,69 @@ impl WatchHealth {
             .into_iter()
             .zip(&self.troubles)
             .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+}
+
+/// One watch, until it is dropped.
+#[derive(Debug)]
+pub struct Registered<'a> {
+    of: &'a WatchHealth,
+    is_up: bool,
+}
+
+impl Registered<'_> {
+    /// The watch is established.
+    pub fn up(&mut self) {
+        self.set(true);
+        self.of.heard();
+    }
+
+    /// The watch has ended. Returns whether it was established.
+    pub fn down(&mut self) -> bool {
+        self.set(false)
+    }
+
+    /// Returns whether it was established before.
+    fn set(&mut self, is_up: bool) -> bool {
+        let was_up = std::mem::replace(&mut self.is_up, is_up);
+        let mut contact = self.of.contact.lock();
+        contact.up = contact.up + usize::from(is_up) - usize::from(was_up);
+        was_up
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        let _was_up = self.set(false);
+        self.of.contact.lock().watches -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watches_are_up_if_all_of_them_are() {
+        let all = Health::default();
+        assert!(!all.of(Resource::Pods).is_up(), "not begun");
+        let health = all.of(Resource::Namespaces);
+        assert!(health.is_up(), "there are no pods");
+        let mut one = health.register();
+        assert!(!health.is_up());
+        one.up();
+        assert!(health.is_up());
+        let mut other = health.register();
+        assert!(!health.is_up());
+        other.up();
+        one.up();
+        assert!(health.is_up());
+        assert!(other.down());
+        assert!(!other.down());
+        assert!(!health.is_up());
+        drop(other);
+        assert!(health.is_up());
+        drop(one);
+        assert_eq!(health.watches(), 0);
     }
 }

@@ -1,20 +1,20 @@
 //! Combines what the API server has sent about this node's pods and about namespaces. No clock, no
 //! client, no asynchronous code.
 //!
-//! Of a Pod only the parsed results are kept, one for each annotation that its namespace may have:
-//! managed fields, large annotations and everything else are dropped as soon as they are read.
+//! Of a Pod only the parsed result is kept: managed fields, large annotations and everything else are dropped as soon as
+//! they are read. It is parsed once, and selected again when the marks of its namespace change.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::object::{Name, NamespaceAnnotations, Object, Resource};
+use super::object::{Name, NamespaceMetadata, Object, Resource};
 use super::table::{Item, Table};
-use model::HttpBy;
 use model::bounds::truncated_to;
-use pods::parse::{NotServed, ParsedPod, parse_pod};
-use pods::scope::{EXEMPT, HTTP, Scope, Selection};
+use pods::parse::{ParsedPod, parse_pod};
+use pods::scope::{MODE, Marks, Selection};
+use pods::select::{NotServed, SelectedPod};
 
 /// Maximum number of warnings kept per pod.
 const MAX_WARNINGS: usize = 16;
@@ -27,26 +27,16 @@ const MAX_PROBLEMS: usize = 100;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodRecord {
     /// The parsed Pod.
-    ParsedPod(Readings),
+    Parsed(Arc<ParsedPod>),
     /// The field that can't be read, and why.
     Unreadable(String),
 }
 
-/// A parsed Pod, once for each annotation that its namespace may have. At least two are equal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Readings {
-    unmarked: Arc<ParsedPod>,
-    exempt: Arc<ParsedPod>,
-    not_exempt: Arc<ParsedPod>,
-}
-
-/// What the annotations of a namespace say about its pods.
+/// What a namespace's labels and annotations set for its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mark {
-    /// The value of [`EXEMPT`].
-    pub exempt: Option<bool>,
-    /// The value of [`HTTP`].
-    pub http: Option<HttpBy>,
+pub struct NamespaceRecord {
+    /// What they set.
+    pub marks: Marks,
     /// What could not be read, and is ignored.
     pub problems: Vec<String>,
 }
@@ -54,54 +44,139 @@ pub struct Mark {
 /// Pods and namespaces. Each method that changes them returns whether the results may have changed.
 #[derive(Debug, Default)]
 pub struct Index {
+    /// The daemon's settings.
+    selection: Selection,
     pods: Table<PodRecord>,
-    namespaces: Table<Mark>,
+    /// A table for each namespace that is watched, with at most that namespace.
+    namespaces: BTreeMap<String, Table<NamespaceRecord>>,
+    /// Each parsed pod, and what was selected of it.
+    selected: BTreeMap<Name, Selected>,
+}
+
+/// A pod, and the result of its selection.
+#[derive(Debug)]
+struct Selected {
+    uid: String,
+    parsed: Arc<ParsedPod>,
+    namespace: Marks,
+    pod: Arc<SelectedPod>,
 }
 
 impl Index {
+    /// Without pods yet. The daemon's settings are `selection`, without the marks of a namespace.
+    pub fn new(selection: Selection) -> Self {
+        Self {
+            selection,
+            ..Self::default()
+        }
+    }
+
+    /// The daemon's settings have changed.
+    pub fn set_selection(&mut self, selection: Selection) -> bool {
+        let changed = std::mem::replace(&mut self.selection, selection) != selection;
+        if changed {
+            self.selected.clear();
+        }
+        self.select_if(changed)
+    }
+
     /// A pod was added or modified.
     pub fn apply(&mut self, pod: Item<PodRecord>) -> bool {
-        self.pods.apply(pod)
+        let changed = self.pods.apply(pod);
+        self.select_if(changed)
     }
 
     /// A pod was deleted.
     pub fn delete(&mut self, pod: &Item<PodRecord>) -> bool {
-        self.pods.delete(&pod.name, &pod.uid, &pod.version)
+        let changed = self.pods.delete(&pod.name, &pod.uid, &pod.version);
+        self.select_if(changed)
     }
 
     /// `pods` are all pods at `version`.
     pub fn reset(&mut self, version: &str, pods: Vec<Item<PodRecord>>) -> bool {
-        self.pods.reset(version, pods)
+        let changed = self.pods.reset(version, pods);
+        self.select_if(changed)
     }
 
     /// A namespace was added or modified.
-    pub fn apply_namespace(&mut self, namespace: Item<Mark>) -> bool {
-        self.namespaces.apply(namespace)
+    pub fn apply_namespace(&mut self, namespace: Item<NamespaceRecord>) -> bool {
+        let table = self.namespaces.entry(namespace.name.name.clone());
+        let changed = table.or_default().apply(namespace);
+        self.select_if(changed)
     }
 
     /// A namespace was deleted.
-    pub fn delete_namespace(&mut self, namespace: &Item<Mark>) -> bool {
+    pub fn delete_namespace(&mut self, namespace: &Item<NamespaceRecord>) -> bool {
         let Item {
             name, uid, version, ..
         } = namespace;
-        self.namespaces.delete(name, uid, version)
+        let table = self.namespaces.get_mut(&name.name);
+        let changed = table.is_some_and(|table| table.delete(name, uid, version));
+        self.select_if(changed)
     }
 
-    /// `namespaces` are all namespaces at `version`.
-    pub fn reset_namespaces(&mut self, version: &str, namespaces: Vec<Item<Mark>>) -> bool {
-        self.namespaces.reset(version, namespaces)
+    /// `found` is namespace `name` at `version`, or empty if there is no such namespace.
+    pub fn reset_namespace(
+        &mut self,
+        name: &str,
+        version: &str,
+        found: Vec<Item<NamespaceRecord>>,
+    ) -> bool {
+        let table = self.namespaces.entry(name.to_owned()).or_default();
+        let changed = table.reset(version, found);
+        self.select_if(changed)
     }
 
-    /// The parsed pods, by name. If two pods claim the same UID, it belongs to the one that got it from the API
-    /// server, as opposed to a mirror pod's annotation, which anybody can write.
-    pub fn parsed(&self) -> Vec<Arc<ParsedPod>> {
+    /// Forgets all namespaces but those `of_pods`.
+    pub fn keep_namespaces(&mut self, of_pods: &BTreeSet<String>) {
+        self.namespaces.retain(|name, _| of_pods.contains(name));
+    }
+
+    /// The namespaces of all pods, readable or not.
+    pub fn namespaces_of_pods(&self) -> BTreeSet<String> {
+        let pods = self.pods.iter();
+        pods.map(|(name, _, _)| name.namespace.clone()).collect()
+    }
+
+    /// Selects pods that are new or have changed, or whose namespace has.
+    fn select_if(&mut self, changed: bool) -> bool {
+        if !changed {
+            return false;
+        }
+        let mut old = std::mem::take(&mut self.selected);
+        for (name, uid, record) in self.pods.iter() {
+            let PodRecord::Parsed(parsed) = record else {
+                continue;
+            };
+            let table = self.namespaces.get(&name.namespace);
+            let record = table.and_then(|table| table.get(&name.of_namespace()));
+            let namespace = record.map_or_else(Marks::default, |record| record.marks);
+            let same = |old: &Selected| {
+                Arc::ptr_eq(&old.parsed, parsed) && old.namespace == namespace && old.uid == uid
+            };
+            let entry = old.remove(name).filter(same).unwrap_or_else(|| Selected {
+                uid: uid.to_owned(),
+                parsed: Arc::clone(parsed),
+                namespace,
+                pod: Arc::new(parsed.select(&Selection {
+                    namespace,
+                    ..self.selection
+                })),
+            });
+            let _ = self.selected.insert(name.clone(), entry);
+        }
+        true
+    }
+
+    /// The selected pods, by name. If two pods claim the same UID, it belongs to the one that got it from the API
+    /// server, as opposed to a mirror pod's annotation, which anybody can write. Without those of the namespaces `awaited`.
+    pub fn pods(&self, awaited: &BTreeSet<String>) -> Vec<Arc<SelectedPod>> {
         let owners = self.owners();
-        self.readings()
-            .filter(|(name, _, reading)| owners.get(reading.id.uid.as_str()) == Some(name))
-            .map(|(name, _, reading)| {
-                let http = self.mark(&name.namespace).and_then(|mark| mark.http);
-                http.map_or_else(|| Arc::clone(reading), |http| with_http(reading, http))
-            })
+        self.selected
+            .iter()
+            .filter(|(name, _)| !awaited.contains(&name.namespace))
+            .filter(|(name, one)| owners.get(one.pod.id.uid.as_str()) == Some(name))
+            .map(|(_, one)| Arc::clone(&one.pod))
             .collect()
     }
 
@@ -120,7 +195,7 @@ impl Index {
                 problems.push(format!("Pod {name}: {why}; its probes are not served"));
             }
         }
-        for (name, _, reading) in self.readings() {
+        for (name, Selected { pod: reading, .. }) in &self.selected {
             if owners.get(reading.id.uid.as_str()) != Some(&name) {
                 problems.push(format!(
                     "Pod {name} claims the UID {} of another pod; its probes are not served",
@@ -144,9 +219,9 @@ impl Index {
                 );
             }
         }
-        for (name, _, mark) in self.namespaces.iter() {
+        for (name, _, record) in self.namespaces.values().flat_map(Table::iter) {
             let named = |why| format!("Namespace {name}: {why}");
-            problems.extend(mark.problems.iter().map(named));
+            problems.extend(record.problems.iter().map(named));
         }
         let more = problems.len().saturating_sub(MAX_PROBLEMS);
         if more > 0 {
@@ -164,51 +239,20 @@ impl Index {
                 self.pods.iter().filter(|pod| unreadable(pod.2)).count()
             }
             Resource::Namespaces => {
-                let unreadable = |mark: &Mark| !mark.problems.is_empty();
-                self.namespaces.iter().filter(|n| unreadable(n.2)).count()
+                let unreadable = |record: &NamespaceRecord| !record.problems.is_empty();
+                let all = self.namespaces.values().flat_map(Table::iter);
+                all.filter(|namespace| unreadable(namespace.2)).count()
             }
         }
-    }
-
-    /// Each parsed pod with its UID, in the reading that fits its namespace's annotation.
-    fn readings(&self) -> impl Iterator<Item = (&Name, &str, &Arc<ParsedPod>)> {
-        // Pods of one namespace follow each other.
-        let mut marked: Option<(&str, Option<&Mark>)> = None;
-        self.pods.iter().filter_map(move |(name, uid, record)| {
-            let PodRecord::ParsedPod(readings) = record else {
-                return None;
-            };
-            let mark = match marked {
-                Some((namespace, mark)) if namespace == name.namespace => mark,
-                _ => {
-                    let mark = self.mark(&name.namespace);
-                    marked = Some((&name.namespace, mark));
-                    mark
-                }
-            };
-            let reading = match mark.and_then(|mark| mark.exempt) {
-                Some(true) => &readings.exempt,
-                Some(false) => &readings.not_exempt,
-                None => &readings.unmarked,
-            };
-            Some((name, uid, reading))
-        })
-    }
-
-    fn mark(&self, namespace: &str) -> Option<&Mark> {
-        self.namespaces.get(&Name {
-            namespace: String::new(),
-            name: namespace.to_owned(),
-        })
     }
 
     /// The pod to which each UID belongs.
     fn owners(&self) -> HashMap<&str, &Name> {
         let mut owners = HashMap::new();
         let mut given = HashSet::new();
-        for (name, uid, reading) in self.readings() {
-            let claimed = reading.id.uid.as_str();
-            if claimed == uid && given.insert(claimed) {
+        for (name, one) in &self.selected {
+            let claimed = one.pod.id.uid.as_str();
+            if claimed == one.uid && given.insert(claimed) {
                 let _ = owners.insert(claimed, name);
             } else {
                 let _ = owners.entry(claimed).or_insert(name);
@@ -218,41 +262,17 @@ impl Index {
     }
 }
 
-impl Readings {
-    /// Parses `pod` under `scope`.
-    pub fn new(pod: &Pod, scope: Scope) -> Self {
-        let read = |namespace_exempt| {
-            let selection = Selection {
-                scope,
-                namespace_exempt,
-            };
-            let mut parsed = parse_pod(pod, &selection);
+/// What is kept of a pod that the API server sends.
+pub fn pod_item(object: Object<Box<Pod>>) -> Item<PodRecord> {
+    let value = match object.content {
+        Ok(pod) => {
+            let mut parsed = parse_pod(&pod);
             parsed.warnings.truncate(MAX_WARNINGS);
             for warning in &mut parsed.warnings {
                 *warning = bounded(std::mem::take(warning));
             }
-            Arc::new(parsed)
-        };
-        let unmarked = read(None);
-        let same = |other: Arc<ParsedPod>| {
-            if other == unmarked {
-                Arc::clone(&unmarked)
-            } else {
-                other
-            }
-        };
-        Self {
-            exempt: same(read(Some(true))),
-            not_exempt: same(read(Some(false))),
-            unmarked,
+            PodRecord::Parsed(Arc::new(parsed))
         }
-    }
-}
-
-/// What is kept of a pod that the API server sends.
-pub fn pod_item(object: Object<Box<Pod>>, scope: Scope) -> Item<PodRecord> {
-    let value = match object.content {
-        Ok(pod) => PodRecord::ParsedPod(Readings::new(&pod, scope)),
         Err(why) => PodRecord::Unreadable(bounded(why)),
     };
     Item {
@@ -264,12 +284,12 @@ pub fn pod_item(object: Object<Box<Pod>>, scope: Scope) -> Item<PodRecord> {
 }
 
 /// What is kept of a namespace that the API server sends.
-pub fn namespace_item(object: Object<NamespaceAnnotations>) -> Item<Mark> {
+pub fn namespace_item(object: Object<NamespaceMetadata>) -> Item<NamespaceRecord> {
     let value = match object.content {
-        Ok(annotations) => mark(annotations),
-        Err(why) => Mark {
+        Ok(metadata) => namespace_record(&metadata),
+        Err(why) => NamespaceRecord {
             problems: vec![bounded(why)],
-            ..Mark::default()
+            ..NamespaceRecord::default()
         },
     };
     Item {
@@ -280,40 +300,20 @@ pub fn namespace_item(object: Object<NamespaceAnnotations>) -> Item<Mark> {
     }
 }
 
-fn mark(annotations: NamespaceAnnotations) -> Mark {
-    let mut mark = Mark::default();
-    match annotations.exempt.as_deref() {
-        None => {}
-        Some("true") => mark.exempt = Some(true),
-        Some("false") => mark.exempt = Some(false),
-        Some(other) => mark.problems.push(bounded(format!(
-            "annotation {EXEMPT} must be \"true\" or \"false\", is {other:?}; ignored"
-        ))),
+fn namespace_record(metadata: &NamespaceMetadata) -> NamespaceRecord {
+    let mut problems = Vec::new();
+    if metadata.mode_is_annotation {
+        problems.push(format!("{MODE} is an annotation, must be a label; ignored"));
     }
-    if let Some(value) = annotations.http {
-        mark.http = HttpBy::named(&value);
-        if mark.http.is_none() {
-            mark.problems.push(bounded(format!(
-                "annotation {HTTP} must be \"handler\" or \"kernel\", is {value:?}; ignored"
-            )));
-        }
+    let marks = Marks::read(
+        metadata.mode.as_deref(),
+        metadata.http.as_deref(),
+        &mut problems,
+    );
+    NamespaceRecord {
+        marks,
+        problems: problems.into_iter().map(bounded).collect(),
     }
-    mark
-}
-
-/// The reading with its namespace's value of [`HTTP`], unless the pod has its own.
-fn with_http(reading: &Arc<ParsedPod>, http: HttpBy) -> Arc<ParsedPod> {
-    let Some(pod) = reading.pod.as_ref().filter(|pod| pod.http.is_none()) else {
-        return Arc::clone(reading);
-    };
-    let pod = model::Pod {
-        http: Some(http),
-        ..model::Pod::clone(pod)
-    };
-    Arc::new(ParsedPod {
-        pod: Some(Arc::new(pod)),
-        ..ParsedPod::clone(reading)
-    })
 }
 
 /// Truncates `text`, because an object's author may have chosen any part of it.

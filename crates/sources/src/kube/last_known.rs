@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use model::Pod;
-use pods::parse::ParsedPod;
+use pods::select::SelectedPod;
+use pods::state::PodState;
 use support::build::{COMMIT, VERSION};
 use support::missing::{Missing, Part};
 
@@ -28,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(5);
 const LIMIT: usize = 4 << 20;
 
 /// The pods as last sent to the registry, including those that are not served.
-pub type Told = Arc<Vec<Arc<ParsedPod>>>;
+pub type Told = Arc<Vec<Arc<SelectedPod>>>;
 
 /// The file.
 #[derive(Clone, Debug)]
@@ -58,7 +59,7 @@ impl LastKnown {
     }
 
     /// Reads the pods. None if the file does not exist, or was written by another version or for another node.
-    pub fn read(&self) -> Vec<Arc<ParsedPod>> {
+    pub fn read(&self) -> Vec<Arc<SelectedPod>> {
         match self.try_read() {
             Ok(pods) => pods,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -72,7 +73,7 @@ impl LastKnown {
         }
     }
 
-    fn try_read(&self) -> io::Result<Vec<Arc<ParsedPod>>> {
+    fn try_read(&self) -> io::Result<Vec<Arc<SelectedPod>>> {
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -89,7 +90,7 @@ impl LastKnown {
             return Ok(Vec::new());
         }
         let parsed = contents.pods.into_iter().map(|pod| {
-            Arc::new(ParsedPod {
+            Arc::new(SelectedPod {
                 id: pod.id.clone(),
                 // Only the directory source may set a path.
                 pod: Some(Arc::new(Pod {
@@ -97,10 +98,12 @@ impl LastKnown {
                     ips_are_old: true,
                     ..pod
                 })),
+                observed: None,
                 not_served: None,
                 skipped: Vec::new(),
                 warnings: Vec::new(),
                 mesh_runs: None,
+                state: PodState::default(),
             })
         });
         Ok(parsed.collect())
@@ -133,7 +136,7 @@ impl LastKnown {
         }
     }
 
-    fn write(&self, pods: &[Arc<ParsedPod>]) -> io::Result<()> {
+    fn write(&self, pods: &[Arc<SelectedPod>]) -> io::Result<()> {
         let contents = Contents {
             version: version(),
             node: self.node.clone(),

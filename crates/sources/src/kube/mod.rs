@@ -1,9 +1,10 @@
 //! A source of pods: the Kubernetes API. Watches the pods of this node and the metadata of
-//! namespaces.
+//! their namespaces.
 //!
-//! Three tasks: one for each watch, and one that owns the [`Index`] and sends its results to the registry. What the
+//! One task for each watch, and one that owns the [`Index`] and sends its results to the registry. What the
 //! API server sent last stays valid until it sends something else, however long it is unreachable.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +15,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::source::SourceEvent;
-use pods::scope::Scope;
+use pods::scope::Selection;
+use pods::select::SelectedPod;
 
 pub mod client;
 pub mod health;
 pub mod index;
 pub mod last_known;
+pub mod namespaces;
 pub mod object;
 pub mod table;
 mod token;
@@ -27,12 +30,13 @@ mod watch;
 pub mod watch_error;
 
 use health::Health;
-use index::{Index, Mark, PodRecord, namespace_item, pod_item};
+use index::{Index, NamespaceRecord, PodRecord, namespace_item, pod_item};
 use last_known::{LastKnown, Told};
-use object::{NamespaceAnnotations, Resource};
+use namespaces::{NamespaceChange, Progress};
+use object::{NamespaceMetadata, Resource};
 use support::backoff::Timeouts;
 use watch::{Change, Watch};
-use watch_error::{Reason, WatchError};
+use watch_error::WatchError;
 
 /// Capacity of the change queues: large enough that a watch never waits for long, small enough to be bounded.
 const CHANNEL: usize = 64;
@@ -49,8 +53,8 @@ const NAMESPACES_WAIT_KNOWN: Duration = Duration::from_secs(30);
 pub struct Options {
     /// The node whose pods are watched.
     pub node: String,
-    /// Which pods are served.
-    pub scope: Scope,
+    /// Which pods are served or observed; the marks of a pod's namespace are added.
+    pub selection: watch_channel::Receiver<Selection>,
     /// Timeouts for the API server.
     pub timeouts: Timeouts,
     /// Where the pods are stored for the next start; none: they are not stored.
@@ -69,26 +73,34 @@ pub async fn run<L: Send>(
     tracing::info!(node = options.node, "watching the node's pods");
     let (pod_changes, pods) = mpsc::channel(CHANNEL);
     let (namespace_changes, namespaces) = mpsc::channel(CHANNEL);
-    let scope = options.scope;
     let mut watches = JoinSet::new();
-    let pod_watch = Watch::<Box<Pod>, PodRecord> {
+    let pod_watch = Watch::<Box<Pod>, PodRecord, Change<PodRecord>> {
         client: client.clone(),
         fields: Some(format!("spec.nodeName={}", options.node)),
         timeouts: options.timeouts.clone(),
         health: Arc::clone(&health),
-        keep: Box::new(move |pod| pod_item(pod, scope)),
+        keep: Box::new(pod_item),
+        message: Box::new(|change| change),
         changes: pod_changes,
     };
-    let namespace_watch = Watch::<NamespaceAnnotations, Mark> {
-        client,
-        fields: None,
-        timeouts: options.timeouts,
-        health: Arc::clone(&health),
-        keep: Box::new(namespace_item),
-        changes: namespace_changes,
-    };
     let _ = watches.spawn(pod_watch.run());
-    let _ = watches.spawn(namespace_watch.run());
+    let (namespaces_wanted, wanted) = watch_channel::channel(BTreeSet::new());
+    let namespace_watch = namespaces::watch(wanted, namespace_changes.clone(), {
+        let (health, timeouts) = (Arc::clone(&health), options.timeouts);
+        move |name| {
+            let watch = Watch::<NamespaceMetadata, NamespaceRecord, NamespaceChange> {
+                client: client.clone(),
+                fields: Some(format!("metadata.name={name}")),
+                timeouts: timeouts.clone(),
+                health: Arc::clone(&health),
+                keep: Box::new(namespace_item),
+                message: Box::new(move |change| (name.clone(), change)),
+                changes: namespace_changes.clone(),
+            };
+            watch.run()
+        }
+    });
+    let _ = watches.spawn(namespace_watch);
     let mut last_sent = None;
     let mut known_before = 0;
     if let Some(file) = options.last_known {
@@ -107,8 +119,11 @@ pub async fn run<L: Send>(
         last_sent = Some(to_keep);
         let _ = watches.spawn(file.keep(kept));
     }
+    let mut selection = options.selection;
+    let selected = *selection.borrow_and_update();
     let feed = Feed {
-        index: Index::default(),
+        index: Index::new(selected),
+        selection,
         node: options.node,
         health,
         tx,
@@ -116,9 +131,12 @@ pub async fn run<L: Send>(
         last_sent,
         known_before,
         pods: WatchState::default(),
-        namespaces: WatchState::default(),
+        namespaces: Progress::default(),
+        namespaces_wanted,
+        sent: Vec::new(),
         problems: Vec::new(),
         pods_changed: false,
+        held_back_until: None,
         troubles_changed: false,
     };
     // The watches end when their channels close; if one of them panics, so does this function.
@@ -135,6 +153,8 @@ pub async fn run<L: Send>(
 /// Owns the index and sends its results.
 struct Feed<L> {
     index: Index,
+    /// The daemon's settings, which may change.
+    selection: watch_channel::Receiver<Selection>,
     /// The node whose pods these are.
     node: String,
     health: Arc<Health>,
@@ -146,11 +166,17 @@ struct Feed<L> {
     /// How many pods were sent before the API server answered.
     known_before: usize,
     pods: WatchState,
-    namespaces: WatchState,
+    namespaces: Progress,
+    /// Receives the namespaces that are to be watched.
+    namespaces_wanted: watch_channel::Sender<BTreeSet<String>>,
+    /// The pods as last sent.
+    sent: Vec<Arc<SelectedPod>>,
     /// The problems as last sent.
     problems: Vec<String>,
     /// Whether there are pods to send.
     pods_changed: bool,
+    /// Until when pods are not sent because their namespaces are not known.
+    held_back_until: Option<Instant>,
     /// Whether there may be problems to send.
     troubles_changed: bool,
 }
@@ -167,7 +193,7 @@ impl<L> Feed<L> {
     async fn run(
         mut self,
         mut pods: mpsc::Receiver<Change<PodRecord>>,
-        mut namespaces: mpsc::Receiver<Change<Mark>>,
+        mut namespaces: mpsc::Receiver<NamespaceChange>,
     ) {
         // The first change after a quiet time is sent at once.
         let mut free = Instant::now();
@@ -182,13 +208,17 @@ impl<L> Feed<L> {
             }
             tokio::select! {
                 () = self.tx.closed() => return,
+                Ok(()) = self.selection.changed() => {
+                    let selection = *self.selection.borrow_and_update();
+                    self.pods_changed |= self.index.set_selection(selection);
+                }
                 () = sleep_until(due.unwrap_or(free)), if due.is_some() => {}
                 change = pods.recv() => match change {
                     Some(change) => self.pod(change),
                     None => return,
                 },
                 change = namespaces.recv() => match change {
-                    Some(change) => self.namespace(change),
+                    Some((name, change)) => self.namespace(&name, change),
                     None => return,
                 },
             }
@@ -196,8 +226,10 @@ impl<L> Feed<L> {
             while let Ok(change) = pods.try_recv() {
                 self.pod(change);
             }
-            while let Ok(change) = namespaces.try_recv() {
-                self.namespace(change);
+            // Once for all of them.
+            self.follow_namespaces();
+            while let Ok((name, change)) = namespaces.try_recv() {
+                self.namespace(&name, change);
             }
         }
     }
@@ -206,28 +238,23 @@ impl<L> Feed<L> {
     fn due(&self) -> Option<Instant> {
         let troubles = self.troubles_changed.then(Instant::now);
         let pods = self.pods_from().filter(|_| self.pods_changed);
-        troubles.into_iter().chain(pods).min()
+        let held_back = self.held_back_until.filter(|_| self.listed.is_none());
+        troubles.into_iter().chain(pods).chain(held_back).min()
     }
 
-    /// From when on pods may be sent. Which pods are served depends on the namespaces' annotations, but pods wait
-    /// for them only for a short time, and not at all if the daemon may not read them.
+    /// From when on pods may be sent. Which pods are served depends on the namespaces' labels, but pods wait
+    /// for them only for a short time, and not at all if the daemon may not read them. Later, only pods of a new namespace
+    /// wait.
     fn pods_from(&self) -> Option<Instant> {
         let pods = self.pods.listed?;
         let published = self.listed.is_none();
-        Some(if published || self.namespaces_are_known() {
+        Some(if published || self.namespaces.all_known() {
             pods
         } else if self.known_before > 0 {
             pods + NAMESPACES_WAIT_KNOWN
         } else {
             pods + NAMESPACES_WAIT
         })
-    }
-
-    /// Whether the namespaces' annotations are known, or never will be.
-    fn namespaces_are_known(&self) -> bool {
-        let trouble = self.namespaces.trouble.as_ref();
-        self.namespaces.listed.is_some()
-            || trouble.is_some_and(|trouble| trouble.reason == Reason::Forbidden)
     }
 
     fn pod(&mut self, change: Change<PodRecord>) {
@@ -246,17 +273,29 @@ impl<L> Feed<L> {
         };
     }
 
-    fn namespace(&mut self, change: Change<Mark>) {
+    /// Watches the namespaces that have pods, and no others.
+    fn follow_namespaces(&mut self) {
+        let names = self.index.namespaces_of_pods();
+        if self.namespaces.set(&names, Instant::now()) {
+            self.index.keep_namespaces(&names);
+            let _ = self.namespaces_wanted.send_replace(names);
+        }
+    }
+
+    fn namespace(&mut self, name: &str, change: Change<NamespaceRecord>) {
+        if !self.namespaces.has(name) {
+            return; // its last pod has ended meanwhile
+        }
         self.pods_changed |= match change {
-            Change::Reset(version, items) => {
-                tracing::debug!(namespaces = items.len(), version, "namespaces listed");
-                let first = self.namespaces.reset();
-                self.index.reset_namespaces(&version, items) || first
+            Change::Reset(version, found) => {
+                tracing::debug!(name, exists = !found.is_empty(), version, "namespace read");
+                let first = self.namespaces.read(name);
+                self.index.reset_namespace(name, &version, found) || first
             }
             Change::Apply(item) => self.index.apply_namespace(item),
             Change::Delete(item) => self.index.delete_namespace(&item),
             Change::WatchError(trouble) => {
-                self.troubles_changed |= self.namespaces.set_trouble(trouble);
+                self.troubles_changed |= self.namespaces.set_trouble(name, trouble);
                 false
             }
         };
@@ -275,11 +314,25 @@ impl<L> Feed<L> {
             self.tx.send(SourceEvent::Problems(problems)).await?;
         }
         let now = Instant::now();
-        if self.pods_changed && self.pods_from().is_some_and(|from| from <= now) {
+        let is_due = self.pods_changed || self.held_back_until.is_some_and(|until| until <= now);
+        if is_due && self.pods_from().is_some_and(|from| from <= now) {
             self.pods_changed = false;
-            let pods = self.index.parsed();
+            // The first pods have waited long enough, and are all sent.
+            let is_first = self.listed.is_some();
+            let wait = if is_first {
+                Duration::ZERO
+            } else {
+                NAMESPACES_WAIT
+            };
+            let awaited = self.namespaces.awaited(wait, now);
+            self.held_back_until = self.namespaces.awaited_until(wait, now);
+            let pods = self.index.pods(&awaited);
+            if !is_first && is_same(&self.sent, &pods) {
+                return Ok(());
+            }
+            self.sent.clone_from(&pods);
             if let Some(last_sent) = &self.last_sent
-                && self.namespaces_are_known()
+                && self.namespaces.all_known()
             {
                 let _ = last_sent.send_replace(Arc::new(pods.clone()));
             }
@@ -304,13 +357,13 @@ impl<L> Feed<L> {
             };
             problems.push(format!("{}; {meanwhile}", trouble.text));
         }
-        if let Some(trouble) = &self.namespaces.trouble {
-            let meanwhile = if self.namespaces.listed.is_some() || self.served_before() {
-                "annotations of namespaces apply as last known"
+        for (text, were_read) in self.namespaces.troubles() {
+            let meanwhile = if were_read || self.served_before() {
+                "labels and annotations of namespaces apply as last known"
             } else {
-                "annotations of namespaces are ignored"
+                "labels and annotations of namespaces are ignored"
             };
-            problems.push(format!("{}; {meanwhile}", trouble.text));
+            problems.push(format!("{text}; {meanwhile}"));
         }
         if self.pods.listed.is_some() && !self.index.has_pods() {
             problems.push(format!(
@@ -321,6 +374,15 @@ impl<L> Feed<L> {
         problems.append(&mut self.index.problems());
         problems
     }
+}
+
+/// Whether these are the same pods, and none was selected again.
+fn is_same(one: &[Arc<SelectedPod>], other: &[Arc<SelectedPod>]) -> bool {
+    let pairs = one.iter().zip(other);
+    one.len() == other.len()
+        && pairs
+            .into_iter()
+            .all(|(one, other)| Arc::ptr_eq(one, other))
 }
 
 impl WatchState {

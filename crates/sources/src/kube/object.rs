@@ -3,17 +3,18 @@
 use std::fmt;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use pods::scope::{EXEMPT, HTTP};
+use pods::scope::{HTTP, MODE};
 
 /// The kinds of objects that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// This node's pods.
     Pods,
-    /// All namespaces, their metadata only.
+    /// The namespaces of these pods, their metadata only.
     Namespaces,
 }
 
@@ -45,6 +46,16 @@ pub struct Name {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
+}
+
+impl Name {
+    /// The name of its namespace, as an object.
+    pub fn of_namespace(&self) -> Self {
+        Self {
+            namespace: String::new(),
+            name: self.namespace.clone(),
+        }
+    }
 }
 
 impl fmt::Display for Name {
@@ -117,7 +128,10 @@ impl Content for Box<Pod> {
                 .iter_mut()
                 .filter(|(key, _)| STATUSES.contains(&key.as_str()))
             {
-                *list = which_run(list);
+                *list = container_states(list);
+            }
+            if let Some(conditions) = status.get_mut("conditions") {
+                *conditions = readiness(conditions);
             }
         }
         read(object).map(Box::new)
@@ -129,60 +143,98 @@ impl Content for Box<Pod> {
 const BULK: [(&str, &[&str]); 3] = [
     ("metadata", &["managedFields"]),
     ("spec", &["affinity", "tolerations", "volumes"]),
-    ("status", &["conditions", "ephemeralContainerStatuses"]),
+    ("status", &["ephemeralContainerStatuses"]),
 ];
 
-/// Lists of container statuses, of which only [`which_run`] is read.
+/// Lists of container statuses, of which only [`container_states`] is read.
 const STATUSES: [&str; 2] = ["containerStatuses", "initContainerStatuses"];
 
-/// A list of container statuses with only the containers' names and whether they run. The rest changes often, and a
-/// malformed field in it does not make the pod unreadable.
-fn which_run(list: &Value) -> Value {
+/// A list of container statuses with only the containers' names, whether they run, and their restarts. A malformed field
+/// does not make the pod unreadable.
+fn container_states(list: &Value) -> Value {
     let one = |status: &Value| {
         let name = status.get("name")?.as_str()?;
-        let runs = status
-            .pointer("/state/running")
-            .is_some_and(Value::is_object);
-        let state = if runs {
-            json!({"running": {}})
-        } else {
-            json!({})
+        let state = |field: &str| {
+            let state = status.get(field);
+            let part = |name: &str| {
+                state
+                    .and_then(|state| state.get(name))
+                    .filter(|part| part.is_object())
+            };
+            let mut kept = json!({});
+            if let Some(running) = part("running") {
+                kept["running"] = json!({"startedAt": time(running, "startedAt")});
+            }
+            if let Some(ended) = part("terminated") {
+                let code = ended.get("exitCode").and_then(Value::as_i64);
+                kept["terminated"] = json!({
+                    "exitCode": code.and_then(|code| i32::try_from(code).ok()).unwrap_or_default(),
+                    "reason": ended.get("reason").and_then(Value::as_str),
+                    "finishedAt": time(ended, "finishedAt"),
+                });
+            }
+            kept
         };
-        Some(
-            json!({"name": name, "state": state, "image": "", "imageID": "", "ready": false, "restartCount": 0}),
-        )
+        let restarts = status.get("restartCount").and_then(Value::as_i64);
+        let restarts = restarts.and_then(|count| i32::try_from(count).ok());
+        Some(json!({
+            "name": name, "state": state("state"), "lastState": state("lastState"), "image": "", "imageID": "",
+            "ready": false, "restartCount": restarts.unwrap_or_default(),
+        }))
     };
     let statuses = list.as_array().into_iter().flatten();
     statuses.filter_map(one).collect()
 }
 
-/// Annotations of a namespace that concern its pods; none: the annotation is not set.
+/// Of a list of conditions, `Ready`; without the texts, which change often.
+fn readiness(conditions: &Value) -> Value {
+    let ready = |condition: &&Value| condition.get("type").and_then(Value::as_str) == Some("Ready");
+    let kept = |condition: &Value| {
+        let status = condition.get("status")?.as_str()?;
+        let since = time(condition, "lastTransitionTime");
+        Some(json!({"type": "Ready", "status": status, "lastTransitionTime": since}))
+    };
+    let conditions = conditions.as_array().into_iter().flatten();
+    conditions.filter(ready).filter_map(kept).collect()
+}
+
+/// A field that is a time; null if it is none.
+fn time(of: &Value, field: &str) -> Value {
+    let text = of.get(field).and_then(Value::as_str);
+    let is_time = |text: &&str| serde_json::from_value::<Time>(json!(text)).is_ok();
+    text.filter(is_time).map_or(Value::Null, |text| json!(text))
+}
+
+/// Labels and annotations of a namespace that concern its pods; none: not set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamespaceAnnotations {
-    /// [`EXEMPT`].
-    pub exempt: Option<String>,
-    /// [`HTTP`].
+pub struct NamespaceMetadata {
+    /// Label [`MODE`].
+    pub mode: Option<String>,
+    /// Whether there is an annotation of that name, which has no effect.
+    pub mode_is_annotation: bool,
+    /// Annotation [`HTTP`].
     pub http: Option<String>,
 }
 
-impl Content for NamespaceAnnotations {
+impl Content for NamespaceMetadata {
     const RESOURCE: Resource = Resource::Namespaces;
 
     fn read(mut object: Value) -> Result<Self, String> {
-        let mut take = |name: &str| {
+        let mut take = |kind: &str, name: &str| {
             let value = object
-                .pointer_mut("/metadata/annotations")
-                .and_then(|annotations| annotations.get_mut(name))
+                .pointer_mut("/metadata")
+                .and_then(|metadata| metadata.get_mut(kind)?.get_mut(name))
                 .map(Value::take);
             match value {
                 None => Ok(None),
                 Some(Value::String(value)) => Ok(Some(value)),
-                Some(_) => Err(format!("metadata.annotations.{name}: is not a string")),
+                Some(_) => Err(format!("metadata.{kind}.{name}: is not a string")),
             }
         };
         Ok(Self {
-            exempt: take(EXEMPT)?,
-            http: take(HTTP)?,
+            mode: take("labels", MODE)?,
+            mode_is_annotation: take("annotations", MODE)?.is_some(),
+            http: take("annotations", HTTP)?,
         })
     }
 }

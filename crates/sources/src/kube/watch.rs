@@ -21,7 +21,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::health::Health;
+use super::health::{Health, Registered};
 use super::object::{Content, Object, Resource};
 use super::table::Item;
 use super::watch_error::{Reason, WatchError, is_refused_as_it_is, is_too_large};
@@ -49,8 +49,8 @@ pub enum Change<V> {
     WatchError(Option<WatchError>),
 }
 
-/// Watches one kind of objects: reads `C` from each and keeps `V`.
-pub struct Watch<C, V> {
+/// Watches objects of one kind: reads `C` from each, keeps `V`, and sends changes as messages of type `M`.
+pub struct Watch<C, V, M> {
     /// The client of the API server.
     pub client: Client,
     /// Field selector; none: all objects.
@@ -61,8 +61,10 @@ pub struct Watch<C, V> {
     pub health: Arc<Health>,
     /// Converts an object to what is kept of it.
     pub keep: Box<dyn Fn(Object<C>) -> Item<V> + Send + Sync>,
+    /// Converts a change to a message.
+    pub message: Box<dyn Fn(Change<V>) -> M + Send + Sync>,
     /// Receives the changes.
-    pub changes: mpsc::Sender<Change<V>>,
+    pub changes: mpsc::Sender<M>,
 }
 
 /// Why a watch ends.
@@ -109,7 +111,7 @@ struct ListMeta {
     next: String,
 }
 
-impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
+impl<C: Content + Clone + Send + 'static, V: Send + 'static, M: Send + 'static> Watch<C, V, M> {
     const RESOURCE: Resource = C::RESOURCE;
 
     /// Watches until the receiver of the changes is dropped.
@@ -117,12 +119,13 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
         let mut backoff = Backoff::new(&self.timeouts);
         let mut position = Position::default();
         let mut failures = 0;
+        let health = self.health.of(Self::RESOURCE);
+        let mut registered = health.register();
         loop {
             let began = Instant::now();
-            let end = self.follow(&mut position, &mut backoff).await;
-            let health = self.health.of(Self::RESOURCE);
-            let was_up = health.is_up();
-            health.down();
+            let followed = self.follow(&mut position, &mut backoff, &mut registered);
+            let end = followed.await;
+            let was_up = registered.down();
             let trouble = match end {
                 Err(End::ReceiverDropped) => return,
                 Err(End::WatchError(trouble)) => trouble,
@@ -162,7 +165,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
                 "watch failed"
             );
             if !trouble.reason.is_usual() || failures >= USUAL_FAILURES {
-                let sent = self.changes.send(Change::WatchError(Some(trouble))).await;
+                let sent = self.send(Change::WatchError(Some(trouble))).await;
                 if sent.is_err() {
                     return;
                 }
@@ -179,7 +182,12 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
     }
 
     /// Watches from the current position; returns when the server ends the watch.
-    async fn follow(&self, position: &mut Position, backoff: &mut Backoff) -> Result<(), End> {
+    async fn follow(
+        &self,
+        position: &mut Position,
+        backoff: &mut Backoff,
+        registered: &mut Registered<'_>,
+    ) -> Result<(), End> {
         let (events, initial) = loop {
             if position.resume.is_none() && position.lists_only {
                 self.list(position).await?;
@@ -219,7 +227,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
             }
         }
         let health = self.health.of(Self::RESOURCE);
-        health.up();
+        registered.up();
         self.send(Change::WatchError(None)).await?;
         loop {
             let next = timeout(self.timeouts.silence, events.try_next());
@@ -380,7 +388,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static> Watch<C, V> {
 
     async fn send(&self, change: Change<V>) -> Result<(), End> {
         self.changes
-            .send(change)
+            .send((self.message)(change))
             .await
             .map_err(|_| End::ReceiverDropped)
     }

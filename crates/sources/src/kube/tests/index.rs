@@ -1,19 +1,19 @@
 //! The index: events in any order and number lead to the same state as a fresh list.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{namespace, pod, with};
-use crate::kube::index::{Index, Mark, PodRecord, namespace_item, pod_item};
+use crate::kube::index::{Index, NamespaceRecord, PodRecord, namespace_item, pod_item};
 use crate::kube::object::Name;
 use crate::kube::table::{Item, Table};
 use model::HttpBy;
-use pods::parse::{NotServed, ParsedPod, parse_pod};
-use pods::scope::{Scope, Selection};
+use pods::parse::parse_pod;
+use pods::scope::{Marks, Mode, Selection};
+use pods::select::{NotServed, SelectedPod};
 
 fn at(object: Value, version: u64) -> Value {
     with(
@@ -24,20 +24,20 @@ fn at(object: Value, version: u64) -> Value {
 }
 
 fn record(object: Value) -> Item<PodRecord> {
-    pod_item(serde_json::from_value(object).unwrap(), Scope::Meshed)
+    pod_item(serde_json::from_value(object).unwrap())
 }
 
-fn mark(object: Value) -> Item<Mark> {
+fn mark(object: Value) -> Item<NamespaceRecord> {
     namespace_item(serde_json::from_value(object).unwrap())
 }
 
 fn uids(index: &Index) -> Vec<String> {
-    let parsed = index.parsed();
+    let parsed = index.pods(&BTreeSet::new());
     parsed.into_iter().map(|pod| pod.id.uid.clone()).collect()
 }
 
 #[test]
-fn a_reading_is_the_result_of_parse_pod() {
+fn a_namespaces_label_decides_about_its_pods() {
     let whole = json!({
         "metadata": {"name": "a", "namespace": "shop", "uid": "u",
             "annotations": {"status.sidecar.istio.io/port": "15020"},
@@ -60,22 +60,29 @@ fn a_reading_is_the_result_of_parse_pod() {
                 "restartCount": 0, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]},
     });
     let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(whole.clone()).unwrap();
-    for (annotation, namespace_exempt) in [
+    for (label, mode) in [
         (None, None),
-        (Some("true"), Some(true)),
-        (Some("false"), Some(false)),
+        (Some("serve"), Some(Mode::Serve)),
+        (Some("observe"), Some(Mode::Observe)),
+        (Some("off"), Some(Mode::Off)),
     ] {
         let mut index = Index::default();
         assert!(index.apply(record(whole.clone())));
-        index.apply_namespace(mark(namespace("shop", annotation)));
+        index.apply_namespace(mark(namespace("shop", label)));
         let selection = Selection {
-            scope: Scope::Meshed,
-            namespace_exempt,
+            namespace: Marks { mode, http: None },
+            ..Selection::default()
         };
-        let expected = parse_pod(&pod, &selection);
-        assert_eq!(expected.pod.is_some(), annotation != Some("false"));
+        let expected = parse_pod(&pod).select(&selection);
+        let served = matches!(mode, None | Some(Mode::Serve));
+        assert_eq!(expected.pod.is_some(), served);
+        assert_eq!(expected.observed.is_some(), mode == Some(Mode::Observe));
         assert_eq!(expected.mesh_runs, Some(true));
-        assert_eq!(index.parsed(), [Arc::new(expected)], "{annotation:?}");
+        assert_eq!(
+            index.pods(&BTreeSet::new()),
+            [Arc::new(expected)],
+            "{label:?}"
+        );
     }
 }
 
@@ -87,8 +94,8 @@ fn a_namespace_sets_what_serves_http_in_pods_that_do_not_set_it() {
     index.apply(record(own));
     index.apply(record(pod("other")));
     let https = |index: &Index| -> Vec<_> {
-        let parsed = index.parsed();
-        let http = |pod: &Arc<ParsedPod>| Some((pod.id.name.clone(), pod.pod.as_ref()?.http));
+        let parsed = index.pods(&BTreeSet::new());
+        let http = |pod: &Arc<SelectedPod>| Some((pod.id.name.clone(), pod.pod.as_ref()?.http));
         parsed.iter().filter_map(http).collect()
     };
     let by_handler = ("own".to_owned(), Some(HttpBy::Handler));
@@ -119,11 +126,11 @@ fn a_large_annotation_is_not_kept() {
     let large = "x".repeat(1 << 20);
     let mut object = pod("a");
     object["metadata"]["annotations"] = json!({
-        "large": large, "probe-handler.io/exempt": large, "probe-handler.io/probes": large});
+        "large": large, "probe-handler.io/probes": large});
     let mut index = Index::default();
     index.apply(record(at(object, 1)));
     index.apply_namespace(mark(namespace("shop", Some(&large))));
-    let kept = serde_json::to_string(&index.parsed()).unwrap();
+    let kept = serde_json::to_string(&index.pods(&BTreeSet::new())).unwrap();
     assert!(kept.len() < 4096, "{} bytes", kept.len());
     let kept = format!("{index:?}");
     assert!(kept.len() < 16384, "{} bytes", kept.len());
@@ -169,7 +176,7 @@ fn a_pod_that_claims_the_uid_of_another_is_not_served() {
         let mut index = Index::default();
         index.apply(record(claim));
         index.apply(record(pod("victim")));
-        let parsed = index.parsed();
+        let parsed = index.pods(&BTreeSet::new());
         assert_eq!(parsed.len(), 1);
         assert_eq!(parsed[0].id.name, "victim");
         let problem = format!("Pod shop/{impostor} claims the UID uid-victim of another pod");
@@ -214,11 +221,14 @@ fn old_events_change_nothing() {
         "deleted and created again before the list"
     );
     assert!(index.apply(ended(11)));
-    assert_eq!(index.parsed()[0].not_served, Some(NotServed::Ended));
+    assert_eq!(
+        index.pods(&BTreeSet::new())[0].not_served,
+        Some(NotServed::Ended)
+    );
     assert!(index.delete(&ended(12)));
     assert!(!index.delete(&ended(12)), "sent twice");
     assert!(!index.apply(ended(11)), "sent late");
-    assert!(index.parsed().is_empty());
+    assert!(index.pods(&BTreeSet::new()).is_empty());
     assert!(index.apply(record(at(pod("a"), 13))), "a new one");
 }
 
@@ -320,16 +330,40 @@ proptest! {
         let mut last = Index::default();
         for event in order {
             if event < 6 {
-                let Some(exempt) = marks.get(event) else { continue };
-                index.apply_namespace(mark(at(namespace("shop", *exempt), event as u64 + 1)));
+                let Some(mode) = marks.get(event) else { continue };
+                index.apply_namespace(mark(at(namespace("shop", *mode), event as u64 + 1)));
             } else {
                 index.apply(record(at(pod(if event % 2 == 0 { "a" } else { "b" }), event as u64)));
             }
         }
         last.reset("20", vec![record(pod("a")), record(pod("b"))]);
-        let exempt = marks[marks.len() - 1];
-        last.reset_namespaces("20", vec![mark(namespace("shop", exempt))]);
-        prop_assert_eq!(index.parsed(), last.parsed());
+        let mode = marks[marks.len() - 1];
+        last.reset_namespace("shop", "20", vec![mark(namespace("shop", mode))]);
+        prop_assert_eq!(index.pods(&BTreeSet::new()), last.pods(&BTreeSet::new()));
         prop_assert_eq!(index.problems(), last.problems());
     }
+}
+
+#[test]
+fn a_changed_selection_applies_to_the_pods_that_are_there() {
+    let mut index = Index::default();
+    let labels = json!({"probe-handler.io/mode": "serve"});
+    assert!(index.apply(record(with(pod("own"), "/metadata/labels", labels))));
+    assert!(index.apply(record(pod("other"))));
+    let served = |index: &Index| -> Vec<String> {
+        let pods = index.pods(&BTreeSet::new()).into_iter();
+        pods.filter(|pod| pod.pod.is_some())
+            .map(|pod| pod.id.name.clone())
+            .collect()
+    };
+    assert_eq!(served(&index), ["other", "own"]);
+    let observe = Selection {
+        mode: Mode::Observe,
+        ..Selection::default()
+    };
+    assert!(index.set_selection(observe));
+    assert_eq!(served(&index), ["own"]);
+    assert!(!index.set_selection(observe), "it is the same");
+    assert!(index.set_selection(Selection::default()));
+    assert_eq!(served(&index), ["other", "own"]);
 }

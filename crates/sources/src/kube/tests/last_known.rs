@@ -31,7 +31,7 @@ impl StoredPods {
         let client = client::client(Config::new(server)).unwrap();
         let options = Options {
             node: NODE.to_owned(),
-            scope: Scope::Meshed,
+            selection: watch::channel(Selection::default()).1,
             timeouts: timeouts(),
             last_known: Some(self.by(NODE)),
         };

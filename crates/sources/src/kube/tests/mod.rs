@@ -12,15 +12,15 @@ use std::time::Duration;
 use api_server_double::ApiServer;
 use kube::Config;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::health::Health;
 use super::{Options, Timeouts, client};
 use crate::source::SourceEvent;
-use pods::parse::ParsedPod;
-use pods::scope::Scope;
+use pods::scope::Selection;
+use pods::select::SelectedPod;
 
 /// The node whose pods are watched.
 const NODE: &str = "node-1";
@@ -33,7 +33,7 @@ struct Source {
     health: Arc<Health>,
     /// Dropped once the first pods have been sent.
     listed: oneshot::Receiver<()>,
-    pods: Vec<Arc<ParsedPod>>,
+    pods: Vec<Arc<SelectedPod>>,
     problems: Vec<String>,
     task: JoinHandle<()>,
 }
@@ -62,7 +62,7 @@ impl Source {
         let client = client::client(config).unwrap();
         let options = Options {
             node: NODE.to_owned(),
-            scope: Scope::Meshed,
+            selection: watch::channel(Selection::default()).1,
             timeouts,
             last_known: None,
         };
@@ -159,10 +159,10 @@ fn with(mut object: Value, pointer: &str, value: Value) -> Value {
     object
 }
 
-fn namespace(name: &str, exempt: Option<&str>) -> Value {
+fn namespace(name: &str, mode: Option<&str>) -> Value {
     let mut metadata = json!({"name": name, "uid": format!("uid-{name}")});
-    if let Some(exempt) = exempt {
-        metadata["annotations"] = json!({"probe-handler.io/exempt": exempt});
+    if let Some(mode) = mode {
+        metadata["labels"] = json!({"probe-handler.io/mode": mode});
     }
     json!({"metadata": metadata, "spec": {"finalizers": ["kubernetes"]}})
 }

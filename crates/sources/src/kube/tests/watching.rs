@@ -5,10 +5,10 @@ use serde_json::json;
 use super::*;
 use crate::kube::object::Resource;
 use api_server_double::ApiServer;
-use pods::parse::NotServed;
+use pods::select::NotServed;
 
 #[tokio::test]
-async fn only_pods_of_this_node_and_metadata_of_namespaces_are_requested() {
+async fn only_pods_of_this_node_and_metadata_of_their_namespaces_are_requested() {
     let server = server().await;
     server.put(
         "pods",
@@ -20,10 +20,13 @@ async fn only_pods_of_this_node_and_metadata_of_namespaces_are_requested() {
     for asked in server.asked() {
         match asked.resource.as_str() {
             "pods" => assert_eq!(asked.param("fieldSelector"), "spec.nodeName=node-1"),
-            "namespaces" => assert!(
-                asked.accept.contains("as=PartialObjectMetadata"),
-                "{asked:?}"
-            ),
+            "namespaces" => {
+                assert_eq!(asked.param("fieldSelector"), "metadata.name=shop");
+                assert!(
+                    asked.accept.contains("as=PartialObjectMetadata"),
+                    "{asked:?}"
+                );
+            }
             _ => panic!("{asked:?}"),
         }
         assert!(
@@ -77,7 +80,8 @@ async fn a_pod_created_again_under_its_name_is_another_pod() {
 async fn changes_that_do_not_affect_probes_are_not_sent() {
     let (server, mut source) = synced().await;
     for beat in 0..20 {
-        let condition = json!([{"type": "Ready", "status": "True", "message": beat.to_string()}]);
+        let condition =
+            json!([{"type": "ContainersReady", "status": "True", "message": beat.to_string()}]);
         server.put("pods", with(pod("a"), "/status/conditions", condition));
     }
     server.put("pods", pod("b"));
@@ -94,12 +98,12 @@ async fn changes_that_do_not_affect_probes_are_not_sent() {
 #[tokio::test]
 async fn a_namespaces_annotation_applies_to_earlier_and_later_pods() {
     let server = server().await;
-    server.put("namespaces", namespace("shop", Some("false")));
+    server.put("namespaces", namespace("shop", Some("off")));
     let mut source = Source::start(&server);
     source.next().await;
     assert_eq!(
         source.pods[0].not_served,
-        Some(NotServed::NotExempt),
+        Some(NotServed::Off),
         "never served"
     );
     server.put("namespaces", namespace("shop", None));
@@ -110,10 +114,38 @@ async fn a_namespaces_annotation_applies_to_earlier_and_later_pods() {
     server.put("pods", unmeshed);
     source.until(|source| source.pods.len() == 2).await;
     assert_eq!(source.names(), ["a"]);
-    server.put("namespaces", namespace("bare", Some("true")));
+    server.put("namespaces", namespace("bare", Some("serve")));
     source.until_pods(&["plain", "a"]).await;
     server.delete("namespaces", "", "bare");
     source.until_pods(&["a"]).await;
+}
+
+#[tokio::test]
+async fn a_namespace_is_watched_from_its_first_pod_to_its_last() {
+    let (server, mut source) = synced().await;
+    for number in 0..50 {
+        let _ = server.put("namespaces", namespace(&format!("other-{number}"), None));
+    }
+    let elsewhere = |name: &str| {
+        let there = with(pod(name), "/metadata/namespace", json!("other-7"));
+        with(there, "/metadata/uid", json!(format!("uid-{name}")))
+    };
+    server.put("pods", elsewhere("b"));
+    server.put("pods", elsewhere("c"));
+    source.until(|source| source.names().len() == 3).await;
+    server.until(|s| s.watching("namespaces") == 2).await;
+    server.delete("pods", "other-7", "b");
+    server.delete("pods", "other-7", "c");
+    source.until_pods(&["a"]).await;
+    server.until(|s| s.watching("namespaces") == 1).await;
+    // It is read again when it has pods again, with what it has by then.
+    server.put("namespaces", namespace("other-7", Some("off")));
+    server.put("pods", elsewhere("d"));
+    source.until(|source| source.pods.len() == 2).await;
+    assert_eq!(source.names(), ["a"], "never served");
+    let asked = server.asked();
+    let of_namespaces = asked.iter().filter(|asked| asked.resource == "namespaces");
+    assert_eq!(of_namespaces.count(), 3, "one request each time");
 }
 
 #[tokio::test]
@@ -121,10 +153,10 @@ async fn a_namespaces_annotation_that_is_neither_true_nor_false_is_a_problem() {
     let (server, mut source) = synced().await;
     server.put("namespaces", namespace("shop", Some("yes")));
     source
-        .until_problem("Namespace shop: annotation probe-handler.io/exempt must be")
+        .until_problem("Namespace shop: label probe-handler.io/mode is")
         .await;
     assert_eq!(source.names(), ["a"]);
-    server.put("namespaces", namespace("shop", Some("true")));
+    server.put("namespaces", namespace("shop", Some("serve")));
     source.until(|source| source.problems.is_empty()).await;
 }
 
