@@ -14,7 +14,6 @@ pub mod annotations;
 pub mod arbitrary;
 pub mod certificates;
 pub mod decide;
-pub mod directory;
 pub mod injection;
 pub mod metrics;
 pub mod originals;

@@ -13,7 +13,7 @@ use model::{Probe, ProbeMode};
 use pods::mesh::annotation;
 use pods::probers::{self, PROBES};
 use pods::probes::{self, Declared, tcp_action};
-use pods::scope::{exempt, is_virtual_machine};
+use pods::scope::{Mode, is_virtual_machine, marks};
 use pods::skipped::SkipReason;
 
 /// Annotation of mirror pods, which represent in the API server a pod that the kubelet reads from a file
@@ -66,8 +66,8 @@ impl<'a> Reading<'a> {
     }
 
     /// Whether the Pod can have probes to rewrite. Excluded are pods of the host network (their address is
-    /// the node's), Windows pods, mirror pods, virtual machines without the annotation that exempts them, pods whose
-    /// annotation prevents the daemon from serving them, and pods that their author keeps out of their mesh.
+    /// the node's), Windows pods, mirror pods, virtual machines without the label that selects them, pods whose
+    /// label prevents the daemon from serving them, and pods that their author keeps out of their mesh.
     /// `namespace` is that of a pod that does not name its own.
     pub fn concerns_us(&self, namespace: Option<&str>) -> bool {
         let Some(spec) = &self.pod.spec else {
@@ -77,14 +77,14 @@ impl<'a> Reading<'a> {
             || spec.node_selector.as_ref().is_some_and(|selector| {
                 selector.get("kubernetes.io/os").map(String::as_str) == Some("windows")
             });
-        let exempt = exempt(&self.pod);
-        let guest = is_virtual_machine(&self.pod) && exempt != Ok(Some(true));
+        let mode = marks(&self.pod, &mut Vec::new()).mode;
+        let guest = is_virtual_machine(&self.pod) && mode != Some(Mode::Serve);
         let own = self.pod.metadata.namespace.as_deref();
         let namespace = own.filter(|own| !own.is_empty()).or(namespace);
         spec.host_network != Some(true)
             && !windows
             && !guest
-            && exempt != Ok(Some(false))
+            && !matches!(mode, Some(Mode::Observe | Mode::Off))
             && !is_kept_out(&self.pod, namespace)
             && annotation(&self.pod, MIRROR).is_none()
     }
@@ -116,6 +116,7 @@ impl<'a> Reading<'a> {
                 kind: declared.kind,
                 action: tcp_action(tcp, declared.container, &[])?,
                 timeout: None,
+                schedule: declared.schedule,
             }),
             (parsed, _) => parsed,
         }

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use super::Serving;
 use super::pair::{Pair, PairError};
-use crate::directory::{Directory, consistently};
 use crate::metrics::Metrics;
+use sources::directory::{Directory, consistently};
 
 /// The certificate, followed by its intermediate certificates.
 const CERTIFICATE: &str = "tls.crt";

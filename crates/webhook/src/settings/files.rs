@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{ENABLED, Holder, PORT, PREFIX, SettingsError, parse};
 use crate::Rewriting;
-use crate::directory::{Directory, consistently};
+use sources::directory::{Directory, consistently};
 
 /// Maximum file size, in bytes: no setting is longer.
 const FILE_MAX: u64 = 4096;

@@ -66,20 +66,23 @@ fn some_pods_are_not_handled() {
         pod["spec"][field] = value;
         assert_eq!(rewritten_containers(&pod), ["web"], "{field}");
     }
-    // The app runs in a virtual machine: the daemon serves it only with the annotation.
+    // The app runs in a virtual machine: the daemon serves it only with the label.
     let mut guest = web(json!({"livenessProbe": probe()}));
     guest["metadata"]["labels"] = json!({"kubevirt.io": "virt-launcher"});
     assert_eq!(untouched(&guest), [""; 0]);
-    let asking = annotated(guest, "probe-handler.io/exempt", "true");
+    let mut asking = guest;
+    asking["metadata"]["labels"]["probe-handler.io/mode"] = json!("serve");
     assert_eq!(rewritten_containers(&asking), ["web"]);
     // The author keeps the pod out of the mesh: its probes pass as they are.
     let declined = web(json!({"livenessProbe": probe()}));
     let declined = annotated(declined, "sidecar.istio.io/inject", "false");
     assert_eq!(untouched(&declined), [""; 0]);
-    // The daemon would not serve its probes.
-    let refused = web(json!({"livenessProbe": probe()}));
-    let refused = annotated(refused, "probe-handler.io/exempt", "false");
-    assert_eq!(untouched(&refused), [""; 0]);
+    // The daemon would not serve its probes, and in mode observe nothing changes.
+    for mode in ["off", "observe"] {
+        let mut refused = web(json!({"livenessProbe": probe()}));
+        refused["metadata"]["labels"] = json!({"probe-handler.io/mode": mode});
+        assert_eq!(untouched(&refused), [""; 0], "{mode}");
+    }
     // The kubelet runs the probes of the static pod's file, not those of its mirror pod.
     let mirror = annotated(
         web(json!({"livenessProbe": probe()})),

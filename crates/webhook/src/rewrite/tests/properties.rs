@@ -85,7 +85,7 @@ proptest! {
         let admission = admit(&pod, &Rewriting::default());
         let rewritten = apply(&pod, &admission);
         let typed: Pod = serde_json::from_value(rewritten).unwrap();
-        let parsed = parse_pod(&typed, &Selection::default());
+        let parsed = parse_pod(&typed).select(&Selection::default());
         let found = parsed.pod.and_then(|pod| pod.rewritten.clone());
         // Probes that Istio's injector rewrote are taken over unchanged.
         let found = found.filter(|found| found.mode != ProbeMode::Takeover);
