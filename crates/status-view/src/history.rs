@@ -1,0 +1,71 @@
+//! The history of a pod and its probes: the daemon's answer to `GET /explain/NAMESPACE/POD`, as JSON.
+
+use serde::{Deserialize, Serialize};
+
+use super::status::{ProbeStatus, SkippedProbe};
+use model::result::Run;
+use model::state::PodState;
+
+/// The history of a pod. Times are milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodHistory {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// The UID that the kubelet uses for it.
+    pub uid: String,
+    /// Now.
+    pub now_ms: u64,
+    /// Why it is not served, by the first rule that decided.
+    pub not_served: Option<String>,
+    /// What the kubelet has done with it, as its status has it.
+    pub state: PodState,
+    /// Changes of that state, oldest first.
+    pub events: Vec<PodEvent>,
+    /// When daemons with this history were started, oldest first; the last one is this daemon.
+    pub daemon_starts_ms: Vec<u64>,
+    /// Its probes that are served.
+    pub probes: Vec<ProbeHistory>,
+    /// Its probes that are not.
+    pub skipped: Vec<SkippedProbe>,
+}
+
+/// The history of a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeHistory {
+    /// The probe, and its results now.
+    pub probe: ProbeStatus,
+    /// Runs of equal results, oldest first.
+    pub runs: Vec<Run>,
+}
+
+/// A change of a pod's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodEvent {
+    /// When the kubelet made it, or else when the daemon saw it.
+    pub at_ms: u64,
+    /// What changed.
+    pub change: PodChange,
+}
+
+/// What changed in a pod's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodChange {
+    /// The kubelet has restarted a container.
+    Restarted {
+        /// Its name.
+        container: String,
+        /// How often it has been restarted in all.
+        restarts: u32,
+        /// How it had ended, such as `Error`; empty if that is not known.
+        reason: String,
+        /// Its exit code, if that is known.
+        exit_code: Option<i32>,
+    },
+    /// The pod has become ready.
+    Ready,
+    /// The pod has become unready.
+    Unready,
+}
