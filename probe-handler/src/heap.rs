@@ -5,8 +5,9 @@
 //! when all pods were removed. jemalloc's heap did not grow, and shrank (docs/benchmarks.md).
 
 /// jemalloc is built for one page size, and x86_64 has only one. On other architectures a node may have larger pages than
-/// the build machine, and the program would not start there.
-#[cfg(target_arch = "x86_64")]
+/// the build machine, and the program would not start there. The demo's build leaves it out (feature `jemalloc`), because
+/// jemalloc takes a fifth of the time of a development build.
+#[cfg(all(target_arch = "x86_64", feature = "jemalloc"))]
 mod jemalloc {
     #[global_allocator]
     static HEAP: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -23,7 +24,10 @@ mod jemalloc {
 /// Makes all threads use one heap where the heap is glibc's, which by default gives each thread its own to avoid contention.
 /// Call it before other threads exist.
 pub(crate) fn use_one() {
-    #[cfg(all(target_env = "gnu", not(target_arch = "x86_64")))]
+    #[cfg(all(
+        target_env = "gnu",
+        not(all(target_arch = "x86_64", feature = "jemalloc"))
+    ))]
     // SAFETY: sets an option of the allocator, with plain integers. mallopt(3) only has to be called before other threads
     // allocate; a later call would only have less effect.
     let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
             cli::agent::run(*args, app::run)
         }
         Command::Status(args) => cli::status::run(&args),
+        Command::Explain(args) => cli::explain::run(&args),
         Command::Inject(args) => cli::inject::run(&args),
         Command::Preflight(args) => cli::preflight::run(args, |config| {
             preflight::run(&PreflightOptions {
@@ -32,6 +33,8 @@ fn main() -> ExitCode {
         }),
         Command::Cleanup(args) => cli::cleanup::run(&args, app::cleanup::run),
         Command::Webhook(args) => cli::webhook::run(*args, app::webhook::run),
+        Command::Completion(args) => cli::generated::completion(&args),
+        Command::Man(args) => cli::generated::man(&args),
         Command::Version => cli::version::run(),
     }
 }

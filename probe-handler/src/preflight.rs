@@ -11,7 +11,7 @@ use crate::observe::finding::{Finding, State};
 use kernel::kubelet::{Finder, Kubelet, Search};
 use kernel::netns::Netns;
 use kernel::nsid::Nsids;
-use kernel::programs::{LoadOptions, Programs};
+use kernel::programs::{AnswerIs, LoadOptions, Programs};
 use kernel::{capabilities, cgroup, dial, locate};
 use support::listen::{self, Share};
 
@@ -279,7 +279,7 @@ fn programs(kubelet: Option<&Kubelet>, pins: Option<&Path>) -> Vec<Finding> {
             "no kubelet to attach to",
             "see \"kubelet found\"",
         ),
-        Some(kubelet) => match programs.attach(&kubelet.cgroup) {
+        Some(kubelet) => match programs.attach(&kubelet.cgroup, AnswerIs::Attached) {
             Ok(()) => pass(attaching, kubelet.cgroup.display().to_string()),
             Err(error) => {
                 let remedy = error.remedy().unwrap_or_default();
@@ -288,6 +288,7 @@ fn programs(kubelet: Option<&Kubelet>, pins: Option<&Path>) -> Vec<Finding> {
         },
     });
     if let Some(pins) = pins {
+        findings.push(kernel_path::answers(programs.answer_trouble()));
         findings.push(kernel_path::rules(programs.exemption()));
         findings.push(kernel_path::pins(pins));
     }

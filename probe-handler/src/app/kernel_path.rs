@@ -1,20 +1,29 @@
 //! Maintains the kernel path of a pod: our rules in its namespace, and the trials that verify them.
 
+mod node_lacks;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::Instant;
 
-use kernel::exemption::{Error, Exemption, Family, RulesWatch, Trial, trial};
+use super::pod_work::{PodWork, Turn};
+use kernel::exemption::{self, Error, Exemption, Family, Matcher, RulesWatch, Trial, trial};
 use kernel::maps::ConnectingMap;
 use kernel::netns::Netns;
-use model::HttpBy;
+use model::{HttpBy, PodId};
+use node_lacks::NodeLacks;
 use reconcile::path::KernelUse;
 
 /// Number of pods in which rules are installed and tried at once while the handler serves them.
 const AT_ONCE: usize = 4;
+
+/// Why a pod does not have our rules while another daemon maintains the rules in pods.
+const ANOTHERS: &str = "another daemon maintains the rules of the kernel path on this node";
 
 /// Trials that follow changes of a pod's rules come no faster.
 const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
@@ -23,7 +32,7 @@ const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Path {
     /// The kernel path, where the protocol allows it.
-    Kernel,
+    Kernel(Matcher),
     /// The handler, and the kernel path while the handler does not answer: it worked before, but the last trial proved
     /// nothing, for the reason given.
     Fallback(String),
@@ -38,46 +47,84 @@ pub type KernelPathWatch = watch::Receiver<Option<Arc<KernelPath>>>;
 pub struct KernelPath {
     exemption: Arc<Exemption>,
     connecting: Arc<ConnectingMap>,
-    http: HttpBy,
+    http: Mutex<HttpBy>,
     /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
     shared_process: Arc<AtomicBool>,
     succeeds: bool,
+    /// [`Programs::rules_are_anothers`](kernel::programs::Programs::rules_are_anothers).
+    anothers: watch::Receiver<bool>,
     /// Taken by a pod that the handler serves meanwhile: when many pods start at once, their endpoints must come first.
     turns: Semaphore,
+    /// What the node lacks; until it is there the handler serves the pods.
+    lacks: Mutex<NodeLacks>,
+    /// Notified when something that was missing is there.
+    complete: Notify,
 }
 
 impl KernelPath {
-    /// `http` is what serves HTTP in pods that have the kernel path; `succeeds` is whether an earlier daemon's is still there.
+    /// `http` is what serves HTTP in pods that have the kernel path; `succeeds` is whether an earlier daemon's is still there;
+    /// `anothers` is whether another daemon maintains the rules; `tc_only` is whether tc is used although the kernel has xt_bpf.
     pub fn new(
         exemption: Exemption,
         connecting: Arc<ConnectingMap>,
         http: HttpBy,
         shared_process: Arc<AtomicBool>,
         succeeds: bool,
+        anothers: watch::Receiver<bool>,
+        tc_only: bool,
     ) -> Self {
         Self {
             exemption: Arc::new(exemption),
             connecting,
-            http,
+            http: Mutex::new(http),
             shared_process,
             succeeds,
+            anothers,
             turns: Semaphore::new(AT_ONCE),
+            lacks: Mutex::new(NodeLacks::new(tc_only)),
+            complete: Notify::new(),
         }
     }
 
     /// How the pod uses the kernel path, in the form that the registry takes; None if the handler serves all probes.
     pub fn kernel(&self, path: &Path) -> Option<KernelUse> {
         match path {
-            Path::Kernel => Some(KernelUse::First(self.http)),
+            Path::Kernel(_) => Some(KernelUse::First(*self.http.lock())),
             Path::Fallback(_) => Some(KernelUse::Fallback),
             Path::Handler(_) => None,
         }
     }
 
-    /// Maintains our rules in `netns`, whose pod has `addresses`.
-    pub fn keep<'a>(&'a self, netns: &'a Arc<Netns>, addresses: &'a [IpAddr]) -> Keeping<'a> {
+    /// Removes our rules from the namespace of a pod that is no longer served, unless they are another daemon's.
+    pub async fn remove(&self, pod: &PodId, work: &PodWork, netns: Arc<Netns>) {
+        if *self.anothers.borrow() {
+            return;
+        }
+        // After work that was begun before: it may install them.
+        let turn = work.turn_at_once().await;
+        let permit = work.pool().look().await;
+        let removal = move || exemption::remove_all(&netns);
+        if let (Err(error), _) = turn.work(permit, removal).await {
+            let why = error.told();
+            tracing::warn!(%pod, why, "cannot remove our rules from a pod that is no longer served");
+        }
+    }
+
+    /// Sets what serves HTTP. Returns whether that is a change: the registry must then be given the paths again.
+    pub fn set_http(&self, http: HttpBy) -> bool {
+        std::mem::replace(&mut *self.http.lock(), http) != http
+    }
+
+    /// Maintains our rules in `netns`, whose pod has `addresses`, by `work`.
+    pub fn keep<'a>(
+        &'a self,
+        work: &'a PodWork,
+        netns: &'a Arc<Netns>,
+        addresses: &'a [IpAddr],
+    ) -> Keeping<'a> {
         Keeping {
             kernel_path: self,
+            work,
             netns,
             addresses,
             watch: RulesWatch::new(netns)
@@ -85,31 +132,26 @@ impl KernelPath {
                     |error| tracing::debug!(%error, "a pod's rules are looked at by time only"),
                 )
                 .ok(),
+            anothers: self.anothers.clone(),
+            matcher: None,
             reported: None,
             attempt: 0,
         }
-    }
-
-    /// One trial for each address family of the pod; all must pass.
-    async fn try_all(&self, netns: &Netns, addresses: &[IpAddr]) -> Path {
-        let mut path = Path::Handler("it has no address yet".to_owned());
-        for (_, address) in by_family(addresses) {
-            path = judge(trial(netns, &self.connecting, address).await);
-            if path != Path::Kernel {
-                break;
-            }
-        }
-        path
     }
 }
 
 /// The rules in one pod, which are maintained.
 pub struct Keeping<'a> {
     kernel_path: &'a KernelPath,
+    work: &'a PodWork,
     netns: &'a Arc<Netns>,
     addresses: &'a [IpAddr],
     /// None: the trial is repeated by time alone.
     watch: Option<RulesWatch>,
+    /// As in [`KernelPath`]; changes that are seen here are passed over by this pod only.
+    anothers: watch::Receiver<bool>,
+    /// What matches in the rules that were installed last.
+    matcher: Option<Matcher>,
     reported: Option<Path>,
     attempt: u32,
 }
@@ -125,12 +167,12 @@ impl Keeping<'_> {
     pub async fn next(&mut self) -> Path {
         loop {
             self.until_next().await;
-            let serves_already = self.reported == Some(Path::Kernel) || self.comes_first();
+            let serves_already = self.is_by_kernel() || self.comes_first();
             let turn = match serves_already {
                 true => None,
                 false => self.kernel_path.turns.acquire().await.ok(),
             };
-            let worked = matches!(self.reported, Some(Path::Kernel | Path::Fallback(_)));
+            let worked = self.worked();
             let path = match self.establish().await {
                 Path::Fallback(why) if !worked => Path::Handler(why),
                 path => path,
@@ -146,32 +188,47 @@ impl Keeping<'_> {
 }
 
 impl Keeping<'_> {
+    fn is_by_kernel(&self) -> bool {
+        matches!(self.reported, Some(Path::Kernel(_)))
+    }
+
+    /// Whether a trial has passed in the pod.
+    fn worked(&self) -> bool {
+        matches!(self.reported, Some(Path::Kernel(_) | Path::Fallback(_)))
+    }
+
     /// Waits until the next trial is due: by time, and while the kernel path serves as soon as rules change.
     async fn until_next(&mut self) {
+        let is_by_kernel = self.is_by_kernel();
         let Some(reported) = &self.reported else {
             return;
         };
         let by_time = tokio::time::sleep(until_next(reported, self.attempt));
         self.attempt = self.attempt.saturating_add(1);
         match &self.watch {
-            Some(watch) if *reported == Path::Kernel => {
+            Some(watch) if is_by_kernel => {
                 // Who may change the pod's rules may do so all the time.
                 tokio::time::sleep(BETWEEN_TRIALS).await;
                 tokio::select! {
                     () = by_time => {}
+                    () = changed(&mut self.anothers) => {}
                     changed = watch.changed() => if let Err(error) = changed {
                         tracing::debug!(%error, "a pod's rules are looked at by time only");
                         self.watch = None;
                     }
                 }
             }
-            _ => by_time.await,
+            _ => tokio::select! {
+                () = by_time => {}
+                () = changed(&mut self.anothers) => {}
+                () = self.kernel_path.complete.notified() => {}
+            },
         }
     }
 
     /// Tries our rules; puts them before that at first, and where they turn out not to do.
-    async fn establish(&self) -> Path {
-        let (kernel_path, netns, addresses) = (self.kernel_path, self.netns, self.addresses);
+    async fn establish(&mut self) -> Path {
+        let kernel_path = self.kernel_path;
         if kernel_path.shared_process.load(Ordering::Relaxed) {
             return Path::Handler(
                 "the kubelet's process also contains other programs: the kernel path would exempt all its connections to \
@@ -179,20 +236,185 @@ impl Keeping<'_> {
                     .to_owned(),
             );
         }
-        if self.reported.is_some() && kernel_path.try_all(netns, addresses).await == Path::Kernel {
-            return Path::Kernel;
+        if *self.anothers.borrow() {
+            return self
+                .reported
+                .clone()
+                .unwrap_or_else(|| Path::Handler(ANOTHERS.to_owned()));
         }
-        let exemption = Arc::clone(&kernel_path.exemption);
-        match put(exemption, Arc::clone(netns), addresses).await {
-            Ok(()) => {
+        let families: Vec<Family> = by_family(self.addresses)
+            .map(|(family, _)| family)
+            .collect();
+        let matcher = match self.worked() {
+            true => kernel_path.lacks.lock().known(&families),
+            false => match kernel_path.lacks.lock().may_try(&families, Instant::now()) {
+                Ok(matcher) => matcher,
+                Err(why) => return Path::Handler(why),
+            },
+        };
+        // The first rules of a pod do not wait: until then its probes depend on the handler, or meet the mesh.
+        let mut turn = match self.reported {
+            None => self.work.turn_at_once().await,
+            Some(_) => self.work.turn().await,
+        };
+        if self.reported.is_some() {
+            let installed = self.matcher.unwrap_or(matcher);
+            let (tried, back) = self.try_all(installed, turn).await;
+            if tried.is_ok() {
+                return Path::Kernel(installed);
+            }
+            turn = back;
+        }
+        let (put, turn) = self.put(families, matcher, turn).await;
+        match put {
+            Ok(matcher) => {
+                self.matcher = Some(matcher);
                 // Before the trial: what changes from now on is to be seen.
-                if let Some(watch) = &self.watch {
+                if let Some(watch) = &mut self.watch {
+                    if let Err(error) = watch.watch_filters(self.netns, matcher == Matcher::Tc) {
+                        tracing::debug!(%error, "a pod's tc filters are looked at by time only");
+                    }
                     watch.pass_over();
                 }
-                kernel_path.try_all(netns, addresses).await
+                let (tried, _turn) = self.try_all(matcher, turn).await;
+                tried.map_or_else(|path| path, |()| Path::Kernel(matcher))
             }
             Err(path) => path,
         }
+    }
+
+    /// Installs our rules for the pod's address families by `matcher`, or by tc where the kernel lacks xt_bpf, on a thread that
+    /// may block in the kernel: how long that takes depends on the pod's other rules. Returns what matches in them.
+    ///
+    /// # Errors
+    /// The path that serves the pod instead, as from [`judge`].
+    async fn put(
+        &self,
+        families: Vec<Family>,
+        matcher: Matcher,
+        turn: Turn,
+    ) -> (Result<Matcher, Path>, Turn) {
+        let exemption = Arc::clone(&self.kernel_path.exemption);
+        let netns = Arc::clone(self.netns);
+        let permit = self.work.pool().look().await;
+        let all = families.clone();
+        let put = move || put(&exemption, &netns, &all, matcher);
+        let (put, turn) = turn.work(permit, put).await;
+        let mut lacks = self.kernel_path.lacks.lock();
+        let now = Instant::now();
+        let missing_match = put.missing_match.map(|error| {
+            let missing_for = error.missing_for(&families);
+            let why = error.told();
+            lacks.failed(&missing_for, Matcher::XtBpf, &why, now);
+            why
+        });
+        let result = match put.result {
+            Ok(()) => {
+                if lacks.worked(&families, put.matcher) {
+                    self.kernel_path.complete.notify_waiters();
+                }
+                Ok(put.matcher)
+            }
+            Err(error) => {
+                let missing_for = error.missing_for(&families);
+                let why = match missing_match {
+                    Some(missing) => format!("{missing}; tc instead: {}", error.told()),
+                    None => error.told(),
+                };
+                if missing_for.is_empty() {
+                    Err(Path::Fallback(why))
+                } else {
+                    lacks.failed(&missing_for, put.matcher, &why, now);
+                    if put.matcher == Matcher::XtBpf {
+                        // What is missing is not the match, so tc does not replace it.
+                        lacks.failed(&missing_for, Matcher::Tc, &why, now);
+                    }
+                    Err(Path::Handler(why))
+                }
+            }
+        };
+        (result, turn)
+    }
+
+    /// One trial for each address family of the pod; all must pass.
+    ///
+    /// # Errors
+    /// The path that serves the pod instead.
+    async fn try_all(&self, matcher: Matcher, mut turn: Turn) -> (Result<(), Path>, Turn) {
+        let mut result = Err(Path::Handler("it has no address yet".to_owned()));
+        for (_, address) in by_family(self.addresses) {
+            let trial;
+            (trial, turn) = self.try_address(address, turn).await;
+            result = judge(trial, matcher);
+            if result.is_err() {
+                break;
+            }
+        }
+        (result, turn)
+    }
+
+    /// Makes a trial connection to `address`, and a second one to another port if the first is accepted. Its packets pass
+    /// through the pod's rules, whatever they cost, so it is begun and ended on a thread for dials.
+    async fn try_address(&self, address: IpAddr, mut turn: Turn) -> (Trial, Turn) {
+        const TRIES: usize = 2;
+        let pool = self.work.pool();
+        let mut result = Trial::Unproven("no trial yet".to_owned());
+        for number in 0..TRIES {
+            let (netns, connecting) = (
+                Arc::clone(self.netns),
+                Arc::clone(&self.kernel_path.connecting),
+            );
+            let begin = move || trial::begin(&netns, &connecting, address, number);
+            let begun;
+            (begun, turn) = turn.work(pool.dial().await, begin).await;
+            let attempt = match begun {
+                Ok(attempt) => attempt,
+                // There is no second port.
+                Err(_) if number > 0 => break,
+                Err(trial) => return (trial, turn),
+            };
+            // Without a thread, because the answer may never come.
+            let accepted;
+            (result, accepted) = attempt.answer().await;
+            let Some(accepted) = accepted else {
+                break;
+            };
+            ((), turn) = turn.work(pool.dial().await, move || drop(accepted)).await;
+        }
+        (result, turn)
+    }
+}
+
+/// Waits for a change of who maintains the rules.
+async fn changed(anothers: &mut watch::Receiver<bool>) {
+    if anothers.changed().await.is_err() {
+        // The daemon ends.
+        std::future::pending().await
+    }
+}
+
+/// The result of installing rules in a pod.
+struct Put {
+    /// That the kernel lacks xt_bpf, if it was tried.
+    missing_match: Option<Error>,
+    /// What was tried last.
+    matcher: Matcher,
+    result: Result<(), Error>,
+}
+
+/// Installs rules by `matcher`, or by tc where the kernel lacks xt_bpf.
+fn put(exemption: &Exemption, netns: &Netns, families: &[Family], matcher: Matcher) -> Put {
+    match exemption.put(netns, families, matcher) {
+        Err(error) if matcher == Matcher::XtBpf && error.is_missing_match() => Put {
+            missing_match: Some(error),
+            matcher: Matcher::Tc,
+            result: exemption.put(netns, families, Matcher::Tc),
+        },
+        result => Put {
+            missing_match: None,
+            matcher,
+            result,
+        },
     }
 }
 
@@ -205,54 +427,36 @@ fn by_family(addresses: &[IpAddr]) -> impl Iterator<Item = (Family, IpAddr)> + '
     Family::ALL.into_iter().filter_map(first)
 }
 
-/// Installs our rules for the pod's address families, on a thread that may block in the kernel.
+/// Whether a trial has passed.
 ///
 /// # Errors
-/// The path that serves the pod instead, as from [`judge`].
-async fn put(
-    exemption: Arc<Exemption>,
-    netns: Arc<Netns>,
-    addresses: &[IpAddr],
-) -> Result<(), Path> {
-    let families: Vec<Family> = by_family(addresses).map(|(family, _)| family).collect();
-    let put = tokio::task::spawn_blocking(move || {
-        families
-            .into_iter()
-            .try_for_each(|family| exemption.put(&netns, family))
-    });
-    match put.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error @ Error::Missing { .. })) => Err(Path::Handler(error.told())),
-        Ok(Err(error)) => Err(Path::Fallback(error.told())),
-        Err(error) => Err(Path::Fallback(format!(
-            "installing rules in the pod failed: {error}"
-        ))),
-    }
-}
-
-/// Which path serves a pod after a trial: [`Path::Fallback`] if it proved nothing, which for a pod in which no trial has passed
+/// The path that serves the pod instead: [`Path::Fallback`] if the trial proved nothing, which for a pod in which none has passed
 /// means the handler.
-fn judge(trial: Trial) -> Path {
-    Path::Handler(match trial {
-        Trial::Passed => return Path::Kernel,
+fn judge(trial: Trial, matcher: Matcher) -> Result<(), Path> {
+    Err(Path::Handler(match trial {
+        Trial::Passed => return Ok(()),
         Trial::Captured { port } => format!(
             "a trial connection from the node to its port {port}, on which nothing listens, was accepted: a rule of \
-             the mesh captures it despite our rules"
+             the mesh captures it despite our rules{}",
+            match matcher {
+                Matcher::XtBpf => "",
+                Matcher::Tc => ", or another tc program in the pod ends the run before ours",
+            }
         ),
         Trial::NotMet => {
             "a trial connection from the node did not reach our rules with its original address: \
              the node or network changes the address (SNAT)"
                 .to_owned()
         }
-        Trial::Unproven(why) => return Path::Fallback(why),
-    })
+        Trial::Unproven(why) => return Err(Path::Fallback(why)),
+    }))
 }
 
 /// Time until the next trial: short while a pod is starting, and longer later, but without end, because the rules of a
 /// running pod may change.
 fn until_next(path: &Path, attempt: u32) -> Duration {
     match path {
-        Path::Kernel => Duration::from_secs(30),
+        Path::Kernel(_) => Duration::from_secs(30),
         Path::Fallback(_) | Path::Handler(_) => Duration::from_millis(100 << attempt.min(8)),
     }
 }
@@ -263,12 +467,13 @@ mod tests {
 
     #[test]
     fn only_a_trial_that_passes_takes_the_kernel_path() {
-        assert_eq!(judge(Trial::Passed), Path::Kernel);
+        let judge = |trial| judge(trial, Matcher::Tc);
+        assert_eq!(judge(Trial::Passed), Ok(()));
         for trial in [Trial::Captured { port: 65_535 }, Trial::NotMet] {
-            assert!(matches!(judge(trial), Path::Handler(_)));
+            assert!(matches!(judge(trial), Err(Path::Handler(_))));
         }
         let unproven = judge(Trial::Unproven("no answer".to_owned()));
-        assert!(matches!(unproven, Path::Fallback(_)));
+        assert!(matches!(unproven, Err(Path::Fallback(_))));
     }
 
     #[test]

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use kernel::kubelet::{Finder, Kubelet};
 use kernel::maps::ProgramConfig;
-use kernel::programs::Programs;
+use kernel::programs::{AnswerIs, Programs};
 use serve::metrics::Metrics;
+use support::missing::{Missing, Part};
 use support::readiness::{BlockReady, Readiness};
 
 /// Interval between looks. The programs must be attached to a restarted kubelet within 100 ms; a look at an unchanged
@@ -40,11 +42,19 @@ pub struct Attachment {
     pub draining: bool,
     /// Shared with the handler: [`Kubelet::is_shared_process`].
     shared_process: Arc<AtomicBool>,
+    /// Shared with the kernel path: [`Programs::rules_are_anothers`].
+    anothers: watch::Sender<bool>,
+    missing: Missing,
 }
 
 impl Attachment {
     /// Loaded programs that are not attached yet.
-    pub fn new(programs: Programs, shared_process: Arc<AtomicBool>) -> Self {
+    pub fn new(
+        programs: Programs,
+        shared_process: Arc<AtomicBool>,
+        anothers: watch::Sender<bool>,
+        missing: Missing,
+    ) -> Self {
         Self {
             programs,
             kubelet: None,
@@ -53,6 +63,22 @@ impl Attachment {
             trouble: None,
             draining: false,
             shared_process,
+            anothers,
+            missing,
+        }
+    }
+
+    /// Finds out whether another daemon maintains the rules in pods. To be called every few seconds.
+    pub fn look_for_another(&self) {
+        let now = self.programs.rules_are_anothers();
+        if self
+            .anothers
+            .send_if_modified(|was| std::mem::replace(was, now) != now)
+        {
+            match now {
+                true => tracing::info!("another daemon maintains the rules of the kernel path"),
+                false => tracing::info!("this daemon maintains the rules of the kernel path"),
+            }
         }
     }
 
@@ -94,9 +120,19 @@ impl Attachment {
             .as_ref()
             .is_none_or(|old| old.cgroup_id != kubelet.cgroup_id);
         if moved {
+            // The handler serves all pods of a kubelet whose process contains an API server, which receives many packets.
+            let answer = match shared_process {
+                true => AnswerIs::LeftOut,
+                false => AnswerIs::Attached,
+            };
             self.programs
-                .attach(&kubelet.cgroup)
+                .attach(&kubelet.cgroup, answer)
                 .map_err(|error| error.told())?;
+            self.read_answers(config)?;
+            // Pods that could not have the kernel path without the kubelet are tried again at once.
+            let _before = self
+                .anothers
+                .send_replace(self.programs.rules_are_anothers());
         }
         tracing::info!(
             pid = kubelet.pid,
@@ -118,6 +154,21 @@ impl Attachment {
         self.kubelet = Some(kubelet);
         self.since = Some(Instant::now());
         self.trouble = None;
+        Ok(())
+    }
+
+    /// Sets in the programs' configuration whether program `answer` is attached, and reports if it is missing.
+    fn read_answers(&self, config: &ProgramConfig) -> Result<(), String> {
+        let reads_answers = u8::from(self.programs.reads_answers());
+        config
+            .update(|config| config.reads_answers = reads_answers)
+            .map_err(|error| {
+                format!("cannot set in the programs' configuration which answers are read: {error}")
+            })?;
+        match self.programs.answer_trouble() {
+            Some(why) => self.missing.note(Part::Answers, why),
+            None => self.missing.clear(Part::Answers),
+        }
         Ok(())
     }
 }

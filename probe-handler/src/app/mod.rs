@@ -3,18 +3,31 @@
 //! The main thread follows pods, namespaces and the kubelet and serves the admin socket. The handler's threads do nothing
 //! but answer probes, so that parsing a thousand manifests delays none. ARCHITECTURE.md lists all threads.
 
+mod canary_trial;
 pub mod cleanup;
 mod costs;
+mod follower;
 mod handler_thread;
+mod history;
+mod kernel_log;
 mod kernel_path;
 mod kubelet_task;
+mod node_task;
+mod observe_task;
 mod outcome_task;
+mod own_redirects;
 mod pace;
 mod pending_pods;
+mod pins_task;
 mod pod_look;
+mod pod_source;
 mod pod_task;
 mod pod_work;
+mod pods_state;
+mod privileges;
 mod registry_task;
+mod report_task;
+mod settings;
 mod shutdown;
 mod status;
 pub mod webhook;
@@ -30,35 +43,44 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::cli::config::{AgentConfig, KubeletConfig, PodSource};
+use crate::cli::logging::LogFilter;
 use crate::observe::admin::{Admin, BoundAdmin};
-use crate::observe::collectors::{register_kernel_counters, register_readiness, register_watches};
+use crate::observe::collectors::{
+    register_events, register_kernel_counters, register_readiness, register_settings,
+    register_watches,
+};
+use crate::observe::process;
 use crate::observe::rendering::Rendering;
 use crate::observe::turns::Turns;
+use compare::pods::ObservedPods;
 use handler_thread::HandlerThread;
+use history::{Histories, Keeper};
+use kernel::exemption::Exemption;
 use kernel::kubelet::{Error as KubeletError, Finder, Search};
 use kernel::locate::Locator;
-use kernel::maps::{ConnectingMap, CounterMap, ProgramConfig};
+use kernel::maps::{CounterMap, ProgramConfig};
 use kernel::netns::Netns;
 use kernel::pins::Pins;
 use kernel::programs::{Error as ProgramsError, LoadOptions, Maps, Programs};
-use kernel::{capabilities, dial, scheduling};
+use kernel::{capabilities, scheduling};
 use kernel_path::KernelPath;
 use kubelet_task::Attachment;
+use observe_task::Observer;
 use outcome_task::Outcomes;
-use pods::scope::Selection;
+use pods_state::PodsState;
+use privileges::{check_privileges, raise_descriptor_limit};
 use reconcile::registry::Registry;
-use registry_task::{PodsState, RegistryTask};
+use registry_task::{FirstPods, RegistryTask};
+use report::outcome::Outcomes as EventOutcomes;
 use serve::Handler;
 use serve::metrics::{Metrics, PREFIX};
 use serve::pulse::Pulse;
 use serve::reserve::Reserve;
 use serve::slow_lane::SlowLane;
 use serve::table::EndpointTable;
+use settings::{Applies, LiveSettings};
 use shutdown::Shutdown;
 use sources::kube::health::Health;
-use sources::kube::last_known::LastKnown;
-use sources::source::SourceEvent;
-use sources::{dir, kube};
 use support::missing::Missing;
 use support::readiness::{BlockReady, Readiness};
 
@@ -68,8 +90,6 @@ const CHANNEL: usize = 64;
 
 /// Maximum time that pending reads have at the end.
 const LAST_READS: Duration = Duration::from_millis(500);
-/// Interval between looks at the pins of the kernel path.
-const PINS: Duration = Duration::from_secs(2);
 
 /// The programs and their maps, if they could be loaded.
 type LoadResult = Result<(Programs, Maps, Option<String>), ProgramsError>;
@@ -78,11 +98,11 @@ type LoadResult = Result<(Programs, Maps, Option<String>), ProgramsError>;
 type Tasks = JoinSet<anyhow::Result<()>>;
 
 /// Builds the daemon and runs it until a signal stops it and it has drained. `missing` lists the parts that it runs
-/// without.
+/// without; `log` changes the filter of the log.
 ///
 /// # Errors
 /// The start failed (with what to do next), or a part of the daemon ended (after the drain).
-pub fn run(config: AgentConfig, missing: Missing) -> anyhow::Result<()> {
+pub fn run(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow::Result<()> {
     // Before other threads start, because they inherit it.
     if let Err(error) = scheduling::ask_for_short_slices() {
         tracing::debug!(%error, "no short time slices");
@@ -95,7 +115,7 @@ pub fn run(config: AgentConfig, missing: Missing) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         let mut stop = Shutdown::new()?;
         let daemon = tokio::select! {
-            daemon = build(config, missing) => daemon?,
+            daemon = build(config, missing, log) => daemon?,
             _ = stop.signal() => return Ok(()),
         };
         daemon.serve(&mut stop).await
@@ -113,12 +133,15 @@ struct Daemon {
     handler: HandlerThread,
     program_config: ProgramConfig,
     admin: BoundAdmin,
-    drain_timeout: Duration,
+    history: Keeper,
+    settings: Arc<LiveSettings>,
     tasks: Tasks,
 }
 
-async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> {
+async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow::Result<Daemon> {
     let started = Instant::now();
+    let settings = Arc::new(LiveSettings::read(&config, log));
+    let config = config.with(settings.now());
     check_privileges()?;
     raise_descriptor_limit();
     let own_netns = Netns::current().context("cannot open the node's network namespace")?;
@@ -132,6 +155,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let loading = load(LoadOptions {
         endpoints_capacity: config.endpoints_capacity,
         pins: pins.clone(),
+        kernel_path: config.kernel_path,
     })?;
     let locator = Locator::new(config.cgroup_root.as_deref())?;
 
@@ -139,12 +163,18 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let kubelet_ready = readiness.block(kubelet_task::AWAITED);
     let pods_ready = readiness.block("pods read");
 
-    let mut metrics_registry = MetricsRegistry::with_prefix(PREFIX);
-    let metrics = Arc::new(Metrics::new(&mut metrics_registry));
+    let mut metrics_registry = MetricsRegistry::default();
+    process::register(&mut metrics_registry);
+    let own_metrics = metrics_registry.sub_registry_with_prefix(PREFIX);
+    let metrics = Arc::new(Metrics::new(own_metrics));
+    let comparisons = compare::metrics::Metrics::new(own_metrics);
     let table = Arc::new(EndpointTable::default());
-    let shared = Arc::new(Mutex::new(PodsState::new(Registry::waiting(Arc::clone(
-        &table,
-    )))));
+    let history_path = Keeper::path_for(&config.admin_socket);
+    let shared = Arc::new(Mutex::new(PodsState::new(
+        Registry::waiting(Arc::clone(&table)),
+        Histories::load(&history_path),
+    )));
+    let history = Keeper::new(history_path, Arc::clone(&shared), Arc::clone(&metrics));
 
     let mut tasks = Tasks::new();
     spawn(&mut tasks, locator.keep(missing.clone()));
@@ -155,14 +185,20 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let kernel_path_ready = config.kernel_path.then_some(kernel_path_ready);
     let (standing, stand) = oneshot::channel();
     let (excluded, too_costly) = mpsc::unbounded_channel();
+    let (refused, refusals) = mpsc::channel(CHANNEL);
+    let observed = Arc::new(ObservedPods::default());
+    let observer = Observer::new(Arc::clone(&locator), comparisons, Arc::clone(&observed));
     let registry = RegistryTask::new(
         Arc::clone(&shared),
         Arc::clone(&metrics),
         locator,
         kernel_path_watch,
-        pods_ready,
-        too_costly,
-        standing,
+        observer,
+        FirstPods {
+            looked_at: pods_ready,
+            in_place: standing,
+        },
+        (too_costly, refusals),
     );
     spawn(&mut tasks, registry.run(from_source));
     let parts = (Arc::clone(&watch_health), missing.clone());
@@ -171,7 +207,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     if matches!(config.pods, PodSource::Kubernetes { .. })
         && let Some((parts, events)) = source.take()
     {
-        start_source(&config, &readiness, parts, events, &mut tasks).await?;
+        pod_source::start(&config, &settings, &readiness, parts, events, &mut tasks).await?;
     }
     let (mut programs, maps, unusable) = loading
         .await
@@ -183,30 +219,35 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     if let Some(trouble) = &kernel_path_trouble {
         tracing::warn!("{trouble}");
     }
-    if config.kernel_log {
-        log_from_kernel(&mut programs, &maps.config)?;
-    }
+    kernel_log::read(&mut programs, &config)?;
 
+    let event_outcomes = Arc::new(EventOutcomes::default());
     register(
-        &mut metrics_registry,
+        own_metrics,
         &config,
         &readiness,
         &watch_health,
         &maps.counters,
+        &settings,
+        &event_outcomes,
     );
     // Endpoints have no effect before the programs are attached.
     shared.lock().registry.begin(maps.endpoints);
 
     // Until the kubelet's process is found it counts as shared, so the handler serves all pods.
     let shared_process = Arc::new(AtomicBool::new(true));
-    if let Some(ready) = kernel_path_ready {
-        let kernel_path = kernel_path(
-            &config,
-            &programs,
-            pins.as_ref(),
+    let (anothers, rules_are_anothers) = watch::channel(programs.rules_are_anothers());
+    if let Some(ready) = &kernel_path_ready {
+        let (exemption, succeeds) = exemption(&programs, pins.as_ref())?;
+        let kernel_path = Arc::new(KernelPath::new(
+            exemption,
             maps.connecting,
-            &shared_process,
-        )?;
+            config.http,
+            Arc::clone(&shared_process),
+            succeeds,
+            rules_are_anothers,
+            config.kernel_path_tc,
+        ));
         let _ = ready.send(Some(kernel_path));
     }
     let (slow, slow_connections) = SlowLane::new();
@@ -224,6 +265,7 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     });
     let handler = HandlerThread::start(handler, slow_connections, config.handler_port, &missing)?;
     let outlive_ns = u64::try_from(config.outlive.as_nanos())?;
+    let verbose = config.kernel_log;
     let heartbeat_timeout_ns = u64::try_from(config.heartbeat_timeout.as_nanos())?;
     maps.config.update(|config| {
         config.handler_port_v4 = handler.port_v4();
@@ -231,27 +273,41 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         config.netns_cookie = own_netns.cookie().unwrap_or_default();
         config.heartbeat_timeout_ns = heartbeat_timeout_ns;
         config.outlive_ns = outlive_ns;
+        config.verbose = u8::from(verbose);
     })?;
 
-    let attachment = Arc::new(Mutex::new(Attachment::new(programs, shared_process)));
-
-    let status = status::Reporter {
+    let attachment = Attachment::new(programs, shared_process, anothers, missing.clone());
+    let attachment = Arc::new(Mutex::new(attachment));
+    let status = Arc::new(status::Reporter {
         started,
         config: config.clone(),
         readiness: readiness.clone(),
         missing: missing.clone(),
         attachment: Arc::clone(&attachment),
         shared: Arc::clone(&shared),
+        observed,
         handler: handler.addresses(),
         counters: Arc::clone(&maps.counters),
         kernel_path_trouble,
-    };
+        settings: Arc::clone(&settings),
+    });
+    if config.events {
+        let reports = report_task::Reports::new(&status, &shared, &metrics, &event_outcomes);
+        let _ = tasks.spawn(reports.send(config.clone()));
+    }
+    if config.node_condition || config.startup_taint.is_some() {
+        let alive = handler.alive(config.heartbeat_timeout);
+        let reporting = node_task::run(config.clone(), readiness.clone(), move || alive.check());
+        let _ = tasks.spawn(reporting);
+    }
     let outcomes = Arc::new(Outcomes {
         ring: maps.outcomes,
         table,
         metrics: Arc::clone(&metrics),
+        refused,
     });
     let noting = Arc::clone(&outcomes);
+    let (explaining, explained) = (Arc::clone(&outcomes), Arc::clone(&status));
     let admin = Admin {
         metrics: Rendering::new(Arc::new(metrics_registry)),
         readiness: readiness.clone(),
@@ -263,7 +319,14 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
             noting.note();
             status.report()
         }),
-        config_json: config.to_json(),
+        explain: Box::new(move |namespace, name| {
+            explaining.note();
+            explained.explain(namespace, name)
+        }),
+        config_json: Box::new({
+            let (config, settings) = (config.clone(), Arc::clone(&settings));
+            move || config.clone().with(settings.now()).to_json()
+        }),
         turns: Turns::default(),
     }
     .bind(config.admin_addr, &config.admin_socket, missing.clone());
@@ -275,28 +338,19 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
     let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
 
     spawn(&mut tasks, async move { outcomes.follow().await });
+    spawn(&mut tasks, history.clone().keep());
     if let Some((parts, events)) = source.take() {
-        start_source(&config, &readiness, parts, events, &mut tasks).await?;
+        pod_source::start(&config, &settings, &readiness, parts, events, &mut tasks).await?;
     }
-    let adopting = Arc::clone(&attachment);
     let unwanted = (!config.kernel_path).then(|| config.bpffs.clone());
-    spawn(&mut tasks, async move {
-        if stand.await.is_ok() {
-            adopting.lock().programs.adopt();
-            let mut looks = tokio::time::interval(PINS);
-            let mut is_reported = false;
-            loop {
-                let _ = looks.tick().await;
-                match &unwanted {
-                    Some(pins) => is_reported = !remove_pins(pins, is_reported),
-                    None => adopting.lock().programs.keep_pins(),
-                }
-            }
-        }
-        // The registry is gone.
-        std::future::pending().await
-    });
+    let pinning = pins_task::run(Arc::clone(&attachment), unwanted, stand);
+    spawn(&mut tasks, pinning);
     let program_config = maps.config.clone();
+    let applies = Applies {
+        program_config: program_config.clone(),
+        kernel_path: kernel_path_ready,
+    };
+    spawn(&mut tasks, settings::follow(Arc::clone(&settings), applies));
     let following = kubelet_task::run(
         Arc::clone(&attachment),
         maps.config,
@@ -322,28 +376,10 @@ async fn build(config: AgentConfig, missing: Missing) -> anyhow::Result<Daemon> 
         handler,
         program_config,
         admin,
-        drain_timeout: config.drain_timeout,
+        history,
+        settings,
         tasks,
     })
-}
-
-/// Removes the pins of an earlier daemon that used the kernel path, which this one does not use. Its programs then end
-/// with it. Returns whether there are none left; logs a failure unless it `is_reported`.
-fn remove_pins(pins: &std::path::Path, is_reported: bool) -> bool {
-    let removed = kernel::pins::remove_all(pins);
-    match &removed {
-        Ok(true) => tracing::info!(
-            pins = %pins.display(),
-            "removed the kernel path of an earlier daemon, because --kernel-path is false"
-        ),
-        Err(error) if !is_reported => tracing::warn!(
-            pins = %pins.display(),
-            %error,
-            "the kernel path of an earlier daemon remains: run `probe-handler cleanup` on the node"
-        ),
-        Ok(false) | Err(_) => {}
-    }
-    removed.is_ok()
 }
 
 /// Loads the programs on a separate thread, which then ends. Unlike the threads for blocking work, it keeps all
@@ -360,14 +396,8 @@ fn load(options: LoadOptions) -> anyhow::Result<oneshot::Receiver<LoadResult>> {
     Ok(loaded)
 }
 
-/// The kernel path for all pods.
-fn kernel_path(
-    config: &AgentConfig,
-    programs: &Programs,
-    pins: Option<&Pins>,
-    connecting: Arc<ConnectingMap>,
-    shared_process: &Arc<AtomicBool>,
-) -> anyhow::Result<Arc<KernelPath>> {
+/// What installs rules in pods, and whether an earlier daemon's kernel path is still there.
+fn exemption(programs: &Programs, pins: Option<&Pins>) -> anyhow::Result<(Exemption, bool)> {
     let mut exemption = programs
         .exemption()
         .map_err(|error| anyhow::anyhow!(error.told()))?;
@@ -376,54 +406,7 @@ fn kernel_path(
         let error = anyhow::Error::from(error);
         tracing::warn!("cannot pin the program that the rules in pods call: {error:#}");
     }
-    Ok(Arc::new(KernelPath::new(
-        exemption,
-        connecting,
-        config.http,
-        Arc::clone(shared_process),
-        succeeds,
-    )))
-}
-
-/// Starts the source of pods, which sends `events`.
-async fn start_source(
-    config: &AgentConfig,
-    readiness: &Readiness,
-    (health, missing): (Arc<Health>, Missing),
-    events: mpsc::Sender<SourceEvent>,
-    tasks: &mut Tasks,
-) -> anyhow::Result<()> {
-    match &config.pods {
-        PodSource::Dir(path) => {
-            let path = path.clone();
-            let selection = Selection {
-                scope: config.scope,
-                namespace_exempt: None,
-            };
-            let _ = tasks.spawn(async move {
-                dir::run(path, selection, events, missing)
-                    .await
-                    .context("the source of pods ended")
-            });
-        }
-        PodSource::Kubernetes { node, last_known } => {
-            let client = kube::client::connect().await?;
-            let options = kube::Options {
-                node: node.clone(),
-                scope: config.scope,
-                timeouts: support::backoff::Timeouts::default(),
-                last_known: last_known
-                    .clone()
-                    .map(|path| LastKnown::new(path, node.clone(), missing)),
-            };
-            let listed = readiness.block("pods listed from the API server");
-            let _ = tasks.spawn(async move {
-                kube::run(client, options, health, listed, events).await;
-                Ok(())
-            });
-        }
-    }
-    Ok(())
+    Ok((exemption, succeeds))
 }
 
 impl Daemon {
@@ -465,16 +448,18 @@ impl Daemon {
             }
         }
         let _ = self.metrics.attached.set(0);
+        let drain_timeout = self.settings.now().drain_timeout;
         let drained = self.handler.drain();
         tokio::select! {
             () = drained => tracing::info!("drained"),
-            () = tokio::time::sleep(self.drain_timeout) => {
-                tracing::warn!(timeout = ?self.drain_timeout, "drain timeout: aborting in-flight checks");
+            () = tokio::time::sleep(drain_timeout) => {
+                tracing::warn!(timeout = ?drain_timeout, "drain timeout: aborting in-flight checks");
             }
             signal = stop.signal() => tracing::warn!(signal, "second signal: aborting in-flight checks"),
         }
         self.attachment.lock().programs.leave();
         self.tasks.abort_all();
+        self.history.save();
         let _ = admin_stop.send(());
         // The server removes the socket file; a client that keeps its connection open can't delay that.
         let _ = tokio::time::timeout(Duration::from_secs(1), admin).await;
@@ -490,31 +475,6 @@ fn send_nothing_more(config: &ProgramConfig) {
     }
 }
 
-/// Raises the limit of open descriptors to the hard limit: a pod needs three, an in-flight check two more, and
-/// the usual soft limit of 1,024 exists for programs that use select(2).
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open descriptors");
-    }
-}
-
-fn check_privileges() -> anyhow::Result<()> {
-    let mut troubles: Vec<String> = capabilities::missing()
-        .into_iter()
-        .map(|need| format!("{} is missing (to {})", need.capability, need.reason))
-        .collect();
-    troubles.extend(dial::unsuitable_group());
-    anyhow::ensure!(
-        troubles.is_empty(),
-        "missing privileges: {}; run this as root in a privileged container, and see `probe-handler preflight`",
-        troubles.join("; ")
-    );
-    Ok(())
-}
-
 /// Registers the metrics whose values are read at each scrape.
 fn register(
     registry: &mut MetricsRegistry,
@@ -522,10 +482,19 @@ fn register(
     readiness: &Readiness,
     watch_health: &Arc<Health>,
     counters: &Arc<CounterMap>,
+    settings: &Arc<LiveSettings>,
+    event_outcomes: &Arc<EventOutcomes>,
 ) {
     let counters = Arc::clone(counters);
     register_kernel_counters(registry, Arc::new(move || counters.read()));
     register_readiness(registry, readiness.clone());
+    if config.settings.is_some() {
+        let settings = Arc::clone(settings);
+        register_settings(registry, Arc::new(move || settings.reloads()));
+    }
+    if config.events {
+        register_events(registry, Arc::clone(event_outcomes));
+    }
     if matches!(config.pods, PodSource::Kubernetes { .. }) {
         register_watches(registry, Arc::clone(watch_health));
     }
@@ -576,22 +545,4 @@ pub fn search(kubelet: &KubeletConfig) -> Search {
         cgroup: kubelet.cgroup.clone(),
         allow_root: kubelet.allow_root_cgroup,
     }
-}
-
-/// Enables the programs' log of each decision, by aya-log.
-fn log_from_kernel(programs: &mut Programs, config: &ProgramConfig) -> anyhow::Result<()> {
-    use tokio::io::unix::AsyncFd;
-    config.update(|config| config.verbose = 1)?;
-    let logger = programs.logger().context("cannot read the programs' log")?;
-    // SAFETY: the logger keeps the ring buffer's descriptor open until it is dropped, and `AsyncFd` owns the
-    // logger.
-    let mut logger = unsafe { AsyncFd::register(logger) }
-        .map_err(|error| anyhow::anyhow!("cannot watch the programs' log: {error}"))?;
-    let _reader = tokio::spawn(async move {
-        while let Ok(mut ready) = logger.readable_mut().await {
-            ready.get_inner_mut().flush();
-            ready.clear_ready();
-        }
-    });
-    Ok(())
 }

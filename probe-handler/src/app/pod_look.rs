@@ -1,8 +1,10 @@
 //! Looks into a pod's network namespace: its addresses, its loopback interface, and where a canary dial may go.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use super::own_redirects::AT_ONCE;
 use kernel::address_watch::AddressWatch;
 use kernel::addresses::{self, Routes};
 use kernel::canary::{Canary, Plan, plans};
@@ -10,6 +12,7 @@ use kernel::dial::localhost_of;
 use kernel::loopback;
 use kernel::netns::Netns;
 use kernel::nsid::Nsids;
+use kernel::sockdiag::Listeners;
 use model::Pod;
 
 /// Number of addresses of a pod that are read: a process that may configure its interfaces can add any number.
@@ -28,6 +31,8 @@ pub(super) struct Seen {
     pub(super) lo_up: bool,
     /// How to make a canary dial in each address family.
     pub(super) plans: Vec<Plan>,
+    /// Probed ports of the app at which nothing listens, at the first address of each family; not more than can be tried.
+    pub(super) unheard: Vec<SocketAddr>,
 }
 
 /// Reads the state of a pod's network namespace. This takes long if the namespace contains much.
@@ -39,6 +44,7 @@ pub(super) fn look(netns: &Netns, pod: &Pod) -> io::Result<Seen> {
         addresses.iter().find(|ip| ip.is_ipv6()),
     ];
     let families = families.into_iter().flatten().copied();
+    let unheard = unheard(netns, pod, families.clone());
     let families: Vec<IpAddr> = match pod.localhost {
         true => families.map(localhost_of).collect(),
         false => families.collect(),
@@ -52,7 +58,25 @@ pub(super) fn look(netns: &Netns, pod: &Pod) -> io::Result<Seen> {
         all,
         lo_up,
         plans,
+        unheard,
     })
+}
+
+fn unheard(netns: &Netns, pod: &Pod, addresses: impl Iterator<Item = IpAddr>) -> Vec<SocketAddr> {
+    let rewritten = pod.rewritten.as_ref().map(|rewritten| rewritten.port);
+    let ports = pod.probes.iter().map(|probe| probe.action.port());
+    let ports: BTreeSet<u16> = ports.filter(|port| Some(*port) != rewritten).collect();
+    let Ok(listeners) = Listeners::of(netns) else {
+        return Vec::new();
+    };
+    let all = addresses.flat_map(|address| {
+        ports
+            .iter()
+            .map(move |port| SocketAddr::new(address, *port))
+    });
+    all.filter(|at| matches!(listeners.has(*at), Ok(false)))
+        .take(AT_ONCE)
+        .collect()
 }
 
 /// The addresses at which a pod may be served: those of its interfaces, except the node's own, which a pod that may

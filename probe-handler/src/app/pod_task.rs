@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::canary_trial::{Trial, both, until_next};
 use super::costs::Costs;
 use super::kernel_path::{self, Keeping, KernelPath, KernelPathWatch};
+use super::own_redirects::{OwnRedirects, Site};
 use super::pace::Pace;
 use super::pod_look::{Seen, look, subscribe};
 use super::pod_work::{Permit, PodPool, PodWork, Turn};
@@ -22,6 +24,7 @@ use kernel::locate::{Locator, Placement};
 use kernel::netns::Netns;
 use model::Pod;
 use model::netns::NetnsId;
+use reconcile::redirects::Redirects;
 
 /// Interval between looks for a namespace that does not exist yet.
 const SEARCH_PERIOD: Duration = Duration::from_millis(50);
@@ -33,7 +36,7 @@ const UNSURE_PERIOD: Duration = Duration::from_secs(1);
 
 /// How long a pod waits for a thread that dials before it is served without a canary. The dials of other pods, whose
 /// rules may cost seconds, can't delay it for longer.
-const QUEUED: Duration = Duration::from_millis(100);
+pub(super) const QUEUED: Duration = Duration::from_millis(100);
 
 /// Why the kernel path does not serve a pod.
 const LOCALHOST_ONLY: &str =
@@ -61,32 +64,8 @@ pub enum PodChange {
     Canary(Trial),
     /// The path that serves it is now known, or has changed.
     Path(kernel_path::Path),
-}
-
-/// The result of a canary dial, or why none was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trial {
-    /// The result.
-    pub canary: Canary,
-    /// The processor time of the most expensive dial; None: no dial was made.
-    pub cost: Option<Duration>,
-    /// The cost of a dial, if it is too much: see [`Costs`].
-    pub too_much: Option<Duration>,
-}
-
-impl Trial {
-    fn unproven(why: &str) -> Self {
-        Self {
-            canary: Canary::Unproven(why.to_owned()),
-            cost: None,
-            too_much: None,
-        }
-    }
-
-    /// Whether it means the same as `other`. The exact costs are ignored, because they always differ.
-    fn is_as(&self, other: &Self) -> bool {
-        self.canary == other.canary && self.too_much.is_some() == other.too_much.is_some()
-    }
+    /// Its own rules redirect other ports than before.
+    Redirects(Redirects),
 }
 
 /// Where a pod is.
@@ -108,15 +87,19 @@ pub struct Place {
     pub trial: Trial,
     /// Which path serves it, if that is known already.
     pub path: Option<kernel_path::Path>,
+    /// The ports that its own rules redirect.
+    pub redirects: Redirects,
 }
 
-/// Follows `pod` and sends `events`, until the task is aborted or the receiver is dropped.
+/// Follows `pod` and sends `events`, until the task is aborted, the receiver is dropped, or the pod is `withdrawn`: then our
+/// rules in it are removed.
 pub async fn run(
     pod: Arc<Pod>,
     generation: u64,
     locator: Arc<Locator>,
     pool: Arc<PodPool>,
     kernel_path: KernelPathWatch,
+    (refusals, withdrawn): (mpsc::Receiver<SocketAddr>, oneshot::Receiver<()>),
     events: mpsc::Sender<Event>,
 ) {
     let follower = Follower {
@@ -124,13 +107,22 @@ pub async fn run(
         generation,
         work: PodWork::new(pool),
         kernel_path,
+        inside: Mutex::default(),
+        refusals: Mutex::new(refusals),
         events,
     };
-    // Returns only when the registry has ended.
-    let _ = match &follower.pod.netns {
-        Some(path) => follower.follow_path(path).await,
-        None => follower.follow_cgroup(&locator).await,
+    let follow = async {
+        match &follower.pod.netns {
+            Some(path) => follower.follow_path(path).await,
+            None => follower.follow_cgroup(&locator).await,
+        }
     };
+    tokio::select! {
+        // Returns only when the registry has ended.
+        _ = follow => {}
+        // An error means that the registry has ended, or aborts this task.
+        Ok(()) = withdrawn => follower.remove_rules().await,
+    }
 }
 
 struct Follower {
@@ -138,6 +130,10 @@ struct Follower {
     generation: u64,
     work: PodWork,
     kernel_path: KernelPathWatch,
+    /// The namespace in which the pod is served.
+    inside: Mutex<Option<Arc<Netns>>>,
+    /// Ports that the kubelet could not connect.
+    refusals: Mutex<mpsc::Receiver<SocketAddr>>,
     events: mpsc::Sender<Event>,
 }
 
@@ -158,6 +154,7 @@ impl Follower {
                         closed = self.serve(Arc::new(netns), sandbox) => return closed,
                         why = replaced(path, id) => why,
                     };
+                    *self.inside.lock().await = None;
                     sandbox += 1;
                     self.tell(PodChange::Lost(why)).await?;
                 }
@@ -191,6 +188,7 @@ impl Follower {
                     }
                 }
                 Placement::Nowhere(why) => {
+                    *self.inside.lock().await = None;
                     self.tell(PodChange::Lost(why.to_string())).await?;
                     following.next().await
                 }
@@ -200,8 +198,10 @@ impl Follower {
 
     /// Serves the pod from `netns`, retrying after errors, until the registry has ended.
     async fn serve(&self, netns: Arc<Netns>, sandbox: u64) -> Result<(), Closed> {
+        *self.inside.lock().await = Some(Arc::clone(&netns));
         let mut last_trouble = String::new();
         let mut costs = Costs::default();
+        let mut own = OwnRedirects::default();
         loop {
             let pod = Arc::clone(&self.pod);
             let inside = Arc::clone(&netns);
@@ -224,7 +224,8 @@ impl Follower {
                         sandbox,
                         nsid,
                     };
-                    stay.serve(&watch, &mut costs, seen, turn).await?
+                    stay.serve(&watch, (&mut costs, &mut own), seen, turn)
+                        .await?
                 }
                 Err(error) => {
                     drop(turn);
@@ -236,6 +237,15 @@ impl Follower {
                 last_trouble = trouble;
             }
             sleep_until(Instant::now() + SEARCH_PERIOD).await;
+        }
+    }
+
+    /// Removes our rules from the pod, which is no longer served, and in which other processes may be.
+    async fn remove_rules(&self) {
+        let inside = self.inside.lock().await.take();
+        let kernel_path = self.kernel_path.borrow().clone();
+        if let (Some(netns), Some(kernel_path)) = (inside, kernel_path) {
+            kernel_path.remove(&self.pod.id, &self.work, netns).await;
         }
     }
 
@@ -263,7 +273,7 @@ impl Stay<'_> {
     async fn serve(
         &self,
         watch: &AddressWatch,
-        costs: &mut Costs,
+        (costs, own): (&mut Costs, &mut OwnRedirects),
         mut seen: io::Result<Seen>,
         mut turn: Turn,
     ) -> Result<String, Closed> {
@@ -275,6 +285,7 @@ impl Stay<'_> {
                 all,
                 lo_up,
                 plans,
+                unheard,
             } = match seen {
                 Ok(seen) => seen,
                 Err(error) => return Ok(format!("cannot read its addresses: {error}")),
@@ -294,14 +305,19 @@ impl Stay<'_> {
                         ..Trial::unproven("no dial yet: dials inside other pods take long")
                     }
                 }
-                false => self.dial(plans, permit, turn, costs).await,
+                false => {
+                    let (trial, turn) = self.dial(plans, permit, turn, costs).await;
+                    let due = own.due(unheard, Instant::now());
+                    let _changed = own.try_ports(self.site(), due, Some(turn)).await;
+                    trial
+                }
             };
             let kernel_path = self.kernel_path().await;
             let localhost = self.follower.pod.localhost;
             let mut kept = kernel_path
                 .as_deref()
                 .filter(|_| !localhost)
-                .map(|kernel_path| kernel_path.keep(self.netns, &addresses));
+                .map(|kernel_path| kernel_path.keep(&self.follower.work, self.netns, &addresses));
             let path = match kept.as_mut().filter(|kept| kept.comes_first()) {
                 Some(kept) => Some(kept.next().await),
                 None if localhost && kernel_path.is_some() => {
@@ -318,6 +334,7 @@ impl Stay<'_> {
                 lo_up,
                 trial: last.clone(),
                 path,
+                redirects: own.found().clone(),
             };
             self.follower.tell(PodChange::Placed(place)).await?;
 
@@ -327,29 +344,35 @@ impl Stay<'_> {
             }
             let unsure = sleep_until(Instant::now() + UNSURE_PERIOD);
             tokio::pin!(unsure);
-            let path = self.keep_kernel_path(kept);
-            tokio::pin!(path);
-            loop {
-                tokio::select! {
-                    closed = &mut path => return Err(closed),
-                    changed = watch.changed() => {
-                        if let Err(error) = changed {
-                            return Ok(format!("cannot watch its addresses: {error}"));
+            {
+                // Dropped before the next look: they may hold the turn for which it waits.
+                let path = self.keep_kernel_path(kept);
+                tokio::pin!(path);
+                let redirects = self.keep_redirects(own, &addresses);
+                tokio::pin!(redirects);
+                loop {
+                    tokio::select! {
+                        closed = &mut path => return Err(closed),
+                        closed = &mut redirects => return Err(closed),
+                        changed = watch.changed() => {
+                            if let Err(error) = changed {
+                                return Ok(format!("cannot watch its addresses: {error}"));
+                            }
+                            break;
                         }
-                        pace.wait().await;
-                        break;
-                    }
-                    () = &mut unsure, if !all => break,
-                    again = self.try_again(next_canary, costs), if lo_up => {
-                        attempt += 1;
-                        if !again.is_as(&last) {
-                            self.follower.tell(PodChange::Canary(again.clone())).await?;
+                        () = &mut unsure, if !all => break,
+                        again = self.try_again(next_canary, costs), if lo_up => {
+                            attempt += 1;
+                            if !again.is_as(&last) {
+                                self.follower.tell(PodChange::Canary(again.clone())).await?;
+                            }
+                            next_canary = Instant::now() + until_next(&again, attempt);
+                            last = again;
                         }
-                        next_canary = Instant::now() + until_next(&again, attempt);
-                        last = again;
                     }
                 }
             }
+            pace.wait().await;
             (seen, turn) = self.look().await;
         }
     }
@@ -365,7 +388,7 @@ impl Stay<'_> {
     async fn try_again(&self, when: Instant, costs: &mut Costs) -> Trial {
         sleep_until(when).await;
         match self.look().await {
-            (Ok(seen), turn) => self.dial(seen.plans, None, turn, costs).await,
+            (Ok(seen), turn) => self.dial(seen.plans, None, turn, costs).await.0,
             (Err(error), _) => Trial {
                 too_much: costs.too_much(),
                 ..Trial::unproven(&format!("cannot look into its network namespace: {error}"))
@@ -381,7 +404,7 @@ impl Stay<'_> {
         mut permit: Option<Permit>,
         mut turn: Turn,
         costs: &mut Costs,
-    ) -> Trial {
+    ) -> (Trial, Turn) {
         let mut result = Canary::Unproven("it has no address yet".to_owned());
         let mut dearest = None;
         for plan in plans {
@@ -398,17 +421,40 @@ impl Stay<'_> {
                 }
             }
             result = both(result, one);
-            if matches!(result, Canary::Captured { .. }) {
+            // Either is enough not to serve the pod. More costly dials would only delay the pod's next turn.
+            let is_costly = dearest.is_some_and(|cost| cost > canary::BEARABLE);
+            if is_costly || matches!(result, Canary::Captured { .. }) {
                 break;
             }
         }
         if let Some(cost) = dearest {
             costs.note(cost);
         }
-        Trial {
+        let trial = Trial {
             canary: result,
             cost: dearest,
             too_much: costs.too_much(),
+        };
+        (trial, turn)
+    }
+
+    fn site(&self) -> Site<'_> {
+        Site {
+            work: &self.follower.work,
+            netns: self.netns,
+            pod: &self.follower.pod,
+        }
+    }
+
+    /// Follows the redirects of the pod's own rules until the registry has ended.
+    async fn keep_redirects(&self, own: &mut OwnRedirects, addresses: &[IpAddr]) -> Closed {
+        let mut refusals = self.follower.refusals.lock().await;
+        loop {
+            own.next(self.site(), &mut refusals, addresses).await;
+            let change = PodChange::Redirects(own.found().clone());
+            if let Err(closed) = self.follower.tell(change).await {
+                return closed;
+            }
         }
     }
 
@@ -465,18 +511,6 @@ impl Stay<'_> {
     }
 }
 
-/// The combined result of the canaries of both address families.
-fn both(result: Canary, one: Canary) -> Canary {
-    match (&result, &one) {
-        (Canary::Captured { .. }, _) => result,
-        (_, Canary::Captured { .. }) => one,
-        (Canary::Passed, _) => result,
-        (_, Canary::Passed) => one,
-        (Canary::MeshSilent { .. }, _) => result,
-        _ => one,
-    }
-}
-
 /// Rejects the node's own namespace.
 fn not_the_nodes(netns: Netns) -> io::Result<Netns> {
     if netns.id() == Netns::current()?.id() {
@@ -497,58 +531,5 @@ async fn replaced(path: &Path, id: NetnsId) -> String {
             Ok(_) => return "its network namespace was replaced".to_owned(),
             Err(error) => return format!("its network namespace is gone: {error}"),
         }
-    }
-}
-
-/// Time until the canary is repeated: short while the mesh is still starting, and longer later, but without end, because
-/// the rules of a running pod may change.
-fn until_next(last: &Trial, attempt: u32) -> Duration {
-    match (last.too_much, &last.canary) {
-        (Some(_), _) | (_, Canary::Captured { .. }) => Duration::from_secs(2),
-        (_, Canary::Unproven(_) | Canary::MeshSilent { .. }) => {
-            Duration::from_millis(100 << attempt.min(6))
-        }
-        (_, Canary::Passed) => Duration::from_secs(30),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unproven_canary_is_repeated_soon_and_then_less_often() {
-        let unproven = Trial::unproven("");
-        assert_eq!(until_next(&unproven, 0), Duration::from_millis(100));
-        assert_eq!(until_next(&unproven, 100), Duration::from_millis(6_400));
-        let captured = Trial {
-            canary: Canary::Captured { port: 1 },
-            ..unproven.clone()
-        };
-        assert_eq!(until_next(&captured, 9), Duration::from_secs(2));
-        let costly = Trial {
-            too_much: Some(Duration::from_millis(100)),
-            canary: Canary::Passed,
-            ..unproven
-        };
-        assert_eq!(until_next(&costly, 9), Duration::from_secs(2));
-    }
-
-    #[test]
-    fn one_captured_family_is_enough_to_fail_and_else_one_that_passes_is_enough() {
-        let unproven = || Canary::Unproven("no listener".to_owned());
-        let captured = || Canary::Captured { port: 1 };
-        assert_eq!(both(Canary::Passed, unproven()), Canary::Passed);
-        assert_eq!(both(unproven(), Canary::Passed), Canary::Passed);
-        assert_eq!(both(Canary::Passed, captured()), captured());
-        assert_eq!(both(captured(), Canary::Passed), captured());
-        assert_eq!(both(unproven(), unproven()), unproven());
-        // Istio makes no rules for a pod's second address family, and Envoy does not listen in it.
-        let silent = || Canary::MeshSilent { port: 15_006 };
-        assert_eq!(both(Canary::Passed, silent()), Canary::Passed);
-        assert_eq!(both(silent(), Canary::Passed), Canary::Passed);
-        assert_eq!(both(captured(), silent()), captured());
-        assert_eq!(both(silent(), unproven()), silent());
-        assert_eq!(both(unproven(), silent()), silent());
     }
 }

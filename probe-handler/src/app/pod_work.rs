@@ -75,11 +75,23 @@ impl PodWork {
 
     /// Waits for the pod's turn: its other work is done, and its waiting time is over.
     pub async fn turn(&self) -> Turn {
-        let next = Arc::clone(&self.next).lock_owned().await;
-        sleep_until(*next).await;
+        loop {
+            let turn = self.turn_at_once().await;
+            let next = *turn.next;
+            if next <= Instant::now() {
+                return turn;
+            }
+            // Not while the turn is held: other work of the pod need not wait.
+            drop(turn);
+            sleep_until(next).await;
+        }
+    }
+
+    /// Waits only until the pod's other work is done: for work that is done once for a pod, and on which its probes depend.
+    pub async fn turn_at_once(&self) -> Turn {
         Turn {
-            next,
-            cost: Duration::ZERO,
+            next: Arc::clone(&self.next).lock_owned().await,
+            cost: None,
         }
     }
 }
@@ -88,7 +100,8 @@ impl PodWork {
 /// even if the caller did not wait for the work.
 pub struct Turn {
     next: OwnedMutexGuard<Instant>,
-    cost: Duration,
+    /// None: nothing was done.
+    cost: Option<Duration>,
 }
 
 impl Turn {
@@ -105,7 +118,8 @@ impl Turn {
             let _permit = permit;
             let before = thread_cpu_time();
             let result = work();
-            self.cost += thread_cpu_time().saturating_sub(before);
+            let cost = thread_cpu_time().saturating_sub(before);
+            self.cost = Some(self.cost.unwrap_or_default() + cost);
             (result, self)
         });
         match done.await {
@@ -121,7 +135,10 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *self.next = Instant::now() + rest(self.cost);
+        if let Some(cost) = self.cost {
+            // Work that did not wait does not shorten the waiting time of the work before it.
+            *self.next = (*self.next).max(Instant::now()) + rest(cost);
+        }
     }
 }
 
@@ -160,6 +177,21 @@ mod tests {
         let over = Instant::now();
         drop(work.turn().await);
         assert!(over.elapsed() >= Duration::from_millis(90));
+    }
+
+    #[tokio::test]
+    async fn work_at_once_waits_for_no_time_that_other_work_of_the_pod_waits_for() {
+        let work = PodWork::new(PodPool::new(1));
+        let mut turn = work.turn().await;
+        turn.cost = Some(Duration::from_secs(3600));
+        drop(turn);
+        let mut waiting = std::pin::pin!(work.turn());
+        let soon = Duration::from_millis(1);
+        assert!(tokio::time::timeout(soon, &mut waiting).await.is_err());
+        let mut first = work.turn_at_once().await;
+        first.cost = Some(Duration::ZERO);
+        drop(first);
+        assert!(tokio::time::timeout(soon, &mut waiting).await.is_err());
     }
 
     #[tokio::test]

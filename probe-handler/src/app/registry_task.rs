@@ -1,26 +1,33 @@
 //! Updates the registry from the source of pods, and from the tasks that follow each pod's namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep_until;
 
 use super::CHANNEL;
+use super::canary_trial::{Trial, obstacle};
+use super::follower::Follower;
 use super::kernel_path::{KernelPathWatch, Path};
+use super::observe_task::Observer;
 use super::pending_pods::PendingPods;
 use super::pod_look::LO_DOWN;
-use super::pod_task::{self, Event, Place, PodChange, Trial};
+
+use super::pod_task::{self, Event, Place, PodChange};
 use super::pod_work::PodPool;
+use super::pods_state::PodsState;
 use kernel::canary::Canary;
+use kernel::exemption::Matcher;
 use kernel::locate::Locator;
 use kernel::maps::EndpointMap;
 use model::{Pod, PodId};
-use pods::parse::ParsedPod;
+use pods::select::SelectedPod;
 use probe::dial::Dial;
 use reconcile::path::KernelUse;
 use reconcile::registry::{Obstacle, Placement, PodEntry, Registry};
@@ -29,35 +36,11 @@ use serve::metrics::{Metrics, PodState};
 use sources::source::SourceEvent;
 use support::readiness::BlockReady;
 
-/// Why a pod is not served whose checks cost too much.
+/// Why the handler does not serve a pod whose checks cost too much.
 const CHECKS_COST_TOO_MUCH: &str = "its checks cost more than 250 ms of processor time per second";
 
-/// The state of pods that `status` shows.
-pub struct PodsState {
-    /// Pods, placements and endpoints.
-    pub registry: Registry<EndpointMap>,
-    /// Each pod of the source, served or not.
-    pub parsed: Vec<Arc<ParsedPod>>,
-    /// Problems of the source.
-    pub problems: Vec<String>,
-    /// Last canary of each pod, by UID.
-    pub canaries: BTreeMap<String, (Canary, Instant)>,
-    /// Which path serves each pod, by UID; empty if the kernel path is disabled.
-    pub paths: BTreeMap<String, Path>,
-}
-
-impl PodsState {
-    /// Without pods yet.
-    pub fn new(registry: Registry<EndpointMap>) -> Self {
-        Self {
-            registry,
-            parsed: Vec::new(),
-            problems: Vec::new(),
-            canaries: BTreeMap::new(),
-            paths: BTreeMap::new(),
-        }
-    }
-}
+/// Number of a pod's refused connections that wait for its task.
+const REFUSALS: usize = 16;
 
 /// The task.
 pub struct RegistryTask {
@@ -67,6 +50,7 @@ pub struct RegistryTask {
     pool: Arc<PodPool>,
     /// None: the handler serves all pods.
     kernel_path: KernelPathWatch,
+    observer: Observer,
     followers: BTreeMap<String, Follower>,
     running: JoinSet<()>,
     generation: u64,
@@ -75,26 +59,33 @@ pub struct RegistryTask {
     first_look: Option<BTreeSet<String>>,
     unserved: PendingPods,
     too_costly: mpsc::UnboundedReceiver<PodId>,
+    /// Endpoints that the kubelet could not connect.
+    refusals: mpsc::Receiver<(PodId, SocketAddr)>,
     /// Used when the first pods are in place.
     stand: Option<oneshot::Sender<()>>,
 }
 
-/// The task that follows one pod's namespace.
-struct Follower {
-    generation: u64,
-    abort: AbortHandle,
+/// What waits for the first pods.
+pub struct FirstPods {
+    /// Held until the daemon has looked at each of them: it is not ready before.
+    pub looked_at: BlockReady,
+    /// Used when their endpoints are in place.
+    pub in_place: oneshot::Sender<()>,
 }
 
 impl RegistryTask {
-    /// The daemon is not ready (`pods_ready`) until it has looked at the first pods.
+    /// Without pods yet.
     pub fn new(
         shared: Arc<Mutex<PodsState>>,
         metrics: Arc<Metrics>,
         locator: Arc<Locator>,
         kernel_path: KernelPathWatch,
-        pods_ready: BlockReady,
-        too_costly: mpsc::UnboundedReceiver<PodId>,
-        stand: oneshot::Sender<()>,
+        observer: Observer,
+        first_pods: FirstPods,
+        (too_costly, refusals): (
+            mpsc::UnboundedReceiver<PodId>,
+            mpsc::Receiver<(PodId, SocketAddr)>,
+        ),
     ) -> Self {
         Self {
             shared,
@@ -102,14 +93,16 @@ impl RegistryTask {
             locator,
             pool: PodPool::new(std::thread::available_parallelism().map_or(1, NonZero::get)),
             kernel_path,
+            observer,
             followers: BTreeMap::new(),
             running: JoinSet::new(),
             generation: 0,
-            pods_ready: Some(pods_ready),
+            pods_ready: Some(first_pods.looked_at),
             first_look: None,
             unserved: PendingPods::default(),
             too_costly,
-            stand: Some(stand),
+            refusals,
+            stand: Some(first_pods.in_place),
         }
     }
 
@@ -134,7 +127,15 @@ impl RegistryTask {
                     }
                     self.shared.lock().registry.release();
                 }
+                Ok(()) = self.kernel_path.changed() => self.kernel_path_changed(),
                 Some(pod) = self.too_costly.recv() => self.exclude(&pod),
+                Some((pod, at)) = self.refusals.recv() => {
+                    if let Some(follower) = self.followers.get(&pod.uid) {
+                        // If the channel is full, the next refusal counts.
+                        let _ = follower.refused.try_send(at);
+                    }
+                    continue;
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
                     self.log_unserved();
                     continue;
@@ -155,14 +156,27 @@ impl RegistryTask {
         }
     }
 
-    fn replace(&mut self, parsed: Vec<Arc<ParsedPod>>, events: &mpsc::Sender<Event>) {
+    fn replace(&mut self, parsed: Vec<Arc<SelectedPod>>, events: &mpsc::Sender<Event>) {
         let mut shared = self.shared.lock();
+        let observed = parsed.iter().filter_map(|pod| pod.observed.clone());
+        self.observer.replace(observed.collect());
         let pods: Vec<Arc<Pod>> = parsed.iter().filter_map(|pod| pod.pod.clone()).collect();
         shared.parsed = parsed;
         let replaced = shared.registry.replace(pods);
         for id in &replaced.stopped {
             let _ = shared.canaries.remove(&id.uid);
             let _ = shared.paths.remove(&id.uid);
+        }
+        shared.note_states();
+        let PodsState {
+            registry,
+            histories,
+            ..
+        } = &mut *shared;
+        for pod in &replaced.started {
+            if let Some(entry) = registry.pods().get(&pod.id.uid) {
+                histories.restore(&pod.id.uid, &entry.routes.routes());
+            }
         }
         for entry in shared.registry.pods().values() {
             self.unserved.placed(entry, Instant::now());
@@ -176,11 +190,12 @@ impl RegistryTask {
                 now.is_none_or(|entry| entry.pod.id != *id)
             })
             .collect();
+        let exists: BTreeSet<String> = shared.parsed.iter().map(|pod| pod.id.uid.clone()).collect();
         drop(shared);
 
         for (id, gone) in replaced.stopped.into_iter().zip(gone) {
             if let Some(follower) = self.followers.remove(&id.uid) {
-                follower.abort.abort();
+                follower.end(gone && exists.contains(&id.uid));
             }
             let _ = self.unserved.done(&id.uid);
             if gone {
@@ -203,17 +218,22 @@ impl RegistryTask {
             self.metrics.adopt(&pod.id);
             self.generation += 1;
             let uid = pod.id.uid.clone();
+            let (refused, refusals) = mpsc::channel(REFUSALS);
+            let (withdraw, withdrawn) = oneshot::channel();
             let abort = self.running.spawn(pod_task::run(
                 pod,
                 self.generation,
                 Arc::clone(&self.locator),
                 Arc::clone(&self.pool),
                 self.kernel_path.clone(),
+                (refusals, withdrawn),
                 events.clone(),
             ));
             let follower = Follower {
                 generation: self.generation,
                 abort,
+                refused,
+                withdraw,
             };
             if let Some(old) = self.followers.insert(uid, follower) {
                 old.abort.abort();
@@ -293,6 +313,13 @@ impl RegistryTask {
                 let obstacle = self.note_trial(&mut shared, &pod, true, trial);
                 shared.registry.set_obstacle(&uid, obstacle);
             }
+            PodChange::Redirects(redirects) => {
+                tracing::info!(
+                    pod = %pod.id, ?redirects,
+                    "the pod's own rules redirect ports: their probes are unchanged"
+                );
+                shared.registry.set_redirects(&uid, redirects);
+            }
             PodChange::Path(path) => self.note_path(&mut shared, &pod, path),
             PodChange::Lost(why) => {
                 tracing::debug!(pod = %pod.id, why, "not served");
@@ -308,10 +335,10 @@ impl RegistryTask {
         self.looked_at(Some(&uid));
     }
 
-    /// Stops serving a pod whose checks cost too much, until a canary dial after [`EXCLUDED_FOR`].
+    /// Stops serving a pod in the handler whose checks cost too much, until a canary dial after [`EXCLUDED_FOR`].
     fn exclude(&self, pod: &PodId) {
         let why = CHECKS_COST_TOO_MUCH.to_owned();
-        tracing::warn!(%pod, "not served for {EXCLUDED_FOR:?}: {why}");
+        tracing::warn!(%pod, "the handler does not serve it for {EXCLUDED_FOR:?}: {why}");
         let mut shared = self.shared.lock();
         let known = shared.registry.pods().get(&pod.uid);
         if known.is_some_and(|entry| entry.obstacle.is_none()) {
@@ -326,7 +353,11 @@ impl RegistryTask {
         for line in self.unserved.take(Instant::now()) {
             let known = shared.registry.pods();
             let names = line.pods.iter().filter_map(|uid| known.get(uid));
+            let names = names.filter(|entry| !entry.is_by_kernel_alone());
             let names: Vec<String> = names.map(|entry| entry.pod.id.to_string()).collect();
+            if names.is_empty() {
+                continue;
+            }
             let (pods, why) = (names.join(", "), line.why);
             match line.more {
                 0 => tracing::info!(pods, why, "not served"),
@@ -335,7 +366,7 @@ impl RegistryTask {
         }
     }
 
-    /// Stores a canary's result; returns why the pod must not be served, if so.
+    /// Stores a canary's result; returns why the handler must not serve the pod, if so.
     fn note_trial(
         &self,
         shared: &mut PodsState,
@@ -365,16 +396,16 @@ impl RegistryTask {
             | (Some(Obstacle::Costly(_)), Some(Obstacle::Costly(_))) => {}
             (_, Some(Obstacle::Captured(why))) => {
                 let _ = self.metrics.canary_failures.inc();
-                tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "not served: {why}");
+                tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "the handler does not serve it: {why}");
             }
             (_, Some(Obstacle::Costly(why))) => {
-                tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "not served: {why}");
+                tracing::warn!(pod = %pod.id, mesh = pod.mesh.name(), "the handler does not serve it: {why}");
             }
             (Some(Obstacle::Captured(_)), None) => {
-                tracing::info!(pod = %pod.id, "served again: the canary dial passes");
+                tracing::info!(pod = %pod.id, "the handler serves it again: the canary dial passes");
             }
             (Some(Obstacle::Costly(_)), None) => {
-                tracing::info!(pod = %pod.id, "served again: its dials and checks are cheap");
+                tracing::info!(pod = %pod.id, "the handler serves it again: its dials and checks are cheap");
             }
             _ => {}
         }
@@ -386,12 +417,30 @@ impl RegistryTask {
         kernel_path.and_then(|kernel_path| kernel_path.kernel(path))
     }
 
+    /// What serves HTTP on the kernel path may have changed.
+    fn kernel_path_changed(&self) {
+        let mut shared = self.shared.lock();
+        let PodsState {
+            registry, paths, ..
+        } = &mut *shared;
+        registry.hold();
+        for (uid, path) in &*paths {
+            registry.set_kernel(uid, self.kernel(path));
+        }
+        registry.release();
+    }
+
     /// Sets the path that serves a pod in the registry, and stores it for `status`.
     fn note_path(&self, shared: &mut PodsState, pod: &Pod, path: Path) {
         let kernel = self.kernel(&path);
         shared.registry.set_kernel(&pod.id.uid, kernel);
         match &path {
-            Path::Kernel => tracing::info!(pod = %pod.id, "served by the kernel path"),
+            Path::Kernel(Matcher::XtBpf) => {
+                tracing::info!(pod = %pod.id, "served by the kernel path");
+            }
+            Path::Kernel(Matcher::Tc) => {
+                tracing::info!(pod = %pod.id, "served by the kernel path (tc)");
+            }
             Path::Handler(why) => tracing::info!(pod = %pod.id, why, "served by the handler"),
             Path::Fallback(why) => tracing::info!(
                 pod = %pod.id, why,
@@ -441,35 +490,6 @@ fn state(registry: &Registry<EndpointMap>, entry: &PodEntry) -> PodState {
     }
 }
 
-/// Why a pod must not be served after a look at it and a canary dial, given the previous reason.
-fn obstacle(before: Option<&Obstacle>, lo_up: bool, trial: Trial) -> Option<Obstacle> {
-    if !lo_up {
-        return Some(Obstacle::LoDown(LO_DOWN.to_owned()));
-    }
-    match trial.too_much {
-        Some(cost) => Some(Obstacle::Costly(format!(
-            "its own netfilter rules cost {} ms of processor time per connection",
-            cost.as_millis()
-        ))),
-        None => proven(before, trial.canary),
-    }
-}
-
-/// Why a pod must not be served after a canary dial, given the previous reason.
-fn proven(before: Option<&Obstacle>, canary: Canary) -> Option<Obstacle> {
-    match (canary, before) {
-        (Canary::Passed, _) => None,
-        (Canary::Captured { port }, _) => Some(Obstacle::Captured(format!(
-            "a dial from inside the pod to its port {port}, on which nothing listens, was accepted: a rule \
-             of the mesh captures it"
-        ))),
-        // The dial proves nothing, so the previous result still applies.
-        (Canary::Unproven(_) | Canary::MeshSilent { .. }, before) => before
-            .filter(|before| matches!(before, Obstacle::Captured(_)))
-            .cloned(),
-    }
-}
-
 /// The placement for the registry. A pod that stays in its namespace keeps its dialer, so the handler's endpoints stay the
 /// same.
 fn placement(shared: &PodsState, pod: &Pod, place: Place) -> Placement {
@@ -500,50 +520,6 @@ fn placement(shared: &PodsState, pod: &Pod, place: Place) -> Placement {
         dialer,
         cost,
         kernel,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_captured_pod_is_not_served_until_a_canary_passes() {
-        let unproven = || Canary::MeshSilent { port: 15_006 };
-        let captured = proven(None, Canary::Captured { port: 65_535 });
-        assert!(matches!(captured, Some(Obstacle::Captured(_))));
-        // Unproven canaries in between do not change that.
-        let once = proven(captured.as_ref(), unproven());
-        let twice = proven(once.as_ref(), unproven());
-        assert_eq!(twice, captured);
-        assert_eq!(proven(twice.as_ref(), Canary::Passed), None);
-    }
-
-    #[test]
-    fn a_pod_is_not_served_while_a_dial_costs_too_much_or_lo_is_down() {
-        let trial = |too_much: Option<u64>| Trial {
-            canary: Canary::Passed,
-            cost: None,
-            too_much: too_much.map(Duration::from_millis),
-        };
-        let costly = obstacle(None, true, trial(Some(120)));
-        let Some(Obstacle::Costly(why)) = &costly else {
-            panic!("{costly:?}");
-        };
-        assert!(why.contains("120 ms"), "{why}");
-        let down = obstacle(costly.as_ref(), false, trial(Some(120)));
-        assert!(matches!(down, Some(Obstacle::LoDown(_))), "{down:?}");
-        for before in [costly, down] {
-            assert_eq!(obstacle(before.as_ref(), true, trial(None)), None);
-        }
-    }
-
-    #[test]
-    fn a_pod_is_served_while_its_canary_is_unproven() {
-        let missing = Obstacle::NoNamespace(String::new());
-        let silent = Canary::MeshSilent { port: 15_006 };
-        assert_eq!(proven(Some(&missing), silent), None);
+        redirects: place.redirects,
     }
 }

@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use super::config::{AgentArgs, AgentConfig};
+use super::logging::LogFilter;
 use super::{refuse, service};
 use support::missing::Missing;
 
 /// Validates the configuration and calls `start` with it: see `service::run`.
 pub fn run(
     args: AgentArgs,
-    start: impl FnOnce(AgentConfig, Missing) -> anyhow::Result<()>,
+    start: impl FnOnce(AgentConfig, Missing, LogFilter) -> anyhow::Result<()>,
 ) -> ExitCode {
     let config = match AgentConfig::try_from(args) {
         Ok(config) => config,
@@ -19,5 +20,7 @@ pub fn run(
     let (log_format, log) = (config.log_format, config.log.clone());
     let missing = Missing::default();
     let log = (log_format, log.as_str(), missing.clone());
-    service::run("probe-handler", &text, log, || start(config, missing))
+    service::run("probe-handler", &text, log, |filter| {
+        start(config, missing, filter)
+    })
 }

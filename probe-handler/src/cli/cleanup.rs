@@ -8,8 +8,8 @@ use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::config::{DEFAULT_BPFFS, bpffs};
-use super::output;
 use super::{EXIT_FAILURE, refuse};
+use status_view::output;
 
 /// Flags of `cleanup`.
 #[derive(Debug, Args)]

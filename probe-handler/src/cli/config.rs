@@ -5,6 +5,7 @@
 mod args;
 mod config_errors;
 mod parse;
+pub mod settings;
 mod webhook;
 
 use std::net::SocketAddr;
@@ -20,7 +21,8 @@ pub use webhook::{CertificateSource, SettingsSource, WebhookArgs, WebhookConfig}
 
 use ::webhook::rewrite::Rewriting;
 use model::HttpBy;
-use pods::scope::Scope;
+use pods::scope::{Mode, Scope};
+use settings::{Given, Settings};
 
 /// Source of pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -72,11 +74,24 @@ pub struct PreflightConfig {
 pub struct AgentConfig {
     /// Source of pods.
     pub pods: PodSource,
+    /// Whether Events of pods are reported.
+    pub events: bool,
+    /// Whether the node's condition is maintained.
+    pub node_condition: bool,
+    /// The key of the taint to remove from the node.
+    pub startup_taint: Option<String>,
+    /// The file of settings that may change while the daemon runs.
+    pub settings: Option<PathBuf>,
+    /// Which of them flags or variables have set: the file does not change those.
+    #[serde(skip)]
+    pub given: Given,
     /// How to find the kubelet.
     pub kubelet: KubeletConfig,
     /// Where pods' cgroups are; None: all mounted cgroup file systems.
     pub cgroup_root: Option<PathBuf>,
-    /// Which pods are served.
+    /// What is done with the probes of pods in scope.
+    pub mode: Mode,
+    /// Which pods are in scope.
     pub scope: Scope,
     /// The handler's port; 0: any free port.
     pub handler_port: u16,
@@ -92,6 +107,8 @@ pub struct AgentConfig {
     pub heartbeat_timeout: Duration,
     /// Whether the kernel path serves the endpoints that it can.
     pub kernel_path: bool,
+    /// With `kernel_path`: whether a tc filter matches exempt connections although the kernel has xt_bpf.
+    pub kernel_path_tc: bool,
     /// With `kernel_path`: what serves plaintext HTTP.
     pub http: HttpBy,
     /// Directory of the pins that outlive the daemon.
@@ -205,6 +222,43 @@ impl AgentConfig {
         to_json(self)
     }
 
+    /// The settings of flags, variables and defaults.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            mode: self.mode,
+            scope: self.scope,
+            http: self.http,
+            outlive: self.outlive,
+            drain_timeout: self.drain_timeout,
+            log: self.log.clone(),
+            kernel_log: self.kernel_log,
+        }
+    }
+
+    /// The same configuration with other settings.
+    #[must_use]
+    pub fn with(self, settings: Settings) -> Self {
+        let Settings {
+            mode,
+            scope,
+            http,
+            outlive,
+            drain_timeout,
+            log,
+            kernel_log,
+        } = settings;
+        Self {
+            mode,
+            scope,
+            http,
+            outlive,
+            drain_timeout,
+            log,
+            kernel_log,
+            ..self
+        }
+    }
+
     fn check(args: &AgentArgs, mistakes: &mut ConfigErrors) -> Option<Self> {
         let in_cluster = args
             .kubernetes_service_host
@@ -228,7 +282,28 @@ impl AgentConfig {
             Some(pods) => mistakes.check("pods", pods, parse::pods),
             None => mistakes.missing("pods", parse::PODS_REMEDY),
         };
+        let by_kube = matches!(pods, Some(PodSource::Kubernetes { .. }) | None);
+        let only_by_kube = |text: &str| match parse::flag(text)? {
+            true if !by_kube => Err(parse::without_kube()),
+            wanted => Ok(wanted),
+        };
+        let events = mistakes.check("events", &args.events, only_by_kube);
+        let node_condition = mistakes.check("node-condition", &args.node_condition, only_by_kube);
+        let startup_taint = match &args.startup_taint {
+            Some(key) => mistakes
+                .check("startup-taint", key, |key| match by_kube {
+                    true => parse::label_key(key),
+                    false => Err(parse::without_kube()),
+                })
+                .map(Some),
+            None => Some(None),
+        };
+        let settings = match &args.settings {
+            Some(path) => mistakes.check("settings", path, settings::path).map(Some),
+            None => Some(None),
+        };
         let shared = PreflightConfig::check(&args.shared, mistakes);
+        let mode = mistakes.check("mode", &args.mode, parse::mode);
         let scope = mistakes.check("scope", &args.scope, parse::scope);
         let drain_timeout = mistakes.check("drain-timeout", &args.drain_timeout, parse::seconds);
         let heartbeat_timeout = mistakes.check(
@@ -237,6 +312,7 @@ impl AgentConfig {
             parse::heartbeat_timeout,
         );
         let http = mistakes.check("http", &args.http, parse::http);
+        let kernel_path_tc = mistakes.check("kernel-path-tc", &args.kernel_path_tc, parse::flag);
         let outlive = mistakes.check("outlive", &args.outlive, parse::outlive);
         let log_format = mistakes.check("log-format", &args.log_format, parse::log_format);
         let log = mistakes.check("log", &args.log, parse::log_filter);
@@ -257,8 +333,14 @@ impl AgentConfig {
         } = shared?;
         Some(Self {
             pods: pods?,
+            events: events?,
+            node_condition: node_condition?,
+            startup_taint: startup_taint?,
+            settings: settings?,
+            given: args.given.clone(),
             kubelet,
             cgroup_root,
+            mode: mode?,
             scope: scope?,
             handler_port,
             admin_addr,
@@ -266,6 +348,7 @@ impl AgentConfig {
             drain_timeout: drain_timeout?,
             heartbeat_timeout: heartbeat_timeout?,
             kernel_path,
+            kernel_path_tc: kernel_path_tc?,
             http: http?,
             bpffs,
             outlive: outlive?,

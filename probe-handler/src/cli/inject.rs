@@ -9,8 +9,9 @@ use std::process::ExitCode;
 use clap::Args;
 use similar::TextDiff;
 
-use super::{config, output, refuse};
+use super::{config, refuse};
 use inject::manifest::{self, Outcome};
+use status_view::output;
 use webhook::revert::revert;
 use webhook::rewrite::{Rewriting, admit_in};
 

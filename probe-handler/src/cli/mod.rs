@@ -3,10 +3,11 @@
 pub mod agent;
 pub mod cleanup;
 pub mod config;
+pub mod explain;
+pub mod generated;
 pub mod inject;
 mod log_queue;
 pub mod logging;
-pub mod output;
 pub mod preflight;
 mod service;
 pub mod status;
@@ -17,28 +18,28 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use config::ConfigErrors;
 
-use support::build::VERSION;
+use support::build::DESCRIPTION;
 
 /// Bad configuration or usage (EX_USAGE of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
 /// A failed start, or a `status` or `preflight` that found a problem.
-pub const EXIT_FAILURE: u8 = 1;
+pub use status_view::output::EXIT_FAILURE;
 
 /// Answers the kubelet's health probes for pods behind a service mesh, once per node.
 #[derive(Debug, Parser)]
 #[command(
     name = "probe-handler",
-    version = VERSION,
-    disable_help_subcommand = true,
+    version = DESCRIPTION,
     max_term_width = 100,
     after_help = "Exit codes: 0 success; 1 the start failed, a part of the daemon ended, preflight found a failed \
-                  requirement, status got no answer (or with --alive or --ready the daemon is not alive or not ready), \
-                  or a manifest can't be read; 64 invalid configuration or usage; 70 a thread of the handler made no \
-                  progress for 10 s, restart the daemon; 101 a bug, report it."
+                  requirement, status or explain got no answer or the daemon does not have the named pod (or with \
+                  --alive or --ready the daemon is not alive or not ready), or a manifest can't be read; 64 invalid \
+                  configuration or usage; 70 a thread of the handler made no progress for 10 s, restart the daemon; \
+                  101 a bug, report it."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -52,6 +53,8 @@ pub enum Command {
     Agent(Box<config::AgentArgs>),
     /// Show the state of the daemon on this node: pods, probes, last results
     Status(status::StatusArgs),
+    /// Explain why a pod was restarted, is unready or is not served: the history of its probes, and one sentence
+    Explain(explain::ExplainArgs),
     /// Rewrite the probes in a manifest, as the webhook would
     Inject(inject::InjectArgs),
     /// Check whether the daemon can run on this node, and how to fix what prevents it
@@ -60,7 +63,12 @@ pub enum Command {
     Cleanup(cleanup::CleanupArgs),
     /// Run the admission server, which rewrites probes to the rewrite port when pods are created
     Webhook(Box<config::WebhookArgs>),
-    /// Print version and commit
+    /// Print the script that completes this command line in a shell: source <(probe-handler completion bash)
+    Completion(generated::CompletionArgs),
+    /// Write a manual page for each verb into a directory
+    #[command(hide = true)]
+    Man(generated::ManArgs),
+    /// Print version, commit and build
     Version,
 }
 
@@ -70,13 +78,22 @@ impl Command {
     /// # Errors
     /// The exit code, after printing the mistakes or the requested help.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, ExitCode> {
-        Cli::try_parse_from(args)
-            .map(|cli| cli.command)
-            .map_err(|error| {
-                // If standard error fails, there is nowhere to report it.
-                let _ = error.print();
-                exit_code_of(&error)
-            })
+        Self::try_parse(args).map_err(|error| {
+            // If standard error fails, there is nowhere to report it.
+            let _ = error.print();
+            exit_code_of(&error)
+        })
+    }
+
+    fn try_parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = Cli::command();
+        let matches = command.try_get_matches_from_mut(args)?;
+        let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        let mut verb = cli.command;
+        if let (Self::Agent(agent), Some((_, flags))) = (&mut verb, matches.subcommand()) {
+            agent.given = config::settings::given(flags);
+        }
+        Ok(verb)
     }
 }
 
@@ -127,6 +144,7 @@ mod tests {
             &["probe-handler", "--help"][..],
             &["probe-handler", "agent", "--help"],
             &["probe-handler", "--version"],
+            &["probe-handler", "help", "status"],
         ] {
             assert_eq!(exit_code(args), ExitCode::SUCCESS, "{args:?}");
         }
@@ -135,11 +153,15 @@ mod tests {
     #[test]
     fn every_flag_of_every_verb_is_an_environment_variable_too() {
         // Options of a single run have no variable, and the variable that the kubelet sets is not a flag.
-        const OTHERS: [&str; 9] = [
+        const OTHERS: [&str; 13] = [
             "help",
             "output",
             "ready",
             "alive",
+            "namespace",
+            "failing",
+            "changes",
+            "watch",
             "filename",
             "revert",
             "diff",
@@ -147,7 +169,7 @@ mod tests {
             "kubernetes-service-host",
         ];
         for verb in Cli::command().get_subcommands() {
-            for flag in verb.get_arguments() {
+            for flag in verb.get_arguments().filter(|flag| !flag.is_positional()) {
                 let Some(long) = flag.get_long() else {
                     panic!("{}: {} has no long name", verb.get_name(), flag.get_id());
                 };

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::config::{PreflightConfig, SharedArgs};
-use super::output::{self, Format, Table};
 use super::{EXIT_FAILURE, refuse};
 use crate::observe::finding::{Finding, State};
+use status_view::output::{self, Format, Table};
 
 /// Flags of `preflight`.
 #[derive(Debug, Args)]

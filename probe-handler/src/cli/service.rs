@@ -5,8 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::logging::LogFormat;
-use super::{EXIT_FAILURE, logging, output};
+use super::logging::{LogFilter, LogFormat};
+use super::{EXIT_FAILURE, logging};
+use status_view::output;
 use support::build::{COMMIT, VERSION};
 use support::missing::Missing;
 
@@ -15,16 +16,16 @@ const PANICKED: u8 = 101;
 /// Maximum time to write the remaining log lines at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Sets up logging, logs `name` and `config`, and calls `start`, which returns at the end of a drain or when the start
+/// Sets up logging, logs `name` and `config`, and calls `start`, which may change the filter of the log and returns at the end of a drain or when the start
 /// fails. While the log can't be written, `missing` shows it.
 pub(super) fn run(
     name: &str,
     config: &str,
     (log_format, log, missing): (LogFormat, &str, Missing),
-    start: impl FnOnce() -> anyhow::Result<()>,
+    start: impl FnOnce(LogFilter) -> anyhow::Result<()>,
 ) -> ExitCode {
-    let log = match logging::init(log_format, log, missing) {
-        Ok(log) => log,
+    let (log, filter) = match logging::init(log_format, log, missing) {
+        Ok(both) => both,
         Err(error) => return output::fail(&format!("{error:#}")),
     };
     tracing::info!(
@@ -48,7 +49,7 @@ pub(super) fn run(
         }
     }));
     // Also after a panic the log is flushed.
-    let code = match catch_unwind(AssertUnwindSafe(start)) {
+    let code = match catch_unwind(AssertUnwindSafe(|| start(filter))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             tracing::error!("{name} stops: {error:#}");

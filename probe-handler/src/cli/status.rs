@@ -1,22 +1,48 @@
 //! `probe-handler status`: requests the state of the daemon on this node, over its Unix socket.
 
 mod client;
-mod render;
 
+use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use http::StatusCode;
 
+use super::EXIT_USAGE;
 use super::config::DEFAULT_ADMIN_SOCKET;
-use super::output;
-use crate::observe::status::Status;
+use status_view::filter::{Filter, Selected};
+use status_view::status::Status;
+use status_view::{changes, output, render};
 use support::build::VERSION;
+
+/// Interval between two requests of `--watch`.
+const WATCH: Duration = Duration::from_secs(2);
 
 /// Flags of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
+    /// Show only this pod: NAMESPACE/POD, or POD with --namespace
+    #[arg(value_name = "NAMESPACE/POD", conflicts_with_all = ["ready", "alive"])]
+    pod: Option<String>,
+
+    /// Show only the pods of this namespace
+    #[arg(short, long, value_name = "NAMESPACE", conflicts_with_all = ["ready", "alive"])]
+    namespace: Option<String>,
+
+    /// Show only probes whose last result is a failure, and pods in scope that are not served
+    #[arg(long, conflicts_with_all = ["ready", "alive"])]
+    failing: bool,
+
+    /// Show which probes of observed pods would have another result if they were served
+    #[arg(long, conflicts_with_all = ["ready", "alive", "failing"])]
+    changes: bool,
+
+    /// Show it every two seconds, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["ready", "alive"])]
+    watch: bool,
+
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -42,52 +68,177 @@ pub struct StatusArgs {
 /// Output format of `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A row for each probe.
+    /// A line for each probe, in 80 columns.
     Table,
-    /// Also addresses, mesh, network namespace, canary, and probes that are not served.
+    /// Also addresses, mesh, network namespace, canary, timeouts and details.
     Wide,
     /// Everything as JSON, for programs.
     Json,
+    /// Everything as YAML.
+    Yaml,
 }
 
-/// Requests and prints the state. Returns exit code 1 if the daemon does not answer, or with `--ready` or `--alive` is
-/// not ready or not alive.
+/// Requests and prints the state. Returns exit code 1 if the daemon does not answer, has no such pod, or with `--ready` or
+/// `--alive` is not ready or not alive.
 pub fn run(args: &StatusArgs) -> ExitCode {
     let socket = Path::new(&args.admin_socket);
-    let path = match args {
-        StatusArgs { ready: true, .. } => "/readyz",
-        StatusArgs { alive: true, .. } => "/healthz",
-        StatusArgs { .. } => "/status",
-    };
-    let (status, body) = match client::get(socket, path) {
-        Ok(answer) => answer,
-        Err(error) => return output::fail(&error.to_string()),
-    };
-    if status != StatusCode::OK {
-        let text = String::from_utf8_lossy(&body);
-        return output::fail(text.trim_end());
-    }
     if args.ready || args.alive {
-        return ExitCode::SUCCESS;
+        let path = if args.ready { "/readyz" } else { "/healthz" };
+        return match request(socket, path) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(message) => output::fail(&message),
+        };
     }
-    let status: Status = match serde_json::from_slice(&body) {
-        Ok(status) => status,
-        Err(error) => {
-            return output::fail(&format!(
-                "cannot read the daemon's answer ({error}): is it of another version than this \
-                 command ({})?",
-                VERSION
-            ));
+    let filter = Filter::new(args.pod.as_deref(), args.namespace.as_deref(), args.failing)
+        .map(|filter| filter.changes(args.changes));
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(mistake) => {
+            output::note(&mistake);
+            return EXIT_USAGE.into();
         }
     };
-    output::print(|out| match args.output {
-        Format::Table => write!(out, "{}", render::table(&status)),
-        Format::Wide => write!(out, "{}", render::wide(&status)),
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut *out, &status)?;
-            writeln!(out)
+    if args.watch {
+        return watch(socket, &filter, args.output);
+    }
+    let (status, selected) = match select(socket, &filter) {
+        Ok(selected) => selected,
+        Err(message) => return output::fail(&message),
+    };
+    if let Selected::NoSuchPod(why) = selected {
+        return output::fail(&why);
+    }
+    let (text, notes) = match show(&status, &filter, &selected, args.output) {
+        Ok(shown) => shown,
+        Err(message) => return output::fail(&message),
+    };
+    for note in notes {
+        output::note(&note);
+    }
+    output::print(|out| out.write_all(text.as_bytes()))
+}
+
+/// Shows the state again and again, until standard output is closed. A daemon that does not answer meanwhile is reported
+/// once: during an upgrade another one may follow.
+fn watch(socket: &Path, filter: &Filter, format: Format) -> ExitCode {
+    let clear = io::stdout().is_terminal() && matches!(format, Format::Table | Format::Wide);
+    let mut said = Vec::new();
+    let mut has_answered = false;
+    loop {
+        let shown = select(socket, filter)
+            .and_then(|(status, selected)| show(&status, filter, &selected, format));
+        let (text, notes) = match shown {
+            Ok(shown) => shown,
+            Err(message) if !has_answered => return output::fail(&message),
+            Err(message) => (String::new(), vec![message]),
+        };
+        has_answered = true;
+        if !text.is_empty() {
+            let written = output::write(|out| {
+                if clear {
+                    out.write_all(b"\x1b[H\x1b[2J")?;
+                }
+                out.write_all(text.as_bytes())?;
+                match format {
+                    Format::Table | Format::Wide if !clear => writeln!(out),
+                    _ => Ok(()),
+                }
+            });
+            match written {
+                Ok(true) => {}
+                Ok(false) => return ExitCode::SUCCESS,
+                Err(message) => return output::fail(&message),
+            }
         }
+        // Cleared with the screen, so repeated there.
+        for note in &notes {
+            if clear || !said.contains(note) {
+                output::note(note);
+            }
+        }
+        said = notes;
+        if output::is_closed_within(WATCH) {
+            return ExitCode::SUCCESS;
+        }
+    }
+}
+
+/// The answer of the daemon.
+///
+/// # Errors
+/// There is none, or it is not 200: a message.
+pub(super) fn request(socket: &Path, path: &str) -> Result<Vec<u8>, String> {
+    let (status, body) = client::get(socket, path).map_err(|error| error.to_string())?;
+    if status == StatusCode::OK {
+        return Ok(body.to_vec());
+    }
+    Err(String::from_utf8_lossy(&body).trim_end().to_owned())
+}
+
+/// Reads a daemon's answer.
+///
+/// # Errors
+/// It has another form: a message.
+pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| {
+        format!(
+            "cannot read the daemon's answer ({error}): is it of another version than this command ({VERSION})?"
+        )
     })
+}
+
+fn select(socket: &Path, filter: &Filter) -> Result<(Status, Selected), String> {
+    let mut status: Status = read(&request(socket, "/status")?)?;
+    let selected = filter.apply(&mut status);
+    Ok((status, selected))
+}
+
+/// The output, and what to say on standard error.
+fn show(
+    status: &Status,
+    filter: &Filter,
+    selected: &Selected,
+    format: Format,
+) -> Result<(String, Vec<String>), String> {
+    let mut notes = match selected {
+        Selected::Some => Vec::new(),
+        Selected::Nothing(why) | Selected::NoSuchPod(why) => vec![why.clone()],
+    };
+    let cannot = |error: &dyn std::fmt::Display| format!("cannot write the state: {error}");
+    if filter.changes {
+        return match format {
+            Format::Table | Format::Wide if !notes.is_empty() => Ok((String::new(), notes)),
+            Format::Table | Format::Wide => {
+                Ok((changes::changes(&status.observed, output::width()), notes))
+            }
+            Format::Json => serde_json::to_string_pretty(&status.observed)
+                .map(|json| (json + "\n", notes))
+                .map_err(|error| cannot(&error)),
+            Format::Yaml => serde_yaml_ng::to_string(&status.observed)
+                .map(|yaml| (format!("---\n{yaml}"), notes))
+                .map_err(|error| cannot(&error)),
+        };
+    }
+    let is_nothing = !notes.is_empty();
+    let text = match format {
+        Format::Json => {
+            let json = serde_json::to_string_pretty(status).map_err(|error| cannot(&error))?;
+            json + "\n"
+        }
+        Format::Yaml => {
+            let yaml = serde_yaml_ng::to_string(status).map_err(|error| cannot(&error))?;
+            format!("---\n{yaml}")
+        }
+        Format::Table | Format::Wide if is_nothing => String::new(),
+        Format::Wide => render::wide(status, filter.is_all()),
+        Format::Table => {
+            let width = output::width();
+            let (text, fit) = render::table(status, filter.is_all(), width);
+            notes.extend(fit.note(width.unwrap_or_default()));
+            text
+        }
+    };
+    Ok((text, notes))
 }
 
 #[cfg(test)]

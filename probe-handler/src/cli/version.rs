@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use super::output;
-use support::build::{COMMIT, VERSION};
+use status_view::output;
+use support::build::DESCRIPTION;
 
-/// Prints version and commit.
+/// Prints version, commit and build.
 pub fn run() -> ExitCode {
-    output::print(|out| writeln!(out, "probe-handler {VERSION} (commit {COMMIT})"))
+    output::print(|out| writeln!(out, "probe-handler {DESCRIPTION}"))
 }

@@ -15,5 +15,5 @@ pub fn run(args: WebhookArgs, start: impl FnOnce(WebhookConfig) -> anyhow::Resul
     let text = config.to_json();
     let (log_format, log) = (config.log_format, config.log.clone());
     let log = (log_format, log.as_str(), Missing::default());
-    service::run("probe-handler webhook", &text, log, || start(config))
+    service::run("probe-handler webhook", &text, log, |_| start(config))
 }

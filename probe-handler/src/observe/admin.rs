@@ -29,8 +29,9 @@ use tokio::time::sleep_until;
 
 use super::admin_socket::{self, SocketFile};
 use super::rendering::Rendering;
-use super::status::Status;
 use super::turns::Turns;
+use status_view::history::PodHistory;
+use status_view::status::Status;
 use support::exposition::Format;
 use support::listen;
 use support::missing::{Missing, Part};
@@ -48,10 +49,16 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Interval between attempts to listen after a failure.
 const BIND_RETRY: Duration = Duration::from_secs(2);
+/// The same for the port, which the daemon before may have: soon after this one is ready that one ends.
+const TAKE_OVER: Duration = Duration::from_millis(200);
 const BACKLOG: i32 = 128;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+const ONLY_LOCAL: &str = "allowed only from this node's loopback\n";
+
+/// The history of the pod with this namespace and name.
+pub type Explain = Box<dyn Fn(&str, &str) -> Option<PodHistory> + Send + Sync>;
 
 /// The data that the admin server serves.
 pub struct Admin {
@@ -63,8 +70,10 @@ pub struct Admin {
     pub alive: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Served at `/status` and `/debug/status`; called for each request.
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
-    /// Served at `/debug/config`.
-    pub config_json: String,
+    /// Served at `/explain/NAMESPACE/POD`: the history of that pod, if there is one.
+    pub explain: Explain,
+    /// Served at `/debug/config`; called for each request.
+    pub config_json: Box<dyn Fn() -> String + Send + Sync>,
     /// The rate limit for metrics over TCP.
     pub turns: Turns,
 }
@@ -135,16 +144,20 @@ impl From<IpAddr> for Peer {
 // === impl Admin ===
 
 impl Admin {
-    /// Listens on `tcp` (None: not over TCP; port 0: any free port), with SO_REUSEPORT so that the next daemon of an
-    /// upgrade can listen too, and on the Unix socket at `socket`. Must be called within a tokio runtime. If another
+    /// Listens on `tcp` (None: not over TCP; port 0: any free port), and on the Unix socket at `socket`. If another daemon
+    /// has the port, as during an upgrade, this one takes it over when it is ready. Must be called within a tokio runtime. If another
     /// process has the address or the socket, or it can't be used, `missing` shows it, and [`BoundAdmin::serve`]
     /// retries: any process may bind the port, and probes need neither.
     pub fn bind(self, tcp: Option<SocketAddr>, socket: &Path, missing: Missing) -> BoundAdmin {
         let unix = noted(&missing, Part::AdminSocket, admin_socket::bind(socket));
+        let readiness = self.readiness.clone();
         BoundAdmin {
             admin: Arc::new(self),
             address: tcp,
-            tcp: tcp.and_then(|address| noted(&missing, Part::AdminPort, bind_tcp(address))),
+            tcp: tcp.and_then(|address| {
+                let is_ready = readiness.pending().is_empty();
+                noted(&missing, Part::AdminPort, bind_tcp(address, is_ready)).flatten()
+            }),
             path: socket.to_owned(),
             unix,
             missing,
@@ -172,21 +185,24 @@ impl Admin {
         if let ("/metrics", &Method::GET) = (path, method) {
             return metrics(self.metrics.now(metrics_format), metrics_format);
         }
+        if let Some(pod) = path.strip_prefix("/explain/") {
+            return match (peer, method) {
+                (Peer::Remote(_), _) => reply(StatusCode::FORBIDDEN, TEXT, ONLY_LOCAL),
+                (_, &Method::GET) => self.explain(pod),
+                _ => only_get(),
+            };
+        }
         let answer: fn(&Self) -> Response<Full<Bytes>> = match (path, peer) {
             ("/healthz", _) => Self::healthz,
             ("/readyz", _) => Self::readyz,
             ("/metrics", _) => return only_get(),
             ("/status" | "/debug/status", Peer::Root | Peer::Local(_)) => Self::status,
             ("/debug/config", Peer::Root | Peer::Local(_)) => {
-                |admin| reply(StatusCode::OK, JSON, admin.config_json.clone())
+                |admin| reply(StatusCode::OK, JSON, (admin.config_json)())
             }
-            ("/status" | "/debug/status" | "/debug/config", Peer::Remote(_)) => |_| {
-                reply(
-                    StatusCode::FORBIDDEN,
-                    TEXT,
-                    "allowed only from this node's loopback\n",
-                )
-            },
+            ("/status" | "/debug/status" | "/debug/config", Peer::Remote(_)) => {
+                |_| reply(StatusCode::FORBIDDEN, TEXT, ONLY_LOCAL)
+            }
             _ => return reply(StatusCode::NOT_FOUND, TEXT, "not found\n"),
         };
         if method == Method::GET {
@@ -210,6 +226,24 @@ impl Admin {
         }
         let text = format!("not ready, waiting for:\n{}\n", pending.join("\n"));
         reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+    }
+
+    /// `pod` is NAMESPACE/POD.
+    fn explain(&self, pod: &str) -> Response<Full<Bytes>> {
+        let history = pod
+            .split_once('/')
+            .and_then(|(namespace, name)| (self.explain)(namespace, name));
+        match history.map(|history| serde_json::to_vec(&history)) {
+            Some(Ok(json)) => reply(StatusCode::OK, JSON, json),
+            Some(Err(error)) => internal(&error),
+            None => {
+                let text = format!(
+                    "the daemon on this node has no pod {pod}: is it on another node? 'probe-handler status' lists the pods \
+                     of this one\n"
+                );
+                reply(StatusCode::NOT_FOUND, TEXT, text)
+            }
+        }
     }
 
     fn status(&self) -> Response<Full<Bytes>> {
@@ -247,14 +281,17 @@ impl BoundAdmin {
         let (stop, stopped) = watch::channel(());
         let over_tcp = async {
             let Some(address) = address else { return };
-            let again = || noted(&missing, Part::AdminPort, bind_tcp(address));
-            if let Some((listener, _)) = until_bound(tcp, again, stopped.clone()).await {
+            let again = || {
+                let is_ready = admin.readiness.pending().is_empty();
+                noted(&missing, Part::AdminPort, bind_tcp(address, is_ready)).flatten()
+            };
+            if let Some((listener, _)) = until_bound(tcp, TAKE_OVER, again, stopped.clone()).await {
                 accept_loop(Arc::clone(&admin), listener, stopped.clone()).await;
             }
         };
         let over_unix = async {
             let again = || noted(&missing, Part::AdminSocket, admin_socket::bind(&path));
-            let (listener, file) = until_bound(unix, again, stopped.clone()).await?;
+            let (listener, file) = until_bound(unix, BIND_RETRY, again, stopped.clone()).await?;
             accept_loop(Arc::clone(&admin), listener, stopped.clone()).await;
             Some(file)
         };
@@ -281,15 +318,16 @@ fn noted<T>(missing: &Missing, part: Part, bound: anyhow::Result<T>) -> Option<T
     }
 }
 
-/// Returns `bound`, or calls `again` until it returns a value; None if `stopped`'s sender is dropped first.
+/// Returns `bound`, or calls `again` at this interval until it returns a value; None if `stopped`'s sender is dropped first.
 async fn until_bound<T>(
     mut bound: Option<T>,
+    interval: Duration,
     again: impl Fn() -> Option<T>,
     mut stopped: watch::Receiver<()>,
 ) -> Option<T> {
     while bound.is_none() {
         tokio::select! {
-            () = tokio::time::sleep(BIND_RETRY) => bound = again(),
+            () = tokio::time::sleep(interval) => bound = again(),
             _ = stopped.changed() => return None,
         }
     }
@@ -354,12 +392,24 @@ where
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listen = || -> io::Result<(TcpListener, SocketAddr)> {
+/// Listens on `address`. None: another daemon has it, and this one is not ready.
+fn bind_tcp(
+    address: SocketAddr,
+    is_ready: bool,
+) -> anyhow::Result<Option<(TcpListener, SocketAddr)>> {
+    let listen = || -> io::Result<Option<(TcpListener, SocketAddr)>> {
+        let is_shared = listen::is_shared(address)?;
+        if is_shared && !is_ready {
+            return Ok(None);
+        }
         let listener = listen::tcp(address, listen::Share::Upgrade, BACKLOG)?;
+        // Otherwise each of the two would answer a part of the scrapes, with counters of its own.
+        if is_shared && let Err(error) = listen::prefer(&listener) {
+            tracing::warn!(%error, "the daemon before still answers a part of the requests at the admin port");
+        }
         let listener = TcpListener::from_std(listener)?;
         let real = listener.local_addr()?;
-        Ok((listener, real))
+        Ok(Some((listener, real)))
     };
     listen().with_context(|| {
         format!(

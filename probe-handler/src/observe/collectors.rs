@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use probe_handler_common::counters::Counter;
 use prometheus_client::collector::Collector;
@@ -11,6 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use report::outcome::{Outcome, Outcomes};
 use sources::kube::health::{Health, WatchHealth};
 use sources::kube::object::Resource;
 use support::readiness::Readiness;
@@ -33,6 +35,35 @@ pub fn register_readiness(registry: &mut Registry, readiness: Readiness) {
 pub fn register_watches(registry: &mut Registry, health: Arc<Health>) {
     registry.register_collector(Box::new(Watches(health)));
 }
+
+/// Registers the state of the file of settings: `settings_loaded`, `settings_reloads` and
+/// `settings_last_reload_timestamp_seconds`, read through `read` at each scrape.
+pub fn register_settings(registry: &mut Registry, read: Arc<dyn Fn() -> Reloads + Send + Sync>) {
+    registry.register_collector(Box::new(SettingsFile(read)));
+}
+
+/// Registers `events`: what became of Events of pods.
+pub fn register_events(registry: &mut Registry, outcomes: Arc<Outcomes>) {
+    registry.register_collector(Box::new(Events(outcomes)));
+}
+
+#[derive(Debug)]
+struct Events(Arc<Outcomes>);
+
+/// How often the file of settings was read, and with what result.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reloads {
+    /// Whether the file as it is now is in force.
+    pub loaded: bool,
+    /// How often a changed file was valid.
+    pub succeeded: u64,
+    /// How often it was not.
+    pub failed: u64,
+    /// When it was last read.
+    pub last: Option<SystemTime>,
+}
+
+struct SettingsFile(Arc<dyn Fn() -> Reloads + Send + Sync>);
 
 struct KernelCounters(ReadCounters);
 
@@ -64,6 +95,65 @@ impl Collector for KernelCounters {
 impl fmt::Debug for KernelCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("KernelCounters")
+    }
+}
+
+// === impl Events ===
+
+impl Collector for Events {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "events",
+            "Events of pods, by what became of them.",
+            None,
+            MetricType::Counter,
+        )?;
+        for outcome in Outcome::ALL {
+            let labels = [("outcome", outcome.name())];
+            ConstCounter::new(self.0.of(outcome)).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+// === impl SettingsFile ===
+
+impl Collector for SettingsFile {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let reloads = (self.0)();
+        let loaded = encoder.encode_descriptor(
+            "settings_loaded",
+            "1 if the file of --settings as it is now is in force (or does not exist), 0 if it has mistakes.",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(i64::from(reloads.loaded)).encode(loaded)?;
+        let mut counts = encoder.encode_descriptor(
+            "settings_reloads",
+            "Reads of the file of --settings after a change.",
+            None,
+            MetricType::Counter,
+        )?;
+        for (result, count) in [("ok", reloads.succeeded), ("failed", reloads.failed)] {
+            let labels = [("result", result)];
+            ConstCounter::new(count).encode(counts.encode_family(&labels)?)?;
+        }
+        let last = reloads
+            .last
+            .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let metric = encoder.encode_descriptor(
+            "settings_last_reload_timestamp",
+            "When the file of --settings was last read after a change; 0: never.",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(last.unwrap_or_default().as_secs_f64()).encode(metric)
+    }
+}
+
+impl fmt::Debug for SettingsFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SettingsFile")
     }
 }
 

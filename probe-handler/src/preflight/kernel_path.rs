@@ -7,7 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::{chain, not_met, pass};
 use crate::observe::finding::{Finding, State};
-use kernel::exemption::{Error, Exemption, Family};
+use kernel::exemption::{Error, Exemption, Matcher};
 use kernel::netns::Netns;
 use kernel::pins::Pins;
 use kernel::programs;
@@ -25,12 +25,19 @@ pub fn rules(exemption: Result<Exemption, programs::Error>) -> Finding {
     let tried = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)?;
         let netns = Netns::current()?;
-        Ok::<_, std::io::Error>(Family::ALL.map(|family| exemption.put(&netns, family)))
+        let attempt = |matcher| exemption.try_in(&netns, matcher);
+        Ok::<_, std::io::Error>(match attempt(Matcher::XtBpf) {
+            Ok(()) => Ok(Matcher::XtBpf),
+            Err(error) if error.is_missing_match() => match attempt(Matcher::Tc) {
+                Ok(()) => Ok(Matcher::Tc),
+                Err(without_tc) => Err(vec![error, without_tc]),
+            },
+            Err(error) => Err(vec![error]),
+        })
     });
     match tried.join() {
-        Ok(Ok([Ok(()), Ok(())])) => pass(requirement, "IPv4 and IPv6"),
-        Ok(Ok(results)) => {
-            let errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+        Ok(Ok(Ok(matcher))) => pass(requirement, found(matcher)),
+        Ok(Ok(Err(errors))) => {
             let found: Vec<_> = errors.iter().map(|error| chain(error)).collect();
             let remedies: BTreeSet<_> = errors.iter().map(Error::remedy).collect();
             let remedies: Vec<_> = remedies.into_iter().collect();
@@ -41,6 +48,28 @@ pub fn rules(exemption: Result<Exemption, programs::Error>) -> Finding {
             format!("add CAP_SYS_ADMIN; {otherwise}"),
         ),
         Err(_) => warn("the trial panicked".to_owned(), otherwise.to_owned()),
+    }
+}
+
+/// By what the rules match the kubelet's connections.
+const fn found(matcher: Matcher) -> &'static str {
+    match matcher {
+        Matcher::XtBpf => "IPv4 and IPv6, by xt_bpf",
+        Matcher::Tc => "IPv4 and IPv6, by a tc filter, because the kernel has no xt_bpf",
+    }
+}
+
+/// Whether the results of HTTP and gRPC probes are known there. `trouble`: see `Programs::answer_trouble`.
+pub fn answers(trouble: Option<&str>) -> Finding {
+    let requirement = "kernel path: results of probes";
+    match trouble {
+        None => pass(requirement, "program answer reads them"),
+        Some(found) => not_met(
+            State::Warn,
+            requirement,
+            found,
+            "probes work without it, and count as unknown",
+        ),
     }
 }
 

@@ -4,6 +4,8 @@
 use clap::Args;
 use probe_handler_common::maps::ENDPOINTS_CAPACITY;
 
+use super::settings::Given;
+
 /// Where the admin server's Unix socket is by default.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/probe-handler/admin.sock";
 
@@ -42,14 +44,66 @@ pub struct AgentArgs {
     #[arg(long, hide = true, env = KUBERNETES_SERVICE_HOST)]
     pub(super) kubernetes_service_host: Option<String>,
 
+    /// YAML file with settings that may change while the daemon runs, which reads it again when it changes: mode, scope,
+    /// http, outlive, drain-timeout, log, kernel-log. A flag or variable takes precedence over the file; the file need not exist
+    #[arg(long, value_name = "FILE", env = "PROBE_HANDLER_SETTINGS")]
+    pub(super) settings: Option<String>,
+
+    /// Which settings of that file flags or variables have set
+    #[arg(skip)]
+    pub(crate) given: Given,
+
     #[command(flatten)]
     pub(super) shared: SharedArgs,
 
-    /// Pods to serve: those in a mesh (meshed), those with annotation probe-handler.io/exempt (annotated),
-    /// or all
+    /// With --pods kube, report Events of pods: failing and recovered probes with the true reason, pods that are not served, and
+    /// ports that the mesh hides. Needs the rights of component events of deploy/
     #[arg(
         long,
-        value_name = "meshed|annotated|all",
+        value_name = "true|false",
+        env = "PROBE_HANDLER_EVENTS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false",
+        hide_default_value = true
+    )]
+    pub(super) events: String,
+
+    /// With --pods kube, maintain condition ProbeHandlerReady of this node. Needs the rights of component node-condition of deploy/
+    #[arg(
+        long,
+        value_name = "true|false",
+        env = "PROBE_HANDLER_NODE_CONDITION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false",
+        hide_default_value = true
+    )]
+    pub(super) node_condition: String,
+
+    /// With --pods kube, remove the taint with this key from this node once the daemon serves. Needs the rights of component
+    /// startup-taint of deploy/
+    #[arg(long, value_name = "KEY", env = "PROBE_HANDLER_STARTUP_TAINT")]
+    pub(super) startup_taint: Option<String>,
+
+    /// What to do with the probes of the pods in scope: serve them, or observe them: change nothing, repeat each probe and
+    /// report those whose result would change. Label probe-handler.io/mode (serve, observe or off) of a pod or its namespace
+    /// takes precedence
+    #[arg(
+        long,
+        value_name = "serve|observe",
+        env = "PROBE_HANDLER_MODE",
+        default_value = "serve"
+    )]
+    pub(super) mode: String,
+
+    /// Pods in scope: those in a mesh (meshed), those with label probe-handler.io/mode on themselves or their namespace
+    /// (labeled), or all
+    #[arg(
+        long,
+        value_name = "meshed|labeled|all",
         env = "PROBE_HANDLER_SCOPE",
         default_value = "meshed"
     )]
@@ -85,6 +139,19 @@ pub struct AgentArgs {
         default_value = "handler"
     )]
     pub(super) http: String,
+
+    /// With --kernel-path, match exempt connections by a tc filter although the kernel has xt_bpf; for tests
+    #[arg(
+        long,
+        value_name = "true|false",
+        env = "PROBE_HANDLER_KERNEL_PATH_TC",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false",
+        hide = true
+    )]
+    pub(super) kernel_path_tc: String,
 
     /// With --kernel-path, how long it outlives a daemon that ends and has no successor (1s to 720h)
     #[arg(
@@ -202,8 +269,8 @@ pub struct SharedArgs {
     pub(super) admin_socket: String,
 
     /// Serve TCP, HTTPS and gRPC probes by the kernel path: the kubelet's own connection reaches the app, because nftables
-    /// rules in the pod keep it out of the mesh's redirect. Needs nft_compat and xt_bpf in the kernel; otherwise the
-    /// handler serves the pods
+    /// rules in the pod keep it out of the mesh's redirect. Needs nft_compat and xt_bpf in the kernel, or sch_ingress
+    /// and cls_bpf; otherwise the handler serves the pods
     #[arg(
         long,
         value_name = "true|false",

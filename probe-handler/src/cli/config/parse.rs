@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::config_errors::InvalidValue;
-use super::{PodSource, Scope};
+use super::{Mode, PodSource, Scope};
 use crate::cli::logging::{self, LogFormat};
 use kernel::locate::hierarchies;
 use model::HttpBy;
@@ -125,6 +125,33 @@ pub(super) fn heartbeat_timeout(text: &str) -> Result<Duration, InvalidValue> {
 pub(super) fn existing_directory(text: &str) -> Result<PathBuf, InvalidValue> {
     directory(text)?;
     Ok(text.into())
+}
+
+/// The key of a label or taint: a name of at most 63 characters, after a DNS subdomain and a slash (kubernetes
+/// staging/src/k8s.io/apimachinery/pkg/util/validation, `IsQualifiedName`). The prefix is required here: a taint without one may
+/// be anybody's.
+pub(super) fn label_key(text: &str) -> Result<String, InvalidValue> {
+    let is_end = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let is_name = |name: &str| {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let (first, last) = (name.bytes().next(), name.bytes().last());
+        name.len() <= 63 && is_end(first) && is_end(last) && name.bytes().all(inner)
+    };
+    match text.split_once('/') {
+        Some((prefix, name)) if is_subdomain(prefix) && is_name(name) => Ok(text.to_owned()),
+        _ => Err(InvalidValue::new(
+            "invalid key of a taint",
+            "expected a key such as probe-handler.io/starting, without value and effect",
+        )),
+    }
+}
+
+/// The mistake of a flag that needs the API server.
+pub(super) fn without_kube() -> InvalidValue {
+    InvalidValue::new(
+        "needs the API server, and pods come from a directory",
+        "set --pods kube, or remove this flag",
+    )
 }
 
 /// The mistake of a flag that can't be combined with `other`.
@@ -277,7 +304,14 @@ pub(super) fn prefix(text: &str) -> Result<Prefix, InvalidValue> {
 
 pub(super) fn scope(text: &str) -> Result<Scope, InvalidValue> {
     text.parse()
-        .map_err(|_| InvalidValue::new("invalid scope", "expected meshed, annotated or all"))
+        .map_err(|_| InvalidValue::new("invalid scope", "expected meshed, labeled or all"))
+}
+
+pub(super) fn mode(text: &str) -> Result<Mode, InvalidValue> {
+    // A daemon that is off is none.
+    Mode::named(text)
+        .filter(|mode| *mode != Mode::Off)
+        .ok_or_else(|| InvalidValue::new("invalid mode", "expected serve or observe"))
 }
 
 pub(super) fn seconds(text: &str) -> Result<Duration, InvalidValue> {

@@ -32,6 +32,11 @@ fn only_the_source_of_pods_is_required() {
         parse(&["--pods", "dir:/"]),
         Ok(AgentConfig {
             pods: PodSource::Dir("/".into()),
+            events: false,
+            node_condition: false,
+            startup_taint: None,
+            settings: None,
+            given: Given::new(),
             kubelet: KubeletConfig {
                 cgroup: None,
                 names: ["kubelet", "kubelite", "k3s", "k3s-server", "k3s-agent"]
@@ -40,6 +45,7 @@ fn only_the_source_of_pods_is_required() {
                 allow_root_cgroup: false,
             },
             cgroup_root: None,
+            mode: Mode::Serve,
             scope: Scope::Meshed,
             handler_port: 0,
             admin_addr: "[::]:15026".parse().ok(),
@@ -49,6 +55,7 @@ fn only_the_source_of_pods_is_required() {
             log_format: LogFormat::Auto,
             log: "info".to_owned(),
             kernel_path: true,
+            kernel_path_tc: false,
             http: HttpBy::Handler,
             bpffs: "/sys/fs/bpf/probe-handler".into(),
             outlive: Duration::from_secs(24 * 3600),
@@ -105,7 +112,7 @@ fn all_mistakes_are_reported_together() {
   --kubelet-cgroup (or PROBE_HANDLER_KUBELET_CGROUP) = "/proc": not in a cgroup2 file system; expected the kubelet's directory below the cgroup2 mount (`mount -t cgroup2` shows it); or omit the flag
   --handler-port (or PROBE_HANDLER_HANDLER_PORT) = "70000": invalid port; expected 0 to 65535 (0 picks a free one)
   --admin-addr (or PROBE_HANDLER_ADMIN_ADDR) = "15026": invalid address; expected IP:PORT, such as [::]:15026 or 0.0.0.0:15026, or none
-  --scope (or PROBE_HANDLER_SCOPE) = "some": invalid scope; expected meshed, annotated or all
+  --scope (or PROBE_HANDLER_SCOPE) = "some": invalid scope; expected meshed, labeled or all
   --drain-timeout (or PROBE_HANDLER_DRAIN_TIMEOUT) = "20s": not a whole number of seconds; expected 0 to 3600
 "#
     );
@@ -255,4 +262,26 @@ fn the_configuration_is_readable_json() {
     let value: serde_json::Value = serde_json::from_str(&config.to_json()).expect("JSON");
     let expected = serde_json::json!({"kubernetes": {"node": "a", "last_known": "/run/x.json"}});
     assert_eq!(value["pods"], expected);
+}
+
+#[test]
+fn what_is_written_at_the_api_server_needs_it() {
+    let flags = [
+        "--events",
+        "--node-condition",
+        "--startup-taint=probe-handler.io/starting",
+    ];
+    assert_eq!(wrong(&flags), ["events", "node-condition", "startup-taint"]);
+    let kube = [&["--pods=kube", "--node-name=n"][..], &flags[..]].concat();
+    let config = parse(&kube).expect("right");
+    assert!(config.events && config.node_condition);
+    assert_eq!(
+        config.startup_taint.as_deref(),
+        Some("probe-handler.io/starting")
+    );
+    for key in ["starting", "a/b/c", "a/", "/b", "A/b", "a.b/c:NoSchedule"] {
+        let taint = format!("--startup-taint={key}");
+        let mistakes = parse(&["--pods=kube", "--node-name=n", &taint]).expect_err(key);
+        assert_eq!(mistakes.0[0].flag, "startup-taint", "{key}");
+    }
 }

@@ -40,7 +40,7 @@ pub(super) enum Error {
 }
 
 /// Requests `path` from the daemon at `socket`; returns the status and the whole body.
-pub(super) fn get(socket: &Path, path: &'static str) -> Result<(StatusCode, Bytes), Error> {
+pub(super) fn get(socket: &Path, path: &str) -> Result<(StatusCode, Bytes), Error> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -56,7 +56,7 @@ pub(super) fn get(socket: &Path, path: &'static str) -> Result<(StatusCode, Byte
         })
 }
 
-async fn exchange(socket: &Path, path: &'static str) -> Result<(StatusCode, Bytes), Error> {
+async fn exchange(socket: &Path, path: &str) -> Result<(StatusCode, Bytes), Error> {
     let stream = UnixStream::connect(socket).await.map_err(|source| {
         let path = socket.to_owned();
         if source.kind() == io::ErrorKind::PermissionDenied {

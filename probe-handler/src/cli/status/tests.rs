@@ -1,6 +1,5 @@
 //! The verb with a real admin server, and without one.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
@@ -10,34 +9,21 @@ use super::*;
 use crate::cli::EXIT_FAILURE;
 use crate::observe::admin::Admin;
 use crate::observe::rendering::Rendering;
-use crate::observe::status::{KubeletStatus, Refusal, SourceStatus, State};
 use crate::observe::turns::Turns;
 use support::missing::Missing;
 use support::readiness::Readiness;
 
 fn status() -> Status {
-    Status {
-        version: "0.1.0".to_owned(),
-        pid: 1,
-        uptime_seconds: 0,
-        state: State::Serving,
-        pending: Vec::new(),
-        missing: Vec::new(),
-        kubelet: KubeletStatus::default(),
-        hooks: Vec::new(),
-        refusal: Refusal::Eperm,
-        handler: Vec::new(),
-        counters: BTreeMap::new(),
-        source: SourceStatus {
-            kind: "dir:/pods".to_owned(),
-            problems: Vec::new(),
-        },
-        pods: Vec::new(),
-    }
+    status_view::fixtures::status()
 }
 
 fn args(socket: &Path) -> StatusArgs {
     StatusArgs {
+        pod: None,
+        namespace: None,
+        failing: false,
+        changes: false,
+        watch: false,
         output: Format::Table,
         admin_socket: socket.display().to_string(),
         ready: false,
@@ -57,7 +43,8 @@ async fn with_daemon<T: Send + 'static>(
         readiness,
         alive: Box::new(|| Ok(())),
         status: Arc::new(status),
-        config_json: "{}".to_owned(),
+        explain: Box::new(|_, _| None),
+        config_json: Box::new(|| "{}".to_owned()),
         turns: Turns::default(),
     };
     let bound = admin.bind(None, &socket, Missing::default());

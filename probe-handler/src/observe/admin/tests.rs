@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::observe::status::{KubeletStatus, Refusal, SourceStatus, State};
 use serve::metrics::{Metrics, PREFIX};
+use status_view::status::{KubeletStatus, Refusal, SourceStatus, State};
 
 const LOCAL: Peer = Peer::Local(IpAddr::V4(Ipv4Addr::LOCALHOST));
 const REMOTE: Peer = Peer::Remote(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
@@ -31,6 +31,8 @@ fn status() -> Status {
         version: "1.2.3".to_owned(),
         pid: 7,
         uptime_seconds: 1,
+        started_at: String::new(),
+        time: String::new(),
         state: State::Serving,
         pending: Vec::new(),
         missing: Vec::new(),
@@ -44,6 +46,9 @@ fn status() -> Status {
             problems: Vec::new(),
         },
         pods: Vec::new(),
+        not_served: Vec::new(),
+        settings: None,
+        observed: Vec::new(),
     }
 }
 
@@ -59,7 +64,8 @@ fn admin_and_metrics(readiness: Readiness) -> (Admin, Metrics) {
         readiness,
         alive: Box::new(|| Ok(())),
         status: Arc::new(status),
-        config_json: r#"{"scope":"meshed"}"#.to_owned(),
+        explain: Box::new(|_, _| None),
+        config_json: Box::new(|| r#"{"scope":"meshed"}"#.to_owned()),
         turns: Turns::default(),
     };
     (admin, metrics)
@@ -372,6 +378,46 @@ async fn two_daemons_share_the_port_but_not_another_programs() {
     assert_eq!(part.part, "admin port");
     assert!(part.why.contains(&taken.to_string()), "{part:?}");
     assert!(part.why.contains("--admin-addr"), "{part:?}");
+}
+
+#[tokio::test]
+async fn a_newer_daemon_takes_the_port_over_once_it_is_ready() {
+    let running = start();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let missing = Missing::default();
+    let readiness = Readiness::default();
+    let guard = readiness.block("kubelet");
+    let mut newer = admin(readiness);
+    newer.config_json = Box::new(|| "newer".to_owned());
+    let newer = newer.bind(
+        Some(running.tcp),
+        &dir.path().join("newer.sock"),
+        missing.clone(),
+    );
+    assert_eq!(newer.tcp_address(), None);
+    assert!(missing.parts().is_empty(), "{missing:?}");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(newer.serve(async {
+        let _ = stopped.await;
+    }));
+    let is_newer = async || {
+        let answer = running.over_tcp(&get("/debug/config")).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        answer.ends_with("newer")
+    };
+    for _ in 0..20 {
+        assert!(!is_newer().await, "it is not ready");
+    }
+    drop(guard);
+    while !is_newer().await {}
+    for _ in 0..50 {
+        assert!(is_newer().await, "the older one answers too");
+    }
+    stop.send(()).expect("running");
+    server.await.expect("no panic");
+    for _ in 0..20 {
+        assert!(!is_newer().await, "it has ended");
+    }
 }
 
 /// Sends a request over the Unix socket until it is answered.

@@ -14,7 +14,10 @@ use super::*;
 fn documented_scrape() -> String {
     let mut registry = Registry::with_prefix(PREFIX);
     let metrics = Metrics::new(&mut registry);
-    register_kernel_counters(&mut registry, Arc::new(|| [6, 3, 2, 0, 1, 0, 0, 0, 0, 0]));
+    register_kernel_counters(
+        &mut registry,
+        Arc::new(|| [6, 3, 2, 0, 1, 0, 0, 0, 0, 0, 0]),
+    );
     register_readiness(&mut registry, Readiness::default());
     let cart = pod("cart-0", "1");
     metrics.set_pods([(Mesh::Istio, PodState::Serving)]);
@@ -62,8 +65,10 @@ fn the_watches_of_the_api_server_have_separate_series() {
     );
     let pods = health.of(Resource::Pods);
     pods.listed();
-    pods.up();
+    let mut watch = pods.register();
+    watch.up();
     pods.set_unreadable(2);
+    let _not_up = health.of(Resource::Namespaces).register();
     health
         .of(Resource::Namespaces)
         .trouble(WatchError::Forbidden);
@@ -95,7 +100,7 @@ fn every_metric_is_explained_in_the_documentation() {
     let docs = include_str!("../../../../docs/metrics.md");
     let mut kubernetes = Registry::with_prefix(PREFIX);
     let health = Health::default();
-    health.of(Resource::Pods).up();
+    health.of(Resource::Pods).listed();
     register_watches(&mut kubernetes, Arc::new(health));
     let real = documented_scrape() + &scrape(&kubernetes);
     let names = real.lines().filter_map(|line| {
