@@ -8,7 +8,9 @@ use anyhow::{Context, Result};
 
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` of include/uapi/linux/bpf.h.
-const SOCK_ADDR: u64 = 18;
+pub(super) const SOCK_ADDR: u64 = 18;
+/// `BPF_PROG_TYPE_CGROUP_SKB`.
+pub(super) const CGROUP_SKB: u64 = 8;
 
 /// Enables the kernel's statistics; restores the setting on drop.
 pub(super) struct Statistics {
@@ -39,27 +41,27 @@ pub(super) struct Ran {
     nanoseconds: u64,
 }
 
-/// The programs of type `cgroup_sock_addr` which process `pid` holds, by id.
-pub(super) fn sock_addr_programs(pid: u32) -> Result<BTreeMap<u64, Ran>> {
+/// The programs of type `kind` which process `pid` holds, by id.
+pub(super) fn programs(pid: u32, kind: u64) -> Result<BTreeMap<u64, Ran>> {
     let dir = format!("/proc/{pid}/fdinfo");
     let mut programs = BTreeMap::new();
     for entry in fs::read_dir(&dir).context(dir)? {
         // A descriptor may be closed meanwhile.
-        if let Some((id, ran)) = entry.ok().and_then(|entry| program(&entry.path())) {
+        if let Some((id, ran)) = entry.ok().and_then(|entry| program(&entry.path(), kind)) {
             let _again = programs.insert(id, ran);
         }
     }
     Ok(programs)
 }
 
-fn program(path: &Path) -> Option<(u64, Ran)> {
+fn program(path: &Path, kind: u64) -> Option<(u64, Ran)> {
     let text = fs::read_to_string(path).ok()?;
     let field = |name: &str| -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         line.strip_prefix(':')?.trim().parse().ok()
     };
     // Links also contain a program's id, but not its type.
-    if field("prog_type")? != SOCK_ADDR {
+    if field("prog_type")? != kind {
         return None;
     }
     let ran = Ran {
@@ -70,7 +72,7 @@ fn program(path: &Path) -> Option<(u64, Ran)> {
 }
 
 /// Mean nanoseconds of the program that ran at least `times` between two readings. With only IPv4
-/// connections and no getpeername calls, that is connect4.
+/// connections and no getpeername calls, of type [`SOCK_ADDR`] that is connect4. Of type [`CGROUP_SKB`] there is only one.
 pub(super) fn mean(
     before: &BTreeMap<u64, Ran>,
     after: &BTreeMap<u64, Ran>,

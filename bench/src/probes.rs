@@ -324,6 +324,16 @@ impl Bench<'_> {
                 "at most 150 ns",
             ),
             cost("connect4, exempt", self.connect4(daemon, &http)?, ""),
+            cost(
+                "answer, a packet of no probe",
+                self.program(daemon, bpf::CGROUP_SKB, &open(plain))?,
+                "",
+            ),
+            cost(
+                "answer, a packet of an HTTP probe",
+                self.program(daemon, bpf::CGROUP_SKB, &http)?,
+                "",
+            ),
         ])
     }
 
@@ -334,15 +344,20 @@ impl Bench<'_> {
         Ok((process::cpu_ns(daemon.pid())? - before) / self.rounds as u64)
     }
 
-    /// The run time of `connect4` per probe: the median of means, because a single interrupt of a millisecond would change
-    /// the mean of all.
+    /// The run time of `connect4` per probe.
     fn connect4(&self, daemon: &Daemon, target: &Target) -> Result<u64> {
+        self.program(daemon, bpf::SOCK_ADDR, target)
+    }
+
+    /// The time of one run of the program of type `kind`: the median of means, because a single interrupt of a millisecond
+    /// would change the mean of all.
+    fn program(&self, daemon: &Daemon, kind: u64, target: &Target) -> Result<u64> {
         let mut means = Vec::with_capacity(BATCHES);
         let part = self.rounds / BATCHES;
         for _ in 0..BATCHES {
-            let before = bpf::sock_addr_programs(daemon.pid())?;
+            let before = bpf::programs(daemon.pid(), kind)?;
             let _samples = self.prober.measure([target.clone()], part)?;
-            let after = bpf::sock_addr_programs(daemon.pid())?;
+            let after = bpf::programs(daemon.pid(), kind)?;
             means.push(bpf::mean(&before, &after, part as u64)?);
         }
         Ok(percentile(&mut means, 50))

@@ -6,14 +6,14 @@ mod map;
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use probe_handler_common::programs;
 
-pub use map::Map;
+pub use map::{Map, key};
 
 /// Commands of enum bpf_cmd (include/uapi/linux/bpf.h).
 const MAP_CREATE: libc::c_long = 0;
@@ -26,15 +26,24 @@ const PROG_GET_FD_BY_ID: libc::c_long = 13;
 const MAP_GET_FD_BY_ID: libc::c_long = 14;
 const PROG_QUERY: libc::c_long = 16;
 const MAP_FREEZE: libc::c_long = 22;
+const LINK_CREATE: libc::c_long = 28;
+/// `BPF_PROG_TYPE_SCHED_CLS` of enum bpf_prog_type.
+const SCHED_CLS: u32 = 3;
+/// `BPF_TCX_INGRESS` of enum bpf_attach_type.
+const TCX_INGRESS: u32 = 46;
 /// `BPF_PROG_TYPE_SOCK_OPS` of enum bpf_prog_type.
 const SOCK_OPS: u32 = 13;
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` of enum bpf_prog_type.
 const CGROUP_SOCK_ADDR: u32 = 18;
 /// `BPF_CGROUP_INET4_CONNECT` of enum bpf_attach_type.
 pub const CONNECT4: u32 = 10;
-/// The attach types of the daemon's programs, in the order of [`programs::ATTACH_ORDER`]: sock_ops,
-/// getpeername4 and 6, connect4 and 6.
-const HOOKS: [u32; 5] = [3, 29, 30, CONNECT4, 11];
+/// `BPF_PROG_TYPE_CGROUP_SKB` of enum bpf_prog_type.
+const CGROUP_SKB: u32 = 8;
+/// `BPF_CGROUP_INET_INGRESS` of enum bpf_attach_type.
+const INGRESS: u32 = 0;
+/// The attach types of the daemon's programs, in the order of [`programs::ALL`]: sock_ops, getpeername4 and 6, connect4 and
+/// 6, ingress.
+const HOOKS: [u32; 6] = [3, 29, 30, CONNECT4, 11, INGRESS];
 
 /// `union bpf_attr`, as far as it is used here.
 #[repr(C, align(8))]
@@ -174,20 +183,17 @@ pub fn set_constants(map: &OwnedFd, value: &[u8]) -> Result<()> {
 pub fn verifier_statistics<T>(name: &str, code: &[T], license: &CStr) -> Result<String> {
     /// `BPF_LOG_STATS` of include/linux/bpf_verifier.h: the end of the log only.
     const STATISTICS: u32 = 4;
-    let hook = match programs::ATTACH_ORDER
-        .iter()
-        .position(|known| *known == name)
-    {
+    let hook = match programs::ALL.iter().position(|known| *known == name) {
         Some(index) => HOOKS[index],
         None => bail!("the daemon has no program {name}"),
     };
     ensure!(size_of::<T>() == 8, "an instruction has 8 bytes");
     let mut log = vec![0_u8; 64 * 1024];
     let mut attr = Attr([0; 32]);
-    attr.0[0] = if name == programs::SOCK_OPS {
-        SOCK_OPS
-    } else {
-        CGROUP_SOCK_ADDR
+    attr.0[0] = match name {
+        programs::SOCK_OPS => SOCK_OPS,
+        programs::ANSWER => CGROUP_SKB,
+        _ => CGROUP_SOCK_ADDR,
     };
     attr.0[1] = u32::try_from(code.len())?;
     pointer(&mut attr, 2, code.as_ptr());
@@ -201,6 +207,32 @@ pub fn verifier_statistics<T>(name: &str, code: &[T], license: &CStr) -> Result<
     let log = String::from_utf8_lossy(&log[..end]).into_owned();
     let _program = owned(loaded.with_context(|| format!("loading {name}: {log}"))?)?;
     Ok(log)
+}
+
+/// Loads a program for tc. `code` is its instructions, in the kernel's format.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn load_classifier(code: &[u64]) -> Result<OwnedFd> {
+    let license = c"GPL";
+    let mut attr = Attr([0; 32]);
+    attr.0[0] = SCHED_CLS;
+    attr.0[1] = u32::try_from(code.len())?;
+    pointer(&mut attr, 2, code.as_ptr());
+    pointer(&mut attr, 4, license.as_ptr());
+    owned(bpf(PROG_LOAD, &mut attr).context("loading a program for tc")?)
+}
+
+/// Attaches a program for tc by tcx to the ingress of the interface with this index in the calling thread's namespace.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn link_tcx(program: BorrowedFd<'_>, interface: u32) -> Result<OwnedFd> {
+    let mut attr = Attr([0; 32]);
+    attr.0[0] = program.as_raw_fd().cast_unsigned();
+    attr.0[1] = interface;
+    attr.0[2] = TCX_INGRESS;
+    owned(bpf(LINK_CREATE, &mut attr).context("attaching by tcx")?)
 }
 
 /// Whether the kernel reports the number of instructions that its verifier processed for a loaded program
@@ -254,56 +286,85 @@ pub fn attached(cgroup: &Path) -> Result<u32> {
     Ok(attached)
 }
 
-/// A program attached to a cgroup without BPF_F_ALLOW_MULTI (legacy mode), so that no program can be attached
+/// The code of a program that allows everything: r0 = 1; exit.
+const ALLOW: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
+
+/// A program attached to a cgroup by the legacy API: without BPF_F_ALLOW_MULTI no program can be attached to the same hook
 /// below it. Detached on drop.
 #[derive(Debug)]
-pub struct LegacyConnect4 {
+pub struct LegacyProgram {
     cgroup: PathBuf,
+    hook: u32,
     program: OwnedFd,
 }
 
-impl LegacyConnect4 {
+impl LegacyProgram {
     /// Attaches a program that allows every connection.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach(cgroup: &Path) -> Result<Self> {
-        // r0 = 1; exit.
-        let code: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
+    pub fn connect4(cgroup: &Path) -> Result<Self> {
+        Self::attach(cgroup, CGROUP_SOCK_ADDR, CONNECT4, &ALLOW, 0)
+    }
+
+    /// Attaches a program that allows every received packet.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn ingress(cgroup: &Path) -> Result<Self> {
+        Self::attach(cgroup, CGROUP_SKB, INGRESS, &ALLOW, 0)
+    }
+
+    /// Attaches a program, beside others, that makes connect() go on although a program below it has refused the connection.
+    ///
+    /// # Errors
+    /// When the kernel refuses, as before Linux 6.1.
+    pub fn undoing_refusals(cgroup: &Path) -> Result<Self> {
+        /// `BPF_F_ALLOW_MULTI`.
+        const MULTI: u32 = 2;
+        // r1 = 0; bpf_set_retval(r1).
+        let undo = [0x0000_0000_0000_01b7, 0x0000_00bb_0000_0085];
+        let code = [undo, ALLOW].concat();
+        Self::attach(cgroup, CGROUP_SOCK_ADDR, CONNECT4, &code, MULTI)
+    }
+
+    fn attach(cgroup: &Path, kind: u32, hook: u32, code: &[u64], flags: u32) -> Result<Self> {
         let license = c"GPL";
         let mut attr = Attr([0; 32]);
-        attr.0[0] = CGROUP_SOCK_ADDR;
-        attr.0[1] = 2;
+        attr.0[0] = kind;
+        attr.0[1] = u32::try_from(code.len())?;
         pointer(&mut attr, 2, code.as_ptr());
         pointer(&mut attr, 4, license.as_ptr());
         // expected_attach_type, after log_level, log_size, log_buf, kern_version, prog_flags,
         // prog_name[16] and prog_ifindex.
-        attr.0[17] = CONNECT4;
+        attr.0[17] = hook;
         let program = owned(bpf(PROG_LOAD, &mut attr).context("loading a program")?)?;
         let this = Self {
             cgroup: cgroup.to_owned(),
+            hook,
             program,
         };
-        this.command(PROG_ATTACH)
+        this.command(PROG_ATTACH, flags)
             .context("attaching in legacy mode")?;
         ensure!(attached(cgroup)? > 0, "the program is not attached");
         Ok(this)
     }
 
-    fn command(&self, command: libc::c_long) -> Result<()> {
+    fn command(&self, command: libc::c_long, flags: u32) -> Result<()> {
         let directory = File::open(&self.cgroup)?;
         let mut attr = Attr([0; 32]);
         attr.0[0] = u32::try_from(directory.as_raw_fd())?;
         attr.0[1] = u32::try_from(self.program.as_raw_fd())?;
-        attr.0[2] = CONNECT4;
+        attr.0[2] = self.hook;
+        attr.0[3] = flags;
         bpf(command, &mut attr)?;
         Ok(())
     }
 }
 
-impl Drop for LegacyConnect4 {
+impl Drop for LegacyProgram {
     fn drop(&mut self) {
-        if let Err(error) = self.command(PROG_DETACH) {
+        if let Err(error) = self.command(PROG_DETACH, 0) {
             eprintln!(
                 "testbed: detaching from {}: {error:#}",
                 self.cgroup.display()

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::mesh::Identity;
 use crate::rules::RuleSet;
@@ -24,17 +24,7 @@ pub struct Args {
 /// # Errors
 /// When there is no such rule set, it cannot be applied, or a certificate cannot be written.
 pub fn main(args: &Args) -> Result<()> {
-    let rules = RuleSet::all()
-        .iter()
-        .find(|rules| rules.name() == args.name)
-        .with_context(|| {
-            let names: Vec<_> = RuleSet::all().iter().map(|rules| rules.name()).collect();
-            format!(
-                "unknown rule set {:?}: expected one of {}",
-                args.name,
-                names.join(", ")
-            )
-        })?;
+    let rules = RuleSet::named(&args.name)?;
     rules.apply_here()?;
     match &args.identity {
         Some(directory) => Identity::create(directory.clone()).map(drop),

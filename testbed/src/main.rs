@@ -30,6 +30,8 @@ enum Command {
     Demo(testbed::demo::Args),
     /// Test every rule of probe-handler's design in network namespaces
     Suite(testbed::suite::Args),
+    /// Probe pods while apps, sidecars, kubelet and daemon fail by a random schedule, and count wrong verdicts
+    Chaos(testbed::chaos::Args),
     /// Render the manifests in deploy/ and check them against schema and design
     Manifests(testbed::manifests::Args),
     /// Run a program that cannot create an inotify instance (started by the suite)
@@ -40,6 +42,9 @@ enum Command {
     /// Apply a mesh's redirect rules in the current network namespace (a pod of a test cluster)
     #[command(hide = true)]
     Rules(testbed::in_pod::Args),
+    /// Send a signal to a process of another pod (a pod of a test cluster)
+    #[command(hide = true)]
+    Signal(testbed::signal::Args),
     /// Check that each mesh's rules and sidecar behave here as in a cluster
     Selfcheck,
     /// Remove leftovers of killed runs
@@ -59,10 +64,12 @@ fn main() -> ExitCode {
         Command::PortGuesser(args) => testbed::port_guesser::main(&args),
         Command::Demo(args) => testbed::demo::main(&args),
         Command::Suite(args) => testbed::suite::main(&args),
+        Command::Chaos(args) => testbed::chaos::main(&args),
         Command::Manifests(args) => testbed::manifests::main(&args),
         Command::WithoutInotify(args) => testbed::without_inotify::main(&args),
         Command::Probe(args) => testbed::probe::main(&args),
         Command::Rules(args) => testbed::in_pod::main(&args),
+        Command::Signal(args) => testbed::signal::main(&args),
         Command::Selfcheck => testbed::selfcheck::main(),
         Command::Verifier => testbed::verifier::main(),
         Command::Guest => testbed::guest::main(),

@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use crate::pace;
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
 
-const SERVER_NAME: &str = "sidecar.testbed";
+/// The name of every sidecar.
+pub(crate) const SERVER_NAME: &str = "sidecar.testbed";
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A certificate authority, a certificate for all sidecars and one for clients, in PEM files that all
@@ -39,7 +40,9 @@ impl Identity {
         fs::write(dir.join("ca.pem"), authority.pem())?;
         for name in ["server", "client"] {
             let key = KeyPair::generate()?;
-            let params = CertificateParams::new(vec![SERVER_NAME.to_owned()])?;
+            let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()])?;
+            // A certificate whose name is its issuer's counts as self-signed in OpenSSL and BoringSSL.
+            params.distinguished_name.push(DnType::CommonName, name);
             let certificate = params.signed_by(&key, &authority)?;
             fs::write(dir.join(format!("{name}.pem")), certificate.pem())?;
             fs::write(dir.join(format!("{name}.key")), key.serialize_pem())?;
@@ -55,6 +58,23 @@ impl Identity {
     /// Certificates that another process has created.
     pub const fn existing(dir: PathBuf) -> Self {
         Self { dir }
+    }
+
+    /// A copy whose clients trust the servers of another mesh, which does not trust them.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn trusting(&self, other: &Self) -> Result<Self> {
+        let dir = self.dir.join("trusting");
+        fs::create_dir_all(&dir)?;
+        for (from, file) in [
+            (other, "ca.pem"),
+            (self, "client.pem"),
+            (self, "client.key"),
+        ] {
+            let _bytes = fs::copy(from.dir.join(file), dir.join(file))?;
+        }
+        Ok(Self { dir })
     }
 
     /// A sidecar's TLS: accepts only clients with a certificate of this mesh, as in STRICT mode.

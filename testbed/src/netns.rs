@@ -169,16 +169,7 @@ impl NetNs {
     /// # Errors
     /// When the namespace cannot be entered, or as `work` does.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let path = self.path();
-        thread::scope(|scope| {
-            scope
-                .spawn(move || {
-                    enter(&path)?;
-                    work()
-                })
-                .join()
-                .map_err(|_| anyhow!("the work inside {} panicked", self.name))?
-        })
+        run_in(&self.path(), work)
     }
 
     /// Removes the namespace's name now, as a container runtime does when the pod ends. The namespace itself
@@ -199,6 +190,22 @@ impl Drop for NetNs {
             eprintln!("testbed: {error:#}");
         }
     }
+}
+
+/// As [`NetNs::run`], inside the namespace at `path`.
+///
+/// # Errors
+/// As [`NetNs::run`].
+pub fn run_in<T: Send>(path: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        scope
+            .spawn(move || {
+                enter(path)?;
+                work()
+            })
+            .join()
+            .map_err(|_| anyhow!("the work inside {} panicked", path.display()))?
+    })
 }
 
 /// Moves the calling thread into the namespace at `path`.

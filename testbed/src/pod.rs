@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -23,6 +24,7 @@ pub struct PodSpec {
     rules: RuleSet,
     app: AppSpec,
     containers: Vec<Value>,
+    labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
     probers: BTreeMap<String, Value>,
     v6_passthrough_source: bool,
@@ -41,6 +43,7 @@ impl PodSpec {
             rules: RuleSet::None,
             app: AppSpec::new(),
             containers: Vec::new(),
+            labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             probers: BTreeMap::new(),
             v6_passthrough_source: true,
@@ -69,6 +72,13 @@ impl PodSpec {
     #[must_use]
     pub fn container(mut self, container: Value) -> Self {
         self.containers.push(container);
+        self
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn label(mut self, name: &str, value: &str) -> Self {
+        let _old = self.labels.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -121,6 +131,22 @@ impl PodSpec {
     /// [`Unavailable`] in the chain when this machine does not support the rules.
     pub fn start(self, run: &Run) -> Result<Pod> {
         let ns = NetNs::new(run, &self.name)?;
+        let (sidecar, app) = self.fill(&ns, run)?;
+        Ok(Pod {
+            spec: self,
+            app,
+            sidecar,
+            ns,
+            published: None,
+        })
+    }
+
+    /// As [`PodSpec::start`], with the addresses of a pod that has ended.
+    ///
+    /// # Errors
+    /// As [`PodSpec::start`].
+    pub fn start_at(self, ips: (Ipv4Addr, Ipv6Addr), run: &Run) -> Result<Pod> {
+        let ns = NetNs::with(run, &self.name, Some(ips), None)?;
         let (sidecar, app) = self.fill(&ns, run)?;
         Ok(Pod {
             spec: self,
@@ -232,6 +258,7 @@ impl PodSpec {
                 "name": self.name,
                 "namespace": "testbed",
                 "uid": uid,
+                "labels": self.labels,
                 "annotations": annotations,
             },
             "spec": {"containers": containers, "initContainers": init_containers},

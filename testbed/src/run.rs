@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::mesh::Identity;
-use crate::{cgroup, command, netns, wait};
+use crate::{cgroup, command, envoy, netns, wait};
 
 const BLOCKS: u8 = 50;
 
@@ -278,7 +278,9 @@ fn end_daemons(dir: &Path) {
 fn remove_run(id: &str, dir: &Path) {
     netns::remove_all(&prefix(id));
     cgroup::remove_all(id);
-    let _none = umount2(&bpffs(dir), MntFlags::MNT_DETACH);
+    for mounted in [bpffs(dir), dir.join(envoy::PROGRAM)] {
+        let _none = umount2(&mounted, MntFlags::MNT_DETACH);
+    }
     if let Err(error) = fs::remove_dir_all(dir) {
         eprintln!("testbed: removing {}: {error}", dir.display());
     }

@@ -1,6 +1,6 @@
 //! Formats a text table.
 
-use probe_handler::cli::output::Table;
+use status_view::output::Table;
 
 /// Formats rows under a header.
 pub fn render<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use aya_obj::{Map, Object};
 use kernel::programs::{self, LoadOptions, Programs};
 use probe_handler_common::globals;
-use probe_handler_common::programs::ATTACH_ORDER;
+use probe_handler_common::programs::ALL;
 
 use crate::bpf;
 
@@ -51,8 +51,7 @@ pub fn processed() -> Result<Vec<(&'static str, u64)>> {
         &text,
     )?;
     object.relocate_calls(&text)?;
-    ATTACH_ORDER
-        .into_iter()
+    ALL.into_iter()
         .map(|name| {
             let program = object
                 .programs

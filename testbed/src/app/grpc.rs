@@ -56,3 +56,15 @@ pub(super) async fn serve(
         .await
         .map_err(|error| anyhow!(error))
 }
+
+/// Answers every call with UNIMPLEMENTED, until one end closes.
+pub(super) async fn serve_nothing(stream: TcpStream) -> Result<()> {
+    let service = hyper::service::service_fn(|_: hyper::Request<Incoming>| async {
+        let status = tonic::Status::unimplemented("");
+        Ok::<_, Infallible>(status.into_http::<tonic::body::Body>())
+    });
+    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .map_err(|error| anyhow!(error))
+}

@@ -76,6 +76,8 @@ pub enum Protocol {
     },
     /// The gRPC health service, HTTP/2 without TLS.
     Grpc,
+    /// A gRPC server without that service.
+    GrpcWithoutHealth,
     /// Accepts, reads, never writes.
     Tcp,
     /// Listens and never accepts.
@@ -149,6 +151,12 @@ impl AppSpec {
     #[must_use]
     pub fn grpc(self, port: u16) -> Self {
         self.listen(Protocol::Grpc, Bind::DualStack, port)
+    }
+
+    /// gRPC without the health service, on both families.
+    #[must_use]
+    pub fn grpc_without_health(self, port: u16) -> Self {
+        self.listen(Protocol::GrpcWithoutHealth, Bind::DualStack, port)
     }
 
     /// TCP on both families.

@@ -234,6 +234,7 @@ impl Connection {
             }
             (Protocol::Http, _) => http1::serve(stream, port, peer, state).await,
             (Protocol::Grpc, _) => grpc::serve(stream, port, peer, state).await,
+            (Protocol::GrpcWithoutHealth, _) => grpc::serve_nothing(stream).await,
             (Protocol::Echo, _) => {
                 let (protocol, head) = ("echo".to_owned(), String::new());
                 state.record(Recorded {

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use anyhow::{Context, Result};
 use probe_handler_common::address::SockAddr;
 
-use super::{Attr, Held, MAP_GET_FD_BY_ID, bpf, owned, pointer};
+use super::{Attr, Held, MAP_GET_FD_BY_ID, MAP_UPDATE_ELEM, bpf, owned, pointer};
 
 /// Commands of enum bpf_cmd (include/uapi/linux/bpf.h).
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
@@ -67,9 +67,7 @@ impl Map {
     /// # Errors
     /// When the kernel returns an error.
     pub fn has(&self, address: SocketAddr) -> Result<bool> {
-        let address = SockAddr::from(address);
-        let words = address.ip.into_iter().chain([address.port]);
-        let key: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
+        let key = key(address);
         anyhow::ensure!(key.len() == self.key_size, "the keys are not addresses");
         let mut value = vec![0_u8; self.value_size];
         let mut attr = self.attr()?;
@@ -80,6 +78,22 @@ impl Map {
             Err(error) if is_absent(&error) => Ok(false),
             Err(error) => Err(error).context("reading a map"),
         }
+    }
+
+    /// Adds an entry.
+    ///
+    /// # Errors
+    /// When the sizes are not the map's, or the kernel refuses.
+    pub fn insert(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        anyhow::ensure!(
+            key.len() == self.key_size && value.len() == self.value_size,
+            "another shape"
+        );
+        let mut attr = self.attr()?;
+        pointer(&mut attr, 2, key.as_ptr());
+        pointer(&mut attr, 4, value.as_ptr());
+        bpf(MAP_UPDATE_ELEM, &mut attr).context("adding an entry")?;
+        Ok(())
     }
 
     /// How many entries it has.
@@ -108,6 +122,13 @@ impl Map {
         attr.0[0] = u32::try_from(self.fd.as_raw_fd())?;
         Ok(attr)
     }
+}
+
+/// An address and port as a key, or as a part of one.
+pub fn key(address: SocketAddr) -> Vec<u8> {
+    let address = SockAddr::from(address);
+    let words = address.ip.into_iter().chain([address.port]);
+    words.flat_map(u32::to_ne_bytes).collect()
 }
 
 fn is_absent(error: &io::Error) -> bool {

@@ -35,12 +35,12 @@ impl DaemonSpec {
             .arg("--admin-addr")
             .arg(&self.admin_addr)
             .args(["--log-format", "text"]);
-        if pace::factor() > 1 && !self.args.iter().any(|arg| arg == "--heartbeat-timeout") {
+        if pace::factor() > 1 && !has(&self.args, "--heartbeat-timeout") {
             let timeout = pace::stretch(HEARTBEAT_TIMEOUT).as_millis();
             command.args(["--heartbeat-timeout", &format!("{timeout}ms")]);
         }
         // Not the directory of this machine's own daemon.
-        if !self.args.iter().any(|arg| arg == "--bpffs") {
+        if !has(&self.args, "--bpffs") {
             command
                 .arg("--bpffs")
                 .arg(run.bpffs().join("probe-handler"));
@@ -51,4 +51,13 @@ impl DaemonSpec {
         command.args(&self.args);
         command
     }
+}
+
+/// Whether `args` set `flag`, as `--flag VALUE` or `--flag=VALUE`.
+fn has(args: &[String], flag: &str) -> bool {
+    let sets = |arg: &String| {
+        arg.strip_prefix(flag)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    };
+    args.iter().any(sets)
 }

@@ -7,6 +7,8 @@
 mod modules;
 mod mounts;
 
+pub use modules::without as without_module;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -1,10 +1,14 @@
 //! Loads kernel modules in the order of the host's list.
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
+
+use crate::wait;
 
 /// File with the modules' paths, one per line, each after its dependencies.
 const LIST: &str = "/modules/order";
@@ -26,4 +30,24 @@ pub fn load() -> Result<Vec<String>> {
         }
     }
     Ok(faults)
+}
+
+/// How soon a module is unused once its users have ended.
+const UNUSED: Duration = Duration::from_secs(20);
+
+/// Runs `work` while module `name` is not loaded. Nothing else loads it, because a guest has no modprobe.
+///
+/// # Errors
+/// When the module can't be removed or loaded again; those of `work`.
+pub fn without(name: &CStr, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    wait::until("the module's last user", UNUSED, || {
+        // SAFETY: a C string, and flags.
+        let result =
+            unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+        Errno::result(result).ok().map(drop)
+    })?;
+    let worked = work();
+    let faults = load()?;
+    ensure!(faults.is_empty(), "loading modules again: {faults:?}");
+    worked
 }

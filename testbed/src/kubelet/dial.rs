@@ -29,12 +29,20 @@ impl Dialer {
         let socket = Socket::new(
             Domain::for_address(address),
             Type::STREAM,
-            Some(Protocol::TCP),
+            Some(match probe.multipath {
+                true => Protocol::MPTCP,
+                false => Protocol::TCP,
+            }),
         )?;
-        socket.set_linger(Some(LINGER))?;
         socket.set_nonblocking(true)?;
-        // Go's net package sets it on every TCP connection.
-        socket.set_tcp_nodelay(true)?;
+        // Go's net package sets TCP_NODELAY on every TCP connection. Before Linux 5.17 Multipath TCP has neither option, and
+        // Go goes on without.
+        let set = socket
+            .set_linger(Some(LINGER))
+            .and_then(|()| socket.set_tcp_nodelay(true));
+        if !probe.multipath {
+            set?;
+        }
         if let Some(source) = self.source {
             socket.bind(&SocketAddr::new(source, 0).into())?;
         }

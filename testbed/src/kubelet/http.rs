@@ -223,11 +223,14 @@ async fn once(
     if !https {
         return over_http1(stream, client, deadline, url, host, headers, peer).await;
     }
-    let alpn: &[&[u8]] = match client {
-        Client::Probe => &[b"h2", b"http/1.1"],
-        Client::Hook => &[],
+    // A hook's connection stays open. The daemon closes it at its end only if the client resumes no sessions.
+    let (alpn, versions): (&[&[u8]], _) = match client {
+        Client::Probe => (&[b"h2", b"http/1.1"], rustls::ALL_VERSIONS),
+        Client::Hook => (&[], tls::WITHOUT_RESUMPTION),
     };
-    let stream = tls::connect(stream, target.ip, alpn).await.context("TLS")?;
+    let stream = tls::connect(stream, target.ip, alpn, versions)
+        .await
+        .context("TLS")?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return over_http1(stream, client, deadline, url, host, headers, peer).await;
     }

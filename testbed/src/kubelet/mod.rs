@@ -115,6 +115,8 @@ pub struct Probe {
     pub timeout: Option<Duration>,
     /// Dial an IPv4 address from an IPv6 socket, as an IPv4-mapped address.
     pub mapped: bool,
+    /// Dial with Multipath TCP, as a kubelet with `GODEBUG=multipathtcp=1` does.
+    pub multipath: bool,
 }
 
 impl Probe {
@@ -129,6 +131,7 @@ impl Probe {
             port,
             timeout,
             mapped: false,
+            multipath: false,
         }
     }
 
@@ -253,6 +256,13 @@ impl Probe {
     #[must_use]
     pub const fn mapped(mut self) -> Self {
         self.mapped = true;
+        self
+    }
+
+    /// Dials with Multipath TCP.
+    #[must_use]
+    pub const fn multipath(mut self) -> Self {
+        self.multipath = true;
         self
     }
 }

@@ -7,6 +7,10 @@ use anyhow::Result;
 use super::{Dialer, Probe, execute};
 use crate::{cgroup, rpc};
 
+/// Because of SO_LINGER, close() blocks its thread for up to a second if the pod has gone. With a single thread no probe could
+/// end meanwhile; in the kubelet only the same probe waits.
+const WORKERS: usize = 16;
+
 /// Arguments of `testbed kubelet`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -24,7 +28,7 @@ pub fn main(args: &Args) -> Result<()> {
         cgroup::join(path, 0)?;
     }
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+        .worker_threads(WORKERS)
         .enable_all()
         .build()?
         .block_on(rpc::serve(&"ready", |probe: Probe| async move {

@@ -3,30 +3,40 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::version::TLS12;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, SignatureScheme, SupportedProtocolVersion,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+/// The versions of a client that can't be distinguished from Go's, which resumes no sessions: rustls offers to resume them
+/// in each ClientHello of TLS 1.3.
+pub(super) const WITHOUT_RESUMPTION: &[&SupportedProtocolVersion] = &[&TLS12];
 
 /// Handshakes, offering these protocols.
 pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     ip: IpAddr,
     alpn: &[&[u8]],
+    versions: &[&'static SupportedProtocolVersion],
 ) -> std::io::Result<TlsStream<S>> {
     let provider = Arc::new(default_provider());
     let schemes = provider
         .signature_verification_algorithms
         .supported_schemes();
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .map_err(std::io::Error::other)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(schemes)))
         .with_no_client_auth();
+    config.resumption = Resumption::disabled();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     TlsConnector::from(Arc::new(config))
         .connect(ServerName::IpAddress(ip.into()), stream)

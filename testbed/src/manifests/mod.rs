@@ -1,16 +1,19 @@
 //! `testbed manifests`: renders every overlay of `deploy/` and combinations of components as
 //! `kubectl apply -k` does, and checks them against Kubernetes' schema and the rules of probe-handler's
-//! design.
+//! design. The Helm chart must render the same.
 
 mod cert_manager;
+mod chart;
 mod cleanup;
 mod combined;
 mod monitoring;
+mod plugin;
 mod references;
 mod rules;
 mod schema;
 mod webhook;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -28,6 +31,9 @@ pub struct Args {
     /// The kubectl to render with
     #[arg(long, value_name = "PATH", default_value = "kubectl")]
     kubectl: PathBuf,
+    /// A Helm to render the chart with; can be repeated. Without one, the cases of the chart count as skipped
+    #[arg(long, value_name = "PATH")]
+    helm: Vec<PathBuf>,
     /// The directory of the manifests
     #[arg(long, value_name = "PATH", default_value = "deploy")]
     deploy: PathBuf,
@@ -45,12 +51,24 @@ pub fn main(args: &Args) -> Result<()> {
     let scratch = tempfile::tempdir().context("a directory for combinations")?;
     let mut renderings = overlays(&args.deploy)?;
     renderings.extend(combined::write(&args.deploy, scratch.path())?);
+    let chart = args.deploy.join("chart");
+    let mut kustomized = BTreeMap::new();
     for (name, directory) in renderings {
         cases.group_with(&name, |cases| {
             let objects = render(&args.kubectl, &directory)?;
             check(cases, &name, &objects);
+            let _new = kustomized.insert(name.clone(), objects);
             Ok(())
         });
+    }
+    if args.helm.is_empty() {
+        cases.group_with("chart-by-helm", |cases| {
+            cases.skip("every-case", "no Helm was given (--helm)");
+            Ok(())
+        });
+    }
+    for helm in &args.helm {
+        chart::compare(&mut cases, helm, &chart, &kustomized);
     }
     cases.summary(started.elapsed());
     if cases.failed() > 0 {
@@ -88,6 +106,9 @@ fn check(cases: &mut Cases, rendering: &str, objects: &[Value]) {
     }
     if has(rendering, "monitoring") {
         hold(cases, monitoring::RULES, rendering, objects);
+    }
+    if has(rendering, "plugin") {
+        hold(cases, plugin::RULES, rendering, objects);
     }
 }
 

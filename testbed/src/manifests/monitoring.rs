@@ -102,6 +102,11 @@ fn job(_: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
+/// The page with a section for each alert.
+const RUNBOOK: &str = include_str!("../../../docs/alerts.md");
+/// Its address, before the name of the section.
+const RUNBOOKS: &str = "https://github.com/probe-handler/probe-handler/blob/main/docs/alerts.md#";
+
 /// All alerts of a rendering.
 fn rules_of(objects: &[Value]) -> Vec<&Value> {
     of_kind(objects, "PrometheusRule")
@@ -130,6 +135,16 @@ fn alerts(_: &str, objects: &[Value]) -> Result<()> {
                 "{name}: no {annotation}"
             );
         }
+        let page = rule["annotations"]["runbook_url"].as_str();
+        let anchor = page.and_then(|page| page.strip_prefix(RUNBOOKS));
+        let heading = RUNBOOK.lines().filter_map(|line| line.strip_prefix("## "));
+        let is_there = heading
+            .map(str::to_lowercase)
+            .any(|one| Some(one.as_str()) == anchor);
+        ensure!(
+            is_there && anchor == Some(&name.to_lowercase()),
+            "{name}: runbook_url {page:?} has no section in docs/alerts.md"
+        );
     }
     Ok(())
 }

@@ -96,6 +96,21 @@ fn references(object: &Value) -> Vec<Reference> {
                 &object["spec"]["policyName"],
             );
         }
+        "ValidatingAdmissionPolicyBinding" => {
+            add(
+                "ValidatingAdmissionPolicy",
+                own,
+                &object["spec"]["policyName"],
+            );
+        }
+        "ValidatingAdmissionPolicy" => {
+            // "system:serviceaccount:NAMESPACE:NAME:" == ...
+            let by = &object["spec"]["matchConditions"][0]["expression"];
+            let mut parts = by.as_str().unwrap_or_default().split(':').skip(2);
+            let (namespace, name) = (parts.next(), parts.next());
+            let name = Value::from(name.unwrap_or_default());
+            add("ServiceAccount", namespace.map(str::to_owned), &name);
+        }
         "Certificate" => add("Issuer", own, &object["spec"]["issuerRef"]["name"]),
         "DaemonSet" | "Deployment" => {
             let pod = &object["spec"]["template"]["spec"];

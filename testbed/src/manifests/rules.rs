@@ -6,15 +6,16 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use probe_handler::cli::Command;
+use probe_handler::cli::config::settings::{self, FileSettings};
 use probe_handler::cli::config::{AgentConfig, PodSource};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::combined::REGISTRY;
-use super::has;
+use super::{has, plugin};
 
 /// A rule for the objects of a rendering, whose name is the first argument.
 pub type Rule = fn(&str, &[Value]) -> Result<()>;
@@ -53,6 +54,9 @@ pub fn image_of(rendering: &str) -> &'static str {
         false => IMAGE,
     }
 }
+
+/// The key of the ConfigMap with settings.
+const SETTINGS_KEY: &str = "settings.yaml";
 
 const MIB: u64 = 1 << 20;
 /// Resident memory of the daemon with 250 pods on a node, in bytes, as `cargo xtask bench` measures it.
@@ -101,7 +105,9 @@ fn upgrade(_: &str, objects: &[Value]) -> Result<()> {
     let strategy = spec.update_strategy;
     let rolling = strategy.and_then(|strategy| strategy.rolling_update);
     let rolling = rolling.context("no rolling update")?;
-    ensure!(rolling.max_surge == Some(IntOrString::Int(1)), "maxSurge");
+    // A percentage, so that the duration does not grow with the number of nodes.
+    let surge = Some(IntOrString::String("10%".to_owned()));
+    ensure!(rolling.max_surge == surge, "{:?}", rolling.max_surge);
     ensure!(
         rolling.max_unavailable == Some(IntOrString::Int(0)),
         "maxUnavailable"
@@ -218,10 +224,11 @@ fn privileges(overlay: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-fn permissions(_: &str, objects: &[Value]) -> Result<()> {
+fn permissions(overlay: &str, objects: &[Value]) -> Result<()> {
     let role: ClusterRole = one(objects, "ClusterRole")?;
-    let [rule] = &role.rules.unwrap_or_default()[..] else {
-        bail!("not one rule");
+    let rules = role.rules.unwrap_or_default();
+    let [rule, others @ ..] = &rules[..] else {
+        bail!("no rule");
     };
     let sorted = |list: &Option<Vec<String>>| {
         let mut list = list.clone().unwrap_or_default();
@@ -235,8 +242,35 @@ fn permissions(_: &str, objects: &[Value]) -> Result<()> {
     );
     ensure!(rule.verbs == ["get", "list", "watch"], "verbs");
     ensure!(rule.non_resource_urls.is_none(), "nonResourceURLs");
+    // What the overlays add, in the order of their names.
+    let mut expected = Vec::new();
+    if has(overlay, "events") {
+        expected.push((vec!["events"], vec!["create", "patch"]));
+    }
+    let mut found: Vec<_> = others
+        .iter()
+        .map(|rule| (sorted(&rule.resources), rule.verbs.clone()))
+        .collect();
+    if has(overlay, "node-condition") {
+        expected.push((vec!["nodes"], vec!["get"]));
+        expected.push((vec!["nodes/status"], vec!["patch"]));
+    }
+    if has(overlay, "startup-taint") {
+        expected.push((vec!["nodes"], vec!["get", "patch"]));
+    }
+    expected.sort();
+    found.sort();
+    let same = found.len() == expected.len()
+        && found
+            .iter()
+            .zip(&expected)
+            .all(|(found, expected)| found.0 == expected.0 && found.1 == expected.1);
+    ensure!(same, "{found:?}, not {expected:?}");
+    let core = |rule: &PolicyRule| sorted(&rule.api_groups) == [""];
+    ensure!(others.iter().all(core), "another API group");
+    let is_other = |object: &&Value| object["kind"] == "Role" && !plugin::is_role(object);
     ensure!(
-        !objects.iter().any(|object| object["kind"] == "Role"),
+        !objects.iter().any(|object| is_other(&object)),
         "a Role besides"
     );
     let binding: ClusterRoleBinding = one(objects, "ClusterRoleBinding")?;
@@ -303,6 +337,23 @@ fn arguments(overlay: &str, objects: &[Value]) -> Result<()> {
         outlives.is_none() == has(overlay, "handler-path"),
         "--kernel-path"
     );
+    ensure!(config.events == has(overlay, "events"), "--events");
+    ensure!(
+        config.node_condition == has(overlay, "node-condition"),
+        "--node-condition"
+    );
+    let taint = has(overlay, "startup-taint").then_some("probe-handler.io/starting");
+    ensure!(config.startup_taint.as_deref() == taint, "--startup-taint");
+    let _settings = settings_file(objects)?;
+    let file = config.settings.as_deref().context("no --settings")?;
+    let mounts = agent(objects)?.volume_mounts.unwrap_or_default();
+    let mut of_settings = mounts.iter().filter(|mount| mount.name == "settings");
+    let mount = of_settings.next().context("no settings are mounted")?;
+    ensure!(
+        file == Path::new(&mount.mount_path).join(SETTINGS_KEY) && mount.sub_path.is_none(),
+        "{} is not the mounted file",
+        file.display()
+    );
     let last_known = last_known.as_deref().context("no --last-known")?;
     let mounts = agent(objects)?.volume_mounts.unwrap_or_default();
     for file in [Some(&*config.admin_socket), Some(last_known), outlives]
@@ -319,6 +370,23 @@ fn arguments(overlay: &str, objects: &[Value]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The settings in the ConfigMap that the daemon's pod mounts.
+///
+/// # Errors
+/// There is none, or it has mistakes.
+pub fn settings_file(objects: &[Value]) -> Result<FileSettings> {
+    let volumes = pod(objects)?.volumes.unwrap_or_default();
+    let mut mounted = volumes.into_iter().filter_map(|volume| volume.config_map);
+    let mounted = mounted.next().context("no ConfigMap is mounted")?;
+    ensure!(mounted.optional == Some(true), "it is not optional");
+    let map = objects
+        .iter()
+        .find(|object| object["kind"] == "ConfigMap" && object["metadata"]["name"] == mounted.name);
+    let map = map.context("the ConfigMap is not rendered")?;
+    let text = map["data"][SETTINGS_KEY].as_str().context("no settings")?;
+    settings::read(text).map_err(|mistakes| anyhow::anyhow!(mistakes.join("; ")))
 }
 
 fn drain(_: &str, objects: &[Value]) -> Result<()> {

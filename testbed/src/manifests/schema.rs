@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding, MutatingWebhookConfiguration,
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{
@@ -46,6 +47,12 @@ pub fn check(object: &Value) -> Result<()> {
         }
         ("admissionregistration.k8s.io/v1", "MutatingAdmissionPolicyBinding") => {
             same::<MutatingAdmissionPolicyBinding>(object)
+        }
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy") => {
+            same::<ValidatingAdmissionPolicy>(object)
+        }
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
+            same::<ValidatingAdmissionPolicyBinding>(object)
         }
         ("cert-manager.io/v1", "Certificate") => same::<Certificate>(object),
         ("cert-manager.io/v1", "Issuer") => same::<Issuer>(object),

@@ -117,11 +117,11 @@ impl Node {
     }
 }
 
-/// A namespace, with annotation `probe-handler.io/exempt` if one is given.
-pub fn namespace(name: &str, exempt: Option<&str>) -> Value {
+/// A namespace, with label `probe-handler.io/mode` if one is given.
+pub fn namespace(name: &str, mode: Option<&str>) -> Value {
     let mut metadata = json!({"name": name, "uid": format!("uid-{name}")});
-    if let Some(exempt) = exempt {
-        metadata["annotations"] = json!({"probe-handler.io/exempt": exempt});
+    if let Some(mode) = mode {
+        metadata["labels"] = json!({"probe-handler.io/mode": mode});
     }
     json!({"metadata": metadata})
 }

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::command;
 use crate::netns::NetNs;
+use crate::sidecar::Refusal;
 
 /// A mesh's rule set in a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +36,9 @@ pub enum RuleSet {
     IstioTproxy,
     /// Istio sidecar, REDIRECT, with nftables' own rules (`global.nativeNftables`).
     IstioNft,
+    /// Istio sidecar, REDIRECT, without rules for IPv6: Istio's default in a pod whose IPv4 address comes first, unless dual
+    /// stack is enabled. Not in [`RuleSet::all`], because nothing is captured over IPv6.
+    IstioIpv4,
     /// Istio sidecar, REDIRECT, with DNS capture of all servers.
     IstioDns,
     /// Istio sidecar, REDIRECT, with a loopback range and the pods' range in
@@ -72,14 +76,19 @@ pub struct Proxy {
     pub inbound_port: u16,
     /// The port to which the rules redirect outbound connections.
     pub outbound_port: u16,
-    /// User and group.
+    /// User.
     pub uid: u32,
+    /// Group.
+    pub gid: u32,
     /// Packet mark of its own connections, by which ambient's rules identify them.
     pub mark: Option<u32>,
     /// Whether it connects to the app from `127.0.0.6` and `::6`.
     pub passthrough_source: bool,
-    /// Whether its inbound listener accepts connections to addresses that are not its own (TPROXY).
+    /// Whether its inbound listener accepts connections to addresses that are not its own, and it connects to the app from
+    /// the client's address (TPROXY).
     pub transparent: bool,
+    /// How it ends a plaintext connection.
+    pub refusal: Refusal,
 }
 
 /// One command that applies rules in a namespace.
@@ -117,6 +126,21 @@ const IPV6: Family = Family {
 };
 
 impl RuleSet {
+    /// The rule set of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn named(name: &str) -> Result<Self> {
+        let found = Self::all().iter().find(|rules| rules.name() == name);
+        found.copied().with_context(|| {
+            let names: Vec<_> = Self::all().iter().map(|rules| rules.name()).collect();
+            format!(
+                "unknown rule set {name:?}: expected one of {}",
+                names.join(", ")
+            )
+        })
+    }
+
     /// Every mesh's rules, without [`RuleSet::None`].
     pub const fn all() -> &'static [Self] {
         &[
@@ -143,6 +167,7 @@ impl RuleSet {
             Self::IstioPorts => "istio-ports",
             Self::IstioTproxy => "istio-tproxy",
             Self::IstioNft => "istio-nft",
+            Self::IstioIpv4 => "istio-ipv4",
             Self::IstioDns => "istio-dns",
             Self::IstioLoopbackRange => "istio-loopback-range",
             Self::IstioAmbient => "istio-ambient",
@@ -159,15 +184,18 @@ impl RuleSet {
             inbound_port: 15006,
             outbound_port: 15001,
             uid: 1337,
+            gid: 1337,
             mark: None,
             passthrough_source: true,
             transparent: false,
+            refusal: Refusal::Reset,
         };
         Some(match self {
             Self::None => return None,
             Self::IstioRedirect
             | Self::IstioRedirectLegacy
             | Self::IstioNft
+            | Self::IstioIpv4
             | Self::IstioDns
             | Self::IstioLoopbackRange => istio,
             Self::IstioPorts => Proxy {
@@ -175,7 +203,11 @@ impl RuleSet {
                 outbound_port: istio::OTHER_OUTBOUND,
                 ..istio
             },
+            // Binding another's address takes CAP_NET_ADMIN.
             Self::IstioTproxy => Proxy {
+                uid: 0,
+                mark: Some(1337),
+                passthrough_source: false,
                 transparent: true,
                 ..istio
             },
@@ -183,8 +215,10 @@ impl RuleSet {
             Self::IstioAmbient => Proxy {
                 container: "ztunnel",
                 uid: 0,
+                gid: 0,
                 mark: Some(0x539),
                 passthrough_source: false,
+                refusal: Refusal::CloseOrReset,
                 ..istio
             },
             Self::Linkerd => Proxy {
@@ -192,19 +226,25 @@ impl RuleSet {
                 inbound_port: 4143,
                 outbound_port: 4140,
                 uid: 2102,
+                gid: 2102,
                 passthrough_source: false,
+                refusal: Refusal::Deny,
                 ..istio
             },
             Self::Kuma => Proxy {
                 container: "kuma-sidecar",
                 uid: 5678,
+                gid: 5678,
+                refusal: Refusal::Close,
                 ..istio
             },
             Self::Consul => Proxy {
                 container: "consul-dataplane",
                 inbound_port: 20000,
                 uid: 5995,
+                gid: 5995,
                 passthrough_source: false,
+                refusal: Refusal::Close,
                 ..istio
             },
         })
@@ -224,6 +264,7 @@ impl RuleSet {
                 | Self::IstioPorts
                 | Self::IstioTproxy
                 | Self::IstioNft
+                | Self::IstioIpv4
                 | Self::IstioDns
                 | Self::IstioLoopbackRange
         )
@@ -256,6 +297,7 @@ impl RuleSet {
             | Self::IstioRedirectLegacy
             | Self::IstioPorts
             | Self::IstioNft
+            | Self::IstioIpv4
             | Self::IstioDns => &[("sidecar.istio.io/status", ISTIO_STATUS)],
             Self::IstioAmbient => &[("ambient.istio.io/redirection", "enabled")],
             Self::Linkerd => &[("linkerd.io/proxy-version", "stable")],
@@ -306,6 +348,11 @@ impl RuleSet {
                 istio::steps(istio::Backend::Legacy, istio::Variant::Plain)
             }
             Self::IstioPorts => istio::steps(istio::Backend::Nft, istio::Variant::Ports),
+            Self::IstioIpv4 => {
+                let mut steps = istio::steps(istio::Backend::Nft, istio::Variant::Plain);
+                steps.retain(|step| step.program == "iptables-nft-restore");
+                steps
+            }
             Self::IstioDns => istio::steps(istio::Backend::Nft, istio::Variant::Dns),
             Self::IstioLoopbackRange => {
                 istio::steps(istio::Backend::Nft, istio::Variant::LoopbackRange)

@@ -14,6 +14,7 @@ use crate::kubelet::{Ended, Kubelet, Outcome, Probe};
 use crate::pod::{Pod, PodSpec, unavailable};
 use crate::rules::RuleSet;
 use crate::run::Run;
+use crate::sidecar::Refusal;
 
 const OPEN: u16 = 8080;
 const CLOSED: u16 = 8081;
@@ -76,13 +77,25 @@ fn cells(
             .run(|| dial(SocketAddr::new(ip, port), passthrough, uid))
     };
     let consul = rules == RuleSet::Consul;
+    let at_random = rules
+        .proxy()
+        .is_some_and(|proxy| proxy.refusal == Refusal::CloseOrReset);
     let loopback_range = rules == RuleSet::IstioLoopbackRange;
     let dns = rules.captures_dns();
     Ok(vec![
         Cell {
             what: "plaintext from the node",
-            expected: "reset",
+            expected: match rules.proxy().map(|proxy| proxy.refusal) {
+                None | Some(Refusal::Reset) => "reset",
+                Some(Refusal::Close) => "closed",
+                Some(Refusal::CloseOrReset) => "closed or reset",
+                Some(Refusal::Deny) => "403",
+            },
             found: match plain.ended {
+                Some(Ended::Reset | Ended::Closed) if plain.body.is_empty() && at_random => {
+                    "closed or reset"
+                }
+                _ if plain.body.starts_with("HTTP/1.1 403 ") => "403",
                 Some(Ended::Reset) => "reset",
                 Some(Ended::Closed) if plain.body.is_empty() => "closed",
                 Some(Ended::Refused) => "refused",

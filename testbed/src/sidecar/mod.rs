@@ -4,6 +4,9 @@
 mod inbound;
 mod pilot_agent;
 pub mod process;
+mod refusal;
+
+pub use refusal::Refusal;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -30,7 +33,7 @@ pub struct Counts {
     pub inbound: u64,
     /// Of these, with mutual TLS, and forwarded to the app.
     pub forwarded: u64,
-    /// Of these, reset because they had no TLS or no certificate of the mesh.
+    /// Of these, refused because they had no TLS or no certificate of the mesh.
     pub refused: u64,
     /// Connections that the rules redirected to the outbound port.
     pub outbound: u64,
@@ -47,6 +50,8 @@ pub struct Traffic {
     pub permissive: bool,
     /// Connects to the app at localhost (`inboundTrafficPolicy` LOCALHOST).
     pub localhost: bool,
+    /// Listens on IPv4 only.
+    pub ipv4_only: bool,
 }
 
 impl Traffic {
@@ -82,21 +87,10 @@ impl Sidecar {
         probers: &BTreeMap<String, Value>,
         cgroups: &[PathBuf],
     ) -> Result<Self> {
-        let proxy = rules
-            .proxy()
-            .with_context(|| format!("{} has no sidecar", rules.name()))?;
-        let spec = process::Spec {
-            inbound_port: proxy.inbound_port,
-            outbound_port: proxy.outbound_port,
-            uid: first_uid + proxy.uid,
-            mark: proxy.mark,
-            passthrough_source: proxy.passthrough_source,
-            transparent: proxy.transparent,
-            traffic,
-            pilot_agent: rules.has_pilot_agent(),
-            pod_ip: ns.ipv4().into(),
-            probers: probers.clone(),
-        };
+        let mut spec = process::Spec::of(rules, ns.ipv4().into(), probers.clone())?;
+        spec.uid += first_uid;
+        spec.gid += first_uid;
+        spec.traffic = traffic;
         let mut command = Command::new(testbed_program()?);
         command
             .arg("sidecar")

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,8 +17,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::inbound::Inbound;
 use super::pilot_agent::PilotAgent;
-use super::{Counts, Traffic};
+use super::{Counts, Refusal, Traffic};
 use crate::mesh::Identity;
+use crate::rules::RuleSet;
 use crate::{cgroup, netns, rpc};
 
 const DNS_PORT: u16 = 15053;
@@ -35,8 +36,17 @@ pub struct Args {
     #[arg(long)]
     identity: PathBuf,
     /// The proxy, as JSON
+    #[arg(long, required_unless_present = "mesh")]
+    spec: Option<String>,
+    /// The proxy of a rule set, by its name as in the suite's tables (a pod of a test cluster)
+    #[arg(long, conflicts_with = "spec", requires = "pod_ip")]
+    mesh: Option<String>,
+    /// With --mesh: the pod's address
     #[arg(long)]
-    spec: String,
+    pod_ip: Option<IpAddr>,
+    /// With --mesh: the probes that pilot-agent answers, as JSON
+    #[arg(long, default_value = "{}")]
+    probers: String,
     /// Serve until SIGTERM instead of the end of standard input, as a container does
     #[arg(long)]
     until_terminated: bool,
@@ -51,13 +61,56 @@ pub(super) struct Spec {
     pub(super) inbound_port: u16,
     pub(super) outbound_port: u16,
     pub(super) uid: u32,
+    pub(super) gid: u32,
     pub(super) mark: Option<u32>,
     pub(super) passthrough_source: bool,
     pub(super) transparent: bool,
+    pub(super) refusal: Refusal,
     pub(super) traffic: Traffic,
     pub(super) pilot_agent: bool,
     pub(super) pod_ip: IpAddr,
     pub(super) probers: BTreeMap<String, Value>,
+}
+
+impl Spec {
+    /// The proxy of a pod with these rules.
+    ///
+    /// # Errors
+    /// When the rules have no proxy.
+    pub(super) fn of(
+        rules: RuleSet,
+        pod_ip: IpAddr,
+        probers: BTreeMap<String, Value>,
+    ) -> Result<Self> {
+        let proxy = rules
+            .proxy()
+            .with_context(|| format!("{} has no sidecar", rules.name()))?;
+        Ok(Self {
+            inbound_port: proxy.inbound_port,
+            outbound_port: proxy.outbound_port,
+            uid: proxy.uid,
+            gid: proxy.gid,
+            mark: proxy.mark,
+            passthrough_source: proxy.passthrough_source,
+            transparent: proxy.transparent,
+            refusal: proxy.refusal,
+            traffic: Traffic::default(),
+            pilot_agent: rules.has_pilot_agent(),
+            pod_ip,
+            probers,
+        })
+    }
+
+    fn from_args(args: &Args) -> Result<Self> {
+        match (&args.spec, &args.mesh, args.pod_ip) {
+            (Some(spec), ..) => serde_json::from_str(spec).context("--spec"),
+            (None, Some(mesh), Some(pod_ip)) => {
+                let probers = serde_json::from_str(&args.probers).context("--probers")?;
+                Self::of(RuleSet::named(mesh)?, pod_ip, probers)
+            }
+            _ => bail!("neither --spec nor --mesh with --pod-ip is given"),
+        }
+    }
 }
 
 /// The counters behind [`Counts`].
@@ -85,8 +138,9 @@ impl Counters {
     }
 }
 
-pub(super) fn count(counter: &AtomicU64) {
-    let _before = counter.fetch_add(1, Ordering::Relaxed);
+/// Counts one more; returns how many there were before.
+pub(super) fn count(counter: &AtomicU64) -> u64 {
+    counter.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Runs the sidecar until standard input ends, or SIGTERM.
@@ -100,24 +154,30 @@ pub fn main(args: &Args) -> Result<()> {
     if let Some(path) = &args.netns {
         netns::enter(path)?;
     }
-    let spec: Spec = serde_json::from_str(&args.spec).context("--spec")?;
+    let spec = Spec::from_args(args)?;
     let tls = Identity::existing(args.identity.clone()).server_config()?;
-    let listen = |port| {
-        [
-            listener(port, false, spec.transparent),
-            listener(port, true, spec.transparent),
-        ]
+    let families: &[bool] = match spec.traffic.ipv4_only {
+        true => &[false],
+        false => &[false, true],
+    };
+    let listen = |port| -> Vec<_> {
+        families
+            .iter()
+            .map(|v6| listener(port, *v6, spec.transparent))
+            .collect()
     };
     let inbound = listen(spec.inbound_port);
     let outbound = listen(spec.outbound_port);
     let dns = listen(DNS_PORT);
     let status = spec.pilot_agent.then(|| listen(STATUS_PORT));
-    if spec.uid != 0 {
-        let (uid, gid) = (Uid::from_raw(spec.uid), Gid::from_raw(spec.uid));
+    let (uid, gid) = (Uid::from_raw(spec.uid), Gid::from_raw(spec.gid));
+    if gid.as_raw() != 0 {
         setgroups(&[gid])
             .and_then(|()| setgid(gid))
-            .and_then(|()| setuid(uid))
-            .with_context(|| format!("becoming user {uid}"))?;
+            .with_context(|| format!("becoming group {gid}"))?;
+    }
+    if !uid.is_root() {
+        setuid(uid).with_context(|| format!("becoming user {uid}"))?;
     }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -130,6 +190,7 @@ pub fn main(args: &Args) -> Result<()> {
                 mark: spec.mark,
                 passthrough_source: spec.passthrough_source,
                 transparent: spec.transparent,
+                refusal: spec.refusal,
                 traffic: spec.traffic,
                 counters: Arc::clone(&counters),
             };
@@ -138,7 +199,7 @@ pub fn main(args: &Args) -> Result<()> {
             for (listeners, which) in [(outbound, Closed::Outbound), (dns, Closed::Dns)] {
                 let counters = Arc::clone(&counters);
                 serve(listeners, move |_| {
-                    count(match which {
+                    let _before = count(match which {
                         Closed::Outbound => &counters.outbound,
                         Closed::Dns => &counters.dns,
                     });
@@ -150,7 +211,9 @@ pub fn main(args: &Args) -> Result<()> {
                 let counters = Arc::clone(&counters);
                 serve(listeners, move |stream| {
                     let counters = Arc::clone(&counters);
-                    Arc::clone(&agent).serve(stream, move || count(&counters.pilot_agent))
+                    Arc::clone(&agent).serve(stream, move || {
+                        let _before = count(&counters.pilot_agent);
+                    })
                 })?;
             }
             rpc::serve(&"ready", move |()| {
@@ -202,7 +265,7 @@ fn listener(port: u16, v6: bool, transparent: bool) -> Result<Socket> {
 }
 
 fn serve<F>(
-    listeners: [Result<Socket>; 2],
+    listeners: Vec<Result<Socket>>,
     work: impl Fn(TcpStream) -> F + Clone + Send + 'static,
 ) -> Result<()>
 where
@@ -222,4 +285,31 @@ where
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_pod_of_a_cluster_names_its_mesh_only() -> Result<()> {
+        for rules in RuleSet::all() {
+            let words = ["sidecar", "--identity=/mesh", "--pod-ip=10.0.0.1", "--mesh"];
+            let words = words.into_iter().chain([rules.name()]);
+            let spec = Spec::from_args(&Command::try_parse_from(words)?.args);
+            match rules.proxy() {
+                Some(proxy) => assert_eq!(spec?.gid, proxy.gid),
+                None => assert!(spec.is_err(), "{}", rules.name()),
+            }
+        }
+        Ok(())
+    }
 }

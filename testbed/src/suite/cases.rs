@@ -16,6 +16,7 @@ use crate::pod::unavailable;
 pub struct Cases {
     filter: Vec<String>,
     daemon: Option<PathBuf>,
+    envoy: Option<PathBuf>,
     lasting: Option<Duration>,
     group: String,
     passed: usize,
@@ -31,6 +32,7 @@ impl Cases {
         Self {
             filter,
             daemon,
+            envoy: None,
             lasting: None,
             group: String::new(),
             passed: 0,
@@ -45,6 +47,18 @@ impl Cases {
     pub fn each_lasting(mut self, time: Option<Duration>) -> Self {
         self.lasting = time;
         self
+    }
+
+    /// Sets Envoy's program.
+    #[must_use]
+    pub fn with_envoy(mut self, program: Option<PathBuf>) -> Self {
+        self.envoy = program;
+        self
+    }
+
+    /// Envoy's program, if one was given.
+    pub fn envoy(&self) -> Option<&Path> {
+        self.envoy.as_deref()
     }
 
     /// How long a case takes that usually takes `usual`, times this machine's pace.

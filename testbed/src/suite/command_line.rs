@@ -1,16 +1,16 @@
 //! The command line: exit codes, preflight, failed starts.
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::cases::Cases;
-use super::env::Env;
+use super::env::{Env, has_kernel_path};
 use super::sample_pod;
-use crate::bpf::LegacyConnect4;
+use crate::bpf::LegacyProgram;
 use crate::cgroup;
 use crate::daemon::DaemonSpec;
 use crate::wait;
@@ -23,6 +23,11 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     cases.case("every-mistake-at-once", || mistakes(&env));
     cases.case("status-without-a-daemon", || no_daemon(&env));
     cases.case("status", || status(&env));
+    cases.case("status-filters", || status_filters(&env));
+    cases.case("status-fits", || status_fits(&env));
+    cases.case("status-of-pods-that-are-not-served", || {
+        status_of_pods_that_are_not_served(&env)
+    });
     cases.case("preflight-passes", || preflight_passes(&env));
     cases.case("preflight-of-the-kernel-path", || {
         preflight_of_the_kernel_path(&env)
@@ -151,27 +156,123 @@ fn status(env: &Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("shown"))?;
     sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
     let table = env.daemon.status_command(&[])?;
-    contains(
-        &table,
-        &[
-            "shown",
-            "web",
-            "liveness",
-            "readiness",
-            "transparent",
-            "503",
-        ],
-    )?;
+    contains(&table, &["shown", "web", "liveness", "readiness", "503"])?;
+    ensure!(
+        table.contains("UNKNOWN"),
+        "no count of unknown results in:\n{table}"
+    );
     let ip = pod.ns.ipv4().to_string();
     contains(
         &env.daemon.status_command(&["-o", "wide"])?,
-        &["istio", &ip],
+        &["istio", &ip, "transparent"],
     )?;
     let json: Value = serde_json::from_str(&env.daemon.status_command(&["-o", "json"])?)?;
     ensure!(json["pods"][0]["name"] == "shown", "no pod in {json}");
     let _ready = env.daemon.status_command(&["--ready"])?;
     let _alive = env.daemon.status_command(&["--alive"])?;
     Ok(())
+}
+
+/// Runs `status` of this daemon as on a terminal of this width.
+fn status_of(env: &Env, columns: u16, args: &[&str]) -> Result<Said> {
+    let mut command = Command::new("timeout");
+    let _ = command
+        .arg("20")
+        .arg(env.daemon.program())
+        .arg("status")
+        .arg("--admin-socket")
+        .arg(env.daemon.socket())
+        .args(args)
+        .env("COLUMNS", columns.to_string());
+    Said::of(&mut command)
+}
+
+/// One pod, one namespace, only what fails; and a clear word where there is nothing to show.
+fn status_filters(env: &Env) -> Result<()> {
+    let pod = env.pod(sample_pod::pod("selected"))?;
+    let _other = env.pod(sample_pod::pod("other"))?;
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
+    let json: Value = serde_json::from_str(&env.daemon.status_command(&["-o", "json"])?)?;
+    let pods = json["pods"].as_array().context("no pods")?;
+    let named = pods.iter().find(|pod| pod["name"] == "selected");
+    let namespace = named.and_then(|pod| pod["namespace"].as_str());
+    let namespace = namespace.context("no namespace")?;
+    let name = format!("{namespace}/selected");
+
+    let one = status_of(env, 200, &[&name])?.exits(0)?;
+    contains(&one.out, &[&name, "liveness"])?;
+    ensure!(!one.out.contains("other"), "another pod: {}", one.out);
+    let of = status_of(env, 200, &["-n", namespace, "-o", "yaml"])?.exits(0)?;
+    contains(
+        &of.out,
+        &["name: selected", "name: other", "at: ", "age_ms: "],
+    )?;
+    let failing = status_of(env, 200, &["--failing", &name])?.exits(0)?;
+    contains(&failing.out, &["http_status", "503"])?;
+    ensure!(!failing.out.contains("healthy"), "{}", failing.out);
+
+    let nothing = status_of(env, 200, &["-n", "empty"])?.exits(0)?;
+    contains(&nothing.err, &["no pod of namespace empty is on this node"])?;
+    ensure!(nothing.out.is_empty(), "{}", nothing.out);
+    let missing = status_of(env, 200, &["empty/missing"])?.exits(1)?;
+    contains(&missing.err, &["has no pod empty/missing"])?;
+    let usage = status_of(env, 200, &["missing"])?.exits(64)?;
+    contains(&usage.err, &["expected NAMESPACE/POD"])
+}
+
+/// Every line fits; on a narrow terminal nothing is lost, and a closed pipe is no failure.
+fn status_fits(env: &Env) -> Result<()> {
+    let pod = env.pod(sample_pod::pod("narrow"))?;
+    sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
+    let widest = |said: &Said| said.out.lines().map(|line| line.chars().count()).max();
+    let usual = status_of(env, 80, &[])?.exits(0)?;
+    ensure!(widest(&usual) <= Some(80), "{}", usual.out);
+    let rows = usual.out.lines().filter(|line| line.contains(" liveness "));
+    ensure!(rows.count() >= 1, "no row of a probe in:\n{}", usual.out);
+    let narrow = status_of(env, 40, &[])?.exits(0)?;
+    ensure!(widest(&narrow) <= Some(40), "{}", narrow.out);
+    contains(&narrow.err, &["the terminal has 40 columns"])?;
+    contains(&narrow.out, &["liveness", "readiness", "unknown"])?;
+
+    for args in [&["-o", "json"][..], &["--watch"]] {
+        let mut child = Command::new("timeout")
+            .arg("20")
+            .arg(env.daemon.program())
+            .arg("status")
+            .arg("--admin-socket")
+            .arg(env.daemon.socket())
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()?;
+        drop(child.stdout.take());
+        let ended = child.wait()?;
+        ensure!(
+            ended.code() == Some(0),
+            "{args:?} into a closed pipe: {ended}"
+        );
+    }
+    Ok(())
+}
+
+/// Pods that are not served have a row with the reason.
+fn status_of_pods_that_are_not_served(env: &Env) -> Result<()> {
+    let manifest = env.daemon.pods().join("host.json");
+    let host = serde_json::json!({
+        "kind": "Pod",
+        "metadata": {"name": "on-the-host", "namespace": "shown", "uid": "host-1"},
+        "spec": {"hostNetwork": true, "containers": [{"name": "a"}]},
+    });
+    std::fs::write(&manifest, host.to_string())?;
+    let words = [
+        "shown/on-the-host",
+        "not served: it is in the node's network namespace (hostNetwork)",
+    ];
+    let shown = wait::until("the pod to be shown", SOON, || {
+        let table = env.daemon.status_command(&[]).ok()?;
+        words.iter().all(|word| table.contains(word)).then_some(())
+    });
+    std::fs::remove_file(&manifest)?;
+    shown
 }
 
 fn cgroup_of(env: &Env) -> String {
@@ -190,7 +291,8 @@ fn preflight_passes(env: &Env) -> Result<()> {
     ensure!(findings.len() >= 10, "only {} findings", findings.len());
     // It has detached its programs, and the running daemon is unaffected.
     let attached = crate::bpf::attached(env.cgroup.path())?;
-    ensure!(attached == 5, "{attached} programs are attached");
+    let expected = 5 + u32::from(has_kernel_path());
+    ensure!(attached == expected, "{attached} programs are attached");
     Ok(())
 }
 
@@ -209,7 +311,10 @@ fn preflight_of_the_kernel_path(env: &Env) -> Result<()> {
     let said = with(&["--kernel-path", "--bpffs", &pins])?;
     contains(
         &said.out,
-        &["rules in pods            pass   IPv4 and IPv6", &pins],
+        &[
+            "rules in pods            pass   IPv4 and IPv6, by xt_bpf",
+            &pins,
+        ],
     )?;
     ensure!(!std::path::Path::new(&pins).exists(), "it made {pins}");
     let elsewhere = env.run.dir().join("no-bpffs").display().to_string();
@@ -316,7 +421,7 @@ fn missing_capability(env: &Env) -> Result<()> {
 fn legacy(env: &Env) -> Result<()> {
     let cgroup = crate::cgroup::Cgroup::new(&env.run, "below")?;
     let parent = cgroup.path().parent().context("a cgroup without parent")?;
-    let _legacy = LegacyConnect4::attach(parent)?;
+    let _legacy = LegacyProgram::connect4(parent)?;
     let where_it_is = format!("connect4 at {}", parent.display());
     let words = [
         "programs attached without BPF_F_ALLOW_MULTI conflict with ours",

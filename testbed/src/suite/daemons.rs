@@ -157,7 +157,7 @@ fn sigterm(with: &mut WithPod) -> Result<()> {
     wait::until("the connect programs to be taken off", SOON, || {
         // The map entries of open connections remain until these end.
         let attached = crate::bpf::attached(with.env.cgroup.path()).ok()?;
-        (attached <= 3).then_some(())
+        (attached <= 4).then_some(())
     })?;
     let new = with
         .env

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use kernel::exemption::Matcher;
+use serde_json::Value;
 
 use super::cases::Cases;
 use crate::cgroup::Cgroup;
@@ -21,6 +23,20 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// Whether daemons use the kernel path unless their arguments disable it.
 pub fn has_kernel_path() -> bool {
     std::env::var("PROBE_HANDLER_KERNEL_PATH").map_or(true, |value| value != "false")
+}
+
+/// What matches exempt connections where a case does not set it: tc with `PROBE_HANDLER_KERNEL_PATH_TC=true`, which also applies
+/// to daemons.
+pub fn matcher() -> Matcher {
+    match std::env::var("PROBE_HANDLER_KERNEL_PATH_TC").as_deref() {
+        Ok("true") => Matcher::Tc,
+        _ => Matcher::XtBpf,
+    }
+}
+
+/// Whether the kernel path serves a pod, by its status; whatever matches the connections there.
+pub fn is_by_kernel(status: &Value) -> bool {
+    matches!(status["path"].as_str(), Some("kernel" | "kernel_tc"))
 }
 
 /// A node with a kubelet and a daemon. Fields drop in this order: the daemon first, the run last.

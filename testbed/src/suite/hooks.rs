@@ -1,18 +1,20 @@
 //! Lifecycle hooks: for the kubelet any status is a success, and only a transport error is a failure.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::cases::Cases;
-use super::env::Env;
+use super::env::{Env, HANDLER_PATH};
 use super::pod_pair::{Family, PodPair, http_get, https_get};
 use crate::app::AppSpec;
 use crate::app::tls::Certificate;
 use crate::kubelet::{Action, Probe, Scheme};
 use crate::pace;
 use crate::pod::PodSpec;
+use crate::rules::RuleSet;
 use crate::wait;
 
 const PORT: u16 = 8080;
@@ -112,7 +114,52 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         ensure!(pair.ours.status == Some(200), "{pair:?}");
         Ok(())
     });
+    cases.case_in("idle-connection-does-not-delay-the-end", idle_at_the_end);
     Ok(())
+}
+
+/// The kubelet's client keeps a hook's connection open for reuse, for 90 s. The daemon must not wait for it until its
+/// `--drain-timeout`.
+fn idle_at_the_end(cases: &mut Cases) -> Result<()> {
+    let mut env = Env::start(cases, &[HANDLER_PATH, "--drain-timeout", "3600"])?;
+    let app = AppSpec::new().https(TLS, Certificate::SelfSigned);
+    let hook = json!({"preStop": https_get(TLS, "/healthy")});
+    let pod = env.pod(
+        PodSpec::new("idle")
+            .rules(RuleSet::IstioRedirect)
+            .app(app)
+            .container(json!({"name": "app", "image": "app", "lifecycle": hook})),
+    )?;
+    let passed = env.passes(&https_hook(pod.ns.ipv4().into(), TLS, "/healthy"))?;
+    ensure!(passed.status == Some(200), "{passed:?}");
+    let open = || {
+        let seen = pod.ns.run(|| Ok(established(TLS)?));
+        seen.map(|number| number > 0)
+    };
+    ensure!(open()?, "the kubelet has not kept the connection open");
+    env.stop_daemon()?;
+    wait::until("the connection to be closed", SOON, || {
+        (!open().ok()?).then_some(())
+    })
+}
+
+/// The number of established connections to `port` in the thread's network namespace.
+fn established(port: u16) -> std::io::Result<usize> {
+    let mut number = 0;
+    for table in ["tcp", "tcp6"] {
+        let table = fs::read_to_string(format!("/proc/thread-self/net/{table}"))?;
+        number += table
+            .lines()
+            .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
+            // Columns "local_address" and "st": TCP_ESTABLISHED of include/net/tcp_states.h.
+            .filter(|row| {
+                row.get(1)
+                    .is_some_and(|at| at.ends_with(&format!(":{port:04X}")))
+                    && row.get(3) == Some(&"01")
+            })
+            .count();
+    }
+    Ok(number)
 }
 
 fn spec(name: &str) -> PodSpec {

@@ -10,7 +10,7 @@ use kernel::dial::PodDialer;
 use kernel::maps::FlowMap;
 use kernel::netns::Netns;
 use kernel::nsid::Nsids;
-use kernel::programs::{LoadOptions, Maps, Programs};
+use kernel::programs::{AnswerIs, LoadOptions, Maps, Programs};
 use model::Mesh;
 use probe::dial::Dial;
 use probe_handler_common::counters::Counter;
@@ -99,7 +99,7 @@ fn attach(cgroup: &Cgroup, pod: &Pod, port: u16) -> Result<(Programs, Maps)> {
             },
         )?;
     }
-    programs.attach(cgroup.path())?;
+    programs.attach(cgroup.path(), AnswerIs::LeftOut)?;
     Ok((programs, maps))
 }
 

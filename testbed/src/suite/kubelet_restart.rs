@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cases::Cases;
 use super::sample_pod::{self, HTTP};
-use crate::bpf::LegacyConnect4;
+use crate::bpf::LegacyProgram;
 use crate::cgroup::Cgroup;
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::{Ended, Kubelet, Probe};
@@ -199,7 +199,7 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         kubelet.kill()?;
         let above = Cgroup::new(run, "above")?;
         let below = Cgroup::new(run, "above/below")?;
-        let legacy = LegacyConnect4::attach(above.path())?;
+        let legacy = LegacyProgram::connect4(above.path())?;
         let mut kubelet = Kubelet::start(run, &below, name)?;
         // It runs, and the daemon is not attached to it.
         let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");

@@ -400,10 +400,8 @@ fn serve_bare(env: &Env, name: &str, ns: &NetNs, probe: Value) -> Result<PathBuf
         "metadata": {
             "name": name,
             "namespace": "testbed",
-            "annotations": {
-                "probe-handler.io/netns": ns.path(),
-                "probe-handler.io/exempt": "true",
-            },
+            "labels": {"probe-handler.io/mode": "serve"},
+            "annotations": {"probe-handler.io/netns": ns.path()},
         },
         "spec": {"containers": [{"name": "web", "image": "app", "livenessProbe": probe}]},
     });

@@ -1,5 +1,6 @@
 //! Pods whose mesh is set up in an unusual way, or that make rules of their own.
 
+mod families;
 mod localhost;
 mod user_namespace;
 
@@ -10,6 +11,7 @@ use super::env::Env;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &[])?;
+    families::run(cases, &env);
     localhost::run(cases, &env)?;
     user_namespace::run(cases, &env);
     Ok(())

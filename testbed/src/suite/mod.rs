@@ -11,7 +11,9 @@ mod command_line;
 mod daemons;
 mod demo;
 pub mod env;
+mod envoy;
 mod exemption;
+mod explain;
 mod families;
 mod hooks;
 mod hostile;
@@ -23,9 +25,12 @@ mod kubelet_restart;
 mod life;
 mod locate;
 mod mesh_settings;
+mod multipath;
 mod neighbours;
 pub mod node;
-mod pod_pair;
+mod observe;
+mod own_redirects;
+pub(crate) mod pod_pair;
 mod ports;
 mod privileges;
 mod relays;
@@ -34,6 +39,7 @@ mod robust;
 mod rules;
 pub mod sample_pod;
 mod sandbox;
+mod settings;
 mod source;
 mod versions;
 mod webhook;
@@ -45,6 +51,7 @@ use anyhow::{Result, bail};
 
 use crate::{interrupt, run};
 use cases::Cases;
+pub use envoy::installed as installed_envoy;
 
 /// Options of `testbed suite`.
 #[derive(Debug, clap::Args)]
@@ -52,6 +59,9 @@ pub struct Args {
     /// The daemon's program [default: probe-handler in the directory of this program]
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
+    /// Envoy's program [default: the one that `cargo xtask setup` installed; without one the group `envoy` is skipped]
+    #[arg(long, value_name = "PATH")]
+    envoy: Option<PathBuf>,
     /// Repeat each attack (`attacks/guessed-port`), replace daemons (`daemons/replaced`) and keep each daemon stopped
     /// (`hung/stopped`) for this long instead of a few seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -72,13 +82,18 @@ const GROUPS: &[Group] = &[
     ("versions", versions::run),
     ("rules", rules::run),
     ("exemption", exemption::run),
+    ("tc", exemption::by_tc),
     ("mesh-settings", mesh_settings::run),
     ("families", families::run),
+    ("multipath", multipath::run),
+    ("envoy", envoy::run),
     ("http", http::run),
     ("ports", ports::run),
     ("hooks", hooks::run),
     ("rewritten", rewritten::run),
     ("relays", relays::run),
+    ("observe", observe::run),
+    ("live-settings", settings::run),
     ("identity", identity::run),
     ("life", life::run),
     ("kubelet-restart", kubelet_restart::run),
@@ -88,10 +103,12 @@ const GROUPS: &[Group] = &[
     ("sandbox", sandbox::run),
     ("hostile", hostile::run),
     ("neighbours", neighbours::run),
+    ("own-redirects", own_redirects::run),
     ("attacks", attacks::run),
     ("hung", hung::run),
     ("source", source::run),
     ("command-line", command_line::run),
+    ("explain", explain::run),
     ("admin", admin::run),
     ("demo", demo::run),
     ("locate", locate::run),
@@ -116,7 +133,8 @@ pub fn main(args: &Args) -> Result<()> {
     }
     let started = Instant::now();
     let mut cases = Cases::new(args.filter.clone(), args.daemon.clone())
-        .each_lasting(args.lasting.map(Duration::from_secs));
+        .each_lasting(args.lasting.map(Duration::from_secs))
+        .with_envoy(args.envoy.clone().or_else(envoy::installed));
     for (name, group) in GROUPS {
         if !cases.wants_group(name) {
             continue;

@@ -11,6 +11,7 @@ use crate::app::AppSpec;
 use crate::kubelet::Probe;
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
+use crate::sidecar::Refusal;
 
 const HTTP: u16 = 8080;
 const GRPC: u16 = 9090;
@@ -100,15 +101,28 @@ fn one(cases: &mut Cases, env: &Env, pod: &Pod, name: &str, rules: RuleSet) -> R
                 env.fails(&Probe::http(ip, DNS, "/failing")).map(drop)
             });
         }
-        cases.case(&case("others-are-captured"), || captured(env, ip));
+        cases.case(&case("others-are-captured"), || captured(env, ip, rules));
     }
     Ok(())
 }
 
 /// A process outside the kubelet's cgroup meets the mesh: plaintext is refused, a dead port looks alive.
-fn captured(env: &Env, ip: IpAddr) -> Result<()> {
+fn captured(env: &Env, ip: IpAddr, rules: RuleSet) -> Result<()> {
+    let answers = rules
+        .proxy()
+        .is_some_and(|proxy| proxy.refusal == Refusal::Deny);
     let http = env.bystander.probe(&Probe::http(ip, HTTP, "/healthy"))?;
-    ensure!(!http.passed(), "plaintext got past the mesh: {http:?}");
+    ensure!(
+        !http.passed() && http.status == answers.then_some(403),
+        "not refused as by this mesh: {http:?}"
+    );
+    if answers {
+        let grpc = env.bystander.probe(&Probe::grpc(ip, GRPC, "ok"))?;
+        ensure!(
+            !grpc.passed() && grpc.message.contains("health rpc probe failed"),
+            "not refused as by this mesh: {grpc:?}"
+        );
+    }
     let tcp = env.bystander.probe(&Probe::tcp(ip, CLOSED))?;
     ensure!(
         tcp.passed(),

@@ -207,7 +207,7 @@ fn captured(env: &Env) -> Result<()> {
     );
     let _log = env
         .daemon
-        .wait_logged(&["not served: a dial from inside the pod"])?;
+        .wait_logged(&["the handler does not serve it: a dial from inside the pod"])?;
     // Not served: the kubelet's connections go to whatever listens, and there is no endpoint.
     for port in [HTTP, CLOSED] {
         let ip: IpAddr = pod.ns.ipv4().into();

@@ -79,7 +79,7 @@ fn manifest(name: &str, probe: Value) -> Value {
         "metadata": {
             "name": name,
             "namespace": "testbed",
-            "annotations": {"probe-handler.io/exempt": "true"},
+            "labels": {"probe-handler.io/mode": "serve"},
         },
         "spec": {"containers": [{"name": "web", "image": "app", "livenessProbe": probe}]},
     })

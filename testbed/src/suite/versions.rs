@@ -11,9 +11,9 @@ use kernel::programs::{LoadOptions, Programs};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::cases::Cases;
-use super::env::Env;
+use super::env::{Env, HANDLER_PATH};
 use super::sample_pod;
-use crate::bpf;
+use crate::bpf::{self, LegacyProgram};
 use crate::kubelet::Probe;
 
 /// A version of Linux.
@@ -34,6 +34,12 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         let env = Env::start(cases, &[])?;
         cases.case("closed-port", || closed_port(&env, running));
         cases.case("status-says-which-error", || status(&env, running));
+    }
+    if cases.wants("refusals-undone-by-another-program") {
+        let env = Env::start(cases, &[HANDLER_PATH])?;
+        cases.case("refusals-undone-by-another-program", || {
+            undone(&env, running)
+        });
     }
     cases.case("netns-cookie", || {
         let cookie = Netns::current()?.cookie();
@@ -90,6 +96,32 @@ fn closed_port(env: &Env, running: Version) -> Result<()> {
         );
         claim(running, SET_RETVAL, newer)?;
     }
+    Ok(())
+}
+
+/// A program on a parent cgroup undoes a refusal: the mesh answers, and that is counted.
+fn undone(env: &Env, running: Version) -> Result<()> {
+    let pod = env.pod(sample_pod::pod("undone"))?;
+    let probe = Probe::tcp(pod.ns.ipv4(), sample_pod::CLOSED);
+    let _refused = env.fails(&probe)?;
+    let (refused, undone) = (
+        || env.daemon.counter("refused"),
+        || env.daemon.counter("refusal_undone"),
+    );
+    let (refused_before, none) = (refused()?, undone()?);
+    ensure!(none == 0, "{none}");
+    let above = env.cgroup.path().parent();
+    let above = above.context("a cgroup without parent")?;
+    let other = LegacyProgram::undoing_refusals(above);
+    claim(running, SET_RETVAL, other.is_ok())?;
+    let Ok(other) = other else {
+        return Ok(());
+    };
+    let _by_the_mesh = env.passes(&probe)?;
+    ensure!(refused()? > refused_before, "not refused at all");
+    ensure!(undone()? > 0, "not counted");
+    drop(other);
+    let _refused = env.fails(&probe)?;
     Ok(())
 }
 

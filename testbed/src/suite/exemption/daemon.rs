@@ -4,15 +4,17 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kernel::exemption::Matcher;
 use nix::sys::signal::Signal;
 
 use super::declared::{self, BOTH, CLOSED, HTTP, by_kernel, opaque};
+use super::results::Results;
 use crate::command;
 use crate::kubelet::Probe;
 use crate::pod::Pod;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
-use crate::suite::env::Env;
+use crate::suite::env::{self, Env};
 use crate::suite::pod_pair::Family;
 use crate::wait;
 
@@ -28,7 +30,20 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
         with(cases, "daemon-http", &args, true)?;
     }
     cases.case_in("daemon/annotation", annotated);
+    cases.case_in("daemon/addresses-change-at-the-start", addresses_change);
     Ok(())
+}
+
+/// A pod gets the kernel path although its addresses change while the rules are installed and tried.
+fn addresses_change(cases: &mut Cases) -> Result<()> {
+    let env = Env::start(cases, &["--kernel-path"])?;
+    let mut pod = declared::pod("changing").start(&env.run)?;
+    pod.publish(env.daemon.pods())?;
+    for _ in 0..50 {
+        pod.ns.ip("address add 198.18.0.1/32 dev eth0\n")?;
+        pod.ns.ip("address del 198.18.0.1/32 dev eth0\n")?;
+    }
+    by_kernel(&env.daemon, &pod)
 }
 
 /// A pod's annotation takes precedence over `--http`.
@@ -55,7 +70,9 @@ fn with(cases: &mut Cases, name: &str, args: &[&str], http_by_kernel: bool) -> R
             exempt(&env, || opaque(&env.kubelet, ip, &form))
         });
         cases.case(&case("results-are-counted"), || {
-            counted(&env, &pod, || opaque(&env.kubelet, ip, &form))
+            let results = Results::of(&env.daemon, &pod)?;
+            opaque(&env.kubelet, ip, &form)?;
+            results.grow(declared::OPAQUE)
         });
         cases.case(&case("http"), || {
             let probe = || {
@@ -87,7 +104,11 @@ fn with(cases: &mut Cases, name: &str, args: &[&str], http_by_kernel: bool) -> R
         let text = env.daemon.status_command(&["-o", "wide"])?;
         let line = text.lines().find(|line| line.contains("uid-"));
         let line = line.context("no line of the pod")?;
-        ensure!(line.trim_end().ends_with("kernel"), "{line}");
+        let path = match env::matcher() {
+            Matcher::XtBpf => "kernel",
+            Matcher::Tc => "kernel (tc)",
+        };
+        ensure!(line.trim_end().ends_with(path), "{line}");
         Ok(())
     });
     cases.case(&format!("{name}/rules-that-are-gone-are-put-again"), || {
@@ -100,7 +121,7 @@ fn with(cases: &mut Cases, name: &str, args: &[&str], http_by_kernel: bool) -> R
 }
 
 /// Checks that all connections of `probes` match our rules, and none reaches the handler.
-fn exempt(env: &Env, probes: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn exempt(env: &Env, probes: impl FnOnce() -> Result<()>) -> Result<()> {
     let counts = || counts(env);
     let before = counts()?;
     probes()?;
@@ -112,29 +133,6 @@ fn exempt(env: &Env, probes: impl FnOnce() -> Result<()>) -> Result<()> {
         "{before:?}, {after:?}"
     );
     Ok(())
-}
-
-/// Checks that the metrics count the results of [`opaque`] probes: those of TCP probes, and for the others whether the app
-/// was reached.
-fn counted(env: &Env, pod: &Pod, probes: impl FnOnce() -> Result<()>) -> Result<()> {
-    const EXPECTED: [(&str, f64); 3] = [("healthy", 1.0), ("connected", 4.0), ("refused", 1.0)];
-    let results = || -> Result<[f64; 3]> {
-        let scrape = env.daemon.metrics()?;
-        Ok(EXPECTED.map(|(reason, _)| {
-            let labels = [("pod", pod.name()), ("reason", reason)];
-            scrape.sum("probe_handler_probes_total", &labels)
-        }))
-    };
-    let before = results()?;
-    probes()?;
-    let mut after = before;
-    let counted = wait::until("the results to be counted", SOON, || {
-        after = results().ok()?;
-        let grown = after.iter().zip(before).zip(EXPECTED);
-        let mut grown = grown.map(|((after, before), (_, more))| after - before >= more);
-        grown.all(|enough| enough).then_some(())
-    });
-    counted.with_context(|| format!("{EXPECTED:?}: {before:?}, {after:?}"))
 }
 
 /// Checks that all connections of `probes` go to the handler.

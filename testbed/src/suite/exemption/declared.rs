@@ -11,6 +11,7 @@ use crate::daemon::Daemon;
 use crate::kubelet::{Kubelet, Probe};
 use crate::pod::{Pod, PodSpec};
 use crate::rules::RuleSet;
+use crate::suite::env::is_by_kernel;
 use crate::suite::pod_pair::{declare, grpc_of, http_get, https_get, tcp_socket};
 use crate::wait;
 
@@ -55,10 +56,19 @@ pub(super) fn pod(name: &str) -> PodSpec {
 pub(super) fn by_kernel(daemon: &Daemon, pod: &Pod) -> Result<()> {
     wait::until("the kernel path", SOON, || {
         let status = daemon.pod_status(pod.name()).ok()??;
-        (status["path"] == "kernel").then_some(())
+        is_by_kernel(&status).then_some(())
     })
     .with_context(|| format!("{:?}", daemon.pod_status(pod.name())))
 }
+
+/// The reasons of the results of [`opaque`] probes, and how many are counted for each. Two probes share the gRPC port, and
+/// two the HTTPS port: a result there counts for both.
+pub(super) const OPAQUE: &[(&str, f64)] = &[
+    ("healthy", 3.0),
+    ("not_serving", 2.0),
+    ("connected", 4.0),
+    ("refused", 1.0),
+];
 
 /// Probes that the handler would not look into either: six, all right.
 pub(super) fn opaque(kubelet: &Kubelet, ip: IpAddr, form: &dyn Fn(Probe) -> Probe) -> Result<()> {

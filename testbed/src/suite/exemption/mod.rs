@@ -2,16 +2,21 @@
 //! without the daemon.
 
 mod client;
+mod costly;
 mod daemon;
 mod declared;
 mod meshes;
 mod node;
+mod obstacles;
 mod outliving;
+mod results;
+mod tc;
 mod traps;
 
 use anyhow::Result;
 
 use super::cases::Cases;
+pub use tc::run as by_tc;
 
 pub fn run(cases: &mut Cases) -> Result<()> {
     let mut node = node::Node::start()?;
@@ -19,5 +24,8 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     traps::run(cases, &mut node)?;
     drop(node);
     daemon::run(cases)?;
+    results::run(cases);
+    obstacles::run(cases)?;
+    costly::run(cases)?;
     outliving::run(cases)
 }

@@ -4,10 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kernel::exemption::{Exemption, Family};
+use kernel::exemption::{Exemption, Family, Matcher};
 use kernel::netns::Netns;
 use kernel::nsid::Nsids;
-use kernel::programs::{LoadOptions, Maps, Programs};
+use kernel::programs::{AnswerIs, LoadOptions, Maps, Programs};
 use probe_handler_common::counters::Counter;
 use probe_handler_common::endpoint::{EndpointValue, KERNEL};
 use reconcile::EndpointWriter;
@@ -16,6 +16,7 @@ use crate::cgroup::Cgroup;
 use crate::kubelet::{Kubelet, Outcome, Probe, ProbeResult};
 use crate::pod::Pod;
 use crate::run::Run;
+use crate::suite::env;
 use crate::wait;
 
 /// Fields drop in this order: the programs first, the run last.
@@ -23,6 +24,8 @@ pub(super) struct Node {
     pub _programs: Programs,
     pub maps: Maps,
     pub exemption: Exemption,
+    /// What matches in the rules in pods.
+    pub matcher: Matcher,
     /// The kubelet.
     pub kubelet: Kubelet,
     /// Another process in its cgroup.
@@ -43,12 +46,13 @@ impl Node {
         let (mut programs, maps) = Programs::load(&LoadOptions::default())?;
         maps.config
             .update(|config| config.kubelet_pid = kubelet.pid())?;
-        programs.attach(cgroup.path())?;
+        programs.attach(cgroup.path(), AnswerIs::LeftOut)?;
         let exemption = programs.exemption()?;
         Ok(Self {
             _programs: programs,
             maps,
             exemption,
+            matcher: env::matcher(),
             kubelet,
             sibling,
             bystander,
@@ -60,9 +64,7 @@ impl Node {
     /// Makes `ports` of a pod endpoints with `flags`, and installs our rules in the pod.
     pub fn exempt(&mut self, pod: &Pod, ports: &[u16], flags: u32) -> Result<()> {
         let netns = Netns::open(&pod.ns.path())?;
-        for family in Family::ALL {
-            self.exemption.put(&netns, family)?;
-        }
+        self.exemption.put(&netns, &Family::ALL, self.matcher)?;
         self.endpoints(pod, ports, flags)
     }
 

@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use probe_handler_common::maps::CONNECTING_PIN;
 
 use super::declared::{self, BOTH, CLOSED, HTTP, by_kernel};
+use super::results::Results;
 use crate::bpf;
 use crate::cgroup::Cgroup;
 use crate::command;
@@ -27,7 +28,7 @@ use crate::run::Run;
 use crate::suite::cases::Cases;
 use crate::suite::env::{GRACE, HANDLER_PATH};
 use crate::suite::pod_pair::Family;
-use crate::{pace, wait};
+use crate::{pace, tc, wait};
 
 const SOON: Duration = Duration::from_secs(5);
 /// How soon a daemon takes pins back from one that does not run.
@@ -35,12 +36,52 @@ const BACK: Duration = Duration::from_secs(10);
 /// How often a daemon is killed, or ends, under probes.
 const TIMES: u32 = 5;
 /// The daemon's programs on the kubelet's cgroup.
-const PROGRAMS: u32 = 5;
+const PROGRAMS: u32 = 6;
 
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
     if !cases.wants("outliving/") {
         return Ok(());
     }
+    with_node(cases, None, all)
+}
+
+/// With a tc filter in the pod, which outlives the daemon too.
+pub(super) fn by_tc(cases: &mut Cases) -> Result<()> {
+    if !cases.wants("outliving/") {
+        return Ok(());
+    }
+    with_node(cases, Some("--kernel-path-tc"), |cases, node, pod| {
+        let mut daemon = node.daemon("first", None, &[])?;
+        cases.show_on_failure(daemon.log_path());
+        let pods = daemon.pods().to_owned();
+        daemon.serve(pod)?;
+        node.served(&daemon, pod)?;
+        let path = daemon.pod_status(pod.name())?.unwrap_or_default()["path"].clone();
+        ensure!(path == "kernel_tc", "{path}");
+        cases.case("outliving/a-daemon-that-is-killed-is-not-missed", || {
+            let _status = daemon.kill()?;
+            node.right(pod)?;
+            node.captured(node.bystander, pod)
+        });
+        // It takes minutes there, and the daemon's part is the same as without tc.
+        if !cases.skip_if_emulated("outliving/upgraded-under-probes") {
+            cases.case("outliving/upgraded-under-probes", || {
+                upgraded(node, pod, &pods)
+            });
+        }
+        cases.case("outliving/cleanup-leaves-nothing", || {
+            cleaned_up(node, pod, &pods)
+        });
+        Ok(())
+    })
+}
+
+/// Runs cases with a node, whose daemons get `arg`, and a pod.
+fn with_node(
+    cases: &mut Cases,
+    arg: Option<&'static str>,
+    run_cases: impl FnOnce(&mut Cases, &Node<'_>, &mut Pod) -> Result<()> + Send,
+) -> Result<()> {
     let run = Run::new()?;
     let cgroup = Cgroup::new(&run, "kubelet")?;
     let kubelet = Kubelet::start(&run, &cgroup, "kubelet")?;
@@ -52,12 +93,13 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
         let cases = scope.spawn(|| {
             let node = Node {
                 bpffs: private_bpffs(&run)?,
+                arg,
                 run: &run,
                 cgroup: &cgroup,
                 kubelet: &kubelet,
                 bystander: &bystander,
             };
-            all(cases, &node, &mut pod)
+            run_cases(cases, &node, &mut pod)
         });
         cases.join().map_err(|_| anyhow!("the cases panicked"))?
     })
@@ -92,6 +134,8 @@ struct Node<'a> {
     kubelet: &'a Kubelet,
     bystander: &'a Kubelet,
     bpffs: PathBuf,
+    /// An argument of all daemons.
+    arg: Option<&'static str>,
 }
 
 impl Node<'_> {
@@ -104,7 +148,7 @@ impl Node<'_> {
         if !args.contains(&HANDLER_PATH) {
             spec = spec.arg("--kernel-path");
         }
-        for arg in args {
+        for arg in self.arg.iter().chain(args) {
             spec = spec.arg(arg);
         }
         if let Some(pods) = pods {
@@ -115,6 +159,16 @@ impl Node<'_> {
 
     fn pins(&self) -> PathBuf {
         self.bpffs.join("probe-handler")
+    }
+
+    /// Number of pinned attachments, without those that are being replaced.
+    fn pinned_links(&self) -> Result<usize> {
+        let mut count = 0;
+        for entry in fs::read_dir(self.pins())? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            count += usize::from(name.starts_with("link-") && !name.contains("-new-"));
+        }
+        Ok(count)
     }
 
     /// Waits until the kernel path serves the pod, and no earlier daemon's programs are there.
@@ -182,19 +236,23 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         })
     });
     cases.case("outliving/upgraded-under-probes", || {
-        let mut old = node.daemon("upgraded", Some(&pods), &[])?;
-        under_probes(node, pod, |turn| {
-            let new = node.daemon(&format!("upgraded{turn}"), Some(&pods), &[])?;
-            by_kernel(&new, pod)?;
-            let status = std::mem::replace(&mut old, new).stop(GRACE)?;
-            ensure!(status.success(), "{status}");
-            node.served(&old, pod)
-        })?;
-        // The last one ends as Kubernetes ends it, and has no successor.
-        let status = old.stop(GRACE)?;
-        ensure!(status.success(), "{status}");
-        node.right(pod)?;
-        node.captured(node.bystander, pod)
+        upgraded(node, pod, &pods)
+    });
+    cases.case("outliving/results-are-known-after-an-upgrade", || {
+        let old = node.daemon("old", Some(&pods), &[])?;
+        node.served(&old, pod)?;
+        let new = node.daemon("new", Some(&pods), &[])?;
+        by_kernel(&new, pod)?;
+        drop(old);
+        node.served(&new, pod)?;
+        for family in Family::ALL {
+            let results = Results::of(&new, pod)?;
+            let ip = family.ip(&pod.ns);
+            declared::opaque(node.kubelet, ip, &|probe| family.form(probe))?;
+            results.grow(declared::OPAQUE)?;
+        }
+        ensure!(node.pins().join("link-answer").exists(), "not pinned");
+        Ok(())
     });
     // An upgrade that is undone: the new daemon took the pins, and dies.
     cases.case("outliving/pins-of-a-dead-daemon-are-taken-back", || {
@@ -210,12 +268,55 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         })?;
         node.served(&old, pod)?;
         fs::remove_dir_all(node.pins())?;
+        // All of them: a daemon that is killed between two pins leaves only the first.
         wait::until("the old daemon to pin again", BACK, || {
-            pinned().ok().map(drop)
+            (node.pinned_links().ok()? == PROGRAMS as usize).then_some(())
         })?;
         drop(old);
         node.right(pod)
     });
+    // Two daemons with a map each would replace each other's rules, and those of one that is killed lead to the mesh.
+    cases.case("outliving/a-daemon-without-pins-leaves-rules-alone", || {
+        let owner = node.daemon("owner", Some(&pods), &[])?;
+        node.served(&owner, pod)?;
+        for turn in 0..TIMES {
+            let mut beside = without_pins(node, &format!("beside{turn}"), &pods)?;
+            let why = wait::until("why it leaves the rules alone", SOON, || {
+                beside.pod_status(pod.name()).ok()??["path"]["handler"]
+                    .as_str()
+                    .map(str::to_owned)
+            })?;
+            ensure!(why.contains("another daemon"), "{why}");
+            let _status = beside.kill()?;
+            node.right(pod)?;
+            node.captured(node.bystander, pod)?;
+        }
+        Ok(())
+    });
+    cases.case(
+        "outliving/pins-that-fail-are-shown-and-leftovers-removed",
+        || {
+            let leftover = node.pins().join("link-sock_ops-new-4194305");
+            let map = bpf::make_map(HASH, 4, 4, 1, 0)?;
+            bpf::pin(&map, &leftover)?;
+            let pin = node.pins().join("link-connect4");
+            let _none = fs::remove_file(&pin);
+            // Nothing can replace a directory.
+            fs::create_dir(&pin)?;
+            let daemon = node.daemon("unpinned", Some(&pods), &[])?;
+            by_kernel(&daemon, pod)?;
+            let problems = || Some(daemon.status().ok()?["source"]["problems"].to_string());
+            wait::until("the problem", SOON, || {
+                problems()?.contains("cannot pin connect4").then_some(())
+            })?;
+            ensure!(!leftover.exists(), "{} remains", leftover.display());
+            fs::remove_dir(&pin)?;
+            wait::until("the daemon to pin again", BACK, || {
+                (!problems()?.contains("cannot pin")).then_some(())
+            })?;
+            node.right(pod)
+        },
+    );
     cases.case("outliving/a-lease-ends-it", || {
         let mut daemon = node.daemon("leased", Some(&pods), &["--outlive", "1s"])?;
         node.served(&daemon, pod)?;
@@ -237,23 +338,7 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         wait::until("the mesh", SOON, || node.captured(node.kubelet, pod).ok())
     });
     cases.case("outliving/cleanup-leaves-nothing", || {
-        let mut daemon = node.daemon("cleaned", Some(&pods), &[])?;
-        node.served(&daemon, pod)?;
-        let program = daemon.program().to_owned();
-        let _status = daemon.kill()?;
-        node.right(pod)?;
-        cleanup(node, &program, pod)?;
-        node.captured(node.kubelet, pod)?;
-        ensure!(!node.pins().exists(), "pins are left");
-        wait::until("the programs' end", SOON, || {
-            (bpf::attached(node.cgroup.path()).ok()? == 0).then_some(())
-        })?;
-        let tables = pod
-            .ns
-            .run(|| command::run("nft", &["list", "tables"], ""))?;
-        let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
-        ensure!(!tables.contains(TABLE), "{tables}");
-        Ok(())
+        cleaned_up(node, pod, &pods)
     });
     cases.case("outliving/a-foreign-map-is-left-alone", || {
         fs::create_dir_all(node.pins())?;
@@ -266,9 +351,78 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         node.right(pod)?;
         let problems = daemon.status()?["source"]["problems"].to_string();
         ensure!(problems.contains(CONNECTING_PIN), "{problems}");
+        ensure!(!problems.contains("remain in force"), "{problems}");
+        // The same, where an earlier daemon's attachments are pinned.
+        drop(daemon);
+        let attachment = node.pins().join("link-sock_ops");
+        bpf::pin(&map, &attachment)?;
+        let daemon = node.daemon("foreign-beside", Some(&pods), &[])?;
+        let problems = daemon.status()?["source"]["problems"].to_string();
+        ensure!(problems.contains("remain in force"), "{problems}");
+        std::fs::remove_file(&attachment)?;
         std::fs::remove_file(&pin)?;
         Ok(())
     });
+    cases.case("outliving/the-last-daemon-without-pins-takes-over", || {
+        fs::remove_dir_all(node.pins())?;
+        let mut first = without_pins(node, "first-without", &pods)?;
+        by_kernel(&first, pod)?;
+        let second = without_pins(node, "second-without", &pods)?;
+        second.wait_served(pod)?;
+        let status = first.stop(GRACE)?;
+        ensure!(status.success(), "{status}");
+        // By the handler, whose refusals are EPERM before Linux 6.1.
+        for ip in pod.ns.ips() {
+            for (probe, passes) in [
+                (Probe::http(ip, HTTP, "/healthy"), true),
+                (Probe::tcp(ip, CLOSED), false),
+            ] {
+                let result = node.kubelet.probe(&probe)?;
+                ensure!(result.passed() == passes, "{probe:?}: {result:?}");
+            }
+        }
+        by_kernel(&second, pod)?;
+        node.right(pod)
+    });
+    Ok(())
+}
+
+/// Daemons replace one another while the kubelet probes.
+fn upgraded(node: &Node<'_>, pod: &Pod, pods: &Path) -> Result<()> {
+    let mut old = node.daemon("upgraded", Some(pods), &[])?;
+    under_probes(node, pod, |turn| {
+        let new = node.daemon(&format!("upgraded{turn}"), Some(pods), &[])?;
+        by_kernel(&new, pod)?;
+        let status = std::mem::replace(&mut old, new).stop(GRACE)?;
+        ensure!(status.success(), "{status}");
+        node.served(&old, pod)
+    })?;
+    // The last one ends as Kubernetes ends it, and has no successor.
+    let status = old.stop(GRACE)?;
+    ensure!(status.success(), "{status}");
+    node.right(pod)?;
+    node.captured(node.bystander, pod)
+}
+
+/// `cleanup` removes what a killed daemon has left behind.
+fn cleaned_up(node: &Node<'_>, pod: &Pod, pods: &Path) -> Result<()> {
+    let mut daemon = node.daemon("cleaned", Some(pods), &[])?;
+    node.served(&daemon, pod)?;
+    let program = daemon.program().to_owned();
+    let _status = daemon.kill()?;
+    node.right(pod)?;
+    cleanup(node, &program, pod)?;
+    node.captured(node.kubelet, pod)?;
+    ensure!(!node.pins().exists(), "pins are left");
+    wait::until("the programs' end", SOON, || {
+        (bpf::attached(node.cgroup.path()).ok()? == 0).then_some(())
+    })?;
+    let tables = pod
+        .ns
+        .run(|| command::run("nft", &["list", "tables"], ""))?;
+    let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
+    ensure!(!tables.contains(TABLE), "{tables}");
+    ensure!(!tc::has_clsact(&pod.ns)?, "qdisc clsact is left");
     Ok(())
 }
 
@@ -311,6 +465,18 @@ fn cleanup(node: &Node<'_>, program: &Path, pod: &Pod) -> Result<()> {
         "it did not end on SIGTERM: {after:?}"
     );
     Ok(())
+}
+
+/// A daemon that can't pin anything.
+fn without_pins(node: &Node<'_>, name: &str, pods: &Path) -> Result<Daemon> {
+    let daemon = DaemonSpec::new(name)
+        .kubelet_cgroup(node.cgroup)
+        .arg("--kernel-path")
+        .arg("--bpffs")
+        .arg("/proc/no-such-directory")
+        .pods(pods)
+        .start(node.run)?;
+    Ok(daemon)
 }
 
 /// `BPF_MAP_TYPE_HASH`.

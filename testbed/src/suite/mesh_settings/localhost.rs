@@ -68,6 +68,7 @@ fn spec(name: &str, permissive: bool) -> PodSpec {
         .traffic(Traffic {
             permissive,
             localhost: true,
+            ipv4_only: false,
         })
         .app(app);
     let probes = [

@@ -5,7 +5,9 @@ mod api_failures;
 mod broken_pods;
 mod clock;
 mod env;
+mod events;
 mod lifecycle;
+mod own_node;
 pub mod reuse;
 mod serving;
 mod variants;
@@ -25,5 +27,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
     clock::run(cases, &env);
     drop(env);
     api_failures::run(cases);
+    events::run(cases);
+    own_node::run(cases);
     variants::layouts(cases)
 }

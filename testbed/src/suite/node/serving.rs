@@ -5,13 +5,17 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::env::{Env, SOON};
+use crate::command;
 use crate::kubelet::Probe;
 use crate::node::{NodePod, namespace};
 use crate::pace;
 use crate::pod::PodSpec;
 use crate::rules::RuleSet;
 use crate::suite::cases::Cases;
+use crate::suite::env::has_kernel_path;
 use crate::suite::sample_pod::{self, HTTP};
+use crate::wait;
+use kernel::exemption::TABLE;
 
 const LIVE: &str = "/app-health/web/livez";
 const READY: &str = "/app-health/web/readyz";
@@ -35,8 +39,8 @@ pub fn run(cases: &mut Cases, env: &Env) {
     }
     cases.case("takeover/malformed-originals", || malformed(env));
     cases.case("rewrite", || rewritten(env));
-    cases.case("exempt/pod", || exempt_pod(env));
-    cases.case("exempt/namespace", || exempt_namespace(env));
+    cases.case("mode/pod", || mode_of_pod(env));
+    cases.case("mode/namespace", || mode_of_namespace(env));
 }
 
 fn probed(port: u16) -> serde_json::Value {
@@ -146,43 +150,55 @@ fn rewritten(env: &Env) -> Result<()> {
     ours(env, &pod, 15020)
 }
 
-/// The annotation is added, changed and removed while the pod runs.
-fn exempt_pod(env: &Env) -> Result<()> {
-    const EXEMPT: &str = "probe-handler.io/exempt";
+/// The label is added, changed and removed while the pod runs.
+fn mode_of_pod(env: &Env) -> Result<()> {
+    const MODE: &str = "probe-handler.io/mode";
     let mut pod = env.pod(sample_pod::pod("moody"))?;
     let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
     for (value, served) in [
-        (Some("false"), false),
-        (Some("true"), true),
+        (Some("off"), false),
+        (Some("serve"), true),
         (Some("maybe"), true),
-        (Some("false"), false),
+        (Some("observe"), false),
         (None, true),
     ] {
         pod.update(|object| match value {
-            Some(value) => object["metadata"]["annotations"][EXEMPT] = json!(value),
+            Some(value) => object["metadata"]["labels"][MODE] = json!(value),
             None => drop(
-                object["metadata"]["annotations"]
+                object["metadata"]["labels"]
                     .as_object_mut()
-                    .and_then(|annotations| annotations.remove(EXEMPT)),
+                    .and_then(|labels| labels.remove(MODE)),
             ),
         })?;
-        let what = format!("{EXEMPT}={value:?} to take effect");
+        let what = format!("{MODE}={value:?} to take effect");
         let _result = env.until(&what, &probe, served)?;
+        rules_are(&pod, served)?;
         if value == Some("maybe") {
-            let _said = env.problem(&["testbed/moody", EXEMPT, "maybe"])?;
+            let _said = env.problem(&["testbed/moody", MODE, "maybe"])?;
         }
     }
     env.no_problem()?;
     env.check_verdicts(&pod)
 }
 
-/// The same on its namespace; the pod's own annotation has precedence.
-fn exempt_namespace(env: &Env) -> Result<()> {
+/// Our rules are in a pod while it is served, and no longer.
+fn rules_are(pod: &NodePod, there: bool) -> Result<()> {
+    let there = there && has_kernel_path();
+    let ns = pod.ns()?;
+    wait::until("our rules to follow the mode", SOON, || {
+        let list = ns.run(|| command::run("nft", &["list", "tables"], ""));
+        let tables = String::from_utf8_lossy(&list.ok()?.stdout).into_owned();
+        (tables.contains(TABLE) == there).then_some(())
+    })
+}
+
+/// The same on its namespace; the pod's own label has precedence.
+fn mode_of_namespace(env: &Env) -> Result<()> {
     let mark = |value| env.node.api.put("namespaces", namespace("testbed", value));
     let pod = env.pod(sample_pod::pod("follower"))?;
-    let own = env.pod(sample_pod::pod("own-mind").annotation("probe-handler.io/exempt", "true"))?;
+    let own = env.pod(sample_pod::pod("own-mind").label("probe-handler.io/mode", "serve"))?;
     let probe = Probe::http(pod.ns()?.ipv4(), HTTP, "/healthy");
-    for (value, served) in [(Some("false"), false), (Some("true"), true), (None, true)] {
+    for (value, served) in [(Some("off"), false), (Some("serve"), true), (None, true)] {
         mark(value)?;
         let begun = std::time::Instant::now();
         let what = format!("a namespace's {value:?} to take effect");
