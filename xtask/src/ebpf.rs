@@ -16,7 +16,7 @@ use crate::shell::{exec, find, root};
 use crate::static_build::remapped;
 use crate::toolchain::{Toolchain, find_toolchain};
 use crate::versions::BPF_LINKER;
-use crate::{digest, setup, strip};
+use crate::{digest, progress, setup, strip};
 
 /// Where `probe-handler/build.rs` looks for the object, relative to the root. The directory contains
 /// nothing else, because cargo watches all of it.
@@ -83,7 +83,7 @@ pub fn build(args: &BuildArgs) -> Result<()> {
     cargo
         .args(["--profile", profile])
         .env(format!("CARGO_TARGET_{}_LINKER", upper(target())), linker);
-    exec(&mut cargo)?;
+    progress::run(&mut cargo, "build of the eBPF programs")?;
 
     let directory = if args.debug { "debug" } else { "release" };
     let built = root().join(TARGET_DIR).join(target()).join(directory);

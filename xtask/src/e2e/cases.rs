@@ -1,6 +1,8 @@
 //! What must hold in a cluster, in test order: without the daemon, after its installation, during an upgrade,
 //! and after its removal.
 
+mod crashes;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -64,7 +66,8 @@ impl Suite<'_> {
                     .get(&pod.name)
                     .context("the pod did not exist before")?;
                 ensure!(now.uid == was.uid, "the pod was replaced");
-                ensure!(now.restarts == 0, "it was restarted {} times", now.restarts);
+                let restarts = now.restarts.saturating_sub(was.restarts);
+                ensure!(restarts == 0, "it was restarted {restarts} times");
                 Ok(())
             });
             self.report.add(&name, run);
@@ -95,17 +98,7 @@ impl Suite<'_> {
         let settled = self.pods()?;
         pass(QUIET);
         self.stayed_as_they_were("stays-ready", &healthy, &settled)?;
-        for failing in failing.iter().filter(|one| one.kind == Kind::Readiness) {
-            let run = self.pods().and_then(|pods| {
-                let now = pods.get(&failing.pod.name).context("the pod is gone")?;
-                ensure!(!now.ready, "it is ready");
-                ensure!(now.restarts == 0, "it was restarted {} times", now.restarts);
-                Ok(())
-            });
-            self.report
-                .add(&format!("stays-unready/{}", failing.pod.name), run);
-        }
-        Ok(())
+        self.stay_unready("stays-unready")
     }
 
     /// Checks the preStop hook of a deleted pod. The kubelet sends events only for hooks that fail.
@@ -308,8 +301,8 @@ impl Suite<'_> {
         let cleanup = root().join("deploy/cleanup").display().to_string();
         self.kubectl.run(&["apply", "-k", &cleanup], "")?;
         self.rolled_out("daemonset/probe-handler-cleanup")?;
-        self.kubectl
-            .run(&["delete", "-k", self.overlay, "--wait=true"], "")?;
+        let rest = ["delete", "-k", self.overlay];
+        self.kubectl.run(&[&rest[..], &absent].concat(), "")?;
         for (pod, at_the_mesh, _) in table::before() {
             let run = self.pod_turns(&pod.name, at_the_mesh, TURN).map(drop);
             self.report
@@ -406,6 +399,22 @@ impl Suite<'_> {
                 )),
             };
             self.report.add(&format!("{what}/{}", pod.name), run);
+        }
+        Ok(())
+    }
+
+    /// Checks that pods whose readiness probe fails are not ready, and were not restarted.
+    fn stay_unready(&mut self, what: &str) -> Result<()> {
+        let now = self.pods()?;
+        let failing = table::failing().into_iter();
+        for pod in failing.filter(|one| one.kind == Kind::Readiness) {
+            let name = &pod.pod.name;
+            let run = now.get(name).context("the pod is gone").and_then(|now| {
+                ensure!(!now.ready, "it is ready");
+                ensure!(now.restarts == 0, "it was restarted {} times", now.restarts);
+                Ok(())
+            });
+            self.report.add(&format!("{what}/{name}"), run);
         }
         Ok(())
     }

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 
 /// The namespace of the test's pods.
 pub const NAMESPACE: &str = "probe-handler-e2e";
-/// The proxy's user and group in Istio, by which the rules identify it.
-const PROXY_USER: u32 = 1337;
+/// The rules in each pod, by their name in the testbed.
+const RULES: &str = "istio-redirect";
 
 /// Node and image of test pods.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ pub struct Pod {
     pub sidecar: Sidecar,
     /// Fields of its container `app` besides name, image and arguments, above all the probes.
     pub app: Value,
+    /// Annotations besides those of Istio's injector.
+    pub annotations: Value,
     /// `ISTIO_KUBE_APP_PROBERS`, if its probes are rewritten.
     pub probers: Option<Value>,
     /// Fields of a second app, an init container that starts before the first app and keeps running; it
@@ -51,6 +53,7 @@ impl Pod {
             name: name.to_owned(),
             sidecar: Sidecar::Native,
             app,
+            annotations: json!({}),
             probers: None,
             early: None,
         }
@@ -69,7 +72,7 @@ impl Pod {
             "name": "istio-init",
             "image": place.image,
             "imagePullPolicy": "IfNotPresent",
-            "args": ["rules", "istio-redirect", "--identity", "/mesh"],
+            "args": ["rules", RULES, "--identity", "/mesh"],
             "volumeMounts": [{"name": "mesh", "mountPath": "/mesh"}],
             "securityContext": {
                 "runAsUser": 0,
@@ -90,11 +93,12 @@ impl Pod {
             merge(&mut early, fields);
             init.push(kept_running(early));
         }
-        let annotations = match self.sidecar {
+        let mut annotations = match self.sidecar {
             Sidecar::None => json!({}),
             // Like Istio's injector, as far as anything reads it.
             _ => json!({"sidecar.istio.io/status": "{\"initContainers\":[\"istio-init\"]}"}),
         };
+        merge(&mut annotations, &self.annotations);
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -117,23 +121,24 @@ impl Pod {
     }
 
     fn proxy(&self, place: &Place) -> Value {
-        let spec = json!({
-            "inbound_port": 15006,
-            "outbound_port": 15001,
-            "uid": PROXY_USER,
-            "mark": null,
-            "passthrough_source": true,
-            "transparent": false,
-            "pilot_agent": true,
-            "pod_ip": "$(INSTANCE_IP)",
-            "probers": self.probers.clone().unwrap_or_else(|| json!({})),
-        });
-        let mut proxy = container("istio-proxy", place, &["sidecar", "--until-terminated"]);
-        let args = ["--identity", "/mesh", "--spec"].map(Value::from);
-        if let Some(list) = proxy["args"].as_array_mut() {
-            list.extend(args);
-            list.push(spec.to_string().into());
-        }
+        let probers = self
+            .probers
+            .clone()
+            .unwrap_or_else(|| json!({}))
+            .to_string();
+        let args = [
+            "sidecar",
+            "--until-terminated",
+            "--identity",
+            "/mesh",
+            "--mesh",
+            RULES,
+            "--pod-ip",
+            "$(INSTANCE_IP)",
+            "--probers",
+            &probers,
+        ];
+        let mut proxy = container("istio-proxy", place, &args);
         let mut env = vec![json!({
             "name": "INSTANCE_IP",
             "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}},
@@ -162,6 +167,33 @@ pub fn host_network_pod(name: &str, args: &[&str], place: &Place) -> Value {
             "containers": [container("app", place, args)],
         },
     })
+}
+
+/// A pod in the node's pid namespace that sends a signal to a process of another pod, and again to each that the kubelet starts
+/// in its place.
+pub fn signal_pod(
+    name: &str,
+    uid: &str,
+    verb: &str,
+    signal: &str,
+    times: u32,
+    place: &Place,
+) -> Value {
+    let times = times.to_string();
+    let args = [
+        "signal",
+        "--pod-uid",
+        uid,
+        "--verb",
+        verb,
+        "--signal",
+        signal,
+        "--times",
+        &times,
+    ];
+    let mut pod = host_network_pod(name, &args, place);
+    pod["spec"]["hostPID"] = true.into();
+    pod
 }
 
 /// The namespace; privileged, because the rules' init container needs NET_ADMIN.

@@ -109,6 +109,7 @@ fn test(mut suite: Suite<'_>, args: &Args) -> Result<()> {
     suite.verdicts()?;
     suite.other_processes()?;
     suite.upgrade()?;
+    suite.crashes()?;
     suite.last_hook()?;
     if args.crowd > 0 {
         suite.many_pods(args.crowd)?;

@@ -47,6 +47,7 @@ pub fn healthy() -> Vec<Pod> {
     let mut pods = vec![
         Pod::new("http", both(&http("/healthy"))),
         Pod::new("https", both(&https("/healthy"))),
+        http_on_the_kernel_path(),
         Pod::new("tcp", both(&tcp(5432))),
         Pod::new("grpc", both(&grpc("ok"))),
         Pod::new(
@@ -83,6 +84,30 @@ pub fn healthy() -> Vec<Pod> {
     pods.push(hooked());
     pods.push(body_breaks());
     pods
+}
+
+/// The healthy pods all of whose probes take the kernel path, if the node has it.
+pub fn on_the_kernel_path() -> Vec<Pod> {
+    let names = ["http-by-the-kernel", "https", "tcp", "grpc"];
+    let mut pods = healthy();
+    pods.retain(|pod| names.contains(&pod.name.as_str()));
+    pods
+}
+
+/// A pod whose HTTP probes take the kernel path, though the handler serves such probes by default.
+fn http_on_the_kernel_path() -> Pod {
+    let probe = strict(&http("/healthy"));
+    let mut pod = Pod::new(
+        "http-by-the-kernel",
+        json!({"livenessProbe": probe, "readinessProbe": probe}),
+    );
+    pod.annotations = json!({"probe-handler.io/http": "kernel"});
+    pod
+}
+
+/// A pod that is restarted when its app no longer answers.
+pub fn stalls() -> Pod {
+    Pod::new("stalls", json!({"livenessProbe": strict(&grpc("ok"))}))
 }
 
 /// A pod whose liveness probe gets a status and a truncated body: the kubelet discards such a result, and does not restart
@@ -257,6 +282,7 @@ mod tests {
         let mut pods = healthy();
         pods.extend(failing().into_iter().map(|failing| failing.pod));
         pods.extend(before().into_iter().map(|(pod, ..)| pod));
+        pods.push(stalls());
         pods
     }
 
@@ -264,6 +290,11 @@ mod tests {
     fn pod_names_are_unique() {
         let names: BTreeSet<_> = all().into_iter().map(|pod| pod.name).collect();
         assert_eq!(names.len(), all().len());
+    }
+
+    #[test]
+    fn every_pod_on_the_kernel_path_is_a_healthy_one() {
+        assert_eq!(on_the_kernel_path().len(), 4);
     }
 
     #[test]

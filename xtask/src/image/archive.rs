@@ -99,7 +99,7 @@ pub fn archive(image: &Image) -> Result<(Vec<u8>, Written)> {
     let mut blobs = Blobs::default();
 
     let tar = layer(image)?;
-    let diff_id = format!("sha256:{}", hex(&tar));
+    let diff_id = format!("sha256:{}", sha256(&tar));
     let layer = blobs.add(MediaType::ImageLayerGzip, gzip(&tar)?)?;
     let config = blobs.add_json(
         MediaType::ImageConfig,
@@ -275,7 +275,7 @@ struct Blobs(BTreeMap<String, Vec<u8>>);
 
 impl Blobs {
     fn add(&mut self, kind: MediaType, content: Vec<u8>) -> Result<Descriptor> {
-        let digest: Sha256Digest = hex(&content).parse()?;
+        let digest: Sha256Digest = sha256(&content).parse()?;
         let descriptor = Descriptor::new(kind, content.len() as u64, digest);
         self.0.insert(blob_path(&descriptor), content);
         Ok(descriptor)
@@ -303,7 +303,8 @@ fn gzip(content: &[u8]) -> Result<Vec<u8>> {
     Ok(gzip.finish()?)
 }
 
-fn hex(content: &[u8]) -> String {
+/// The SHA-256 digest in hexadecimal.
+pub fn sha256(content: &[u8]) -> String {
     Sha256::digest(content)
         .iter()
         .fold(String::new(), |mut text, byte| {

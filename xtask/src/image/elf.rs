@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use object::LittleEndian;
-use object::elf::{DT_NEEDED, EM_AARCH64, EM_X86_64, FileHeader64, PT_INTERP};
+use object::elf::{DT_NEEDED, EM_AARCH64, EM_X86_64, FileHeader64, PT_INTERP, ProgramHeader64};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use oci_spec::image::Arch;
 
@@ -52,6 +52,32 @@ impl Machine {
 /// # Errors
 /// It is not: the reason.
 pub fn require_static(program: &[u8], machine: Machine) -> Result<()> {
+    let (endian, segments) = parsed(program, machine)?;
+    for segment in segments {
+        if segment.p_type(endian) == PT_INTERP {
+            bail!("it is dynamically linked: it has an interpreter (PT_INTERP)");
+        }
+        let needs = segment.dynamic(endian, program)?.unwrap_or_default();
+        if needs.iter().any(|entry| entry.tag(endian) == DT_NEEDED) {
+            bail!("it is dynamically linked: it needs libraries (DT_NEEDED)");
+        }
+    }
+    Ok(())
+}
+
+/// Checks that `program` is a program for `machine`.
+///
+/// # Errors
+/// It is not: the reason.
+pub fn require_program(program: &[u8], machine: Machine) -> Result<()> {
+    parsed(program, machine).map(drop)
+}
+
+/// The segments of a program for `machine`.
+fn parsed(
+    program: &[u8],
+    machine: Machine,
+) -> Result<(LittleEndian, &[ProgramHeader64<LittleEndian>])> {
     let header =
         FileHeader64::<LittleEndian>::parse(program).context("it is not an ELF program")?;
     let endian = header
@@ -68,14 +94,5 @@ pub fn require_static(program: &[u8], machine: Machine) -> Result<()> {
     if segments.is_empty() {
         bail!("it has no loadable segment: an object file, not a program");
     }
-    for segment in segments {
-        if segment.p_type(endian) == PT_INTERP {
-            bail!("it is dynamically linked: it has an interpreter (PT_INTERP)");
-        }
-        let needs = segment.dynamic(endian, program)?.unwrap_or_default();
-        if needs.iter().any(|entry| entry.tag(endian) == DT_NEEDED) {
-            bail!("it is dynamically linked: it needs libraries (DT_NEEDED)");
-        }
-    }
-    Ok(())
+    Ok((endian, segments))
 }

@@ -14,15 +14,19 @@ use oci_spec::image::{
     ANNOTATION_SOURCE, ANNOTATION_TITLE, ANNOTATION_VERSION,
 };
 
-pub use archive::{File, Image, Written, write};
-pub use elf::{Machine, require_static};
+pub use archive::{File, Image, Written, archive, rfc3339, sha256, write};
+pub use elf::{Machine, require_program, require_static};
 
+use crate::dependencies;
 use crate::setup;
 use crate::shell::{root, target_dir};
-use crate::static_build::{self, Build};
+use crate::static_build::{self, Build, Linking};
 
 /// The image's name in `deploy/`, without the tag, which is the version.
 const REPOSITORY: &str = "registry.invalid/probe-handler";
+
+/// The file with the licences of the crates that the daemon contains.
+pub const THIRD_PARTY: &str = "THIRD-PARTY-LICENSES";
 
 /// The workspace's profile for released programs.
 const PROFILE: &str = "image";
@@ -56,14 +60,36 @@ pub fn run(args: &Args) -> Result<()> {
         target_dir().join(file)
     });
     setup::build_tools()?;
+    let image = of_daemon(name, machine)?;
+    let written = write(&image, &output)?;
+    // For deploy/Containerfile.
+    if let Some(texts) = image.extra.iter().find(|file| file.path == THIRD_PARTY) {
+        let path = output.with_file_name(THIRD_PARTY);
+        fs::write(&path, &texts.content)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    report(&image, &written, &output);
+    Ok(())
+}
+
+/// Builds the daemon and returns its image, with its licence and those of what it contains.
+///
+/// # Errors
+/// As [`of_package`]; a licence can't be read.
+pub fn of_daemon(name: Reference, machine: Machine) -> Result<Image> {
     let license = File {
         path: "LICENSE".into(),
         content: fs::read(root().join("LICENSE")).context("cannot read LICENSE")?,
     };
-    let image = of_package("probe-handler", name, machine, vec![license])?;
-    let written = write(&image, &output)?;
-    report(&image, &written, &output);
-    Ok(())
+    let others = File {
+        path: THIRD_PARTY.into(),
+        content: dependencies::license_texts(
+            &dependencies::shipped(dependencies::DAEMON)?,
+            "image",
+        )?
+        .into_bytes(),
+    };
+    of_package("probe-handler", name, machine, vec![license, others])
 }
 
 /// Builds a package of this repository and returns an image whose entry point is its program.
@@ -78,23 +104,7 @@ pub fn of_package(
 ) -> Result<Image> {
     let commit = static_build::commit();
     let created = static_build::time()?;
-    let build = Build {
-        packages: &[package],
-        profile: PROFILE,
-        machine,
-        commit: Some(&short(&commit)),
-    };
-    let program = build.run()?.join(package);
-    let content =
-        fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
-    let paths = static_build::paths_within(&content)?;
-    if !paths.is_empty() {
-        bail!(
-            "{} contains paths of this machine, so the build is not reproducible: {}",
-            program.display(),
-            paths.join(", ")
-        );
-    }
+    let content = program(package, machine, Linking::Static)?;
     Ok(Image {
         name,
         machine,
@@ -108,6 +118,32 @@ pub fn of_package(
         labels: labels(package, &commit, created)?,
         created,
     })
+}
+
+/// Builds a package of this repository as for a release, and returns its program.
+///
+/// # Errors
+/// The build fails, or the program contains paths of this machine.
+pub fn program(package: &str, machine: Machine, linking: Linking) -> Result<Vec<u8>> {
+    let build = Build {
+        packages: &[package],
+        profile: PROFILE,
+        machine,
+        commit: Some(&short(&static_build::commit())),
+        linking,
+    };
+    let program = build.run()?.join(package);
+    let content =
+        fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+    let paths = static_build::paths_within(&content)?;
+    if !paths.is_empty() {
+        bail!(
+            "{} contains paths of this machine, so the build is not reproducible: {}",
+            program.display(),
+            paths.join(", ")
+        );
+    }
+    Ok(content)
 }
 
 fn labels(title: &str, commit: &str, created: i64) -> Result<BTreeMap<String, String>> {

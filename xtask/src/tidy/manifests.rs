@@ -40,10 +40,11 @@ pub fn versions(files: &[File]) -> Vec<String> {
     findings
 }
 
+/// The manifests of members. The fuzz targets' is a root itself.
 fn members(files: &[File]) -> impl Iterator<Item = &File> {
-    files
-        .iter()
-        .filter(|file| file.path.ends_with("/Cargo.toml"))
+    files.iter().filter(|file| {
+        file.path.ends_with("/Cargo.toml") && !file.text.lines().any(|line| line == "[workspace]")
+    })
 }
 
 /// Line number, section heading and text of each line that is neither heading, blank nor comment.

@@ -116,7 +116,7 @@ pub fn run(options: &Options, filter: &[OsString]) -> Result<Outcome> {
     let kernels = kernels(options, &cache)?;
     let binaries = match &options.binaries {
         Some(directory) => Binaries::of(directory)?,
-        None => Binaries::build()?,
+        None => Binaries::build_release()?,
     };
     let base = contents::base(binaries.daemon(), binaries.testbed_program())?;
     let first = kernels.iter().flat_map(|(_, kernel)| kernel).next();

@@ -44,6 +44,11 @@ const NEEDED: &[&str] = &[
     // our own rules in a pod
     "xt_bpf",
     "nft_objref",
+    // the same on kernels without xt_bpf
+    "sch_ingress",
+    "cls_bpf",
+    // finding out where a pod's own rules lead a connection
+    "nf_conntrack_netlink",
     // listing a pod's sockets
     "inet_diag",
     "tcp_diag",

@@ -94,7 +94,7 @@ impl Archive {
     fn blob(&self, descriptor: &Descriptor) -> &[u8] {
         let content = &self.files[&blob_path(descriptor)];
         assert_eq!(descriptor.size(), content.len() as u64);
-        assert_eq!(descriptor.digest().digest(), hex(content));
+        assert_eq!(descriptor.digest().digest(), sha256(content));
         content
     }
 
@@ -126,7 +126,7 @@ impl Archive {
 fn every_digest_and_size_is_that_of_the_blob() {
     let read = Archive::of(&image());
     assert_eq!(read.manifest().layers().len(), 1);
-    let diff_id = format!("sha256:{}", hex(&read.layer()));
+    let diff_id = format!("sha256:{}", sha256(&read.layer()));
     assert_eq!(read.config().rootfs().diff_ids(), &[diff_id]);
     let layout: Value = serde_json::from_slice(&read.files["oci-layout"]).expect("JSON");
     assert_eq!(layout["imageLayoutVersion"], "1.0.0");
