@@ -344,18 +344,26 @@ impl Daemon {
     /// # Errors
     /// When it does not answer.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.get_as(path, "application/openmetrics-text, */*;q=0.1")
+    }
+
+    /// As [`Daemon::get`], with this value of `Accept`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn get_as(&self, path: &str, accept: &str) -> Result<(u16, String)> {
         match self.asked_at {
             Some(address) => {
                 let stream = TcpStream::connect(address)
                     .with_context(|| format!("connecting to {address}"))?;
                 stream.set_read_timeout(Some(pace::stretch(ANSWER)))?;
-                answer::ask(stream, path)
+                answer::ask(stream, path, accept)
             }
             None => {
                 let stream = UnixStream::connect(&self.socket)
                     .with_context(|| format!("connecting to {}", self.socket.display()))?;
                 stream.set_read_timeout(Some(pace::stretch(ANSWER)))?;
-                answer::ask(stream, path)
+                answer::ask(stream, path, accept)
             }
         }
     }

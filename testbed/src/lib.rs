@@ -28,6 +28,7 @@ pub mod pace;
 pub mod pod;
 pub mod port_guesser;
 pub mod probe;
+pub mod promtool;
 pub mod rpc;
 pub mod rules;
 pub mod run;

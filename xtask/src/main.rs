@@ -19,6 +19,7 @@ mod kubectl;
 mod ldd;
 mod plan;
 mod progress;
+mod promtool;
 mod release;
 mod setup;
 mod shell;

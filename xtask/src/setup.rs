@@ -19,7 +19,7 @@ use crate::versions::{
     BPF_LINKER, BUILD_TOOLS, DEBIAN_CLIPPY, DEBIAN_COMPILER, DEBIAN_RUST, LLVM, MACHINE_TOOLS,
     NETWORK_TOOLS, NIGHTLY,
 };
-use crate::{apt, envoy, helm, kubectl};
+use crate::{apt, envoy, helm, kubectl, promtool};
 
 /// Options of `setup`.
 #[derive(Debug, Default, clap::Args)]
@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Installs everything that `cargo xtask setup` covers.
 ///
 /// # Errors
-/// As [`run`]. Missing qemu, kubectl, Helm or Envoy is not an error: the tests report it.
+/// As [`run`]. Missing qemu, kubectl, Helm, promtool or Envoy is not an error: the tests report it.
 pub fn all(args: &Args) -> Result<()> {
     run(args)?;
     if let Err(error) = kubectl::find_or_fetch() {
@@ -67,6 +67,11 @@ pub fn all(args: &Args) -> Result<()> {
     if let Err(error) = helm::find_or_fetch() {
         println!(
             "setup: no Helm: {error:#}\nsetup: without Helm the tests of the chart do not run"
+        );
+    }
+    if let Err(error) = promtool::find_or_fetch() {
+        println!(
+            "setup: no promtool: {error:#}\nsetup: without promtool the tests of metrics and alerts by it do not run"
         );
     }
     if let Err(error) = virtual_machines() {

@@ -15,7 +15,7 @@ use crate::counts::{Counts, of_cargo_test, of_suite};
 use crate::plan::Durations;
 use crate::release::{Binaries, Heap};
 use crate::shell::{cargo, display, is_root};
-use crate::{envoy, helm, kubectl, setup, tidy, vm};
+use crate::{envoy, helm, kubectl, promtool, setup, tidy, vm};
 
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
@@ -52,6 +52,10 @@ impl Level {
         }
     }
 }
+
+/// Options of a run of the suite that is no single case by hand: a few cases that failed are repeated at its end, because each
+/// run has thousands of cases with deadlines, on a machine whose load is unknown. The summary shows them as flaky.
+pub const REPEAT_FAILED: [&str; 2] = ["--repeat-failed", "3"];
 
 /// The result of one level.
 #[derive(Debug, Default)]
@@ -170,6 +174,7 @@ fn manifests(args: &Args) -> Outcome {
                 // The suite counts the chart's cases as skipped.
                 Err(error) => println!("test: no Helm: {error:#}"),
             }
+            add_promtool(&mut command);
             command.args(&args.filter);
             suite(Ok(command), outcome)
         }
@@ -188,9 +193,11 @@ fn netns(args: &Args) -> Outcome {
     let envoy = envoy::find_or_fetch();
     let command = Binaries::build(Heap::Jemalloc).map(|binaries| {
         let mut command = binaries.testbed("suite");
+        command.args(REPEAT_FAILED);
         if let Ok(envoy) = &envoy {
             command.arg("--envoy").arg(envoy);
         }
+        add_promtool(&mut command);
         command.args(&args.filter);
         command
     });
@@ -200,6 +207,14 @@ fn netns(args: &Args) -> Outcome {
         outcome.notes.push(note);
     }
     outcome
+}
+
+/// Without promtool the testbed counts its cases as skipped.
+fn add_promtool(command: &mut Command) {
+    match promtool::find_or_fetch() {
+        Ok(promtool) => drop(command.arg("--promtool").arg(promtool)),
+        Err(error) => println!("test: no promtool: {error:#}"),
+    }
 }
 
 /// A level that can't run here: it fails if it was selected by name, else it counts as one skipped test.
@@ -221,7 +236,7 @@ fn suite(command: Result<Command>, mut outcome: Outcome) -> Outcome {
         let result = run_counting(&mut command, stdout(), &mut outcome, |line, outcome| {
             let counts = of_suite(line);
             last = counts.or(last);
-            if line.to_lowercase().starts_with("skip") {
+            if line.to_lowercase().starts_with("skip") || line.starts_with("flaky ") {
                 outcome.notes.push(line.into());
             }
             // The summary repeats the counts; here they must not look like its last line.

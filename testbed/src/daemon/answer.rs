@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 ///
 /// # Errors
 /// When the response is incomplete.
-pub fn ask(mut stream: impl Read + Write, path: &str) -> Result<(u16, String)> {
+pub fn ask(mut stream: impl Read + Write, path: &str, accept: &str) -> Result<(u16, String)> {
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: admin\r\nAccept: application/openmetrics-text, */*;q=0.1\r\n\
+        "GET {path} HTTP/1.1\r\nHost: admin\r\nAccept: {accept}\r\n\
          Connection: close\r\n\r\n"
     )?;
     let mut answer = Vec::new();

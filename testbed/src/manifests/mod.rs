@@ -2,6 +2,7 @@
 //! `kubectl apply -k` does, and checks them against Kubernetes' schema and the rules of probe-handler's
 //! design. The Helm chart must render the same.
 
+mod alerts;
 mod cert_manager;
 mod chart;
 mod cleanup;
@@ -34,6 +35,9 @@ pub struct Args {
     /// A Helm to render the chart with; can be repeated. Without one, the cases of the chart count as skipped
     #[arg(long, value_name = "PATH")]
     helm: Vec<PathBuf>,
+    /// The promtool to check alerts with. Without one, its cases count as skipped
+    #[arg(long, value_name = "PATH")]
+    promtool: Option<PathBuf>,
     /// The directory of the manifests
     #[arg(long, value_name = "PATH", default_value = "deploy")]
     deploy: PathBuf,
@@ -57,6 +61,9 @@ pub fn main(args: &Args) -> Result<()> {
         cases.group_with(&name, |cases| {
             let objects = render(&args.kubectl, &directory)?;
             check(cases, &name, &objects);
+            if has(&name, "monitoring") {
+                by_promtool(cases, args.promtool.as_deref(), &objects);
+            }
             let _new = kustomized.insert(name.clone(), objects);
             Ok(())
         });
@@ -109,6 +116,14 @@ fn check(cases: &mut Cases, rendering: &str, objects: &[Value]) {
     }
     if has(rendering, "plugin") {
         hold(cases, plugin::RULES, rendering, objects);
+    }
+}
+
+fn by_promtool(cases: &mut Cases, promtool: Option<&Path>, objects: &[Value]) {
+    const NAME: &str = "each-alert-fires-when-it-should";
+    match promtool {
+        Some(promtool) => cases.case(NAME, || alerts::check(promtool, objects)),
+        None => cases.skip(NAME, "no promtool was given (--promtool)"),
     }
 }
 

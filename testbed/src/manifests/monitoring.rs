@@ -107,7 +107,15 @@ const RUNBOOK: &str = include_str!("../../../docs/alerts.md");
 /// Its address, before the name of the section.
 const RUNBOOKS: &str = "https://github.com/probe-handler/probe-handler/blob/main/docs/alerts.md#";
 
-/// All alerts of a rendering.
+/// All groups of rules of a rendering.
+pub fn groups(objects: &[Value]) -> Vec<Value> {
+    of_kind(objects, "PrometheusRule")
+        .flat_map(|object| list(&object["spec"]["groups"]))
+        .cloned()
+        .collect()
+}
+
+/// All rules of a rendering: alerts, and those that record another series.
 fn rules_of(objects: &[Value]) -> Vec<&Value> {
     of_kind(objects, "PrometheusRule")
         .flat_map(|object| list(&object["spec"]["groups"]))
@@ -115,11 +123,16 @@ fn rules_of(objects: &[Value]) -> Vec<&Value> {
         .collect()
 }
 
+/// All alerts of a rendering.
+pub fn alert_rules(objects: &[Value]) -> impl Iterator<Item = &Value> {
+    let rules = rules_of(objects).into_iter();
+    rules.filter(|rule| rule["record"].is_null())
+}
+
 fn alerts(_: &str, objects: &[Value]) -> Result<()> {
-    let rules = rules_of(objects);
-    ensure!(!rules.is_empty(), "no alerts");
+    ensure!(alert_rules(objects).count() > 0, "no alerts");
     let mut seen = BTreeSet::new();
-    for rule in rules {
+    for rule in alert_rules(objects) {
         let name = rule["alert"].as_str().context("an alert without a name")?;
         ensure!(seen.insert(name), "two alerts {name}");
         let filled = |text: &Value| text.as_str().is_some_and(|text| !text.is_empty());
@@ -151,7 +164,7 @@ fn alerts(_: &str, objects: &[Value]) -> Result<()> {
 
 fn alerts_metrics(_: &str, objects: &[Value]) -> Result<()> {
     for rule in rules_of(objects) {
-        let expression = rule["expr"].as_str().context("an alert without expr")?;
+        let expression = rule["expr"].as_str().context("a rule without expr")?;
         known(expression)?;
         known(&rule["annotations"].to_string())?;
     }

@@ -167,7 +167,21 @@ struct PrometheusRuleSpec {
 #[serde(deny_unknown_fields)]
 struct RuleGroup {
     name: String,
-    rules: Vec<AlertingRule>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(untagged)]
+enum Rule {
+    Alerting(AlertingRule),
+    Recording(RecordingRule),
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RecordingRule {
+    record: String,
+    expr: String,
 }
 
 #[derive(Deserialize, Serialize)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,9 +15,11 @@ use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::Probe;
 use crate::netns::NetNs;
 use crate::pace;
+use crate::promtool;
 use crate::wait;
 
 const SOON: Duration = Duration::from_secs(10);
+const BY_PROMTOOL: &str = "metrics-are-valid-to-promtool";
 const METRICS: &str = include_str!("../../../docs/metrics.md");
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -24,8 +27,19 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     let settings = "--settings=/run/probe-handler-testbed/no-settings.yaml";
     let env = Env::start(cases, &[HANDLER_PATH, settings])?;
     cases.case("metrics-are-as-documented", || metrics(&env));
+    match cases.promtool().map(Path::to_owned) {
+        Some(promtool) => cases.case(BY_PROMTOOL, || valid(&env, &promtool)),
+        None => cases.skip(BY_PROMTOOL, "no promtool was given (--promtool)"),
+    }
     cases.case("debug-only-from-loopback", || debug(&env));
     Ok(())
+}
+
+/// The text format that is not OpenMetrics, which is all that promtool 2 reads.
+fn valid(env: &Env, promtool: &Path) -> Result<()> {
+    let (status, text) = env.daemon.get_as("/metrics", "text/plain")?;
+    ensure!(status == 200, "{status}: {text}");
+    promtool::check_metrics(promtool, &text)
 }
 
 /// The names in the table of docs/metrics.md. The metrics of the Kubernetes source have their own table and

@@ -11,15 +11,21 @@ use crate::interrupt;
 use crate::pace;
 use crate::pod::unavailable;
 
+/// Name of the case that a group's failure outside its cases counts as.
+const SETUP: &str = "setup";
+
 /// Collects results.
 #[derive(Debug)]
 pub struct Cases {
     filter: Vec<String>,
     daemon: Option<PathBuf>,
     envoy: Option<PathBuf>,
+    promtool: Option<PathBuf>,
     lasting: Option<Duration>,
     group: String,
-    passed: usize,
+    passed: Vec<String>,
+    /// Cases that failed and then passed when repeated, with the first failure.
+    flaky: Vec<(String, String)>,
     failures: Vec<(String, String)>,
     skips: Vec<(String, String)>,
     /// What to show when a case fails; set by the group, usually a daemon's log.
@@ -33,9 +39,11 @@ impl Cases {
             filter,
             daemon,
             envoy: None,
+            promtool: None,
             lasting: None,
             group: String::new(),
-            passed: 0,
+            passed: Vec::new(),
+            flaky: Vec::new(),
             failures: Vec::new(),
             skips: Vec::new(),
             on_failure: None,
@@ -54,6 +62,18 @@ impl Cases {
     pub fn with_envoy(mut self, program: Option<PathBuf>) -> Self {
         self.envoy = program;
         self
+    }
+
+    /// Sets Prometheus' promtool.
+    #[must_use]
+    pub fn with_promtool(mut self, program: Option<PathBuf>) -> Self {
+        self.promtool = program;
+        self
+    }
+
+    /// Prometheus' promtool, if one was given.
+    pub fn promtool(&self) -> Option<&Path> {
+        self.promtool.as_deref()
     }
 
     /// Envoy's program, if one was given.
@@ -103,7 +123,7 @@ impl Cases {
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut *self)));
         let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&*panic)));
         if let Err(error) = outcome {
-            self.judge("setup", Err(error), Duration::ZERO);
+            self.judge(SETUP, Err(error), Duration::ZERO);
         }
         self.on_failure = None;
     }
@@ -182,7 +202,7 @@ impl Cases {
         match outcome {
             Ok(()) => {
                 println!("ok   {name} ({} ms)", took.as_millis());
-                self.passed += 1;
+                self.passed.push(name);
             }
             Err(error) => {
                 if let Some(why) = unavailable(&error) {
@@ -203,9 +223,59 @@ impl Cases {
         format!("{}/{name}", self.group)
     }
 
+    /// The failed cases, to be repeated: with the same options, and without results.
+    pub fn only_failed(&self) -> Self {
+        let filters = self.failures.iter().map(|(name, _)| {
+            // A group that failed outside its cases may not have run all of them.
+            match name.strip_suffix(SETUP) {
+                Some(group) if group.ends_with('/') => group.to_owned(),
+                _ => name.clone(),
+            }
+        });
+        Self {
+            filter: filters.collect(),
+            daemon: self.daemon.clone(),
+            envoy: self.envoy.clone(),
+            promtool: self.promtool.clone(),
+            lasting: self.lasting,
+            ..Self::new(Vec::new(), None)
+        }
+    }
+
+    /// Adds the results of [`Cases::only_failed`]. A case that passed this time is not a failure any more, but is reported.
+    pub fn add_repeated(&mut self, repeated: Self) {
+        let failed_again = |name: &String| {
+            let group = name.strip_suffix(SETUP);
+            repeated.failures.iter().any(|(again, _)| {
+                again == name || group.is_some_and(|group| again.starts_with(group))
+            })
+        };
+        let (mut failures, flaky): (Vec<_>, Vec<_>) = std::mem::take(&mut self.failures)
+            .into_iter()
+            .partition(|(name, _)| failed_again(name));
+        self.flaky.extend(flaky);
+        for failure in repeated.failures {
+            if !failures.iter().any(|(name, _)| *name == failure.0) {
+                self.passed.retain(|name| *name != failure.0);
+                failures.push(failure);
+            }
+        }
+        self.failures = failures;
+        for name in repeated.passed {
+            if !self.passed.contains(&name) {
+                self.passed.push(name);
+            }
+        }
+        for skip in repeated.skips {
+            if !self.skips.contains(&skip) {
+                self.skips.push(skip);
+            }
+        }
+    }
+
     /// How many cases passed.
     pub fn passed(&self) -> usize {
-        self.passed
+        self.passed.len()
     }
 
     /// How many failed.
@@ -216,13 +286,16 @@ impl Cases {
     /// Prints failures and skips, and the counts as the last line.
     pub fn summary(&self, took: Duration) {
         println!();
+        for (name, why) in &self.flaky {
+            println!("flaky {name}: passed when repeated; before: {why}");
+        }
         for (name, why) in &self.failures {
             println!("failed: {name}: {why}");
         }
         println!("suite took {} s", took.as_secs());
         println!(
             "{} passed, {} failed, {} skipped",
-            self.passed,
+            self.passed.len(),
             self.failures.len(),
             self.skips.len()
         );
@@ -246,5 +319,67 @@ fn show_tail(log: &Path) {
     let lines: Vec<&str> = text.lines().collect();
     for line in &lines[lines.len().saturating_sub(LINES)..] {
         println!("     | {line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A group `g` with the given results, in which `true` passes.
+    fn run(cases: &mut Cases, results: &[(&str, bool)], setup: Result<()>) {
+        cases.group_with("g", |cases| {
+            for &(name, passes) in results {
+                cases.case(name, || {
+                    if passes {
+                        Ok(())
+                    } else {
+                        Err(anyhow!("it failed"))
+                    }
+                });
+            }
+            setup
+        });
+    }
+
+    #[test]
+    fn a_repeated_case_that_passes_is_flaky_and_one_that_fails_again_stays_failed() {
+        let mut cases = Cases::new(Vec::new(), None);
+        run(
+            &mut cases,
+            &[("a", true), ("b", false), ("c", false)],
+            Ok(()),
+        );
+        let mut again = cases.only_failed();
+        run(
+            &mut again,
+            &[("a", true), ("b", true), ("c", false)],
+            Ok(()),
+        );
+        cases.add_repeated(again);
+        assert_eq!(cases.passed, ["g/a", "g/b"]);
+        assert_eq!(cases.flaky, [("g/b".to_owned(), "it failed".to_owned())]);
+        assert_eq!(cases.failures, [("g/c".to_owned(), "it failed".to_owned())]);
+    }
+
+    #[test]
+    fn a_group_that_failed_in_its_setup_is_repeated_as_a_whole() {
+        let broken = || Err(anyhow!("no daemon"));
+        for (results, failed, flaky) in [
+            (&[("a", true), ("b", true)], 0, 1),
+            (&[("a", true), ("b", false)], 2, 0),
+        ] {
+            let mut cases = Cases::new(Vec::new(), None);
+            run(&mut cases, &[("a", true)], broken());
+            let mut again = cases.only_failed();
+            run(&mut again, results, Ok(()));
+            cases.add_repeated(again);
+            assert_eq!(
+                (cases.failed(), cases.flaky.len()),
+                (failed, flaky),
+                "{cases:?}"
+            );
+            assert_eq!(cases.passed() + cases.failed(), 2 + failed / 2, "{cases:?}");
+        }
     }
 }

@@ -62,10 +62,17 @@ pub struct Args {
     /// Envoy's program [default: the one that `cargo xtask setup` installed; without one the group `envoy` is skipped]
     #[arg(long, value_name = "PATH")]
     envoy: Option<PathBuf>,
+    /// Prometheus' promtool, which checks the metrics; without one that case is skipped
+    #[arg(long, value_name = "PATH")]
+    promtool: Option<PathBuf>,
     /// Repeat each attack (`attacks/guessed-port`), replace daemons (`daemons/replaced`) and keep each daemon stopped
     /// (`hung/stopped`) for this long instead of a few seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     lasting: Option<u64>,
+    /// If at most this many cases fail, repeat them once at the end; those that pass then are reported as flaky and do not
+    /// count as failed
+    #[arg(long, value_name = "CASES", default_value_t = 0)]
+    repeat_failed: usize,
     /// Print the names of the groups and exit
     #[arg(long)]
     list: bool,
@@ -134,13 +141,14 @@ pub fn main(args: &Args) -> Result<()> {
     let started = Instant::now();
     let mut cases = Cases::new(args.filter.clone(), args.daemon.clone())
         .each_lasting(args.lasting.map(Duration::from_secs))
+        .with_promtool(args.promtool.clone())
         .with_envoy(args.envoy.clone().or_else(envoy::installed));
-    for (name, group) in GROUPS {
-        if !cases.wants_group(name) {
-            continue;
-        }
-        interrupt::check()?;
-        cases.group(name, group);
+    run_groups(&mut cases)?;
+    if (1..=args.repeat_failed).contains(&cases.failed()) {
+        println!("\nrepeating {} failed cases", cases.failed());
+        let mut repeated = cases.only_failed();
+        run_groups(&mut repeated)?;
+        cases.add_repeated(repeated);
     }
     cases.summary(started.elapsed());
     if cases.failed() > 0 {
@@ -148,6 +156,17 @@ pub fn main(args: &Args) -> Result<()> {
     }
     if cases.passed() == 0 {
         bail!("no case ran: {:?} selects none", args.filter);
+    }
+    Ok(())
+}
+
+fn run_groups(cases: &mut Cases) -> Result<()> {
+    for (name, group) in GROUPS {
+        if !cases.wants_group(name) {
+            continue;
+        }
+        interrupt::check()?;
+        cases.group(name, group);
     }
     Ok(())
 }

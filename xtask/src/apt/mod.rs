@@ -4,4 +4,4 @@ mod install;
 mod suite;
 
 pub use install::{install, install_from_backports};
-pub use suite::Suite;
+pub use suite::{Suite, unpack};

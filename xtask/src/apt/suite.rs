@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::{display, output};
+use crate::shell::{display, exec, output};
 
 /// The keyring of all Debian suites (package debian-archive-keyring).
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -21,12 +21,37 @@ pub struct Suite {
     directory: PathBuf,
 }
 
+/// Downloads a package of suite `name` for this machine and unpacks it below `directory`, without installing anything.
+///
+/// # Errors
+/// When this is not Debian, or a step fails.
+pub fn unpack(package: &str, name: &str, directory: &Path) -> Result<()> {
+    let Some(architecture) = output(Command::new("dpkg").arg("--print-architecture")) else {
+        bail!("this is not Debian: install {package} manually");
+    };
+    let download = directory.join("download");
+    let suite = Suite::new(name, &download, architecture.trim())?;
+    suite.update()?;
+    suite.download(package, &download)?;
+    let file = fs::read_dir(&download)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .context("apt-get downloaded no package")?;
+    exec(
+        Command::new("dpkg")
+            .arg("--extract")
+            .args([&file, directory]),
+    )?;
+    // The lists and the package are no longer needed.
+    fs::remove_dir_all(&download).with_context(|| format!("cannot remove {}", download.display()))
+}
+
 impl Suite {
-    /// Configures apt for suite `name` below `cache`. Downloads nothing yet.
+    /// Configures apt for suite `name` and a Debian architecture below `cache`. Downloads nothing yet.
     ///
     /// # Errors
     /// When there is no apt, or its sources contain no archive that could have the suite.
-    pub fn new(name: &str, cache: &Path) -> Result<Self> {
+    pub fn new(name: &str, cache: &Path, architecture: &str) -> Result<Self> {
         let mirror = mirror(name.ends_with("-security"))?;
         let directory = cache.join("apt").join(name);
         for part in ["lists/partial", "cache/archives/partial"] {
@@ -37,7 +62,7 @@ impl Suite {
             directory.join("suite.sources"),
             format!(
                 "Types: deb\nURIs: {mirror}\nSuites: {name}\nComponents: main\n\
-                 Architectures: amd64\nTargets: Packages\nSigned-By: {KEYRING}\n"
+                 Architectures: {architecture}\nTargets: Packages\nSigned-By: {KEYRING}\n"
             ),
         )?;
         fs::write(
@@ -45,7 +70,7 @@ impl Suite {
             format!(
                 "Dir::State::Lists \"{at}/lists\";\nDir::State::status \"/dev/null\";\n\
                  Dir::Etc::SourceList \"{at}/suite.sources\";\nDir::Etc::SourceParts \"-\";\n\
-                 Dir::Cache \"{at}/cache\";\nAPT::Architecture \"amd64\";\n\
+                 Dir::Cache \"{at}/cache\";\nAPT::Architecture \"{architecture}\";\n\
                  APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\nAcquire::Retries \"1\";\n"
             ),
         )?;
@@ -71,7 +96,7 @@ impl Suite {
     /// # Errors
     /// When apt-get fails.
     pub fn update(&self) -> Result<()> {
-        println!("vm: downloading the package lists of {}", self.name);
+        println!("apt: downloading the package lists of {}", self.name);
         let mut command = self.apt("apt-get");
         // A removed suite is only a warning for apt, which keeps the old lists; here it is an error.
         command.args(["--quiet", "--quiet", "update", "--error-on=any"]);
@@ -91,7 +116,7 @@ impl Suite {
     /// When apt-get fails.
     pub fn download(&self, package: &str, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory)?;
-        println!("vm: downloading {package} from {}", self.name);
+        println!("apt: downloading {package} from {}", self.name);
         let mut command = self.apt("apt-get");
         command.args(["--quiet", "--quiet", "download", package]);
         quietly(command.current_dir(directory))

@@ -26,6 +26,8 @@ pub struct Report {
     pub so_far: Counts,
     /// One line for each case that failed.
     pub failures: Vec<String>,
+    /// One line for each case that failed and passed when repeated.
+    pub flaky: Vec<String>,
     /// One line for each case that was skipped.
     pub skips: Vec<String>,
     /// Instructions that the verifier processed, by program.
@@ -51,6 +53,13 @@ impl Report {
         } else if line.starts_with("FAIL ") {
             self.so_far.failed += 1;
             self.failures.push(line.into());
+        } else if let Some((name, _)) = line
+            .strip_prefix("flaky ")
+            .and_then(|rest| rest.split_once(": "))
+        {
+            let first = format!("FAIL {name}: ");
+            self.failures.retain(|failure| !failure.starts_with(&first));
+            self.flaky.push(line.into());
         } else if line.starts_with("skip ") {
             self.so_far.skipped += 1;
             self.skips.push(line.into());
@@ -115,6 +124,30 @@ mod tests {
         assert_eq!(report.verifier, [("connect4".to_owned(), 1234)]);
         assert_eq!(report.modules, ["/modules/x.ko: ENOENT"]);
         assert_eq!(report.ended, Some(Err("the suite exited with 1".into())));
+    }
+
+    #[test]
+    fn a_flaky_case_is_not_among_the_failures() {
+        let report = report(
+            "FAIL rules/two: it failed\n\
+             FAIL rules/two-of-three: it failed\n\
+             ok   rules/two (3 ms)\n\
+             FAIL rules/two-of-three: it failed again\n\
+             flaky rules/two: passed when repeated; before: it failed\n\
+             failed: rules/two-of-three: it failed again\n\
+             1 passed, 1 failed, 0 skipped\n",
+        );
+        assert_eq!(
+            report.flaky,
+            ["flaky rules/two: passed when repeated; before: it failed"]
+        );
+        assert_eq!(
+            report.failures,
+            [
+                "FAIL rules/two-of-three: it failed",
+                "FAIL rules/two-of-three: it failed again"
+            ]
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ impl ConsoleFilter {
             self.left = LINES_PER_FAILURE;
             return true;
         }
-        if starts(&["ok ", "skip ", "failed: ", "guest: "]) {
+        if starts(&["ok ", "skip ", "flaky ", "failed: ", "guest: "]) {
             self.left = 0;
             return starts(&["skip "]);
         }

@@ -37,6 +37,8 @@ pub const DEFAULT: [&str; 3] = ["5.10", "6.1", "6.12"];
 const MAX_UNREACHABLE: usize = 2;
 
 const PREFIX: &str = "linux-image-";
+/// That of the guests, whatever this machine's is.
+const ARCHITECTURE: &str = "amd64";
 const FLAVOUR: &str = "-cloud-amd64";
 
 /// What to do without an archive.
@@ -96,7 +98,7 @@ pub fn package(name: &str, cache: &Path) -> Result<PathBuf, Error> {
 
 /// Downloads the newest package of that name in one suite; `None` if the suite has none.
 fn fetch(name: &str, suite: &str, cache: &Path, directory: &Path) -> Result<Option<PathBuf>> {
-    let suite = Suite::new(suite, cache)?;
+    let suite = Suite::new(suite, cache, ARCHITECTURE)?;
     if !suite.has_lists() {
         suite.update()?;
     }
@@ -167,7 +169,7 @@ fn unknown(name: &str, cache: &Path) -> String {
     let mut lines = String::new();
     let mut faults = 0;
     for suite in SUITES {
-        let found = Suite::new(suite, cache).and_then(|suite| {
+        let found = Suite::new(suite, cache, ARCHITECTURE).and_then(|suite| {
             if !suite.has_lists() {
                 suite.update()?;
             }

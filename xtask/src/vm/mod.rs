@@ -285,6 +285,9 @@ impl GuestConfig {
         }
         guest.bytes("/modules/order", order);
         let mut arguments = String::from("--daemon\n/bin/probe-handler\n");
+        for argument in crate::test::REPEAT_FAILED {
+            arguments.push_str(&format!("{argument}\n"));
+        }
         for filter in &self.filter {
             arguments.push_str(&format!("{filter}\n"));
         }

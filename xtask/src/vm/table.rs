@@ -118,6 +118,7 @@ fn notes(guest: &Guest) -> Vec<String> {
         .report
         .failures
         .iter()
+        .chain(&boot.report.flaky)
         .map(|line| format!("{name}: {line}"))
         .collect();
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
