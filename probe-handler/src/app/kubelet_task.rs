@@ -38,8 +38,8 @@ pub struct Attachment {
     pub since: Option<Instant>,
     /// Why they are not attached; logged once.
     pub trouble: Option<String>,
-    /// Set when the daemon drains: no more attachments.
-    pub draining: bool,
+    /// Set when the daemon drains: no more attachments, pins and rules, because `probe-handler cleanup` may remove them now.
+    draining: bool,
     /// Shared with the handler: [`Kubelet::is_shared_process`].
     shared_process: Arc<AtomicBool>,
     /// Shared with the kernel path: [`Programs::rules_are_anothers`].
@@ -68,8 +68,25 @@ impl Attachment {
         }
     }
 
-    /// Finds out whether another daemon maintains the rules in pods. To be called every few seconds.
-    pub fn look_for_another(&self) {
+    /// Ends all maintenance of pins and rules; what is there remains.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        // The tasks of the pods leave the rules as they are.
+        let _before = self.anothers.send_replace(true);
+    }
+
+    /// Keeps the pins and what they hold in order, and finds out whether another daemon maintains the rules in pods. To be
+    /// called every few seconds.
+    pub fn maintain(&mut self) {
+        if self.draining {
+            return;
+        }
+        self.programs.keep_pins();
+        self.programs.remove_orphans();
+        self.look_for_another();
+    }
+
+    fn look_for_another(&self) {
         let now = self.programs.rules_are_anothers();
         if self
             .anothers

@@ -440,7 +440,7 @@ impl Daemon {
         self.readiness.drain();
         {
             let mut attachment = self.attachment.lock();
-            attachment.draining = true;
+            attachment.drain();
             if attachment.programs.outlives() {
                 send_nothing_more(&self.program_config);
             } else {

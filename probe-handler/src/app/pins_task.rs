@@ -27,12 +27,7 @@ pub async fn run(
             let _ = looks.tick().await;
             match &unwanted {
                 Some(pins) => is_reported = !remove_pins(pins, is_reported),
-                None => {
-                    let mut attachment = attachment.lock();
-                    attachment.programs.keep_pins();
-                    attachment.programs.remove_orphans();
-                    attachment.look_for_another();
-                }
+                None => attachment.lock().maintain(),
             }
         }
     }

@@ -202,9 +202,11 @@ fn mode(env: &Env, volume: &Volume, labelled: &Pod, other: &Pod) -> Result<()> {
         volume.publish("mode: observe\n")?;
         until_set(env, "mode", "observe")?;
         until_served(env, other, false)?;
-        let status = env.daemon.status()?;
-        let observed = &status["observed"][0]["name"];
-        ensure!(observed == "other", "{observed}");
+        // One task stops serving it, and another then observes it.
+        wait::until("the pod to be observed", SOON, || {
+            let status = env.daemon.status().ok()?;
+            (status["observed"][0]["name"] == "other").then_some(())
+        })?;
         volume.publish("# nothing is set\n")?;
         until_served(env, other, true)?;
         without_a_gap(env, other, || env.daemon.wait_served(other))
