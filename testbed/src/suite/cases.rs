@@ -102,14 +102,14 @@ impl Cases {
             })
     }
 
-    /// Whether case `name` of the current group is selected. Groups check this before an expensive setup.
+    /// Whether case `name` of the current group is selected; with a name that ends with `/`, whether a case below it may be.
+    /// Groups check this before an expensive setup.
     pub fn wants(&self, name: &str) -> bool {
         let full = self.full(name);
         self.filter.is_empty()
-            || self
-                .filter
-                .iter()
-                .any(|filter| full.contains(filter.as_str()))
+            || self.filter.iter().any(|filter| {
+                full.contains(filter.as_str()) || full.ends_with('/') && filter.starts_with(&full)
+            })
     }
 
     /// Runs a group. An error outside its cases counts as a failure of the group.
@@ -244,15 +244,20 @@ impl Cases {
 
     /// Adds the results of [`Cases::only_failed`]. A case that passed this time is not a failure any more, but is reported.
     pub fn add_repeated(&mut self, repeated: Self) {
-        let failed_again = |name: &String| {
-            let group = name.strip_suffix(SETUP);
-            repeated.failures.iter().any(|(again, _)| {
-                again == name || group.is_some_and(|group| again.starts_with(group))
-            })
+        // A group that failed outside its cases has been repeated as a whole.
+        let passed = |name: &String| {
+            let part = name.strip_suffix(SETUP).unwrap_or(name);
+            let of_it = |other: &&String| match part == name {
+                true => *other == name,
+                false => other.starts_with(part),
+            };
+            let failed = repeated.failures.iter().map(|(name, _)| name);
+            repeated.passed.iter().any(|name| of_it(&name))
+                && !failed.clone().any(|name| of_it(&name))
         };
-        let (mut failures, flaky): (Vec<_>, Vec<_>) = std::mem::take(&mut self.failures)
+        let (flaky, mut failures): (Vec<_>, Vec<_>) = std::mem::take(&mut self.failures)
             .into_iter()
-            .partition(|(name, _)| failed_again(name));
+            .partition(|(name, _)| passed(name));
         self.flaky.extend(flaky);
         for failure in repeated.failures {
             if !failures.iter().any(|(name, _)| *name == failure.0) {
@@ -381,5 +386,24 @@ mod tests {
             );
             assert_eq!(cases.passed() + cases.failed(), 2 + failed / 2, "{cases:?}");
         }
+    }
+
+    #[test]
+    fn a_failed_case_that_is_not_repeated_stays_failed() {
+        let mut cases = Cases::new(Vec::new(), None);
+        run(&mut cases, &[("a", false)], Ok(()));
+        let again = cases.only_failed();
+        cases.add_repeated(again);
+        assert_eq!((cases.failed(), cases.flaky.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_filter_selects_the_prefixes_of_its_case() {
+        let mut cases = Cases::new(vec!["g/outliving/one".to_owned()], None);
+        cases.group_with("g", |cases| {
+            assert!(cases.wants("outliving/") && cases.wants("outliving/one"));
+            assert!(!cases.wants("outliving/two") && !cases.wants("costly/"));
+            Ok(())
+        });
     }
 }

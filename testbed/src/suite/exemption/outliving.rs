@@ -14,20 +14,23 @@ use anyhow::{Context, Result, anyhow, ensure};
 use kernel::exemption::TABLE;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
 use probe_handler_common::maps::CONNECTING_PIN;
 
-use super::declared::{self, BOTH, CLOSED, HTTP, by_kernel};
+use super::declared::{self, BOTH, CLOSED, HTTP, OPEN, by_kernel};
 use super::results::Results;
+use crate::app::AppSpec;
 use crate::bpf;
 use crate::cgroup::Cgroup;
 use crate::command;
 use crate::daemon::{Daemon, DaemonSpec};
 use crate::kubelet::{Kubelet, Probe};
-use crate::pod::Pod;
+use crate::pod::{Pod, PodSpec};
+use crate::rules::RuleSet;
 use crate::run::Run;
 use crate::suite::cases::Cases;
 use crate::suite::env::{GRACE, HANDLER_PATH};
-use crate::suite::pod_pair::Family;
+use crate::suite::pod_pair::{Family, declare, http_get, tcp_socket};
 use crate::{pace, tc, wait};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -63,6 +66,7 @@ pub(super) fn by_tc(cases: &mut Cases) -> Result<()> {
             node.right(pod)?;
             node.captured(node.bystander, pod)
         });
+        drop(daemon);
         // It takes minutes there, and the daemon's part is the same as without tc.
         if !cases.skip_if_emulated("outliving/upgraded-under-probes") {
             cases.case("outliving/upgraded-under-probes", || {
@@ -215,6 +219,8 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         node.right(pod)?;
         node.captured(node.bystander, pod)
     });
+    // The next cases begin without a daemon, also where this one was not selected.
+    drop(daemon);
     cases.case("outliving/several-kinds-on-one-port", || {
         for ip in pod.ns.ips() {
             for (probe, passes) in [
@@ -340,6 +346,9 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
     cases.case("outliving/cleanup-leaves-nothing", || {
         cleaned_up(node, pod, &pods)
     });
+    cases.case("outliving/cleanup-during-a-drain-leaves-nothing", || {
+        cleaned_up_during_a_drain(node)
+    });
     cases.case("outliving/a-foreign-map-is-left-alone", || {
         fs::create_dir_all(node.pins())?;
         let pin = node.pins().join(CONNECTING_PIN);
@@ -413,6 +422,39 @@ fn cleaned_up(node: &Node<'_>, pod: &Pod, pods: &Path) -> Result<()> {
     node.right(pod)?;
     cleanup(node, &program, pod)?;
     node.captured(node.kubelet, pod)?;
+    nothing_left(node, pod)
+}
+
+/// A daemon that still drains puts nothing of it back.
+fn cleaned_up_during_a_drain(node: &Node<'_>) -> Result<()> {
+    // Longer than the interval at which a daemon looks at its pins.
+    const CHECK: &str = "/slow?ms=5000";
+    let mut slow = http_get(HTTP, CHECK);
+    slow["timeoutSeconds"] = 20.into();
+    let pod = PodSpec::new("draining").rules(RuleSet::IstioRedirect);
+    let pod = declare(
+        pod.app(AppSpec::new().http(HTTP).tcp(OPEN)),
+        [slow, tcp_socket(OPEN)],
+    );
+    let mut pod = pod.start(node.run)?;
+    let mut daemon = node.daemon("draining", None, &[])?;
+    daemon.serve(&mut pod)?;
+    node.served(&daemon, &pod)?;
+    let check = Probe::http(pod.ns.ipv4(), HTTP, CHECK).timeout(Duration::from_secs(20));
+    let pending = node.kubelet.begin(&check)?;
+    wait::until("the app to be asked", SOON, || {
+        (!pod.app.take_recorded().ok()?.is_empty()).then_some(())
+    })?;
+    daemon.signal(Signal::SIGTERM)?;
+    let _log = daemon.wait_logged(&["draining"])?;
+    cleanup(node, daemon.program(), &pod)?;
+    let result = pending.wait()?;
+    ensure!(result.passed(), "the check in flight was lost: {result:?}");
+    let _status = daemon.wait_end(GRACE)?;
+    nothing_left(node, &pod)
+}
+
+fn nothing_left(node: &Node<'_>, pod: &Pod) -> Result<()> {
     ensure!(!node.pins().exists(), "pins are left");
     wait::until("the programs' end", SOON, || {
         (bpf::attached(node.cgroup.path()).ok()? == 0).then_some(())
@@ -436,7 +478,7 @@ fn cleanup(node: &Node<'_>, program: &Path, pod: &Pod) -> Result<()> {
     let mut parent = Command::new("unshare")
         .args(["--mount", "--pid", "--fork", "--kill-child=SIGTERM"])
         .args(["sh", "-ec", SCRIPT, "sh"])
-        .arg(node.run.dir().join("netns"))
+        .arg(node.run.dir().join(format!("netns-{}", pod.name())))
         .arg(pod.ns.path())
         .arg(program)
         .arg(node.pins())
