@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::FdLink;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use probe_handler_common::programs;
+use probe_handler_common::{maps, programs};
 
 /// Something can't have a name.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +109,11 @@ impl Pins {
         self.path(&link(programs::SOCK_OPS)).exists()
     }
 
+    /// Whether an earlier daemon has left attachments here that record connections where the rules of this version look for them.
+    pub fn serve(&self) -> bool {
+        self.are_there() && self.path(maps::CONNECTING_PIN).exists()
+    }
+
     /// What to do about the attachments of an earlier daemon, if there are any, for a daemon that can't replace them.
     pub(crate) fn remain(&self) -> Option<String> {
         self.are_there().then(|| {
@@ -125,31 +130,42 @@ impl Pins {
     /// # Errors
     /// [`Error`].
     pub fn replace(&self, object: BorrowedFd<'_>, name: &str) -> Result<PathBuf, Error> {
+        self.take_place(self.beside(object, name)?)
+    }
+
+    /// Pins `object` beside the pin `name`, which it is to replace.
+    fn beside(&self, object: BorrowedFd<'_>, name: &str) -> Result<Beside, Error> {
         let path = self.path(name);
         // A name there has no dot: the kernel forbids it (EPERM).
         let beside = self.path(&format!("{name}{BESIDE}{}", std::process::id()));
-        let replace = || -> io::Result<()> {
-            // Left by a daemon of the same process id that was killed just then.
-            forget(&beside)?;
-            obj_pin(object, &beside)?;
-            fs::rename(&beside, &path)
-        };
-        replace().map_err(|source| self.failed(&path, source))?;
-        Ok(path)
+        // Left by a daemon of the same process id that was killed just then.
+        let pinned = forget(&beside).and_then(|()| obj_pin(object, &beside));
+        pinned.map_err(|source| self.failed(&path, source))?;
+        Ok(Beside { beside, path })
     }
 
-    /// As [`Pins::replace`], for the attachment of `program`.
+    /// As [`Pins::replace`] in two steps, for the attachment of `program`: all attachments are pinned before the first takes its
+    /// place, because programs of two daemons do not work together.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn replace_link(&self, attached: &FdLink, program: &str) -> Result<(), Error> {
+    pub fn link_beside(&self, attached: &FdLink, program: &str) -> Result<Beside, Error> {
         let name = link(program);
         let fd = attached
             .info()
             .map_err(io::Error::other)
             .and_then(|info| link_by_id(info.id()))
             .map_err(|source| self.failed(&self.path(&name), source))?;
-        self.replace(fd.as_fd(), &name).map(drop)
+        self.beside(fd.as_fd(), &name)
+    }
+
+    /// The second step.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn take_place(&self, Beside { beside, path }: Beside) -> Result<PathBuf, Error> {
+        fs::rename(&beside, &path).map_err(|source| self.failed(&path, source))?;
+        Ok(path)
     }
 
     /// Removes what processes that have ended left in the middle of [`Pins::replace`]. Logs what can't be removed.
@@ -179,6 +195,13 @@ impl Pins {
             },
         }
     }
+}
+
+/// A pin that is to take the place of another.
+#[must_use]
+pub struct Beside {
+    beside: PathBuf,
+    path: PathBuf,
 }
 
 /// Between the name of a pin that is being replaced and the id of the process that replaces it.

@@ -126,11 +126,11 @@ impl Programs {
         if pins.number(maps::CLASSIFY_KEY_PIN).is_none() {
             let _path = pins.replace(self.key_fd.as_fd(), maps::CLASSIFY_KEY_PIN)?;
         }
-        if pins.number(programs::EXEMPT).is_none()
+        if pins.number(programs::EXEMPT_PIN).is_none()
             && let Some(program) = self.ebpf.program(programs::EXEMPT)
             && let Ok(fd) = program.fd()
         {
-            let _path = pins.replace(fd.as_fd(), programs::EXEMPT)?;
+            let _path = pins.replace(fd.as_fd(), programs::EXEMPT_PIN)?;
         }
         Ok(())
     }
@@ -149,9 +149,15 @@ impl Programs {
         let heartbeat = pins.replace(self.heartbeat_fd.as_fd(), maps::HEARTBEAT);
         let pinned_heartbeat = pins.number(maps::HEARTBEAT).filter(|_| heartbeat.is_ok());
         let heartbeat = heartbeat.map_err(|error| (maps::HEARTBEAT, error)).err();
-        let links = self.links.iter().filter_map(|Attached { program, link }| {
-            let pinned = pins.replace_link(link, program);
-            pinned.map_err(|error| (*program, error)).err()
+        // A daemon that is killed in between leaves the attachments of one daemon, whose programs share maps.
+        let beside: Vec<_> = self
+            .links
+            .iter()
+            .map(|Attached { program, link }| (*program, pins.link_beside(link, program)))
+            .collect();
+        let links = beside.into_iter().filter_map(|(program, beside)| {
+            let pinned = beside.and_then(|beside| pins.take_place(beside));
+            pinned.map_err(|error| (program, error)).err()
         });
         let failures: Vec<_> = failed.into_iter().chain(heartbeat).chain(links).collect();
         self.pinned = failures
