@@ -87,6 +87,9 @@ pub mod programs {
     pub const HEARTBEAT: &str = "heartbeat";
     /// `socket`: whether a packet is the SYN of a connection in `CONNECTING`. Rules in pods call it.
     pub const EXEMPT: &str = "exempt";
+    /// Name of the pin of `EXEMPT`. The number is that of [`crate::maps::CONNECTING_PIN`]: until the programs of another layout
+    /// are attached, the rules must call the program that looks into the map of those that are.
+    pub const EXEMPT_PIN: &str = "exempt-1";
     /// `classifier`: the same at tc ingress of pods' interfaces, for rules that can't call `exempt`: sets the packet's priority.
     /// Optional.
     pub const CLASSIFY: &str = "classify";

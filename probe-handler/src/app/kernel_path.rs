@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
+use super::pod_look::ByFamily;
 use super::pod_work::{PodWork, Turn};
 use kernel::exemption::{self, Error, Exemption, Family, Matcher, RulesWatch, Trial, trial};
 use kernel::maps::ConnectingMap;
@@ -33,8 +34,8 @@ const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
 pub enum Path {
     /// The kernel path, where the protocol allows it.
     Kernel(Matcher),
-    /// The handler, and the kernel path while the handler does not answer: it worked before, but the last trial proved
-    /// nothing, for the reason given.
+    /// The handler, and the kernel path while the handler does not answer: our rules are in the pod, but the last trial proved
+    /// nothing, for the reason given. If they do not work, the mesh answers, as it would without them.
     Fallback(String),
     /// The handler, for all probes, and why.
     Handler(String),
@@ -50,7 +51,7 @@ pub struct KernelPath {
     http: Mutex<HttpBy>,
     /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
     shared_process: Arc<AtomicBool>,
-    succeeds: bool,
+    succeeds: AtomicBool,
     /// [`Programs::rules_are_anothers`](kernel::programs::Programs::rules_are_anothers).
     anothers: watch::Receiver<bool>,
     /// Taken by a pod that the handler serves meanwhile: when many pods start at once, their endpoints must come first.
@@ -78,12 +79,17 @@ impl KernelPath {
             connecting,
             http: Mutex::new(http),
             shared_process,
-            succeeds,
+            succeeds: AtomicBool::new(succeeds),
             anothers,
             turns: Semaphore::new(AT_ONCE),
             lacks: Mutex::new(NodeLacks::new(tc_only)),
             complete: Notify::new(),
         }
+    }
+
+    /// To be called when the first pods are in place: an earlier daemon's kernel path serves no later one.
+    pub fn first_pods_are_in_place(&self) {
+        self.succeeds.store(false, Ordering::Relaxed);
     }
 
     /// How the pod uses the kernel path, in the form that the registry takes; None if the handler serves all probes.
@@ -115,12 +121,12 @@ impl KernelPath {
         std::mem::replace(&mut *self.http.lock(), http) != http
     }
 
-    /// Maintains our rules in `netns`, whose pod has `addresses`, by `work`.
+    /// Maintains our rules in `netns` by `work`. Its pod has `addresses`; trials go to the first ones of each family.
     pub fn keep<'a>(
         &'a self,
         work: &'a PodWork,
         netns: &'a Arc<Netns>,
-        addresses: &'a [IpAddr],
+        addresses: &'a ByFamily,
     ) -> Keeping<'a> {
         Keeping {
             kernel_path: self,
@@ -145,7 +151,7 @@ pub struct Keeping<'a> {
     kernel_path: &'a KernelPath,
     work: &'a PodWork,
     netns: &'a Arc<Netns>,
-    addresses: &'a [IpAddr],
+    addresses: &'a ByFamily,
     /// None: the trial is repeated by time alone.
     watch: Option<RulesWatch>,
     /// As in [`KernelPath`]; changes that are seen here are passed over by this pod only.
@@ -160,7 +166,7 @@ impl Keeping<'_> {
     /// Whether the pod is to be tried before it is served at all: an earlier daemon's kernel path serves it meanwhile, and
     /// its probes need not pass through our handler, which may be killed.
     pub fn comes_first(&self) -> bool {
-        self.kernel_path.succeeds
+        self.kernel_path.succeeds.load(Ordering::Relaxed)
     }
 
     /// Which path serves the pod, at first and whenever that has changed.
@@ -172,9 +178,9 @@ impl Keeping<'_> {
                 true => None,
                 false => self.kernel_path.turns.acquire().await.ok(),
             };
-            let worked = self.worked();
             let path = match self.establish().await {
-                Path::Fallback(why) if !worked => Path::Handler(why),
+                // Without rules of ours in the pod.
+                Path::Fallback(why) if self.matcher.is_none() => Path::Handler(why),
                 path => path,
             };
             drop(turn);
@@ -192,7 +198,7 @@ impl Keeping<'_> {
         matches!(self.reported, Some(Path::Kernel(_)))
     }
 
-    /// Whether a trial has passed in the pod.
+    /// Whether our rules could be put into the pod.
     fn worked(&self) -> bool {
         matches!(self.reported, Some(Path::Kernel(_) | Path::Fallback(_)))
     }
@@ -242,9 +248,7 @@ impl Keeping<'_> {
                 .clone()
                 .unwrap_or_else(|| Path::Handler(ANOTHERS.to_owned()));
         }
-        let families: Vec<Family> = by_family(self.addresses)
-            .map(|(family, _)| family)
-            .collect();
+        let families: Vec<Family> = self.addresses.families().collect();
         let matcher = match self.worked() {
             true => kernel_path.lacks.lock().known(&families),
             false => match kernel_path.lacks.lock().may_try(&families, Instant::now()) {
@@ -342,11 +346,37 @@ impl Keeping<'_> {
     /// The path that serves the pod instead.
     async fn try_all(&self, matcher: Matcher, mut turn: Turn) -> (Result<(), Path>, Turn) {
         let mut result = Err(Path::Handler("it has no address yet".to_owned()));
-        for (_, address) in by_family(self.addresses) {
+        for family in self.addresses.families() {
+            (result, turn) = self.try_family(family, matcher, turn).await;
+            if result.is_err() {
+                break;
+            }
+        }
+        (result, turn)
+    }
+
+    /// Trials to addresses of a family, until one passes: our rules do not depend on the address, and the pod may also have
+    /// addresses that the node does not reach.
+    ///
+    /// # Errors
+    /// The path that serves the pod instead.
+    async fn try_family(
+        &self,
+        family: Family,
+        matcher: Matcher,
+        mut turn: Turn,
+    ) -> (Result<(), Path>, Turn) {
+        const ADDRESSES: usize = 3;
+        let mut result = Err(Path::Handler(String::new()));
+        for address in self.addresses.of(family).take(ADDRESSES) {
             let trial;
             (trial, turn) = self.try_address(address, turn).await;
-            result = judge(trial, matcher);
-            if result.is_err() {
+            result = match (result, judge(trial, matcher)) {
+                // The other address may be another host's for the node.
+                (Err(unproven @ Path::Fallback(_)), Err(_)) => Err(unproven),
+                (_, result) => result,
+            };
+            if result.is_ok() {
                 break;
             }
         }
@@ -418,20 +448,10 @@ fn put(exemption: &Exemption, netns: &Netns, families: &[Family], matcher: Match
     }
 }
 
-/// The first address of each family, if there is one.
-fn by_family(addresses: &[IpAddr]) -> impl Iterator<Item = (Family, IpAddr)> + '_ {
-    let first = |family| {
-        let of = |address: &&IpAddr| address.is_ipv4() == (family == Family::V4);
-        Some((family, *addresses.iter().find(of)?))
-    };
-    Family::ALL.into_iter().filter_map(first)
-}
-
 /// Whether a trial has passed.
 ///
 /// # Errors
-/// The path that serves the pod instead: [`Path::Fallback`] if the trial proved nothing, which for a pod in which none has passed
-/// means the handler.
+/// The path that serves the pod instead: [`Path::Fallback`] if the trial proved nothing.
 fn judge(trial: Trial, matcher: Matcher) -> Result<(), Path> {
     Err(Path::Handler(match trial {
         Trial::Passed => return Ok(()),
@@ -474,18 +494,6 @@ mod tests {
         }
         let unproven = judge(Trial::Unproven("no answer".to_owned()));
         assert!(matches!(unproven, Err(Path::Fallback(_))));
-    }
-
-    #[test]
-    fn one_address_of_each_family_is_tried() {
-        let ip = |text: &str| text.parse().expect("address");
-        let addresses = [ip("fd00::1"), ip("10.0.0.1"), ip("10.0.0.2")];
-        let tried: Vec<_> = by_family(&addresses).collect();
-        assert_eq!(
-            tried,
-            [(Family::V4, ip("10.0.0.1")), (Family::V6, ip("fd00::1"))]
-        );
-        assert_eq!(by_family(&addresses[..1]).count(), 1);
     }
 
     #[test]

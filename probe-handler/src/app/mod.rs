@@ -152,6 +152,8 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
         Some(Ok(pins)) => (Some(pins), None),
         Some(Err(error)) => (None, Some(format!("{:#}", anyhow::Error::from(error)))),
     };
+    // Before it is loaded, which pins the maps.
+    let succeeds = pins.as_ref().is_some_and(Pins::serve);
     let loading = load(LoadOptions {
         endpoints_capacity: config.endpoints_capacity,
         pins: pins.clone(),
@@ -238,7 +240,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
     let shared_process = Arc::new(AtomicBool::new(true));
     let (anothers, rules_are_anothers) = watch::channel(programs.rules_are_anothers());
     if let Some(ready) = &kernel_path_ready {
-        let (exemption, succeeds) = exemption(&programs, pins.as_ref())?;
+        let exemption = exemption(&programs, pins.as_ref())?;
         let kernel_path = Arc::new(KernelPath::new(
             exemption,
             maps.connecting,
@@ -396,17 +398,16 @@ fn load(options: LoadOptions) -> anyhow::Result<oneshot::Receiver<LoadResult>> {
     Ok(loaded)
 }
 
-/// What installs rules in pods, and whether an earlier daemon's kernel path is still there.
-fn exemption(programs: &Programs, pins: Option<&Pins>) -> anyhow::Result<(Exemption, bool)> {
+/// What installs rules in pods.
+fn exemption(programs: &Programs, pins: Option<&Pins>) -> anyhow::Result<Exemption> {
     let mut exemption = programs
         .exemption()
         .map_err(|error| anyhow::anyhow!(error.told()))?;
-    let succeeds = pins.is_some_and(Pins::are_there);
     if let Some(Err(error)) = pins.map(|pins| exemption.pin(pins)) {
         let error = anyhow::Error::from(error);
         tracing::warn!("cannot pin the program that the rules in pods call: {error:#}");
     }
-    Ok((exemption, succeeds))
+    Ok(exemption)
 }
 
 impl Daemon {

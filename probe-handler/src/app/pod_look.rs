@@ -9,6 +9,7 @@ use kernel::address_watch::AddressWatch;
 use kernel::addresses::{self, Routes};
 use kernel::canary::{Canary, Plan, plans};
 use kernel::dial::localhost_of;
+use kernel::exemption::Family;
 use kernel::loopback;
 use kernel::netns::Netns;
 use kernel::nsid::Nsids;
@@ -35,20 +36,44 @@ pub(super) struct Seen {
     pub(super) unheard: Vec<SocketAddr>,
 }
 
+/// A pod's addresses by family, those in its status first: the others may be ones that the node does not reach, such as those
+/// of a bridge in the pod.
+pub(super) struct ByFamily(Vec<IpAddr>);
+
+impl ByFamily {
+    /// Sorts the addresses in its namespace by those in its status, which may be old or not known yet.
+    pub(super) fn new(addresses: &[IpAddr], status: &[IpAddr]) -> Self {
+        let mut sorted = addresses.to_vec();
+        sorted.sort_by_key(|address| !status.contains(address));
+        Self(sorted)
+    }
+
+    /// The families of which it has addresses.
+    pub(super) fn families(&self) -> impl Iterator<Item = Family> {
+        let has = |family: &Family| self.of(*family).next().is_some();
+        Family::ALL.into_iter().filter(has)
+    }
+
+    /// The addresses of a family.
+    pub(super) fn of(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        let of = move |address: &IpAddr| address.is_ipv4() == (family == Family::V4);
+        self.0.iter().copied().filter(of)
+    }
+}
+
 /// Reads the state of a pod's network namespace. This takes long if the namespace contains much.
 pub(super) fn look(netns: &Netns, pod: &Pod) -> io::Result<Seen> {
     let (addresses, all) = pod_addresses(netns)?;
     let lo_up = loopback::is_up(netns)?;
-    let families = [
-        addresses.iter().find(|ip| ip.is_ipv4()),
-        addresses.iter().find(|ip| ip.is_ipv6()),
-    ];
-    let families = families.into_iter().flatten().copied();
-    let unheard = unheard(netns, pod, families.clone());
-    let families: Vec<IpAddr> = match pod.localhost {
-        true => families.map(localhost_of).collect(),
-        false => families.collect(),
-    };
+    let by_family = ByFamily::new(&addresses, &pod.ips);
+    let families = by_family.families();
+    let mut families: Vec<IpAddr> = families
+        .filter_map(|family| by_family.of(family).next())
+        .collect();
+    let unheard = unheard(netns, pod, families.iter().copied());
+    if pod.localhost {
+        families = families.into_iter().map(localhost_of).collect();
+    }
     let plans = match lo_up {
         true => plans(netns, &families, |address| pod.inbound.port(address)),
         false => vec![Plan::None(Canary::Unproven(LO_DOWN.to_owned()))],
@@ -100,4 +125,21 @@ fn pod_addresses(netns: &Netns) -> io::Result<(Vec<IpAddr>, bool)> {
 pub(super) fn subscribe(netns: &Netns) -> io::Result<(i32, AddressWatch)> {
     let nsid = Nsids::new()?.assign(netns)?;
     Ok((nsid, AddressWatch::new(netns)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_in_the_status_come_first_in_their_family() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("address");
+        let in_namespace = [ip("10.0.0.1"), ip("10.0.0.2"), ip("fd00::1"), ip("fd00::2")];
+        let by_family = ByFamily::new(&in_namespace, &[ip("10.0.0.2"), ip("192.0.2.1")]);
+        let of = |family| by_family.of(family).collect::<Vec<_>>();
+        assert_eq!(of(Family::V4), [ip("10.0.0.2"), ip("10.0.0.1")]);
+        assert_eq!(of(Family::V6), [ip("fd00::1"), ip("fd00::2")]);
+        let one = ByFamily::new(&in_namespace[2..], &[]);
+        assert_eq!(one.families().collect::<Vec<_>>(), [Family::V6]);
+    }
 }

@@ -15,7 +15,7 @@ use super::costs::Costs;
 use super::kernel_path::{self, Keeping, KernelPath, KernelPathWatch};
 use super::own_redirects::{OwnRedirects, Site};
 use super::pace::Pace;
-use super::pod_look::{Seen, look, subscribe};
+use super::pod_look::{ByFamily, Seen, look, subscribe};
 use super::pod_work::{Permit, PodPool, PodWork, Turn};
 use kernel::address_watch::AddressWatch;
 use kernel::canary::{self, Begun, Canary, Outcome, Plan};
@@ -33,6 +33,8 @@ const IDENTITY_PERIOD: Duration = Duration::from_millis(250);
 
 /// Time until addresses are read again if it is not known whether some are the node's.
 const UNSURE_PERIOD: Duration = Duration::from_secs(1);
+/// For how long a pod stays served although it can't be looked at.
+const PASSED_OVER: Duration = Duration::from_secs(30);
 
 /// How long a pod waits for a thread that dials before it is served without a canary. The dials of other pods, whose
 /// rules may cost seconds, can't delay it for longer.
@@ -314,11 +316,14 @@ impl Stay<'_> {
             };
             let kernel_path = self.kernel_path().await;
             let localhost = self.follower.pod.localhost;
+            let by_family = ByFamily::new(&addresses, &self.follower.pod.ips);
             let mut kept = kernel_path
                 .as_deref()
                 .filter(|_| !localhost)
-                .map(|kernel_path| kernel_path.keep(&self.follower.work, self.netns, &addresses));
-            let path = match kept.as_mut().filter(|kept| kept.comes_first()) {
+                .map(|kernel_path| kernel_path.keep(&self.follower.work, self.netns, &by_family));
+            let comes_first =
+                |kept: &&mut Keeping<'_>| kept.comes_first() && self.has_native_probes();
+            let path = match kept.as_mut().filter(comes_first) {
                 Some(kept) => Some(kept.next().await),
                 None if localhost && kernel_path.is_some() => {
                     Some(kernel_path::Path::Handler(LOCALHOST_ONLY.to_owned()))
@@ -373,7 +378,24 @@ impl Stay<'_> {
                 }
             }
             pace.wait().await;
-            (seen, turn) = self.look().await;
+            (seen, turn) = self.look_again().await;
+        }
+    }
+
+    /// A look at a pod that is served. Errors are passed over for a while, and the pod stays served as it was seen last: they
+    /// come from this process, which may have no free descriptors, or may have been stopped, and not from the namespace, which
+    /// it holds open.
+    async fn look_again(&self) -> (io::Result<Seen>, Turn) {
+        let until = Instant::now() + PASSED_OVER;
+        loop {
+            match self.look().await {
+                (Err(error), turn) if Instant::now() < until => {
+                    drop(turn);
+                    tracing::debug!(pod = %self.follower.pod.id, %error, "cannot look at the pod; it stays served");
+                    sleep_until(Instant::now() + SEARCH_PERIOD).await;
+                }
+                result => return result,
+            }
         }
     }
 
@@ -436,6 +458,14 @@ impl Stay<'_> {
             too_much: costs.too_much(),
         };
         (trial, turn)
+    }
+
+    /// Whether a probe of the pod is on a port of the app: only the handler serves those on the rewrite port.
+    fn has_native_probes(&self) -> bool {
+        let pod = &self.follower.pod;
+        let rewrite_port = pod.rewritten.as_ref().map(|rewritten| rewritten.port);
+        let mut ports = pod.probes.iter().map(|probe| probe.action.port());
+        ports.any(|port| Some(port) != rewrite_port)
     }
 
     fn site(&self) -> Site<'_> {

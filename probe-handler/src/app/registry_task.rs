@@ -152,6 +152,9 @@ impl RegistryTask {
             {
                 // An error says that nobody waits for it.
                 let _ = stand.send(());
+                if let Some(kernel_path) = &*self.kernel_path.borrow() {
+                    kernel_path.first_pods_are_in_place();
+                }
             }
         }
     }

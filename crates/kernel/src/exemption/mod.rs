@@ -80,12 +80,12 @@ impl Exemption {
     /// [`pins::Error`]; [`io::ErrorKind::InvalidFilename`] in it for a path that is too long for a rule. Then rules
     /// refer to it as before.
     pub fn pin(&mut self, pins: &Pins) -> Result<(), pins::Error> {
-        let path = pins.path(programs::EXEMPT);
+        let path = pins.path(programs::EXEMPT_PIN);
         let Some(named) = Program::pinned(&path) else {
             let source = io::Error::from(io::ErrorKind::InvalidFilename);
             return Err(pins::Error::Other { path, source });
         };
-        let _path = pins.replace(self.program.as_fd(), programs::EXEMPT)?;
+        let _path = pins.replace(self.program.as_fd(), programs::EXEMPT_PIN)?;
         self.named = named;
         Ok(())
     }

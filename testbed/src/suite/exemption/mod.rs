@@ -12,6 +12,7 @@ mod outliving;
 mod results;
 mod tc;
 mod traps;
+mod unproven;
 
 use anyhow::Result;
 
@@ -27,5 +28,6 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     results::run(cases);
     obstacles::run(cases)?;
     costly::run(cases)?;
-    outliving::run(cases)
+    outliving::run(cases)?;
+    unproven::run(cases)
 }

@@ -81,7 +81,7 @@ pub(super) fn by_tc(cases: &mut Cases) -> Result<()> {
 }
 
 /// Runs cases with a node, whose daemons get `arg`, and a pod.
-fn with_node(
+pub(super) fn with_node(
     cases: &mut Cases,
     arg: Option<&'static str>,
     run_cases: impl FnOnce(&mut Cases, &Node<'_>, &mut Pod) -> Result<()> + Send,
@@ -132,10 +132,10 @@ fn private_bpffs(run: &Run) -> Result<PathBuf> {
     Ok(directory)
 }
 
-struct Node<'a> {
-    run: &'a Run,
+pub(super) struct Node<'a> {
+    pub run: &'a Run,
     cgroup: &'a Cgroup,
-    kubelet: &'a Kubelet,
+    pub kubelet: &'a Kubelet,
     bystander: &'a Kubelet,
     bpffs: PathBuf,
     /// An argument of all daemons.
@@ -144,7 +144,7 @@ struct Node<'a> {
 
 impl Node<'_> {
     /// A daemon that follows the manifests in `pods`, or in a directory of its own.
-    fn daemon(&self, name: &str, pods: Option<&Path>, args: &[&str]) -> Result<Daemon> {
+    pub fn daemon(&self, name: &str, pods: Option<&Path>, args: &[&str]) -> Result<Daemon> {
         let mut spec = DaemonSpec::new(name)
             .kubelet_cgroup(self.cgroup)
             .arg("--bpffs")
@@ -176,7 +176,7 @@ impl Node<'_> {
     }
 
     /// Waits until the kernel path serves the pod, and no earlier daemon's programs are there.
-    fn served(&self, daemon: &Daemon, pod: &Pod) -> Result<()> {
+    pub fn served(&self, daemon: &Daemon, pod: &Pod) -> Result<()> {
         by_kernel(daemon, pod)?;
         wait::until("the earlier programs' end", SOON, || {
             (bpf::attached(self.cgroup.path()).ok()? == PROGRAMS).then_some(())
@@ -184,7 +184,7 @@ impl Node<'_> {
     }
 
     /// The kubelet's probes are right, but for those that the handler must see.
-    fn right(&self, pod: &Pod) -> Result<()> {
+    pub fn right(&self, pod: &Pod) -> Result<()> {
         for family in Family::ALL {
             let ip = family.ip(&pod.ns);
             declared::opaque(self.kubelet, ip, &|probe| family.form(probe))?;
