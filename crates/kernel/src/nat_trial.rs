@@ -1,4 +1,4 @@
-//! Finds out where a pod's NAT rules lead a connection from the node to one of its ports.
+//! Finds out where a pod's NAT rules redirect a connection from the node to one of its ports.
 //!
 //! A connection that is not exempt from the mesh's redirect is opened, and conntrack's entry of it in the pod is read: what
 //! answers is the mesh, the port itself, or something to which the pod's own rules redirect the port. The connection is then
@@ -15,18 +15,18 @@ use crate::conntrack::Conntrack;
 use crate::netns::Netns;
 use crate::sockdiag::Listeners;
 
-/// Where a connection is led.
+/// Where a pod's NAT rules redirect a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Led {
     /// To the port itself, or to the mesh.
     AsExpected,
-    /// By the pod's own rules to this address and port.
+    /// To this address and port, by the pod's own rules.
     Elsewhere(SocketAddr),
     /// It was refused or not answered, or conntrack can't be read.
     Unknown,
 }
 
-/// A connection that was opened, and is usually answered.
+/// A connection that was started. The pod has usually answered it already.
 #[derive(Debug)]
 pub struct Begun {
     to: SocketAddr,
@@ -51,20 +51,20 @@ fn begin_one(to: SocketAddr) -> io::Result<Begun> {
 }
 
 impl Begun {
-    /// Whether it was neither accepted nor refused yet.
+    /// Whether the connection has been neither accepted nor refused yet.
     pub fn waits(&self) -> bool {
         self.socket.peer_addr().is_err() && matches!(self.socket.take_error(), Ok(None))
     }
 
-    /// Its own end, if it was accepted.
+    /// The connection's local address, if it was accepted.
     fn accepted(&self) -> Option<SocketAddr> {
         let _peer = self.socket.peer_addr().ok()?;
         self.socket.local_addr().ok()?.as_socket()
     }
 }
 
-/// Where the connections are led in the pod in `netns`, and ends them. `mesh_port` is the port on which the mesh accepts
-/// connections to an address.
+/// Closes the connections, and returns where the rules of the pod in `netns` redirected them. `mesh_port` is the port on
+/// which the mesh accepts connections to an address.
 ///
 /// # Errors
 /// Conntrack can't be read.
@@ -107,7 +107,7 @@ fn free_port(netns: &Netns, address: IpAddr) -> Option<SocketAddr> {
     free.first().copied()
 }
 
-/// What becomes of a connection to a port on which nothing listens.
+/// What happens to a connection to a port on which nothing listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reference {
     Refused,
@@ -117,8 +117,8 @@ enum Reference {
     AcceptedItself,
 }
 
-/// Where a connection to `to` is led that `answering` answers, if it was accepted. `reference` returns what becomes of a
-/// connection to an unused port; `None`: that is not known.
+/// Where a connection to `to` is redirected. `answering` is the address and port that accepted it, if any. `reference`
+/// returns what happens to a connection to an unused port; `None` if that is not known.
 fn judge(
     to: SocketAddr,
     answering: Option<SocketAddr>,
@@ -148,7 +148,8 @@ mod tests {
         text.parse().expect("an address and a port")
     }
 
-    /// Where a connection to port 80 is led, if this answers it, and this becomes of a connection to an unused port.
+    /// Where a connection to port 80 is redirected, given what answers it and what happens to a connection to an
+    /// unused port.
     fn led(answering: &str, reference: Option<Reference>) -> Led {
         let reference = || reference;
         judge(

@@ -70,7 +70,7 @@ struct Bucket {
     at: Instant,
 }
 
-/// A thread works for a pod.
+/// Records that a thread works for a pod.
 struct Running<'a>(&'a PodCost);
 
 impl Drop for Running<'_> {

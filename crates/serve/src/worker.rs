@@ -10,9 +10,9 @@ use tokio::sync::watch;
 
 /// How often a worker must call [`Worker::beat`].
 pub const BEAT: Duration = Duration::from_millis(100);
-/// A worker that has been busy with one task for longer than this is held up.
+/// A worker that has been busy with one task for longer than this counts as blocked.
 const BUSY: Duration = Duration::from_millis(75);
-/// A worker without a beat for longer than this is held up too.
+/// A worker without a beat for longer than this counts as blocked too.
 const SILENT: Duration = Duration::from_millis(350);
 
 /// The state of one thread, shared with others. Times are milliseconds since `epoch`, plus one; 0 means never.
@@ -103,8 +103,8 @@ impl Worker {
     }
 }
 
-/// Which worker has the turn next, given which has it `now` and which are held up. It changes only from a worker that is
-/// held up to one that is not.
+/// Which worker has the turn next, given which has it `now` and which are blocked. The turn changes only from a blocked
+/// worker to one that is not.
 pub fn next_turn(now: usize, held_up: &[bool]) -> usize {
     if held_up.get(now) != Some(&true) {
         return now;

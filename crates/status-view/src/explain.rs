@@ -33,7 +33,7 @@ pub fn conclusion(pod: &PodHistory) -> String {
         });
         return format!("not served: {why}{restarted}");
     }
-    // A failure after the last restart is more recent news than the restart.
+    // A failure after the last restart is reported instead of the restart.
     let failing = pod.probes.iter().filter_map(|probe| {
         let streak = streak(&probe.runs, u64::MAX)?;
         restart
@@ -92,7 +92,7 @@ fn last_restart(pod: &PodHistory) -> Option<Restart<'_>> {
         }),
         PodChange::Ready | PodChange::Unready => None,
     });
-    // A restart before the daemon saw the pod is in the status only.
+    // A restart from before the daemon found the pod is only in the Pod's status.
     let counted = pod.state.containers.iter();
     let counted = counted
         .filter(|container| container.restarts > 0)
@@ -227,26 +227,29 @@ fn streak(runs: &[Run], before_ms: u64) -> Option<Streak> {
                 }
             },
             (Outcome::Success, _) | (_, Reason::Connected | Reason::Spliced) => {
-                // Within the second to which the kubelet rounds, it may be the success after the restart.
+                // The kubelet rounds times to seconds, so within that second this may be the success after
+                // the restart.
                 if found.is_some() || run.since_ms + ROUNDING_MS < before_ms {
                     break;
                 }
             }
-            // The kubelet does not count it.
+            // The kubelet does not count this result.
             (Outcome::Unknown, _) => {}
         }
     }
     found
 }
 
-/// When the probe has failed this often: for a pod that was never ready, which does not become unready.
+/// When the probe has failed this often. Used for a pod that was never ready, because it has no change to
+/// unready.
 fn reached(probe: &ProbeHistory, streak: &Streak, threshold: u32) -> u64 {
     let period = probe.probe.period_ms.unwrap_or(0);
     let later = period.saturating_mul(u64::from(threshold.saturating_sub(1)));
     streak.since_ms.saturating_add(later).min(streak.until_ms)
 }
 
-/// How many of the failures are this probe's: where requests can't be distinguished, no more than its period allows.
+/// How many of the failures are this probe's: if requests can't be distinguished, at most as many as its period
+/// allows.
 fn own_count(probe: &ProbeHistory, streak: &Streak) -> u32 {
     let period = probe.probe.period_ms.unwrap_or(0).max(1);
     if probe.probe.shared_with == 0 && !probe.probe.is_shared {

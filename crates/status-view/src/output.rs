@@ -35,7 +35,7 @@ pub fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> ExitCode {
 /// Writes to standard output. Returns false if its reader has closed the pipe.
 ///
 /// # Errors
-/// It can't be written for another reason: a message.
+/// Writing failed for another reason: the message.
 pub fn write(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<bool, String> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {

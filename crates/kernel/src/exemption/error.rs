@@ -136,8 +136,8 @@ impl Error {
             if source.raw_os_error() == Some(libc::EEXIST))
     }
 
-    /// The same, or [`Error::NoPin`] if that is the reason: the kernel refuses a rule whose pin does not exist with the same
-    /// error number as a rule whose match does not exist.
+    /// Returns [`Error::NoPin`] instead if the pin is missing, because the kernel refuses a rule whose pin does not exist
+    /// with the same error number as a rule whose match does not exist.
     pub(super) fn or_no_pin(self, program: &Program) -> Self {
         match (self, program) {
             (
@@ -151,7 +151,7 @@ impl Error {
         }
     }
 
-    /// Whether the kernel can't call program `exempt` from rules, so that tc is to be tried.
+    /// Whether the kernel can't call program `exempt` from rules, so that the caller should try tc.
     pub const fn is_missing_match(&self) -> bool {
         matches!(
             self,
