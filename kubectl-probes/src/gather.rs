@@ -45,7 +45,8 @@ where
         .iter()
         .enumerate()
         .map(|(index, daemon)| async move {
-            // As tasks, because reading the answers takes most of the time and can use all processors.
+            // Runs the requests as tasks, because reading the answers takes most of the time and can use all
+            // processors.
             let task = tokio::spawn(request(daemons.api.clone(), daemon.clone()));
             let result = task.await;
             let result = result.unwrap_or_else(|error| Err(Failure::Daemon(error.to_string())));
@@ -67,7 +68,7 @@ where
 /// Reads the JSON of an answer with status 200.
 ///
 /// # Errors
-/// It has another status, or another form: that of another version.
+/// It has another status, or it can't be parsed because the daemon has another version.
 pub fn json<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, Failure> {
     let body = &answer.body;
     if answer.status != StatusCode::OK {

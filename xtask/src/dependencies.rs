@@ -28,7 +28,7 @@ pub struct Package {
     pub version: String,
     /// An SPDX expression.
     pub license: Option<String>,
-    /// None: a package of this repository.
+    /// `None`: a package of this repository.
     pub source: Option<String>,
     pub manifest_path: PathBuf,
     #[serde(default)]
@@ -38,7 +38,7 @@ pub struct Package {
 #[derive(Clone, Debug, Deserialize)]
 struct Dependency {
     name: String,
-    /// None: a normal dependency.
+    /// `None`: a normal dependency.
     kind: Option<String>,
 }
 

@@ -26,7 +26,7 @@ impl Durations {
         target_dir().join("xtask/test-seconds.json")
     }
 
-    /// Those of the last runs here; none if there is no readable record.
+    /// Those of the last runs here; `None` if there is no readable record.
     pub fn load() -> Self {
         let text = fs::read_to_string(Self::path()).unwrap_or_default();
         Self(serde_json::from_str(&text).unwrap_or_default())

@@ -27,7 +27,7 @@ struct QueryAttr {
     _pad: u32,
 }
 
-/// How many programs of `attach_type` are attached to exactly this cgroup, and with which flags. None if it can't be queried.
+/// How many programs of `attach_type` are attached to exactly this cgroup, and with which flags. `None` if it can't be queried.
 pub(crate) fn count(cgroup: &File, attach_type: u32) -> Option<(u32, u32)> {
     let attr = query(cgroup, attach_type, &mut [])?;
     Some((attr.prog_cnt, attr.attach_flags))

@@ -148,7 +148,7 @@ impl PodEntry {
         self.update_addresses();
     }
 
-    /// Computes the endpoints that should exist at its addresses, without those in `conflicts`; none while it has
+    /// Computes the endpoints that should exist at its addresses, without those in `conflicts`; `None` while it has
     /// no placement. Reuses unchanged endpoints of `installed`, because statistics and connections refer to them.
     fn compute_wanted(
         &mut self,

@@ -62,7 +62,7 @@ struct Group {
     rows: Vec<Row>,
 }
 
-/// A row for each probe, and for each pod and probe that is not served. `width`: None if it is unlimited.
+/// A row for each probe, and for each pod and probe that is not served. `width`: `None` if it is unlimited.
 pub fn rows(shown: &[Shown<'_>], width: Option<usize>) -> (String, Fit) {
     let groups = groups(shown);
     let probes = groups.iter().flat_map(|group| &group.rows);

@@ -80,7 +80,7 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-/// The width of the terminal on standard output; else variable `COLUMNS` (watch(1) sets it). None: it is unlimited.
+/// The width of the terminal on standard output; else variable `COLUMNS` (watch(1) sets it). `None`: it is unlimited.
 pub fn width() -> Option<usize> {
     let terminal = terminal_size::terminal_size_of(io::stdout());
     let set = || std::env::var("COLUMNS").ok()?.parse().ok();

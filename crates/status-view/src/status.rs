@@ -309,13 +309,13 @@ pub struct ProbeStatus {
 pub struct LastVerdict {
     /// [`model::result::Outcome::name`].
     pub outcome: String,
-    /// The status with which the app answered HTTP; None if it did not.
+    /// The status with which the app answered HTTP; `None` if it did not.
     pub status: Option<u16>,
     /// [`model::result::Reason::name`].
     pub reason: String,
     /// Details, as text.
     pub detail: String,
-    /// Microseconds from accepting the kubelet's connection to the verdict; None if the kernel refused it.
+    /// Microseconds from accepting the kubelet's connection to the verdict; `None` if the kernel refused it.
     pub latency_us: Option<u64>,
     /// Milliseconds since the verdict.
     pub age_ms: u64,

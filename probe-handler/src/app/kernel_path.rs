@@ -25,18 +25,18 @@ const AT_ONCE: usize = 4;
 /// Why a pod does not have our rules while another daemon maintains the rules in pods.
 const ANOTHERS: &str = "another daemon maintains the rules of the kernel path on this node";
 
-/// Trials that follow changes of a pod's rules come no faster.
+/// Minimum interval between trials that follow changes of a pod's rules.
 const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
 
 /// Which path serves a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Path {
-    /// The kernel path, where the protocol allows it.
+    /// The kernel path, if the protocol allows it.
     Kernel(Matcher),
-    /// The handler, and the kernel path while the handler does not answer: it worked before, but the last trial proved
-    /// nothing, for the reason given.
+    /// The handler, and the kernel path while the handler does not answer: an earlier trial passed, but the last one
+    /// was inconclusive, for this reason.
     Fallback(String),
-    /// The handler, for all probes, and why.
+    /// The handler serves all probes, for this reason.
     Handler(String),
 }
 
@@ -53,17 +53,19 @@ pub struct KernelPath {
     succeeds: bool,
     /// [`Programs::rules_are_anothers`](kernel::programs::Programs::rules_are_anothers).
     anothers: watch::Receiver<bool>,
-    /// Taken by a pod that the handler serves meanwhile: when many pods start at once, their endpoints must come first.
+    /// Limits how many pods that the handler already serves get rules at the same time: when many pods start at once,
+    /// their endpoints must come first.
     turns: Semaphore,
-    /// What the node lacks; until it is there the handler serves the pods.
+    /// What the node's kernel lacks; until it is available, the handler serves the pods.
     lacks: Mutex<NodeLacks>,
-    /// Notified when something that was missing is there.
+    /// Notified when a missing feature becomes available.
     complete: Notify,
 }
 
 impl KernelPath {
-    /// `http` is what serves HTTP in pods that have the kernel path; `succeeds` is whether an earlier daemon's is still there;
-    /// `anothers` is whether another daemon maintains the rules; `tc_only` is whether tc is used although the kernel has xt_bpf.
+    /// `http` is what serves HTTP in pods that have the kernel path; `succeeds` is whether an earlier daemon's kernel path
+    /// still exists; `anothers` is whether another daemon maintains the rules; `tc_only` is whether tc is used although the
+    /// kernel has xt_bpf.
     pub fn new(
         exemption: Exemption,
         connecting: Arc<ConnectingMap>,
@@ -86,7 +88,8 @@ impl KernelPath {
         }
     }
 
-    /// How the pod uses the kernel path, in the form that the registry takes; None if the handler serves all probes.
+    /// How the pod uses the kernel path, in the form that the registry takes; `None` if the handler serves all
+    /// probes.
     pub fn kernel(&self, path: &Path) -> Option<KernelUse> {
         match path {
             Path::Kernel(_) => Some(KernelUse::First(*self.http.lock())),
@@ -95,12 +98,13 @@ impl KernelPath {
         }
     }
 
-    /// Removes our rules from the namespace of a pod that is no longer served, unless they are another daemon's.
+    /// Removes our rules from the namespace of a pod that is no longer served, unless another daemon maintains
+    /// them.
     pub async fn remove(&self, pod: &PodId, work: &PodWork, netns: Arc<Netns>) {
         if *self.anothers.borrow() {
             return;
         }
-        // After work that was begun before: it may install them.
+        // Waits for work that began earlier, because that may install rules.
         let turn = work.turn_at_once().await;
         let permit = work.pool().look().await;
         let removal = move || exemption::remove_all(&netns);
@@ -110,12 +114,13 @@ impl KernelPath {
         }
     }
 
-    /// Sets what serves HTTP. Returns whether that is a change: the registry must then be given the paths again.
+    /// Sets what serves HTTP. Returns whether that is a change: then the caller must pass all paths to the
+    /// registry again.
     pub fn set_http(&self, http: HttpBy) -> bool {
         std::mem::replace(&mut *self.http.lock(), http) != http
     }
 
-    /// Maintains our rules in `netns`, whose pod has `addresses`, by `work`.
+    /// Maintains our rules in `netns`, whose pod has `addresses`. Work in the pod runs through `work`.
     pub fn keep<'a>(
         &'a self,
         work: &'a PodWork,
@@ -140,30 +145,30 @@ impl KernelPath {
     }
 }
 
-/// The rules in one pod, which are maintained.
+/// Maintains the rules in one pod.
 pub struct Keeping<'a> {
     kernel_path: &'a KernelPath,
     work: &'a PodWork,
     netns: &'a Arc<Netns>,
     addresses: &'a [IpAddr],
-    /// None: the trial is repeated by time alone.
+    /// `None`: rules can't be watched, and the trial is repeated periodically.
     watch: Option<RulesWatch>,
-    /// As in [`KernelPath`]; changes that are seen here are passed over by this pod only.
+    /// Like the receiver in [`KernelPath`], but marks changes as received for this pod only.
     anothers: watch::Receiver<bool>,
-    /// What matches in the rules that were installed last.
+    /// The matcher of the rules that were installed last.
     matcher: Option<Matcher>,
     reported: Option<Path>,
     attempt: u32,
 }
 
 impl Keeping<'_> {
-    /// Whether the pod is to be tried before it is served at all: an earlier daemon's kernel path serves it meanwhile, and
-    /// its probes need not pass through our handler, which may be killed.
+    /// Whether the trial must come before the pod is served: meanwhile an earlier daemon's kernel path serves it, so its
+    /// probes do not depend on our handler, which may be killed.
     pub fn comes_first(&self) -> bool {
         self.kernel_path.succeeds
     }
 
-    /// Which path serves the pod, at first and whenever that has changed.
+    /// Returns which path serves the pod: the first time at once, then whenever it has changed.
     pub async fn next(&mut self) -> Path {
         loop {
             self.until_next().await;
@@ -197,7 +202,8 @@ impl Keeping<'_> {
         matches!(self.reported, Some(Path::Kernel(_) | Path::Fallback(_)))
     }
 
-    /// Waits until the next trial is due: by time, and while the kernel path serves as soon as rules change.
+    /// Waits until the next trial is due: periodically, and while the kernel path serves the pod also as soon
+    /// as rules change.
     async fn until_next(&mut self) {
         let is_by_kernel = self.is_by_kernel();
         let Some(reported) = &self.reported else {
@@ -207,7 +213,7 @@ impl Keeping<'_> {
         self.attempt = self.attempt.saturating_add(1);
         match &self.watch {
             Some(watch) if is_by_kernel => {
-                // Who may change the pod's rules may do so all the time.
+                // A process that may change the pod's rules may do so continuously.
                 tokio::time::sleep(BETWEEN_TRIALS).await;
                 tokio::select! {
                     () = by_time => {}
@@ -226,7 +232,7 @@ impl Keeping<'_> {
         }
     }
 
-    /// Tries our rules; puts them before that at first, and where they turn out not to do.
+    /// Tries our rules. Installs them before the first trial, and again if a trial fails.
     async fn establish(&mut self) -> Path {
         let kernel_path = self.kernel_path;
         if kernel_path.shared_process.load(Ordering::Relaxed) {
@@ -252,7 +258,8 @@ impl Keeping<'_> {
                 Err(why) => return Path::Handler(why),
             },
         };
-        // The first rules of a pod do not wait: until then its probes depend on the handler, or meet the mesh.
+        // The first rules of a pod do not wait: until they are installed, its probes depend on the handler or
+        // go through the mesh.
         let mut turn = match self.reported {
             None => self.work.turn_at_once().await,
             Some(_) => self.work.turn().await,
@@ -269,7 +276,7 @@ impl Keeping<'_> {
         match put {
             Ok(matcher) => {
                 self.matcher = Some(matcher);
-                // Before the trial: what changes from now on is to be seen.
+                // Discards changes before the trial, so that later ones are noticed.
                 if let Some(watch) = &mut self.watch {
                     if let Err(error) = watch.watch_filters(self.netns, matcher == Matcher::Tc) {
                         tracing::debug!(%error, "a pod's tc filters are looked at by time only");
@@ -283,11 +290,11 @@ impl Keeping<'_> {
         }
     }
 
-    /// Installs our rules for the pod's address families by `matcher`, or by tc where the kernel lacks xt_bpf, on a thread that
-    /// may block in the kernel: how long that takes depends on the pod's other rules. Returns what matches in them.
+    /// Installs our rules for the pod's address families by `matcher`, or by tc if the kernel lacks xt_bpf, on a thread that
+    /// may block in the kernel: how long that takes depends on the pod's other rules. Returns the matcher that they use.
     ///
     /// # Errors
-    /// The path that serves the pod instead, as from [`judge`].
+    /// The path that serves the pod instead, as returned by [`judge`].
     async fn put(
         &self,
         families: Vec<Family>,
@@ -326,7 +333,7 @@ impl Keeping<'_> {
                 } else {
                     lacks.failed(&missing_for, put.matcher, &why, now);
                     if put.matcher == Matcher::XtBpf {
-                        // What is missing is not the match, so tc does not replace it.
+                        // The missing feature is not the match, so tc can't replace it.
                         lacks.failed(&missing_for, Matcher::Tc, &why, now);
                     }
                     Err(Path::Handler(why))
@@ -354,7 +361,7 @@ impl Keeping<'_> {
     }
 
     /// Makes a trial connection to `address`, and a second one to another port if the first is accepted. Its packets pass
-    /// through the pod's rules, whatever they cost, so it is begun and ended on a thread for dials.
+    /// through the pod's rules, which may cost much processor time, so it is opened and closed on a thread for dials.
     async fn try_address(&self, address: IpAddr, mut turn: Turn) -> (Trial, Turn) {
         const TRIES: usize = 2;
         let pool = self.work.pool();
@@ -373,7 +380,7 @@ impl Keeping<'_> {
                 Err(_) if number > 0 => break,
                 Err(trial) => return (trial, turn),
             };
-            // Without a thread, because the answer may never come.
+            // Waits without a thread, because the answer may never arrive.
             let accepted;
             (result, accepted) = attempt.answer().await;
             let Some(accepted) = accepted else {
@@ -385,7 +392,7 @@ impl Keeping<'_> {
     }
 }
 
-/// Waits for a change of who maintains the rules.
+/// Waits until another daemon, or this one again, maintains the rules.
 async fn changed(anothers: &mut watch::Receiver<bool>) {
     if anothers.changed().await.is_err() {
         // The daemon ends.
@@ -395,14 +402,14 @@ async fn changed(anothers: &mut watch::Receiver<bool>) {
 
 /// The result of installing rules in a pod.
 struct Put {
-    /// That the kernel lacks xt_bpf, if it was tried.
+    /// The error of xt_bpf, if the kernel turned out to lack it.
     missing_match: Option<Error>,
-    /// What was tried last.
+    /// The result of the last attempt.
     matcher: Matcher,
     result: Result<(), Error>,
 }
 
-/// Installs rules by `matcher`, or by tc where the kernel lacks xt_bpf.
+/// Installs rules by `matcher`, or by tc if the kernel lacks xt_bpf.
 fn put(exemption: &Exemption, netns: &Netns, families: &[Family], matcher: Matcher) -> Put {
     match exemption.put(netns, families, matcher) {
         Err(error) if matcher == Matcher::XtBpf && error.is_missing_match() => Put {
@@ -430,8 +437,8 @@ fn by_family(addresses: &[IpAddr]) -> impl Iterator<Item = (Family, IpAddr)> + '
 /// Whether a trial has passed.
 ///
 /// # Errors
-/// The path that serves the pod instead: [`Path::Fallback`] if the trial proved nothing, which for a pod in which none has passed
-/// means the handler.
+/// The path that serves the pod instead: [`Path::Fallback`] if the trial was inconclusive, which means the handler for a pod in
+/// which no trial has passed.
 fn judge(trial: Trial, matcher: Matcher) -> Result<(), Path> {
     Err(Path::Handler(match trial {
         Trial::Passed => return Ok(()),
@@ -452,8 +459,8 @@ fn judge(trial: Trial, matcher: Matcher) -> Result<(), Path> {
     }))
 }
 
-/// Time until the next trial: short while a pod is starting, and longer later, but without end, because the rules of a
-/// running pod may change.
+/// Time until the next trial: short while a pod is starting, and longer later. Trials are repeated for as long as the
+/// pod exists, because its rules may change.
 fn until_next(path: &Path, attempt: u32) -> Duration {
     match path {
         Path::Kernel(_) => Duration::from_secs(30),

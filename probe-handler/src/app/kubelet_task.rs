@@ -1,4 +1,4 @@
-//! Keeps the programs attached to the kubelet's cgroup, also when the kubelet moves to another cgroup.
+//! Keeps the programs attached to the kubelet's cgroup, even when the kubelet moves to another cgroup.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +15,8 @@ use serve::metrics::Metrics;
 use support::missing::{Missing, Part};
 use support::readiness::{BlockReady, Readiness};
 
-/// Interval between looks. The programs must be attached to a restarted kubelet within 100 ms; a look at an unchanged
-/// kubelet costs a few small reads of /proc.
+/// Interval between searches for the kubelet. The programs must be attached to a restarted kubelet within 100 ms; a
+/// search for an unchanged kubelet costs a few small reads of /proc.
 const PERIOD: Duration = Duration::from_millis(40);
 /// The condition that readiness waits for while the programs are not attached.
 pub const AWAITED: &str = "kubelet";
@@ -146,7 +146,7 @@ impl Attachment {
                 .attach(&kubelet.cgroup, answer)
                 .map_err(|error| error.told())?;
             self.read_answers(config)?;
-            // Pods that could not have the kernel path without the kubelet are tried again at once.
+            // Pods that had no kernel path while the kubelet was not found are tried again at once.
             let _before = self
                 .anothers
                 .send_replace(self.programs.rules_are_anothers());

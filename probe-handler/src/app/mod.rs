@@ -88,7 +88,7 @@ use support::readiness::{BlockReady, Readiness};
 /// that unapplied messages stay bounded.
 const CHANNEL: usize = 64;
 
-/// Maximum time that pending reads have at the end.
+/// Maximum time to wait for pending reads when the daemon exits.
 const LAST_READS: Duration = Duration::from_millis(500);
 
 /// The programs and their maps, if they could be loaded.
@@ -103,7 +103,7 @@ type Tasks = JoinSet<anyhow::Result<()>>;
 /// # Errors
 /// The start failed (with what to do next), or a part of the daemon ended (after the drain).
 pub fn run(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow::Result<()> {
-    // Before other threads start, because they inherit it.
+    // Done before other threads start, because they inherit it.
     if let Err(error) = scheduling::ask_for_short_slices() {
         tracing::debug!(%error, "no short time slices");
     }
@@ -181,7 +181,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
     let watch_health = Arc::new(Health::default());
     let (source_events, from_source) = mpsc::channel(CHANNEL);
     let (kernel_path_ready, kernel_path_watch) = watch::channel(None);
-    // Without the kernel path nobody waits for it.
+    // Without the kernel path nothing waits for it.
     let kernel_path_ready = config.kernel_path.then_some(kernel_path_ready);
     let (standing, stand) = oneshot::channel();
     let (excluded, too_costly) = mpsc::unbounded_channel();
@@ -331,8 +331,8 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
     }
     .bind(config.admin_addr, &config.admin_socket, missing.clone());
 
-    // Before the first attachment, so that later ones need no other capabilities. The threads of the log and the handler
-    // and those for blocking work drop theirs themselves.
+    // Drops capabilities before the first attachment, so that later attachments need no other ones. The threads of the
+    // log and the handler and those for blocking work drop theirs themselves.
     capabilities::give_up_others().context("cannot drop capabilities")?;
 
     let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
@@ -396,7 +396,7 @@ fn load(options: LoadOptions) -> anyhow::Result<oneshot::Receiver<LoadResult>> {
     Ok(loaded)
 }
 
-/// What installs rules in pods, and whether an earlier daemon's kernel path is still there.
+/// The handle that installs rules in pods, and whether an earlier daemon's kernel path still exists.
 fn exemption(programs: &Programs, pins: Option<&Pins>) -> anyhow::Result<(Exemption, bool)> {
     let mut exemption = programs
         .exemption()
@@ -468,7 +468,8 @@ impl Daemon {
     }
 }
 
-/// Makes the programs, which remain, redirect nothing to the handler: no heartbeat is fresh enough.
+/// Makes the programs, which stay attached, redirect nothing to the handler: from now on every heartbeat is
+/// too old.
 fn send_nothing_more(config: &ProgramConfig) {
     if let Err(error) = config.update(|config| config.heartbeat_timeout_ns = 0) {
         tracing::debug!(%error, "the programs go by the heartbeat's age");

@@ -26,7 +26,7 @@ use model::Pod;
 use model::netns::NetnsId;
 use reconcile::redirects::Redirects;
 
-/// Interval between looks for a namespace that does not exist yet.
+/// Interval between checks for a namespace that does not exist yet.
 const SEARCH_PERIOD: Duration = Duration::from_millis(50);
 /// Interval between checks whether the namespace at the path is still the same.
 const IDENTITY_PERIOD: Duration = Duration::from_millis(250);
@@ -58,13 +58,13 @@ pub struct Event {
 pub enum PodChange {
     /// It can be served.
     Placed(Place),
-    /// It can't be served, and why.
+    /// The pod can't be served, for this reason.
     Lost(String),
     /// The canary dial was repeated.
     Canary(Trial),
-    /// The path that serves it is now known, or has changed.
+    /// The path that serves the pod is now known, or has changed.
     Path(kernel_path::Path),
-    /// Its own rules redirect other ports than before.
+    /// The set of ports that its own rules redirect has changed.
     Redirects(Redirects),
 }
 
@@ -132,7 +132,7 @@ struct Follower {
     kernel_path: KernelPathWatch,
     /// The namespace in which the pod is served.
     inside: Mutex<Option<Arc<Netns>>>,
-    /// Ports that the kubelet could not connect.
+    /// Ports to which the kubelet could not connect.
     refusals: Mutex<mpsc::Receiver<SocketAddr>>,
     events: mpsc::Sender<Event>,
 }
@@ -240,7 +240,7 @@ impl Follower {
         }
     }
 
-    /// Removes our rules from the pod, which is no longer served, and in which other processes may be.
+    /// Removes our rules from the pod, which is no longer served but may still run.
     async fn remove_rules(&self) {
         let inside = self.inside.lock().await.take();
         let kernel_path = self.kernel_path.borrow().clone();
@@ -298,7 +298,7 @@ impl Stay<'_> {
             let left_waiting = queued && permit.is_none();
             let mut last = match left_waiting {
                 true => {
-                    // The next look at the pod needs it.
+                    // The next read of the pod's state needs the turn.
                     drop(turn);
                     Trial {
                         too_much: costs.too_much(),
@@ -345,7 +345,8 @@ impl Stay<'_> {
             let unsure = sleep_until(Instant::now() + UNSURE_PERIOD);
             tokio::pin!(unsure);
             {
-                // Dropped before the next look: they may hold the turn for which it waits.
+                // Drops these futures before the next read of the pod's state, because they may hold the turn
+                // for which that waits.
                 let path = self.keep_kernel_path(kept);
                 tokio::pin!(path);
                 let redirects = self.keep_redirects(own, &addresses);
@@ -421,7 +422,8 @@ impl Stay<'_> {
                 }
             }
             result = both(result, one);
-            // Either is enough not to serve the pod. More costly dials would only delay the pod's next turn.
+            // Either result is enough not to serve the pod. More costly dials would only delay the pod's next
+            // turn.
             let is_costly = dearest.is_some_and(|cost| cost > canary::BEARABLE);
             if is_costly || matches!(result, Canary::Captured { .. }) {
                 break;
@@ -496,7 +498,7 @@ impl Stay<'_> {
         let socket = match outcome {
             Outcome::Is(canary) => return (canary, cost, turn),
             Outcome::Accepted(socket) => socket,
-            // Awaited without a thread, because the answer may never come.
+            // Waits without a thread, because the answer may never arrive.
             Outcome::Waits(socket) => match canary::answer(socket, to).await {
                 Ok(socket) => socket,
                 Err(canary) => return (canary, cost, turn),

@@ -42,7 +42,7 @@ pub fn register_settings(registry: &mut Registry, read: Arc<dyn Fn() -> Reloads 
     registry.register_collector(Box::new(SettingsFile(read)));
 }
 
-/// Registers `events`: what became of Events of pods.
+/// Registers `events`: the outcomes of Events of pods.
 pub fn register_events(registry: &mut Registry, outcomes: Arc<Outcomes>) {
     registry.register_collector(Box::new(Events(outcomes)));
 }
@@ -53,11 +53,11 @@ struct Events(Arc<Outcomes>);
 /// How often the file of settings was read, and with what result.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reloads {
-    /// Whether the file as it is now is in force.
+    /// Whether the daemon uses the current content of the file.
     pub loaded: bool,
     /// How often a changed file was valid.
     pub succeeded: u64,
-    /// How often it was not.
+    /// How often a changed file was invalid.
     pub failed: u64,
     /// When it was last read.
     pub last: Option<SystemTime>,

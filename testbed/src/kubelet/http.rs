@@ -31,7 +31,7 @@ struct Answer {
     head: String,
     location: Option<String>,
     peer: Option<SocketAddr>,
-    /// None when it could not be read to its end.
+    /// `None` when it could not be read to its end.
     body: Result<Vec<u8>>,
 }
 

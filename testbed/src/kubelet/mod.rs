@@ -89,7 +89,7 @@ pub enum Action {
         /// What to send first.
         #[serde(with = "latin1")]
         first: Vec<u8>,
-        /// What to send after the pause; none for a reset.
+        /// What to send after the pause; `None` for a reset.
         rest: Option<Vec<u8>>,
         /// How long to wait between them.
         pause: Duration,

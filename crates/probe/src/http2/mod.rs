@@ -78,7 +78,7 @@ const CODES: [&str; 14] = [
     "HTTP_1_1_REQUIRED",
 ];
 
-/// Why there is no complete answer. Contains no text of the app's.
+/// Why there is no complete answer. Contains no text from the app.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum Error {
     /// The connection ended or failed.
@@ -116,7 +116,7 @@ pub(super) enum Part {
     Head(Vec<Field>, bool),
     /// A piece of the body, and whether the answer ends with it.
     Data(Vec<u8>, bool),
-    /// A request that the app pushes, though it must not.
+    /// A request that the app pushes, which it must not do.
     Push,
 }
 

@@ -20,7 +20,7 @@ pub struct Health {
 /// The state of all watches of one kind of objects.
 #[derive(Debug, Default)]
 pub struct WatchHealth {
-    /// Whether having no watch is right, and not only the state before the first one.
+    /// Whether it is correct to have no watch, as opposed to not having begun one yet.
     may_be_none: bool,
     contact: Mutex<Contact>,
     lists: AtomicU64,
@@ -108,7 +108,7 @@ impl WatchHealth {
         self.contact.lock().watches
     }
 
-    /// Time since the server last sent something; none if it never did.
+    /// Time since the server last sent something; `None` if it never did.
     pub fn silence(&self) -> Option<Duration> {
         self.contact.lock().heard.map(|heard| heard.elapsed())
     }

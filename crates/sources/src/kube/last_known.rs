@@ -58,7 +58,8 @@ impl LastKnown {
         }
     }
 
-    /// Reads the pods. None if the file does not exist, or was written by another version or for another node.
+    /// Reads the pods. `None` if the file does not exist, or was written by another version or for another
+    /// node.
     pub fn read(&self) -> Vec<Arc<SelectedPod>> {
         match self.try_read() {
             Ok(pods) => pods,
@@ -144,7 +145,7 @@ impl LastKnown {
         };
         let text = serde_json::to_vec(&contents)?;
         if text.len() > LIMIT {
-            // An old file becomes less accurate every day.
+            // Removes the old file, which would become less accurate every day.
             let _ = fs::remove_file(&self.path);
             return Err(io::Error::other(format!(
                 "{} bytes are more than the limit of {LIMIT}",

@@ -57,7 +57,7 @@ pub struct Options {
     pub selection: watch_channel::Receiver<Selection>,
     /// Timeouts for the API server.
     pub timeouts: Timeouts,
-    /// Where the pods are stored for the next start; none: they are not stored.
+    /// The file that stores the pods for the next start; `None`: they are not stored.
     pub last_known: Option<LastKnown>,
 }
 
@@ -226,7 +226,7 @@ impl<L> Feed<L> {
             while let Ok(change) = pods.try_recv() {
                 self.pod(change);
             }
-            // Once for all of them.
+            // Computes the problems once for all of them.
             self.follow_namespaces();
             while let Ok((name, change)) = namespaces.try_recv() {
                 self.namespace(&name, change);
@@ -234,7 +234,7 @@ impl<L> Feed<L> {
         }
     }
 
-    /// When to send the next message; none: there is nothing to send.
+    /// When to send the next message; `None`: there is nothing to send.
     fn due(&self) -> Option<Instant> {
         let troubles = self.troubles_changed.then(Instant::now);
         let pods = self.pods_from().filter(|_| self.pods_changed);
@@ -242,8 +242,8 @@ impl<L> Feed<L> {
         troubles.into_iter().chain(pods).chain(held_back).min()
     }
 
-    /// From when on pods may be sent. Which pods are served depends on the namespaces' labels, but pods wait
-    /// for them only for a short time, and not at all if the daemon may not read them. Later, only pods of a new namespace
+    /// The time from which pods may be sent. Which pods are served depends on the namespaces' labels, but pods wait for
+    /// them only for a short time, and not at all if the daemon may not read them. Later, only pods of a new namespace
     /// wait.
     fn pods_from(&self) -> Option<Instant> {
         let pods = self.pods.listed?;
@@ -342,7 +342,8 @@ impl<L> Feed<L> {
         Ok(())
     }
 
-    /// Whether the pods of an earlier daemon are served, with the namespaces' annotations of that time.
+    /// Whether the last known pods of an earlier daemon are served, according to the namespaces' annotations
+    /// of that time.
     fn served_before(&self) -> bool {
         self.known_before > 0 && self.pods.listed.is_none()
     }

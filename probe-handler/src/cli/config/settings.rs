@@ -66,7 +66,7 @@ pub enum Origin {
     Environment,
     /// The file.
     File,
-    /// Nothing: its default.
+    /// Nothing set it, so it has its default.
     Default,
 }
 
@@ -76,7 +76,7 @@ pub type Given = BTreeMap<Setting, Origin>;
 /// The content of a file: the text of each setting in it.
 pub type FileSettings = BTreeMap<Setting, String>;
 
-/// A setting in force.
+/// A current setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {
     /// Which one.
@@ -188,8 +188,8 @@ fn is_other_flag(name: &str) -> bool {
         .any(|flag| flag.get_long() == Some(name))
 }
 
-/// The settings that result from `base`, the settings of the command line, and a file. What `given` has, the file does not
-/// change.
+/// The settings that result from `base`, the settings of the command line, and a file. The file does not change the
+/// settings in `given`.
 pub fn in_force(base: &Settings, given: &Given, file: &FileSettings) -> (Settings, Vec<InForce>) {
     let mut settings = base.clone();
     let rows = Setting::ALL.map(|setting| {
@@ -243,7 +243,7 @@ pub(super) fn path(text: &str) -> Result<std::path::PathBuf, InvalidValue> {
 // === impl Setting ===
 
 impl Setting {
-    /// All, in the order of the output.
+    /// All settings, in the order of the output.
     pub const ALL: [Self; 7] = [
         Self::Mode,
         Self::Scope,
