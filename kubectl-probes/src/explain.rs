@@ -89,7 +89,7 @@ fn history(answer: &Answer) -> Result<Option<PodHistory>, Failure> {
     match answer.status {
         StatusCode::NOT_FOUND if body.contains("has no pod") => Ok(None),
         StatusCode::NOT_FOUND => Err(Failure::Daemon(
-            "the daemon is of an older version, without the history of pods".to_owned(),
+            "the daemon's version is too old to have a history of pods".to_owned(),
         )),
         _ => json(answer).map(Some),
     }

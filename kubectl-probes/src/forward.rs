@@ -48,7 +48,7 @@ pub enum Failure {
     },
     /// Nothing listens on the port.
     #[error(
-        "nothing listens on port {port} of the node's loopback: the daemon starts, or --admin-addr has another address"
+        "nothing listens on port {port} of the node's loopback: the daemon is still starting, or --admin-addr has another address"
     )]
     Refused {
         /// The admin server's port.

@@ -76,7 +76,7 @@ pub fn json<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, Failur
         let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
         let text = text.trim();
         return Err(Failure::Daemon(format!(
-            "the daemon answers {status}: {text}"
+            "the daemon answered {status}: {text}"
         )));
     }
     serde_json::from_slice(body).map_err(|error| {
@@ -90,7 +90,7 @@ pub fn json<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, Failur
                 "the daemon has version {theirs}, and its answer can't be read by this plugin's {VERSION} ({error})"
             ),
             Err(_) => format!(
-                "the answer can't be read ({error}): is it of another version than this plugin ({VERSION})?"
+                "the answer can't be read ({error}): does the daemon have another version than this plugin ({VERSION})?"
             ),
         })
     })
@@ -114,6 +114,6 @@ mod tests {
         let why = read(StatusCode::OK, "hello");
         assert!(why.contains("another version"), "{why}");
         let why = read(StatusCode::NOT_FOUND, "not found\n");
-        assert_eq!(why, "the daemon answers 404: not found");
+        assert_eq!(why, "the daemon answered 404: not found");
     }
 }

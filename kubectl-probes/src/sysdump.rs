@@ -131,7 +131,7 @@ async fn dump(api: &Api<Pod>, daemon: &Daemon, timeout: std::time::Duration) -> 
             // If the state can't be parsed, its queries can't be found and removed, here and in the other
             // files.
             let Ok(state) = serde_json::from_str::<Value>(&text) else {
-                dump.errors.push(format!("{path}: the answer is no JSON"));
+                dump.errors.push(format!("{path}: the answer is not JSON"));
                 return dump;
             };
             queries = Queries::of(&state);
@@ -140,7 +140,7 @@ async fn dump(api: &Api<Pod>, daemon: &Daemon, timeout: std::time::Duration) -> 
         // Keeps the answer of a daemon that is not ready, because it contains the reason.
         if answer.status != StatusCode::OK && path != "/readyz" {
             dump.errors
-                .push(format!("{path}: the daemon answers {}", answer.status));
+                .push(format!("{path}: the daemon answered {}", answer.status));
         }
         dump.files.push((name, text));
     }

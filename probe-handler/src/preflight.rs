@@ -299,7 +299,10 @@ fn netns_ids() -> Finding {
     let requirement = "network namespace ids";
     let id = Netns::current().and_then(|own| Nsids::new()?.assign(&own));
     match id {
-        Ok(id) => pass(requirement, format!("own namespace has id {id}")),
+        Ok(id) => pass(
+            requirement,
+            format!("this process's network namespace has id {id}"),
+        ),
         Err(error) => not_met(
             State::Fail,
             requirement,

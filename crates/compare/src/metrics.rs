@@ -31,7 +31,7 @@ impl Metrics {
         let metrics = Self::default();
         registry.register(
             "comparisons",
-            "In mode observe: probes that were repeated through the mesh and past it.",
+            "In mode observe: comparisons of a probe through the mesh with the same probe bypassing it.",
             metrics.comparisons.clone(),
         );
         registry.register(

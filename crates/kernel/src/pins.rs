@@ -114,7 +114,7 @@ impl Pins {
     pub(crate) fn remain(&self) -> Option<String> {
         self.are_there().then(|| {
             format!(
-                "the attachments of an earlier daemon in {} remain in force, with its endpoints, beside those of this daemon: \
+                "the attachments of an earlier daemon, pinned in {}, stay active with its endpoints, beside those of this daemon: \
                  `probe-handler cleanup` removes them",
                 self.directory.display()
             )

@@ -34,7 +34,7 @@ pub fn flags(routes: &Routes, kernel: Option<KernelUse>, localhost: bool) -> u32
     }
 }
 
-/// The protocol in which the programs read the app's answers on the kernel path; `None` if several probes share the port,
+/// The protocol in which the programs read the app's answers on the kernel path; 0 if several probes share the port,
 /// because the programs can't know which probe an answer belongs to.
 fn read(routes: &Routes, native: &NativeRoutes) -> u32 {
     match (routes.all().len(), &native.grpc) {

@@ -103,7 +103,7 @@ impl Writer {
         match done {
             Ok(()) => {
                 if std::mem::take(&mut self.trouble) {
-                    tracing::info!("this daemon's node can be changed again");
+                    tracing::info!("the node's condition and taints can be written again");
                 }
                 self.backoff.reset();
                 let since = self.written.as_ref().map(|(_, at)| at.elapsed());
@@ -127,7 +127,7 @@ impl Writer {
         let name = &self.options.node;
         let wrong = |why| {
             format!(
-                "cannot write condition {CONDITION}: {why}; if it is forbidden, component node-condition of deploy/ allows it"
+                "cannot write condition {CONDITION}: {why}; if the API server forbids it, install component node-condition of deploy/"
             )
         };
         let node = request(self.nodes.get(name)).await.map_err(wrong)?;
@@ -147,7 +147,7 @@ impl Writer {
         let taint = taint.unwrap_or_default();
         let wrong = |why| {
             format!(
-                "cannot remove taint {taint}: {why}; if it is forbidden, component startup-taint of deploy/ allows it"
+                "cannot remove taint {taint}: {why}; if the API server forbids it, install component startup-taint of deploy/"
             )
         };
         let node = request(self.nodes.get(name)).await.map_err(wrong)?;

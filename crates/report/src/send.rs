@@ -180,11 +180,11 @@ impl Sender {
                     return self.refused(&event, "its namespace no longer exists");
                 }
                 (Err(Failure::Exists), _) => {
-                    return self.refused(&event, "it was changed by others");
+                    return self.refused(&event, "another client changed it");
                 }
                 (Err(Failure::Refused(why)), _) => return self.refused(&event, &why),
                 (Err(Failure::Later(why)), _) => {
-                    self.warn(&format!("{why}; they wait, and are sent later"));
+                    self.warn(&format!("{why}; Events are queued and sent later"));
                     self.pause().await;
                 }
             }
@@ -197,7 +197,7 @@ impl Sender {
         tracing::debug!(pod = %event.pod, reason = event.reason, why, "the API server refuses an Event");
         if why.contains("forbidden") {
             self.warn(&format!(
-                "{why}; allow it by component events of deploy/, or remove --events"
+                "{why}; install component events of deploy/, or remove --events"
             ));
         }
     }

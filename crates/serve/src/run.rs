@@ -25,7 +25,7 @@ fn before(timeout: Duration) -> Duration {
     timeout.saturating_sub(margin)
 }
 
-/// Whether a connection that ended without an answer after `elapsed` was given up by the kubelet at the end of the timeout
+/// Whether a connection that ended without an answer after `elapsed` was abandoned by the kubelet at the end of the timeout
 /// of a probe of `route`. The kubelet's timeout begins when it dials, which may be well before `elapsed` begins. So a
 /// connection that ends near the end of the timeout counts as timed out. If several probes share the route, any of their
 /// timeouts counts.

@@ -264,7 +264,7 @@ impl Publisher {
                 problems
             }
             Err(error) => vec![format!(
-                "the directory of Pod manifests can't be read; its pods are served as last known: {error}"
+                "the directory of Pod manifests can't be read; its last known pods are still served: {error}"
             )],
         };
         if problems == self.problems {

@@ -25,7 +25,7 @@ pub fn conclusion(pod: &PodHistory) -> String {
     if let Some(why) = &pod.not_served {
         let restarted = restart.map_or_else(String::new, |restart| {
             format!(
-                "; {} at {}{}, and the daemon saw no probe of it",
+                "; {} at {}{}, and the daemon served none of its probes",
                 restart.what(),
                 at(restart.at_ms, pod.now_ms),
                 restart.end()
@@ -127,7 +127,7 @@ fn restarted(pod: &PodHistory, restart: &Restart<'_>) -> String {
         }
         let threshold = probe.probe.failure_threshold.unwrap_or(1);
         return format!(
-            "{what}{}; before that {failed}, of the {threshold} that restart it",
+            "{what}{}; before that {failed}, fewer than the {threshold} failures that restart it",
             restart.end()
         );
     }
@@ -137,12 +137,12 @@ fn restarted(pod: &PodHistory, restart: &Restart<'_>) -> String {
     });
     match own {
         Some(probe) => format!(
-            "{what}{}: the results of {} are the kubelet's own, see the pod's events",
+            "{what}{}: only the kubelet knows the results of {}, see the pod's events",
             restart.end(),
             name(probe)
         ),
         None => format!(
-            "{what}{}, not after a failure of a liveness or startup probe that the daemon saw",
+            "{what}{}; the daemon recorded no failed liveness or startup probe before that",
             restart.end()
         ),
     }
@@ -172,7 +172,7 @@ fn now_failing(pod: &PodHistory, probe: &ProbeHistory, streak: &Streak) -> Strin
             format!("unready since {}: {failed}", at(since, pod.now_ms))
         }
         (true, _) => format!("since {since} {failed}, which {effect}"),
-        (false, _) => format!("since {since} {failed}; the failure number {threshold} {effect}"),
+        (false, _) => format!("since {since} {failed}; failure number {threshold} {effect}"),
     }
 }
 
@@ -197,7 +197,7 @@ fn nothing_fails(pod: &PodHistory) -> String {
         return "no probe has a result yet".to_owned();
     };
     if runs().all(|run| run.outcome == Outcome::Unknown) {
-        return "the results of its probes are the kubelet's own: see the pod's events".to_owned();
+        return "only the kubelet knows the results of its probes: see the pod's events".to_owned();
     }
     format!("no probe has failed since {}", at(since, pod.now_ms))
 }
@@ -320,10 +320,10 @@ pub fn result(reason: Reason, status: u16) -> String {
         Reason::TooManyRedirects => "was redirected too often",
         Reason::Tls => "failed in the TLS handshake",
         Reason::NotServing => "was answered, but not SERVING",
-        Reason::GrpcStatus => "got an error of gRPC",
+        Reason::GrpcStatus => "got a gRPC error",
         Reason::Dial => "could not be dialled from inside the pod",
         Reason::Overloaded => "found too many checks in flight",
-        Reason::Cancelled => "was given up by the kubelet",
+        Reason::Cancelled => "was abandoned by the kubelet",
         Reason::Spliced | Reason::Connected => "reached the app",
     };
     text.to_owned()

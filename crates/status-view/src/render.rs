@@ -127,7 +127,7 @@ fn header(status: &Status) -> String {
         if let Some(trouble) = pod.trouble() {
             let name = format!("{}/{}", pod.namespace, pod.name);
             let what = match pod.by_kernel_alone {
-                true => "is served by the kernel path alone",
+                true => "is served only by the kernel path",
                 false => "is not served",
             };
             line(&mut text, "problem", &format!("{name} {what}: {trouble}"));

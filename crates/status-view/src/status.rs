@@ -195,7 +195,7 @@ pub enum NetnsStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PathStatus {
-    /// The kubelet's own connection reaches the app, where the protocol allows it.
+    /// The kubelet's own connection reaches the app, if the protocol allows it.
     Kernel,
     /// Like `Kernel`, but a tc filter matches the connection instead of xt_bpf.
     KernelTc,

@@ -53,7 +53,7 @@ impl Part {
             Self::Log => "log",
             Self::CgroupWatch => "watch on cgroups",
             Self::ManifestWatch => "watch on manifests",
-            Self::LastKnown => "pods as last known",
+            Self::LastKnown => "file of last-known pods",
             Self::Answers => "results on the kernel path",
         }
     }

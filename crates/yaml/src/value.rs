@@ -70,7 +70,7 @@ impl Reader<'_> {
                     .scalar(id)
                     .map_err(|e| self.malformed(id, e))?;
                 let json = scalar.to_json();
-                json.ok_or_else(|| self.malformed(id, "is no number in JSON"))
+                json.ok_or_else(|| self.malformed(id, "is not a number in JSON"))
             }
             Kind::Alias(target) => self.value(*target, depth + 1),
             Kind::Sequence { items } => items

@@ -388,7 +388,7 @@ fn table(
     if more > 0 {
         let _ = writeln!(
             page,
-            "<p class=\"soft\">and {more} more: kubectl probes get -o json has all</p>"
+            "<p class=\"soft\">and {more} more: kubectl probes get -o json lists all</p>"
         );
     }
 }

@@ -308,7 +308,7 @@ fn watch_over(
             tracing::debug!(
                 from = workers[turn].name(),
                 to = workers[next].name(),
-                "a check holds up the thread: another one accepts"
+                "a check blocks the thread: another thread accepts connections"
             );
             let _ = turns.send_replace(next);
         }

@@ -64,7 +64,7 @@ impl Histories {
             Ok(histories) => histories,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "can't read the history of probes: it begins anew");
+                tracing::warn!(path = %path.display(), %error, "can't read the history of probes: starting with an empty one");
                 Self::default()
             }
         };
@@ -188,7 +188,7 @@ impl Keeper {
                 Err(error) if !is_reported => {
                     is_reported = true;
                     let path = self.path.display();
-                    tracing::warn!(%path, %error, "can't write the history of probes: it ends with this daemon");
+                    tracing::warn!(%path, %error, "can't write the history of probes: it is lost when this daemon ends");
                 }
                 Err(_) => {}
             }
@@ -198,7 +198,7 @@ impl Keeper {
     /// Writes the file now.
     pub fn save(&self) {
         if let Err(error) = self.text().and_then(|text| write(&self.path, &text)) {
-            tracing::debug!(%error, "the last changes of the history are not kept");
+            tracing::debug!(%error, "the last changes of the history were not saved");
         }
     }
 

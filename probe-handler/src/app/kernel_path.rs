@@ -134,7 +134,7 @@ impl KernelPath {
             addresses,
             watch: RulesWatch::new(netns)
                 .inspect_err(
-                    |error| tracing::debug!(%error, "a pod's rules are looked at by time only"),
+                    |error| tracing::debug!(%error, "cannot watch a pod's rules: checking them periodically"),
                 )
                 .ok(),
             anothers: self.anothers.clone(),
@@ -219,7 +219,7 @@ impl Keeping<'_> {
                     () = by_time => {}
                     () = changed(&mut self.anothers) => {}
                     changed = watch.changed() => if let Err(error) = changed {
-                        tracing::debug!(%error, "a pod's rules are looked at by time only");
+                        tracing::debug!(%error, "cannot watch a pod's rules: checking them periodically");
                         self.watch = None;
                     }
                 }
@@ -279,7 +279,7 @@ impl Keeping<'_> {
                 // Discards changes before the trial, so that later ones are noticed.
                 if let Some(watch) = &mut self.watch {
                     if let Err(error) = watch.watch_filters(self.netns, matcher == Matcher::Tc) {
-                        tracing::debug!(%error, "a pod's tc filters are looked at by time only");
+                        tracing::debug!(%error, "cannot watch a pod's tc filters: checking them periodically");
                     }
                     watch.pass_over();
                 }
@@ -404,7 +404,7 @@ async fn changed(anothers: &mut watch::Receiver<bool>) {
 struct Put {
     /// The error of xt_bpf, if the kernel turned out to lack it.
     missing_match: Option<Error>,
-    /// The result of the last attempt.
+    /// The matcher of the last attempt, and its result.
     matcher: Matcher,
     result: Result<(), Error>,
 }

@@ -105,7 +105,7 @@ type Tasks = JoinSet<anyhow::Result<()>>;
 pub fn run(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow::Result<()> {
     // Done before other threads start, because they inherit it.
     if let Err(error) = scheduling::ask_for_short_slices() {
-        tracing::debug!(%error, "no short time slices");
+        tracing::debug!(%error, "cannot request short time slices");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -472,7 +472,7 @@ impl Daemon {
 /// too old.
 fn send_nothing_more(config: &ProgramConfig) {
     if let Err(error) = config.update(|config| config.heartbeat_timeout_ns = 0) {
-        tracing::debug!(%error, "the programs go by the heartbeat's age");
+        tracing::debug!(%error, "cannot stop redirects at once: they end when the heartbeat is too old");
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Outcomes {
     pub table: Arc<EndpointTable>,
     /// The metrics that count them.
     pub metrics: Arc<Metrics>,
-    /// Receives the endpoints to which the kubelet could not connect.
+    /// Sends the endpoints to which the kubelet could not connect.
     pub refused: mpsc::Sender<(PodId, SocketAddr)>,
 }
 

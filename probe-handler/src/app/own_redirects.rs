@@ -121,7 +121,7 @@ impl OwnRedirects {
         match results {
             Ok(results) => self.note(results),
             Err(error) => {
-                tracing::debug!(%error, "where a pod's rules lead its ports is not known");
+                tracing::debug!(%error, "cannot find out where a pod's rules redirect its ports");
                 false
             }
         }

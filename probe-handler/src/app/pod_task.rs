@@ -40,7 +40,7 @@ pub(super) const QUEUED: Duration = Duration::from_millis(100);
 
 /// Why the kernel path does not serve a pod.
 const LOCALHOST_ONLY: &str =
-    "its mesh connects to the app at localhost, to which the kernel path does not lead";
+    "its mesh connects to the app at localhost, which the kernel path can't reach";
 
 /// A change that a pod's task reports.
 #[derive(Debug)]

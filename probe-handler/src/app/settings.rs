@@ -155,7 +155,7 @@ impl LiveSettings {
             Ok(None) if state.last.is_none() => return None,
             // A ConfigMap that is deleted by mistake must not change all nodes at once.
             Ok(None) => Err(vec![
-                "the file is gone, and its last good settings stay in force; put it back, or without settings to end them"
+                "the file was removed, and its last good settings stay in use; create it again, without settings to end them"
                     .to_owned(),
             ]),
             Ok(Some(text)) => settings::read(&text),
@@ -174,8 +174,8 @@ impl LiveSettings {
             Err(mistakes) => {
                 state.failed += 1;
                 let meanwhile = match state.succeeded {
-                    0 => "the settings of flags and variables are in force",
-                    _ => "the last good settings stay in force",
+                    0 => "the settings of flags and variables are in use",
+                    _ => "the last good settings stay in use",
                 };
                 for mistake in mistakes {
                     tracing::error!(path = %path.display(), meanwhile, "settings not loaded: {mistake}");

@@ -182,7 +182,7 @@ pub(super) fn request(socket: &Path, path: &str) -> Result<Vec<u8>, String> {
 pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     serde_json::from_slice(body).map_err(|error| {
         format!(
-            "cannot read the daemon's answer ({error}): is it of another version than this command ({VERSION})?"
+            "cannot read the daemon's answer ({error}): does the daemon have another version than this command ({VERSION})?"
         )
     })
 }

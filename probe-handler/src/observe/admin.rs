@@ -406,7 +406,7 @@ fn bind_tcp(
         let listener = listen::tcp(address, listen::Share::Upgrade, BACKLOG)?;
         // Otherwise each of the two daemons would answer some of the scrapes, with different counters.
         if is_shared && let Err(error) = listen::prefer(&listener) {
-            tracing::warn!(%error, "the daemon before still answers a part of the requests at the admin port");
+            tracing::warn!(%error, "the previous daemon still answers some of the requests at the admin port");
         }
         let listener = TcpListener::from_std(listener)?;
         let real = listener.local_addr()?;

@@ -104,7 +104,7 @@ impl Collector for Events {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "events",
-            "Events of pods, by what became of them.",
+            "Events of pods, by outcome.",
             None,
             MetricType::Counter,
         )?;
@@ -123,7 +123,7 @@ impl Collector for SettingsFile {
         let reloads = (self.0)();
         let loaded = encoder.encode_descriptor(
             "settings_loaded",
-            "1 if the file of --settings as it is now is in force (or does not exist), 0 if it has mistakes.",
+            "1 if the daemon uses the current content of the --settings file (or the file does not exist), 0 if it has mistakes.",
             None,
             MetricType::Gauge,
         )?;

@@ -83,7 +83,7 @@ pub fn pins(directory: &Path) -> Finding {
             State::Warn,
             requirement,
             chain(&error),
-            "without it the kernel path ends with the daemon; --kernel-path=false does without the kernel path",
+            "without it the kernel path ends with the daemon; --kernel-path=false disables the kernel path",
         ),
     }
 }

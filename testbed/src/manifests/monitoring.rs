@@ -214,7 +214,7 @@ fn dashboard(objects: &[Value]) -> Result<Value> {
         "the sidecar takes {key} for no dashboard"
     );
     let text = text.as_str().context("no text")?;
-    serde_json::from_str(text).context("the dashboard is no JSON")
+    serde_json::from_str(text).context("the dashboard is not JSON")
 }
 
 fn found(_: &str, objects: &[Value]) -> Result<()> {

@@ -272,7 +272,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
     wait_status(env, ip, 200)?;
     let alone = endpoints(env)?;
     second.ns.ip(&format!("address add {ip}/32 dev eth0\n"))?;
-    wait::until("the conflicts address to be left alone", SOON, || {
+    wait::until("the address in conflict not to be served", SOON, || {
         (endpoints(env).ok()? < alone).then_some(())
     })?;
     for owner in [&first, &second] {

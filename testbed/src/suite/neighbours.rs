@@ -96,7 +96,7 @@ fn lo_down(env: &Env) -> Result<()> {
     };
     ensure!(served("/healthy")?, "the pod is not served to begin with");
     pod.ns.ip("link set lo down\n")?;
-    let why = wait::until("the pod to be left alone", SOON, || obstacle(env, &pod))?;
+    let why = wait::until("the pod not to be served", SOON, || obstacle(env, &pod))?;
     ensure!(why.contains("lo"), "it does not say why: {why}");
     for path in ["/healthy", "/failing"] {
         ensure!(!served(path)?, "{path} went through the handler");
@@ -107,7 +107,7 @@ fn lo_down(env: &Env) -> Result<()> {
     );
     let table = env.daemon.status_command(&[])?;
     let what = match has_kernel_path() {
-        true => "served by the kernel path alone",
+        true => "served only by the kernel path",
         false => "not served",
     };
     ensure!(
@@ -127,7 +127,7 @@ fn lo_down(env: &Env) -> Result<()> {
     unfinished.ns.ip("link set lo down\n")?;
     let mut unfinished = unfinished;
     unfinished.publish(env.daemon.pods())?;
-    wait::until("the pod to be left alone", SOON, || {
+    wait::until("the pod not to be served", SOON, || {
         obstacle(env, &unfinished)
     })?;
     let _passed = env.passes(&Probe::http(unfinished.ns.ipv4(), HTTP, "/healthy"))?;
@@ -145,10 +145,10 @@ fn rules_that_cost(env: &Env) -> Result<()> {
     let flaps = Flaps::start(&pod.ns, 1);
     let begun = Instant::now();
     let beside = beside(env, &victim, "rules");
-    let why = wait::until("the costly pod to be left alone", SOON, || {
+    let why = wait::until("the costly pod not to be served", SOON, || {
         obstacle(env, &pod)
     })?;
-    println!("     left alone after {:?} at most: {why}", begun.elapsed());
+    println!("     not served after {:?} at most: {why}", begun.elapsed());
     ensure!(
         why.contains("netfilter rules cost") && pods_in_state(env, "costly")? > 0.5,
         "it does not say why: {why}"

@@ -99,7 +99,7 @@ impl<'a> PodPair<'a> {
             self.env
                 .bystander
                 .probe(&Probe::http(self.meshed.ns.ipv4(), port, "/healthy"))?;
-        ensure!(!result.passed(), "plaintext got past the mesh: {result:?}");
+        ensure!(!result.passed(), "plaintext bypassed the mesh: {result:?}");
         Ok(())
     }
 

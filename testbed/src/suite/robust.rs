@@ -437,7 +437,13 @@ fn last_known(program: Option<&Path>) -> Result<()> {
             let file = file.display().to_string();
             spec.program(program).arg("--last-known").arg(&file)
         },
-        |daemon| is_missing(daemon, "pods as last known", &["a-file", "--last-known"]),
+        |daemon| {
+            is_missing(
+                daemon,
+                "file of last-known pods",
+                &["a-file", "--last-known"],
+            )
+        },
     )
 }
 

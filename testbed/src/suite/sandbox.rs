@@ -120,7 +120,7 @@ fn sockets_elsewhere(env: &Env, spec: PodSpec) -> Result<()> {
         let made = sample_pod::probes(ip).len() as u64;
         ensure!(
             after.0 >= before.0 + made && (after.1, after.2) == (before.1, before.2),
-            "not left alone: {before:?} before, {after:?} after (no listener, redirected, refused)"
+            "not unchanged: {before:?} before, {after:?} after (no listener, redirected, refused)"
         );
     }
     let requests = app.take_recorded()?;

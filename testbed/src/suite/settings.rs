@@ -162,7 +162,7 @@ fn bad_start(env: &Env, other: &Pod) -> Result<()> {
     until_served(env, other, true)?;
     all_five(env)?;
     let log = env.daemon.wait_logged(&["settings not loaded", "scope"])?;
-    ensure!(log.contains("flags and variables are in force"), "{log}");
+    ensure!(log.contains("flags and variables are in use"), "{log}");
     Ok(())
 }
 
@@ -229,7 +229,7 @@ fn scope(env: &Env, volume: &Volume, labelled: &Pod, other: &Pod) -> Result<()> 
     })
 }
 
-/// The last good settings stay in force.
+/// The last good settings stay in use.
 fn mistakes(env: &Env, volume: &Volume, other: &Pod) -> Result<()> {
     volume.publish("mode: observe\n")?;
     until_served(env, other, false)?;

@@ -200,20 +200,16 @@ fn switched(webhook: &Webhook, client: &Client, admitted: &Value) -> Result<()> 
         let object = client.admit(pod)?.object;
         Ok(object["metadata"]["annotations"].get(ANNOTATION).is_some())
     };
-    wait::until("what is so by default to be in force", APPLIED, || {
+    wait::until("the default to apply", APPLIED, || {
         rewritten(&plain).ok().filter(|rewritten| *rewritten)
     })?;
     for (value, enabled) in [("false", false), ("true", true), ("0", false)] {
         webhook.set(ENABLED, value)?;
-        wait::until(
-            &format!("{ENABLED}: {value} to be in force"),
-            APPLIED,
-            || {
-                rewritten(&plain)
-                    .ok()
-                    .filter(|rewritten| *rewritten == enabled)
-            },
-        )?;
+        wait::until(&format!("{ENABLED}: {value} to apply"), APPLIED, || {
+            rewritten(&plain)
+                .ok()
+                .filter(|rewritten| *rewritten == enabled)
+        })?;
         ensure!(rewritten(&willing)?, "the pod's own word counts more");
         ensure!(
             client.admit(admitted)?.operations == 0,
@@ -229,7 +225,7 @@ fn switched(webhook: &Webhook, client: &Client, admitted: &Value) -> Result<()> 
     })?;
     ensure!(!rewritten(&plain)?, "the last good value holds");
     webhook.set(ENABLED, "true")?;
-    wait::until("the good value to be in force", APPLIED, || {
+    wait::until("the good value to apply", APPLIED, || {
         rewritten(&plain).ok().filter(|rewritten| *rewritten)
     })
     .map(drop)

@@ -79,7 +79,7 @@ fn check(name: &str, content: &[u8]) -> Result<&'static str> {
         return Ok("chart");
     }
     if name.ends_with(".cdx.json") {
-        let list: Value = serde_json::from_slice(content).context("no JSON")?;
+        let list: Value = serde_json::from_slice(content).context("not JSON")?;
         let components = list["components"].as_array().map_or(0, Vec::len);
         ensure!(
             list["bomFormat"] == "CycloneDX" && components > 0,

@@ -43,9 +43,9 @@ impl Programs {
             Ok(0) => {}
             Ok(removed) => tracing::info!(
                 removed,
-                "removed exemptions of connections whose end no program has seen"
+                "removed exemptions of connections whose end the programs missed"
             ),
-            Err(error) => tracing::debug!(%error, "cannot look for exemptions that remain"),
+            Err(error) => tracing::debug!(%error, "cannot search for leftover exemptions"),
         }
     }
 
@@ -81,13 +81,13 @@ impl Programs {
         }
         if self.pins_failed.is_none() {
             tracing::warn!(
-                "the pins of the kernel path are of a daemon that does not run any more, or were removed: pinning again"
+                "the pins of the kernel path belong to a daemon that has ended, or were removed: pinning again"
             );
         }
         let shared = self.pin_shared(pins);
         self.pin_all(
             shared
-                .map_err(|error| ("what all daemons share", error))
+                .map_err(|error| ("the state that all daemons share", error))
                 .err(),
         );
     }
@@ -163,7 +163,7 @@ impl Programs {
             .flatten();
         let failures = failures.into_iter().map(|(what, error)| {
             let error = anyhow::Error::from(error);
-            format!("cannot pin {what}, which ends with this daemon: {error:#}")
+            format!("cannot pin {what}, so it ends with this daemon: {error:#}")
         });
         let failures: Vec<String> = failures.collect();
         let first = failures.first().cloned();
@@ -209,7 +209,7 @@ impl Shape {
         }
         let unlike = |what: &str| {
             format!(
-                "{} {what}: another program's, or left by another version; `probe-handler cleanup` removes it",
+                "{} {what}: another program or another version created it; `probe-handler cleanup` removes it",
                 path.display()
             )
         };
@@ -222,7 +222,7 @@ impl Shape {
         if is_ours {
             Ok(())
         } else {
-            Err(unlike("is a map of another shape"))
+            Err(unlike("is a map of another type or size"))
         }
     }
 }

@@ -172,7 +172,7 @@ fn check_extensions(mut extensions: &[u8]) -> Result<(), &'static str> {
     while !extensions.is_empty() {
         let (id, value) = extension(&mut extensions).ok_or(MALFORMED)?;
         if seen.contains(&id) {
-            return Err("an extension of the certificate is there twice");
+            return Err("the certificate contains an extension twice");
         }
         seen.push(id);
         if id == SUBJECT_ALT_NAME {

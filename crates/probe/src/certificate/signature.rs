@@ -33,7 +33,7 @@ pub(crate) fn verify(
         return Err(super::MALFORMED);
     };
     if kind(scheme) != Some(key.kind) {
-        return Err("the handshake is signed by another kind of key than the certificate's");
+        return Err("the handshake was signed with another kind of key than the certificate's");
     }
     let mut able = supported
         .mapping

@@ -27,7 +27,7 @@ const RACY: Duration = Duration::from_millis(100);
 /// A file written this recently may be incomplete: a program that writes in place, such as `cp`, truncates it first.
 const BEING_WRITTEN: Duration = Duration::from_millis(80);
 /// The problem of a file that can no longer be parsed completely.
-const AS_LAST_KNOWN: &str = "the pods that it contained are served as last known";
+const AS_LAST_KNOWN: &str = "the pods that it contained before are still served";
 
 /// Distinguishes a file or directory from another one that replaced it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

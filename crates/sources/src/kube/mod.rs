@@ -352,7 +352,7 @@ impl<L> Feed<L> {
         let mut problems = Vec::new();
         if let Some(trouble) = &self.pods.trouble {
             let meanwhile = if self.pods.listed.is_some() || self.served_before() {
-                "pods are served as last known"
+                "the last known pods are served"
             } else {
                 "no pod is served until it answers"
             };
@@ -360,7 +360,7 @@ impl<L> Feed<L> {
         }
         for (text, were_read) in self.namespaces.troubles() {
             let meanwhile = if were_read || self.served_before() {
-                "labels and annotations of namespaces apply as last known"
+                "the last known labels and annotations of namespaces apply"
             } else {
                 "labels and annotations of namespaces are ignored"
             };

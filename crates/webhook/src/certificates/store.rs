@@ -1,5 +1,5 @@
 //! The Secret and the MutatingWebhookConfiguration in the API server. Each write names the version that it is based
-//! on, so that it fails if another replica has written first.
+//! on, so that it fails if another replica wrote it first.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub struct Names {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another replica has written to the object first.
-    #[error("another replica has written first")]
+    #[error("another replica wrote it first")]
     Conflict,
     /// The request is forbidden.
     #[error(

@@ -117,7 +117,7 @@ pub fn read(text: &str) -> Result<FileSettings, Vec<String>> {
             }
         }
         _ => mistakes.push(format!(
-            "line {}: no mapping; expected lines such as \"mode: observe\"",
+            "line {}: not a mapping; expected lines such as \"mode: observe\"",
             document.nodes[0].line
         )),
     }
@@ -158,7 +158,7 @@ fn entry(
                 "{name}: it can't change while the daemon runs; remove it here, and set flag --{name}"
             ),
             false => format!(
-                "{name:?}: no setting of that name; expected one of {}",
+                "{name:?}: not a setting; expected one of {}",
                 Setting::ALL.map(Setting::name).join(", ")
             ),
         });
@@ -382,7 +382,7 @@ mod tests {
                 r#"line 1: mode = "off": invalid mode; expected serve or observe"#,
                 r#"line 2: scope = "some": invalid scope; expected meshed, labeled or all"#,
                 "line 3: bpffs: it can't change while the daemon runs; remove it here, and set flag --bpffs",
-                r#"line 4: "kernel_log": no setting of that name; expected one of mode, scope, http, outlive, drain-timeout, log, kernel-log"#,
+                r#"line 4: "kernel_log": not a setting; expected one of mode, scope, http, outlive, drain-timeout, log, kernel-log"#,
                 r#"line 5: outlive = "0s": invalid time; expected 1s to 720h, in hours (24h), minutes (30m) or seconds (90s)"#,
                 "line 6: log: a list or a mapping; expected a single value",
                 "line 8: drain-timeout: already set in line 7; remove one of them",

@@ -140,7 +140,7 @@ impl Node {
     ) -> Result<()> {
         let before = inbound(pod)?;
         let got = who.probe(&Probe::http(ip, http, "/healthy"))?;
-        ensure!(!got.passed(), "plaintext got past the mesh: {got:?}");
+        ensure!(!got.passed(), "plaintext bypassed the mesh: {got:?}");
         let connections = u64::from(got.attempts) + 1;
         let got = who.probe(&Probe::tcp(ip, closed))?;
         ensure!(got.passed(), "the mesh does not capture it: {got:?}");

@@ -64,7 +64,7 @@ const CAPTURE: &str = r#"table inet capture {
 fn alone(env: &Env, pod: &Pod, why: &str, hinder: impl FnOnce() -> Result<()>) -> Result<()> {
     by_kernel(&env.daemon, pod)?;
     hinder()?;
-    let expected = format!("{} is served by the kernel path alone: ", pod.name());
+    let expected = format!("{} is served only by the kernel path: ", pod.name());
     wait::until("the obstacle", SOON, || {
         let text = env.daemon.status_command(&[]).ok()?;
         let line = text.lines().find(|line| line.contains(&expected))?;

@@ -199,7 +199,7 @@ impl Node<'_> {
     fn captured(&self, who: &Kubelet, pod: &Pod) -> Result<()> {
         for ip in pod.ns.ips() {
             let http = who.probe(&Probe::http(ip, BOTH, "/healthy"))?;
-            ensure!(!http.passed(), "got past the mesh: {http:?}");
+            ensure!(!http.passed(), "bypassed the mesh: {http:?}");
             let closed = who.probe(&Probe::tcp(ip, CLOSED))?;
             ensure!(closed.passed(), "not captured: {closed:?}");
         }
@@ -282,23 +282,26 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         node.right(pod)
     });
     // Two daemons with a map each would replace each other's rules, and those of one that is killed lead to the mesh.
-    cases.case("outliving/a-daemon-without-pins-leaves-rules-alone", || {
-        let owner = node.daemon("owner", Some(&pods), &[])?;
-        node.served(&owner, pod)?;
-        for turn in 0..TIMES {
-            let mut beside = without_pins(node, &format!("beside{turn}"), &pods)?;
-            let why = wait::until("why it leaves the rules alone", SOON, || {
-                beside.pod_status(pod.name()).ok()??["path"]["handler"]
-                    .as_str()
-                    .map(str::to_owned)
-            })?;
-            ensure!(why.contains("another daemon"), "{why}");
-            let _status = beside.kill()?;
-            node.right(pod)?;
-            node.captured(node.bystander, pod)?;
-        }
-        Ok(())
-    });
+    cases.case(
+        "outliving/a-daemon-without-pins-does-not-change-rules",
+        || {
+            let owner = node.daemon("owner", Some(&pods), &[])?;
+            node.served(&owner, pod)?;
+            for turn in 0..TIMES {
+                let mut beside = without_pins(node, &format!("beside{turn}"), &pods)?;
+                let why = wait::until("why it does not change the rules", SOON, || {
+                    beside.pod_status(pod.name()).ok()??["path"]["handler"]
+                        .as_str()
+                        .map(str::to_owned)
+                })?;
+                ensure!(why.contains("another daemon"), "{why}");
+                let _status = beside.kill()?;
+                node.right(pod)?;
+                node.captured(node.bystander, pod)?;
+            }
+            Ok(())
+        },
+    );
     cases.case(
         "outliving/pins-that-fail-are-shown-and-leftovers-removed",
         || {
@@ -360,14 +363,20 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         node.right(pod)?;
         let problems = daemon.status()?["source"]["problems"].to_string();
         ensure!(problems.contains(CONNECTING_PIN), "{problems}");
-        ensure!(!problems.contains("remain in force"), "{problems}");
+        ensure!(
+            !problems.contains("stay active with its endpoints"),
+            "{problems}"
+        );
         // The same, where an earlier daemon's attachments are pinned.
         drop(daemon);
         let attachment = node.pins().join("link-sock_ops");
         bpf::pin(&map, &attachment)?;
         let daemon = node.daemon("foreign-beside", Some(&pods), &[])?;
         let problems = daemon.status()?["source"]["problems"].to_string();
-        ensure!(problems.contains("remain in force"), "{problems}");
+        ensure!(
+            problems.contains("stay active with its endpoints"),
+            "{problems}"
+        );
         std::fs::remove_file(&attachment)?;
         std::fs::remove_file(&pin)?;
         Ok(())

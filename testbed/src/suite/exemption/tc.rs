@@ -313,7 +313,7 @@ fn chosen(cases: &mut Cases) -> Result<()> {
         for ip in pod.ns.ips() {
             declared::opaque(&env.kubelet, ip, &|probe| probe)?;
             let got = env.bystander.probe(&Probe::http(ip, HTTP, "/healthy"))?;
-            ensure!(!got.passed(), "got past the mesh: {got:?}");
+            ensure!(!got.passed(), "bypassed the mesh: {got:?}");
         }
         Ok(())
     })

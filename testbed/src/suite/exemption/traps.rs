@@ -226,7 +226,7 @@ fn while_connecting(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
 /// An entry whose socket is gone, because no program saw its end, is removed; one whose socket is connecting is not, however
 /// old it is.
 fn orphaned(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
-    /// Entries younger than 2 s are left alone.
+    /// Entries younger than 2 s are kept.
     const OLD: Duration = Duration::from_millis(2_500);
     let _listener = full_queue(pod, ip)?;
     let mut client = Client::new(&node.run, ip, FULL, 23_200);
