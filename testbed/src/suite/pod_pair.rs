@@ -139,7 +139,7 @@ impl<'a> PodPair<'a> {
         Ok(pair)
     }
 
-    /// As [`PodPair::same`], and the probe passes.
+    /// Like [`PodPair::same`], and the probe passes.
     ///
     /// # Errors
     /// When it does not, or not in both.
@@ -149,7 +149,7 @@ impl<'a> PodPair<'a> {
         Ok(pair)
     }
 
-    /// As [`PodPair::same`], and the probe fails.
+    /// Like [`PodPair::same`], and the probe fails.
     ///
     /// # Errors
     /// When it does not, or not in both.

@@ -1,5 +1,5 @@
-//! The file of `--settings`, as a mounted ConfigMap: a change applies to the pods that are there, without a gap; a file with
-//! mistakes changes nothing, and all its mistakes are reported.
+//! The file of `--settings`, as a mounted ConfigMap: a change applies to existing pods without a gap; a file with mistakes
+//! changes nothing, and all its mistakes are reported.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -166,7 +166,7 @@ fn bad_start(env: &Env, other: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Log, status and metrics have all of [`WRONG`].
+/// Log, status and metrics report all mistakes in [`WRONG`].
 fn all_five(env: &Env) -> Result<()> {
     let status = env.daemon.status()?;
     let mistakes = status["settings"]["mistakes"].as_array();

@@ -21,7 +21,7 @@ use crate::webhook::client::Client;
 const ANNOTATION: &str = "probe-handler.io/probes";
 const OPT_OUT: &str = "sidecar.istio.io/rewriteAppHTTPProbers";
 const ENABLED: &str = "rewriteAppHTTPProbe";
-/// Within this time a changed setting must take effect.
+/// A changed setting must take effect within this time.
 const APPLIED: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -131,7 +131,7 @@ fn admitted(env: &Env, client: &Client, name: &str) -> Result<(Pod, Value)> {
     Ok((pod, answer.object))
 }
 
-/// Checks the probe that the kubelet receives: it has the rewrite port, a path of its own, and all other fields.
+/// Checks the probe that the kubelet receives: it has the rewrite port, a separate path, and all other fields.
 fn names_the_handler(admitted: &Value, original: &Original) -> Result<()> {
     let containers = admitted["spec"]["containers"]
         .as_array()
@@ -250,7 +250,8 @@ fn renewed(webhook: &Webhook) -> Result<()> {
     Ok(())
 }
 
-/// With the daemon stopped nobody answers a rewritten probe: pilot-agent, which has that port, does not know our paths.
+/// While the daemon is stopped, nothing answers a rewritten probe: pilot-agent, which has that port, does not know our
+/// paths.
 fn daemon_stopped(cases: &mut Cases, env: &mut Env, pod: &Pod) -> Result<()> {
     if !cases.wants("daemon-stopped") {
         return Ok(());

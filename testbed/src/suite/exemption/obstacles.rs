@@ -1,4 +1,5 @@
-//! Pods in which the daemon can't dial: the kernel path, which needs no dial of the daemon, serves them alone.
+//! Pods in which the daemon can't dial: only the kernel path, which does not need the daemon's dials, serves
+//! them.
 
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// Rules that redirect what a process in the pod sends over its loopback interface to the sidecar.
+/// Rules that redirect connections of a process in the pod over its loopback interface to the sidecar.
 const CAPTURE: &str = r#"table inet capture {
     chain out {
         type nat hook output priority -150

@@ -159,7 +159,7 @@ fn refused(env: &Env, says: &str, reason: &str, refuse: impl Fn(bool) -> Result<
     env.check_verdicts(&new)
 }
 
-/// A server that does not answer for a while only delays news.
+/// A server that does not answer for a while only delays changes.
 fn slow(env: &Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("patient"))?;
     let asked = || {
