@@ -130,7 +130,7 @@ fn plan(
 }
 
 /// A dial that was started, and has usually completed.
-pub struct Begun {
+pub struct StartedDial {
     /// Its outcome so far.
     pub outcome: Outcome,
     /// The processor time that it cost.
@@ -148,23 +148,23 @@ pub enum Outcome {
 }
 
 /// Starts to dial `to`. The packets traverse the pod's rules before this returns, which can't be interrupted.
-pub fn begin(dialer: &dyn Dial, to: SocketAddr) -> Begun {
+pub fn begin(dialer: &dyn Dial, to: SocketAddr) -> StartedDial {
     let first = begin_once(dialer, to);
     if first.cost <= BEARABLE {
         return first;
     }
     // Other packets may have arrived meanwhile and been charged to this thread, which seldom happens twice.
     let second = begin_once(dialer, to);
-    Begun {
+    StartedDial {
         cost: first.cost.min(second.cost),
         ..second
     }
 }
 
-fn begin_once(dialer: &dyn Dial, to: SocketAddr) -> Begun {
+fn begin_once(dialer: &dyn Dial, to: SocketAddr) -> StartedDial {
     let before = thread_cpu_time();
     let outcome = connect(dialer, to).unwrap_or_else(|error| Outcome::Is(judge(to, &error)));
-    Begun {
+    StartedDial {
         outcome,
         cost: thread_cpu_time().saturating_sub(before),
     }

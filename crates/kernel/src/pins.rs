@@ -59,7 +59,7 @@ impl Pins {
     /// [`Error`].
     pub fn new(directory: &Path) -> Result<Self, Error> {
         let this = Self::in_bpffs(directory)?;
-        this.make()?;
+        this.create()?;
         Ok(this)
     }
 
@@ -87,7 +87,7 @@ impl Pins {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn make(&self) -> Result<(), Error> {
+    pub fn create(&self) -> Result<(), Error> {
         let made = DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -106,13 +106,13 @@ impl Pins {
     }
 
     /// Whether the attachments of an earlier daemon are pinned here.
-    pub fn are_there(&self) -> bool {
+    pub fn exist(&self) -> bool {
         self.path(&link(programs::SOCK_OPS)).exists()
     }
 
     /// What to do about the attachments of an earlier daemon, if there are any, for a daemon that can't replace them.
     pub(crate) fn remain(&self) -> Option<String> {
-        self.are_there().then(|| {
+        self.exist().then(|| {
             format!(
                 "the attachments of an earlier daemon, pinned in {}, stay active with its endpoints, beside those of this daemon: \
                  `probe-handler cleanup` removes them",

@@ -109,7 +109,7 @@ impl Error {
     }
 
     /// The message for the operator: the error with its causes, and what to do.
-    pub fn told(self) -> String {
+    pub fn message(self) -> String {
         let remedy = self.remedy();
         let error = anyhow::Error::from(self);
         match remedy {
@@ -256,7 +256,7 @@ impl Programs {
             None => None,
             Some(Ok(())) => match Self::load(&options) {
                 Ok((programs, maps)) => return Ok((programs, maps, None)),
-                Err(error) => Some(error.told()),
+                Err(error) => Some(error.message()),
             },
             Some(Err(why)) => Some(why),
         };
@@ -323,8 +323,8 @@ impl Programs {
         let programs = Self {
             ebpf,
             refuses_with_econnrefused: set_retval,
-            answer_trouble: answer.err().map(Error::told),
-            classify_trouble: classify.err().map(Error::told),
+            answer_trouble: answer.err().map(Error::message),
+            classify_trouble: classify.err().map(Error::message),
             links: Vec::new(),
             cgroup: None,
             connecting,
@@ -369,7 +369,7 @@ impl Programs {
                     links.push(Attached { program, link });
                     self.answer_trouble = None;
                 }
-                Err(error) => self.answer_trouble = Some(error.told()),
+                Err(error) => self.answer_trouble = Some(error.message()),
             }
         }
         self.links = links;

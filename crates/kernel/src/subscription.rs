@@ -62,7 +62,7 @@ impl Subscription {
     ///
     /// # Errors
     /// Those of `recv`.
-    pub fn pass_over(&self) -> io::Result<()> {
+    pub fn discard(&self) -> io::Result<()> {
         read_some(self.socket.get_ref()).map(drop)
     }
 }

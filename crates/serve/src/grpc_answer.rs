@@ -15,9 +15,9 @@ use probe::{Finding, grpc};
 const LIMIT: usize = 64 * 1024;
 
 /// What an app has sent on a connection.
-pub(super) struct Recording(Mutex<State>);
+pub(super) struct Recording(Mutex<RecordedAnswer>);
 
-struct State {
+struct RecordedAnswer {
     bytes: Vec<u8>,
     is_too_long: bool,
     /// The end that closed first, and when.
@@ -28,7 +28,7 @@ struct State {
 
 impl Recording {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(State {
+        Self(Mutex::new(RecordedAnswer {
             bytes: Vec::new(),
             is_too_long: false,
             first: None,

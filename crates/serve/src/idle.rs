@@ -59,7 +59,7 @@ impl Records {
 }
 
 /// What the records of a connection have shown.
-struct State {
+struct RecordsState {
     kubelet: Records,
     app: Records,
     /// Whether the client is like the kubelet, which resumes no session: then the app sends no session tickets in TLS 1.3,
@@ -76,12 +76,12 @@ struct State {
 }
 
 /// A connection that may become idle.
-pub(super) struct Watch(Mutex<State>);
+pub(super) struct Watch(Mutex<RecordsState>);
 
 impl Watch {
     /// A connection that begins with `hello`, the kubelet's first bytes.
     pub(super) fn new(hello: &[u8]) -> Self {
-        let watch = Self(Mutex::new(State {
+        let watch = Self(Mutex::new(RecordsState {
             kubelet: Records::default(),
             app: Records::default(),
             is_kubelet: resumes_sessions(hello) == Some(false),
@@ -122,7 +122,7 @@ impl Observer for Watch {
     }
 }
 
-impl State {
+impl RecordsState {
     fn kubelet_sent(&mut self, kind: u8, length: usize) {
         match (kind, self.overhead) {
             (CHANGE_CIPHER_SPEC, _) => self.changed_cipher = true,

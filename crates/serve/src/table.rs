@@ -134,7 +134,7 @@ const SHARED_PASSES_AFTER: Duration = Duration::from_secs(60);
 pub struct RouteStats {
     /// Whether different checks share the route, so that one may fail while another passes.
     has_different_checks: bool,
-    state: Mutex<State>,
+    state: Mutex<StatsState>,
     /// Whether verdicts were recorded that may be those of other routes of the port.
     is_shared: AtomicBool,
     success: AtomicU64,
@@ -143,7 +143,7 @@ pub struct RouteStats {
 }
 
 #[derive(Default)]
-struct State {
+struct StatsState {
     last: Option<(Instant, Verdict)>,
     /// How it failed last, and when, unless it has passed since then.
     failing: Option<((Reason, u16), Instant)>,

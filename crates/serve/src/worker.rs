@@ -74,7 +74,7 @@ impl Worker {
     }
 
     /// Whether another worker should have the turn instead.
-    pub fn is_held_up(&self, now: Instant) -> bool {
+    pub fn is_blocked(&self, now: Instant) -> bool {
         self.since(&self.busy_since, now)
             .is_some_and(|busy| busy > BUSY)
             || self.silent_for(now) > SILENT
@@ -105,11 +105,11 @@ impl Worker {
 
 /// Which worker has the turn next, given which has it `now` and which are blocked. The turn changes only from a blocked
 /// worker to one that is not.
-pub fn next_turn(now: usize, held_up: &[bool]) -> usize {
-    if held_up.get(now) != Some(&true) {
+pub fn next_turn(now: usize, blocked: &[bool]) -> usize {
+    if blocked.get(now) != Some(&true) {
         return now;
     }
-    held_up.iter().position(|held_up| !held_up).unwrap_or(now)
+    blocked.iter().position(|blocked| !blocked).unwrap_or(now)
 }
 
 #[cfg(test)]
@@ -134,15 +134,15 @@ mod tests {
         let (_turns, turn) = watch::channel(0);
         let worker = Worker::new("handler", 0, turn);
         let now = Instant::now();
-        assert!(!worker.is_held_up(now));
+        assert!(!worker.is_blocked(now));
         worker.busy(now);
-        assert!(!worker.is_held_up(now + BUSY));
-        assert!(worker.is_held_up(now + BUSY + Duration::from_millis(2)));
+        assert!(!worker.is_blocked(now + BUSY));
+        assert!(worker.is_blocked(now + BUSY + Duration::from_millis(2)));
         worker.idle();
-        assert!(!worker.is_held_up(now + BUSY + Duration::from_millis(2)));
-        assert!(worker.is_held_up(now + SILENT + Duration::from_millis(5)));
+        assert!(!worker.is_blocked(now + BUSY + Duration::from_millis(2)));
+        assert!(worker.is_blocked(now + SILENT + Duration::from_millis(5)));
         worker.beat();
-        assert!(!worker.is_held_up(Instant::now()));
+        assert!(!worker.is_blocked(Instant::now()));
         assert_eq!(worker.beats(), 1);
     }
 

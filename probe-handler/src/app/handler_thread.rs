@@ -301,9 +301,9 @@ fn watch_over(
     let mut looks: Vec<(u64, u32)> = vec![(0, 0); workers.len()];
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOOK) {
         let now = Instant::now();
-        let held_up: Vec<bool> = workers.iter().map(|one| one.is_held_up(now)).collect();
+        let blocked: Vec<bool> = workers.iter().map(|one| one.is_blocked(now)).collect();
         let turn = *turns.borrow();
-        let next = next_turn(turn, &held_up);
+        let next = next_turn(turn, &blocked);
         if next != turn {
             tracing::debug!(
                 from = workers[turn].name(),

@@ -23,7 +23,8 @@ use reconcile::path::KernelUse;
 const AT_ONCE: usize = 4;
 
 /// Why a pod does not have our rules while another daemon maintains the rules in pods.
-const ANOTHERS: &str = "another daemon maintains the rules of the kernel path on this node";
+const MAINTAINED_BY_ANOTHER: &str =
+    "another daemon maintains the rules of the kernel path on this node";
 
 /// Minimum interval between trials that follow changes of a pod's rules.
 const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
@@ -51,8 +52,8 @@ pub struct KernelPath {
     /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
     shared_process: Arc<AtomicBool>,
     succeeds: bool,
-    /// [`Programs::rules_are_anothers`](kernel::programs::Programs::rules_are_anothers).
-    anothers: watch::Receiver<bool>,
+    /// [`Programs::another_maintains_rules`](kernel::programs::Programs::another_maintains_rules).
+    maintained_by_another: watch::Receiver<bool>,
     /// Limits how many pods that the handler already serves get rules at the same time: when many pods start at once,
     /// their endpoints must come first.
     turns: Semaphore,
@@ -64,7 +65,7 @@ pub struct KernelPath {
 
 impl KernelPath {
     /// `http` is what serves HTTP in pods that have the kernel path; `succeeds` is whether an earlier daemon's kernel path
-    /// still exists; `anothers` is whether another daemon maintains the rules; `tc_only` is whether tc is used although the
+    /// still exists; `maintained_by_another` is whether another daemon maintains the rules; `tc_only` is whether tc is used although the
     /// kernel has xt_bpf.
     pub fn new(
         exemption: Exemption,
@@ -72,7 +73,7 @@ impl KernelPath {
         http: HttpBy,
         shared_process: Arc<AtomicBool>,
         succeeds: bool,
-        anothers: watch::Receiver<bool>,
+        maintained_by_another: watch::Receiver<bool>,
         tc_only: bool,
     ) -> Self {
         Self {
@@ -81,7 +82,7 @@ impl KernelPath {
             http: Mutex::new(http),
             shared_process,
             succeeds,
-            anothers,
+            maintained_by_another,
             turns: Semaphore::new(AT_ONCE),
             lacks: Mutex::new(NodeLacks::new(tc_only)),
             complete: Notify::new(),
@@ -101,7 +102,7 @@ impl KernelPath {
     /// Removes our rules from the namespace of a pod that is no longer served, unless another daemon maintains
     /// them.
     pub async fn remove(&self, pod: &PodId, work: &PodWork, netns: Arc<Netns>) {
-        if *self.anothers.borrow() {
+        if *self.maintained_by_another.borrow() {
             return;
         }
         // Waits for work that began earlier, because that may install rules.
@@ -109,7 +110,7 @@ impl KernelPath {
         let permit = work.pool().look().await;
         let removal = move || exemption::remove_all(&netns);
         if let (Err(error), _) = turn.work(permit, removal).await {
-            let why = error.told();
+            let why = error.message();
             tracing::warn!(%pod, why, "cannot remove our rules from a pod that is no longer served");
         }
     }
@@ -137,7 +138,7 @@ impl KernelPath {
                     |error| tracing::debug!(%error, "cannot watch a pod's rules: checking them periodically"),
                 )
                 .ok(),
-            anothers: self.anothers.clone(),
+            maintained_by_another: self.maintained_by_another.clone(),
             matcher: None,
             reported: None,
             attempt: 0,
@@ -154,7 +155,7 @@ pub struct Keeping<'a> {
     /// `None`: rules can't be watched, and the trial is repeated periodically.
     watch: Option<RulesWatch>,
     /// Like the receiver in [`KernelPath`], but marks changes as received for this pod only.
-    anothers: watch::Receiver<bool>,
+    maintained_by_another: watch::Receiver<bool>,
     /// The matcher of the rules that were installed last.
     matcher: Option<Matcher>,
     reported: Option<Path>,
@@ -217,7 +218,7 @@ impl Keeping<'_> {
                 tokio::time::sleep(BETWEEN_TRIALS).await;
                 tokio::select! {
                     () = by_time => {}
-                    () = changed(&mut self.anothers) => {}
+                    () = changed(&mut self.maintained_by_another) => {}
                     changed = watch.changed() => if let Err(error) = changed {
                         tracing::debug!(%error, "cannot watch a pod's rules: checking them periodically");
                         self.watch = None;
@@ -226,7 +227,7 @@ impl Keeping<'_> {
             }
             _ => tokio::select! {
                 () = by_time => {}
-                () = changed(&mut self.anothers) => {}
+                () = changed(&mut self.maintained_by_another) => {}
                 () = self.kernel_path.complete.notified() => {}
             },
         }
@@ -242,11 +243,11 @@ impl Keeping<'_> {
                     .to_owned(),
             );
         }
-        if *self.anothers.borrow() {
+        if *self.maintained_by_another.borrow() {
             return self
                 .reported
                 .clone()
-                .unwrap_or_else(|| Path::Handler(ANOTHERS.to_owned()));
+                .unwrap_or_else(|| Path::Handler(MAINTAINED_BY_ANOTHER.to_owned()));
         }
         let families: Vec<Family> = by_family(self.addresses)
             .map(|(family, _)| family)
@@ -281,7 +282,7 @@ impl Keeping<'_> {
                     if let Err(error) = watch.watch_filters(self.netns, matcher == Matcher::Tc) {
                         tracing::debug!(%error, "cannot watch a pod's tc filters: checking them periodically");
                     }
-                    watch.pass_over();
+                    watch.discard();
                 }
                 let (tried, _turn) = self.try_all(matcher, turn).await;
                 tried.map_or_else(|path| path, |()| Path::Kernel(matcher))
@@ -311,7 +312,7 @@ impl Keeping<'_> {
         let now = Instant::now();
         let missing_match = put.missing_match.map(|error| {
             let missing_for = error.missing_for(&families);
-            let why = error.told();
+            let why = error.message();
             lacks.failed(&missing_for, Matcher::XtBpf, &why, now);
             why
         });
@@ -325,8 +326,8 @@ impl Keeping<'_> {
             Err(error) => {
                 let missing_for = error.missing_for(&families);
                 let why = match missing_match {
-                    Some(missing) => format!("{missing}; tc instead: {}", error.told()),
-                    None => error.told(),
+                    Some(missing) => format!("{missing}; tc instead: {}", error.message()),
+                    None => error.message(),
                 };
                 if missing_for.is_empty() {
                     Err(Path::Fallback(why))
@@ -393,8 +394,8 @@ impl Keeping<'_> {
 }
 
 /// Waits until another daemon, or this one again, maintains the rules.
-async fn changed(anothers: &mut watch::Receiver<bool>) {
-    if anothers.changed().await.is_err() {
+async fn changed(maintained_by_another: &mut watch::Receiver<bool>) {
+    if maintained_by_another.changed().await.is_err() {
         // The daemon ends.
         std::future::pending().await
     }

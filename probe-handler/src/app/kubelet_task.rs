@@ -42,8 +42,8 @@ pub struct Attachment {
     draining: bool,
     /// Shared with the handler: [`Kubelet::is_shared_process`].
     shared_process: Arc<AtomicBool>,
-    /// Shared with the kernel path: [`Programs::rules_are_anothers`].
-    anothers: watch::Sender<bool>,
+    /// Shared with the kernel path: [`Programs::another_maintains_rules`].
+    maintained_by_another: watch::Sender<bool>,
     missing: Missing,
 }
 
@@ -52,7 +52,7 @@ impl Attachment {
     pub fn new(
         programs: Programs,
         shared_process: Arc<AtomicBool>,
-        anothers: watch::Sender<bool>,
+        maintained_by_another: watch::Sender<bool>,
         missing: Missing,
     ) -> Self {
         Self {
@@ -63,7 +63,7 @@ impl Attachment {
             trouble: None,
             draining: false,
             shared_process,
-            anothers,
+            maintained_by_another,
             missing,
         }
     }
@@ -89,7 +89,7 @@ impl Attachment {
     fn look_for_another(&self) {
         let now = self.programs.rules_are_anothers();
         if self
-            .anothers
+            .maintained_by_another
             .send_if_modified(|was| std::mem::replace(was, now) != now)
         {
             match now {
@@ -144,12 +144,12 @@ impl Attachment {
             };
             self.programs
                 .attach(&kubelet.cgroup, answer)
-                .map_err(|error| error.told())?;
+                .map_err(|error| error.message())?;
             self.read_answers(config)?;
             // Pods that had no kernel path while the kubelet was not found are tried again at once.
             let _before = self
-                .anothers
-                .send_replace(self.programs.rules_are_anothers());
+                .maintained_by_another
+                .send_replace(self.programs.another_maintains_rules());
         }
         tracing::info!(
             pid = kubelet.pid,

@@ -183,7 +183,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
     let (kernel_path_ready, kernel_path_watch) = watch::channel(None);
     // Without the kernel path nothing waits for it.
     let kernel_path_ready = config.kernel_path.then_some(kernel_path_ready);
-    let (standing, stand) = oneshot::channel();
+    let (placed, first_pods_in_place) = oneshot::channel();
     let (excluded, too_costly) = mpsc::unbounded_channel();
     let (refused, refusals) = mpsc::channel(CHANNEL);
     let observed = Arc::new(ObservedPods::default());
@@ -195,8 +195,8 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
         kernel_path_watch,
         observer,
         FirstPods {
-            looked_at: pods_ready,
-            in_place: standing,
+            examined: pods_ready,
+            in_place: placed,
         },
         (too_costly, refusals),
     );
@@ -212,7 +212,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
     let (mut programs, maps, unusable) = loading
         .await
         .context("loading the programs panicked")?
-        .map_err(|error| anyhow::anyhow!(error.told()))?;
+        .map_err(|error| anyhow::anyhow!(error.message()))?;
     let kernel_path_trouble = no_pins
         .or(unusable)
         .map(|why| format!("the kernel path ends with this daemon: {why}"));
@@ -236,7 +236,8 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
 
     // Until the kubelet's process is found it counts as shared, so the handler serves all pods.
     let shared_process = Arc::new(AtomicBool::new(true));
-    let (anothers, rules_are_anothers) = watch::channel(programs.rules_are_anothers());
+    let (maintained_by_another, another_maintains_rules) =
+        watch::channel(programs.another_maintains_rules());
     if let Some(ready) = &kernel_path_ready {
         let (exemption, succeeds) = exemption(&programs, pins.as_ref())?;
         let kernel_path = Arc::new(KernelPath::new(
@@ -245,7 +246,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
             config.http,
             Arc::clone(&shared_process),
             succeeds,
-            rules_are_anothers,
+            another_maintains_rules,
             config.kernel_path_tc,
         ));
         let _ = ready.send(Some(kernel_path));
@@ -276,7 +277,12 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
         config.verbose = u8::from(verbose);
     })?;
 
-    let attachment = Attachment::new(programs, shared_process, anothers, missing.clone());
+    let attachment = Attachment::new(
+        programs,
+        shared_process,
+        maintained_by_another,
+        missing.clone(),
+    );
     let attachment = Arc::new(Mutex::new(attachment));
     let status = Arc::new(status::Reporter {
         started,
@@ -343,7 +349,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
         pod_source::start(&config, &settings, &readiness, parts, events, &mut tasks).await?;
     }
     let unwanted = (!config.kernel_path).then(|| config.bpffs.clone());
-    let pinning = pins_task::run(Arc::clone(&attachment), unwanted, stand);
+    let pinning = pins_task::run(Arc::clone(&attachment), unwanted, first_pods_in_place);
     spawn(&mut tasks, pinning);
     let program_config = maps.config.clone();
     let applies = Applies {
@@ -400,8 +406,8 @@ fn load(options: LoadOptions) -> anyhow::Result<oneshot::Receiver<LoadResult>> {
 fn exemption(programs: &Programs, pins: Option<&Pins>) -> anyhow::Result<(Exemption, bool)> {
     let mut exemption = programs
         .exemption()
-        .map_err(|error| anyhow::anyhow!(error.told()))?;
-    let succeeds = pins.is_some_and(Pins::are_there);
+        .map_err(|error| anyhow::anyhow!(error.message()))?;
+    let succeeds = pins.is_some_and(Pins::exist);
     if let Some(Err(error)) = pins.map(|pins| exemption.pin(pins)) {
         let error = anyhow::Error::from(error);
         tracing::warn!("cannot pin the program that the rules in pods call: {error:#}");

@@ -14,7 +14,7 @@ use tokio::time::{Instant, interval_at, timeout};
 
 use super::pod_task::QUEUED;
 use super::pod_work::{PodWork, Turn};
-use kernel::nat_trial::{self, Led};
+use kernel::nat_trial::{self, Redirection};
 use kernel::netns::Netns;
 use model::Pod;
 use reconcile::redirects::{Port, Redirects};
@@ -76,15 +76,15 @@ impl OwnRedirects {
     }
 
     /// Records results; returns whether the set of redirected ports has changed.
-    fn note(&mut self, results: Vec<(SocketAddr, Led)>) -> bool {
+    fn note(&mut self, results: Vec<(SocketAddr, Redirection)>) -> bool {
         let mut changed = false;
         for (at, led) in results {
             changed |= match led {
-                Led::AsExpected => self.found.set(at, None),
-                Led::Elsewhere(to) => self.found.set(at, Some(to)),
+                Redirection::AsExpected => self.found.set(at, None),
+                Redirection::Elsewhere(to) => self.found.set(at, Some(to)),
                 // The trial was refused, perhaps because the target of a redirect is down. An unchanged connection of
                 // the kubelet is refused too.
-                Led::Unknown => false,
+                Redirection::Unknown => false,
             };
         }
         changed
@@ -111,7 +111,7 @@ impl OwnRedirects {
             return false;
         };
         let (begun, turn) = turn.work(permit, move || nat_trial::begin(&ports)).await;
-        if begun.iter().any(nat_trial::Begun::waits) {
+        if begun.iter().any(nat_trial::StartedTrial::is_pending) {
             // Waits without a thread, because the answer may never arrive.
             tokio::time::sleep(ANSWER).await;
         }
@@ -203,15 +203,15 @@ mod tests {
     fn a_redirect_counts_until_a_trial_shows_that_it_is_gone() {
         let mut own = OwnRedirects::default();
         let port = at("10.0.0.1:80");
-        let to = Led::Elsewhere(at("10.0.0.1:8080"));
-        assert!(!own.note(vec![(port, Led::AsExpected)]));
+        let to = Redirection::Elsewhere(at("10.0.0.1:8080"));
+        assert!(!own.note(vec![(port, Redirection::AsExpected)]));
         assert!(own.note(vec![(port, to)]));
         assert!(!own.note(vec![(port, to)]));
-        assert!(!own.note(vec![(port, Led::Unknown)]));
+        assert!(!own.note(vec![(port, Redirection::Unknown)]));
         let addresses =
             ["fd00::1", "10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().expect("an address"));
         assert_eq!(own.known(&addresses), [port]);
-        assert!(own.note(vec![(port, Led::AsExpected)]));
+        assert!(own.note(vec![(port, Redirection::AsExpected)]));
         assert!(own.found().is_empty());
     }
 }

@@ -12,14 +12,14 @@ use super::kubelet_task::Attachment;
 /// Interval between checks of the pins.
 const PINS: Duration = Duration::from_secs(2);
 
-/// Once the first pods are in place (`stand`), pins the attachments and keeps them pinned; removes `unwanted` pins
+/// Once the first pods are in place (`in_place`), pins the attachments and keeps them pinned; removes `unwanted` pins
 /// instead, if given. Never returns.
 pub async fn run(
     attachment: Arc<Mutex<Attachment>>,
     unwanted: Option<PathBuf>,
-    stand: oneshot::Receiver<()>,
+    in_place: oneshot::Receiver<()>,
 ) {
-    if stand.await.is_ok() {
+    if in_place.await.is_ok() {
         attachment.lock().programs.adopt();
         let mut looks = tokio::time::interval(PINS);
         let mut is_reported = false;

@@ -18,7 +18,7 @@ use super::pace::Pace;
 use super::pod_look::{Seen, look, subscribe};
 use super::pod_work::{Permit, PodPool, PodWork, Turn};
 use kernel::address_watch::AddressWatch;
-use kernel::canary::{self, Begun, Canary, Outcome, Plan};
+use kernel::canary::{self, Canary, Outcome, Plan, StartedDial};
 use kernel::dial::PodDialer;
 use kernel::locate::{Locator, Placement};
 use kernel::netns::Netns;
@@ -493,7 +493,7 @@ impl Stay<'_> {
             None => pool.dial().await,
         };
         let dialer = Arc::clone(&self.dialer);
-        let (Begun { outcome, cost }, turn) =
+        let (StartedDial { outcome, cost }, turn) =
             turn.work(permit, move || canary::begin(&*dialer, to)).await;
         let socket = match outcome {
             Outcome::Is(canary) => return (canary, cost, turn),

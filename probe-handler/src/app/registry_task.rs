@@ -62,13 +62,13 @@ pub struct RegistryTask {
     /// Endpoints to which the kubelet could not connect.
     refusals: mpsc::Receiver<(PodId, SocketAddr)>,
     /// Sent to when the first pods are in place.
-    stand: Option<oneshot::Sender<()>>,
+    in_place: Option<oneshot::Sender<()>>,
 }
 
 /// The parts that wait for the first pods.
 pub struct FirstPods {
     /// Held until the daemon has examined each of them: it is not ready before that.
-    pub looked_at: BlockReady,
+    pub examined: BlockReady,
     /// Sent to when their endpoints are in place.
     pub in_place: oneshot::Sender<()>,
 }
@@ -97,12 +97,12 @@ impl RegistryTask {
             followers: BTreeMap::new(),
             running: JoinSet::new(),
             generation: 0,
-            pods_ready: Some(first_pods.looked_at),
+            pods_ready: Some(first_pods.examined),
             first_look: None,
             unserved: PendingPods::default(),
             too_costly,
             refusals,
-            stand: Some(first_pods.in_place),
+            in_place: Some(first_pods.in_place),
         }
     }
 
@@ -148,10 +148,10 @@ impl RegistryTask {
             }
             self.count();
             if self.pods_ready.is_none()
-                && let Some(stand) = self.stand.take()
+                && let Some(in_place) = self.in_place.take()
             {
                 // An error means that nothing waits for it.
-                let _ = stand.send(());
+                let _ = in_place.send(());
             }
         }
     }
@@ -239,7 +239,7 @@ impl RegistryTask {
                 old.abort.abort();
             }
         }
-        self.looked_at(None);
+        self.examined(None);
     }
 
     /// Stops serving a pod whose task panicked, because the pod's namespace may change unnoticed.
@@ -253,7 +253,7 @@ impl RegistryTask {
             self.unserved.lost(&uid, why.clone(), Instant::now());
             let obstacle = Some(Obstacle::NoNamespace(why));
             self.shared.lock().registry.place(&uid, None, obstacle);
-            self.looked_at(Some(&uid));
+            self.examined(Some(&uid));
         }
     }
 
@@ -332,7 +332,7 @@ impl RegistryTask {
             }
         }
         drop(shared);
-        self.looked_at(Some(&uid));
+        self.examined(Some(&uid));
     }
 
     /// Stops serving a pod in the handler whose checks cost too much, until a canary dial after [`EXCLUDED_FOR`].
@@ -451,7 +451,7 @@ impl RegistryTask {
     }
 
     /// Makes the daemon ready once it has examined each pod of the first list.
-    fn looked_at(&mut self, uid: Option<&str>) {
+    fn examined(&mut self, uid: Option<&str>) {
         let Some(waiting) = &mut self.first_look else {
             return;
         };

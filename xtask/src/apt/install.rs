@@ -69,7 +69,7 @@ fn apt_get() -> Command {
 /// the installed packages. Removes no package, and does not change the machine's apt sources.
 ///
 /// # Errors
-/// Like [`install`], and when this is not a Debian release with backports.
+/// Those of [`install`]; also when this is not a Debian release with backports.
 pub fn install_from_backports(packages: &[String]) -> Result<()> {
     let release = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
     let suite = format!(

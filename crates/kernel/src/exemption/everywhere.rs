@@ -46,7 +46,7 @@ fn remove_at(path: &Path, id: NetnsId) -> Result<bool, String> {
         // The namespace no longer exists, and its rules were removed with it.
         _ => return Ok(false),
     };
-    remove_all(&netns).map_err(super::Error::told)
+    remove_all(&netns).map_err(super::Error::message)
 }
 
 /// Each network namespace once, with a path to it.

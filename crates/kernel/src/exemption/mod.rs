@@ -163,7 +163,7 @@ impl Exemption {
 /// Installs the rules of one family in one transaction; returns whether they replaced others.
 fn put_rules(netns: &Netns, family: Family, how: Match<'_>) -> Result<bool, Error> {
     match transaction::commit(netns, family, &rules::create(family, how)) {
-        Err(error) if error.is_there_already() => {
+        Err(error) if error.is_existing_table() => {
             transaction::commit(netns, family, &rules::replace(family, how)).map(|()| true)
         }
         put => put.map(|()| false),

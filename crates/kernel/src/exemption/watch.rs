@@ -65,9 +65,9 @@ impl RulesWatch {
     }
 
     /// Discards the changes up to now, which this daemon made itself.
-    pub fn pass_over(&self) {
+    pub fn discard(&self) {
         for subscription in std::iter::once(&self.rules).chain(&self.filters) {
-            if let Err(error) = subscription.pass_over() {
+            if let Err(error) = subscription.discard() {
                 tracing::debug!(%error, "changes to a pod's rules can't be read");
             }
         }

@@ -52,7 +52,7 @@ impl Programs {
     /// Whether another daemon maintains the rules in pods: a running daemon that has replaced our pins; or, if we have no
     /// pins, any daemon whose programs are attached beside ours. Without common pins, each daemon has its own map
     /// `CONNECTING`, and they would replace each other's rules all the time.
-    pub fn rules_are_anothers(&self) -> bool {
+    pub fn another_maintains_rules(&self) -> bool {
         match &self.pins {
             Some(pins) => self.adopted && !self.has_pins(pins) && self.another_has_pins(pins),
             None => self.another_is_attached(),
@@ -115,12 +115,12 @@ impl Programs {
         // Our heartbeat may be pinned although pinning an attachment failed.
         let is_ours = self.pinned_heartbeat.is_some()
             && self.pinned_heartbeat == pins.number(maps::HEARTBEAT);
-        !is_ours && pins.are_there() && silence.is_some_and(|silence| silence < OWNER_SILENCE)
+        !is_ours && pins.exist() && silence.is_some_and(|silence| silence < OWNER_SILENCE)
     }
 
     /// Pins the maps and the program that all daemons share, unless they are pinned already.
     fn pin_shared(&self, pins: &Pins) -> Result<(), pins::Error> {
-        pins.make()?;
+        pins.create()?;
         if pins.number(maps::CONNECTING_PIN).is_none() {
             let _path = pins.replace(self.connecting_fd.as_fd(), maps::CONNECTING_PIN)?;
         }

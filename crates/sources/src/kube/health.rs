@@ -33,7 +33,7 @@ struct Contact {
     /// Number of watches, and how many of them are established.
     watches: usize,
     up: usize,
-    heard: Option<Instant>,
+    received: Option<Instant>,
 }
 
 impl Default for Health {
@@ -70,14 +70,14 @@ impl WatchHealth {
     }
 
     /// The server has sent something.
-    pub fn heard(&self) {
-        self.contact.lock().heard = Some(Instant::now());
+    pub fn received(&self) {
+        self.contact.lock().received = Some(Instant::now());
     }
 
     /// All objects were listed.
     pub fn listed(&self) {
         let _ = self.lists.fetch_add(1, Ordering::Relaxed);
-        self.heard();
+        self.received();
     }
 
     /// A failure occurred.
@@ -110,7 +110,10 @@ impl WatchHealth {
 
     /// Time since the server last sent something; `None` if it never did.
     pub fn silence(&self) -> Option<Duration> {
-        self.contact.lock().heard.map(|heard| heard.elapsed())
+        self.contact
+            .lock()
+            .received
+            .map(|received| received.elapsed())
     }
 
     /// How often all objects were listed.
@@ -143,7 +146,7 @@ impl Registered<'_> {
     /// The watch is established.
     pub fn up(&mut self) {
         self.set(true);
-        self.of.heard();
+        self.of.received();
     }
 
     /// The watch has ended. Returns whether it was established.

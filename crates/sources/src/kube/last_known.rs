@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(5);
 const LIMIT: usize = 4 << 20;
 
 /// The pods as last sent to the registry, including those that are not served.
-pub type Told = Arc<Vec<Arc<SelectedPod>>>;
+pub type SentPods = Arc<Vec<Arc<SelectedPod>>>;
 
 /// The file.
 #[derive(Clone, Debug)]
@@ -111,7 +111,7 @@ impl LastKnown {
     }
 
     /// Writes each of the `updates` to the file, until their sender is dropped.
-    pub async fn keep(self, mut updates: watch::Receiver<Told>) {
+    pub async fn keep(self, mut updates: watch::Receiver<SentPods>) {
         while updates.changed().await.is_ok() {
             tokio::time::sleep(PACE).await;
             loop {

@@ -31,7 +31,7 @@ pub mod watch_error;
 
 use health::Health;
 use index::{Index, NamespaceRecord, PodRecord, namespace_item, pod_item};
-use last_known::{LastKnown, Told};
+use last_known::{LastKnown, SentPods};
 use namespaces::{NamespaceChange, Progress};
 use object::{NamespaceMetadata, Resource};
 use support::backoff::Timeouts;
@@ -115,7 +115,7 @@ pub async fn run<L: Send>(
                 return;
             }
         }
-        let (to_keep, kept) = watch_channel::channel(Told::default());
+        let (to_keep, kept) = watch_channel::channel(SentPods::default());
         last_sent = Some(to_keep);
         let _ = watches.spawn(file.keep(kept));
     }
@@ -162,7 +162,7 @@ struct Feed<L> {
     /// Dropped once the first pods have been sent.
     listed: Option<L>,
     /// Receives the pods as last sent, if they are stored.
-    last_sent: Option<watch_channel::Sender<Told>>,
+    last_sent: Option<watch_channel::Sender<SentPods>>,
     /// How many pods were sent before the API server answered.
     known_before: usize,
     pods: WatchState,

@@ -244,7 +244,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static, M: Send + 'static> 
                     return Err(WatchError::new(Reason::Silent, text).into());
                 }
             };
-            health.heard();
+            health.received();
             let (change, version) = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     let item = (self.keep)(object);
