@@ -68,15 +68,15 @@ impl Attachment {
         }
     }
 
-    /// Ends all maintenance of pins and rules; what is there remains.
+    /// Ends all maintenance of pins and rules, which stay as they are.
     pub fn drain(&mut self) {
         self.draining = true;
-        // The tasks of the pods leave the rules as they are.
-        let _before = self.anothers.send_replace(true);
+        // Makes the pods' tasks stop changing the rules.
+        let _before = self.maintained_by_another.send_replace(true);
     }
 
-    /// Keeps the pins and what they hold in order, and finds out whether another daemon maintains the rules in pods. To be
-    /// called every few seconds.
+    /// Maintains the pins and the pinned objects, and finds out whether another daemon maintains the rules in pods. Call
+    /// this every few seconds.
     pub fn maintain(&mut self) {
         if self.draining {
             return;
@@ -87,7 +87,7 @@ impl Attachment {
     }
 
     fn look_for_another(&self) {
-        let now = self.programs.rules_are_anothers();
+        let now = self.programs.another_maintains_rules();
         if self
             .maintained_by_another
             .send_if_modified(|was| std::mem::replace(was, now) != now)

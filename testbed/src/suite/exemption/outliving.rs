@@ -353,7 +353,7 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
     cases.case("outliving/cleanup-during-a-drain-leaves-nothing", || {
         cleaned_up_during_a_drain(node)
     });
-    cases.case("outliving/a-foreign-map-is-left-alone", || {
+    cases.case("outliving/a-foreign-map-is-unchanged", || {
         fs::create_dir_all(node.pins())?;
         let pin = node.pins().join(CONNECTING_PIN);
         let _none = std::fs::remove_file(&pin);
