@@ -81,7 +81,7 @@ pub(super) async fn answer(
     })
 }
 
-/// The refusal of a request with a wrong token, or which RBAC does not allow.
+/// The refusal of a request that has a wrong token or that RBAC does not allow.
 fn not_allowed(state: &State, asked: &Asked) -> Option<Response<Body>> {
     if let Some(token) = &state.token
         && asked.authorization != format!("Bearer {token}")
@@ -185,8 +185,8 @@ pub(super) fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
     response
 }
 
-/// Whether `object` is in the requested namespace and matches the selectors: equal labels, and of fields `spec.nodeName` and
-/// `metadata.name`.
+/// Whether `object` is in the requested namespace and matches the selectors: equal labels, and the fields `spec.nodeName`
+/// and `metadata.name`.
 pub(super) fn selected(asked: &Asked, object: &Value) -> bool {
     let namespace = object["metadata"]["namespace"].as_str();
     if asked.namespace.is_some() && asked.namespace.as_deref() != namespace {

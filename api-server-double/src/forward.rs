@@ -24,12 +24,12 @@ use super::{Asked, Body, Shared};
 
 /// The subresource.
 pub(super) const RESOURCE: &str = "pods/portforward";
-/// The only version of the channels that the kubelet has and that is binary.
+/// The only binary version of the channels that the kubelet supports.
 const PROTOCOL: &str = "v4.channel.k8s.io";
 /// Channels of the one port.
 const DATA: u8 = 0;
 const ERROR: u8 = 1;
-/// The size of a message at most, as Go copies.
+/// Maximum size of a message, as in Go's copies.
 const CHUNK: usize = 32 * 1024;
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;

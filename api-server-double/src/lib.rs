@@ -121,14 +121,14 @@ struct State {
     token: Option<String>,
     /// Resources to which RBAC denies all access.
     forbidden: BTreeSet<String>,
-    /// What RBAC allows; `None`: everything that is not forbidden.
+    /// The rules of RBAC; `None`: everything is allowed that is not forbidden.
     allowed: Option<Vec<Rule>>,
     /// The number of clients' writes, by verb.
     writes: BTreeMap<String, usize>,
     asked: Vec<Asked>,
     streams_initial: bool,
     watching: HashMap<String, usize>,
-    /// What listens on ports of pods: namespace, pod and port -> address.
+    /// The listener behind each port of a pod: namespace, pod and port -> address.
     forwards: HashMap<(String, String, u16), SocketAddr>,
     /// Namespace and pod -> log.
     logs: HashMap<(String, String), String>,
@@ -363,8 +363,7 @@ impl ApiServer {
         state.allowed.get_or_insert_default().extend(rules);
     }
 
-    /// From now on `target` is what listens on `port` of a pod, for requests of `pods/portforward`. Other ports refuse the
-    /// connection.
+    /// From now on requests of `pods/portforward` for `port` of a pod reach `target`. Other ports refuse the connection.
     pub fn forward(&self, namespace: &str, pod: &str, port: u16, target: SocketAddr) {
         let key = (namespace.to_owned(), pod.to_owned(), port);
         self.shared.state.lock().forwards.insert(key, target);

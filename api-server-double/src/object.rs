@@ -108,7 +108,7 @@ fn patched(state: &State, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> 
     Ok(object)
 }
 
-/// A strategic merge patch. Of the lists that are merged, only conditions are known, by their type (kubernetes
+/// A strategic merge patch. Of lists, it merges only conditions, by their type (kubernetes
 /// staging/src/k8s.io/api/core/v1/types.go, `patchMergeKey`).
 fn merged(state: &State, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> {
     let (mut object, patch) = (there(state, asked)?, json(body)?);

@@ -71,8 +71,8 @@ fn program(path: &Path, kind: u64) -> Option<(u64, Ran)> {
     Some((field("prog_id")?, ran))
 }
 
-/// Mean nanoseconds of the program that ran at least `times` between two readings. With only IPv4
-/// connections and no getpeername calls, of type [`SOCK_ADDR`] that is connect4. Of type [`CGROUP_SKB`] there is only one.
+/// Mean nanoseconds of the program that ran at least `times` between two readings. With only IPv4 connections and no
+/// getpeername calls, the one of type [`SOCK_ADDR`] is connect4. There is only one of type [`CGROUP_SKB`].
 pub(super) fn mean(
     before: &BTreeMap<u64, Ran>,
     after: &BTreeMap<u64, Ran>,

@@ -88,7 +88,7 @@ pub fn main(args: &Args) -> Result<()> {
 /// Starts a daemon with additional arguments.
 ///
 /// # Errors
-/// As [`DaemonSpec::start`].
+/// Those of [`DaemonSpec::start`].
 pub fn start_daemon(
     args: &Args,
     run: &Run,
@@ -130,7 +130,7 @@ fn memory(args: &Args, run: &Run, cgroup: &Cgroup, prober: &Prober) -> Result<()
     Ok(())
 }
 
-/// The sample below which `percent` of all samples are; 0 where there are none.
+/// The sample below which `percent` of all samples are; 0 if there are none.
 pub fn percentile(samples: &mut [u64], percent: usize) -> u64 {
     samples.sort_unstable();
     let index = samples.len() * percent / 100;

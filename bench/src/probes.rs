@@ -39,11 +39,11 @@ const BATCHES: usize = 20;
 struct Pods {
     /// Without a mesh.
     plain: Pod,
-    /// Of a mesh, and served by the daemon.
+    /// A pod in a mesh, served by the daemon.
     served: Pod,
-    /// Of a mesh, and not served.
+    /// A pod in a mesh, not served.
     istio: Pod,
-    /// Of a mesh whose own rules exclude the app's ports.
+    /// A pod in a mesh whose own rules exclude the app's ports.
     excluded: Pod,
 }
 
@@ -61,7 +61,7 @@ type Cost = [String; 3];
 /// Measures both paths and prints the results.
 ///
 /// # Errors
-/// As [`crate::measure::main`].
+/// Those of [`crate::measure::main`].
 pub fn probes(args: &Args, run: &Run, cgroup: &Cgroup, prober: &Prober) -> Result<()> {
     let mut bench = Bench {
         run,
@@ -70,13 +70,13 @@ pub fn probes(args: &Args, run: &Run, cgroup: &Cgroup, prober: &Prober) -> Resul
         pods: Pods::start(run)?,
         rounds: if args.quick { 500 } else { 5_000 },
     };
-    // In this order, because the kernel path outlives its daemon.
+    // Measures in this order, because the kernel path outlives its daemon.
     let mut daemon = start_daemon(args, run, cgroup, "handler-path", &["--kernel-path=false"])?;
     daemon.serve(&mut bench.pods.served)?;
     let mut rows = bench.http_by_handler()?;
     rows.extend(bench.tcp_by_handler()?);
     let costs = bench.costs_of_handler(&daemon)?;
-    // Last, because its prober is another process, which the daemon from then on regards as the kubelet.
+    // Measured last, because its prober is another process, which the daemon then treats as the kubelet.
     rows.extend(bench.with_kubelet("spliced", "")?);
     print("through the handler", &rows, &costs);
     let _status = daemon.stop(GRACE)?;
@@ -154,8 +154,8 @@ impl Bench<'_> {
         self.prober.measure(targets, self.rounds)
     }
 
-    /// Also the parts of a probe through a handler on the node, one after the other and without a handler: one connection on
-    /// loopback, and one within the pod that bypasses the mesh's rules.
+    /// Also measures the two connections of a probe through a handler, one after the other and without a handler: one
+    /// connection on loopback, and one within the pod that bypasses the mesh's rules.
     fn http_by_handler(&self) -> Result<Vec<Row>> {
         let Pods {
             plain,

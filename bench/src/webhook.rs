@@ -59,7 +59,7 @@ pub(super) fn webhook(run: &Run, program: Option<&std::path::Path>, quick: bool)
             format!("{wall:.0}"),
             "",
         );
-        // Half of the rate of one core, or less if the clients leave the webhook less.
+        // Half of the rate of one core, or less if the clients leave the webhook less processor time.
         let rate = (per_core / 2.0).min(wall / 2.0);
         let mut half = load(Some(rate))?;
         row(

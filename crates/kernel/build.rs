@@ -47,7 +47,8 @@ fn embed(root: &Path, release: bool) -> Result<(), Box<dyn Error>> {
         }
         None => {
             fs::write(embedded, [])?;
-            // Usual in builds that only check or test: an error only in a release build.
+            // A missing object is normal in builds that only check or test, so it is an error only in a
+            // release build.
             release.then(|| "no eBPF object".to_owned())
         }
     };

@@ -1,4 +1,5 @@
-//! Texts and messages of the kernel, in which names of cgroups and processes are chosen by others.
+//! Texts and messages of the kernel, which contain names of cgroups and processes that any user may have
+//! chosen.
 
 /// Files of /proc, and names of cgroups.
 pub fn proc(data: &[u8]) {

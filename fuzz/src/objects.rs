@@ -31,7 +31,7 @@ fn apply(pod: &Value, admission: &Admission) -> Value {
     pod
 }
 
-/// To Kubernetes an empty map of annotations is the same as none.
+/// Kubernetes treats an empty map of annotations like a missing one.
 fn without_empty_annotations(mut pod: Value) -> Value {
     if let Some(metadata) = pod.get_mut("metadata").and_then(Value::as_object_mut)
         && let Some(Value::Null | Value::Object(_)) = metadata.get("annotations")

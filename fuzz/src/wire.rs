@@ -73,7 +73,7 @@ pub fn first_bytes(data: &[u8]) {
     serve::fuzzing::first_bytes(data);
 }
 
-/// A Location: what follows it is one request, to the pod.
+/// A Location: the request that follows it is one request, to the pod.
 pub fn redirect(data: &[u8]) {
     const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
     let address = SocketAddr::new(POD, 8080);

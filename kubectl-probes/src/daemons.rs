@@ -30,7 +30,7 @@ pub struct Daemon {
     pub pod: String,
     /// The port of its admin server, or why it can't be requested.
     pub port: Result<u16, String>,
-    /// Whether its container was restarted, and has a log of before.
+    /// Whether its container was restarted, so that the log of the previous one exists.
     pub has_restarted: bool,
 }
 
@@ -100,8 +100,8 @@ async fn pages(api: &Api<Pod>) -> Result<Vec<Pod>, Error> {
     }
 }
 
-/// One daemon for each node. Of several on one node, as during an upgrade, the newest that is ready: they share the port, and
-/// the newest ready one answers.
+/// One daemon for each node. If a node has several, as during an upgrade, returns the newest one that is ready: they share
+/// the port, and that one answers.
 pub fn of_pods(pods: Vec<Pod>) -> Vec<Daemon> {
     let mut of_node: BTreeMap<String, Vec<Pod>> = BTreeMap::new();
     for pod in pods {
@@ -189,7 +189,7 @@ fn port(pod: &Pod) -> Result<u16, String> {
     }
 }
 
-/// Why a container waits, such as `CrashLoopBackOff`.
+/// The reason why a container waits, such as `CrashLoopBackOff`.
 fn waiting(pod: &Pod) -> Option<&str> {
     let statuses = pod.status.as_ref()?.container_statuses.iter().flatten();
     let mut waiting = statuses.filter_map(|status| status.state.as_ref()?.waiting.as_ref());

@@ -43,7 +43,7 @@ struct OnNode<'a> {
     explained: Explained<'a>,
 }
 
-/// Requests the history of the pod from all daemons, because only they have it; usually one has it.
+/// Requests the history of the pod from all daemons: usually one of them has it.
 pub fn run(runtime: &Runtime, cluster: &Cluster, args: &ExplainArgs) -> Result<ExitCode, ExitCode> {
     let (namespace, name) = pod_name(&args.pod, args.namespace.as_deref()).map_err(|mistake| {
         output::note(&mistake);
@@ -83,13 +83,13 @@ pub fn run(runtime: &Runtime, cluster: &Cluster, args: &ExplainArgs) -> Result<E
     Ok(output::print(|out| out.write_all(text.as_bytes())))
 }
 
-/// None: the daemon has no such pod.
+/// `None` if the daemon has no such pod.
 fn history(answer: &Answer) -> Result<Option<PodHistory>, Failure> {
     let body = String::from_utf8_lossy(&answer.body);
     match answer.status {
         StatusCode::NOT_FOUND if body.contains("has no pod") => Ok(None),
         StatusCode::NOT_FOUND => Err(Failure::Daemon(
-            "the daemon is of an older version, without the history of pods".to_owned(),
+            "the daemon's version is too old to have a history of pods".to_owned(),
         )),
         _ => json(answer).map(Some),
     }

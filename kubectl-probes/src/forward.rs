@@ -27,10 +27,10 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// Why a daemon has no answer.
+/// Why there is no answer of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// It can't be requested, by its pod.
+    /// It can't be requested, according to its pod.
     #[error("{0}")]
     Pod(String),
     /// No permission.
@@ -48,13 +48,13 @@ pub enum Failure {
     },
     /// Nothing listens on the port.
     #[error(
-        "nothing listens on port {port} of the node's loopback: the daemon starts, or --admin-addr has another address"
+        "nothing listens on port {port} of the node's loopback: the daemon is still starting, or --admin-addr has another address"
     )]
     Refused {
         /// The admin server's port.
         port: u16,
     },
-    /// No whole answer in time.
+    /// No complete answer in time.
     #[error("no answer within {} s", .0.as_secs_f64())]
     TimedOut(Duration),
     /// Not HTTP, or it ended early.
@@ -94,7 +94,7 @@ async fn forwarded(pods: &Api<Pod>, pod: &str, port: u16, path: &str) -> Result<
     let forwarder = pods.portforward(pod, &[port]).await;
     let mut forwarder = forwarder.map_err(|error| match error {
         kube::Error::Api(status) if status.code == 403 => {
-            // Without the name of the pod, which differs for each node.
+            // Removes the name of the pod, which differs for each node.
             let message = status.message.split_once(" is forbidden: ");
             Failure::Forbidden(message.map_or(status.message.clone(), |(_, why)| why.to_owned()))
         }

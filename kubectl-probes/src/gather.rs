@@ -45,7 +45,8 @@ where
         .iter()
         .enumerate()
         .map(|(index, daemon)| async move {
-            // As tasks, because reading the answers takes most of the time and can use all processors.
+            // Runs the requests as tasks, because reading the answers takes most of the time and can use all
+            // processors.
             let task = tokio::spawn(request(daemons.api.clone(), daemon.clone()));
             let result = task.await;
             let result = result.unwrap_or_else(|error| Err(Failure::Daemon(error.to_string())));
@@ -67,7 +68,7 @@ where
 /// Reads the JSON of an answer with status 200.
 ///
 /// # Errors
-/// It has another status, or another form: that of another version.
+/// It has another status, or it can't be parsed because the daemon has another version.
 pub fn json<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, Failure> {
     let body = &answer.body;
     if answer.status != StatusCode::OK {
@@ -75,7 +76,7 @@ pub fn json<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, Failur
         let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
         let text = text.trim();
         return Err(Failure::Daemon(format!(
-            "the daemon answers {status}: {text}"
+            "the daemon answered {status}: {text}"
         )));
     }
     serde_json::from_slice(body).map_err(|error| {
@@ -89,7 +90,7 @@ pub fn json<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, Failur
                 "the daemon has version {theirs}, and its answer can't be read by this plugin's {VERSION} ({error})"
             ),
             Err(_) => format!(
-                "the answer can't be read ({error}): is it of another version than this plugin ({VERSION})?"
+                "the answer can't be read ({error}): does the daemon have another version than this plugin ({VERSION})?"
             ),
         })
     })
@@ -113,6 +114,6 @@ mod tests {
         let why = read(StatusCode::OK, "hello");
         assert!(why.contains("another version"), "{why}");
         let why = read(StatusCode::NOT_FOUND, "not found\n");
-        assert_eq!(why, "the daemon answers 404: not found");
+        assert_eq!(why, "the daemon answered 404: not found");
     }
 }

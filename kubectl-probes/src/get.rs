@@ -76,7 +76,7 @@ pub fn run(runtime: &Runtime, cluster: &Cluster, args: &GetArgs) -> Result<ExitC
     })
 }
 
-/// The output, and what to say on standard error.
+/// The texts for standard output and standard error.
 #[derive(Debug)]
 pub struct Text {
     /// For standard output.

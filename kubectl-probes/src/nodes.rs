@@ -29,7 +29,7 @@ pub struct Node {
 pub struct NodeOutput<'a, T> {
     node: &'a str,
     pod: &'a str,
-    /// Why there is nothing else.
+    /// Why the state is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(flatten)]
@@ -100,12 +100,12 @@ pub fn any_answered(nodes: &[Node]) -> bool {
     nodes.iter().any(|node| node.state.is_ok())
 }
 
-/// Whether a node has none.
+/// Whether a node has no state.
 pub fn any_failed(nodes: &[Node]) -> bool {
     nodes.iter().any(|node| node.state.is_err())
 }
 
-/// The nodes without a state, and with `problems` also what is wrong with the other daemons: node and text.
+/// The nodes without a state, and with `problems` also the problems of the other daemons: node and text.
 pub fn problems(nodes: &[Node], problems: bool) -> Vec<(&str, String)> {
     let mut rows = Vec::new();
     for node in nodes {
@@ -121,7 +121,7 @@ pub fn problems(nodes: &[Node], problems: bool) -> Vec<(&str, String)> {
     rows
 }
 
-/// What is wrong with a daemon as a whole.
+/// The problem of a daemon as a whole.
 pub fn of_daemon(status: &Status) -> Vec<String> {
     let mut problems = Vec::new();
     if !status.pending.is_empty() {
@@ -137,14 +137,14 @@ pub fn of_daemon(status: &Status) -> Vec<String> {
     problems
 }
 
-/// A table of nodes and their problems; nothing if there is none.
+/// A table of nodes and their problems; empty if there is no problem.
 pub fn problem_table(problems: &[(&str, String)], width: Option<usize>) -> String {
     let names = problems.iter().map(|(node, _)| node.chars().count());
     let Some(longest) = names.max() else {
         return String::new();
     };
     let name = longest.max("NODE".len());
-    // Where half of the width is not enough for the name, the problem is below it.
+    // If the name needs more than half of the width, the problem is on the line below it.
     let is_table = width.is_none_or(|width| name + 2 <= width / 2);
     let mut text = String::new();
     if is_table {

@@ -1,4 +1,5 @@
-//! Removes the queries of probes' paths, which may contain a secret, from what is passed on to others.
+//! Removes the queries of probes' paths, which may contain a secret, from output that the user may send to
+//! others.
 
 use serde_json::Value;
 
@@ -18,17 +19,17 @@ pub fn check(check: &str) -> String {
 pub struct Queries(Vec<String>);
 
 impl Queries {
-    /// Those of all probes in a state, also in one of another version.
+    /// The queries of all probes in a state, even if a daemon of another version wrote it.
     pub fn of(state: &Value) -> Self {
         let mut queries = Vec::new();
         collect(state, &mut queries);
-        // A query that contains another one is replaced first.
+        // Replaces a query that contains another one before that one.
         queries.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         queries.dedup();
         Self(queries)
     }
 
-    /// `text` without them, also where it is JSON.
+    /// `text` without the queries, even if it is JSON.
     pub fn remove(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for query in &self.0 {

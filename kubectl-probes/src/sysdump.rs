@@ -25,10 +25,10 @@ use status_view::output::{self, EXIT_FAILURE};
 use status_view::time::now;
 use support::build::DESCRIPTION;
 
-/// Lines and bytes of a log at most.
+/// Maximum number of lines and bytes of a log.
 const LOG_LINES: i64 = 10_000;
 const LOG_BYTES: i64 = 4 << 20;
-/// What is requested from each daemon, and the file that it becomes.
+/// The paths that are requested from each daemon, and the names of the files that contain the answers.
 const REQUESTS: [(&str, &str); 4] = [
     ("/status", "status.json"),
     ("/debug/config", "config.json"),
@@ -51,7 +51,7 @@ pub struct SysdumpArgs {
     file: PathBuf,
 }
 
-/// The files of a node, and what could not be had.
+/// The files of a node, and what could not be obtained.
 #[derive(Debug, Default)]
 struct Dump {
     files: Vec<(&'static str, String)>,
@@ -64,7 +64,7 @@ struct Dump {
 struct Index<'a> {
     time: &'a str,
     plugin: &'a str,
-    /// Of the API server, if it may be read.
+    /// The version of the API server, if the user may read it.
     kubernetes: Option<String>,
     nodes: Vec<IndexNode<'a>>,
 }
@@ -110,7 +110,7 @@ pub fn run(runtime: &Runtime, cluster: &Cluster, args: &SysdumpArgs) -> Result<E
     })
 }
 
-/// Everything about one daemon. One request at a time: the daemon serves few at once.
+/// Everything about one daemon. Sends one request at a time, because the daemon serves few at once.
 async fn dump(api: &Api<Pod>, daemon: &Daemon, timeout: std::time::Duration) -> Dump {
     let mut dump = Dump::default();
     let mut queries = Queries::default();
@@ -119,7 +119,7 @@ async fn dump(api: &Api<Pod>, daemon: &Daemon, timeout: std::time::Duration) -> 
             Ok(answer) => answer,
             Err(failure) => {
                 dump.errors.push(format!("{path}: {failure}"));
-                // The other requests would wait as long.
+                // Skips the other requests, which would wait as long.
                 if path == "/status" {
                     break;
                 }
@@ -128,18 +128,19 @@ async fn dump(api: &Api<Pod>, daemon: &Daemon, timeout: std::time::Duration) -> 
         };
         let text = String::from_utf8_lossy(&answer.body).into_owned();
         if path == "/status" {
-            // Of a state that can't be read no query could be removed, here and in the other files.
+            // If the state can't be parsed, its queries can't be found and removed, here and in the other
+            // files.
             let Ok(state) = serde_json::from_str::<Value>(&text) else {
-                dump.errors.push(format!("{path}: the answer is no JSON"));
+                dump.errors.push(format!("{path}: the answer is not JSON"));
                 return dump;
             };
             queries = Queries::of(&state);
             dump.version = state["version"].as_str().map(str::to_owned);
         }
-        // That a daemon is not ready is information too.
+        // Keeps the answer of a daemon that is not ready, because it contains the reason.
         if answer.status != StatusCode::OK && path != "/readyz" {
             dump.errors
-                .push(format!("{path}: the daemon answers {}", answer.status));
+                .push(format!("{path}: the daemon answered {}", answer.status));
         }
         dump.files.push((name, text));
     }
@@ -190,7 +191,7 @@ fn archive(dumps: &[(Daemon, Dump)], kubernetes: Option<String>) -> std::io::Res
     let index = serde_json::to_string_pretty(&index)? + "\n";
     append(&mut tar, "index.json", &index)?;
     for (daemon, dump) in dumps {
-        // A pod without a node shares a name with others like it.
+        // Uses the pod's name for a pod without a node, because several pods may have none.
         let directory = match daemon.node.as_str() {
             "(none)" => file_name(&daemon.pod),
             node => file_name(node),
@@ -215,7 +216,7 @@ fn append(
     tar.append_data(&mut header, format!("{ROOT}/{name}"), text.as_bytes())
 }
 
-/// `name` as a file's name: names of nodes are names of the DNS, but the API server only checks that.
+/// `name` as a file's name: names of nodes should be DNS names, but only the API server checks that.
 fn file_name(name: &str) -> String {
     let name: String = name
         .chars()

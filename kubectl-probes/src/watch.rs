@@ -61,7 +61,7 @@ pub fn run(runtime: &Runtime, cluster: &Cluster, args: &WatchArgs) -> Result<Exi
             Ok(false) => return Ok(ExitCode::SUCCESS),
             Err(message) => return Ok(output::fail(&message)),
         }
-        // Cleared with the screen, so repeated there.
+        // Clearing the screen removes this text, so it is printed each time.
         for note in &shown.notes {
             if clear || !said.contains(note) {
                 output::note(note);

@@ -1,7 +1,7 @@
 //! Reads the result of a probe from the app's answer as its segments pass, on the kernel path.
 //!
-//! Of HTTP/1 the status line is read; of gRPC's HTTP/2 the frames' headers, and the message of a health check. Header
-//! compression is not decoded, so a call that fails without a message has no status code here.
+//! For HTTP/1 the program reads the status line; for gRPC's HTTP/2 it reads the headers of frames and the message of
+//! a health check. Header compression is not decoded, so a call that fails without a message has no status code here.
 
 use crate::address::SockAddr;
 use crate::outcome::{CLOSED, GIVEN_UP, GRPC_FAILED, GRPC_STATUS, HTTP_STATUS, INVALID, UNREAD};
@@ -18,9 +18,9 @@ pub struct Answer {
     pub since_ns: u64,
     /// What the next bytes are: [`STATUS_LINE`], [`FIRST_FRAME`], [`FRAME`], [`MESSAGE`] or [`EMPTY_MESSAGE`].
     pub expected: u32,
-    /// Bytes to skip before them.
+    /// Number of bytes to skip before the next bytes.
     pub skip: u32,
-    /// How many of them are in `part`, because the segment ended within them.
+    /// How many of the next bytes are in `part`, because the segment ended within them.
     pub have: u32,
     /// The bytes that an earlier segment contained.
     pub part: [u8; PART],
@@ -43,10 +43,11 @@ pub const FIRST_FRAME: u32 = 1;
 pub const FRAME: u32 = 2;
 /// A message with its prefix, as far as it is needed.
 pub const MESSAGE: u32 = 3;
-/// The prefix of a message, which is all of its frame.
+/// The prefix of a message whose frame contains nothing else.
 pub const EMPTY_MESSAGE: u32 = 4;
 
-/// Most steps (frames, and parts of a frame) in one segment. A health check's whole answer has about ten.
+/// Maximum number of steps (frames, and parts of a frame) in one segment. A health check's whole answer has
+/// about ten.
 const STEPS: u32 = 16;
 /// The longest frame that the kubelet accepts (RFC 9113, 4.2). Bytes.
 const FRAME_LIMIT: u32 = 16_384;
@@ -66,11 +67,11 @@ const PADDED: u8 = 8;
 pub struct Known {
     /// [`HTTP_STATUS`], [`GRPC_STATUS`], [`GRPC_FAILED`], [`INVALID`] or [`UNREAD`].
     pub kind: u32,
-    /// The status; 0 where there is none.
+    /// The status; 0 if there is none.
     pub value: u32,
 }
 
-/// What follows from bytes that were expected.
+/// The next step after the expected bytes were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Known(Known),
@@ -83,7 +84,7 @@ enum Step {
 
 /// The bytes of a packet.
 pub trait Bytes {
-    /// `N` bytes from offset `at`; none if the packet is shorter.
+    /// `N` bytes from offset `at`; `None` if the packet is shorter.
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]>;
 }
 
@@ -137,7 +138,7 @@ impl Answer {
         Some(known(UNREAD, 0))
     }
 
-    /// The next `N` bytes, which may begin in an earlier segment; none if they do not end in this one.
+    /// The next `N` bytes, which may begin in an earlier segment; `None` if they do not end in this one.
     #[inline(always)]
     fn take<const N: usize>(
         &mut self,
@@ -169,12 +170,13 @@ impl Answer {
     }
 }
 
-/// The kind of outcome of a connection that ends before its result is known: which end has closed it. `next`: that of its
-/// [`Answer`]; `received`: the sequence number up to which the kubelet's socket has received, which includes a FIN.
+/// The kind of outcome of a connection that ends before its result is known: it shows which end has closed the
+/// connection. `next`: the field of its [`Answer`]; `received`: the sequence number up to which the kubelet's socket has
+/// received, which includes a FIN.
 #[inline(always)]
 pub const fn ended(next: u32, received: u32, by_kubelet: bool) -> u32 {
     if received.wrapping_sub(next) as i32 > 1 {
-        // Packets that are not parsed have contained an answer.
+        // The app has sent an answer in packets that are not parsed.
         UNREAD
     } else if by_kubelet {
         GIVEN_UP
@@ -214,7 +216,7 @@ fn frame(header: [u8; 9], is_first: bool) -> Step {
     let ends = flags & END_STREAM != 0;
     match kind {
         _ if stream != STREAM => {}
-        // An answer needs trailers, and ends with them; so does a failed call, which needs nothing else.
+        // An answer ends with trailers; a failed call may contain nothing else.
         DATA | HEADERS if ends => return Step::Known(known(GRPC_FAILED, 0)),
         RST_STREAM => return Step::Known(known(GRPC_FAILED, 0)),
         DATA if flags & PADDED != 0 => return Step::Known(known(UNREAD, 0)),

@@ -26,7 +26,7 @@ pub struct Connecting {
     pub cookie: u64,
     /// When the connection began, nanoseconds of the kernel's own monotonic clock.
     pub since_ns: u64,
-    /// 1 once the SYN has arrived in a pod with our rules.
+    /// 1 once the SYN has arrived in a pod that has our rules.
     pub arrived: u64,
 }
 

@@ -26,7 +26,7 @@ pub enum Counter {
     /// Recorded connections whose SYN arrived in a pod with our rules, each counted once. If there are fewer than
     /// recorded, something between kubelet and pod changes addresses, or the pod has lost its rules.
     Exempt = 9,
-    /// Refused connections that began all the same, because a program on a parent cgroup set another return value.
+    /// Refused connections that were opened anyway, because a program on a parent cgroup set another return value.
     RefusalUndone = 10,
 }
 

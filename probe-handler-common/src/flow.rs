@@ -11,7 +11,7 @@ pub struct Original {
     pub destination: SockAddr,
     /// The socket's initial sequence number, host byte order, once the connection is established; 0 until then.
     pub isn: u32,
-    /// The path of its connection: [`HANDLER`], or [`EXEMPT`] and what of it is read.
+    /// The path of its connection: [`HANDLER`], or [`EXEMPT`] and the form in which its answer is read.
     pub path: u32,
 }
 
@@ -19,9 +19,9 @@ pub struct Original {
 pub const HANDLER: u32 = 0;
 /// The connection goes to the pod itself, and is exempt from the mesh's redirect.
 pub const EXEMPT: u32 = 1;
-/// As [`EXEMPT`], and the app's answer is read as HTTP/1.
+/// Like [`EXEMPT`], and the app's answer is read as HTTP/1.
 pub const EXEMPT_HTTP: u32 = 2;
-/// As [`EXEMPT`], and the app's answer is read as that of a gRPC health check.
+/// Like [`EXEMPT`], and the app's answer is read as that of a gRPC health check.
 pub const EXEMPT_GRPC: u32 = 3;
 
 /// The path of an exempt connection to an endpoint with `flags`.
@@ -42,7 +42,7 @@ const _: () = assert!(size_of::<Original>() == 28);
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Original {}
 
-/// The second key of a connection to the handler in `SOCKETS`: from its own end, in 127.0.0.0/8 or ::1, and the handler's
+/// The second key of a connection to the handler in `SOCKETS`: its local address, in 127.0.0.0/8 or ::1, and the handler's
 /// port. A Multipath TCP socket has another cookie than the TCP socket of its connection, but the same ends. A cookie never
 /// has the highest bit.
 #[inline(always)]

@@ -4,7 +4,7 @@
 pub const BEAT: u32 = 0;
 /// Index into `HEARTBEAT`: the programs' clock at the last datagram of one byte, which requests the time.
 pub const CLOCK: u32 = 1;
-/// Index into `HEARTBEAT`: when the daemon last showed that it runs, also while the handler accepts no connections.
+/// Index into `HEARTBEAT`: when the daemon last reported that it runs, even if the handler accepts no connections.
 pub const LEASE: u32 = 2;
 /// The number of entries of `HEARTBEAT`.
 pub const ENTRIES: u32 = 3;
@@ -21,8 +21,8 @@ pub const fn is_fresh(beat_ns: u64, now_ns: u64, timeout_ns: u64) -> bool {
     beat_ns != STOPPED && now_ns.saturating_sub(beat_ns) <= timeout_ns
 }
 
-/// Whether a daemon that last showed at `lease_ns` that it runs has been gone for so long that its programs leave all
-/// connections unchanged. Never if `outlive_ns` is 0, nor before it has shown that at all.
+/// Whether a daemon that last reported at `lease_ns` that it runs has been gone for so long that its programs leave
+/// all connections unchanged. False if `outlive_ns` is 0, and before the first such report.
 #[inline(always)]
 pub const fn is_over(lease_ns: u64, now_ns: u64, outlive_ns: u64) -> bool {
     outlive_ns != 0 && lease_ns != 0 && now_ns.saturating_sub(lease_ns) > outlive_ns

@@ -35,12 +35,12 @@ pub mod maps {
     /// [`crate::connecting::Tuple`] of a connection that is exempt from the mesh's redirect, while the kubelet's socket is
     /// in SYN_SENT, to its [`crate::connecting::Connecting`].
     pub const CONNECTING: &str = "CONNECTING";
-    /// Name of the pin of `CONNECTING`. The number is that of its layout: to be raised with every change of
-    /// [`crate::connecting::Tuple`], [`crate::connecting::Connecting`] or the capacity.
+    /// Name of the pin of `CONNECTING`. The number is the version of its layout: increase it with every
+    /// change of [`crate::connecting::Tuple`], [`crate::connecting::Connecting`] or the capacity.
     pub const CONNECTING_PIN: &str = "connecting-1";
     /// One [`crate::priority::Key`] at index 0.
     pub const CLASSIFY_KEY: &str = "CLASSIFY_KEY";
-    /// Name of the pin of `CLASSIFY_KEY`. The number is to be raised with every change of the key, or of how it is used.
+    /// Name of the pin of `CLASSIFY_KEY`. Increase the number with every change of the key, or of how it is used.
     pub const CLASSIFY_KEY_PIN: &str = "classify-key-1";
     /// Socket cookie (`u64`) to the [`crate::answer::Answer`] of a connection on the kernel path whose answer is being read.
     pub const ANSWERS: &str = "ANSWERS";
@@ -93,7 +93,7 @@ pub mod programs {
     /// `classifier`: the same at tc ingress of pods' interfaces, for rules that can't call `exempt`: sets the packet's priority.
     /// Optional.
     pub const CLASSIFY: &str = "classify";
-    /// `cgroup_skb/ingress`: reads the answers of apps on the kernel path. Optional: attached last, where the kernel loads it.
+    /// `cgroup_skb/ingress`: reads the answers of apps on the kernel path. Optional: attached last, if the kernel loads it.
     pub const ANSWER: &str = "answer";
     /// The programs for the kubelet's cgroup that must be attached, in their order: the programs that identify
     /// redirected connections are in place before the first connection is redirected.

@@ -1,4 +1,4 @@
-//! The programs' record of a connection whose outcome no user-space process of ours sees.
+//! The programs' record of a connection that does not pass through the handler.
 
 use crate::address::SockAddr;
 
@@ -12,7 +12,7 @@ pub struct Outcome {
     pub kind: u32,
     /// Time from the SYN to the outcome in microseconds; 0 for [`REFUSED`].
     pub after_us: u32,
-    /// The status, where the kind has one; else 0.
+    /// The status, if the kind has one; else 0.
     pub value: u32,
 }
 
@@ -23,8 +23,8 @@ pub const ESTABLISHED: u32 = 1;
 /// The kubelet's connection on the kernel path ended before it was established: it was refused, or the kubelet gave up.
 pub const ENDED: u32 = 2;
 
-// The remaining kinds are of connections on the kernel path whose answer is read (`answer`): each has one of them, and
-// not `ESTABLISHED`.
+// The remaining kinds are for connections on the kernel path whose answer program `answer` reads. Each such connection
+// has one of them instead of `ESTABLISHED`.
 
 /// The app answered HTTP; the value is the status code.
 pub const HTTP_STATUS: u32 = 3;
@@ -34,7 +34,7 @@ pub const GRPC_STATUS: u32 = 4;
 pub const GRPC_FAILED: u32 = 5;
 /// The app's answer is not of the probe's protocol.
 pub const INVALID: u32 = 6;
-/// The app closed the connection before its answer was complete, or it was lost.
+/// The app closed the connection before its answer was complete, or the answer was lost.
 pub const CLOSED: u32 = 7;
 /// The kubelet closed the connection before the app's answer was complete.
 pub const GIVEN_UP: u32 = 8;

@@ -1,21 +1,21 @@
 //! The packet priority by which program `classify` reports to the rules in a pod that a packet is exempt.
 //!
-//! A packet that program `classify` has not seen, because another tc program ended the run before it, keeps the priority that
-//! its sender may have chosen. So nobody else may know the priority: it is a keyed hash (SipHash-2-4) of the filter's class,
-//! which is a keyed hash of the network namespace, and the key is the node's. Whoever reads the priority in one pod's rules, for
-//! which CAP_NET_ADMIN is needed there, does not learn those of other pods, and can't get another one there.
+//! If another tc program stops a packet before program `classify` runs, the packet keeps the priority that its sender may have
+//! chosen. So the priority must be secret: it is a keyed hash (SipHash-2-4) of the filter's class, the class is a keyed hash of
+//! the network namespace, and each node has its own key. A process that reads the priority in one pod's rules, which requires
+//! CAP_NET_ADMIN there, can't derive the priorities of other pods from it.
 
 /// The key: value of `CLASSIFY_KEY`. All zero: not set yet.
 pub type Key = [u64; 2];
 
-/// The lowest priority that is used here. It is above all those that a process may set without CAP_NET_ADMIN (0 to 6), and
-/// that the kernel sets by itself (up to 15).
+/// The lowest priority that is used here. It is above all priorities that a process may set without CAP_NET_ADMIN (0 to
+/// 6), and that the kernel itself sets (up to 15).
 pub const LOWEST: u32 = 1 << 31;
 
-/// Classes from this one on have a meaning of their own (include/uapi/linux/pkt_sched.h, `TC_H_MIN_PRIORITY`).
+/// Classes from this one on are reserved (include/uapi/linux/pkt_sched.h, `TC_H_MIN_PRIORITY`).
 const RESERVED: u64 = 0xffe0;
 
-/// Distinguishes what is hashed: a class, or else a network namespace.
+/// Distinguishes the kinds of hashed values: a class, or a network namespace.
 const IS_CLASS: u64 = 1 << 63;
 
 /// The class of filters in the network namespace with inode `netns`. Each daemon with the same key has the same class there, so
@@ -24,7 +24,7 @@ pub const fn class(key: Key, netns: u64) -> u16 {
     (1 + siphash(key, netns & !IS_CLASS) % (RESERVED - 1)) as u16
 }
 
-/// The priority of exempt packets at filters of class `class`. None without a key.
+/// The priority of exempt packets at filters of class `class`. `None` without a key.
 #[inline(always)]
 pub const fn priority(key: Key, class: u16) -> Option<u32> {
     if key[0] == 0 && key[1] == 0 {

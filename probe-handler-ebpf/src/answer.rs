@@ -21,7 +21,7 @@ impl Bytes for Packet<'_> {
     }
 }
 
-/// `cgroup_skb/ingress`. For a socket whose answer is not awaited this is one look-up.
+/// `cgroup_skb/ingress`. For a socket whose answer is not awaited, this costs one look-up.
 #[inline(always)]
 pub fn on_packet(ctx: &SkBuffContext) {
     // SAFETY: the context, which has a socket.
@@ -57,7 +57,8 @@ pub fn on_packet(ctx: &SkBuffContext) {
     });
 }
 
-/// The sequence number of a TCP segment, and the offset of its payload. None for IPv6 with extension headers.
+/// The sequence number of a TCP segment, and the offset of its payload. `None` for IPv6 with extension
+/// headers.
 #[inline(always)]
 fn payload(packet: &Packet<'_>) -> Option<(u32, u32)> {
     let [first] = packet.load(0)?;

@@ -231,7 +231,7 @@ fn redirect(
     set_destination: impl FnOnce(),
 ) -> (Verdict, &'static str) {
     if !remember(ctx, destination, HANDLER) {
-        // Without the record the handler would reset the connection.
+        // Leaves the connection unchanged, because the handler would reset it without the record.
         return (Verdict::ALLOW, "is unchanged: SOCKETS accepts no entry");
     }
     set_destination();

@@ -1,5 +1,5 @@
-//! Whether a packet is the SYN of a connection that is exempt from the mesh's redirect. Called by our rules in pods; or at tc
-//! ingress of a pod's interfaces, from where the result reaches the rules in the packet's priority.
+//! Decides whether a packet is the SYN of a connection that is exempt from the mesh's redirect. Our rules in pods call this
+//! directly; or it runs at tc ingress of a pod's interfaces, and passes the result to the rules in the packet's priority.
 
 use core::mem::MaybeUninit;
 

@@ -1,4 +1,4 @@
-//! The log lines that `--kernel-log` shows; none unless `Config::verbose` is set.
+//! The log lines that `--kernel-log` shows; empty unless `Config::verbose` is set.
 
 use core::net::Ipv6Addr;
 

@@ -54,7 +54,7 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     verdict::Verdict::ALLOW.into()
 }
 
-/// A socket of the kubelet's cgroup receives a packet; the data begins with the IP header. Drops none.
+/// A socket of the kubelet's cgroup receives a packet; the data begins with the IP header. Drops no packet.
 #[cgroup_skb(ingress)]
 pub fn answer(ctx: SkBuffContext) -> i32 {
     answer::on_packet(&ctx);
@@ -74,7 +74,8 @@ pub fn exempt(ctx: SkBuffContext) -> i64 {
     i64::from(exempt::is_exempt(ctx.skb.skb))
 }
 
-/// A packet arrives at an interface of a pod (tc ingress); the data begins with the link layer's header. Drops none.
+/// A packet arrives at an interface of a pod (tc ingress); the data begins with the link layer's header. Drops no
+/// packet.
 #[classifier]
 pub fn classify(ctx: TcContext) -> i32 {
     exempt::classify(ctx.skb.skb)

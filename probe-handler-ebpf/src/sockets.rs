@@ -72,7 +72,7 @@ fn on_connect(ctx: &SockOpsContext) {
         is_same(&remote, &original.destination)
     };
     if !as_decided {
-        // The entry is from an earlier attempt of this socket, which failed; now it connects to another address.
+        // The entry belongs to an earlier, failed attempt of this socket, which now connects to another address.
         let _ = SOCKETS.remove(cookie);
         return;
     }
@@ -93,8 +93,8 @@ fn on_connect(ctx: &SockOpsContext) {
     }
 }
 
-/// Counts a connection that was refused and begins all the same. Program connect4 or connect6 has run in the same system call;
-/// if the kubelet's thread has moved to another CPU since then, the connection is not counted.
+/// Counts a connection that was refused and is opened anyway. Program connect4 or connect6 has run in the same system call; if
+/// the kubelet's thread has moved to another CPU since then, the connection is not counted.
 #[inline(always)]
 fn count_if_refused(cookie: u64) {
     let Some(last) = LAST_REFUSED.get_ptr_mut(0) else {
@@ -134,7 +134,8 @@ fn record(ctx: &SockOpsContext, destination: SockAddr, cookie: u64) {
     }
 }
 
-/// Ends the exemption when the socket leaves SYN_SENT, because it is answered, refused or given up, and records which.
+/// Ends the exemption when the socket leaves SYN_SENT, because the SYN was answered, refused or given up, and records
+/// the outcome.
 #[inline(always)]
 fn on_answer(ctx: &SockOpsContext) {
     // SAFETY: the context, which has a socket.
@@ -326,7 +327,7 @@ fn source_port(socket: *const bpf_sock) -> u16 {
     unsafe { core::ptr::read_volatile(&raw const (*socket).src_port) as u16 }
 }
 
-/// The original destination of the context's socket, whose real peer is `peer`, and whose own end `own` reads.
+/// The original destination of the context's socket, whose real peer is `peer`; `own` reads its local address.
 #[inline(always)]
 fn original_of(
     ctx: &SockAddrContext,

@@ -21,7 +21,7 @@ mod jemalloc {
     static MALLOC_CONF: &[u8; 44] = b"narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0\0";
 }
 
-/// Makes all threads use one heap where the heap is glibc's, which by default gives each thread its own to avoid contention.
+/// If the heap is glibc's, makes all threads share one heap; by default glibc gives each thread its own to avoid contention.
 /// Call it before other threads exist.
 pub(crate) fn use_one() {
     #[cfg(all(

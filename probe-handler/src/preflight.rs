@@ -20,7 +20,7 @@ use support::listen::{self, Share};
 pub struct PreflightOptions {
     /// How to find the kubelet.
     pub search: Search,
-    /// Where pods' cgroups are; None: all mounted cgroup file systems.
+    /// Where pods' cgroups are; `None`: all mounted cgroup file systems.
     pub cgroup_root: Option<PathBuf>,
     /// The admin address that the agent would bind, if any.
     pub admin: Option<SocketAddr>,
@@ -28,7 +28,7 @@ pub struct PreflightOptions {
     pub handler_port: u16,
     /// The Unix socket that the agent would create.
     pub admin_socket: PathBuf,
-    /// Where the agent would pin the kernel path; None: it would not use it.
+    /// Where the agent would pin the kernel path; `None` if it would not use it.
     pub pins: Option<PathBuf>,
 }
 
@@ -299,7 +299,10 @@ fn netns_ids() -> Finding {
     let requirement = "network namespace ids";
     let id = Netns::current().and_then(|own| Nsids::new()?.assign(&own));
     match id {
-        Ok(id) => pass(requirement, format!("own namespace has id {id}")),
+        Ok(id) => pass(
+            requirement,
+            format!("this process's network namespace has id {id}"),
+        ),
         Err(error) => not_met(
             State::Fail,
             requirement,

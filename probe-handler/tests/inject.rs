@@ -120,7 +120,7 @@ fn port_and_prefix_are_options() {
 }
 
 #[test]
-fn what_is_left_alone_is_told_on_standard_error() {
+fn unchanged_probes_are_reported_on_standard_error() {
     let manifest = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - name: web\n    livenessProbe: {httpGet: {port: nowhere}}\n";
     let output = inject(&["-f", "-"], manifest);
     assert_eq!(output.status.code(), Some(0));

@@ -100,7 +100,7 @@ impl Held {
         Ok(held)
     }
 
-    /// Those that still exist. The kernel does not reuse ids.
+    /// The programs and maps that still exist. The kernel does not reuse ids.
     ///
     /// # Errors
     /// When the kernel returns an error.
@@ -120,7 +120,7 @@ impl Held {
         })
     }
 
-    /// Those that `others` do not include.
+    /// The programs and maps that `others` do not include.
     #[must_use]
     pub fn without(mut self, others: &Self) -> Self {
         self.programs.retain(|id| !others.programs.contains(id));
@@ -315,7 +315,8 @@ impl LegacyProgram {
         Self::attach(cgroup, CGROUP_SKB, INGRESS, &ALLOW, 0)
     }
 
-    /// Attaches a program, beside others, that makes connect() go on although a program below it has refused the connection.
+    /// Attaches a program, beside others, that makes connect() continue although a program below it has refused the
+    /// connection.
     ///
     /// # Errors
     /// When the kernel refuses, as before Linux 6.1.

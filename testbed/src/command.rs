@@ -34,7 +34,7 @@ pub fn run(program: &str, args: &[&str], stdin: &str) -> Result<Output> {
 /// Runs several `ip` commands in one process: one per line, without the word `ip`.
 ///
 /// # Errors
-/// As [`run`]; the first command that fails ends the batch.
+/// Those of [`run`]; the first command that fails ends the batch.
 pub fn ip_batch(lines: &str) -> Result<()> {
     run("ip", &["-batch", "-"], lines)
         .map(drop)

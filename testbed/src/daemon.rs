@@ -124,7 +124,7 @@ impl DaemonSpec {
         .collect();
         self.env("KUBERNETES_SERVICE_HOST", &address.ip().to_string())
             .env("KUBERNETES_SERVICE_PORT", &address.port().to_string())
-            // Do not use the kubeconfig of the user who runs the testbed.
+            // Prevents the use of the kubeconfig of the user who runs the testbed.
             .env("HOME", &volume.display().to_string())
     }
 
@@ -270,7 +270,7 @@ impl DaemonSpec {
     /// Starts it and waits until it is ready.
     ///
     /// # Errors
-    /// As [`DaemonSpec::spawn`]; and when it ends or is not ready within 20 s, with the end of its
+    /// Those of [`DaemonSpec::spawn`]; also when it ends or is not ready within 20 s, with the end of its
     /// log.
     pub fn start(self, run: &Run) -> Result<Daemon> {
         let mut daemon = self.spawn(run)?;
@@ -383,7 +383,7 @@ impl Daemon {
     /// The sum of a metric over all its labels.
     ///
     /// # Errors
-    /// As [`Daemon::metrics`].
+    /// Those of [`Daemon::metrics`].
     pub fn metric(&self, name: &str) -> Result<f64> {
         Ok(self.metrics()?.sum(name, &[]))
     }
@@ -403,7 +403,7 @@ impl Daemon {
     /// The addresses of its handler, from `status`.
     ///
     /// # Errors
-    /// As [`Daemon::status`].
+    /// Those of [`Daemon::status`].
     pub fn handler(&self) -> Result<Vec<SocketAddr>> {
         let handler = self.status()?["handler"].take();
         serde_json::from_value(handler).context("status without handler")
@@ -421,7 +421,7 @@ impl Daemon {
         serde_json::from_str(&body).context("/status is not JSON")
     }
 
-    /// One of the kernel side's counters; 0 if there is none of that name.
+    /// One of the kernel side's counters; 0 if no counter has that name.
     ///
     /// # Errors
     /// When it does not answer.
@@ -443,7 +443,7 @@ impl Daemon {
     /// Waits until a published pod is served.
     ///
     /// # Errors
-    /// As [`Daemon::serve`].
+    /// Those of [`Daemon::serve`].
     pub fn wait_served(&self, pod: &Pod) -> Result<()> {
         self.wait_served_by_name(pod.name())
     }
@@ -451,7 +451,7 @@ impl Daemon {
     /// Waits until the pod with this name is served.
     ///
     /// # Errors
-    /// As [`Daemon::serve`].
+    /// Those of [`Daemon::serve`].
     pub fn wait_served_by_name(&self, name: &str) -> Result<()> {
         let mut last = Value::Null;
         wait::until(&format!("pod {name} to be served"), SERVED, || {

@@ -58,7 +58,7 @@ impl Scrape {
         Ok(())
     }
 
-    /// The sum of all samples of this name that bear these labels, and perhaps others.
+    /// The sum of all samples with this name that have these labels, and perhaps others.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let wanted = |sample: &&Sample| {
             sample.name == name
@@ -83,7 +83,7 @@ fn sample(line: &str) -> Option<Sample> {
     let mut labels = BTreeMap::new();
     while !rest.is_empty() {
         let (key, after) = rest.split_once("=\"")?;
-        // The daemon's values hold no quotation marks.
+        // The daemon's values contain no quotation marks.
         let (value, after) = after.split_once('"')?;
         if labels.insert(key.to_owned(), value.to_owned()).is_some() {
             return None;

@@ -33,7 +33,7 @@ impl NetNs {
         Self::with(run, name, None, None)
     }
 
-    /// As [`NetNs::new`], with given addresses, and optionally with the namespace of an existing process.
+    /// Like [`NetNs::new`], with given addresses, and optionally with the namespace of an existing process.
     /// Replaces the node's existing routes to these addresses.
     ///
     /// # Errors
@@ -192,10 +192,10 @@ impl Drop for NetNs {
     }
 }
 
-/// As [`NetNs::run`], inside the namespace at `path`.
+/// Like [`NetNs::run`], inside the namespace at `path`.
 ///
 /// # Errors
-/// As [`NetNs::run`].
+/// Those of [`NetNs::run`].
 pub fn run_in<T: Send>(path: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         scope

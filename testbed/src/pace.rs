@@ -26,7 +26,7 @@ pub fn stretch(duration: Duration) -> Duration {
     duration * factor()
 }
 
-/// The number that puts the same load on this machine as `many` put on a node.
+/// The number that causes the same load on this machine as `many` on a node.
 pub fn fewer(many: usize) -> usize {
     many.div_ceil(factor() as usize)
 }

@@ -141,10 +141,10 @@ impl PodSpec {
         })
     }
 
-    /// As [`PodSpec::start`], with the addresses of a pod that has ended.
+    /// Like [`PodSpec::start`], with the addresses of a pod that has ended.
     ///
     /// # Errors
-    /// As [`PodSpec::start`].
+    /// Those of [`PodSpec::start`].
     pub fn start_at(self, ips: (Ipv4Addr, Ipv6Addr), run: &Run) -> Result<Pod> {
         let ns = NetNs::with(run, &self.name, Some(ips), None)?;
         let (sidecar, app) = self.fill(&ns, run)?;
@@ -157,10 +157,10 @@ impl PodSpec {
         })
     }
 
-    /// As [`PodSpec::start`], in a user namespace.
+    /// Like [`PodSpec::start`], in a user namespace.
     ///
     /// # Errors
-    /// As [`PodSpec::start`].
+    /// Those of [`PodSpec::start`].
     pub fn start_in(mut self, users: &UserNamespace, run: &Run) -> Result<Pod> {
         self.first_uid = userns::FIRST;
         let ns = NetNs::with(run, &self.name, None, Some(users.pid()))?;
@@ -306,7 +306,7 @@ impl Pod {
         self.publish_as(dir, &manifest)
     }
 
-    /// As [`Pod::publish`], but with another manifest, for example one that was changed at admission.
+    /// Like [`Pod::publish`], but with another manifest, for example one that was changed at admission.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -336,7 +336,7 @@ impl Pod {
     /// path.
     ///
     /// # Errors
-    /// As [`PodSpec::start`].
+    /// Those of [`PodSpec::start`].
     pub fn revive(&mut self, run: &Run) -> Result<()> {
         self.ns.make_again(run)?;
         (self.sidecar, self.app) = self.spec.fill(&self.ns, run)?;

@@ -96,7 +96,7 @@ impl PodCgroup {
             .map(|(container, ())| container)
     }
 
-    /// As [`PodCgroup::container`]; calls `about_to_run` just before the process executes the container's
+    /// Like [`PodCgroup::container`]; calls `about_to_run` just before the process executes the container's
     /// program.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ pub struct Args {
     /// Name of the signal, for example SIGKILL
     #[arg(long)]
     signal: Signal,
-    /// To how many processes, one after the other
+    /// Number of processes to signal, one after the other
     #[arg(long, default_value_t = 1)]
     times: u32,
 }

@@ -1,4 +1,4 @@
-//! tc in a pod: foreign programs at the ingress of its interfaces, and what is attached there.
+//! tc in a pod: attaches foreign programs to the ingress of its interfaces, and lists what is attached there.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -16,12 +16,12 @@ use nix::net::if_::if_nametoindex;
 use crate::bpf;
 use crate::netns::NetNs;
 
-/// What a foreign program does with each packet.
+/// The effect of a foreign program on each packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Foreign {
-    /// The priority that it sets, as a sender could where the network keeps it.
+    /// The priority that it sets, as a sender could if the network keeps priorities.
     pub priority: Option<u32>,
-    /// Whether it ends the run (`TC_ACT_OK`, `TCX_PASS`), so that programs behind it do not run.
+    /// Whether it stops further programs from running for the packet (`TC_ACT_OK`, `TCX_PASS`).
     pub ends: bool,
 }
 

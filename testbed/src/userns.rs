@@ -59,7 +59,7 @@ impl UserNamespace {
         let applied = Command::new("nsenter")
             .args(enter)
             .args([program.as_str(), "rules", rules.name()])
-            // The pod's root may not open iptables' lock of the node.
+            // The pod's root has no permission to open the node's lock of iptables.
             .env("XTABLES_LOCKFILE", "/dev/null")
             .output()
             .context("starting nsenter")?;

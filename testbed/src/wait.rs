@@ -48,7 +48,7 @@ pub fn pass(time: Duration) -> Result<()> {
     }
 }
 
-/// As [`until`], but continues after an interruption, for cleaning up. Returns whether the condition was
+/// Like [`until`], but continues after an interruption, for cleaning up. Returns whether the condition was
 /// met.
 pub fn to_clean_up(deadline: Duration, mut check: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + pace::stretch(deadline);

@@ -212,7 +212,7 @@ fn read_lines(lines: impl BufRead, first: &mpsc::Sender<Value>, waiting: &Waitin
             let _not_waiting = sender.send(body);
         }
     }
-    // The child has ended: whoever still waits is told by the sender's drop.
+    // The child has ended: dropping the senders ends all waits.
     lock(waiting).clear();
 }
 

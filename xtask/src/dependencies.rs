@@ -1,4 +1,4 @@
-//! The crates from elsewhere: what a program of ours contains, their licences, and the texts of these.
+//! Third-party crates: which crates a program contains, their licences, and the licence texts.
 //!
 //! Cargo itself reports all of it: `cargo metadata` for every package of the lock file, `cargo tree` for those of one program
 //! with its features.
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::image::sha256;
 use crate::shell::{cargo, display, output};
 
-/// The target of released programs; dependencies of other systems are not theirs.
+/// The target of released programs, which do not contain dependencies for other systems.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Packages with a program or an object in the image.
@@ -28,7 +28,7 @@ pub struct Package {
     pub version: String,
     /// An SPDX expression.
     pub license: Option<String>,
-    /// None: a package of this repository.
+    /// `None`: a package of this repository.
     pub source: Option<String>,
     pub manifest_path: PathBuf,
     #[serde(default)]
@@ -38,7 +38,7 @@ pub struct Package {
 #[derive(Clone, Debug, Deserialize)]
 struct Dependency {
     name: String,
-    /// None: a normal dependency.
+    /// `None`: a normal dependency.
     kind: Option<String>,
 }
 
@@ -60,10 +60,10 @@ pub fn all() -> Result<Vec<Package>> {
     Ok(metadata.packages)
 }
 
-/// The packages from elsewhere that are compiled into these packages of this repository, sorted by name and version.
+/// The third-party packages that are compiled into these packages of this repository, sorted by name and version.
 ///
 /// # Errors
-/// As [`all`].
+/// Those of [`all`].
 pub fn shipped(packages: &[&str]) -> Result<Vec<Package>> {
     let mut wanted = BTreeSet::new();
     for package in packages {
@@ -92,7 +92,7 @@ fn name_and_version(line: &str) -> Option<(String, String)> {
     Some((name.to_owned(), version.to_owned()))
 }
 
-/// The names of those that a crate of the image names in its manifest.
+/// The names of the third-party packages that a crate of the image names in its manifest.
 pub fn direct(
     all: &[Package],
     shipped: &[Package],

@@ -71,7 +71,7 @@ pub fn build(args: &BuildArgs) -> Result<()> {
     let toolchain = find_toolchain()?;
     let linker = find_linker()?;
     let profile = if args.debug { "dev" } else { "release" };
-    // Before the build, so that an edit during the build makes the object stale.
+    // Computed before the build, so that an edit during the build makes the object stale.
     let sources = digest::sources(root()).context("cannot read the eBPF crate's sources")?;
     let mut cargo = command(&toolchain, &toolchain.cargo, "build");
     if let Some(machine) = args.target {

@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`: fuzzes the parsers of bytes from outside with libFuzzer.
 //!
-//! The targets are a workspace of their own, `fuzz/`. Coverage needs only stable flags of rustc, and no sanitizer: the
+//! The targets are a separate workspace, `fuzz/`. Coverage needs only stable flags of rustc, and no sanitizer: the
 //! parsers contain no `unsafe` code, so their faults are panics, endless loops and wrong results. So the workspace's own
 //! compiler builds the targets, not a nightly, and without `cargo fuzz`.
 
@@ -89,7 +89,7 @@ fn build() -> Result<std::path::PathBuf> {
     Ok(to.join(TARGET).join("release/fuzz"))
 }
 
-/// Runs a target. What it learns is kept below target/, so that the next run continues.
+/// Runs a target. The inputs that it finds are kept below target/, so that the next run continues from them.
 fn command(program: &Path, name: &str, seconds: u32) -> Result<Command> {
     let work = target_dir().join("fuzz");
     let (learned, failures) = (work.join("corpus").join(name), work.join("failures"));

@@ -175,7 +175,7 @@ fn npm_archive(directory: &Path) -> Result<()> {
         .context("cannot unpack the npm archive")
 }
 
-/// The file of a directory with an extension.
+/// The file in a directory that has this extension.
 fn file(directory: &Path, extension: &str) -> Result<PathBuf> {
     fs::read_dir(directory)
         .with_context(|| directory.display().to_string())?

@@ -1,4 +1,5 @@
-//! What `cargo xtask test` is about to run, and about how long it takes: as long as it took here last time.
+//! The levels that `cargo xtask test` is about to run, and their estimated duration, which is that of the
+//! last run on this machine.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,7 +27,7 @@ impl Durations {
         target_dir().join("xtask/test-seconds.json")
     }
 
-    /// Those of the last runs here; none if there is no readable record.
+    /// Those of the last runs here; `None` if there is no readable record.
     pub fn load() -> Self {
         let text = fs::read_to_string(Self::path()).unwrap_or_default();
         Self(serde_json::from_str(&text).unwrap_or_default())
@@ -43,7 +44,7 @@ impl Durations {
         }
     }
 
-    /// What the start of a run shows, for the wanted levels.
+    /// The text at the start of a run, for the selected levels.
     pub fn plan(&self, wanted: impl Fn(&str) -> bool) -> String {
         let levels = LEVELS.iter().filter(|(level, ..)| wanted(level));
         let (mut rows, mut total) = (String::new(), 0);

@@ -148,7 +148,7 @@ fn follow(mut pipe: impl Read, mut log: impl Write, to: &Sender<String>) {
     }
 }
 
-/// What a command does at the moment.
+/// The current activity of a command.
 #[derive(Debug, Default, PartialEq)]
 struct Status {
     progress: Option<Progress>,

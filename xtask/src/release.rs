@@ -22,9 +22,10 @@ pub struct Binaries {
 /// The daemon's heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heap {
-    /// The released daemon's on x86_64. Compiling it takes a fifth of the time of the development build.
+    /// The heap of the released daemon on x86_64. Compiling it takes a fifth of the time of the development
+    /// build.
     Jemalloc,
-    /// The C library's: enough for a demonstration.
+    /// The heap of the C library: sufficient for a demonstration.
     Glibc,
 }
 

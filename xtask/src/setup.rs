@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Installs everything that `cargo xtask setup` covers.
 ///
 /// # Errors
-/// As [`run`]. Missing qemu, kubectl, Helm, promtool or Envoy is not an error: the tests report it.
+/// Those of [`run`]. Missing qemu, kubectl, Helm, promtool or Envoy is not an error: the tests report it.
 pub fn all(args: &Args) -> Result<()> {
     run(args)?;
     if let Err(error) = kubectl::find_or_fetch() {

@@ -1,8 +1,8 @@
 //! Builds our programs reproducibly, for releases, images, virtual machines and benchmarks.
 //!
-//! The C library is linked in, so that a program runs in an empty image; only the kubectl plugin uses that of its system. The build machine's paths do not
-//! get in (`--remap-path-prefix`). The result depends on the versions of rustc, of the C compiler and
-//! library (libc.a, ring's C and assembler, jemalloc's C), and of the compiler of the eBPF programs.
+//! The C library is linked in, so that a program runs in an empty image; only the kubectl plugin uses the C library of its
+//! system. The build machine's paths are kept out (`--remap-path-prefix`). The result depends on the versions of rustc, of the
+//! C compiler and library (libc.a, ring's C and assembler, jemalloc's C), and of the compiler of the eBPF programs.
 
 use std::env;
 use std::fs;
@@ -45,7 +45,7 @@ pub struct Build<'a> {
 pub enum Linking {
     /// It contains it.
     Static,
-    /// It loads that of its system.
+    /// The program loads the C library of its system.
     Dynamic,
 }
 

@@ -260,7 +260,7 @@ fn machines(args: &Args) -> Outcome {
             outcome.counts = counts;
             outcome.notes = notes;
         }
-        // It is a failure if it does not run, because a change must not pass untested on other kernels.
+        // A level that does not run is a failure, because a change must not pass untested on other kernels.
         Err(error) => {
             outcome.counts.failed = 1;
             outcome

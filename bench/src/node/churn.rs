@@ -1,4 +1,4 @@
-//! A thousand pods of which ten are replaced per second: nothing is left behind, and no verdict is wrong.
+//! A thousand pods of which ten are replaced per second: no resource is leaked, and no verdict is wrong.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ impl Holdings {
         })
     }
 
-    /// Reads them when they have stopped changing, or at the latest after a while.
+    /// Reads them once they have stopped changing, or after a time limit.
     fn settled(daemon: &Daemon, endpoints: &Map) -> Result<Self> {
         let mut last = Self::of(daemon, endpoints)?;
         let mut same = 0;
@@ -91,7 +91,7 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
     wait::until("all endpoints to stand", SETTLED, || {
         (map.entries().ok()? >= count).then_some(())
     })?;
-    // Wait until every pod has been probed once, so that the probes' resources are allocated.
+    // Waits until every pod has been probed once, so that the probes' resources are allocated.
     wait::pass(PERIOD)?;
     let before = Holdings::settled(&daemon, &map)?;
 
@@ -119,7 +119,7 @@ pub(super) fn run(bench: &mut Bench, pods: Vec<LightPod>, mut daemon: Daemon) ->
         wait::pass(next.saturating_sub(begun.elapsed()))?;
     }
     let rate = f64::from(replaced) / begun.elapsed().as_secs_f64();
-    // Stop probing first, because a thousand probes a second would be counted too.
+    // Stops probing first, because a thousand probes a second would be counted too.
     let tally = schedule.stop()?;
     let after = Holdings::settled(&daemon, &map)?;
     let what = format!(

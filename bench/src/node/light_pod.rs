@@ -29,9 +29,9 @@ pub(super) const PORT: u16 = 8080;
 pub(super) const PATH: &str = "/live";
 /// Istio's inbound port, on which a STRICT sidecar resets connections without mutual TLS.
 const SIDECAR: u16 = 15006;
-/// Two fifths of what passes at least between a sandbox's first process and the app's: containerd 2.1 with runc took 103 to
-/// 122 ms on an idle machine like this (perf, `sched:sched_process_exec`), in which it starts the sandbox, answers the
-/// kubelet, and runs runc twice more. On a busy one it takes longer.
+/// Two fifths of the minimum time between the start of a sandbox's first process and of the app's: containerd 2.1 with runc
+/// took 103 to 122 ms on an idle machine like this (perf, `sched:sched_process_exec`), in which it starts the sandbox,
+/// answers the kubelet, and runs runc twice more. On a busy one it takes longer.
 const CONTAINER_IS_MADE: Duration = Duration::from_millis(40);
 /// Number of statuses that identify pods: 200 to 289, all of them success for the kubelet.
 const STATUSES: usize = 90;
@@ -42,7 +42,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// Creates pods.
 pub(super) struct Light {
     pub(super) node: Arc<Node>,
-    /// `timeoutSeconds` of the pods that are made from now on.
+    /// `timeoutSeconds` of the pods that are created from now on.
     pub(super) timeout: Duration,
     /// Whether the apps may answer.
     pub(super) answers: Arc<Answers>,
@@ -77,7 +77,7 @@ impl Answers {
 
     async fn released(&self) {
         let _waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
-        // Fails only if the sender is gone, which `self` owns.
+        // Fails only if the sender was dropped, and `self` owns it.
         let mut held = self.held.subscribe();
         let released = held.wait_for(|held| !held).await.is_ok();
         debug_assert!(released, "the sender is gone");

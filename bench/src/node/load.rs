@@ -24,7 +24,8 @@ const LITTLE: u32 = 2;
 const FEW: usize = 12;
 /// Timeout of the probes that are in flight at the daemon's end.
 const LONG: Duration = Duration::from_secs(10);
-/// How much of the log a full pipe holds at least. Its size is 64 KiB (pipe(7)), but it may end in a partly used page.
+/// Minimum size of the log that a full pipe contains. Its size is 64 KiB (pipe(7)), but it may end in a partly used
+/// page.
 const PIPE: usize = 60 << 10;
 
 /// How much is done.
@@ -119,7 +120,7 @@ fn content(pipe: &Path) -> Result<usize> {
         .open(pipe)?;
     let mut buffer = [0; 4096];
     let mut read = 0;
-    // The daemon goes on writing: read no more than a pipe holds.
+    // The daemon continues to write, so this reads no more than a pipe contains.
     while read < PIPE {
         match pipe.read(&mut buffer) {
             Ok(0) => break,
@@ -148,7 +149,7 @@ fn little_processor(bench: &mut Bench, pods: &[LightPod], time: Duration) -> Res
         &format!("{what}, which ran out {throttled} times in {time:?}"),
         &tally,
     );
-    // With its share it would take long to end.
+    // With its small share of a processor it would take long to end.
     let _status = daemon.kill()?;
     Ok(())
 }

@@ -92,7 +92,7 @@ fn one_by_one(bench: &mut Bench, map: &Map, name: &str, order: Order, count: usi
     let median = margins.get(margins.len() / 2).copied().unwrap_or_default();
     let what = format!("{count} pod starts, {name}");
     bench.row(
-        &format!("{what}: app ran before its endpoint stood"),
+        &format!("{what}: app ran before its endpoint was in place"),
         late.len().to_string(),
         "0",
     );
@@ -100,7 +100,7 @@ fn one_by_one(bench: &mut Bench, map: &Map, name: &str, order: Order, count: usi
     bench.row(&format!("{what}: endpoint before app by"), measured, "");
     if !late.is_empty() {
         bench.wrong.push(format!(
-            "{what}: apps ran before their endpoints stood, by {}",
+            "{what}: apps ran before their endpoints were in place, by {}",
             late.join(", ")
         ));
     }

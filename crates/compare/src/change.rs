@@ -17,7 +17,7 @@ pub enum Change {
     Cured,
     /// The probe passes now, and would fail.
     Exposed,
-    /// It is not known: a check had no result, or the app changed during the comparison.
+    /// The change is not known: a check had no result, or the app changed during the comparison.
     Unclear,
 }
 

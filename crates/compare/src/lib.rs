@@ -1,5 +1,5 @@
-//! Mode observe: repeats a probe through the mesh, as the kubelet's own probe goes, and past it, as the daemon would serve
-//! it, and compares the results. Changes nothing for the kubelet.
+//! Mode observe: repeats a probe twice and compares the results: once through the mesh, as the kubelet's own probe is
+//! sent, and once bypassing the mesh, as the daemon would serve it. Changes nothing for the kubelet.
 
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -33,7 +33,7 @@ pub struct Observed {
 /// The results of comparing one probe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Comparison {
-    /// How often both results were known.
+    /// Number of comparisons in which both results were known.
     pub compared: u64,
     /// How often the probe failed and would have passed.
     pub cured: u64,
@@ -48,7 +48,7 @@ pub struct Comparison {
 pub struct Compared {
     /// The result through the mesh.
     pub now: Verdict,
-    /// The result past the mesh.
+    /// The result when the mesh is bypassed.
     pub then: Verdict,
     /// What serving the probe would change.
     pub change: Change,
@@ -99,9 +99,9 @@ fn at_agent(port: u16, path: &str, original: &Action) -> Action {
 }
 
 impl Observed {
-    /// Makes both checks at the pod's address `ip`: by `mesh`, whose connections are like the kubelet's, and by `pod`,
-    /// which dials inside the pod. Returns a change only if the first check gives the same result again after the second,
-    /// because the app may change in between.
+    /// Makes both checks at the pod's address `ip`: one over `mesh`, whose connections are like the kubelet's, and one
+    /// over `pod`, which dials inside the pod. Returns a change only if the first check gives the same result again after
+    /// the second, because the app may change in between.
     pub async fn compare(&self, mesh: &dyn Dial, pod: &dyn Dial, ip: IpAddr) -> Compared {
         let mut now = check(mesh, ip, &self.now).await;
         let then = check(pod, ip, &self.declared).await;
@@ -123,7 +123,7 @@ impl Observed {
         compared
     }
 
-    /// What was found so far.
+    /// The results so far.
     pub fn comparison(&self) -> Comparison {
         self.comparison.lock().clone()
     }
@@ -147,7 +147,7 @@ impl Comparison {
     }
 }
 
-/// Why the check fails that does not pass; of two that pass, why the one past the mesh does.
+/// The reason of the check that fails; if both pass, the reason of the one that bypasses the mesh.
 pub fn failing_reason(compared: &Compared) -> Reason {
     match compared.change {
         Change::Cured => compared.now.reason,

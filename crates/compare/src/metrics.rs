@@ -12,9 +12,9 @@ use crate::{Compared, failing_reason};
 struct ChangeLabels {
     /// The outcome through the mesh: `success` or `failure`.
     from: &'static str,
-    /// The outcome past the mesh.
+    /// The outcome when the mesh is bypassed.
     to: &'static str,
-    /// Why the check that fails does ([`probe::verdict::Reason::name`]).
+    /// Why the failing check fails ([`probe::verdict::Reason::name`]).
     reason: &'static str,
 }
 
@@ -31,7 +31,7 @@ impl Metrics {
         let metrics = Self::default();
         registry.register(
             "comparisons",
-            "In mode observe: probes that were repeated through the mesh and past it.",
+            "In mode observe: comparisons of a probe through the mesh with the same probe bypassing it.",
             metrics.comparisons.clone(),
         );
         registry.register(

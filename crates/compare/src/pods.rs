@@ -19,7 +19,7 @@ pub struct ObservedPod {
     pub id: PodId,
     /// Its probes.
     pub probes: Vec<Arc<Observed>>,
-    /// Why its probes can't be compared now, if they can't.
+    /// The reason why its probes can't be compared now; `None` if they can.
     pub trouble: Option<String>,
 }
 
@@ -58,7 +58,8 @@ impl ObservedPods {
     }
 }
 
-/// Whether a probe of `kind` has nothing left to observe after a first success: the kubelet makes it no more.
+/// Whether a probe of `kind` needs no further comparison after its first success, because the kubelet then
+/// stops making it.
 pub fn ends_with_success(kind: ProbeKind) -> bool {
     kind == ProbeKind::Startup
 }

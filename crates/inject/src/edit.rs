@@ -26,7 +26,7 @@ struct Changes {
     remove: Vec<String>,
 }
 
-/// The edits that apply `patch` to `document`, which is parsed from `text`. None if what changes is not
+/// The edits that apply `patch` to `document`, which is parsed from `text`. `None` if what changes is not
 /// at one place in the text (aliases, merge keys, lists). The caller checks the result, because
 /// an edit inside an anchored node also changes its aliases.
 pub fn edits(
@@ -59,7 +59,7 @@ pub fn edits(
     Some(edits)
 }
 
-/// Applies edits. None if they overlap or reach beyond the text.
+/// Applies edits. `None` if they overlap or reach beyond the text.
 pub fn apply(text: &str, mut edits: Vec<Edit>) -> Option<String> {
     edits.sort_by_key(|edit| (edit.at.start, edit.at.end));
     let mut out = String::with_capacity(text.len());
@@ -94,7 +94,7 @@ impl<'a> Mapping<'a> {
             node = match &document.nodes.get(node)?.kind {
                 Kind::Mapping { entries, .. } => {
                     let name = token.decoded();
-                    // Of a key that appears twice, the last value counts.
+                    // If a key appears twice, the last value counts.
                     entries
                         .iter()
                         .rfind(|(key, _)| document.key(*key).as_deref() == Some(&*name))?

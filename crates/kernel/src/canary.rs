@@ -4,7 +4,7 @@
 //! and would capture every check too: the check's result would be the mesh's, not the app's.
 //!
 //! The packets of a dial traverse the pod's netfilter rules within our system call. A pod can have so many rules that
-//! each dial uses any amount of processor time.
+//! a dial uses a lot of processor time.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -55,7 +55,7 @@ pub const BEARABLE: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// Dial these in order until one is not accepted: an app may have started to listen on the first one since the
-    /// query, but hardly on both.
+    /// query, but is unlikely to listen on the second one too.
     Dial(Vec<SocketAddr>),
     /// A dial would prove nothing: this is the canary's result.
     None(Canary),
@@ -88,7 +88,7 @@ fn no_listeners(error: &io::Error) -> Plan {
 }
 
 /// Ports at `address` without a listener, to be dialled one after another: an app may have started to listen on the first
-/// one since the query, but hardly on both.
+/// one since the query, but is unlikely to listen on the second one too.
 ///
 /// # Errors
 /// Those of `has_listener`.
@@ -130,7 +130,7 @@ fn plan(
 }
 
 /// A dial that was started, and has usually completed.
-pub struct Begun {
+pub struct StartedDial {
     /// Its outcome so far.
     pub outcome: Outcome,
     /// The processor time that it cost.
@@ -148,23 +148,23 @@ pub enum Outcome {
 }
 
 /// Starts to dial `to`. The packets traverse the pod's rules before this returns, which can't be interrupted.
-pub fn begin(dialer: &dyn Dial, to: SocketAddr) -> Begun {
+pub fn begin(dialer: &dyn Dial, to: SocketAddr) -> StartedDial {
     let first = begin_once(dialer, to);
     if first.cost <= BEARABLE {
         return first;
     }
     // Other packets may have arrived meanwhile and been charged to this thread, which seldom happens twice.
     let second = begin_once(dialer, to);
-    Begun {
+    StartedDial {
         cost: first.cost.min(second.cost),
         ..second
     }
 }
 
-fn begin_once(dialer: &dyn Dial, to: SocketAddr) -> Begun {
+fn begin_once(dialer: &dyn Dial, to: SocketAddr) -> StartedDial {
     let before = thread_cpu_time();
     let outcome = connect(dialer, to).unwrap_or_else(|error| Outcome::Is(judge(to, &error)));
-    Begun {
+    StartedDial {
         outcome,
         cost: thread_cpu_time().saturating_sub(before),
     }

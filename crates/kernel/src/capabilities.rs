@@ -101,7 +101,7 @@ pub fn give_up_others() -> io::Result<()> {
 /// daemon would otherwise report capabilities that differ from those of its threads.
 pub fn give_up_others_or_abort() {
     if let Err(error) = give_up_others() {
-        // Not through the log, whose lines another thread writes.
+        // Does not use the log, because another thread writes its lines.
         let _ = writeln!(
             io::stderr(),
             "cannot drop capabilities of a thread: aborting: {error}"

@@ -27,14 +27,14 @@ struct QueryAttr {
     _pad: u32,
 }
 
-/// How many programs of `attach_type` are attached to exactly this cgroup, and with which flags. None if it can't be queried.
+/// How many programs of `attach_type` are attached to exactly this cgroup, and with which flags. `None` if it can't be queried.
 pub(crate) fn count(cgroup: &File, attach_type: u32) -> Option<(u32, u32)> {
     let attr = query(cgroup, attach_type, &mut [])?;
     Some((attr.prog_cnt, attr.attach_flags))
 }
 
-/// Whether a program of the name of our `sock_ops`, and with another id than `own`, is attached to `cgroup`. False if that can't
-/// be read.
+/// Whether a program that has the name of our `sock_ops`, but another id than `own`, is attached to `cgroup`. False if the
+/// programs can't be read.
 pub(crate) fn sock_ops_of_others(cgroup: &Path, own: u32) -> bool {
     let Ok(directory) = File::open(cgroup) else {
         return false;
@@ -49,7 +49,7 @@ pub(crate) fn sock_ops_of_others(cgroup: &Path, own: u32) -> bool {
         .take(count)
         .filter(|id| *id != own)
         .collect();
-    // All programs are read only if there are others, which is rare.
+    // Reads the names of all loaded programs, but only if another program is attached, which is rare.
     !others.is_empty()
         && loaded_programs().filter_map(Result::ok).any(|program| {
             others.contains(&program.id()) && program.name() == programs::SOCK_OPS.as_bytes()
@@ -63,7 +63,7 @@ fn query(cgroup: &File, attach_type: u32, ids: &mut [u32]) -> Option<QueryAttr> 
         attach_type,
         prog_cnt: u32::try_from(ids.len()).ok()?,
         prog_ids: match ids.is_empty() {
-            // Then the kernel only counts.
+            // Without an array for ids, the kernel returns only their number.
             true => 0,
             false => ids.as_mut_ptr() as u64,
         },

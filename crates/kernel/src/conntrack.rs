@@ -48,7 +48,7 @@ impl Conntrack {
         Netlink::within(netns, NETLINK_NETFILTER).map(Self)
     }
 
-    /// The address and port that answer the TCP connection from `source` to `destination`: another one than `destination` if
+    /// The address and port that answer the TCP connection from `source` to `destination`: it differs from `destination` if
     /// NAT redirects the connection. `None` if conntrack has no entry of it.
     ///
     /// # Errors

@@ -8,10 +8,10 @@
 //! | Linkerd, OSM | the pod's own | root |
 //! | Consul | the pod's own | fsuid of the proxy, for the `socket()` call only |
 //!
-//! Without the mark, ambient's DNS capture would redirect a dial to TCP port 53 to ztunnel. A proxy's user is one of the pod's
-//! user namespace, if it has one.
+//! Without the mark, ambient's DNS capture would redirect a dial to TCP port 53 to ztunnel. If the pod has a user namespace,
+//! the proxy's user id is an id in it.
 //!
-//! The dial goes to the pod's own address, or to its loopback address where the mesh itself does
+//! The dial goes to the pod's own address, or to its loopback address if the mesh itself connects to that
 //! ([`model::Pod::localhost`]).
 //!
 //! No other mark is set, because Istio's TPROXY rules capture marked sockets. SO_LINGER is not set either:
@@ -59,7 +59,8 @@ pub struct PodDialer {
 }
 
 impl PodDialer {
-    /// For `pod` in `netns`. Blocks for as long as it takes to read /proc if the pod has a user namespace.
+    /// A dialer for `pod` in `netns`. Blocks for as long as it takes to read /proc if the pod has a user
+    /// namespace.
     ///
     /// # Errors
     /// Those of translating the proxy's user.
@@ -71,8 +72,8 @@ impl PodDialer {
         })
     }
 
-    /// For a pod in `netns` that belongs to `mesh`, with sockets owned by the node's user `proxy_uid` if the mesh requires
-    /// that.
+    /// A dialer for a pod in `netns` that belongs to `mesh`, with sockets owned by the node's user `proxy_uid` if the mesh
+    /// requires that.
     pub fn new(netns: Arc<Netns>, mesh: Mesh, proxy_uid: Option<u32>) -> Self {
         let source = match mesh {
             Mesh::Istio | Mesh::Kuma | Mesh::Unknown => Source::Passthrough,
@@ -172,7 +173,8 @@ impl Drop for FsUid {
     }
 }
 
-/// Why Istio's rules would capture this process's dials, if they would: its group is the proxy's.
+/// The reason why Istio's rules would capture this process's dials: its group is the proxy's. `None` if it is
+/// not.
 pub fn unsuitable_group() -> Option<String> {
     (Gid::effective().as_raw() == ISTIO_GID).then(|| {
         format!(

@@ -25,7 +25,8 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// For map `HEARTBEAT`. `attach` must attach the program as the filter of the given socket.
+    /// A heartbeat that is stored in map `HEARTBEAT`. `attach` must attach the program as the filter of the
+    /// given socket.
     ///
     /// # Errors
     /// Those of socketpair(2); those of `attach`.

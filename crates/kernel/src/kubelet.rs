@@ -225,7 +225,7 @@ impl Finder {
         }
         let started = pid.and_then(start_time).unwrap_or_default();
         let shared_with = match (last, pid) {
-            // The count is only shown to operators: it is read anew only when the kubelet changes.
+            // The count is only shown to operators: it is read again only when the kubelet changes.
             (Some(last), _) if last.pid == pid && last.cgroup_id == cgroup_id => last.shared_with,
             _ => cgroup::processes(&cgroup)
                 .map(|pids| pids.iter().filter(|other| Some(**other) != pid).count())

@@ -204,7 +204,8 @@ pub enum ConnectionOutcome {
     Established(Duration),
     /// On the kernel path: it was refused, or the kubelet gave up, after this time.
     Ended(Duration),
-    /// On the kernel path: it was established, and its answer was read, or shows no result, after this time.
+    /// On the kernel path: it was established. After this time program `answer` had read the answer, or found
+    /// that it shows no result.
     Answered(Answer, Duration),
 }
 

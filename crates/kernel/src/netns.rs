@@ -134,7 +134,7 @@ struct NetnsGuard(&'static Netns);
 impl Drop for NetnsGuard {
     fn drop(&mut self) {
         if let Err(error) = setns(&self.0.file, CloneFlags::CLONE_NEWNET) {
-            // Not through the log, whose lines another thread writes.
+            // Does not use the log, because another thread writes its lines.
             let _ = writeln!(
                 io::stderr(),
                 "cannot leave a pod's network namespace: aborting: {error}"

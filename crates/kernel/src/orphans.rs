@@ -14,13 +14,13 @@ use crate::maps::ConnectingMap;
 use crate::netlink::Netlink;
 use crate::sockdiag::is_connecting;
 
-/// Younger entries are left alone: nearly all connections are open after this time.
+/// The minimum age of an entry to be removed: nearly all connections are established by then.
 const YOUNG: Duration = Duration::from_secs(2);
 /// The maximum number of entries that are checked at once. Others wait for the next call.
 const AT_ONCE: usize = 256;
 
 /// Removes the entries without a socket in SYN_SENT in the calling thread's network namespace, which must be the kubelet's.
-/// Returns how many. Entries of the daemon itself expire soon, and are left alone.
+/// Returns how many. Keeps entries of the daemon itself, which expire soon.
 ///
 /// # Errors
 /// Those of netlink and of the programs' clock.

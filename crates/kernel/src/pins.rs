@@ -1,4 +1,5 @@
-//! Pins: names for programs, maps and links in a BPF file system (bpffs), by which they outlive the process that made them.
+//! Pins: names for programs, maps and links in a BPF file system (bpffs), by which they outlive the process that created
+//! them.
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder};
@@ -12,10 +13,10 @@ use aya::programs::links::FdLink;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use probe_handler_common::{maps, programs};
 
-/// Something can't have a name.
+/// An object can't be pinned.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no bpffs.
+    /// The path is not in a bpffs.
     #[error(
         "{} is not in a BPF file system: mount one (`mount -t bpf bpf /sys/fs/bpf`), or, in a container, mount the \
          node's /sys/fs/bpf",
@@ -25,7 +26,7 @@ pub enum Error {
         /// Where to pin.
         directory: PathBuf,
     },
-    /// It is mounted read-only.
+    /// The bpffs is mounted read-only.
     #[error(
         "the BPF file system of {} is read-only: mount it for writing, in a container without readOnly",
         directory.display()
@@ -45,24 +46,24 @@ pub enum Error {
     },
 }
 
-/// A directory of pins, of root's only.
+/// A directory of pins, which only root can access.
 #[derive(Clone, Debug)]
 pub struct Pins {
     directory: PathBuf,
 }
 
 impl Pins {
-    /// The directory, made if need be. Nothing is mounted.
+    /// Opens the directory, and creates it if it does not exist. Mounts nothing.
     ///
     /// # Errors
     /// [`Error`].
     pub fn new(directory: &Path) -> Result<Self, Error> {
         let this = Self::in_bpffs(directory)?;
-        this.make()?;
+        this.create()?;
         Ok(this)
     }
 
-    /// Whether pins can be made in `directory`, which need not exist; makes nothing.
+    /// Checks whether pins can be created in `directory`, which need not exist. Creates nothing.
     ///
     /// # Errors
     /// [`Error`].
@@ -82,11 +83,11 @@ impl Pins {
         }
     }
 
-    /// Makes the directory, unless it exists.
+    /// Creates the directory, unless it exists.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn make(&self) -> Result<(), Error> {
+    pub fn create(&self) -> Result<(), Error> {
         let made = DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -94,38 +95,38 @@ impl Pins {
         made.map_err(|source| self.failed(&self.directory, source))
     }
 
-    /// Where the pin `name` is.
+    /// The path of pin `name`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// The number of the pin `name`, which differs from that of every pin that replaces it; none if there is no such pin.
+    /// The number of pin `name`: a pin that replaces it has another number. `None` if there is no such pin.
     pub fn number(&self, name: &str) -> Option<u64> {
         fs::metadata(self.path(name)).ok().map(|pin| pin.ino())
     }
 
-    /// Whether an earlier daemon has left its attachments here.
-    pub fn are_there(&self) -> bool {
+    /// Whether the attachments of an earlier daemon are pinned here.
+    pub fn exist(&self) -> bool {
         self.path(&link(programs::SOCK_OPS)).exists()
     }
 
     /// Whether an earlier daemon has left attachments here that record connections where the rules of this version look for them.
     pub fn serve(&self) -> bool {
-        self.are_there() && self.path(maps::CONNECTING_PIN).exists()
+        self.exist() && self.path(maps::CONNECTING_PIN).exists()
     }
 
     /// What to do about the attachments of an earlier daemon, if there are any, for a daemon that can't replace them.
     pub(crate) fn remain(&self) -> Option<String> {
-        self.are_there().then(|| {
+        self.exist().then(|| {
             format!(
-                "the attachments of an earlier daemon in {} remain in force, with its endpoints, beside those of this daemon: \
+                "the attachments of an earlier daemon, pinned in {}, stay active with its endpoints, beside those of this daemon: \
                  `probe-handler cleanup` removes them",
                 self.directory.display()
             )
         })
     }
 
-    /// Pins `object` as `name`, in place of what is pinned there: there is no moment without a pin.
+    /// Pins `object` as `name`, and replaces an existing pin atomically.
     ///
     /// # Errors
     /// [`Error`].
@@ -136,15 +137,15 @@ impl Pins {
     /// Pins `object` beside the pin `name`, which it is to replace.
     fn beside(&self, object: BorrowedFd<'_>, name: &str) -> Result<Beside, Error> {
         let path = self.path(name);
-        // A name there has no dot: the kernel forbids it (EPERM).
+        // The temporary name contains no dot, because the kernel refuses names with a dot (EPERM).
         let beside = self.path(&format!("{name}{BESIDE}{}", std::process::id()));
-        // Left by a daemon of the same process id that was killed just then.
+        // A daemon that had the same process id may have been killed between the two steps, and left this pin.
         let pinned = forget(&beside).and_then(|()| obj_pin(object, &beside));
         pinned.map_err(|source| self.failed(&path, source))?;
         Ok(Beside { beside, path })
     }
 
-    /// As [`Pins::replace`] in two steps, for the attachment of `program`: all attachments are pinned before the first takes its
+    /// Like [`Pins::replace`] in two steps, for the attachment of `program`: all attachments are pinned before the first takes its
     /// place, because programs of two daemons do not work together.
     ///
     /// # Errors
@@ -168,7 +169,7 @@ impl Pins {
         Ok(path)
     }
 
-    /// Removes what processes that have ended left in the middle of [`Pins::replace`]. Logs what can't be removed.
+    /// Removes the temporary pins of processes that ended in the middle of [`Pins::replace`]. Logs failures.
     pub fn remove_leftovers(&self) {
         let entries = fs::read_dir(&self.directory).into_iter().flatten();
         for entry in entries.flatten() {
@@ -204,10 +205,10 @@ pub struct Beside {
     path: PathBuf,
 }
 
-/// Between the name of a pin that is being replaced and the id of the process that replaces it.
+/// Separates the name of a pin that is being replaced from the id of the process that replaces it.
 const BESIDE: &str = "-new-";
 
-/// The process that made the pin `name` in the middle of [`Pins::replace`], if it is such a pin.
+/// The process that created `name`, if that is a temporary pin of [`Pins::replace`].
 fn maker(name: &str) -> Option<u32> {
     let (_, pid) = name.rsplit_once(BESIDE)?;
     pid.parse().ok()
@@ -218,8 +219,8 @@ pub fn link(program: &str) -> String {
     format!("link-{program}")
 }
 
-/// Removes all pins below `directory`, and the directory; what they alone kept is gone from the kernel then. Tells
-/// whether there was such a directory.
+/// Removes all pins in `directory`, and the directory. The kernel then frees what nothing else refers to. Returns
+/// whether the directory existed.
 ///
 /// # Errors
 /// Those of readdir and unlink.
@@ -277,12 +278,12 @@ fn link_by_id(id: u32) -> io::Result<OwnedFd> {
         flags: 0,
     };
     let fd = bpf(BPF_LINK_GET_FD_BY_ID, &attr)?;
-    // SAFETY: a descriptor that bpf(2) has just made for us.
+    // SAFETY: bpf(2) has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// `union bpf_attr`, as far as these commands use it. An id stands in the first four bytes, which on the machines that we
-/// build for are the low ones of an address.
+/// `union bpf_attr`, as far as these commands use it. An id is in the first four bytes, which are the low bytes of an
+/// address on little-endian machines, the only ones supported.
 #[repr(C)]
 struct Attr {
     address: u64,
@@ -291,7 +292,8 @@ struct Attr {
 }
 
 fn bpf(command: libc::c_long, attr: &Attr) -> io::Result<i32> {
-    // SAFETY: an attribute of the size given; what it points to outlives the call, as the callers see to.
+    // SAFETY: the attribute has the given size, and the callers ensure that what it points to outlives the
+    // call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -109,7 +109,7 @@ impl Error {
     }
 
     /// The message for the operator: the error with its causes, and what to do.
-    pub fn told(self) -> String {
+    pub fn message(self) -> String {
         let remedy = self.remedy();
         let error = anyhow::Error::from(self);
         match remedy {
@@ -140,7 +140,7 @@ fn loading_remedy() -> String {
 pub struct LoadOptions {
     /// The capacity of `ENDPOINTS`.
     pub endpoints_capacity: u32,
-    /// Where pins are placed that outlive this process; none: nothing outlives it.
+    /// The directory of the pins that outlive this process; `None`: nothing outlives it.
     pub pins: Option<Pins>,
     /// Whether the optional programs `answer` and `classify` are loaded, which only the kernel path needs.
     pub kernel_path: bool,
@@ -185,7 +185,8 @@ pub struct Programs {
     links: Vec<Attached>,
     cgroup: Option<PathBuf>,
     connecting: Arc<ConnectingMap>,
-    /// Where what is to outlive us is pinned, and whether that is ours by now.
+    /// The directory of the pins that outlive this process; and whether this daemon has replaced the pins
+    /// there with its own.
     pins: Option<Pins>,
     adopted: bool,
     /// [`Pins::number`] of the first attachment that we have pinned.
@@ -203,9 +204,9 @@ pub struct Programs {
 /// Whether program `answer` is attached with the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerIs {
-    /// It is, if it is loaded.
+    /// It is attached, if it is loaded.
     Attached,
-    /// It is not: no connection of this kubelet takes the kernel path.
+    /// It is not attached, because no connection of this kubelet takes the kernel path.
     LeftOut,
 }
 
@@ -244,10 +245,10 @@ impl Programs {
         }
     }
 
-    /// As [`Programs::load`]; where what is pinned can't be used, without it, and with what is wrong.
+    /// Like [`Programs::load`]. If the pins can't be used, loads without them, and also returns the reason.
     ///
     /// # Errors
-    /// As [`Programs::load`].
+    /// Those of [`Programs::load`].
     pub fn load_or_without_pins(
         mut options: LoadOptions,
     ) -> Result<(Self, Maps, Option<String>), Error> {
@@ -255,7 +256,7 @@ impl Programs {
             None => None,
             Some(Ok(())) => match Self::load(&options) {
                 Ok((programs, maps)) => return Ok((programs, maps, None)),
-                Err(error) => Some(error.told()),
+                Err(error) => Some(error.message()),
             },
             Some(Err(why)) => Some(why),
         };
@@ -276,9 +277,10 @@ impl Programs {
         let per_cpu = lru_capacity_per_all_cpus();
         let mut loader = EbpfLoader::new();
         if let Some(pins) = &options.pins {
-            // One for all daemons: whoever records a connection, every pod's rules know it.
+            // All daemons share this map, so that the rules in every pod match a connection that any daemon
+            // has recorded.
             let _ = loader.map_pin_path(maps::CONNECTING, pins.path(maps::CONNECTING_PIN));
-            // For the same reason: the rules in a pod remain valid when another daemon replaces the tc filters.
+            // Shared too, so that the rules in a pod remain valid when another daemon replaces the tc filters.
             let _ = loader.map_pin_path(maps::CLASSIFY_KEY, pins.path(maps::CLASSIFY_KEY_PIN));
         }
         let mut ebpf = loader
@@ -321,8 +323,8 @@ impl Programs {
         let programs = Self {
             ebpf,
             refuses_with_econnrefused: set_retval,
-            answer_trouble: answer.err().map(Error::told),
-            classify_trouble: classify.err().map(Error::told),
+            answer_trouble: answer.err().map(Error::message),
+            classify_trouble: classify.err().map(Error::message),
             links: Vec::new(),
             cgroup: None,
             connecting,
@@ -367,7 +369,7 @@ impl Programs {
                     links.push(Attached { program, link });
                     self.answer_trouble = None;
                 }
-                Err(error) => self.answer_trouble = Some(error.told()),
+                Err(error) => self.answer_trouble = Some(error.message()),
             }
         }
         self.links = links;

@@ -1,4 +1,4 @@
-//! A subscription to what the kernel tells of changes in a pod's network namespace (netlink(7)).
+//! A subscription to the kernel's messages about changes in a pod's network namespace (netlink(7)).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,17 +11,18 @@ use tokio::io::unix::AsyncFd;
 
 use crate::netns::Netns;
 
-/// How many messages are read at once: whoever may configure the pod's network can send them faster than
-/// they are read, and the caller has more to do.
+/// Maximum number of messages read at once: a process that may configure the pod's network can cause them
+/// faster than they are read, and the caller has other work.
 const AT_ONCE: usize = 64;
 
-/// It keeps the namespace alive: drop it with the pod.
+/// A subscription. It keeps the namespace alive: drop it with the pod.
 pub struct Subscription {
     socket: AsyncFd<OwnedFd>,
 }
 
 impl Subscription {
-    /// Subscribes to `groups`, a mask, of `protocol`. Changes from now on are seen, so read what there is after this.
+    /// Subscribes to `groups`, a mask, of `protocol`. Only later changes are reported, so read the current state
+    /// after this.
     ///
     /// # Errors
     /// Those of `setns`, `socket` and `bind`.
@@ -40,7 +41,7 @@ impl Subscription {
         Ok(Self { socket })
     }
 
-    /// Waits for the next change; several at once are one.
+    /// Waits for the next change; several pending changes are reported as one.
     ///
     /// # Errors
     /// Those of the runtime's reactor.
@@ -57,24 +58,25 @@ impl Subscription {
         }
     }
 
-    /// Passes over what was told until now.
+    /// Discards the messages received so far.
     ///
     /// # Errors
     /// Those of `recv`.
-    pub fn pass_over(&self) -> io::Result<()> {
+    pub fn discard(&self) -> io::Result<()> {
         read_some(self.socket.get_ref()).map(drop)
     }
 }
 
-/// What came of a look.
+/// The result of reading messages.
 struct Read {
-    /// Something was told.
+    /// At least one message was received.
     any: bool,
-    /// Nothing is left for now.
+    /// No further message is pending.
     all: bool,
 }
 
-/// What is told does not matter, nor that too much was told at once (ENOBUFS): the caller looks anew.
+/// Neither the content of the messages matters nor the loss of some (ENOBUFS), because the caller reads the
+/// current state again.
 fn read_some(socket: &OwnedFd) -> io::Result<Read> {
     let mut scratch = [0_u8; 4096];
     let mut any = false;

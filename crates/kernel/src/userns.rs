@@ -65,7 +65,8 @@ fn is_in(process: &Path, owner: (u64, u64)) -> bool {
     fs::metadata(process.join("ns/user")).is_ok_and(|meta| id(&meta) == owner)
 }
 
-/// Translates by a `uid_map`, whose lines contain the first id inside, the first id outside, and how many (user_namespaces(7)).
+/// Translates by a `uid_map`, whose lines contain the first id inside, the first id outside, and the number of ids
+/// (user_namespaces(7)).
 pub(crate) fn translate(map: &str, uid: u32) -> Option<u32> {
     map.lines().find_map(|line| {
         let mut numbers = line.split_whitespace().map(str::parse::<u32>);
@@ -96,7 +97,7 @@ mod tests {
     #[test]
     fn the_nodes_own_ids_are_unchanged() {
         let own = Netns::current().expect("own namespace");
-        // Where the test itself runs in a user namespace, that one need not own the network namespace.
+        // If the test itself runs in a user namespace, the network namespace may belong to another one.
         if let Ok(uid) = on_node(&own, 5995) {
             assert_eq!(uid, 5995);
         }

@@ -26,7 +26,7 @@ pub const REQUEST_HEADERS_LIMIT: usize = HEADERS_LIMIT - KUBELETS_HEADERS;
 /// Maximum length of a text for display that a Pod's author chose. Bytes.
 const CLIPPED: usize = 256;
 
-/// Counts what is kept of one pod.
+/// Counts what the daemon keeps of one pod.
 #[derive(Default)]
 pub struct Quota {
     probes: usize,

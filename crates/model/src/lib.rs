@@ -166,7 +166,7 @@ pub struct Probe {
     pub schedule: Schedule,
 }
 
-/// How often the kubelet makes a probe, and how many results in a row change what it does. Without meaning for a lifecycle
+/// How often the kubelet makes a probe, and how many results in a row change what it does. Has no meaning for a lifecycle
 /// hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schedule {
@@ -228,7 +228,7 @@ pub enum Mesh {
     Consul,
     /// Open Service Mesh.
     Osm,
-    /// An unknown mesh, or none.
+    /// An unknown mesh, or no mesh.
     Unknown,
 }
 
@@ -287,14 +287,14 @@ pub struct Rewritten {
     pub originals: Vec<(String, Probe)>,
 }
 
-/// Which path serves plaintext HTTP where both can.
+/// Which path serves plaintext HTTP if both can.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HttpBy {
     /// The handler, and the kernel path while the handler does not answer.
     #[default]
     Handler,
-    /// The kernel path alone.
+    /// Only the kernel path.
     Kernel,
 }
 
@@ -307,7 +307,7 @@ impl HttpBy {
         }
     }
 
-    /// The value of that name.
+    /// The variant with that name.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "handler" => Some(Self::Handler),
@@ -324,14 +324,15 @@ pub struct Pod {
     pub id: PodId,
     /// `status.podIPs`; may be empty until the kubelet has written the status.
     pub ips: Vec<IpAddr>,
-    /// Whether `ips` was stored by an earlier daemon: the pod's sandbox may have been created anew since.
+    /// Whether `ips` was stored by an earlier daemon: the pod's sandbox may have been recreated since.
     #[serde(skip)]
     pub ips_are_old: bool,
     /// Its mesh.
     pub mesh: Mesh,
     /// Which of its inbound connections the mesh redirects.
     pub inbound: Inbound,
-    /// Whether the mesh connects to the app at the pod's loopback address instead of the pod's own. Then so do probes.
+    /// Whether the mesh connects to the app at the pod's loopback address instead of the pod's own. Then the daemon's
+    /// checks do too.
     #[serde(default)]
     pub localhost: bool,
     /// What serves its plaintext HTTP probes, if annotations set that.

@@ -133,11 +133,11 @@ pub struct Run {
     pub count: u32,
     /// Success, failure or unknown.
     pub outcome: Outcome,
-    /// The reason of all of them.
+    /// Their common reason.
     pub reason: Reason,
-    /// The status of all of them for the kubelet, 100 to 999.
+    /// Their common status for the kubelet, 100 to 999.
     pub status: u16,
-    /// How long the last one took, in microseconds; 0 if that is not known.
+    /// Duration of the last one, in microseconds; 0 if it is not known.
     pub latency_us: u32,
     /// Of the app's answers in the hour before the first one, 99 % took no longer than this, in microseconds; 0 if that is
     /// not known.

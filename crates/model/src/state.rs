@@ -1,4 +1,4 @@
-//! What the kubelet has done with a pod, as the Pod's status has it.
+//! What the kubelet has done with a pod, according to the Pod's status.
 
 use serde::{Deserialize, Serialize};
 

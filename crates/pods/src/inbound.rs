@@ -32,8 +32,8 @@ pub fn of(pod: &Pod, mesh: Mesh) -> Inbound {
                 Ports::AllBut(ranges(excluded.unwrap_or_default())),
             )
         }
-        // ztunnel listens in the pod's network namespace even where the app runs in a virtual machine (Kata) or has
-        // its sockets in a sandbox (gVisor). That no app listens in the namespace does not mean that its port is closed.
+        // ztunnel listens in the pod's network namespace even where the app runs in a virtual machine (Kata) or has its
+        // sockets in a sandbox (gVisor). So the app's port may be open although nothing listens on it in the namespace.
         Mesh::IstioAmbient if is_sandboxed(pod) => {
             both(mesh.inbound_port(), Ports::Only(Vec::new()))
         }
@@ -101,7 +101,7 @@ fn ranges(list: &str) -> Vec<RangeInclusive<u16>> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
     };
-    // No pod may use up memory; nobody writes more ranges than that by hand.
+    // Prevents a pod from using up memory; real pods have fewer ranges.
     list.split(',')
         .filter_map(range)
         .take(RANGES_LIMIT)

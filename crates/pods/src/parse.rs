@@ -21,14 +21,14 @@ const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// Annotation of mirror pods only (kubernetes pkg/kubelet/types/pod_update.go).
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// An interpreted Pod, whatever the daemon's settings and its namespace.
+/// An interpreted Pod. Does not depend on the daemon's settings or on the pod's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParsedPod {
     /// Its name and UID; the UID may be derived from the name, see [`parse_pod`].
     pub id: PodId,
-    /// What could be served; none if it has no probes, or for the reason `never`.
+    /// What could be served; `None` if it has no probes, or for the reason `never`.
     pub pod: Option<Arc<model::Pod>>,
-    /// Why it is not served, whatever the settings.
+    /// Why it is not served under any settings.
     pub never: Option<NotServed>,
     /// Whether it is in a known mesh.
     pub meshed: bool,
@@ -38,9 +38,9 @@ pub struct ParsedPod {
     pub marks: Marks,
     /// Probes that can't be served.
     pub skipped: Vec<SkippedProbe>,
-    /// What in the Pod could not be read.
+    /// Parts of the Pod that could not be read.
     pub warnings: Vec<String>,
-    /// Whether its mesh's container runs, if its status contains that.
+    /// Whether its mesh's container runs; `None` if its status does not show it.
     pub mesh_runs: Option<bool>,
     /// What the kubelet has done with it.
     pub state: PodState,
@@ -62,13 +62,13 @@ impl ParsedPod {
         }
     }
 
-    /// Whether our webhook has rewritten its probes, so that nothing else answers them.
+    /// Whether our webhook has rewritten its probes, so that only the daemon answers them.
     pub fn is_rewritten_by_us(&self) -> bool {
         let rewritten = self.pod.as_ref().and_then(|pod| pod.rewritten.as_ref());
         rewritten.is_some_and(|rewritten| rewritten.mode == ProbeMode::Rewrite)
     }
 
-    /// Limits the list of skipped probes, because nobody reads more of them.
+    /// Limits the list of skipped probes.
     fn limit_skipped(&mut self) {
         let all = self.skipped.len();
         if all > SKIPPED_LIMIT {
@@ -186,8 +186,8 @@ fn pod_id(pod: &Pod, warnings: &mut Vec<String>) -> PodId {
         .filter(|namespace| !namespace.is_empty())
         .unwrap_or_else(|| "default".to_owned());
     let name = meta.name.clone().unwrap_or_default();
-    // Like the kubelet, use the hash of mirror pods only: on any other pod it is an arbitrary text that
-    // the pod's author chose.
+    // Like the kubelet, uses the hash only for mirror pods, because on other pods it is an arbitrary text of
+    // the pod's author.
     let hash = annotation(pod, CONFIG_MIRROR).and_then(|_| annotation(pod, CONFIG_HASH));
     let uid = hash
         .or(meta.uid.as_deref())

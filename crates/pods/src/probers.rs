@@ -74,8 +74,8 @@ struct Entry {
     timeout_seconds: Option<i32>,
 }
 
-/// Reads the JSON of originals. `ips` are the pod's addresses. A probe's timeout is `None` where the
-/// JSON does not set one.
+/// Reads the JSON of originals. `ips` are the pod's addresses. A probe's timeout is `None` if the JSON does
+/// not set one.
 ///
 /// # Errors
 /// The text is not a JSON object. Invalid entries are not errors: the result lists them.
@@ -122,7 +122,7 @@ fn parse_entry(
         kind,
         action,
         timeout: set.and_then(|_| timeout(kind, set)),
-        // The JSON contains none: rewriting leaves it to the probe in the spec.
+        // The JSON contains no schedule, because rewriting keeps it in the probe of the spec.
         schedule: Schedule::default(),
     })
 }
@@ -140,8 +140,8 @@ pub struct Recovered {
     pub warnings: Vec<String>,
 }
 
-/// Finds the originals of the rewritten probes among `declared`, the probes as the spec has them.
-/// Only a rewritten path that the spec does probe is served. `ips` are the pod's addresses.
+/// Finds the originals of the rewritten probes among `declared`, the probes in the spec. A rewritten path is
+/// served only if a probe in the spec uses it. `ips` are the pod's addresses.
 pub fn recover(pod: &Pod, declared: Vec<Probe>, ips: &[IpAddr]) -> Recovered {
     let mut warnings = Vec::new();
     let ours = annotation(pod, PROBES)
@@ -263,7 +263,7 @@ fn istio_probers(pod: &Pod) -> Option<&str> {
     of_istio_proxy(pod, ISTIO_PROBERS)
 }
 
-/// Whether Istio's proxy and agent connect to the app at localhost: its template sets the variable where
+/// Whether Istio's proxy and agent connect to the app at localhost: its template sets the variable if
 /// `meshConfig.inboundTrafficPolicy.mode` is LOCALHOST. An app that listens only there is healthy in such a mesh.
 pub fn is_at_localhost(pod: &Pod) -> bool {
     of_istio_proxy(pod, ISTIO_PROBES_LOCALHOST).and_then(parse_bool) == Some(true)
@@ -315,8 +315,8 @@ fn rewrite_port(declared: &[Probe], originals: &Originals) -> Option<u16> {
         .map(|probe| probe.action.port())
 }
 
-/// Istio's status port in this pod: from the annotation, else the port of the rewritten probes. `None` where
-/// the annotation turns it off or is not a port.
+/// Istio's status port in this pod: from the annotation, else the port of the rewritten probes. `None` if the
+/// annotation turns it off or is not a port.
 fn status_port(pod: &Pod, declared: &[Probe], warnings: &mut Vec<String>) -> Option<u16> {
     match annotation(pod, ISTIO_STATUS_PORT) {
         Some("0") => None,

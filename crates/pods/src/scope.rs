@@ -29,7 +29,7 @@ pub enum Mode {
     /// It serves them.
     #[default]
     Serve,
-    /// It changes nothing. It repeats the probes, and reports those whose result would change.
+    /// The daemon changes nothing. It repeats the probes, and reports those whose result would change.
     Observe,
     /// Nothing.
     Off,
@@ -47,7 +47,7 @@ impl Mode {
         }
     }
 
-    /// The mode of that name.
+    /// The mode with that name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
@@ -66,7 +66,7 @@ pub enum Scope {
     /// Pods in a known mesh.
     #[default]
     Meshed,
-    /// None: only pods with the label.
+    /// No pods, so only those with the label are served.
     Labeled,
     /// All pods.
     All,
@@ -134,7 +134,7 @@ impl Marks {
         marks
     }
 
-    /// What applies to a pod with these marks in a namespace with the marks `namespace`.
+    /// The marks that apply to a pod with these marks in a namespace with the marks `namespace`.
     pub fn or(self, namespace: Self) -> Self {
         Self {
             mode: self.mode.or(namespace.mode),
@@ -163,7 +163,7 @@ pub fn is_virtual_machine(pod: &Pod) -> bool {
     label(pod, KUBEVIRT) == Some(VIRT_LAUNCHER)
 }
 
-/// What decides about a pod beside the pod itself.
+/// What decides about a pod in addition to its own marks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// The daemon's scope.

@@ -24,7 +24,7 @@ pub struct SelectedPod {
     pub not_served: Option<NotServed>,
     /// Probes that can't be served.
     pub skipped: Vec<SkippedProbe>,
-    /// What in the Pod could not be read, and what is done differently than its author may expect.
+    /// Parts of the Pod that could not be read, and differences from what its author may expect.
     pub warnings: Vec<String>,
     /// As in [`ParsedPod::mesh_runs`].
     pub mesh_runs: Option<bool>,
@@ -103,7 +103,7 @@ impl ParsedPod {
                 ..model::Pod::clone(pod)
             }),
         };
-        // Nothing else answers on the rewrite port, so those probes are served in every mode.
+        // Only the daemon answers on the rewrite port, so those probes are served in every mode.
         if self.is_rewritten_by_us() {
             let native = matches!(why, None | Some(NotServed::OutOfScope)) && !guest;
             if why == Some(NotServed::Observed) && !pod.probes.is_empty() {

@@ -31,7 +31,7 @@ pub enum SkipReason {
     /// It runs a command in the container: the mesh does not affect it.
     #[error("exec runs in the container, out of reach of the mesh")]
     Exec,
-    /// It only waits: no request is sent.
+    /// It only waits, and sends no request.
     #[error("sleep sends nothing")]
     Sleep,
     /// The container is the mesh's proxy, whose probes the mesh does not redirect.
@@ -88,7 +88,7 @@ pub enum SkipReason {
     /// The kubelet does not support `tcpSocket` lifecycle hooks.
     #[error("the kubelet does not support tcpSocket hooks (\"invalid handler\")")]
     TcpHook,
-    /// It has none of exec, httpGet, tcpSocket and grpc, or more than one.
+    /// It has no action, or more than one of exec, httpGet, tcpSocket and grpc.
     #[error("has {0} actions, must have exactly one")]
     Actions(usize),
     /// It is a rewritten probe whose original is missing or unusable.
@@ -108,7 +108,8 @@ pub enum SkipReason {
 }
 
 impl SkipReason {
-    /// Whether the manifest contains a mistake. Otherwise the probe is valid, but not for the daemon to serve.
+    /// Whether the manifest contains a mistake. Otherwise the probe is valid, but the daemon does not serve
+    /// it.
     pub const fn is_mistake(&self) -> bool {
         matches!(
             self,

@@ -5,8 +5,8 @@
 //! (kubernetes pkg/probe/http/request.go `formatURL`, Go src/net/url/url.go). The handler compares
 //! targets byte for byte, so this must return exactly Go's target or nothing.
 
-/// The request target for `path`. `None` where Go's result is not reproduced here: an absolute URL, a
-/// path that begins with `//`, or a query with bytes that are not allowed in a request line.
+/// The request target for `path`. `None` if Go's result is not reproduced here: an absolute URL, a path that
+/// begins with `//`, or a query with bytes that are not allowed in a request line.
 pub fn request_target(path: &str) -> Option<String> {
     let (url, fragment) = path.split_once('#').unwrap_or((path, ""));
     match parse(url) {

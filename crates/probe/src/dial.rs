@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 /// queue is full may take as long as the probe's timeout allows.
 const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Creates sockets that reach the app past the mesh.
+/// Creates sockets that bypass the mesh and reach the app.
 pub trait Dial: Send + Sync + 'static {
     /// A non-blocking TCP socket in the pod's network namespace, with the source and owner that the rules of
     /// the pod's mesh let pass, ready to connect to `to`, which is a [`Dial::destination`].

@@ -61,7 +61,7 @@ pub(super) struct Url {
 }
 
 impl Url {
-    /// The URL of a request with request target `target` to `host`. None if the target is invalid.
+    /// The URL of a request with request target `target` to `host`. `None` if the target is invalid.
     pub(super) fn of_request(scheme: Scheme, host: String, target: &str) -> Option<Self> {
         let (path, query) = cut(target.as_bytes(), b'?');
         Some(Self {
@@ -77,7 +77,7 @@ impl Url {
         })
     }
 
-    /// Parses a URL or a reference. None if it is invalid.
+    /// Parses a URL or a reference. `None` if it is invalid.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let (text, fragment) = cut(text, b'#');
         if text.iter().any(u8::is_ascii_control) {
@@ -160,7 +160,7 @@ impl Url {
         self.host_and_port().0 == ip.to_string().as_bytes()
     }
 
-    /// The port, by default the scheme's. None if the port is above 65535.
+    /// The port, by default the scheme's. `None` if the port is above 65535.
     pub(super) fn port(&self, scheme: Scheme) -> Option<u16> {
         match (self.host_and_port().1, scheme) {
             ([], Scheme::Http) => Some(80),
@@ -208,7 +208,7 @@ fn cut(text: &[u8], byte: u8) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// The scheme in lower case, empty if there is none, and the rest. None if the text begins with a colon.
+/// The scheme in lower case, empty if there is none, and the rest. `None` if the text begins with a colon.
 fn split_scheme(text: &[u8]) -> Option<(String, &[u8])> {
     let is_in_scheme =
         |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
@@ -284,7 +284,7 @@ fn is_port(text: &[u8]) -> bool {
     matches!(text, [b':', digits @ ..] if digits.iter().all(u8::is_ascii_digit))
 }
 
-/// `text` without its escapes. None if an escape is invalid, or in a host a character.
+/// `text` without its escapes. `None` if an escape is invalid, or in a host a character.
 fn unescaped(text: &[u8], part: Part) -> Option<Vec<u8>> {
     let in_host = matches!(part, Part::Host | Part::Zone);
     let mut plain = Vec::with_capacity(text.len());
@@ -318,7 +318,7 @@ fn unescaped(text: &[u8], part: Part) -> Option<Vec<u8>> {
     Some(plain)
 }
 
-/// `text` as Go sends it: unchanged if it is escaped, otherwise unescaped and escaped again. None if an escape is invalid.
+/// `text` as Go sends it: unchanged if it is escaped, otherwise unescaped and escaped again. `None` if an escape is invalid.
 fn escaped(text: &[u8], part: Part) -> Option<Vec<u8>> {
     let plain = unescaped(text, part)?;
     if part == Part::Path && text == b"%2A" {

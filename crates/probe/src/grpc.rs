@@ -244,7 +244,7 @@ impl Answer {
     /// Takes the next part. Returns the call's status code once the answer is complete.
     fn take(&mut self, part: Part) -> Result<Option<i32>, Finding> {
         match part {
-            // Like grpc-go, ignore it.
+            // Ignores it, like grpc-go.
             Part::Push => Ok(None),
             // No trailers.
             Part::Data(_, true) => Ok(Some(INTERNAL)),
@@ -314,12 +314,12 @@ impl Answer {
             [0, a, b, c, d, rest @ ..] => {
                 let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
                 let message = rest.split_at_checked(length);
-                // A second message is an error; a few bytes are none.
+                // A second message is an error; an incomplete one is not.
                 message.filter(|(_, more)| more.len() < 5)
             }
             _ => None,
         };
-        // An enum has 32 bits, of which the kubelet's parser keeps the lowest.
+        // An enum has 32 bits; the kubelet's parser keeps the lowest 32 bits of a longer number.
         match message
             .and_then(|(message, _)| field_1(message))
             .map(|status| status as u32)
@@ -330,7 +330,7 @@ impl Answer {
     }
 }
 
-/// The number in field 1 of a message of protocol buffers, 0 if there is none. None if the message is malformed.
+/// The number in field 1 of a message of protocol buffers, 0 if there is none. `None` if the message is malformed.
 fn field_1(mut message: &[u8]) -> Option<u64> {
     let mut value = 0;
     while !message.is_empty() {
@@ -369,7 +369,7 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// The bytes of a field whose name ends in `-bin`: base64, with or without padding. None if it is malformed.
+/// The bytes of a field whose name ends in `-bin`: base64, with or without padding. `None` if it is malformed.
 fn decoded(value: &[u8]) -> Option<Vec<u8>> {
     let padding = match value.len() % 4 {
         0 => DecodePaddingMode::RequireCanonical,

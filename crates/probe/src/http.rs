@@ -95,7 +95,8 @@ impl HttpCheck<'_> {
             let (next, referer) = match from.step(self.address.ip(), location) {
                 Step::Follow(next, referer) => (next, referer),
                 Step::Elsewhere => {
-                    // The kubelet gets the status without a Location, so it records the same warning as without us.
+                    // The kubelet gets the status without a Location, so it records the same warning as without the
+                    // daemon.
                     return Ok(Finding {
                         detail: "redirect to another host, which the kubelet does not follow"
                             .to_owned(),
@@ -178,7 +179,7 @@ impl HttpCheck<'_> {
                     Ok(false) => {}
                     Err(error) => break Some(rejected(error)),
                 },
-                // Like Go, take a TLS stream that ends without a close_notify as ended.
+                // Like Go, accepts a TLS stream that ends without a close_notify.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => match reader.end() {
                     Ok(()) => break None,
                     Err(error) => break Some(closed(error.to_string(), &written)),

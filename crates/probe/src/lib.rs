@@ -35,7 +35,7 @@ pub use model::bounds::HEAD_LIMIT;
 /// an app may send window updates, settings and session tickets without end. Bytes.
 const WIRE_LIMIT: usize = 192 * 1024;
 
-/// The result of `work`; none if `deadline` passes first.
+/// The result of `work`; `None` if `deadline` passes first.
 async fn in_time<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
     match deadline {
         Some(deadline) => timeout_at(deadline, work).await.ok(),

@@ -1,5 +1,5 @@
 //! Limits how much is read of an app's connection, in all and at a time. Limits on what is kept are not enough, because an
-//! app may send frames and records without end of which nothing is kept.
+//! app may send endless frames and records of which nothing is kept.
 
 use std::io;
 use std::pin::Pin;

@@ -11,8 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use super::go_url::Url;
 use model::Scheme;
 
-/// Most requests that the kubelet's client makes for one probe, the first included: it stops "after 10
-/// redirects", but counts requests.
+/// Maximum number of requests that the kubelet's client makes for one probe, the first included: it stops
+/// "after 10 redirects", but counts requests.
 pub const REQUESTS_LIMIT: usize = 10;
 
 /// Whether `status` is a redirect that Go's client follows if there is a Location.
@@ -42,7 +42,7 @@ pub enum Step {
 }
 
 impl Hop {
-    /// The first request, as the kubelet makes it to the pod: `host` is its Host header. None if there is no
+    /// The first request, as the kubelet makes it to the pod: `host` is its Host header. `None` if there is no
     /// valid URL with `target`.
     pub fn first(
         scheme: Scheme,

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::redirect::Hop;
 
-/// Most headers in a request that is parsed.
+/// Maximum number of headers in a request that is parsed.
 pub use model::bounds::HEADERS_LIMIT;
 
 /// Headers that HTTP/2 does not allow (RFC 9113, 8.2.2). TE is here too: HTTP/2 allows only one of its values.
@@ -35,7 +35,7 @@ pub struct Request<'a> {
 pub struct Malformed;
 
 impl<'a> Request<'a> {
-    /// Parses the head at the beginning of `bytes`; none while it is incomplete.
+    /// Parses the head at the beginning of `bytes`; `None` while it is incomplete.
     ///
     /// # Errors
     /// [`Malformed`] if `bytes` do not begin an HTTP/1 request, or have more than 256 headers.

@@ -49,7 +49,7 @@ impl From<Finding> for Failure {
 }
 
 /// Makes the TLS handshake over `stream` with the app at `ip`. Accepts any certificate, offers HTTP/2 before
-/// HTTP/1.1, and sends no server name, because an IP address is none.
+/// HTTP/1.1, and sends no server name, because a server name can't be an IP address.
 pub(super) async fn secure(stream: TcpStream, ip: IpAddr) -> Result<Secured, Failure> {
     let config =
         config().map_err(|error| Finding::without_answer(Reason::Tls, error.to_string()))?;
@@ -102,8 +102,8 @@ fn config() -> Result<Arc<ClientConfig>, rustls::Error> {
     Ok(Arc::clone(CONFIG.get_or_init(|| Arc::new(config))))
 }
 
-/// Accepts any certificate that Go does not refuse by itself: it may be of version 1, or expired. The handshake must be
-/// signed by its key.
+/// Accepts any certificate that Go's parser accepts, for example one of version 1 or an expired one. The handshake must
+/// be signed with its key.
 #[derive(Debug)]
 struct AcceptAny(WebPkiSupportedAlgorithms);
 

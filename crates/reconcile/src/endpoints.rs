@@ -13,8 +13,8 @@ use model::inbound::Inbound;
 use model::{Action, HttpBy, Pod, Probe, ProbeMode, Rewritten, Scheme};
 use serve::table::{Endpoint, HttpRoute, NativeRoutes, Route, RouteStats, Routes, ServedPod};
 
-/// Most endpoints of one pod: two addresses, with each probe on a port of its own. Someone who may add addresses to a pod
-/// must not fill the kernel's map, which all pods share.
+/// Maximum number of endpoints of one pod: two addresses, with each probe on its own port. Without a limit, a process
+/// that may add addresses to a pod could fill the kernel's map, which all pods share.
 const MAX_ENDPOINTS: usize = 2 * PROBES_LIMIT;
 
 /// An endpoint that should exist, not yet bound to a [`ServedPod`].
@@ -148,8 +148,8 @@ fn rewritten_routes(rewritten: &Rewritten) -> Routes {
     Routes::Rewritten(routes)
 }
 
-/// The probes of one port, grouped by protocol, target and whether they are hooks. Headers do not matter: the
-/// app gets those of each request.
+/// The probes of one port, grouped by protocol, target and whether they are hooks. Their headers may differ,
+/// because the app gets the headers of each request.
 #[derive(Default)]
 struct NativeGroups {
     tcp: Option<Group>,
@@ -271,12 +271,12 @@ fn is_different(one: &Probe, other: &Probe) -> bool {
     matches!(one.action, Action::Grpc { .. }) && one.action != other.action
 }
 
-/// The longest timeout. None, as of a hook, means no timeout, and is longer than any.
+/// The longest timeout. `None` means no timeout, as for a hook, and counts as longer than any timeout.
 fn longest(timeouts: impl Iterator<Item = Option<Duration>>) -> Option<Duration> {
     timeouts.reduce(|a, b| Some(a?.max(b?))).unwrap_or_default()
 }
 
-/// All timeouts but the longest, each once.
+/// All distinct timeouts except the longest.
 fn shorter(timeouts: impl Iterator<Item = Option<Duration>> + Clone) -> Vec<Duration> {
     let longest = longest(timeouts.clone());
     let shorter: BTreeSet<_> = timeouts

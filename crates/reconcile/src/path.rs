@@ -11,16 +11,18 @@ use serve::table::{NativeRoutes, Routes};
 /// How a pod uses the kernel path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelUse {
-    /// Wherever the protocol allows it; the value is what serves HTTP.
+    /// For every protocol that allows it; the value is the path that serves HTTP.
     First(HttpBy),
-    /// Only while the handler does not answer: it worked, but the last trial proved nothing.
+    /// Only while the handler does not answer: an earlier trial connection succeeded, but the last one was
+    /// inconclusive.
     Fallback,
 }
 
-/// The flags of an endpoint with `routes`. `kernel`: how the pod uses the kernel path; none: not at all. `localhost`: see [`model::Pod::localhost`]; the kernel path leads to the pod's own address only.
+/// The flags of an endpoint with `routes`. `kernel`: how the pod uses the kernel path; `None`: not at all. `localhost`: see
+/// [`model::Pod::localhost`]; connections on the kernel path reach the pod's own address only.
 pub fn flags(routes: &Routes, kernel: Option<KernelUse>, localhost: bool) -> u32 {
     match routes {
-        // The app does not listen on this port, so there is nothing to gate on or to exempt.
+        // The app does not listen on this port, so neither the gate nor the exemption applies.
         Routes::Rewritten(_) => REDIRECT,
         Routes::Native(_) if localhost => GATE | REDIRECT | LOCALHOST,
         Routes::Native(native) => match (kind(native), kernel) {
@@ -32,8 +34,8 @@ pub fn flags(routes: &Routes, kernel: Option<KernelUse>, localhost: bool) -> u32
     }
 }
 
-/// As what the programs read the app's answers on the kernel path. Where several probes share the port, it is not known
-/// whose answer one is.
+/// The protocol in which the programs read the app's answers on the kernel path; 0 if several probes share the port,
+/// because the programs can't know which probe an answer belongs to.
 fn read(routes: &Routes, native: &NativeRoutes) -> u32 {
     match (routes.all().len(), &native.grpc) {
         (1, Some(_)) => READ_GRPC,
@@ -42,8 +44,8 @@ fn read(routes: &Routes, native: &NativeRoutes) -> u32 {
     }
 }
 
-/// The flags of an endpoint with `flags` while the handler can't serve its pod; none: nothing serves the endpoint. The kernel
-/// path needs no gate, and nothing of the daemon.
+/// The flags of an endpoint with `flags` while the handler can't serve its pod; `None`: nothing serves the endpoint. The
+/// kernel path needs neither the gate nor the handler.
 pub fn by_kernel_alone(flags: u32) -> Option<u32> {
     (flags & KERNEL != 0).then_some(flags & (KERNEL | READ_HTTP | READ_GRPC))
 }
@@ -54,7 +56,7 @@ enum Kind {
     Http,
     /// TCP, HTTPS or gRPC, whose bytes the handler does not parse either.
     Opaque,
-    /// More than one of these: the handler classifies each connection, so that each probe has its result.
+    /// Several kinds: the handler classifies each connection, so that each probe has its own result.
     Several,
 }
 

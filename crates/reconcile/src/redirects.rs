@@ -1,10 +1,10 @@
-//! The ports of a pod whose connections the pod's own rules redirect. What answers there is the pod's own business: the
-//! kubelet's connections to these ports are unchanged.
+//! The ports of a pod whose connections the pod's own rules redirect. The daemon does not serve these ports: the
+//! kubelet's connections to them are unchanged.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-/// Ports, by address family, with the address and port to which the pod's own rules lead.
+/// Ports, by address family, with the address and port to which the pod's own rules redirect them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Redirects(BTreeMap<Port, SocketAddr>);
 
@@ -27,12 +27,12 @@ impl From<SocketAddr> for Port {
 }
 
 impl Redirects {
-    /// Where connections to `at` are led, if the pod's own rules redirect them.
+    /// Where the pod's own rules redirect connections to `at`, if they do.
     pub fn leads(&self, at: SocketAddr) -> Option<SocketAddr> {
         self.0.get(&Port::from(at)).copied()
     }
 
-    /// Sets where connections to `at` are led; returns whether that is new.
+    /// Sets where connections to `at` are redirected; returns whether that has changed.
     pub fn set(&mut self, at: SocketAddr, to: Option<SocketAddr>) -> bool {
         let port = Port::from(at);
         let before = match to {
@@ -42,7 +42,7 @@ impl Redirects {
         before != to
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

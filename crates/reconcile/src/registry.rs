@@ -23,8 +23,8 @@ const MIN_IN_FLIGHT: usize = 16;
 /// before we notice that it has closed the connection of the last.
 const IN_FLIGHT_PER_ROUTE: usize = 4;
 
-/// At most this many addresses of a pod are served while its status contains none, because someone who may configure its
-/// interfaces can add any number.
+/// At most this many addresses of a pod are served while its status contains none, because a process that may configure
+/// its interfaces can add any number.
 const MAX_WITHOUT_STATUS: usize = 32;
 
 /// Where a pod can be served.
@@ -43,14 +43,14 @@ pub struct Placement {
     pub dialer: Arc<dyn Dial>,
     /// What its checks have cost recently.
     pub cost: Arc<PodCost>,
-    /// Which path serves HTTP, if our rules are in its namespace; none: the handler serves all its probes.
+    /// Which path serves HTTP, if our rules are in its namespace; `None`: the handler serves all its probes.
     pub kernel: Option<KernelUse>,
     /// The ports that its own rules redirect, which are not served.
     pub redirects: Redirects,
 }
 
-/// Why the handler does not serve a pod. The kernel path, which does not need the daemon's dials, serves it nevertheless,
-/// where its namespace is known.
+/// Why the handler does not serve a pod. The kernel path, which does not need the daemon's dials, still serves it if its
+/// namespace is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
     /// Its namespace is not known; the reason.
@@ -69,14 +69,14 @@ pub struct PodEntry {
     pub pod: Arc<Pod>,
     /// Where it can be served, if known.
     pub placement: Option<Placement>,
-    /// Why the handler does not serve it, if so.
+    /// Why the handler does not serve it; `None` if it does.
     pub obstacle: Option<Obstacle>,
     /// Its routes, which do not depend on the placement.
     pub routes: PodRoutes,
     served: Option<Arc<ServedPod>>,
     /// See [`PodEntry::addresses`].
     addresses: Vec<IpAddr>,
-    /// The endpoints that should exist for it if there is no obstacle; none: not computed yet. See
+    /// The endpoints that should exist for it if there is no obstacle; `None`: not computed yet. See
     /// [`Installed::by_kernel_alone`].
     wanted: Option<Vec<(SocketAddr, Installed)>>,
     /// The sandbox in which it was found last.
@@ -88,8 +88,8 @@ pub struct PodEntry {
 
 impl PodEntry {
     /// The addresses at which it can be served: those in its namespace, and once its status contains any, only
-    /// those that are also there. Otherwise someone who may configure the pod's interfaces could give it any
-    /// address that the kubelet connects to: another pod's, the API server's.
+    /// those that are also there. Otherwise a process that may configure the pod's interfaces could give it
+    /// any address that the kubelet connects to: another pod's, the API server's.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
     }
@@ -148,7 +148,7 @@ impl PodEntry {
         self.update_addresses();
     }
 
-    /// Computes the endpoints that should exist at its addresses, without those in `conflicts`; none while it has
+    /// Computes the endpoints that should exist at its addresses, without those in `conflicts`; `None` while it has
     /// no placement. Reuses unchanged endpoints of `installed`, because statistics and connections refer to them.
     fn compute_wanted(
         &mut self,
@@ -238,7 +238,7 @@ impl Installed {
 
 /// Turns pods into endpoints.
 pub struct Registry<W> {
-    /// None until the eBPF programs are loaded: until then changes are only recorded.
+    /// `None` until the eBPF programs are loaded. Until then changes are only recorded.
     writer: Option<W>,
     table: Arc<EndpointTable>,
     pods: BTreeMap<String, PodEntry>,
@@ -247,7 +247,7 @@ pub struct Registry<W> {
     conflicts: BTreeSet<IpAddr>,
     /// Endpoints that could not be added to the kernel; tried again with every change. Logged once each.
     failed: BTreeSet<SocketAddr>,
-    /// Unneeded endpoints that could not be removed from the kernel; tried again with every change. Logged once
+    /// Obsolete endpoints that could not be removed from the kernel; tried again with every change. Logged once
     /// each.
     stuck: BTreeSet<SocketAddr>,
     /// Whether changes are only recorded: see [`Registry::hold`].
@@ -350,8 +350,8 @@ impl<W: EndpointWriter> Registry<W> {
         replaced
     }
 
-    /// Sets the placement of pod `uid`; none: it was lost. `obstacle`: why the handler may not serve it, if so. Ignores a
-    /// pod that is no longer in the registry.
+    /// Sets the placement of pod `uid`; `None`: it was lost. `obstacle`: why the handler may not serve it, if it may not.
+    /// Ignores a pod that is no longer in the registry.
     pub fn place(&mut self, uid: &str, placement: Option<Placement>, obstacle: Option<Obstacle>) {
         let Some(entry) = self.pods.get_mut(uid) else {
             return;
@@ -373,7 +373,7 @@ impl<W: EndpointWriter> Registry<W> {
             }
         }
         entry.placement = placement;
-        // The status is this sandbox's after all: from now on it limits the addresses again.
+        // The status does belong to this sandbox, so from now on it limits the addresses again.
         if entry
             .outdated
             .as_ref()
@@ -440,7 +440,7 @@ impl<W: EndpointWriter> Registry<W> {
             .installed
             .iter()
             .filter(|(address, now)| {
-                // An address that moves to another pod is removed first: for a moment it is not served.
+                // An address that moves to another pod is removed first, so it is briefly not served.
                 wanted
                     .get(*address)
                     .is_none_or(|new| !new.same(now) && !new.has_same_pod(now))

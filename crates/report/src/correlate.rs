@@ -7,13 +7,14 @@ use std::hash::Hash;
 
 use crate::event::{PodEvent, Severity};
 
-/// Different messages of one pod and reason within [`SIMILAR_MS`], from which on they are combined.
+/// Number of different messages of one pod and reason within [`SIMILAR_MS`] at which they begin to be
+/// combined.
 const SIMILAR: usize = 10;
 const SIMILAR_MS: u64 = 600_000;
-/// Writes of a pod at once, and the time for one more.
+/// Maximum burst of writes for one pod, and the time after which one more is allowed.
 const BURST: f64 = 25.0;
 const REFILL_MS: f64 = 300_000.0;
-/// Entries of each table; of more, the one that was used longest ago is forgotten.
+/// Maximum number of entries of each table; when it is full, the least recently used entry is removed.
 const KNOWN: usize = 1024;
 
 /// What to write for an Event.
@@ -21,18 +22,18 @@ const KNOWN: usize = 1024;
 pub enum Write {
     /// A new object.
     Create {
-        /// How often it has happened.
+        /// How often the Event has happened.
         count: i32,
-        /// When it first did.
+        /// When it first happened.
         first_ms: u64,
     },
-    /// A change of the object of that name.
+    /// A change of the object with that name.
     Update {
         /// Its name.
         name: String,
-        /// How often it has happened.
+        /// How often the Event has happened.
         count: i32,
-        /// When it first did.
+        /// When it first happened.
         first_ms: u64,
     },
     /// Nothing: the pod has reached its limit.
@@ -43,7 +44,7 @@ pub enum Write {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     similar: Similar,
-    /// None: combined from similar ones.
+    /// `None` if the Event is combined from similar ones.
     message: Option<(Option<String>, String)>,
 }
 
@@ -70,7 +71,7 @@ struct Messages {
 
 #[derive(Clone, Debug)]
 struct Written {
-    /// None: not written yet.
+    /// `None` if it has not been written yet.
     name: Option<String>,
     count: i32,
     first_ms: u64,
@@ -83,7 +84,7 @@ struct Budget {
 }
 
 impl Correlator {
-    /// What to write for `event`, which may have another message then, and its key.
+    /// What to write for `event`, and its key. Combining may change its message.
     pub fn add(&mut self, event: PodEvent) -> (PodEvent, Key, Write) {
         let (event, key) = self.combined(event);
         let written = self.written.entry(&key, || Written {
@@ -113,7 +114,7 @@ impl Correlator {
         (event, key, write)
     }
 
-    /// The Event with `key` is the object `name`; none: it no longer exists.
+    /// Records that the Event with `key` is the object `name`; `None`: it no longer exists.
     pub fn wrote(&mut self, key: &Key, name: Option<String>) {
         if let Some(written) = self.written.get(key) {
             written.name = name;
@@ -183,7 +184,7 @@ impl<K, V> Default for Table<K, V> {
 }
 
 impl<K: Clone + Eq + Hash, V> Table<K, V> {
-    /// The value of `key`, which is `new` if there is none.
+    /// The value of `key`; inserts `new` if there is none.
     fn entry(&mut self, key: &K, new: impl FnOnce() -> V) -> &mut V {
         self.uses += 1;
         if !self.entries.contains_key(key) && self.entries.len() >= KNOWN {
@@ -223,7 +224,7 @@ mod tests {
         }
     }
 
-    /// Adds an Event and supposes that it is written.
+    /// Adds an Event as if it had been written.
     fn add(correlator: &mut Correlator, event: PodEvent) -> (String, Write) {
         let (event, key, write) = correlator.add(event);
         if let Write::Create { .. } = write {

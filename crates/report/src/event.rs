@@ -6,19 +6,19 @@ use k8s_openapi::jiff::Timestamp;
 use model::PodId;
 use model::bounds::truncated_to;
 
-/// What the daemon is called in Events.
+/// The daemon's name in Events.
 pub const COMPONENT: &str = "probe-handler";
 /// Maximum length of a message in bytes, without the dots of a truncated one (kubernetes pkg/apis/core/validation/events.go, `NoteLengthLimit`).
 const MESSAGE: usize = 1024 - 3;
-/// Longest part of a pod's name in an Event's name, which has at most 253 characters.
+/// Maximum length of the pod's name within an Event's name, which has at most 253 characters.
 const NAME: usize = 236;
 
 /// The type of an Event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Severity {
-    /// Something is as it should be again.
+    /// A problem has ended.
     Normal,
-    /// Something is wrong.
+    /// A problem.
     Warning,
 }
 
@@ -50,7 +50,7 @@ impl Severity {
 }
 
 impl PodEvent {
-    /// The same with a message that the API server accepts.
+    /// The same Event, with the message truncated to what the API server accepts.
     #[must_use]
     pub fn bounded(self) -> Self {
         Self {
@@ -65,7 +65,7 @@ impl PodEvent {
         format!("{pod}.{unique:x}")
     }
 
-    /// A new object `name`, from `node`, that happened `count` times since `first_ms`.
+    /// A new object `name`, reported by `node`, for an Event that happened `count` times since `first_ms`.
     pub fn object(&self, name: String, node: &str, count: i32, first_ms: u64) -> Event {
         let field_path = self.container.as_ref();
         Event {
@@ -100,7 +100,7 @@ impl PodEvent {
     }
 }
 
-/// `ms` milliseconds since 1970, in whole seconds, as the API has them.
+/// `ms` milliseconds since 1970, in whole seconds, as in the API.
 pub fn time(ms: u64) -> Time {
     let seconds = i64::try_from(ms / 1000).unwrap_or_default();
     Time(Timestamp::from_second(seconds).unwrap_or_default())

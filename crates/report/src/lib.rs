@@ -1,5 +1,5 @@
-//! What the daemon writes at the API server, if it is enabled: Events of pods, and the condition and the startup taint of its
-//! node. Nothing waits for it: queues are bounded, and what does not fit is counted and lost.
+//! Writes to the API server, if this is enabled: Events of pods, the condition of the daemon's node, and the removal of its
+//! startup taint. Nothing waits for these writes: queues are bounded, and what does not fit is dropped and counted.
 
 pub mod correlate;
 pub mod event;

@@ -40,7 +40,7 @@ pub enum Ready {
 pub struct Options {
     /// The node's name.
     pub node: String,
-    /// Whether the condition is.
+    /// Whether the condition is written.
     pub condition: bool,
     /// The key of the taint that is removed once the daemon serves.
     pub taint: Option<String>,
@@ -48,8 +48,8 @@ pub struct Options {
     pub pauses: Timeouts,
 }
 
-/// Writes what `ready` says, and removes the taint, until the sender is dropped. While `ready` has no value, nothing is
-/// written.
+/// Writes the condition that `ready` contains, and removes the taint, until the sender is dropped. Writes nothing while
+/// `ready` has no value.
 pub async fn run(client: Client, options: Options, mut ready: watch::Receiver<Option<Ready>>) {
     let mut writer = Writer {
         nodes: Api::all(client),
@@ -77,7 +77,7 @@ struct Writer {
     backoff: Backoff,
     /// What was written last, and when.
     written: Option<(Ready, Instant)>,
-    /// Whether the taint may be there.
+    /// Whether the node may have the taint.
     tainted: bool,
     /// Whether a failure was logged, and nothing has succeeded since.
     trouble: bool,
@@ -103,7 +103,7 @@ impl Writer {
         match done {
             Ok(()) => {
                 if std::mem::take(&mut self.trouble) {
-                    tracing::info!("this daemon's node can be changed again");
+                    tracing::info!("the node's condition and taints can be written again");
                 }
                 self.backoff.reset();
                 let since = self.written.as_ref().map(|(_, at)| at.elapsed());
@@ -127,7 +127,7 @@ impl Writer {
         let name = &self.options.node;
         let wrong = |why| {
             format!(
-                "cannot write condition {CONDITION}: {why}; if it is forbidden, component node-condition of deploy/ allows it"
+                "cannot write condition {CONDITION}: {why}; if the API server forbids it, install component node-condition of deploy/"
             )
         };
         let node = request(self.nodes.get(name)).await.map_err(wrong)?;
@@ -135,7 +135,7 @@ impl Writer {
         let before = conditions.unwrap_or_default();
         let before = before.iter().find(|one| one.type_ == CONDITION);
         let now = condition(before, ready, now_ms());
-        // Of the conditions only this one is in the patch, and all others stay.
+        // The patch contains only this condition, so all others are unchanged.
         let patch = Patch::Strategic(json!({"status": {"conditions": [now]}}));
         let how = PatchParams::default();
         let patched = self.nodes.patch_status(name, &how, &patch);
@@ -147,7 +147,7 @@ impl Writer {
         let taint = taint.unwrap_or_default();
         let wrong = |why| {
             format!(
-                "cannot remove taint {taint}: {why}; if it is forbidden, component startup-taint of deploy/ allows it"
+                "cannot remove taint {taint}: {why}; if the API server forbids it, install component startup-taint of deploy/"
             )
         };
         let node = request(self.nodes.get(name)).await.map_err(wrong)?;
@@ -200,14 +200,14 @@ fn condition(before: Option<&NodeCondition>, ready: &Ready, now_ms: u64) -> Node
     }
 }
 
-/// The JSON patch that removes the taints with `key`, and no others: it fails if they are no longer where they were. None:
-/// there is no such taint.
+/// The JSON patch that removes the taints with `key`, and no others: it fails if the list of taints has changed meanwhile.
+/// `None` if there is no such taint.
 fn without(taints: &[Taint], key: &str) -> Option<Value> {
     let of_key = taints
         .iter()
         .enumerate()
         .filter(|(_, taint)| taint.key == key);
-    // From the last one on, so that those before keep their places.
+    // Removes the last one first, so that the indices of the others stay valid.
     let steps: Vec<Value> = of_key
         .rev()
         .flat_map(|(index, taint)| {
@@ -317,7 +317,7 @@ mod tests {
         until(&server, || ours(&server)["status"] == "False").await;
         let taints = |server: &ApiServer| node(server)["spec"]["taints"].clone();
         assert_eq!(taints(&server).as_array().map(Vec::len), Some(3));
-        // Somebody else changes the node meanwhile.
+        // Another client changes the node meanwhile.
         server.fail("nodes", false, Fault::Status(409, "Conflict", "changed"));
         let _ = running.ready.send(Some(Ready::True));
         let other = json!([{"key": "other", "effect": "NoSchedule"}]);

@@ -1,15 +1,15 @@
-//! What became of Events, for metrics.
+//! Outcomes of sending Events, for metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What became of an Event.
+/// The outcome of sending an Event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The API server has it.
+    /// The API server stored it.
     Sent,
-    /// The pod had too many: it counts in the next one that is like it.
+    /// The pod has reached its limit of Events: this one is added to the count of the next equal one.
     Limited,
-    /// Too many were waiting.
+    /// The queue was full.
     Lost,
     /// The API server refused it.
     Refused,
@@ -30,7 +30,7 @@ impl Outcome {
     }
 }
 
-/// How many Events had each outcome.
+/// The number of Events with each outcome.
 #[derive(Debug, Default)]
 pub struct Outcomes([AtomicU64; Outcome::ALL.len()]);
 
@@ -40,7 +40,7 @@ impl Outcomes {
         let _ = self.0[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many there were.
+    /// The number of Events with this outcome.
     pub fn of(&self, outcome: Outcome) -> u64 {
         self.0[outcome as usize].load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Sends Events to the API server: one at a time, in order, again while the API server is unreachable.
+//! Sends Events to the API server, one at a time and in order. Retries while the API server is unreachable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,21 +16,22 @@ use crate::outcome::{Outcome, Outcomes};
 use support::backoff::{Backoff, Timeouts};
 use support::error_chain::chain;
 
-/// Events that may wait.
+/// Maximum number of queued Events.
 const WAITING: usize = 256;
-/// How often one Event is tried, in about ten minutes: it may be the cause of the failure itself.
+/// Maximum number of attempts for one Event, within about ten minutes, because the Event itself may be the
+/// cause of the failure.
 const TRIES: usize = 12;
 /// Maximum time for a request.
 const REQUEST: Duration = Duration::from_secs(10);
 
-/// Takes Events without waiting.
+/// Queues Events without blocking.
 #[derive(Clone, Debug)]
 pub struct Events {
     waiting: mpsc::Sender<PodEvent>,
     outcomes: Arc<Outcomes>,
 }
 
-/// The Events that wait.
+/// The queued Events.
 #[derive(Debug)]
 pub struct Queue {
     waiting: mpsc::Receiver<PodEvent>,
@@ -52,7 +53,7 @@ pub fn queue(outcomes: Arc<Outcomes>) -> (Events, Queue) {
 }
 
 impl Events {
-    /// Adds an Event; if too many wait, it is lost.
+    /// Adds an Event; drops it if the queue is full.
     pub fn add(&self, event: PodEvent) {
         if self.waiting.try_send(event.bounded()).is_err() {
             self.outcomes.count(Outcome::Lost);
@@ -64,11 +65,11 @@ impl Events {
 enum Failure {
     /// The API server has no such object.
     Gone,
-    /// It has one of that name already.
+    /// It already has an object with that name.
     Exists,
-    /// It will not accept it.
+    /// It will never accept the request.
     Refused(String),
-    /// It may accept it later.
+    /// It may accept the request later.
     Later(String),
 }
 
@@ -125,7 +126,7 @@ impl Sender {
                     return;
                 }
                 Write::Create { count, first_ms } => {
-                    // Unique: of two daemons on a node each counts by its own clock.
+                    // Names are unique, because each of two daemons on a node counts from its own start time.
                     self.created += 1;
                     let unique = event
                         .at_ms
@@ -172,17 +173,18 @@ impl Sender {
                         first_ms: *first_ms,
                     };
                 }
-                // An earlier attempt whose answer was lost, or another daemon's: the next name is another one.
+                // An earlier attempt, whose answer was lost, or another daemon created the object. The next
+                // attempt uses another name.
                 (Err(Failure::Exists), Write::Create { .. }) => self.pause().await,
                 (Err(Failure::Gone), _) => {
                     return self.refused(&event, "its namespace no longer exists");
                 }
                 (Err(Failure::Exists), _) => {
-                    return self.refused(&event, "it was changed by others");
+                    return self.refused(&event, "another client changed it");
                 }
                 (Err(Failure::Refused(why)), _) => return self.refused(&event, &why),
                 (Err(Failure::Later(why)), _) => {
-                    self.warn(&format!("{why}; they wait, and are sent later"));
+                    self.warn(&format!("{why}; Events are queued and sent later"));
                     self.pause().await;
                 }
             }
@@ -195,7 +197,7 @@ impl Sender {
         tracing::debug!(pod = %event.pod, reason = event.reason, why, "the API server refuses an Event");
         if why.contains("forbidden") {
             self.warn(&format!(
-                "{why}; allow it by component events of deploy/, or remove --events"
+                "{why}; install component events of deploy/, or remove --events"
             ));
         }
     }

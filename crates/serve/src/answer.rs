@@ -17,8 +17,8 @@ const CLOSING: Duration = Duration::from_millis(100);
 /// How many bytes the kubelet may send in that time.
 const LINGER_BYTES: usize = 16 * 1024;
 
-/// Answers with `status` and nothing else. Where the app's answer was not `whole`, announces a body that does not follow,
-/// so that the kubelet sees an incomplete body, as it would from the app.
+/// Answers with `status` and no body. If the app's answer was not `whole`, announces a body that does not follow, so that
+/// the kubelet sees an incomplete body, as it would from the app.
 ///
 /// # Errors
 /// The kubelet has closed its connection.

@@ -16,7 +16,7 @@ pub enum Decision {
     Relay,
     /// A declared check that is end-to-end encrypted or HTTP/2: splice it.
     Splice(Arc<Route>),
-    /// A declared HTTP request, whose whole head is there: check the app and answer.
+    /// A declared HTTP request whose head is complete: check the app and answer.
     Check(Arc<Route>),
 }
 
@@ -59,7 +59,7 @@ fn splice(route: Option<&Arc<Route>>) -> Decision {
     route.map_or(Decision::Relay, |route| Decision::Splice(Arc::clone(route)))
 }
 
-/// The protocol of `bytes`; none while several are still possible.
+/// The protocol of `bytes`; `None` while several are still possible.
 fn protocol(bytes: &[u8]) -> Option<Protocol> {
     /// Record type handshake, and the major version of all TLS versions (RFC 8446, 5.1).
     const TLS: &[u8] = &[0x16, 0x03];

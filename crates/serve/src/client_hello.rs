@@ -2,8 +2,8 @@
 
 use rustls::server::Acceptor;
 
-/// Whether a connection that begins with `bytes` of a TLS handshake may be a probe. None while the ClientHello
-/// is incomplete.
+/// Whether a connection that begins with `bytes` of a TLS handshake may be a probe. `None` while the
+/// ClientHello is incomplete.
 ///
 /// The kubelet dials an IP address, for which Go sends no server_name (crypto/tls `hostnameInSNI`), whatever
 /// Host header the probe has. Other components in the kubelet's process do send one: an API server there names

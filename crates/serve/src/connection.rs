@@ -30,7 +30,7 @@ use probe::request::Request;
 use probe::verdict::Reason;
 use probe::{Finding, grpc, tcp};
 
-/// How long to wait for the first bytes where no probe of the endpoint has a longer timeout.
+/// How long to wait for the first bytes if no probe of the endpoint has a longer timeout.
 pub(super) const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many bytes of the kubelet are read while the app is being dialled: more than any ClientHello has.
@@ -58,7 +58,7 @@ pub(super) struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    /// Serves the connection to its end, as the `decision` over its first bytes says.
+    /// Serves the connection to its end, according to the `decision` about its first bytes.
     pub(super) async fn serve(mut self, decision: Option<Decision>) {
         let pod = &self.endpoint.pod;
         let Some(decision) = decision else {
@@ -109,7 +109,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Reads until the bytes are enough to classify the connection, or cannot become enough. None: the
+    /// Reads until the bytes are enough to classify the connection, or cannot become enough. `None`: the
     /// kubelet closed the connection without sending a byte.
     pub(super) async fn first_bytes(&mut self) -> Option<Decision> {
         let by_agent = self.handler.shared_process.load(Ordering::Relaxed);
@@ -222,7 +222,7 @@ impl Connection<'_> {
         if reason == Reason::Cancelled {
             return;
         }
-        // For a lifecycle hook the kubelet takes any status as success.
+        // The kubelet treats any status of a lifecycle hook as success.
         if route.is_hook() && !reason.reached_app() {
             reset(self.kubelet);
         } else {
@@ -304,7 +304,8 @@ impl Connection<'_> {
 }
 
 /// Returns once the handler drains and the splice is an idle connection, which the kubelet's client of lifecycle hooks
-/// keeps for reuse. Until `may_be_probe` it may be a probe. Never without a `watch`: a probe closes its connection itself.
+/// keeps for reuse. Until `may_be_probe` it may be a probe. Never returns without a `watch`, because a probe closes its
+/// connection itself.
 async fn idle_in_drain(handler: &Handler, watch: Option<&Watch>, may_be_probe: Option<Instant>) {
     let Some(watch) = watch else {
         return pending().await;

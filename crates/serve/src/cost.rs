@@ -43,10 +43,10 @@ pub enum Lane {
 
 /// Processor time that one pod's checks have cost recently.
 #[derive(Debug)]
-pub struct PodCost(Mutex<State>);
+pub struct PodCost(Mutex<CostState>);
 
 #[derive(Debug)]
-struct State {
+struct CostState {
     prompt: Bucket,
     total: Bucket,
     excluded_until: Option<Instant>,
@@ -70,7 +70,7 @@ struct Bucket {
     at: Instant,
 }
 
-/// A thread works for a pod.
+/// Records that a thread works for a pod.
 struct Running<'a>(&'a PodCost);
 
 impl Drop for Running<'_> {
@@ -95,7 +95,7 @@ impl PodCost {
             level: Duration::ZERO,
             at: now,
         };
-        Self(Mutex::new(State {
+        Self(Mutex::new(CostState {
             prompt: bucket(PROMPT),
             total: bucket(TOTAL),
             excluded_until: None,

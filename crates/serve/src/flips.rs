@@ -1,5 +1,5 @@
-//! Verdicts that differ from the one before in kind: a probe begins to fail, fails for another reason, or passes again. They
-//! are passed on without waiting; without a receiver nothing is copied.
+//! Reports verdicts of another kind than the previous one: a probe begins to fail, fails for another reason, or passes
+//! again. Never blocks, and copies nothing if there is no receiver.
 
 use std::sync::OnceLock;
 
@@ -21,16 +21,16 @@ pub struct Flip {
     pub passes: bool,
     /// The verdict.
     pub verdict: Verdict,
-    /// When it was, in milliseconds since 1970.
+    /// Time of the verdict, in milliseconds since 1970.
     pub at_ms: u64,
 }
 
-/// Where they are sent.
+/// Sends changes of verdicts to a receiver, if there is one.
 #[derive(Debug, Default)]
 pub struct Flips(OnceLock<mpsc::Sender<Flip>>);
 
 impl Flips {
-    /// From now on they are sent to `receiver`; those that it has no room for are lost.
+    /// Sends changes to `receiver` from now on; drops them while its queue is full.
     pub fn send_to(&self, receiver: mpsc::Sender<Flip>) {
         let _ = self.0.set(receiver);
     }
@@ -40,7 +40,7 @@ impl Flips {
         self.0.get().is_some()
     }
 
-    /// Sends what a verdict on `probe` changes, if it does.
+    /// Sends the change that a verdict on `probe` makes, if any.
     pub(crate) fn send(&self, pod: &PodId, probe: &Probe, change: StatusChange, verdict: &Verdict) {
         let passes = match change {
             StatusChange::Fails => false,

@@ -22,7 +22,7 @@ pub struct AcceptedFlow {
 
 /// The flows that the eBPF programs recorded.
 pub trait Flows: Send + Sync + 'static {
-    /// Removes and returns the flow of the connection, so that a second call returns none.
-    /// None: no eBPF program recorded this connection.
+    /// Removes and returns the flow of the connection, so that a second call returns `None`. `None` also if
+    /// no eBPF program recorded this connection.
     fn take(&self, connection: ConnectionId) -> Option<AcceptedFlow>;
 }

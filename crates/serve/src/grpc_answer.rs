@@ -11,13 +11,13 @@ use super::table::Route;
 use probe::verdict::Reason;
 use probe::{Finding, grpc};
 
-/// How much of the app's side of a connection is recorded: many times as much as the answer to a health check has. Bytes.
+/// How many bytes from the app are recorded for a connection: many times the size of an answer to a health check.
 const LIMIT: usize = 64 * 1024;
 
 /// What an app has sent on a connection.
-pub(super) struct Recording(Mutex<State>);
+pub(super) struct Recording(Mutex<RecordedAnswer>);
 
-struct State {
+struct RecordedAnswer {
     bytes: Vec<u8>,
     is_too_long: bool,
     /// The end that closed first, and when.
@@ -28,7 +28,7 @@ struct State {
 
 impl Recording {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(State {
+        Self(Mutex::new(RecordedAnswer {
             bytes: Vec::new(),
             is_too_long: false,
             first: None,
@@ -36,7 +36,7 @@ impl Recording {
         }))
     }
 
-    /// The finding of `route`, of which a probe was accepted at `since`, and how long it took.
+    /// The finding for `route`, whose probe was accepted at `since`, and how long the probe took.
     pub(super) async fn finding(self, route: &Route, since: Instant) -> (Finding, Duration) {
         let state = self.0.into_inner();
         let unknown = |detail| Finding::without_answer(Reason::Spliced, detail);
@@ -66,7 +66,7 @@ impl Recording {
 impl Observer for Recording {
     fn see(&self, from: End, bytes: &[u8]) {
         let mut state = self.0.lock();
-        // What the app sends after the kubelet has closed its side is no part of the result.
+        // What the app sends after the kubelet has closed its side does not affect the result.
         if from == End::Kubelet || state.first.is_some() {
             return;
         }

@@ -11,20 +11,20 @@ use probe::verdict::{Outcome, Verdict};
 
 /// Maximum number of runs that are kept.
 pub const RUNS: usize = 64;
-/// Fewer answers than this have no percentile.
+/// Minimum number of answers for a percentile.
 const LEAST_ANSWERS: u32 = 20;
 
 /// The history of one check.
 #[derive(Debug, Default)]
 pub struct History {
     runs: VecDeque<Run>,
-    /// Whether the next verdict begins another run even if it is equal.
+    /// Whether the next verdict begins a new run even if it is equal to the last one.
     is_ended: bool,
     latencies: Option<Box<Latencies>>,
 }
 
 impl History {
-    /// Adds a verdict at `now`, in milliseconds since 1970. Returns whether it differs from the one before.
+    /// Adds a verdict at `now`, in milliseconds since 1970. Returns whether it differs from the previous one.
     pub fn add(&mut self, now: u64, outcome: Outcome, verdict: &Verdict) -> bool {
         let latency_us = verdict.latency.map_or(0, micros);
         let is_ended = std::mem::take(&mut self.is_ended);
@@ -62,12 +62,12 @@ impl History {
         changed
     }
 
-    /// The next verdict begins another run.
+    /// Makes the next verdict begin a new run.
     pub fn end_run(&mut self) {
         self.is_ended = true;
     }
 
-    /// The runs of an earlier daemon, which come before those of this one.
+    /// Adds the runs of an earlier daemon before those of this one.
     pub fn restore(&mut self, earlier: &[Run]) {
         let room = RUNS.saturating_sub(self.runs.len());
         for run in earlier.iter().rev().take(room) {
@@ -111,15 +111,15 @@ const SLOTS: usize = 4;
 const SLOT_MS: u64 = 3_600_000 / SLOTS as u64;
 /// Steps from one power of two to the next: a bucket is at most an eighth wide.
 const STEPS: usize = 8;
-/// The first bucket has the latencies below 2 to the power of this, in microseconds.
+/// The first bucket contains latencies below 2 to the power of this, in microseconds.
 const FIRST: u32 = 6;
-/// Enough for 67 s; the last bucket has all latencies above.
+/// Covers 67 s; the last bucket contains all longer latencies.
 const BUCKETS: usize = 1 + 20 * STEPS;
 
 /// Latencies of the last hour, counted in buckets.
 #[derive(Debug)]
 struct Latencies {
-    /// Which part of which hour each slot counts.
+    /// The time that each slot covers, as a number of parts.
     parts: [u64; SLOTS],
     counts: [[u16; BUCKETS]; SLOTS],
 }

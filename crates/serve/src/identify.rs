@@ -62,7 +62,7 @@ impl Handler {
     }
 
     /// Serves a connection on the thread of `worker`, unless the pod turns out to be costly before the app is dialled: its
-    /// connections come at the same moment, and what the first one costs shows when it is dialled.
+    /// connections arrive at the same moment, and the cost of the first one is known only when it is dialled.
     async fn serve_promptly(
         &self,
         kubelet: TcpStream,
@@ -92,7 +92,7 @@ impl Handler {
     }
 
     /// Serves a connection to a costly pod, on the thread of `worker`. `read`: its first bytes, if they have been read, and
-    /// the decision over them.
+    /// the decision about them.
     pub(super) async fn serve_slowly(
         &self,
         kubelet: TcpStream,

@@ -2,7 +2,7 @@
 //!
 //! The kubelet's client of lifecycle hooks keeps connections open for reuse, for 90 s. Such a connection is not work in
 //! flight, and must not hold up the end of the daemon. The bytes are encrypted, but the headers of TLS records are not, and
-//! their lengths show enough. Wherever they leave a doubt, the connection counts as busy.
+//! their lengths show enough. If the lengths are ambiguous, the connection counts as busy.
 //!
 //! The lengths were recorded from Go 1.26 (net/http with crypto/tls), with which the kubelet is built.
 
@@ -25,7 +25,7 @@ const FINISHED: usize = 52 + OVERHEAD;
 const FINISHED_12: usize = 16;
 /// Go's client begins HTTP/2 with 70 bytes, and a request of the kubelet over HTTP/1 is longer than this. Bytes.
 const LONGEST_PREFACE: usize = 100;
-/// Longest frame of a client over HTTP/2 that is certainly no request: WINDOW_UPDATE. Bytes.
+/// Longest frame of a client over HTTP/2 that is certainly not a request: WINDOW_UPDATE. Bytes.
 const LONGEST_CONTROL: usize = 13;
 /// Lengths of what a server sends over HTTP/2 besides answers and its first SETTINGS: acknowledgement of SETTINGS (9),
 /// WINDOW_UPDATE (13), PING (17), and several of them in one record.
@@ -35,7 +35,7 @@ const NO_ANSWER: [usize; 7] = [9, 13, 17, 22, 26, 30, 39];
 #[derive(Default)]
 struct Records {
     header: Vec<u8>,
-    /// Bytes of the current record that are to come.
+    /// Remaining bytes of the current record.
     left: usize,
 }
 
@@ -59,7 +59,7 @@ impl Records {
 }
 
 /// What the records of a connection have shown.
-struct State {
+struct RecordsState {
     kubelet: Records,
     app: Records,
     /// Whether the client is like the kubelet, which resumes no session: then the app sends no session tickets in TLS 1.3,
@@ -76,12 +76,12 @@ struct State {
 }
 
 /// A connection that may become idle.
-pub(super) struct Watch(Mutex<State>);
+pub(super) struct Watch(Mutex<RecordsState>);
 
 impl Watch {
     /// A connection that begins with `hello`, the kubelet's first bytes.
     pub(super) fn new(hello: &[u8]) -> Self {
-        let watch = Self(Mutex::new(State {
+        let watch = Self(Mutex::new(RecordsState {
             kubelet: Records::default(),
             app: Records::default(),
             is_kubelet: resumes_sessions(hello) == Some(false),
@@ -96,7 +96,7 @@ impl Watch {
         watch
     }
 
-    /// How long it has been idle. None while a request is, or may be, in flight.
+    /// How long it has been idle. `None` while a request is, or may be, in flight.
     pub(super) fn idle_for(&self) -> Option<Duration> {
         let state = self.0.lock();
         (state.is_kubelet && state.is_answered).then(|| state.last.elapsed())
@@ -122,7 +122,7 @@ impl Observer for Watch {
     }
 }
 
-impl State {
+impl RecordsState {
     fn kubelet_sent(&mut self, kind: u8, length: usize) {
         match (kind, self.overhead) {
             (CHANGE_CIPHER_SPEC, _) => self.changed_cipher = true,
@@ -160,8 +160,8 @@ impl State {
     }
 }
 
-/// Whether a ClientHello offers to resume sessions (`psk_key_exchange_modes`, RFC 8446, 4.2.9). None if `hello` is not one
-/// whole ClientHello in one record.
+/// Whether a ClientHello offers to resume sessions (`psk_key_exchange_modes`, RFC 8446, 4.2.9). `None` if `hello` is not a
+/// complete ClientHello in one record.
 fn resumes_sessions(hello: &[u8]) -> Option<bool> {
     const PSK_KEY_EXCHANGE_MODES: u16 = 45;
     // Headers of record and message, version, random.

@@ -50,7 +50,7 @@ pub mod worker;
 
 pub use run::{given_up, is_timeout};
 
-/// How long no connection must arrive for the backlog to count as empty while draining. A connection
+/// While draining, the backlog counts as empty once no connection has arrived for this long. A connection
 /// that was redirected before the programs were detached is in the backlog within microseconds.
 const DRAIN_QUIET: Duration = Duration::from_millis(100);
 
@@ -80,8 +80,8 @@ pub struct Handler {
 
 impl Handler {
     /// Accepts and serves connections while `worker`, on whose thread this runs, has the turn, until [`Self::drain`] becomes
-    /// true. Then serves what is left in the backlog, and returns when the last connection has ended or is idle.
-    /// Has no deadline: dropping it ends all connections at once. Call it once for each listener and worker.
+    /// true. Then serves the connections that remain in the backlog, and returns when the last connection has ended or is
+    /// idle. Has no deadline: dropping it ends all connections at once. Call it once for each listener and worker.
     pub async fn serve(self: Arc<Self>, worker: Arc<Worker>, listener: StdListener) {
         let mut drain = self.drain.subscribe();
         let mut connections = JoinSet::new();
@@ -93,7 +93,7 @@ impl Handler {
         };
         loop {
             if let Err(error) = listener.set(worker.has_turn()) {
-                // The next attempt may find a descriptor of the reserve.
+                // The next attempt may get a descriptor from the reserve.
                 if !self.reserve.use_for(&error) {
                     warn!(%error, "cannot accept connections");
                 }
@@ -111,7 +111,7 @@ impl Handler {
                 () = drained(&mut drain) => break,
             }
         }
-        // On failure another worker accepts what is in the backlog.
+        // On failure another worker accepts the connections in the backlog.
         let _ = listener.set(true);
         while let Ok(accepted) = timeout(DRAIN_QUIET, listener.accept()).await {
             failing = self
@@ -155,7 +155,7 @@ impl Handler {
 }
 
 /// The listener of one worker. All workers share one socket, each through its own descriptor. It is registered only with
-/// the runtime of the worker that has the turn, so that it wakes no other.
+/// the runtime of the worker that has the turn, so that a new connection wakes no other worker.
 struct Listener {
     socket: StdListener,
     accepting: Option<TcpListener>,

@@ -97,7 +97,7 @@ pub enum PodState {
     Costly,
     /// Its loopback interface is down: not served until it is up.
     LoDown,
-    /// Another pod has one of its addresses too: neither is served there.
+    /// Another pod has one of its addresses too, so neither pod is served there.
     Conflict,
 }
 
@@ -146,9 +146,10 @@ pub struct Metrics {
     pub attached: Gauge,
     /// Failed accepts, usually because no file descriptors are left.
     pub accept_errors: Counter,
-    /// How many verdicts differed from the one before of their route. Not a metric: for whoever keeps the history.
+    /// Number of verdicts that differed from the previous one of their route. Not a metric: the daemon's history
+    /// reads it.
     pub changes: AtomicU64,
-    /// Changes of verdicts. Not a metric: for whoever reports them.
+    /// Changes of verdicts. Not a metric: Events are made from them.
     pub flips: Flips,
 }
 

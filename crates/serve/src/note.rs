@@ -9,8 +9,9 @@ use crate::metrics::Metrics;
 use model::{Action, PodId, Probe};
 use probe::verdict::{Outcome, Verdict};
 
-/// Records the verdict of `route` of `pod`, and passes on what it changes. A probe that keeps failing in the same way is logged once, and once more when
-/// it has failed as often as its threshold: a pod that is never ready would otherwise add a line each second.
+/// Records the verdict of `route` of `pod`, and reports what it changes. A probe that keeps failing in the same way is logged
+/// once, and once more when it has failed as often as its threshold: a pod that is never ready would otherwise add a line each
+/// second.
 pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
     let outcome = verdict.outcome(route.is_hook());
     let fails = outcome == Outcome::Failure;
@@ -19,7 +20,7 @@ pub fn note(metrics: &Metrics, pod: &PodId, route: &Route, verdict: Verdict) {
         false => Vec::new(),
     };
     let change = route.stats.status_change(outcome, &verdict);
-    // Most probes pass as before: then nothing is formatted or copied.
+    // Most probes pass, like the previous time: then nothing is formatted or copied.
     let is_logged = fails || change != StatusChange::None || tracing::enabled!(Level::DEBUG);
     let text = is_logged.then(|| verdict.clone());
     metrics.verdict(pod, route, verdict);
@@ -39,8 +40,8 @@ fn failures(route: &Route) -> impl Iterator<Item = u32> {
     members.map(|member| route.failures_in_a_row(member))
 }
 
-/// A probe's failures in a row before a verdict, and with it. Probes that share a route share its verdicts, of which not every one
-/// is another failure of each probe.
+/// A probe's failures in a row before a verdict, and including it. Probes that share a route share its verdicts, so not every
+/// failed verdict is a failure of each probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Failures {
     before: u32,
@@ -106,7 +107,7 @@ enum Severity {
     Detail,
 }
 
-/// `threshold`: none for a hook, whose first failure has its effect.
+/// `threshold`: `None` for a hook, which fails with its first failure.
 fn severity(
     change: StatusChange,
     fails: bool,

@@ -13,7 +13,7 @@ pub(super) enum End {
     App,
 }
 
-/// Is shown what is read from both ends.
+/// Receives the bytes that are read from both ends.
 pub(super) trait Observer: Sync {
     /// `bytes` were read from one end.
     fn see(&self, from: End, bytes: &[u8]);
@@ -22,7 +22,7 @@ pub(super) trait Observer: Sync {
     fn ended(&self, _from: End) {}
 }
 
-/// What is read from one end, shown to an [`Observer`].
+/// A reader of one end that passes what it reads to an [`Observer`].
 pub(super) struct Observed<'a, R> {
     pub(super) stream: R,
     pub(super) from: End,

@@ -1,4 +1,4 @@
-//! The heartbeat by which the eBPF programs see that the handler accepts connections.
+//! The heartbeat, which shows the eBPF programs that the handler accepts connections.
 
 /// Reports to the programs whether the handler accepts connections.
 pub trait Pulse: Send + Sync + 'static {

@@ -15,7 +15,7 @@ use tracing::debug;
 use super::answer::reset;
 use super::observed::{End, Observed, Observer};
 
-/// After this long without traffic TCP probes the peer, and again after the same time: a peer that vanished is noticed.
+/// Interval of TCP keepalives on an idle connection, which detect a peer that has vanished.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// How much an app may send to a spliced probe at full speed: a hundred times what the kubelet reads of a body. Bytes.
 const FULL_SPEED_BYTES: u64 = 1 << 20;
@@ -26,9 +26,9 @@ const PACE: Duration = Duration::from_millis(50);
 /// How long a relay may take to connect. TCP's own limit is longer than any client waits.
 const CONNECT: Duration = Duration::from_secs(30);
 
-/// Copies bytes both ways until both ends have closed. Passes on half-closes. `grace`: how long the app may
-/// go on once the kubelet has ended its side; none: until it ends its own, or either connection fails. `observer` is shown
-/// what is read.
+/// Copies bytes both ways until both ends have closed. Passes on half-closes. `grace`: how long the app may continue after
+/// the kubelet has closed its side; `None`: until the app closes its side, or either connection fails. `observer` receives
+/// the bytes that are read.
 ///
 /// # Errors
 /// The first error of either connection.
@@ -53,7 +53,7 @@ pub(super) async fn copy_bidirectional(
         from: End::App,
         observer,
     };
-    // A splice has a grace. It serves a probe, of whose answer the kubelet reads little.
+    // Only a splice has a grace period. It serves a probe, and the kubelet reads little of the answer.
     let full_speed = match grace {
         Some(_) => FULL_SPEED_BYTES,
         None => u64::MAX,

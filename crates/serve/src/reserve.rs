@@ -26,7 +26,7 @@ pub struct Reserve {
     ran_out: AtomicBool,
     closed: AtomicBool,
     pulse: Arc<dyn Pulse>,
-    /// The time of the last beat; none while the pulse is stopped.
+    /// The time of the last beat; `None` while the pulse is stopped.
     last_beat: Mutex<Option<Instant>>,
 }
 
@@ -62,13 +62,14 @@ impl Reserve {
         *self.last_beat.lock() = Some(Instant::now());
     }
 
-    /// The time since the last beat; none while the pulse is stopped on purpose.
+    /// The time since the last beat; `None` while the pulse is stopped on purpose.
     pub fn silent_for(&self, now: Instant) -> Option<Duration> {
         let last = *self.last_beat.lock();
         last.map(|last| now.saturating_duration_since(last))
     }
 
-    /// Stops the pulse until the next [`Reserve::beat`], and reports that the daemon runs. Must be repeated as that.
+    /// Stops the pulse until the next [`Reserve::beat`], and reports that the daemon runs. Must be repeated as often
+    /// as [`Reserve::beat`].
     pub fn pause(&self) {
         self.stop();
         self.pulse.live();

@@ -13,22 +13,22 @@ use super::table::{Endpoint, Route};
 use probe::Finding;
 use probe::verdict::Reason;
 
-/// When a check of `route` that was accepted at `since` must end: a margin before the kubelet's own
-/// timeout, so that our answer arrives in time; none for a lifecycle hook.
+/// When a check of `route` that was accepted at `since` must end: a margin before the kubelet's own timeout,
+/// so that our answer arrives in time; `None` for a lifecycle hook.
 pub(super) fn deadline(route: &Route, since: Instant) -> Option<Instant> {
     route.timeout.map(|timeout| since + before(timeout))
 }
 
-/// `timeout` less the margin.
+/// `timeout` minus the margin.
 fn before(timeout: Duration) -> Duration {
     let margin = (timeout / 100).clamp(Duration::from_millis(5), Duration::from_millis(50));
     timeout.saturating_sub(margin)
 }
 
-/// Whether a connection that ended without an answer after `elapsed` was given up by the kubelet at the end of the timeout
+/// Whether a connection that ended without an answer after `elapsed` was abandoned by the kubelet at the end of the timeout
 /// of a probe of `route`. The kubelet's timeout begins when it dials, which may be well before `elapsed` begins. So a
-/// connection that ends near the end of the timeout counts as timed out. Where several probes share the route, the timeout
-/// may be a shorter one.
+/// connection that ends near the end of the timeout counts as timed out. If several probes share the route, any of their
+/// timeouts counts.
 pub fn is_timeout(route: &Route, elapsed: Duration) -> bool {
     let is_late = |timeout: Duration| elapsed >= before(timeout) * 9 / 10;
     let ends = |timeout: &Duration| (*timeout * 9 / 10..*timeout * 11 / 10).contains(&elapsed);
@@ -67,7 +67,7 @@ pub fn given_up(route: &Route, elapsed: Duration) -> Finding {
     }
 }
 
-/// Returns at `deadline`; never, where there is none.
+/// Returns at `deadline`; never returns if there is no deadline.
 pub(super) async fn expired(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
@@ -115,7 +115,7 @@ mod tests {
         }
     }
 
-    /// Our end of a connection that the kubelet has closed, once that can be read.
+    /// Our end of a connection that the kubelet has closed, once the end of the stream can be read.
     async fn abandoned() -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
         let address = listener.local_addr().expect("address");

@@ -33,7 +33,7 @@ pub fn keep(listener: &impl AsFd) -> io::Result<()> {
     }
 }
 
-/// Why the kernel saves no SYNs at all, if that is so.
+/// The reason why the kernel saves no SYNs at all; `None` if it saves them.
 pub fn obstacle() -> Option<&'static str> {
     // This reads the setting of the calling thread's network namespace, which is also the listeners'.
     let always = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies")
@@ -44,8 +44,8 @@ pub fn obstacle() -> Option<&'static str> {
     )
 }
 
-/// The peer's initial sequence number of `stream`, which the listener given to [`keep`] accepted. None on a second call, and
-/// where the kernel did not save the SYN, as with SYN cookies.
+/// The peer's initial sequence number of `stream`, which the listener given to [`keep`] accepted. `None` on a second call,
+/// and if the kernel did not save the SYN, as with SYN cookies.
 pub fn take_isn(stream: &impl AsFd) -> Option<u32> {
     let mut syn = [0_u8; SYN_BYTES];
     let mut length = SYN_BYTES as libc::socklen_t;

@@ -1,4 +1,4 @@
-//! Serves costly pods on a thread of their own, with low priority.
+//! Serves costly pods on a separate thread with low priority.
 
 use std::net::TcpStream as StdStream;
 use std::sync::{Arc, Weak};
@@ -18,7 +18,7 @@ pub(super) struct Handover {
     kubelet: StdStream,
     endpoint: Arc<Endpoint>,
     since: Instant,
-    /// The first bytes, if they have been read, and the decision over them.
+    /// The first bytes, if they have been read, and the decision about them.
     read: Option<(Vec<u8>, Decision)>,
     /// Dropped when the connection has been served.
     _served: oneshot::Sender<()>,

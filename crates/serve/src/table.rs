@@ -24,14 +24,14 @@ pub struct ServedPod {
     pub dialer: Arc<dyn Dial>,
     /// What its checks have cost recently.
     pub cost: Arc<PodCost>,
-    /// Most checks that may be in flight at once.
+    /// Maximum number of checks in flight.
     pub max_in_flight: usize,
     /// Checks in flight.
     pub in_flight: AtomicUsize,
 }
 
 impl ServedPod {
-    /// Admits one more check in flight; none when the pod has reached its limit.
+    /// Admits one more check in flight; `None` when the pod has reached its limit.
     pub fn admit(self: &Arc<Self>) -> Option<InFlight> {
         self.in_flight
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| {
@@ -62,9 +62,9 @@ pub struct Route {
     pub members: Vec<Probe>,
     /// What the check does.
     pub action: Action,
-    /// The User-Agents that the members declare, where the kubelet does not send its own.
+    /// The User-Agents that the members declare, if the kubelet does not send its own.
     pub agents: Vec<String>,
-    /// The longest of the members' timeouts; none for lifecycle hooks.
+    /// The longest of the members' timeouts; `None` for lifecycle hooks.
     pub timeout: Option<Duration>,
     /// The timeouts of other members, which are shorter.
     pub shorter: Vec<Duration>,
@@ -90,8 +90,8 @@ impl Route {
         self.timeout.or_else(|| self.shorter.iter().max().copied())
     }
 
-    /// How many failures in a row `member` has at most. Verdicts may be those of several probes, so a probe can't have
-    /// failed more often than its period allows.
+    /// The maximum number of failures in a row that `member` can have. Verdicts may be those of several probes, so a
+    /// probe can't have failed more often than its period allows.
     pub fn failures_in_a_row(&self, member: &Probe) -> u32 {
         let state = self.stats.state.lock();
         let counted = state.failures;
@@ -106,7 +106,7 @@ impl Route {
     }
 }
 
-/// How many probes a kubelet can make in this time.
+/// The maximum number of probes that a kubelet can make in this time.
 fn possible(time: Duration, period: Duration) -> u32 {
     let periods = (time + period / 2).as_millis() / period.as_millis().max(1);
     u32::try_from(periods).map_or(u32::MAX, |periods| periods.saturating_add(1))
@@ -117,16 +117,16 @@ fn possible(time: Duration, period: Duration) -> u32 {
 pub enum StatusChange {
     /// Nothing.
     None,
-    /// The probe fails, and did not before, or did for another reason.
+    /// The probe fails, and before it passed or failed for another reason.
     Fails,
-    /// The probe passes, and did not before.
+    /// The probe passes, and before it failed.
     PassesAgain,
-    /// The probe is relayed because the pod cannot be dialled, and was not before.
+    /// The probe is relayed because the pod cannot be dialled, and before it was not relayed.
     StandsAside,
 }
 
-/// How long no check of a route must have failed for it to pass again, if different checks share it: longer than most
-/// intervals of probes.
+/// If different checks share a route, it counts as passing again once none has failed for this long: longer than the
+/// period of most probes.
 const SHARED_PASSES_AFTER: Duration = Duration::from_secs(60);
 
 /// The verdicts of a route.
@@ -134,7 +134,7 @@ const SHARED_PASSES_AFTER: Duration = Duration::from_secs(60);
 pub struct RouteStats {
     /// Whether different checks share the route, so that one may fail while another passes.
     has_different_checks: bool,
-    state: Mutex<State>,
+    state: Mutex<StatsState>,
     /// Whether verdicts were recorded that may be those of other routes of the port.
     is_shared: AtomicBool,
     success: AtomicU64,
@@ -143,7 +143,7 @@ pub struct RouteStats {
 }
 
 #[derive(Default)]
-struct State {
+struct StatsState {
     last: Option<(Instant, Verdict)>,
     /// How it failed last, and when, unless it has passed since then.
     failing: Option<((Reason, u16), Instant)>,
@@ -155,7 +155,8 @@ struct State {
 }
 
 impl RouteStats {
-    /// Those of a route that has no verdict yet. `has_different_checks`: whether different checks share it.
+    /// The statistics of a route that has no verdict yet. `has_different_checks`: whether different checks
+    /// share it.
     pub fn new(has_different_checks: bool) -> Self {
         Self {
             has_different_checks,
@@ -188,7 +189,8 @@ impl RouteStats {
                 Some(_) => StatusChange::PassesAgain,
                 None => StatusChange::None,
             },
-            // The connection reached the app, so an earlier failure to do so is over. That the app answered otherwise is not.
+            // The connection reached the app, which ends an earlier failure to reach it, but not a failure in which the app
+            // answered.
             (Outcome::Unknown, Reason::Spliced | Reason::Connected) => {
                 *failing = failing
                     .take()
@@ -204,7 +206,7 @@ impl RouteStats {
         self.is_shared.load(Ordering::Relaxed)
     }
 
-    /// Records that the container was restarted: the kubelet counts anew.
+    /// Records that the container was restarted, so that the kubelet counts from zero again.
     pub fn restarted(&self) {
         let mut state = self.state.lock();
         state.failures = 0;
@@ -218,7 +220,7 @@ impl RouteStats {
         self.is_shared.store(true, Ordering::Relaxed);
     }
 
-    /// Records a verdict. Returns whether it differs from the one before.
+    /// Records a verdict. Returns whether it differs from the previous one.
     pub fn record(&self, outcome: Outcome, verdict: Verdict) -> bool {
         let counter = match outcome {
             Outcome::Success => &self.success,
@@ -234,7 +236,8 @@ impl RouteStats {
                 let since = state.failing_time.map_or(now, |(since, _)| since);
                 state.failing_time = Some((since, now));
             }
-            // The connection reached the app: that ends a failure to do so, but not one in which the app answered.
+            // The connection reached the app, which ends a failure to reach it, but not one in which the app
+            // answered.
             (Outcome::Unknown, Reason::Spliced | Reason::Connected) if state.failing.is_some() => {}
             (Outcome::Success, _) | (_, Reason::Spliced | Reason::Connected) => {
                 state.failures = 0;
@@ -243,7 +246,7 @@ impl RouteStats {
             (Outcome::Unknown, _) => {}
         }
         let changed = state.history.add(at, outcome, &verdict);
-        // The verdict before is dropped once the lock is released.
+        // The previous verdict is dropped after the lock is released.
         let _before = state.last.replace((now, verdict));
         drop(state);
         changed

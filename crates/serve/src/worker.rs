@@ -10,9 +10,9 @@ use tokio::sync::watch;
 
 /// How often a worker must call [`Worker::beat`].
 pub const BEAT: Duration = Duration::from_millis(100);
-/// A worker that has been busy with one task for longer than this is held up.
+/// A worker that has been busy with one task for longer than this counts as blocked.
 const BUSY: Duration = Duration::from_millis(75);
-/// A worker without a beat for longer than this is held up too.
+/// A worker without a beat for longer than this counts as blocked too.
 const SILENT: Duration = Duration::from_millis(350);
 
 /// The state of one thread, shared with others. Times are milliseconds since `epoch`, plus one; 0 means never.
@@ -74,7 +74,7 @@ impl Worker {
     }
 
     /// Whether another worker should have the turn instead.
-    pub fn is_held_up(&self, now: Instant) -> bool {
+    pub fn is_blocked(&self, now: Instant) -> bool {
         self.since(&self.busy_since, now)
             .is_some_and(|busy| busy > BUSY)
             || self.silent_for(now) > SILENT
@@ -103,13 +103,13 @@ impl Worker {
     }
 }
 
-/// Which worker has the turn next, given which has it `now` and which are held up. It changes only from a worker that is
-/// held up to one that is not.
-pub fn next_turn(now: usize, held_up: &[bool]) -> usize {
-    if held_up.get(now) != Some(&true) {
+/// Which worker has the turn next, given which has it `now` and which are blocked. The turn changes only from a blocked
+/// worker to one that is not.
+pub fn next_turn(now: usize, blocked: &[bool]) -> usize {
+    if blocked.get(now) != Some(&true) {
         return now;
     }
-    held_up.iter().position(|held_up| !held_up).unwrap_or(now)
+    blocked.iter().position(|blocked| !blocked).unwrap_or(now)
 }
 
 #[cfg(test)]
@@ -134,15 +134,15 @@ mod tests {
         let (_turns, turn) = watch::channel(0);
         let worker = Worker::new("handler", 0, turn);
         let now = Instant::now();
-        assert!(!worker.is_held_up(now));
+        assert!(!worker.is_blocked(now));
         worker.busy(now);
-        assert!(!worker.is_held_up(now + BUSY));
-        assert!(worker.is_held_up(now + BUSY + Duration::from_millis(2)));
+        assert!(!worker.is_blocked(now + BUSY));
+        assert!(worker.is_blocked(now + BUSY + Duration::from_millis(2)));
         worker.idle();
-        assert!(!worker.is_held_up(now + BUSY + Duration::from_millis(2)));
-        assert!(worker.is_held_up(now + SILENT + Duration::from_millis(5)));
+        assert!(!worker.is_blocked(now + BUSY + Duration::from_millis(2)));
+        assert!(worker.is_blocked(now + SILENT + Duration::from_millis(5)));
         worker.beat();
-        assert!(!worker.is_held_up(Instant::now()));
+        assert!(!worker.is_blocked(Instant::now()));
         assert_eq!(worker.beats(), 1);
     }
 

@@ -51,11 +51,11 @@ pub enum DirError {
     },
 }
 
-/// Watches the manifests in `path` under `selection`, which may change (`*.yaml`, `*.yml`, `*.json`, except names that begin with a dot) and sends all pods
-/// and all problems to `tx`, each whenever they change. Returns when the receiver of `tx` is dropped. If the directory
-/// vanishes, its last known pods stay and a problem is reported. The same holds for the pods of a file that is being
-/// written in place or can no longer be parsed. While the directory can't be watched, `missing` reports it and the
-/// directory is scanned more often.
+/// Watches the manifests in `path` under `selection`, which may change (`*.yaml`, `*.yml`, `*.json`, except names that begin
+/// with a dot) and sends all pods and all problems to `tx`, each whenever they change. Returns when the receiver of `tx` is
+/// dropped. If the directory is removed, its last known pods stay and a problem is reported. The same applies to the pods of a
+/// file that is being written in place or can no longer be parsed. While the directory can't be watched, `missing` reports it
+/// and the directory is scanned more often.
 ///
 /// # Errors
 /// The directory can't be read at the start.
@@ -206,8 +206,8 @@ impl Watched {
     }
 }
 
-/// The watch on the directory that is now at `path`. None if there is no directory or it can't be watched:
-/// the directory is then scanned every second.
+/// The watch on the directory that is now at `path`. `None` if there is no directory or it can't be watched:
+/// then the directory is scanned every second.
 pub fn renew(watch: Option<Watch>, path: &Path) -> Option<Watch> {
     watch_anew(watch, path)
         .inspect_err(|error| {
@@ -231,7 +231,7 @@ fn watch_anew(watch: Option<Watch>, path: &Path) -> notify::Result<Option<Watch>
 /// The receiver is dropped.
 struct Closed;
 
-/// Sends what has changed, and only that.
+/// Sends pods and problems, each only if they have changed.
 struct Publisher {
     tx: mpsc::Sender<SourceEvent>,
     pods: Option<Vec<Arc<SelectedPod>>>,
@@ -264,7 +264,7 @@ impl Publisher {
                 problems
             }
             Err(error) => vec![format!(
-                "the directory of Pod manifests can't be read; its pods are served as last known: {error}"
+                "the directory of Pod manifests can't be read; its last known pods are still served: {error}"
             )],
         };
         if problems == self.problems {

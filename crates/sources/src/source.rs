@@ -10,7 +10,7 @@ pub enum SourceEvent {
     /// All pods, including those that are not served. A pod that is missing here no longer exists.
     /// Replaces the previous pods; nothing is merged.
     Replace(Vec<Arc<SelectedPod>>),
-    /// All current problems as texts for operators, each naming the object and what is wrong. Replaces
-    /// the previous problems.
+    /// All current problems as texts for operators, each with the object and its problem. Replaces the
+    /// previous problems.
     Problems(Vec<String>),
 }

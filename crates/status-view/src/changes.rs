@@ -3,14 +3,14 @@
 use crate::observed::{ComparedProbe, ObservedStatus};
 use crate::output::wrapped;
 
-/// What to say where no pod is observed.
+/// The text to show if no pod is observed.
 pub const NOTHING_OBSERVED: &str = "no pod is observed: run the daemon with --mode observe, or set label \
                                            probe-handler.io/mode=observe on a namespace or pod";
 /// Width of the indentation below a pod's name.
 const INDENT: usize = 2;
 
-/// A paragraph for each probe that would change and for each pod that can't be compared, and a summary. `width`: None if
-/// it is unlimited.
+/// A paragraph for each probe that would change and for each pod that can't be compared, and a summary. `width`: `None`
+/// if it is unlimited.
 pub fn changes(pods: &[ObservedStatus], width: Option<usize>) -> String {
     let pods: Vec<_> = pods.iter().map(|pod| (None, pod)).collect();
     changes_of_nodes(&pods, width)

@@ -25,7 +25,7 @@ pub fn conclusion(pod: &PodHistory) -> String {
     if let Some(why) = &pod.not_served {
         let restarted = restart.map_or_else(String::new, |restart| {
             format!(
-                "; {} at {}{}, and the daemon saw no probe of it",
+                "; {} at {}{}, and the daemon served none of its probes",
                 restart.what(),
                 at(restart.at_ms, pod.now_ms),
                 restart.end()
@@ -33,7 +33,7 @@ pub fn conclusion(pod: &PodHistory) -> String {
         });
         return format!("not served: {why}{restarted}");
     }
-    // A failure after the last restart is more recent news than the restart.
+    // A failure after the last restart is reported instead of the restart.
     let failing = pod.probes.iter().filter_map(|probe| {
         let streak = streak(&probe.runs, u64::MAX)?;
         restart
@@ -92,7 +92,7 @@ fn last_restart(pod: &PodHistory) -> Option<Restart<'_>> {
         }),
         PodChange::Ready | PodChange::Unready => None,
     });
-    // A restart before the daemon saw the pod is in the status only.
+    // A restart from before the daemon found the pod is only in the Pod's status.
     let counted = pod.state.containers.iter();
     let counted = counted
         .filter(|container| container.restarts > 0)
@@ -127,7 +127,7 @@ fn restarted(pod: &PodHistory, restart: &Restart<'_>) -> String {
         }
         let threshold = probe.probe.failure_threshold.unwrap_or(1);
         return format!(
-            "{what}{}; before that {failed}, of the {threshold} that restart it",
+            "{what}{}; before that {failed}, fewer than the {threshold} failures that restart it",
             restart.end()
         );
     }
@@ -137,12 +137,12 @@ fn restarted(pod: &PodHistory, restart: &Restart<'_>) -> String {
     });
     match own {
         Some(probe) => format!(
-            "{what}{}: the results of {} are the kubelet's own, see the pod's events",
+            "{what}{}: only the kubelet knows the results of {}, see the pod's events",
             restart.end(),
             name(probe)
         ),
         None => format!(
-            "{what}{}, not after a failure of a liveness or startup probe that the daemon saw",
+            "{what}{}; the daemon recorded no failed liveness or startup probe before that",
             restart.end()
         ),
     }
@@ -172,7 +172,7 @@ fn now_failing(pod: &PodHistory, probe: &ProbeHistory, streak: &Streak) -> Strin
             format!("unready since {}: {failed}", at(since, pod.now_ms))
         }
         (true, _) => format!("since {since} {failed}, which {effect}"),
-        (false, _) => format!("since {since} {failed}; the failure number {threshold} {effect}"),
+        (false, _) => format!("since {since} {failed}; failure number {threshold} {effect}"),
     }
 }
 
@@ -197,7 +197,7 @@ fn nothing_fails(pod: &PodHistory) -> String {
         return "no probe has a result yet".to_owned();
     };
     if runs().all(|run| run.outcome == Outcome::Unknown) {
-        return "the results of its probes are the kubelet's own: see the pod's events".to_owned();
+        return "only the kubelet knows the results of its probes: see the pod's events".to_owned();
     }
     format!("no probe has failed since {}", at(since, pod.now_ms))
 }
@@ -227,26 +227,29 @@ fn streak(runs: &[Run], before_ms: u64) -> Option<Streak> {
                 }
             },
             (Outcome::Success, _) | (_, Reason::Connected | Reason::Spliced) => {
-                // Within the second to which the kubelet rounds, it may be the success after the restart.
+                // The kubelet rounds times to seconds, so within that second this may be the success after
+                // the restart.
                 if found.is_some() || run.since_ms + ROUNDING_MS < before_ms {
                     break;
                 }
             }
-            // The kubelet does not count it.
+            // The kubelet does not count this result.
             (Outcome::Unknown, _) => {}
         }
     }
     found
 }
 
-/// When the probe has failed this often: for a pod that was never ready, which does not become unready.
+/// When the probe has failed this often. Used for a pod that was never ready, because it has no change to
+/// unready.
 fn reached(probe: &ProbeHistory, streak: &Streak, threshold: u32) -> u64 {
     let period = probe.probe.period_ms.unwrap_or(0);
     let later = period.saturating_mul(u64::from(threshold.saturating_sub(1)));
     streak.since_ms.saturating_add(later).min(streak.until_ms)
 }
 
-/// How many of the failures are this probe's: where requests can't be distinguished, no more than its period allows.
+/// How many of the failures are this probe's: if requests can't be distinguished, at most as many as its period
+/// allows.
 fn own_count(probe: &ProbeHistory, streak: &Streak) -> u32 {
     let period = probe.probe.period_ms.unwrap_or(0).max(1);
     if probe.probe.shared_with == 0 && !probe.probe.is_shared {
@@ -317,10 +320,10 @@ pub fn result(reason: Reason, status: u16) -> String {
         Reason::TooManyRedirects => "was redirected too often",
         Reason::Tls => "failed in the TLS handshake",
         Reason::NotServing => "was answered, but not SERVING",
-        Reason::GrpcStatus => "got an error of gRPC",
+        Reason::GrpcStatus => "got a gRPC error",
         Reason::Dial => "could not be dialled from inside the pod",
         Reason::Overloaded => "found too many checks in flight",
-        Reason::Cancelled => "was given up by the kubelet",
+        Reason::Cancelled => "was abandoned by the kubelet",
         Reason::Spliced | Reason::Connected => "reached the app",
     };
     text.to_owned()

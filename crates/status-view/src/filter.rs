@@ -7,7 +7,7 @@ use crate::status::{PodStatus, Status};
 pub struct Filter {
     /// Only the pods of this namespace.
     pub namespace: Option<String>,
-    /// Only the pods of this name.
+    /// Only the pods with this name.
     pub pod: Option<String>,
     /// Only probes whose last result is a failure, and pods in scope that are not served.
     pub failing: bool,
@@ -20,7 +20,7 @@ pub struct Filter {
 pub enum Selected {
     /// Something.
     Some,
-    /// Nothing, and why; that is not a failure.
+    /// Nothing, with the reason. This is not a failure.
     Nothing(String),
     /// The one pod that was requested does not exist.
     NoSuchPod(String),
@@ -57,7 +57,7 @@ impl Filter {
         *self == Self::default()
     }
 
-    /// Removes from `status` what is not selected, and describes what is left.
+    /// Removes from `status` what is not selected, and describes the rest.
     pub fn apply(&self, status: &mut Status) -> Selected {
         self.selected(self.retain(status), Place::Node)
     }
@@ -89,7 +89,7 @@ impl Filter {
         }
     }
 
-    /// Describes what is left of the states at `place`.
+    /// Describes what remains of the states at `place`.
     pub fn selected(&self, found: Found, place: Place) -> Selected {
         let of = match (&self.namespace, &self.pod) {
             (Some(namespace), Some(pod)) if !found.is_known => {
@@ -115,17 +115,17 @@ impl Filter {
     }
 }
 
-/// What a filter has left of a state.
+/// What remains of a state after filtering.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// There are pods of the namespace and name.
+    /// Pods with the namespace and name exist.
     is_known: bool,
     has_pods: bool,
     has_observed: bool,
 }
 
 impl Found {
-    /// What is left of this state or the other.
+    /// What remains of either state.
     pub fn or(self, other: Self) -> Self {
         Self {
             is_known: self.is_known | other.is_known,
@@ -135,7 +135,7 @@ impl Found {
     }
 }
 
-/// Where the states are from.
+/// The source of the states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The daemon of this node.

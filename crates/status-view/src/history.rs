@@ -19,11 +19,11 @@ pub struct PodHistory {
     pub now_ms: u64,
     /// Why it is not served, by the first rule that decided.
     pub not_served: Option<String>,
-    /// What the kubelet has done with it, as its status has it.
+    /// What the kubelet has done with it, according to its status.
     pub state: PodState,
     /// Changes of that state, oldest first.
     pub events: Vec<PodEvent>,
-    /// When daemons with this history were started, oldest first; the last one is this daemon.
+    /// Start times of the daemons that recorded this history, oldest first; the last one is this daemon's.
     pub daemon_starts_ms: Vec<u64>,
     /// Its probes that are served.
     pub probes: Vec<ProbeHistory>,
@@ -43,7 +43,7 @@ pub struct ProbeHistory {
 /// A change of a pod's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodEvent {
-    /// When the kubelet made it, or else when the daemon saw it.
+    /// When the kubelet made the change; if that is not known, when the daemon received it.
     pub at_ms: u64,
     /// What changed.
     pub change: PodChange,
@@ -57,7 +57,7 @@ pub enum PodChange {
     Restarted {
         /// Its name.
         container: String,
-        /// How often it has been restarted in all.
+        /// Total number of its restarts.
         restarts: u32,
         /// How it had ended, such as `Error`; empty if that is not known.
         reason: String,

@@ -1,5 +1,5 @@
-//! What the admin server answers about a daemon, as data, and the text that people read of it: tables, filters, and the sentence
-//! of `explain`. The daemon's command line and the kubectl plugin print with this crate.
+//! The admin server's answers as data, and their text for people: tables, filters, and the sentence of `explain`. The daemon's
+//! command line and the kubectl plugin print with this crate.
 
 pub mod changes;
 pub mod explain;

@@ -12,11 +12,12 @@ const COLUMNS: [&str; 9] = [
     "PROBE", "CHECK", "REASON", "STATUS", "AGE", "OK", "FAIL", "UNKNOWN", "NODE",
 ];
 const NUMBERS: std::ops::Range<usize> = 3..8;
-/// The column that is left out if there is one node, or too little width; then the name of the pod contains the node.
+/// The column that is omitted if there is only one node, or too little width; in the second case the name of the pod
+/// contains the node.
 const NODE: usize = 8;
 /// The column that is shortened first.
 const CHECK: usize = 1;
-/// To this width at least.
+/// Its minimum width.
 const CHECK_MIN: usize = 12;
 /// Spaces before a row of a pod, and between columns.
 const GAP: usize = 2;
@@ -28,12 +29,12 @@ pub enum Fit {
     Whole,
     /// Some checks are shortened.
     Shortened,
-    /// A row does not fit, so each probe is a paragraph. The table needs this width.
+    /// A row does not fit, so each probe is printed as a paragraph. The table needs this width.
     Paragraphs(usize),
 }
 
 impl Fit {
-    /// What a terminal of `width` columns makes different from the usual table.
+    /// A message about how a terminal of `width` columns changes the table, if it does.
     pub fn note(self, width: usize) -> Option<String> {
         match self {
             Self::Whole => None,
@@ -61,7 +62,7 @@ struct Group {
     rows: Vec<Row>,
 }
 
-/// A row for each probe, and for each pod and probe that is not served. `width`: None if it is unlimited.
+/// A row for each probe, and for each pod and probe that is not served. `width`: `None` if it is unlimited.
 pub fn rows(shown: &[Shown<'_>], width: Option<usize>) -> (String, Fit) {
     let groups = groups(shown);
     let probes = groups.iter().flat_map(|group| &group.rows);

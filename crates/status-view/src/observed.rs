@@ -9,7 +9,7 @@ pub struct ObservedStatus {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// Why its probes can't be compared, if they can't.
+    /// The reason why its probes can't be compared; `None` if they can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
     /// Its probes, without hooks.
@@ -27,18 +27,19 @@ pub struct ComparedProbe {
     pub mode: String,
     /// What it does: `http:8080/live`, `tcp:5432`, `grpc:9090/service`.
     pub check: String,
-    /// What serving it would change: `none`, `cured`, `exposed` or `unclear`; none before the first comparison.
+    /// What serving it would change: `none`, `cured`, `exposed` or `unclear`; `None` before the first
+    /// comparison.
     pub change: Option<String>,
     /// What the kubelet would do differently, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consequence: Option<String>,
     /// The result through the mesh.
     pub now: Option<ComparedResult>,
-    /// The result past the mesh.
+    /// The result when the mesh is bypassed.
     pub then: Option<ComparedResult>,
     /// Milliseconds since the last comparison.
     pub age_ms: Option<u64>,
-    /// How often both results were known.
+    /// Number of comparisons in which both results were known.
     pub compared: u64,
     /// How often it failed, and would have passed.
     pub cured: u64,

@@ -35,7 +35,7 @@ pub fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> ExitCode {
 /// Writes to standard output. Returns false if its reader has closed the pipe.
 ///
 /// # Errors
-/// It can't be written for another reason: a message.
+/// Writing failed for another reason: the message.
 pub fn write(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<bool, String> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {
@@ -80,7 +80,7 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-/// The width of the terminal on standard output; else variable `COLUMNS` (watch(1) sets it). None: it is unlimited.
+/// The width of the terminal on standard output; else variable `COLUMNS` (watch(1) sets it). `None`: it is unlimited.
 pub fn width() -> Option<usize> {
     let terminal = terminal_size::terminal_size_of(io::stdout());
     let set = || std::env::var("COLUMNS").ok()?.parse().ok();

@@ -28,7 +28,7 @@ const COLUMNS: [&str; 12] = [
     "OK",
 ];
 
-/// The state of the daemon if it `is_all` that there is, then a line for each probe, in `width` columns.
+/// The state of the daemon if the output `is_all` of it, then a line for each probe, in `width` columns.
 pub fn table(status: &Status, is_all: bool, width: Option<usize>) -> (String, Fit) {
     let (rows, fit) = narrow::rows(&[Shown { node: None, status }], width);
     let mut text = String::new();
@@ -127,7 +127,7 @@ fn header(status: &Status) -> String {
         if let Some(trouble) = pod.trouble() {
             let name = format!("{}/{}", pod.namespace, pod.name);
             let what = match pod.by_kernel_alone {
-                true => "is served by the kernel path alone",
+                true => "is served only by the kernel path",
                 false => "is not served",
             };
             line(&mut text, "problem", &format!("{name} {what}: {trouble}"));

@@ -1,25 +1,25 @@
-//! The settings that may change while the daemon runs, in the state that `status` shows.
+//! The settings that may change while the daemon runs, as `status` shows them.
 
 use serde::{Deserialize, Serialize};
 
-/// All settings in force, and the file that they are read from.
+/// All current settings, and the file that they are read from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingsStatus {
     /// The value of `--settings`.
     pub file: Option<String>,
-    /// Whether the file as it is now is in force, or does not exist and never has.
+    /// Whether the daemon uses the current content of the file, or the file has never existed.
     pub loaded: bool,
     /// Milliseconds since the file was last read after a change.
     pub read_age_ms: Option<u64>,
     /// When that was, in RFC 3339.
     pub read_at: Option<String>,
-    /// What is wrong with the file: then the last good settings are in force.
+    /// The mistakes in the file. While there are any, the daemon uses the last good settings.
     pub mistakes: Vec<String>,
-    /// The settings in force.
+    /// The settings that the daemon uses.
     pub values: Vec<SettingStatus>,
 }
 
-/// A setting in force.
+/// A setting that the daemon uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingStatus {
     /// Its key in the file, and its flag's long name.

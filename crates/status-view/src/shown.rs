@@ -5,7 +5,7 @@ use crate::status::{OtherPod, PodStatus, Status};
 /// A daemon's state, and the name of its node where several are shown.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a> {
-    /// The node; None: only one daemon is shown, and its node is not named.
+    /// The node; `None` if only one daemon is shown, whose node is not named.
     pub node: Option<&'a str>,
     /// The state.
     pub status: &'a Status,

@@ -72,7 +72,7 @@ pub struct OtherPod {
     pub uid: String,
     /// Why: the first rule that decided.
     pub why: String,
-    /// Its probes that would not be served either way.
+    /// Its probes that would not be served even if the pod were.
     pub skipped: Vec<SkippedProbe>,
 }
 
@@ -89,10 +89,10 @@ pub struct KubeletStatus {
     pub attached: bool,
     /// Milliseconds since they were last attached.
     pub attached_age_ms: Option<u64>,
-    /// When they were, in RFC 3339.
+    /// When they were last attached, in RFC 3339.
     #[serde(default)]
     pub attached_at: Option<String>,
-    /// The only process id that the programs serve; None if the process is not known.
+    /// The only process id that the programs serve; `None` if the process is not known.
     pub process_filter: Option<u32>,
     /// Other processes in the kubelet's cgroup.
     pub shared_with: u32,
@@ -156,7 +156,7 @@ pub struct PodStatus {
     pub conflicts: Vec<IpAddr>,
     /// Its network namespace.
     pub netns: NetnsStatus,
-    /// Why the handler does not serve it, if for another reason than its canary.
+    /// Why the handler does not serve it, unless its canary is the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub obstacle: Option<String>,
     /// Whether the kernel path serves it although the handler does not.
@@ -164,7 +164,7 @@ pub struct PodStatus {
     pub by_kernel_alone: bool,
     /// Whether a canary dial passed the mesh's rules.
     pub canary: CanaryStatus,
-    /// What is wrong although it is served, as text.
+    /// A problem of a pod that is served, as text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// Which path serves it.
@@ -195,9 +195,9 @@ pub enum NetnsStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PathStatus {
-    /// The kubelet's own connection reaches the app, where the protocol allows it.
+    /// The kubelet's own connection reaches the app, if the protocol allows it.
     Kernel,
-    /// The same; in the rules in the pod, a tc filter matches the connection instead of xt_bpf.
+    /// Like `Kernel`, but a tc filter matches the connection instead of xt_bpf.
     KernelTc,
     /// The handler, and why, if the kernel path is enabled.
     Handler(Option<String>),
@@ -309,13 +309,13 @@ pub struct ProbeStatus {
 pub struct LastVerdict {
     /// [`model::result::Outcome::name`].
     pub outcome: String,
-    /// The status with which the app answered HTTP; None if it did not.
+    /// The status with which the app answered HTTP; `None` if it did not.
     pub status: Option<u16>,
     /// [`model::result::Reason::name`].
     pub reason: String,
     /// Details, as text.
     pub detail: String,
-    /// Microseconds from accepting the kubelet's connection to the verdict; None if the kernel refused it.
+    /// Microseconds from accepting the kubelet's connection to the verdict; `None` if the kernel refused it.
     pub latency_us: Option<u64>,
     /// Milliseconds since the verdict.
     pub age_ms: u64,
@@ -327,7 +327,7 @@ pub struct LastVerdict {
 // === impl PodStatus ===
 
 impl PodStatus {
-    /// Why the pod is not served now, or by the kernel path alone, if so.
+    /// Why the pod is not served now, or only by the kernel path; `None` if the handler serves it.
     pub fn trouble(&self) -> Option<String> {
         match (&self.netns, self.canary.state) {
             (NetnsStatus::Pending(why), _) => Some(format!("no network namespace yet: {why}")),

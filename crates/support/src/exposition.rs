@@ -1,5 +1,6 @@
-//! The two text formats of metrics: OpenMetrics 1.0.0, in which prometheus-client writes, and Prometheus' older text format
-//! 0.0.4 for scrapers that do not accept OpenMetrics. Their parsers refuse the type `info`, and miss the type of a counter.
+//! The two text formats of metrics: OpenMetrics 1.0.0, the format of prometheus-client, and Prometheus' older text format
+//! 0.0.4 for scrapers that do not accept OpenMetrics. Such scrapers refuse the type `info`, and do not find the type of a
+//! counter.
 
 /// A format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

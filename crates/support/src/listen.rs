@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub enum Share {
     /// None.
     Alone,
-    /// Those of another probe-handler, during an upgrade (SO_REUSEPORT: only processes of the same user).
+    /// Sockets of another probe-handler, during an upgrade (SO_REUSEPORT: only processes of the same user).
     Upgrade,
 }
 
@@ -43,7 +43,8 @@ fn with_ipv4<T>(address: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>)
     }
 }
 
-/// Whether `address` can be bound, and shared: then another listener that shares it has it now.
+/// Checks whether `address` can be bound. Returns whether another listener that shares it has bound it
+/// already.
 ///
 /// # Errors
 /// It can't be bound.
@@ -58,8 +59,8 @@ pub fn is_shared(address: SocketAddr) -> io::Result<bool> {
     }
 }
 
-/// Makes the kernel give all further connections to `newest`, which began to share its address after one other listener.
-/// That one keeps the connections that it has, and gets further ones when this one ends.
+/// Makes the kernel give all further connections to `newest`, which must be the second listener on its address. The
+/// first listener keeps its connections, and gets new ones again when `newest` is closed.
 ///
 /// # Errors
 /// Those of `setsockopt`.
@@ -87,7 +88,8 @@ pub fn ports(address: SocketAddr, count: u16, backlog: i32) -> io::Result<Vec<Tc
     (0..count)
         .map(|index| {
             let port = match address.port() {
-                // Not consecutive: beside thousands of connections in TIME_WAIT there may be no such range.
+                // With port 0 the ports are not consecutive, because thousands of connections in TIME_WAIT
+                // may leave no free range.
                 0 => 0,
                 first => first.checked_add(index).ok_or_else(|| {
                     io::Error::new(

@@ -53,7 +53,7 @@ impl Part {
             Self::Log => "log",
             Self::CgroupWatch => "watch on cgroups",
             Self::ManifestWatch => "watch on manifests",
-            Self::LastKnown => "pods as last known",
+            Self::LastKnown => "file of last-known pods",
             Self::Answers => "results on the kernel path",
         }
     }
@@ -62,7 +62,8 @@ impl Part {
 // === impl Missing ===
 
 impl Missing {
-    /// Records that the part is missing because of `why`, which ends with what to do. Logs it if the part was present before.
+    /// Records that the part is missing because of `why`, which must end with the remedy. Logs it if the part was present
+    /// before.
     pub fn note(&self, part: Part, why: &str) {
         if self.note_silently(part, why) {
             tracing::warn!(

@@ -53,8 +53,8 @@ pub struct BlockReady {
 // === impl Readiness ===
 
 impl Readiness {
-    /// Makes the daemon not ready until the guard is dropped. `name` is shown to operators: name what is awaited
-    /// (`kubelet`).
+    /// Makes the daemon not ready until the guard is dropped. `name` is shown to operators: it names the part
+    /// that the daemon waits for (`kubelet`).
     pub fn block(&self, name: impl Into<String>) -> BlockReady {
         let name = name.into();
         *self.0.lock().held.entry(name.clone()).or_default() += 1;
@@ -69,7 +69,7 @@ impl Readiness {
         self.0.lock().draining = true;
     }
 
-    /// What is awaited, in alphabetical order, `draining` last; empty when ready.
+    /// The parts that the daemon waits for, in alphabetical order, `draining` last; empty when ready.
     pub fn pending(&self) -> Vec<String> {
         let inner = self.0.lock();
         let draining = inner.draining.then(|| "draining".to_owned());

@@ -28,7 +28,7 @@ pub fn size(annotations: &BTreeMap<String, String>) -> usize {
 }
 
 /// The operations that give `pod` exactly these annotations. Without any, the map is removed too, and
-/// metadata that contains nothing else: to Kubernetes an empty map is the same as none.
+/// metadata that contains nothing else: Kubernetes treats an empty map like a missing one.
 pub fn replace(pod: &Value, annotations: &BTreeMap<String, String>) -> Vec<PatchOperation> {
     const METADATA: &Pointer = Pointer::from_static("/metadata");
     const ANNOTATIONS: &Pointer = Pointer::from_static("/metadata/annotations");

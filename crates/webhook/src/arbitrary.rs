@@ -212,7 +212,7 @@ pub fn pod() -> impl Strategy<Value = Value> {
                 }
                 if let Some(Value::Object(mut annotations)) = annotations {
                     annotations.retain(|_, value| !value.is_null());
-                    // To Kubernetes an empty map is the same as none, and `revert` removes it.
+                    // Kubernetes treats an empty map like a missing one, and `revert` removes it.
                     if !annotations.is_empty() {
                         metadata["annotations"] = Value::Object(annotations);
                     }

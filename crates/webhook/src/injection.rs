@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::Pod;
 use pods::mesh::{annotation, mesh_of};
 use pods::probers::parse_bool;
 
-/// Label of pods that are to be rewritten whatever the meshes do, with value `enabled`. On namespaces it makes API
-/// servers send their pods.
+/// Label with value `enabled` of pods that are rewritten regardless of the meshes. On a namespace it makes API
+/// servers send its pods to the webhook.
 pub const REWRITE_LABEL: &str = "probe-handler.io/rewrite";
 
 /// Namespaces in which Istio's injector leaves all pods unchanged (istio pkg/kube/inject `IgnoredNamespaces`).
@@ -55,7 +55,7 @@ fn istio(pod: &Pod) -> Option<bool> {
     }
 }
 
-/// Istio ambient. `none` keeps the pod out of ztunnel only; a sidecar may be injected all the same.
+/// Istio ambient. `none` keeps the pod out of ztunnel only; a sidecar may still be injected.
 fn ambient(pod: &Pod) -> Option<bool> {
     (label(pod, "istio.io/dataplane-mode") == Some("ambient")).then_some(true)
 }
@@ -187,7 +187,7 @@ mod tests {
             for value in yes.iter().chain(neither) {
                 assert!(!by(json!({}), json!({key: value})), "{key}: {value}");
             }
-            // A mesh that is requested counts more than another one that is declined.
+            // A requested mesh takes precedence over another one that is declined.
             for value in yes {
                 let annotations = json!({key: value, INJECT: "false"});
                 assert!(!by(json!({}), annotations), "{key}: {value}");

@@ -238,7 +238,7 @@ impl<'a> Parser<'a> {
         let text = self.text.get(start.at..self.cursor.mark.at);
         let text = text.unwrap_or_default();
         if serde_json::from_str::<&RawValue>(text).is_err() {
-            return Err(self.fault(format!("{text:?} is no JSON value")));
+            return Err(self.fault(format!("{text:?} is not a JSON value")));
         }
         if text.parse().is_ok_and(f64::is_infinite) {
             return Err(Error::Exceeds(self.at(format!("{text} is too large"))));

@@ -7,7 +7,7 @@ use crate::text::{Fault, Mark};
 use crate::token::{Token, TokenKind};
 use crate::tree::{DEPTH, Document, Id, Kind, Node};
 
-/// What `!!` stands for.
+/// The prefix that `!!` abbreviates.
 const CORE: &str = "tag:yaml.org,2002:";
 
 /// Parses the first document of `text` after `start`; the rest is ignored, as by kubectl. Without a node if there is
@@ -421,7 +421,7 @@ impl Parser<'_> {
             let pair = self.add(Kind::Sequence { items: Vec::new() }, token.start, token.end);
             let next = self.scanner.peek()?.kind.clone();
             let key = if [TokenKind::Value, TokenKind::FlowEntry, END].contains(&next) {
-                // libyaml takes this token too.
+                // libyaml accepts this token too.
                 let taken = self.scanner.next()?;
                 self.empty(taken.end)
             } else {

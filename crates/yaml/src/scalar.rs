@@ -98,7 +98,7 @@ fn binary(text: &str) -> Result<Scalar, String> {
 }
 
 impl Scalar {
-    /// In JSON. None for infinity and what is not a number.
+    /// In JSON. `None` for infinity and what is not a number.
     pub fn to_json(&self) -> Option<Value> {
         Some(match self {
             Self::Null => Value::Null,
@@ -109,7 +109,7 @@ impl Scalar {
         })
     }
 
-    /// As a key in JSON. None if it can't be one.
+    /// As a key in JSON. `None` if it can't be one.
     pub fn to_key(&self) -> Option<String> {
         match self {
             Self::Null => None,

@@ -1,9 +1,8 @@
 //! Splits a manifest into its documents as kubectl does.
 //!
 //! A text that begins with `{` is JSON: objects one after another. From the first place that is not JSON on, and in
-//! every other text, a line `---` ends a document. Of each such part only the first document is read, as `...` may end
-//! it early.
-//! (kubernetes apimachinery pkg/util/yaml/decoder.go)
+//! every other text, a line `---` ends a document. Only the first document of each such part is read, because `...`
+//! may end it early. (kubernetes apimachinery pkg/util/yaml/decoder.go)
 
 use crate::text::{Fault, Mark, check_characters};
 use crate::tree::Document;
@@ -17,7 +16,7 @@ pub struct Part {
     pub line: usize,
     /// Whether there is nothing but comments in it.
     pub blank: bool,
-    /// The document, or what is wrong with it.
+    /// The document, or its error.
     pub document: Result<Document, Fault>,
 }
 
@@ -119,7 +118,7 @@ fn yaml(text: &str, start: Mark, mut json: Option<Fault>, parts: &mut Vec<Part>)
     push(text, begin..mark, after_separator, json, parts);
 }
 
-/// Adds what is in `place`.
+/// Adds the documents in `place`.
 fn push(
     text: &str,
     place: std::ops::Range<Mark>,

@@ -89,7 +89,7 @@ pub fn parse(text: &str) -> Result<Vec<Document>, Malformed> {
 }
 
 impl Document {
-    /// Where the value of `key` may begin: after its colon. None if the key is written in the long form
+    /// Where the value of `key` may begin: after its colon. `None` if the key is written in the long form
     /// (`? key`).
     pub fn after_colon(&self, text: &str, key: Id) -> Option<usize> {
         let end = self.nodes[key].span.end;

@@ -70,7 +70,7 @@ impl Reader<'_> {
                     .scalar(id)
                     .map_err(|e| self.malformed(id, e))?;
                 let json = scalar.to_json();
-                json.ok_or_else(|| self.malformed(id, "is no number in JSON"))
+                json.ok_or_else(|| self.malformed(id, "is not a number in JSON"))
             }
             Kind::Alias(target) => self.value(*target, depth + 1),
             Kind::Sequence { items } => items
@@ -93,7 +93,8 @@ impl Reader<'_> {
                     .document
                     .merge_sources(value)
                     .ok_or_else(|| self.malformed(value, "only mappings can be merged (`<<`)"))?;
-                // Merged where it stands: it overwrites what is before it. Of a list, the first mapping counts most.
+                // Merged at its position, so it overwrites earlier keys. In a list the first mapping takes
+                // precedence.
                 for &source in sources.iter().rev() {
                     if let Value::Object(source) = self.value(source, depth + 1)? {
                         map.extend(source);
@@ -106,7 +107,7 @@ impl Reader<'_> {
                 .named(key)
                 .map_err(|e| self.malformed(key, e))?;
             self.values += name.len() / TEXT;
-            // Of a key that appears twice, the last value counts.
+            // If a key appears twice, the last value counts.
             drop(map.insert(name, self.value(value, depth + 1)?));
         }
         Ok(map)
@@ -135,7 +136,7 @@ impl Document {
             .ok_or_else(|| "a key must not be null, nor a number above 2^63".to_owned())
     }
 
-    /// A key as in JSON; none if it is a collection or null.
+    /// A key as in JSON; `None` if it is a collection or null.
     pub fn key(&self, id: Id) -> Option<String> {
         self.named(id).ok()
     }
@@ -151,7 +152,7 @@ impl Document {
         }
     }
 
-    /// The mappings that `<<: value` merges; earlier ones take precedence. None if one is not a mapping.
+    /// The mappings that `<<: value` merges; earlier ones take precedence. `None` if one is not a mapping.
     pub fn merge_sources(&self, value: Id) -> Option<Vec<Id>> {
         let sources = match &self.nodes[value].kind {
             Kind::Sequence { items } => items.clone(),

@@ -1,4 +1,4 @@
-//! The report as one HTML page, which loads nothing.
+//! The report as one HTML page, which loads no other resource.
 
 use std::fmt::Write as _;
 
@@ -8,12 +8,12 @@ use status_view::explain::duration;
 use status_view::output::printable;
 
 const STYLE: &str = include_str!("style.css");
-/// Rows of the tables that could have one for each probe.
+/// Maximum number of rows of the tables that could have a row for each probe.
 const ROWS: usize = 100;
-/// Rows of the latencies nearest to their timeouts.
+/// Maximum number of rows in the table of latencies nearest to their timeouts.
 const NEAREST: usize = 15;
 
-/// What the page is about.
+/// The scope of the page.
 #[derive(Debug)]
 pub struct Subject<'a> {
     /// The time, in RFC 3339.
@@ -22,7 +22,7 @@ pub struct Subject<'a> {
     pub of: &'a str,
     /// How many daemons there are.
     pub nodes: usize,
-    /// Node and reason of those without an answer.
+    /// The nodes without an answer, with the reason.
     pub failed: Vec<(String, String)>,
     /// Versions of the daemons, and how many have each.
     pub versions: Vec<(String, usize)>,
@@ -348,7 +348,7 @@ fn probe_cells(name: &ProbeName) -> Vec<String> {
     ]
 }
 
-/// A table; a heading that begins with `#` is that of numbers. The cells are HTML.
+/// A table. The cells are HTML. A column whose heading begins with `#` contains numbers.
 fn table(
     page: &mut String,
     headings: &[&str],
@@ -388,7 +388,7 @@ fn table(
     if more > 0 {
         let _ = writeln!(
             page,
-            "<p class=\"soft\">and {more} more: kubectl probes get -o json has all</p>"
+            "<p class=\"soft\">and {more} more: kubectl probes get -o json lists all</p>"
         );
     }
 }

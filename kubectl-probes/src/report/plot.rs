@@ -13,13 +13,13 @@ const LEFT: f64 = 64.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 48.0;
 const COLUMN: f64 = 108.0;
-/// Columns at most; probes with longer timeouts share the last one.
+/// Maximum number of columns; probes with longer timeouts share the last one.
 const COLUMNS: usize = 8;
 /// Bars for each factor of ten.
 const STEPS: f64 = 12.0;
 /// The lowest latency of the axis.
 const LEAST_US: f64 = 100.0;
-/// From this part of the timeout on a latency is marked.
+/// A latency above this part of the timeout is marked.
 const NEAR: f64 = 0.5;
 
 /// The probes with one timeout.
@@ -75,7 +75,7 @@ pub fn svg(latencies: &[Latency]) -> String {
     for (index, column) in columns.iter().enumerate() {
         let middle = LEFT + COLUMN * (index as f64 + 0.5);
         for (&bar, Bar { probes, share }) in &column.bars {
-            // By the root, so that few probes are seen beside many.
+            // Scales by the square root, so that a bar of few probes remains visible beside a bar of many.
             let half = (COLUMN * 0.42 * (*probes as f64 / most).sqrt()).max(1.5);
             let (low, high) = (y(f64::from(bar)), y(f64::from(bar + 1)));
             let latency = LEAST_US * 10_f64.powf((f64::from(bar) + 0.5) / STEPS);

@@ -8,7 +8,7 @@ use status_view::observed::ComparedProbe;
 use status_view::shown::Shown;
 use status_view::status::{PathStatus, PodStatus, ProbeStatus};
 
-/// What is served in a namespace. All numbers but those of pods are of probes.
+/// What is served in a namespace. Numbers count probes unless they are named after pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     /// Pods in scope.
@@ -17,9 +17,9 @@ pub struct Coverage {
     pub by_kernel: usize,
     /// Served by the handler.
     pub by_handler: usize,
-    /// Of pods in scope, and not served.
+    /// Probes of pods in scope that are not served.
     pub not_served: usize,
-    /// Whose last result is a failure.
+    /// Probes whose last result is a failure.
     pub failing: usize,
     /// Pods whose probes are compared.
     pub observed_pods: usize,
@@ -77,9 +77,9 @@ pub struct Changing {
     pub change: String,
     /// What the kubelet would do differently.
     pub consequence: String,
-    /// In how many comparisons the result changed.
+    /// Number of comparisons in which the result changed.
     pub changed: u64,
-    /// How many comparisons there were.
+    /// Number of comparisons.
     pub compared: u64,
 }
 
@@ -94,11 +94,11 @@ pub struct Summary {
     pub not_served: BTreeMap<String, usize>,
     /// Why other pods are out of scope, with their number.
     pub out_of_scope: BTreeMap<String, usize>,
-    /// What would change, the probes that pass now first.
+    /// The probes whose result would change, those that pass now first.
     pub changing: Vec<Changing>,
-    /// Observed probes, and how many of them have no comparison yet.
+    /// Number of observed probes.
     pub observed: usize,
-    /// Of those, without a comparison.
+    /// Number of observed probes without a comparison yet.
     pub not_compared: usize,
     /// Pods that can't be compared, and why.
     pub observe_trouble: Vec<(String, String)>,

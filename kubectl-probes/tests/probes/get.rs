@@ -81,7 +81,7 @@ async fn a_node_without_an_answer_is_a_row_with_the_reason() {
         rows[2].starts_with("newer the daemon has version 9.0.0"),
         "{text}"
     );
-    assert_eq!(rows[3], "older the daemon answers 404: not found");
+    assert_eq!(rows[3], "older the daemon answered 404: not found");
     assert!(
         rows[4].starts_with("refuses nothing listens on port 15026"),
         "{text}"

@@ -88,7 +88,7 @@ async fn a_pod_that_no_daemon_has_is_a_failure_and_nodes_without_an_answer_are_n
         text.contains("no daemon that answered has a pod testbed/shop"),
         "{text}"
     );
-    assert!(text.contains("of an older version"), "{text}");
+    assert!(text.contains("too old to have a history"), "{text}");
     let output = cluster.probes(&["explain", "shop"]).await;
     assert_eq!(output.status.code(), Some(2));
 }

@@ -1,4 +1,5 @@
-//! The result of canary dials, when they are repeated, and whether they prevent that the handler serves the pod.
+//! The result of canary dials, when they are repeated, and whether they prevent the handler from serving the
+//! pod.
 
 use std::time::Duration;
 
@@ -11,9 +12,9 @@ use reconcile::registry::Obstacle;
 pub struct Trial {
     /// The result.
     pub canary: Canary,
-    /// The processor time of the most expensive dial; None: no dial was made.
+    /// The processor time of the most expensive dial; `None` if no dial was made.
     pub cost: Option<Duration>,
-    /// The cost of a dial, if it is too much: see [`Costs`](super::costs::Costs).
+    /// The cost of a dial, if it is too high: see [`Costs`](super::costs::Costs).
     pub too_much: Option<Duration>,
 }
 
@@ -44,8 +45,8 @@ pub(super) fn both(result: Canary, one: Canary) -> Canary {
     }
 }
 
-/// Time until the canary is repeated: short while the mesh is still starting, and longer later, but without end, because
-/// the rules of a running pod may change.
+/// Time until the canary is repeated: short while the mesh is still starting, and longer later. The canary is repeated
+/// for as long as the pod exists, because its rules may change.
 pub(super) fn until_next(last: &Trial, attempt: u32) -> Duration {
     match (last.too_much, &last.canary) {
         (Some(_), _) | (_, Canary::Captured { .. }) => Duration::from_secs(2),
@@ -56,7 +57,8 @@ pub(super) fn until_next(last: &Trial, attempt: u32) -> Duration {
     }
 }
 
-/// Why the handler must not serve a pod after a look at it and a canary dial, given the previous reason.
+/// Why the handler must not serve a pod, given its state, the result of a canary dial and the previous
+/// reason.
 pub(super) fn obstacle(before: Option<&Obstacle>, lo_up: bool, trial: Trial) -> Option<Obstacle> {
     if !lo_up {
         return Some(Obstacle::LoDown(LO_DOWN.to_owned()));
@@ -70,7 +72,7 @@ pub(super) fn obstacle(before: Option<&Obstacle>, lo_up: bool, trial: Trial) -> 
     }
 }
 
-/// Why the handler must not serve a pod after a canary dial, given the previous reason.
+/// Why the handler must not serve a pod, given the result of a canary dial and the previous reason.
 fn proven(before: Option<&Obstacle>, canary: Canary) -> Option<Obstacle> {
     match (canary, before) {
         (Canary::Passed, _) => None,
@@ -130,7 +132,7 @@ mod tests {
         let unproven = || Canary::MeshSilent { port: 15_006 };
         let captured = proven(None, Canary::Captured { port: 65_535 });
         assert!(matches!(captured, Some(Obstacle::Captured(_))));
-        // Unproven canaries in between do not change that.
+        // Inconclusive canaries in between do not change that.
         let once = proven(captured.as_ref(), unproven());
         let twice = proven(once.as_ref(), unproven());
         assert_eq!(twice, captured);

@@ -1,4 +1,5 @@
-//! What `probe-handler cleanup` removes: pins first, so that nothing is recorded any more, then pods' rules.
+//! Removes what `probe-handler cleanup` must remove: first the pins, so that no more connections are
+//! recorded, then pods' rules.
 
 use std::path::Path;
 
@@ -6,7 +7,7 @@ use crate::cli::cleanup::CleanedUp;
 use kernel::exemption::remove_everywhere;
 use kernel::pins;
 
-/// Removes all of it.
+/// Removes the pins, and the rules in all pods.
 pub fn run(bpffs: &Path) -> CleanedUp {
     let mut cleaned = CleanedUp::default();
     match pins::remove_all(bpffs) {

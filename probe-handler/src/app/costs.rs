@@ -24,7 +24,7 @@ impl Costs {
         };
     }
 
-    /// The cost of a dial, if it is too much.
+    /// The cost of a dial, if it is too high.
     pub fn too_much(&self) -> Option<Duration> {
         self.too_much.map(|(cost, _)| cost)
     }

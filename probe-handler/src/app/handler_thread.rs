@@ -2,8 +2,8 @@
 //!
 //! | thread | serves |
 //! |---|---|
-//! | `handler` | connections; it accepts them unless a check holds it up |
-//! | `standby` | the same, while `handler` is held up |
+//! | `handler` | connections; it accepts them unless a check blocks it |
+//! | `standby` | the same, while `handler` is blocked |
 //! | `slow-lane` | pods whose checks cost much processor time, at low priority |
 //! | `watchdog` | nothing: it decides which thread accepts, and ends the process when a thread makes no progress |
 
@@ -34,14 +34,14 @@ const BACKLOG: i32 = 4096;
 const NAMES: [&str; 2] = ["handler", "standby"];
 /// Interval between reads of the node's settings.
 const SETTINGS: Duration = Duration::from_secs(5);
-/// Interval between looks of the watchdog.
+/// Interval between checks of the watchdog.
 const LOOK: Duration = Duration::from_millis(50);
-/// Number of looks without progress of a thread after which the process ends: 10 s. Looks are counted instead of time,
-/// because a process that was stopped as a whole must continue afterwards.
+/// Number of checks of the watchdog without progress of a thread after which the process exits: 10 s. Checks are
+/// counted instead of time, so that a process that was stopped and continued does not exit.
 const PATIENCE: u32 = 200;
-/// The exit code of that: EX_SOFTWARE of sysexits.h.
+/// The exit code when a thread makes no progress: EX_SOFTWARE of sysexits.h.
 const STOOD_STILL: i32 = 70;
-/// How long checks in flight may take at that exit.
+/// How long checks in flight may take before the process exits because a thread makes no progress.
 const LAST_CHECKS: Duration = Duration::from_secs(1);
 
 /// The handler, which serves on its own threads.
@@ -197,7 +197,7 @@ impl Alive {
     /// Checks that all threads make progress and the heartbeat is recent, unless it was stopped on purpose.
     ///
     /// # Errors
-    /// What does not, and for how long, as text.
+    /// The thread without progress, or the late heartbeat, and for how long, as text.
     pub fn check(&self) -> Result<(), String> {
         let now = Instant::now();
         let silent = self.workers.iter().filter_map(|worker| {
@@ -245,7 +245,7 @@ async fn serve(
     listeners: Vec<StdListener>,
     beating: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
-    // As tasks, because each wake-up of the runtime's root future costs an additional event.
+    // Runs these as tasks, because each wake-up of the runtime's root future costs an additional event.
     let mut serving = JoinSet::new();
     for listener in listeners {
         let serve = Arc::clone(&handler).serve(Arc::clone(&worker), listener);
@@ -291,7 +291,7 @@ fn usable(missing: &Missing) -> bool {
     obstacle.is_none()
 }
 
-/// Gives the turn to accept to a worker that is not held up, and ends the process when a worker makes no progress.
+/// Gives the turn to accept to a worker that is not blocked, and ends the process when a worker makes no progress.
 fn watch_over(
     reserve: &Reserve,
     workers: &[Arc<Worker>],
@@ -301,14 +301,14 @@ fn watch_over(
     let mut looks: Vec<(u64, u32)> = vec![(0, 0); workers.len()];
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOOK) {
         let now = Instant::now();
-        let held_up: Vec<bool> = workers.iter().map(|one| one.is_held_up(now)).collect();
+        let blocked: Vec<bool> = workers.iter().map(|one| one.is_blocked(now)).collect();
         let turn = *turns.borrow();
-        let next = next_turn(turn, &held_up);
+        let next = next_turn(turn, &blocked);
         if next != turn {
             tracing::debug!(
                 from = workers[turn].name(),
                 to = workers[next].name(),
-                "a check holds up the thread: another one accepts"
+                "a check blocks the thread: another thread accepts connections"
             );
             let _ = turns.send_replace(next);
         }

@@ -1,4 +1,4 @@
-//! Keeps the history of pods: in memory, and in a file of the daemon's run directory, so that it survives a restart.
+//! Keeps the history of pods in memory, and in a file in the daemon's run directory, so that it survives a restart.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, OpenOptions};
@@ -23,18 +23,18 @@ use serve::metrics::Metrics;
 use serve::table::Route;
 use status_view::history::{PodChange, PodEvent};
 
-/// Changes that are kept of one pod.
+/// Maximum number of changes that are kept of one pod.
 const EVENTS: usize = 32;
-/// Starts of the daemon that are kept.
+/// Maximum number of start times of the daemon that are kept.
 const STARTS: usize = 16;
-/// Runs of one probe in the file: the newest.
+/// Maximum number of runs of one probe in the file, which contains the newest ones.
 const SAVED_RUNS: usize = 16;
 /// Maximum size of the file in bytes: a thousand probes with all their runs need half of it.
 const LIMIT: usize = 4 << 20;
-/// Interval between looks for changes, and so between writes.
+/// Interval between checks for changes, and so between writes.
 const PACE: Duration = Duration::from_secs(2);
 
-/// What the kubelet has done with each pod, and when daemons were started.
+/// What the kubelet has done with each pod, and when the daemons were started.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Histories {
     /// Starts of the daemon, oldest first. Milliseconds since 1970.
@@ -51,19 +51,20 @@ pub struct Histories {
 struct Kept {
     state: PodState,
     events: VecDeque<PodEvent>,
-    /// By [`key`]: in the file; in memory until the pod's routes have them.
+    /// The runs of each check, by [`key`], as read from the file; kept here until they are added to the pod's
+    /// routes.
     #[serde(default)]
     runs: BTreeMap<String, Vec<Run>>,
 }
 
 impl Histories {
-    /// Those of the file at `path`, and the start of this daemon.
+    /// Reads the history from the file at `path`, and adds the start of this daemon.
     pub fn load(path: &Path) -> Self {
         let mut histories = match read(path) {
             Ok(histories) => histories,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "can't read the history of probes: it begins anew");
+                tracing::warn!(path = %path.display(), %error, "can't read the history of probes: starting with an empty one");
                 Self::default()
             }
         };
@@ -73,15 +74,15 @@ impl Histories {
         histories
     }
 
-    /// Notes what has changed in the states of `pods`, which are all. Returns the containers that were restarted, with the
-    /// UIDs of their pods.
+    /// Records what has changed in the states of `pods`, which must be all pods. Returns the containers that were
+    /// restarted, with the UIDs of their pods.
     pub fn see(&mut self, pods: &[Arc<SelectedPod>], now_ms: u64) -> Vec<(String, String)> {
         let mut restarted = Vec::new();
         let mut before = std::mem::take(&mut self.pods);
         for pod in pods {
             let uid = &pod.id.uid;
             let mut kept = before.remove(uid).unwrap_or_default();
-            // A pod that is served as last known has no state.
+            // A last-known pod, read from the file, has no state.
             if kept.state != pod.state && pod.state != PodState::default() {
                 for event in changes(&kept.state, &pod.state, now_ms) {
                     if let PodChange::Restarted { container, .. } = &event.change {
@@ -103,7 +104,7 @@ impl Histories {
         restarted
     }
 
-    /// Gives the runs that an earlier daemon has recorded to the routes of a pod.
+    /// Adds the runs that an earlier daemon has recorded to the routes of a pod.
     pub fn restore(&mut self, uid: &str, routes: &[Arc<Route>]) {
         let Some(kept) = self.pods.get_mut(uid) else {
             return;
@@ -150,7 +151,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Of `shared`, at `path`. `metrics` counts the changes of results.
+    /// Writes the history `shared` to the file at `path`. `metrics` counts the changes of results.
     pub fn new(path: PathBuf, shared: Arc<Mutex<PodsState>>, metrics: Arc<Metrics>) -> Self {
         Self {
             path,
@@ -164,7 +165,7 @@ impl Keeper {
         socket.with_extension("history")
     }
 
-    /// Writes the file when something has changed, without end.
+    /// Writes the file whenever something has changed. Never returns.
     pub async fn keep(self) {
         let mut looks = interval(PACE);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -187,7 +188,7 @@ impl Keeper {
                 Err(error) if !is_reported => {
                     is_reported = true;
                     let path = self.path.display();
-                    tracing::warn!(%path, %error, "can't write the history of probes: it ends with this daemon");
+                    tracing::warn!(%path, %error, "can't write the history of probes: it is lost when this daemon ends");
                 }
                 Err(_) => {}
             }
@@ -197,7 +198,7 @@ impl Keeper {
     /// Writes the file now.
     pub fn save(&self) {
         if let Err(error) = self.text().and_then(|text| write(&self.path, &text)) {
-            tracing::debug!(%error, "the last changes of the history are not kept");
+            tracing::debug!(%error, "the last changes of the history were not saved");
         }
     }
 

@@ -24,20 +24,21 @@ use reconcile::path::KernelUse;
 const AT_ONCE: usize = 4;
 
 /// Why a pod does not have our rules while another daemon maintains the rules in pods.
-const ANOTHERS: &str = "another daemon maintains the rules of the kernel path on this node";
+const MAINTAINED_BY_ANOTHER: &str =
+    "another daemon maintains the rules of the kernel path on this node";
 
-/// Trials that follow changes of a pod's rules come no faster.
+/// Minimum interval between trials that follow changes of a pod's rules.
 const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
 
 /// Which path serves a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Path {
-    /// The kernel path, where the protocol allows it.
+    /// The kernel path, if the protocol allows it.
     Kernel(Matcher),
-    /// The handler, and the kernel path while the handler does not answer: our rules are in the pod, but the last trial proved
-    /// nothing, for the reason given. If they do not work, the mesh answers, as it would without them.
+    /// The handler, and the kernel path while the handler does not answer: our rules are in the pod, but the last trial was
+    /// inconclusive, for this reason. If they do not work, the mesh answers, as it would without them.
     Fallback(String),
-    /// The handler, for all probes, and why.
+    /// The handler serves all probes, for this reason.
     Handler(String),
 }
 
@@ -52,26 +53,28 @@ pub struct KernelPath {
     /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
     shared_process: Arc<AtomicBool>,
     succeeds: AtomicBool,
-    /// [`Programs::rules_are_anothers`](kernel::programs::Programs::rules_are_anothers).
-    anothers: watch::Receiver<bool>,
-    /// Taken by a pod that the handler serves meanwhile: when many pods start at once, their endpoints must come first.
+    /// [`Programs::another_maintains_rules`](kernel::programs::Programs::another_maintains_rules).
+    maintained_by_another: watch::Receiver<bool>,
+    /// Limits how many pods that the handler already serves get rules at the same time: when many pods start at once,
+    /// their endpoints must come first.
     turns: Semaphore,
-    /// What the node lacks; until it is there the handler serves the pods.
+    /// What the node's kernel lacks; until it is available, the handler serves the pods.
     lacks: Mutex<NodeLacks>,
-    /// Notified when something that was missing is there.
+    /// Notified when a missing feature becomes available.
     complete: Notify,
 }
 
 impl KernelPath {
-    /// `http` is what serves HTTP in pods that have the kernel path; `succeeds` is whether an earlier daemon's is still there;
-    /// `anothers` is whether another daemon maintains the rules; `tc_only` is whether tc is used although the kernel has xt_bpf.
+    /// `http` is what serves HTTP in pods that have the kernel path; `succeeds` is whether an earlier daemon's kernel path
+    /// still exists; `maintained_by_another` is whether another daemon maintains the rules; `tc_only` is whether tc is used although the
+    /// kernel has xt_bpf.
     pub fn new(
         exemption: Exemption,
         connecting: Arc<ConnectingMap>,
         http: HttpBy,
         shared_process: Arc<AtomicBool>,
         succeeds: bool,
-        anothers: watch::Receiver<bool>,
+        maintained_by_another: watch::Receiver<bool>,
         tc_only: bool,
     ) -> Self {
         Self {
@@ -80,7 +83,7 @@ impl KernelPath {
             http: Mutex::new(http),
             shared_process,
             succeeds: AtomicBool::new(succeeds),
-            anothers,
+            maintained_by_another,
             turns: Semaphore::new(AT_ONCE),
             lacks: Mutex::new(NodeLacks::new(tc_only)),
             complete: Notify::new(),
@@ -92,7 +95,7 @@ impl KernelPath {
         self.succeeds.store(false, Ordering::Relaxed);
     }
 
-    /// How the pod uses the kernel path, in the form that the registry takes; None if the handler serves all probes.
+    /// How the pod uses the kernel path, in the form that the registry takes; `None` if the handler serves all probes.
     pub fn kernel(&self, path: &Path) -> Option<KernelUse> {
         match path {
             Path::Kernel(_) => Some(KernelUse::First(*self.http.lock())),
@@ -101,27 +104,29 @@ impl KernelPath {
         }
     }
 
-    /// Removes our rules from the namespace of a pod that is no longer served, unless they are another daemon's.
+    /// Removes our rules from the namespace of a pod that is no longer served, unless another daemon maintains
+    /// them.
     pub async fn remove(&self, pod: &PodId, work: &PodWork, netns: Arc<Netns>) {
-        if *self.anothers.borrow() {
+        if *self.maintained_by_another.borrow() {
             return;
         }
-        // After work that was begun before: it may install them.
+        // Waits for work that began earlier, because that may install rules.
         let turn = work.turn_at_once().await;
         let permit = work.pool().look().await;
         let removal = move || exemption::remove_all(&netns);
         if let (Err(error), _) = turn.work(permit, removal).await {
-            let why = error.told();
+            let why = error.message();
             tracing::warn!(%pod, why, "cannot remove our rules from a pod that is no longer served");
         }
     }
 
-    /// Sets what serves HTTP. Returns whether that is a change: the registry must then be given the paths again.
+    /// Sets what serves HTTP. Returns whether that is a change: then the caller must pass all paths to the
+    /// registry again.
     pub fn set_http(&self, http: HttpBy) -> bool {
         std::mem::replace(&mut *self.http.lock(), http) != http
     }
 
-    /// Maintains our rules in `netns` by `work`. Its pod has `addresses`; trials go to the first ones of each family.
+    /// Maintains our rules in `netns`, whose pod has `addresses`. Work in the pod runs through `work`.
     pub fn keep<'a>(
         &'a self,
         work: &'a PodWork,
@@ -135,10 +140,10 @@ impl KernelPath {
             addresses,
             watch: RulesWatch::new(netns)
                 .inspect_err(
-                    |error| tracing::debug!(%error, "a pod's rules are looked at by time only"),
+                    |error| tracing::debug!(%error, "cannot watch a pod's rules: checking them periodically"),
                 )
                 .ok(),
-            anothers: self.anothers.clone(),
+            maintained_by_another: self.maintained_by_another.clone(),
             matcher: None,
             reported: None,
             attempt: 0,
@@ -146,30 +151,30 @@ impl KernelPath {
     }
 }
 
-/// The rules in one pod, which are maintained.
+/// Maintains the rules in one pod.
 pub struct Keeping<'a> {
     kernel_path: &'a KernelPath,
     work: &'a PodWork,
     netns: &'a Arc<Netns>,
     addresses: &'a ByFamily,
-    /// None: the trial is repeated by time alone.
+    /// `None`: rules can't be watched, and the trial is repeated periodically.
     watch: Option<RulesWatch>,
-    /// As in [`KernelPath`]; changes that are seen here are passed over by this pod only.
-    anothers: watch::Receiver<bool>,
-    /// What matches in the rules that were installed last.
+    /// Like the receiver in [`KernelPath`], but marks changes as received for this pod only.
+    maintained_by_another: watch::Receiver<bool>,
+    /// The matcher of the rules that were installed last.
     matcher: Option<Matcher>,
     reported: Option<Path>,
     attempt: u32,
 }
 
 impl Keeping<'_> {
-    /// Whether the pod is to be tried before it is served at all: an earlier daemon's kernel path serves it meanwhile, and
-    /// its probes need not pass through our handler, which may be killed.
+    /// Whether the trial must come before the pod is served: meanwhile an earlier daemon's kernel path serves it, so its
+    /// probes do not depend on our handler, which may be killed.
     pub fn comes_first(&self) -> bool {
         self.kernel_path.succeeds.load(Ordering::Relaxed)
     }
 
-    /// Which path serves the pod, at first and whenever that has changed.
+    /// Returns which path serves the pod: the first time at once, then whenever it has changed.
     pub async fn next(&mut self) -> Path {
         loop {
             self.until_next().await;
@@ -203,7 +208,8 @@ impl Keeping<'_> {
         matches!(self.reported, Some(Path::Kernel(_) | Path::Fallback(_)))
     }
 
-    /// Waits until the next trial is due: by time, and while the kernel path serves as soon as rules change.
+    /// Waits until the next trial is due: periodically, and while the kernel path serves the pod also as soon
+    /// as rules change.
     async fn until_next(&mut self) {
         let is_by_kernel = self.is_by_kernel();
         let Some(reported) = &self.reported else {
@@ -213,26 +219,26 @@ impl Keeping<'_> {
         self.attempt = self.attempt.saturating_add(1);
         match &self.watch {
             Some(watch) if is_by_kernel => {
-                // Who may change the pod's rules may do so all the time.
+                // A process that may change the pod's rules may do so continuously.
                 tokio::time::sleep(BETWEEN_TRIALS).await;
                 tokio::select! {
                     () = by_time => {}
-                    () = changed(&mut self.anothers) => {}
+                    () = changed(&mut self.maintained_by_another) => {}
                     changed = watch.changed() => if let Err(error) = changed {
-                        tracing::debug!(%error, "a pod's rules are looked at by time only");
+                        tracing::debug!(%error, "cannot watch a pod's rules: checking them periodically");
                         self.watch = None;
                     }
                 }
             }
             _ => tokio::select! {
                 () = by_time => {}
-                () = changed(&mut self.anothers) => {}
+                () = changed(&mut self.maintained_by_another) => {}
                 () = self.kernel_path.complete.notified() => {}
             },
         }
     }
 
-    /// Tries our rules; puts them before that at first, and where they turn out not to do.
+    /// Tries our rules. Installs them before the first trial, and again if a trial fails.
     async fn establish(&mut self) -> Path {
         let kernel_path = self.kernel_path;
         if kernel_path.shared_process.load(Ordering::Relaxed) {
@@ -242,11 +248,11 @@ impl Keeping<'_> {
                     .to_owned(),
             );
         }
-        if *self.anothers.borrow() {
+        if *self.maintained_by_another.borrow() {
             return self
                 .reported
                 .clone()
-                .unwrap_or_else(|| Path::Handler(ANOTHERS.to_owned()));
+                .unwrap_or_else(|| Path::Handler(MAINTAINED_BY_ANOTHER.to_owned()));
         }
         let families: Vec<Family> = self.addresses.families().collect();
         let matcher = match self.worked() {
@@ -256,7 +262,8 @@ impl Keeping<'_> {
                 Err(why) => return Path::Handler(why),
             },
         };
-        // The first rules of a pod do not wait: until then its probes depend on the handler, or meet the mesh.
+        // The first rules of a pod do not wait: until they are installed, its probes depend on the handler or
+        // go through the mesh.
         let mut turn = match self.reported {
             None => self.work.turn_at_once().await,
             Some(_) => self.work.turn().await,
@@ -273,12 +280,12 @@ impl Keeping<'_> {
         match put {
             Ok(matcher) => {
                 self.matcher = Some(matcher);
-                // Before the trial: what changes from now on is to be seen.
+                // Discards changes before the trial, so that later ones are noticed.
                 if let Some(watch) = &mut self.watch {
                     if let Err(error) = watch.watch_filters(self.netns, matcher == Matcher::Tc) {
-                        tracing::debug!(%error, "a pod's tc filters are looked at by time only");
+                        tracing::debug!(%error, "cannot watch a pod's tc filters: checking them periodically");
                     }
-                    watch.pass_over();
+                    watch.discard();
                 }
                 let (tried, _turn) = self.try_all(matcher, turn).await;
                 tried.map_or_else(|path| path, |()| Path::Kernel(matcher))
@@ -287,11 +294,11 @@ impl Keeping<'_> {
         }
     }
 
-    /// Installs our rules for the pod's address families by `matcher`, or by tc where the kernel lacks xt_bpf, on a thread that
-    /// may block in the kernel: how long that takes depends on the pod's other rules. Returns what matches in them.
+    /// Installs our rules for the pod's address families by `matcher`, or by tc if the kernel lacks xt_bpf, on a thread that
+    /// may block in the kernel: how long that takes depends on the pod's other rules. Returns the matcher that they use.
     ///
     /// # Errors
-    /// The path that serves the pod instead, as from [`judge`].
+    /// The path that serves the pod instead, as returned by [`judge`].
     async fn put(
         &self,
         families: Vec<Family>,
@@ -308,7 +315,7 @@ impl Keeping<'_> {
         let now = Instant::now();
         let missing_match = put.missing_match.map(|error| {
             let missing_for = error.missing_for(&families);
-            let why = error.told();
+            let why = error.message();
             lacks.failed(&missing_for, Matcher::XtBpf, &why, now);
             why
         });
@@ -322,15 +329,15 @@ impl Keeping<'_> {
             Err(error) => {
                 let missing_for = error.missing_for(&families);
                 let why = match missing_match {
-                    Some(missing) => format!("{missing}; tc instead: {}", error.told()),
-                    None => error.told(),
+                    Some(missing) => format!("{missing}; tc instead: {}", error.message()),
+                    None => error.message(),
                 };
                 if missing_for.is_empty() {
                     Err(Path::Fallback(why))
                 } else {
                     lacks.failed(&missing_for, put.matcher, &why, now);
                     if put.matcher == Matcher::XtBpf {
-                        // What is missing is not the match, so tc does not replace it.
+                        // The missing feature is not the match, so tc can't replace it.
                         lacks.failed(&missing_for, Matcher::Tc, &why, now);
                     }
                     Err(Path::Handler(why))
@@ -384,7 +391,7 @@ impl Keeping<'_> {
     }
 
     /// Makes a trial connection to `address`, and a second one to another port if the first is accepted. Its packets pass
-    /// through the pod's rules, whatever they cost, so it is begun and ended on a thread for dials.
+    /// through the pod's rules, which may cost much processor time, so it is opened and closed on a thread for dials.
     async fn try_address(&self, address: IpAddr, mut turn: Turn) -> (Trial, Turn) {
         const TRIES: usize = 2;
         let pool = self.work.pool();
@@ -403,7 +410,7 @@ impl Keeping<'_> {
                 Err(_) if number > 0 => break,
                 Err(trial) => return (trial, turn),
             };
-            // Without a thread, because the answer may never come.
+            // Waits without a thread, because the answer may never arrive.
             let accepted;
             (result, accepted) = attempt.answer().await;
             let Some(accepted) = accepted else {
@@ -415,9 +422,9 @@ impl Keeping<'_> {
     }
 }
 
-/// Waits for a change of who maintains the rules.
-async fn changed(anothers: &mut watch::Receiver<bool>) {
-    if anothers.changed().await.is_err() {
+/// Waits until another daemon, or this one again, maintains the rules.
+async fn changed(maintained_by_another: &mut watch::Receiver<bool>) {
+    if maintained_by_another.changed().await.is_err() {
         // The daemon ends.
         std::future::pending().await
     }
@@ -425,14 +432,14 @@ async fn changed(anothers: &mut watch::Receiver<bool>) {
 
 /// The result of installing rules in a pod.
 struct Put {
-    /// That the kernel lacks xt_bpf, if it was tried.
+    /// The error of xt_bpf, if the kernel turned out to lack it.
     missing_match: Option<Error>,
-    /// What was tried last.
+    /// The matcher of the last attempt, and its result.
     matcher: Matcher,
     result: Result<(), Error>,
 }
 
-/// Installs rules by `matcher`, or by tc where the kernel lacks xt_bpf.
+/// Installs rules by `matcher`, or by tc if the kernel lacks xt_bpf.
 fn put(exemption: &Exemption, netns: &Netns, families: &[Family], matcher: Matcher) -> Put {
     match exemption.put(netns, families, matcher) {
         Err(error) if matcher == Matcher::XtBpf && error.is_missing_match() => Put {
@@ -451,7 +458,7 @@ fn put(exemption: &Exemption, netns: &Netns, families: &[Family], matcher: Match
 /// Whether a trial has passed.
 ///
 /// # Errors
-/// The path that serves the pod instead: [`Path::Fallback`] if the trial proved nothing.
+/// The path that serves the pod instead: [`Path::Fallback`] if the trial was inconclusive.
 fn judge(trial: Trial, matcher: Matcher) -> Result<(), Path> {
     Err(Path::Handler(match trial {
         Trial::Passed => return Ok(()),
@@ -472,8 +479,8 @@ fn judge(trial: Trial, matcher: Matcher) -> Result<(), Path> {
     }))
 }
 
-/// Time until the next trial: short while a pod is starting, and longer later, but without end, because the rules of a
-/// running pod may change.
+/// Time until the next trial: short while a pod is starting, and longer later. Trials are repeated for as long as the
+/// pod exists, because its rules may change.
 fn until_next(path: &Path, attempt: u32) -> Duration {
     match path {
         Path::Kernel(_) => Duration::from_secs(30),

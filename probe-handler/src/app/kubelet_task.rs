@@ -1,4 +1,4 @@
-//! Keeps the programs attached to the kubelet's cgroup, also when the kubelet moves to another cgroup.
+//! Keeps the programs attached to the kubelet's cgroup, even when the kubelet moves to another cgroup.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +15,8 @@ use serve::metrics::Metrics;
 use support::missing::{Missing, Part};
 use support::readiness::{BlockReady, Readiness};
 
-/// Interval between looks. The programs must be attached to a restarted kubelet within 100 ms; a look at an unchanged
-/// kubelet costs a few small reads of /proc.
+/// Interval between searches for the kubelet. The programs must be attached to a restarted kubelet within 100 ms; a
+/// search for an unchanged kubelet costs a few small reads of /proc.
 const PERIOD: Duration = Duration::from_millis(40);
 /// The condition that readiness waits for while the programs are not attached.
 pub const AWAITED: &str = "kubelet";
@@ -42,8 +42,8 @@ pub struct Attachment {
     draining: bool,
     /// Shared with the handler: [`Kubelet::is_shared_process`].
     shared_process: Arc<AtomicBool>,
-    /// Shared with the kernel path: [`Programs::rules_are_anothers`].
-    anothers: watch::Sender<bool>,
+    /// Shared with the kernel path: [`Programs::another_maintains_rules`].
+    maintained_by_another: watch::Sender<bool>,
     missing: Missing,
 }
 
@@ -52,7 +52,7 @@ impl Attachment {
     pub fn new(
         programs: Programs,
         shared_process: Arc<AtomicBool>,
-        anothers: watch::Sender<bool>,
+        maintained_by_another: watch::Sender<bool>,
         missing: Missing,
     ) -> Self {
         Self {
@@ -63,20 +63,20 @@ impl Attachment {
             trouble: None,
             draining: false,
             shared_process,
-            anothers,
+            maintained_by_another,
             missing,
         }
     }
 
-    /// Ends all maintenance of pins and rules; what is there remains.
+    /// Ends all maintenance of pins and rules, which stay as they are.
     pub fn drain(&mut self) {
         self.draining = true;
-        // The tasks of the pods leave the rules as they are.
-        let _before = self.anothers.send_replace(true);
+        // Makes the pods' tasks stop changing the rules.
+        let _before = self.maintained_by_another.send_replace(true);
     }
 
-    /// Keeps the pins and what they hold in order, and finds out whether another daemon maintains the rules in pods. To be
-    /// called every few seconds.
+    /// Maintains the pins and the pinned objects, and finds out whether another daemon maintains the rules in pods. Call
+    /// this every few seconds.
     pub fn maintain(&mut self) {
         if self.draining {
             return;
@@ -87,9 +87,9 @@ impl Attachment {
     }
 
     fn look_for_another(&self) {
-        let now = self.programs.rules_are_anothers();
+        let now = self.programs.another_maintains_rules();
         if self
-            .anothers
+            .maintained_by_another
             .send_if_modified(|was| std::mem::replace(was, now) != now)
         {
             match now {
@@ -144,12 +144,12 @@ impl Attachment {
             };
             self.programs
                 .attach(&kubelet.cgroup, answer)
-                .map_err(|error| error.told())?;
+                .map_err(|error| error.message())?;
             self.read_answers(config)?;
-            // Pods that could not have the kernel path without the kubelet are tried again at once.
+            // Pods that had no kernel path while the kubelet was not found are tried again at once.
             let _before = self
-                .anothers
-                .send_replace(self.programs.rules_are_anothers());
+                .maintained_by_another
+                .send_replace(self.programs.another_maintains_rules());
         }
         tracing::info!(
             pid = kubelet.pid,

@@ -88,7 +88,7 @@ use support::readiness::{BlockReady, Readiness};
 /// that unapplied messages stay bounded.
 const CHANNEL: usize = 64;
 
-/// Maximum time that pending reads have at the end.
+/// Maximum time to wait for pending reads when the daemon exits.
 const LAST_READS: Duration = Duration::from_millis(500);
 
 /// The programs and their maps, if they could be loaded.
@@ -103,9 +103,9 @@ type Tasks = JoinSet<anyhow::Result<()>>;
 /// # Errors
 /// The start failed (with what to do next), or a part of the daemon ended (after the drain).
 pub fn run(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow::Result<()> {
-    // Before other threads start, because they inherit it.
+    // Done before other threads start, because they inherit it.
     if let Err(error) = scheduling::ask_for_short_slices() {
-        tracing::debug!(%error, "no short time slices");
+        tracing::debug!(%error, "cannot request short time slices");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -183,9 +183,9 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
     let watch_health = Arc::new(Health::default());
     let (source_events, from_source) = mpsc::channel(CHANNEL);
     let (kernel_path_ready, kernel_path_watch) = watch::channel(None);
-    // Without the kernel path nobody waits for it.
+    // Without the kernel path nothing waits for it.
     let kernel_path_ready = config.kernel_path.then_some(kernel_path_ready);
-    let (standing, stand) = oneshot::channel();
+    let (placed, first_pods_in_place) = oneshot::channel();
     let (excluded, too_costly) = mpsc::unbounded_channel();
     let (refused, refusals) = mpsc::channel(CHANNEL);
     let observed = Arc::new(ObservedPods::default());
@@ -197,8 +197,8 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
         kernel_path_watch,
         observer,
         FirstPods {
-            looked_at: pods_ready,
-            in_place: standing,
+            examined: pods_ready,
+            in_place: placed,
         },
         (too_costly, refusals),
     );
@@ -214,7 +214,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
     let (mut programs, maps, unusable) = loading
         .await
         .context("loading the programs panicked")?
-        .map_err(|error| anyhow::anyhow!(error.told()))?;
+        .map_err(|error| anyhow::anyhow!(error.message()))?;
     let kernel_path_trouble = no_pins
         .or(unusable)
         .map(|why| format!("the kernel path ends with this daemon: {why}"));
@@ -238,7 +238,8 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
 
     // Until the kubelet's process is found it counts as shared, so the handler serves all pods.
     let shared_process = Arc::new(AtomicBool::new(true));
-    let (anothers, rules_are_anothers) = watch::channel(programs.rules_are_anothers());
+    let (maintained_by_another, another_maintains_rules) =
+        watch::channel(programs.another_maintains_rules());
     if let Some(ready) = &kernel_path_ready {
         let exemption = exemption(&programs, pins.as_ref())?;
         let kernel_path = Arc::new(KernelPath::new(
@@ -247,7 +248,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
             config.http,
             Arc::clone(&shared_process),
             succeeds,
-            rules_are_anothers,
+            another_maintains_rules,
             config.kernel_path_tc,
         ));
         let _ = ready.send(Some(kernel_path));
@@ -278,7 +279,12 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
         config.verbose = u8::from(verbose);
     })?;
 
-    let attachment = Attachment::new(programs, shared_process, anothers, missing.clone());
+    let attachment = Attachment::new(
+        programs,
+        shared_process,
+        maintained_by_another,
+        missing.clone(),
+    );
     let attachment = Arc::new(Mutex::new(attachment));
     let status = Arc::new(status::Reporter {
         started,
@@ -333,8 +339,8 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
     }
     .bind(config.admin_addr, &config.admin_socket, missing.clone());
 
-    // Before the first attachment, so that later ones need no other capabilities. The threads of the log and the handler
-    // and those for blocking work drop theirs themselves.
+    // Drops capabilities before the first attachment, so that later attachments need no other ones. The threads of the
+    // log and the handler and those for blocking work drop theirs themselves.
     capabilities::give_up_others().context("cannot drop capabilities")?;
 
     let (finder, awaited) = attach_now(&config, &attachment, &maps.config, kubelet_ready)?;
@@ -345,7 +351,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
         pod_source::start(&config, &settings, &readiness, parts, events, &mut tasks).await?;
     }
     let unwanted = (!config.kernel_path).then(|| config.bpffs.clone());
-    let pinning = pins_task::run(Arc::clone(&attachment), unwanted, stand);
+    let pinning = pins_task::run(Arc::clone(&attachment), unwanted, first_pods_in_place);
     spawn(&mut tasks, pinning);
     let program_config = maps.config.clone();
     let applies = Applies {
@@ -398,11 +404,11 @@ fn load(options: LoadOptions) -> anyhow::Result<oneshot::Receiver<LoadResult>> {
     Ok(loaded)
 }
 
-/// What installs rules in pods.
+/// The handle that installs rules in pods.
 fn exemption(programs: &Programs, pins: Option<&Pins>) -> anyhow::Result<Exemption> {
     let mut exemption = programs
         .exemption()
-        .map_err(|error| anyhow::anyhow!(error.told()))?;
+        .map_err(|error| anyhow::anyhow!(error.message()))?;
     if let Some(Err(error)) = pins.map(|pins| exemption.pin(pins)) {
         let error = anyhow::Error::from(error);
         tracing::warn!("cannot pin the program that the rules in pods call: {error:#}");
@@ -469,10 +475,11 @@ impl Daemon {
     }
 }
 
-/// Makes the programs, which remain, redirect nothing to the handler: no heartbeat is fresh enough.
+/// Makes the programs, which stay attached, redirect nothing to the handler: from now on every heartbeat is
+/// too old.
 fn send_nothing_more(config: &ProgramConfig) {
     if let Err(error) = config.update(|config| config.heartbeat_timeout_ns = 0) {
-        tracing::debug!(%error, "the programs go by the heartbeat's age");
+        tracing::debug!(%error, "cannot stop redirects at once: they end when the heartbeat is too old");
     }
 }
 

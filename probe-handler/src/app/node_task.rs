@@ -1,4 +1,4 @@
-//! Decides what condition `ProbeHandlerReady` of the node says, and starts what writes it.
+//! Decides the value of the node's condition `ProbeHandlerReady`, and starts the task that writes it.
 
 use std::time::{Duration, Instant};
 
@@ -12,15 +12,16 @@ use sources::kube::client;
 use support::backoff::Timeouts;
 use support::readiness::{Readiness, State};
 
-/// Interval between looks.
+/// Interval between checks.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long the daemon may take to start before the condition says that it does not serve: in an upgrade the daemon before it
-/// still serves.
+/// How long the daemon may take to start before the condition becomes false: during an upgrade the previous daemon still
+/// serves.
 const START: Duration = Duration::from_secs(60);
-/// How long it must not have been ready: a kubelet that restarts is attached again sooner.
+/// How long the daemon must have been unready before the condition becomes false: after a restart of the
+/// kubelet the programs are attached again sooner.
 const LASTING: Duration = Duration::from_secs(5);
 
-/// Writes condition and taint, without end. `alive` is whether the handler makes progress.
+/// Writes the condition and removes the taint. Never returns. `alive` is whether the handler makes progress.
 ///
 /// # Errors
 /// No access to the API server is configured.
@@ -71,7 +72,7 @@ pub async fn run(
 
 /// When the daemon was last ready.
 struct Decider {
-    /// When it was; before that, when it may count as not ready.
+    /// The last time when it was ready; before the first such time, the start of the grace period.
     last: Instant,
     lasting: Duration,
 }
@@ -84,7 +85,7 @@ impl Decider {
         }
     }
 
-    /// What the condition says at `now`; none: what it said before.
+    /// The condition at `now`; `None`: unchanged.
     fn decide(
         &mut self,
         now: Instant,
@@ -102,7 +103,7 @@ impl Decider {
                 self.lasting = LASTING;
                 return Some(Ready::True);
             }
-            // Without the details, which differ each time.
+            // Omits the details, which differ each time.
             (Err(_), _) => (
                 "HandlerNotAlive",
                 "the handler makes no progress; the daemon's log says which part".to_owned(),

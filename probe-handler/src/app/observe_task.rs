@@ -1,7 +1,8 @@
-//! Mode observe: repeats the probes of observed pods, through the mesh and past it, and compares the results.
+//! Mode observe: repeats the probes of observed pods, once through the mesh and once bypassing it, and
+//! compares the results.
 //!
-//! On a thread of its own with a low priority: an observed pod's netfilter rules may cost much processor time, and must not
-//! delay what the daemon serves.
+//! Runs on a separate thread with a low priority, because an observed pod's netfilter rules may cost much processor time,
+//! and must not delay what the daemon serves.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -30,9 +31,9 @@ use model::{Pod, PodId};
 use probe::verdict::Outcome;
 use reconcile::redirects::Redirects;
 
-/// Looks into pods and dials that may run at a time.
+/// Maximum number of reads of pods' namespaces, and of dials, that run at a time.
 const WORKERS: usize = 1;
-/// The first comparison of a probe is after this part of its period.
+/// The first comparison of a probe begins after this part of its period.
 const FIRST: u32 = 4;
 
 /// Observes pods; the thread starts with the first one.
@@ -92,7 +93,7 @@ impl Observer {
     }
 }
 
-/// What the tasks of all pods share.
+/// The state that the tasks of all pods share.
 struct Observing {
     locator: Arc<Locator>,
     pool: Arc<PodPool>,
@@ -132,10 +133,10 @@ impl Observing {
         let probes = self.pods.add(&pod);
         tracing::info!(pod = %pod.id, mesh = pod.mesh.name(), probes = probes.len(), "observing");
         let (events, mut changes) = mpsc::channel(CHANNEL);
-        // No connection to an observed pod is refused by a program.
+        // Programs refuse no connection to an observed pod.
         let (_refused, refusals) = mpsc::channel(1);
         let mut following = JoinSet::new();
-        // There are no rules of ours to remove.
+        // The daemon has no rules in the pod to remove.
         let (_, withdrawn) = oneshot::channel();
         let _ = following.spawn(pod_task::run(
             Arc::clone(&pod),
@@ -158,7 +159,7 @@ impl Observing {
                 Some((address, dialer)) if known.trouble.is_none() => {
                     for probe in &probes {
                         let at = SocketAddr::new(*address, probe.declared.action.port());
-                        // What the pod's own rules redirect is unchanged in every mode.
+                        // Ports that the pod's own rules redirect are unchanged in every mode.
                         if known.redirects.leads(at).is_some() {
                             continue;
                         }
@@ -218,7 +219,7 @@ impl Known {
     }
 }
 
-/// A kernel path that is disabled: observing puts no rules into pods.
+/// A disabled kernel path, because observing installs no rules in pods.
 fn without_kernel_path() -> KernelPathWatch {
     watch::channel(None).1
 }

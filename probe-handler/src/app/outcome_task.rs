@@ -1,5 +1,5 @@
-//! Records the outcomes of connections that the handler does not see as results of probes: refusals by the programs, and
-//! connections on the kernel path.
+//! Records, as results of probes, the outcomes of connections that do not pass through the handler: refusals by the
+//! programs, and connections on the kernel path.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use serve::note::note;
 use serve::table::{Endpoint, EndpointTable, Route};
 use serve::{given_up, is_timeout};
 
-/// Interval between looks; each request of the status looks too. The ring buffer has room for more than a thousand outcomes.
+/// Interval between reads of the ring buffer, which has room for more than a thousand outcomes. Each request for the status
+/// reads it too.
 const PERIOD: Duration = Duration::from_millis(50);
 
 /// The outcomes from the kernel, and where they are recorded.
@@ -28,7 +29,7 @@ pub struct Outcomes {
     pub table: Arc<EndpointTable>,
     /// The metrics that count them.
     pub metrics: Arc<Metrics>,
-    /// Gets the endpoints that could not be connected.
+    /// Sends the endpoints to which the kubelet could not connect.
     pub refused: mpsc::Sender<(PodId, SocketAddr)>,
 }
 
@@ -40,14 +41,14 @@ impl Outcomes {
                 continue; // its pod was removed meanwhile
             };
             if !matches!(outcome, ConnectionOutcome::Established(_)) {
-                // If the channel is full, the next refusal counts.
+                // If the channel is full, the next refusal is sent instead.
                 let _ = self.refused.try_send((endpoint.pod.id.clone(), address));
             }
             record(address, outcome, &endpoint, &self.metrics);
         }
     }
 
-    /// Records outcomes periodically, without end.
+    /// Records outcomes periodically. Never returns.
     pub async fn follow(&self) {
         let mut looks = interval(PERIOD);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -58,8 +59,9 @@ impl Outcomes {
     }
 }
 
-/// Records the outcome for the probes of the port. At connect time it is not known which of them the kubelet makes: if the
-/// app cannot be connected, each of them fails; if it can, that is recorded only if there is no other.
+/// Records the outcome for the probes of the port. At connect time it is not known which probe of the port the kubelet
+/// makes. If the connection fails, each of them fails; if it succeeds, that is recorded only if the port has no other
+/// probe.
 fn record(address: SocketAddr, outcome: ConnectionOutcome, endpoint: &Endpoint, metrics: &Metrics) {
     let routes = endpoint.routes.all();
     let is_connected = matches!(
@@ -112,7 +114,7 @@ fn established(route: &Route) -> Finding {
 fn answered(answer: Answer, after: Duration, route: &Route) -> Finding {
     let is_grpc = matches!(route.action, Action::Grpc { .. });
     match answer {
-        // The kubelet may follow it, on another connection, whose answer is the result.
+        // The kubelet may follow the redirect on another connection, whose answer is the result.
         Answer::Http(status @ (301..=303 | 307 | 308)) if !route.is_hook() => {
             let detail = format!("the app answered with a redirect (HTTP {status})");
             Finding::without_answer(Reason::Connected, detail)

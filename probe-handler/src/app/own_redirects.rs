@@ -1,8 +1,8 @@
-//! Finds the ports that a pod's own rules redirect to another port or address. Nobody listens on such a port, but probes of
-//! it pass without the daemon, so neither the gate nor the kernel path may act on it.
+//! Finds the ports that a pod's own rules redirect to another port or address. No process listens on such a port itself,
+//! but its probes pass without the daemon, so neither the gate nor the kernel path may act on it.
 //!
-//! A trial connection ([`kernel::nat_trial`]) shows where a port leads. It is made only for ports without a listener: when the
-//! pod is found, and after the kubelet's connection was refused.
+//! A trial connection ([`kernel::nat_trial`]) shows where connections to a port are redirected. It is made only to ports
+//! without a listener: when the pod is found, and after the kubelet's connection was refused.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,14 +14,15 @@ use tokio::time::{Instant, interval_at, timeout};
 
 use super::pod_task::QUEUED;
 use super::pod_work::{PodWork, Turn};
-use kernel::nat_trial::{self, Led};
+use kernel::nat_trial::{self, Redirection};
 use kernel::netns::Netns;
 use model::Pod;
 use reconcile::redirects::{Port, Redirects};
 
-/// Most ports that are tried at once. A pod may probe many ports; the others are tried after a refusal.
+/// Maximum number of ports that are tried at once. A pod may probe many ports; the others are tried after a
+/// refusal.
 pub(super) const AT_ONCE: usize = 64;
-/// How long answers are awaited.
+/// How long to wait for answers.
 const ANSWER: Duration = Duration::from_millis(100);
 /// Interval between trials of ports that are redirected: the rules may have been removed.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -29,7 +30,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_DOUBLINGS: u32 = 8;
 
-/// What is known of the ports of a pod in one sandbox.
+/// What is known about the ports of a pod in one sandbox.
 #[derive(Debug, Default)]
 pub struct OwnRedirects {
     found: Redirects,
@@ -74,21 +75,23 @@ impl OwnRedirects {
         due
     }
 
-    /// Records results; returns whether a port is redirected now that was not, or no longer.
-    fn note(&mut self, results: Vec<(SocketAddr, Led)>) -> bool {
+    /// Records results; returns whether the set of redirected ports has changed.
+    fn note(&mut self, results: Vec<(SocketAddr, Redirection)>) -> bool {
         let mut changed = false;
         for (at, led) in results {
             changed |= match led {
-                Led::AsExpected => self.found.set(at, None),
-                Led::Elsewhere(to) => self.found.set(at, Some(to)),
-                // Refused: what is behind a redirect may be down. Unchanged, the kubelet's connection is refused too.
-                Led::Unknown => false,
+                Redirection::AsExpected => self.found.set(at, None),
+                Redirection::Elsewhere(to) => self.found.set(at, Some(to)),
+                // The trial was refused, perhaps because the target of a redirect is down. An unchanged connection of
+                // the kubelet is refused too.
+                Redirection::Unknown => false,
             };
         }
         changed
     }
 
-    /// Finds out where the pod's rules lead connections to `ports`, in `turn` or a new one; returns whether that has changed.
+    /// Finds out where the pod's rules redirect connections to `ports`, in `turn` or in a new turn; returns whether that has
+    /// changed.
     pub async fn try_ports(
         &mut self,
         site: Site<'_>,
@@ -103,13 +106,13 @@ impl OwnRedirects {
             None => site.work.turn().await,
         };
         let pool = site.work.pool();
-        // The pod does not wait for dials inside other pods that take long; a refusal causes the next trial.
+        // The pod does not wait while dials inside other pods take long; a refusal causes the next trial.
         let Ok(permit) = timeout(QUEUED, pool.dial()).await else {
             return false;
         };
         let (begun, turn) = turn.work(permit, move || nat_trial::begin(&ports)).await;
-        if begun.iter().any(nat_trial::Begun::waits) {
-            // Without a thread, because the answer may never come.
+        if begun.iter().any(nat_trial::StartedTrial::is_pending) {
+            // Waits without a thread, because the answer may never arrive.
             tokio::time::sleep(ANSWER).await;
         }
         let (netns, pod) = (Arc::clone(site.netns), Arc::clone(site.pod));
@@ -118,14 +121,14 @@ impl OwnRedirects {
         match results {
             Ok(results) => self.note(results),
             Err(error) => {
-                tracing::debug!(%error, "where a pod's rules lead its ports is not known");
+                tracing::debug!(%error, "cannot find out where a pod's rules redirect its ports");
                 false
             }
         }
     }
 
-    /// Waits until other ports are redirected than before: tries ports after `refusals` of the kubelet's connections, and now
-    /// and then those that are redirected. `addresses` are the pod's.
+    /// Waits until other ports are redirected than before: tries ports after `refusals` of the kubelet's connections, and
+    /// redirected ports periodically. `addresses` are the pod's.
     pub async fn next(
         &mut self,
         site: Site<'_>,
@@ -200,15 +203,15 @@ mod tests {
     fn a_redirect_counts_until_a_trial_shows_that_it_is_gone() {
         let mut own = OwnRedirects::default();
         let port = at("10.0.0.1:80");
-        let to = Led::Elsewhere(at("10.0.0.1:8080"));
-        assert!(!own.note(vec![(port, Led::AsExpected)]));
+        let to = Redirection::Elsewhere(at("10.0.0.1:8080"));
+        assert!(!own.note(vec![(port, Redirection::AsExpected)]));
         assert!(own.note(vec![(port, to)]));
         assert!(!own.note(vec![(port, to)]));
-        assert!(!own.note(vec![(port, Led::Unknown)]));
+        assert!(!own.note(vec![(port, Redirection::Unknown)]));
         let addresses =
             ["fd00::1", "10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().expect("an address"));
         assert_eq!(own.known(&addresses), [port]);
-        assert!(own.note(vec![(port, Led::AsExpected)]));
+        assert!(own.note(vec![(port, Redirection::AsExpected)]));
         assert!(own.found().is_empty());
     }
 }

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use reconcile::registry::PodEntry;
 
-/// How long a pod is not served before that is logged.
+/// How long a pod must have been unserved before that is logged.
 pub const GRACE: Duration = Duration::from_secs(10);
-/// Number of pods that a log line names for one cause; of the others it has the number.
+/// Maximum number of pods that a log line names for one cause; it counts the others.
 const NAMED: usize = 5;
 
-/// Number of causes that are logged for a pod: some contain addresses, and a pod can give itself any number of them.
+/// Maximum number of causes that are logged for a pod: some contain addresses, and a pod can add any number of
+/// addresses.
 const MAX_CAUSES: usize = 8;
 
 /// The pods that are not served yet.

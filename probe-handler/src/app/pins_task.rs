@@ -1,4 +1,4 @@
-//! Keeps the pins of the kernel path and what they hold in order, or removes those of an earlier daemon.
+//! Maintains the pins of the kernel path and the pinned objects, or removes the pins of an earlier daemon.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use tokio::sync::oneshot;
 
 use super::kubelet_task::Attachment;
 
-/// Interval between looks at the pins.
+/// Interval between checks of the pins.
 const PINS: Duration = Duration::from_secs(2);
 
-/// Once the first pods are in place (`stand`), pins the attachments and keeps them pinned; with `unwanted` pins removes
-/// those instead. Does not end.
+/// Once the first pods are in place (`in_place`), pins the attachments and keeps them pinned; removes `unwanted` pins
+/// instead, if given. Never returns.
 pub async fn run(
     attachment: Arc<Mutex<Attachment>>,
     unwanted: Option<PathBuf>,
-    stand: oneshot::Receiver<()>,
+    in_place: oneshot::Receiver<()>,
 ) {
-    if stand.await.is_ok() {
+    if in_place.await.is_ok() {
         attachment.lock().programs.adopt();
         let mut looks = tokio::time::interval(PINS);
         let mut is_reported = false;
@@ -31,12 +31,12 @@ pub async fn run(
             }
         }
     }
-    // The registry is gone.
+    // The registry has ended.
     std::future::pending().await
 }
 
 /// Removes the pins of an earlier daemon that used the kernel path, which this one does not use. Its programs then end
-/// with it. Returns whether there are none left; logs a failure unless it `is_reported`.
+/// with it. Returns whether all are removed; logs a failure unless it `is_reported`.
 fn remove_pins(pins: &std::path::Path, is_reported: bool) -> bool {
     let removed = kernel::pins::remove_all(pins);
     match &removed {

@@ -1,4 +1,5 @@
-//! Looks into a pod's network namespace: its addresses, its loopback interface, and where a canary dial may go.
+//! Reads the state of a pod's network namespace: its addresses, its loopback interface, and the ports for a
+//! canary dial.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,7 +17,8 @@ use kernel::nsid::Nsids;
 use kernel::sockdiag::Listeners;
 use model::Pod;
 
-/// Number of addresses of a pod that are read: a process that may configure its interfaces can add any number.
+/// Maximum number of addresses of a pod that are read, because a process that may configure its interfaces can
+/// add any number.
 const ADDRESSES: usize = 1024;
 
 /// Why no dial is made.
@@ -32,7 +34,8 @@ pub(super) struct Seen {
     pub(super) lo_up: bool,
     /// How to make a canary dial in each address family.
     pub(super) plans: Vec<Plan>,
-    /// Probed ports of the app at which nothing listens, at the first address of each family; not more than can be tried.
+    /// Probed ports of the app on which nothing listens, at the first address of each family; at most as many as are
+    /// tried at once.
     pub(super) unheard: Vec<SocketAddr>,
 }
 

@@ -18,7 +18,7 @@ use super::pace::Pace;
 use super::pod_look::{ByFamily, Seen, look, subscribe};
 use super::pod_work::{Permit, PodPool, PodWork, Turn};
 use kernel::address_watch::AddressWatch;
-use kernel::canary::{self, Begun, Canary, Outcome, Plan};
+use kernel::canary::{self, Canary, Outcome, Plan, StartedDial};
 use kernel::dial::PodDialer;
 use kernel::locate::{Locator, Placement};
 use kernel::netns::Netns;
@@ -26,7 +26,7 @@ use model::Pod;
 use model::netns::NetnsId;
 use reconcile::redirects::Redirects;
 
-/// Interval between looks for a namespace that does not exist yet.
+/// Interval between checks for a namespace that does not exist yet.
 const SEARCH_PERIOD: Duration = Duration::from_millis(50);
 /// Interval between checks whether the namespace at the path is still the same.
 const IDENTITY_PERIOD: Duration = Duration::from_millis(250);
@@ -42,7 +42,7 @@ pub(super) const QUEUED: Duration = Duration::from_millis(100);
 
 /// Why the kernel path does not serve a pod.
 const LOCALHOST_ONLY: &str =
-    "its mesh connects to the app at localhost, to which the kernel path does not lead";
+    "its mesh connects to the app at localhost, which the kernel path can't reach";
 
 /// A change that a pod's task reports.
 #[derive(Debug)]
@@ -60,13 +60,13 @@ pub struct Event {
 pub enum PodChange {
     /// It can be served.
     Placed(Place),
-    /// It can't be served, and why.
+    /// The pod can't be served, for this reason.
     Lost(String),
     /// The canary dial was repeated.
     Canary(Trial),
-    /// The path that serves it is now known, or has changed.
+    /// The path that serves the pod is now known, or has changed.
     Path(kernel_path::Path),
-    /// Its own rules redirect other ports than before.
+    /// The set of ports that its own rules redirect has changed.
     Redirects(Redirects),
 }
 
@@ -134,7 +134,7 @@ struct Follower {
     kernel_path: KernelPathWatch,
     /// The namespace in which the pod is served.
     inside: Mutex<Option<Arc<Netns>>>,
-    /// Ports that the kubelet could not connect.
+    /// Ports to which the kubelet could not connect.
     refusals: Mutex<mpsc::Receiver<SocketAddr>>,
     events: mpsc::Sender<Event>,
 }
@@ -242,7 +242,7 @@ impl Follower {
         }
     }
 
-    /// Removes our rules from the pod, which is no longer served, and in which other processes may be.
+    /// Removes our rules from the pod, which is no longer served but may still run.
     async fn remove_rules(&self) {
         let inside = self.inside.lock().await.take();
         let kernel_path = self.kernel_path.borrow().clone();
@@ -300,7 +300,7 @@ impl Stay<'_> {
             let left_waiting = queued && permit.is_none();
             let mut last = match left_waiting {
                 true => {
-                    // The next look at the pod needs it.
+                    // The next read of the pod's state needs the turn.
                     drop(turn);
                     Trial {
                         too_much: costs.too_much(),
@@ -350,7 +350,8 @@ impl Stay<'_> {
             let unsure = sleep_until(Instant::now() + UNSURE_PERIOD);
             tokio::pin!(unsure);
             {
-                // Dropped before the next look: they may hold the turn for which it waits.
+                // Drops these futures before the next read of the pod's state, because they may hold the turn
+                // for which that waits.
                 let path = self.keep_kernel_path(kept);
                 tokio::pin!(path);
                 let redirects = self.keep_redirects(own, &addresses);
@@ -443,7 +444,8 @@ impl Stay<'_> {
                 }
             }
             result = both(result, one);
-            // Either is enough not to serve the pod. More costly dials would only delay the pod's next turn.
+            // Either result is enough not to serve the pod. More costly dials would only delay the pod's next
+            // turn.
             let is_costly = dearest.is_some_and(|cost| cost > canary::BEARABLE);
             if is_costly || matches!(result, Canary::Captured { .. }) {
                 break;
@@ -521,12 +523,12 @@ impl Stay<'_> {
             None => pool.dial().await,
         };
         let dialer = Arc::clone(&self.dialer);
-        let (Begun { outcome, cost }, turn) =
+        let (StartedDial { outcome, cost }, turn) =
             turn.work(permit, move || canary::begin(&*dialer, to)).await;
         let socket = match outcome {
             Outcome::Is(canary) => return (canary, cost, turn),
             Outcome::Accepted(socket) => socket,
-            // Awaited without a thread, because the answer may never come.
+            // Waits without a thread, because the answer may never arrive.
             Outcome::Waits(socket) => match canary::answer(socket, to).await {
                 Ok(socket) => socket,
                 Err(canary) => return (canary, cost, turn),

@@ -1,5 +1,5 @@
-//! Work in pods' network namespaces: on a few separate threads, one piece of work per pod at a time, at a rate that depends
-//! on what the pod's work costs.
+//! Runs work in pods' network namespaces on a few separate threads, one piece of work per pod at a time. A pod whose work
+//! costs more gets its turn less often.
 //!
 //! A process that may configure a pod's network controls the cost of looks into it and dials inside it, and the kernel
 //! can interrupt neither. So one pod uses at most one thread, and in the long run for one twentieth of the time. Looks and
@@ -81,7 +81,7 @@ impl PodWork {
             if next <= Instant::now() {
                 return turn;
             }
-            // Not while the turn is held: other work of the pod need not wait.
+            // Waits without holding the turn, so that other work of the pod need not wait.
             drop(turn);
             sleep_until(next).await;
         }
@@ -100,7 +100,7 @@ impl PodWork {
 /// even if the caller did not wait for the work.
 pub struct Turn {
     next: OwnedMutexGuard<Instant>,
-    /// None: nothing was done.
+    /// `None`: no work was done.
     cost: Option<Duration>,
 }
 

@@ -1,4 +1,4 @@
-//! The state of pods that the registry's task writes, and `status` and `explain` read.
+//! The state of pods, which the registry's task writes, and `status` and `explain` read.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ impl PodsState {
         }
     }
 
-    /// Notes what the kubelet has done with the pods of the source since the last call.
+    /// Records what the kubelet has done with the pods of the source since the last call.
     pub fn note_states(&mut self) {
         for (uid, container) in self.histories.see(&self.parsed, now_ms()) {
             let Some(entry) = self.registry.pods().get(&uid) else {

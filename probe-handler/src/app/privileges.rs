@@ -1,4 +1,4 @@
-//! What the process may do: checked and raised at the start.
+//! Checks and raises the privileges of the process at the start.
 
 use kernel::{capabilities, dial};
 
@@ -16,7 +16,7 @@ pub(super) fn raise_descriptor_limit() {
 /// Whether the process has the privileges that the daemon needs.
 ///
 /// # Errors
-/// All that are missing, and what to do.
+/// All missing privileges, and what to do.
 pub(super) fn check_privileges() -> anyhow::Result<()> {
     let mut troubles: Vec<String> = capabilities::missing()
         .into_iter()

@@ -39,7 +39,7 @@ use support::readiness::BlockReady;
 /// Why the handler does not serve a pod whose checks cost too much.
 const CHECKS_COST_TOO_MUCH: &str = "its checks cost more than 250 ms of processor time per second";
 
-/// Number of a pod's refused connections that wait for its task.
+/// Maximum number of a pod's refused connections that wait for its task.
 const REFUSALS: usize = 16;
 
 /// The task.
@@ -48,28 +48,28 @@ pub struct RegistryTask {
     metrics: Arc<Metrics>,
     locator: Arc<Locator>,
     pool: Arc<PodPool>,
-    /// None: the handler serves all pods.
+    /// `None`: the handler serves all pods.
     kernel_path: KernelPathWatch,
     observer: Observer,
     followers: BTreeMap<String, Follower>,
     running: JoinSet<()>,
     generation: u64,
-    /// Held until the daemon has looked at every pod of the first list.
+    /// Held until the daemon has examined every pod of the first list.
     pods_ready: Option<BlockReady>,
     first_look: Option<BTreeSet<String>>,
     unserved: PendingPods,
     too_costly: mpsc::UnboundedReceiver<PodId>,
-    /// Endpoints that the kubelet could not connect.
+    /// Endpoints to which the kubelet could not connect.
     refusals: mpsc::Receiver<(PodId, SocketAddr)>,
-    /// Used when the first pods are in place.
-    stand: Option<oneshot::Sender<()>>,
+    /// Sent to when the first pods are in place.
+    in_place: Option<oneshot::Sender<()>>,
 }
 
-/// What waits for the first pods.
+/// The parts that wait for the first pods.
 pub struct FirstPods {
-    /// Held until the daemon has looked at each of them: it is not ready before.
-    pub looked_at: BlockReady,
-    /// Used when their endpoints are in place.
+    /// Held until the daemon has examined each of them: it is not ready before that.
+    pub examined: BlockReady,
+    /// Sent to when their endpoints are in place.
     pub in_place: oneshot::Sender<()>,
 }
 
@@ -97,12 +97,12 @@ impl RegistryTask {
             followers: BTreeMap::new(),
             running: JoinSet::new(),
             generation: 0,
-            pods_ready: Some(first_pods.looked_at),
+            pods_ready: Some(first_pods.examined),
             first_look: None,
             unserved: PendingPods::default(),
             too_costly,
             refusals,
-            stand: Some(first_pods.in_place),
+            in_place: Some(first_pods.in_place),
         }
     }
 
@@ -131,7 +131,7 @@ impl RegistryTask {
                 Some(pod) = self.too_costly.recv() => self.exclude(&pod),
                 Some((pod, at)) = self.refusals.recv() => {
                     if let Some(follower) = self.followers.get(&pod.uid) {
-                        // If the channel is full, the next refusal counts.
+                        // If the channel is full, the next refusal is sent instead.
                         let _ = follower.refused.try_send(at);
                     }
                     continue;
@@ -148,10 +148,10 @@ impl RegistryTask {
             }
             self.count();
             if self.pods_ready.is_none()
-                && let Some(stand) = self.stand.take()
+                && let Some(in_place) = self.in_place.take()
             {
-                // An error says that nobody waits for it.
-                let _ = stand.send(());
+                // An error means that nothing waits for it.
+                let _ = in_place.send(());
                 if let Some(kernel_path) = &*self.kernel_path.borrow() {
                     kernel_path.first_pods_are_in_place();
                 }
@@ -184,7 +184,7 @@ impl RegistryTask {
         for entry in shared.registry.pods().values() {
             self.unserved.placed(entry, Instant::now());
         }
-        // Some of them are not gone: the daemon only looks for them again.
+        // Some of them still exist, and the daemon only searches for their namespaces again.
         let gone: Vec<bool> = replaced
             .stopped
             .iter()
@@ -242,7 +242,7 @@ impl RegistryTask {
                 old.abort.abort();
             }
         }
-        self.looked_at(None);
+        self.examined(None);
     }
 
     /// Stops serving a pod whose task panicked, because the pod's namespace may change unnoticed.
@@ -256,7 +256,7 @@ impl RegistryTask {
             self.unserved.lost(&uid, why.clone(), Instant::now());
             let obstacle = Some(Obstacle::NoNamespace(why));
             self.shared.lock().registry.place(&uid, None, obstacle);
-            self.looked_at(Some(&uid));
+            self.examined(Some(&uid));
         }
     }
 
@@ -335,7 +335,7 @@ impl RegistryTask {
             }
         }
         drop(shared);
-        self.looked_at(Some(&uid));
+        self.examined(Some(&uid));
     }
 
     /// Stops serving a pod in the handler whose checks cost too much, until a canary dial after [`EXCLUDED_FOR`].
@@ -369,7 +369,7 @@ impl RegistryTask {
         }
     }
 
-    /// Stores a canary's result; returns why the handler must not serve the pod, if so.
+    /// Stores a canary's result; returns why the handler must not serve the pod, if it must not.
     fn note_trial(
         &self,
         shared: &mut PodsState,
@@ -380,7 +380,7 @@ impl RegistryTask {
         tracing::debug!(pod = %pod.id, cost = ?trial.cost, canary = ?trial.canary, "canary");
         let silent = matches!(trial.canary, Canary::MeshSilent { .. });
         let before = shared.canaries.get(&pod.id.uid);
-        // How long the mesh has been silent counts from the first such result.
+        // The time without the mesh's listener counts from the first such result.
         let since = before.filter(|(canary, _)| silent && *canary == trial.canary);
         let since = since.map_or_else(Instant::now, |(_, since)| *since);
         let result = (trial.canary.clone(), since);
@@ -420,7 +420,7 @@ impl RegistryTask {
         kernel_path.and_then(|kernel_path| kernel_path.kernel(path))
     }
 
-    /// What serves HTTP on the kernel path may have changed.
+    /// The path that serves HTTP may have changed.
     fn kernel_path_changed(&self) {
         let mut shared = self.shared.lock();
         let PodsState {
@@ -453,8 +453,8 @@ impl RegistryTask {
         let _ = shared.paths.insert(pod.id.uid.clone(), path);
     }
 
-    /// Makes the daemon ready once it has looked at each pod of the first list.
-    fn looked_at(&mut self, uid: Option<&str>) {
+    /// Makes the daemon ready once it has examined each pod of the first list.
+    fn examined(&mut self, uid: Option<&str>) {
         let Some(waiting) = &mut self.first_look else {
             return;
         };

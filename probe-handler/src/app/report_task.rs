@@ -1,4 +1,5 @@
-//! Reports Events of pods to the API server: changes of verdicts as they come, and what `status` shows every few seconds.
+//! Reports Events of pods to the API server: changes of verdicts at once, and problems that `status` shows every few
+//! seconds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +19,9 @@ use serve::metrics::Metrics;
 use sources::kube::client;
 use support::backoff::Timeouts;
 
-/// Changes of verdicts that may wait.
+/// Maximum number of queued changes of verdicts.
 const WAITING: usize = 256;
-/// Interval between looks at the state of pods.
+/// Interval between checks of the state of pods.
 const PERIOD: Duration = Duration::from_secs(5);
 
 /// What is reported.
@@ -47,7 +48,7 @@ impl Reports {
         }
     }
 
-    /// Sends Events, without end.
+    /// Sends Events. Never returns.
     ///
     /// # Errors
     /// No access to the API server is configured.
@@ -55,7 +56,7 @@ impl Reports {
         let PodSource::Kubernetes { node, .. } = config.pods else {
             return std::future::pending().await;
         };
-        // Its own connection: the watches do not wait for Events.
+        // Uses a separate connection, so that watches do not wait for Events.
         let client = client::connect().await?;
         let (events, queue) = send::queue(Arc::clone(&self.outcomes));
         let pauses = Timeouts {

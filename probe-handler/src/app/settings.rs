@@ -1,5 +1,6 @@
-//! The settings that may change while the daemon runs: reads the file of `--settings`, again when it changes, and applies
-//! what it says. A file that can't be read or has mistakes changes nothing: the last good settings stay in force.
+//! The settings that may change while the daemon runs: reads the file of `--settings` at the start and whenever it
+//! changes, and applies it. A file that can't be read or has mistakes changes nothing: the daemon keeps the last good
+//! settings.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -30,10 +31,10 @@ const FILE_MAX: u64 = 64 << 10;
 /// A file written more recently may be incomplete: a program that writes in place truncates it first. The files of a mounted
 /// ConfigMap are complete before they appear.
 const BEING_WRITTEN: Duration = Duration::from_millis(80);
-/// How often to wait for [`BEING_WRITTEN`]: a file that is written all the time is read nevertheless.
+/// How many times to wait for [`BEING_WRITTEN`] before a file that is written all the time is read anyway.
 const PATIENCE: usize = 10;
 
-/// The settings in force.
+/// The current settings.
 pub struct LiveSettings {
     path: Option<PathBuf>,
     given: Given,
@@ -45,11 +46,11 @@ pub struct LiveSettings {
 
 /// The state of the settings.
 struct State {
-    /// The settings in force.
+    /// The current settings.
     settings: Settings,
     /// The same, each with its origin.
     rows: Vec<InForce>,
-    /// The file as last read; none: it has not been there.
+    /// The file as last read; `None` if it has never existed.
     last: Option<Result<FileSettings, Vec<String>>>,
     read: Option<(Instant, SystemTime)>,
     succeeded: u64,
@@ -65,7 +66,7 @@ pub struct Applies {
 }
 
 impl LiveSettings {
-    /// Those of `config`, and of its file as it is now.
+    /// The settings of `config`, and of its file as it is now.
     pub fn read(config: &AgentConfig, log: LogFilter) -> Self {
         let base = config.settings();
         let (settings, rows) = in_force(&base, &config.given, &FileSettings::new());
@@ -90,7 +91,7 @@ impl LiveSettings {
         this
     }
 
-    /// The settings in force.
+    /// The current settings.
     pub fn now(&self) -> Settings {
         self.state.lock().settings.clone()
     }
@@ -100,7 +101,7 @@ impl LiveSettings {
         self.selection.subscribe()
     }
 
-    /// What is wrong, for `status`.
+    /// The problem with the settings, for `status`.
     pub fn problems(&self) -> Vec<String> {
         let Some(path) = &self.path else {
             return Vec::new();
@@ -147,14 +148,14 @@ impl LiveSettings {
         }
     }
 
-    /// Handles the file as it was read. Returns the settings in force, if they have changed.
+    /// Handles the file as it was read. Returns the current settings, if they have changed.
     fn note(&self, path: &Path, found: io::Result<Option<String>>) -> Option<Settings> {
         let mut state = self.state.lock();
         let found = match found {
             Ok(None) if state.last.is_none() => return None,
             // A ConfigMap that is deleted by mistake must not change all nodes at once.
             Ok(None) => Err(vec![
-                "the file is gone, and its last good settings stay in force; put it back, or without settings to end them"
+                "the file was removed, and its last good settings stay in use; create it again, without settings to end them"
                     .to_owned(),
             ]),
             Ok(Some(text)) => settings::read(&text),
@@ -173,8 +174,8 @@ impl LiveSettings {
             Err(mistakes) => {
                 state.failed += 1;
                 let meanwhile = match state.succeeded {
-                    0 => "the settings of flags and variables are in force",
-                    _ => "the last good settings stay in force",
+                    0 => "the settings of flags and variables are in use",
+                    _ => "the last good settings stay in use",
                 };
                 for mistake in mistakes {
                     tracing::error!(path = %path.display(), meanwhile, "settings not loaded: {mistake}");
@@ -191,7 +192,7 @@ impl LiveSettings {
                 tracing::warn!("{problem}");
             }
         }
-        // Before the line below: a filter that hides it is the operator's.
+        // Changes the filter before the line below is logged, so that the new filter decides about it.
         if state.settings.log != before.log
             && let Err(error) = self.log.set(&state.settings.log)
         {
@@ -218,7 +219,7 @@ fn described(rows: &[InForce]) -> String {
     pairs.join(" ")
 }
 
-/// What is wrong with the file.
+/// The mistakes in the file.
 fn mistakes(state: &State) -> Vec<String> {
     match &state.last {
         Some(Err(mistakes)) => mistakes.clone(),
@@ -226,7 +227,7 @@ fn mistakes(state: &State) -> Vec<String> {
     }
 }
 
-/// A value in the file without effect.
+/// A value in the file that has no effect.
 fn overridden(path: &Path, row: &InForce) -> Option<String> {
     let in_file = row.overridden.as_ref()?;
     let (setting, value) = (row.setting, &row.value);
@@ -261,7 +262,7 @@ pub async fn follow(live: Arc<LiveSettings>, applies: Applies) {
         return std::future::pending().await;
     };
     let mut directory = Directory::new(path.parent().unwrap_or(&path).to_owned());
-    // None: it is read in any case.
+    // `None`: the file is read in any case.
     let mut last = None;
     loop {
         for _ in 0..PATIENCE {
@@ -272,7 +273,7 @@ pub async fn follow(live: Arc<LiveSettings>, applies: Applies) {
         if last != now {
             let reading = path.clone();
             let found = tokio::task::spawn_blocking(move || read(&reading)).await;
-            // The outer error says that the runtime is shutting down.
+            // The outer error means that the runtime is shutting down.
             last = now.filter(|_| matches!(found, Ok(Ok(_))));
             if let Ok(found) = found
                 && let Some(settings) = live.note(&path, found)
@@ -303,8 +304,8 @@ impl Applies {
     }
 }
 
-/// What changes with each change of the file, because it is not read before [`BEING_WRITTEN`]: the file itself, its length and the
-/// times of its content and its attributes. None: it can't be found.
+/// Values of which at least one differs after each change of the file, because it is not read before [`BEING_WRITTEN`]: its
+/// identity, its length, and the times of its content and attributes. `None` if the file can't be found.
 fn stamp(path: &Path) -> Option<[i64; 7]> {
     let file = fs::metadata(path).ok()?;
     Some([
@@ -327,14 +328,14 @@ fn fresh(path: &Path) -> Option<Duration> {
         .filter(|wait| !wait.is_zero())
 }
 
-/// The text of the file; none if it does not exist.
+/// The text of the file; `None` if it does not exist.
 fn read(path: &Path) -> io::Result<Option<String>> {
     let directory = path.parent().unwrap_or(path);
     let name = path.file_name().unwrap_or_default();
     let open = |directory: &Path| {
         let file = File::options()
             .read(true)
-            // Do not wait for a writer if it is a FIFO.
+            // Does not wait for a writer if the file is a FIFO.
             .custom_flags(libc::O_NONBLOCK)
             .open(directory.join(name))?;
         if !file.metadata()?.is_file() {

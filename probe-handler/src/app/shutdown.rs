@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub struct Shutdown {
     terminate: Signal,
     interrupt: Signal,
-    /// None if the parent process set it to ignored, as `nohup` does.
+    /// `None` if the parent process has set the signal to ignored, as `nohup` does.
     hang_up: Option<Signal>,
 }
 

@@ -73,7 +73,7 @@ impl Reporter {
             .programs
             .ids()
             .into_iter()
-            // Program `answer` may be left out; that it is missing is shown elsewhere.
+            // Program `answer` is optional; `missing` shows if it is not attached.
             .filter(|(program, _)| *program != programs::ANSWER || attached.contains(program))
             .map(|(program, id)| HookStatus {
                 program: program.to_owned(),
@@ -128,12 +128,12 @@ impl Reporter {
         }
     }
 
-    /// The history of a pod; None if the source has no such pod.
+    /// The history of a pod; `None` if the source has no such pod.
     pub fn explain(&self, namespace: &str, name: &str) -> Option<PodHistory> {
         let now = Moment::now();
         let shared = self.shared.lock();
         let named = |id: &model::PodId| id.namespace == namespace && id.name == name;
-        // Of pods that follow each other under one name, the one that is served.
+        // If several pods have had this name, uses the one that is served.
         let parsed = shared.parsed.iter().filter(|pod| named(&pod.id));
         let parsed = parsed.max_by_key(|pod| pod.pod.is_some())?;
         let uid = &parsed.id.uid;
@@ -310,7 +310,7 @@ fn canary(shared: &PodsState, uid: &str, now: Moment) -> CanaryStatus {
     }
 }
 
-/// What is wrong with a pod that is served nevertheless. `mesh_runs`: whether the mesh's container runs, if that is known.
+/// The problem of a pod that is served. `mesh_runs`: whether the mesh's container runs, if that is known.
 fn warnings(
     canary: Option<&(Canary, Instant)>,
     mesh_runs: Option<bool>,
@@ -381,7 +381,7 @@ fn own_rules(port: Port, to: SocketAddr, addresses: &[IpAddr]) -> String {
     )
 }
 
-/// The routes but those on ports that the pod's own rules redirect at all its addresses.
+/// The routes except those on ports that the pod's own rules redirect at all its addresses.
 fn served_routes(entry: &PodEntry) -> Vec<Arc<Route>> {
     let Some(placement) = &entry.placement else {
         return entry.routes.routes();

@@ -33,13 +33,13 @@ pub struct CleanupArgs {
 pub struct CleanedUp {
     /// Whether there were pins.
     pub pins: bool,
-    /// From how many pods' network namespaces rules were removed.
+    /// Number of pods' network namespaces from which rules were removed.
     pub namespaces: usize,
     /// What could not be removed, and why.
     pub troubles: Vec<String>,
 }
 
-/// Lets `clean` remove what there is, and prints what it did. Exit code 1 if something is left.
+/// Calls `clean`, and prints what it removed. Returns exit code 1 if something could not be removed.
 pub fn run(args: &CleanupArgs, clean: impl FnOnce(&Path) -> CleanedUp) -> ExitCode {
     let directory: PathBuf = match bpffs(&args.bpffs) {
         Ok(directory) => directory,

@@ -42,7 +42,7 @@ pub enum PodSource {
 /// How to find the kubelet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct KubeletConfig {
-    /// Its cgroup2 directory; None: that of its process.
+    /// Its cgroup2 directory; `None`: the one of its process.
     pub cgroup: Option<PathBuf>,
     /// Process names of the kubelet.
     pub names: Vec<String>,
@@ -55,11 +55,11 @@ pub struct KubeletConfig {
 pub struct PreflightConfig {
     /// How to find the kubelet.
     pub kubelet: KubeletConfig,
-    /// Where pods' cgroups are; None: all mounted cgroup file systems.
+    /// Where pods' cgroups are; `None`: all mounted cgroup file systems.
     pub cgroup_root: Option<PathBuf>,
     /// The handler's port; 0: any free port.
     pub handler_port: u16,
-    /// The admin server's address; None: not over TCP.
+    /// The admin server's address; `None`: not over TCP.
     pub admin_addr: Option<SocketAddr>,
     /// The admin server's Unix socket.
     pub admin_socket: PathBuf,
@@ -82,12 +82,12 @@ pub struct AgentConfig {
     pub startup_taint: Option<String>,
     /// The file of settings that may change while the daemon runs.
     pub settings: Option<PathBuf>,
-    /// Which of them flags or variables have set: the file does not change those.
+    /// The settings that flags or variables have set, which the file does not change.
     #[serde(skip)]
     pub given: Given,
     /// How to find the kubelet.
     pub kubelet: KubeletConfig,
-    /// Where pods' cgroups are; None: all mounted cgroup file systems.
+    /// Where pods' cgroups are; `None`: all mounted cgroup file systems.
     pub cgroup_root: Option<PathBuf>,
     /// What is done with the probes of pods in scope.
     pub mode: Mode,
@@ -95,7 +95,7 @@ pub struct AgentConfig {
     pub scope: Scope,
     /// The handler's port; 0: any free port.
     pub handler_port: u16,
-    /// The admin server's address; None: not over TCP.
+    /// The admin server's address; `None`: not over TCP.
     pub admin_addr: Option<SocketAddr>,
     /// The admin server's Unix socket.
     pub admin_socket: PathBuf,
@@ -147,7 +147,7 @@ pub fn rewriting(port: &str, prefix: &str) -> Result<Rewriting, ConfigErrors> {
 /// Where `cleanup` looks for pins.
 ///
 /// # Errors
-/// What is wrong.
+/// Why the value is invalid.
 pub fn bpffs(path: &str) -> Result<PathBuf, ConfigErrors> {
     let mut mistakes = ConfigErrors::default();
     let path = mistakes.check("bpffs", path, parse::absolute_path);
@@ -168,7 +168,7 @@ impl std::fmt::Display for PodSource {
 // === impl PreflightConfig ===
 
 impl PreflightConfig {
-    /// Validates `args`; None if `mistakes` were added.
+    /// Validates `args`; `None` if `mistakes` were added.
     fn check(args: &SharedArgs, mistakes: &mut ConfigErrors) -> Option<Self> {
         let cgroup = match &args.kubelet_cgroup {
             Some(path) => mistakes

@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use kernel::capabilities;
 use support::missing::{Missing, Part};
 
-/// Maximum number of waiting lines; further lines are lost, and counted.
+/// Maximum number of queued lines; further lines are dropped and counted.
 const CAPACITY: usize = 4096;
 
 /// Accepts lines without waiting; a separate thread writes them. Clones share the queue.

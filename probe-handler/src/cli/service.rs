@@ -48,7 +48,7 @@ pub(super) fn run(
             tracing::error!("{trace}");
         }
     }));
-    // Also after a panic the log is flushed.
+    // Flushes the log even after a panic.
     let code = match catch_unwind(AssertUnwindSafe(|| start(filter))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {

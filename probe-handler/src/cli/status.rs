@@ -118,8 +118,8 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     output::print(|out| out.write_all(text.as_bytes()))
 }
 
-/// Shows the state again and again, until standard output is closed. A daemon that does not answer meanwhile is reported
-/// once: during an upgrade another one may follow.
+/// Shows the state again and again, until standard output is closed. Reports only once that the daemon does not answer,
+/// because during an upgrade another daemon may replace it.
 fn watch(socket: &Path, filter: &Filter, format: Format) -> ExitCode {
     let clear = io::stdout().is_terminal() && matches!(format, Format::Table | Format::Wide);
     let mut said = Vec::new();
@@ -150,7 +150,7 @@ fn watch(socket: &Path, filter: &Filter, format: Format) -> ExitCode {
                 Err(message) => return output::fail(&message),
             }
         }
-        // Cleared with the screen, so repeated there.
+        // Clearing the screen removes this text, so it is printed each time.
         for note in &notes {
             if clear || !said.contains(note) {
                 output::note(note);
@@ -166,7 +166,7 @@ fn watch(socket: &Path, filter: &Filter, format: Format) -> ExitCode {
 /// The answer of the daemon.
 ///
 /// # Errors
-/// There is none, or it is not 200: a message.
+/// There is no answer, or its status is not 200: a message.
 pub(super) fn request(socket: &Path, path: &str) -> Result<Vec<u8>, String> {
     let (status, body) = client::get(socket, path).map_err(|error| error.to_string())?;
     if status == StatusCode::OK {
@@ -178,11 +178,11 @@ pub(super) fn request(socket: &Path, path: &str) -> Result<Vec<u8>, String> {
 /// Reads a daemon's answer.
 ///
 /// # Errors
-/// It has another form: a message.
+/// The answer can't be parsed: a message.
 pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     serde_json::from_slice(body).map_err(|error| {
         format!(
-            "cannot read the daemon's answer ({error}): is it of another version than this command ({VERSION})?"
+            "cannot read the daemon's answer ({error}): does the daemon have another version than this command ({VERSION})?"
         )
     })
 }
@@ -193,7 +193,7 @@ fn select(socket: &Path, filter: &Filter) -> Result<(Status, Selected), String> 
     Ok((status, selected))
 }
 
-/// The output, and what to say on standard error.
+/// The texts for standard output and standard error.
 fn show(
     status: &Status,
     filter: &Filter,

@@ -49,7 +49,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Interval between attempts to listen after a failure.
 const BIND_RETRY: Duration = Duration::from_secs(2);
-/// The same for the port, which the daemon before may have: soon after this one is ready that one ends.
+/// The same interval while the previous daemon has the port: it ends soon after this one is ready.
 const TAKE_OVER: Duration = Duration::from_millis(200);
 const BACKLOG: i32 = 128;
 
@@ -78,7 +78,7 @@ pub struct Admin {
     pub turns: Turns,
 }
 
-/// An admin server that listens where it can, and retries where it can't.
+/// An admin server, which retries a listener that fails.
 pub struct BoundAdmin {
     admin: Arc<Admin>,
     /// The address to listen on over TCP.
@@ -97,7 +97,7 @@ enum Peer {
     Root,
     /// Over TCP from loopback: any process on this node.
     Local(IpAddr),
-    /// From another machine: may read no more about pods than the metrics contain.
+    /// From another machine: gets no more about pods than the metrics contain.
     Remote(IpAddr),
 }
 
@@ -318,7 +318,8 @@ fn noted<T>(missing: &Missing, part: Part, bound: anyhow::Result<T>) -> Option<T
     }
 }
 
-/// Returns `bound`, or calls `again` at this interval until it returns a value; None if `stopped`'s sender is dropped first.
+/// Returns `bound`, or calls `again` at this interval until it returns a value; `None` if `stopped`'s sender is dropped
+/// first.
 async fn until_bound<T>(
     mut bound: Option<T>,
     interval: Duration,
@@ -392,7 +393,7 @@ where
     }
 }
 
-/// Listens on `address`. None: another daemon has it, and this one is not ready.
+/// Listens on `address`. Returns `None` if another daemon has it and this one is not ready.
 fn bind_tcp(
     address: SocketAddr,
     is_ready: bool,
@@ -403,9 +404,9 @@ fn bind_tcp(
             return Ok(None);
         }
         let listener = listen::tcp(address, listen::Share::Upgrade, BACKLOG)?;
-        // Otherwise each of the two would answer a part of the scrapes, with counters of its own.
+        // Otherwise each of the two daemons would answer some of the scrapes, with different counters.
         if is_shared && let Err(error) = listen::prefer(&listener) {
-            tracing::warn!(%error, "the daemon before still answers a part of the requests at the admin port");
+            tracing::warn!(%error, "the previous daemon still answers some of the requests at the admin port");
         }
         let listener = TcpListener::from_std(listener)?;
         let real = listener.local_addr()?;

@@ -121,7 +121,7 @@ fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         path: path.to_owned(),
         identity: (metadata.dev(), metadata.ino()),
     };
-    // Before `listen`: until then no client can connect, whatever the mode.
+    // Sets the mode before `listen`, because no client can connect until then.
     fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
     socket.listen(BACKLOG)?;
     Ok((UnixListener::from_std(socket.into())?, file))

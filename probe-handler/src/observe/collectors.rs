@@ -42,7 +42,7 @@ pub fn register_settings(registry: &mut Registry, read: Arc<dyn Fn() -> Reloads 
     registry.register_collector(Box::new(SettingsFile(read)));
 }
 
-/// Registers `events`: what became of Events of pods.
+/// Registers `events`: the outcomes of Events of pods.
 pub fn register_events(registry: &mut Registry, outcomes: Arc<Outcomes>) {
     registry.register_collector(Box::new(Events(outcomes)));
 }
@@ -53,11 +53,11 @@ struct Events(Arc<Outcomes>);
 /// How often the file of settings was read, and with what result.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reloads {
-    /// Whether the file as it is now is in force.
+    /// Whether the daemon uses the current content of the file.
     pub loaded: bool,
     /// How often a changed file was valid.
     pub succeeded: u64,
-    /// How often it was not.
+    /// How often a changed file was invalid.
     pub failed: u64,
     /// When it was last read.
     pub last: Option<SystemTime>,
@@ -104,7 +104,7 @@ impl Collector for Events {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "events",
-            "Events of pods, by what became of them.",
+            "Events of pods, by outcome.",
             None,
             MetricType::Counter,
         )?;
@@ -123,7 +123,7 @@ impl Collector for SettingsFile {
         let reloads = (self.0)();
         let loaded = encoder.encode_descriptor(
             "settings_loaded",
-            "1 if the file of --settings as it is now is in force (or does not exist), 0 if it has mistakes.",
+            "1 if the daemon uses the current content of the --settings file (or the file does not exist), 0 if it has mistakes.",
             None,
             MetricType::Gauge,
         )?;

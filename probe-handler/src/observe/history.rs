@@ -9,7 +9,7 @@ pub fn changes(before: &PodState, after: &PodState, now_ms: u64) -> Vec<PodEvent
     for container in &after.containers {
         let mut known = before.containers.iter();
         let known = known.find(|known| known.name == container.name);
-        // Of a container that has no status yet the count is not known.
+        // The count of a container without a status is not known yet.
         if known.is_none_or(|known| known.restarts >= container.restarts) {
             continue;
         }
@@ -28,7 +28,7 @@ pub fn changes(before: &PodState, after: &PodState, now_ms: u64) -> Vec<PodEvent
     if before.ready != after.ready
         && let Some(ready) = after.ready
     {
-        // The first condition of a new pod is no change.
+        // The first condition of a new pod is not a change.
         if ready || before.ready.is_some() {
             events.push(PodEvent {
                 at_ms: after.ready_since_ms.unwrap_or(now_ms),

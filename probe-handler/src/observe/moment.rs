@@ -5,7 +5,7 @@ use std::time::Instant;
 use serve::history::now_ms;
 pub use status_view::time::rfc3339;
 
-/// One moment, by the monotonic clock and by the wall clock.
+/// The same moment on the monotonic clock and on the wall clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     /// By the monotonic clock.

@@ -1,4 +1,4 @@
-//! Which Events the daemon reports of pods: what the kubelet's own Events don't say. Pure.
+//! Decides which Events the daemon reports of pods: those that the kubelet does not report. Pure functions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ pub const SERVED: &str = "ProbesServed";
 /// The mesh accepts connections to a port on which the app does not listen.
 pub const HIDDEN: &str = "PortHiddenByMesh";
 
-/// How long a pod is not served before that is reported: every pod is in this state while it starts.
+/// How long a pod must have been unserved before that is reported, because every pod is unserved while it
+/// starts.
 const GRACE_MS: u64 = 10_000;
 
 /// The Event of a changed verdict.
@@ -58,7 +59,7 @@ pub fn of_flip(flip: Flip) -> PodEvent {
     }
 }
 
-/// Without what differs each time, so that equal failures are one Event.
+/// Omits what differs each time, so that equal failures are one Event.
 fn why(verdict: &Verdict) -> String {
     match verdict.reason {
         Reason::HttpStatus => format!("HTTP {}", verdict.status),
@@ -79,16 +80,16 @@ fn check(probe: &Probe) -> String {
     }
 }
 
-/// What is wrong with pods, as far as it was reported.
+/// The problems of pods that were reported.
 #[derive(Debug, Default)]
 pub struct Findings(BTreeMap<Finding, Known>);
 
-/// Something that is wrong, until it no longer is.
+/// A problem, from its report to its end.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Finding {
     uid: String,
     reason: &'static str,
-    /// The container and the probe, if it is about one.
+    /// The container and the probe, if the problem concerns one.
     about: Option<(String, String)>,
 }
 
@@ -117,7 +118,7 @@ impl Findings {
                 since_ms: now_ms,
                 is_reported: false,
             });
-            // The same with other figures is not news.
+            // A problem whose text differs only in numbers is not reported again.
             known.why = why;
             let waits = finding.about.is_none() && now_ms < known.since_ms + GRACE_MS;
             if !known.is_reported && !waits {
@@ -154,7 +155,7 @@ impl Findings {
     }
 }
 
-/// All that is wrong now.
+/// All current problems.
 fn found(status: &Status, parsed: &[Arc<SelectedPod>]) -> Vec<(Finding, PodId, String)> {
     let mut found = Vec::new();
     for pod in &status.pods {
@@ -168,7 +169,7 @@ fn found(status: &Status, parsed: &[Arc<SelectedPod>]) -> Vec<(Finding, PodId, S
         }
     }
     for pod in parsed {
-        // Where nothing else is served, that is what its author or the operator wants.
+        // If no probe of the pod is served for one of these reasons, its author or the operator chose that.
         match pod.not_served {
             None | Some(NotServed::NoProbes) => {
                 let mistakes = pod.skipped.iter().filter(|probe| probe.why.is_mistake());
@@ -227,7 +228,7 @@ fn hidden(pod: &PodId, observed: &[ObservedStatus]) -> Vec<(Finding, PodId, Stri
         .collect()
 }
 
-/// Why a pod is not served, or by the kernel path alone.
+/// Why a pod is not served, or only by the kernel path.
 fn trouble(pod: &PodStatus) -> Option<String> {
     let why = pod.trouble()?;
     Some(match pod.by_kernel_alone {

@@ -56,7 +56,7 @@ impl Collector for OwnProcess {
             ),
             (
                 "process_resident_memory",
-                "Memory of the process that is resident.",
+                "Resident memory of the process.",
                 Some(Unit::Bytes),
                 resident,
             ),

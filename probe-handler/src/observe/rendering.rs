@@ -24,7 +24,7 @@ pub struct Rendering {
 /// The metrics at one time.
 struct Rendered {
     open_metrics: Bytes,
-    /// In the text format, once a client has requested it.
+    /// The same in the text format, once a client has requested it.
     text: Option<Bytes>,
     at: Instant,
 }
@@ -66,14 +66,15 @@ impl Rendering {
     /// The current values.
     ///
     /// # Errors
-    /// As [`Rendering::recent`].
+    /// Those of [`Rendering::recent`].
     pub fn now(&self, format: Format) -> Result<Bytes, fmt::Error> {
         self.render(&mut self.last.lock(), format)
     }
 
     fn render(&self, last: &mut Option<Rendered>, format: Format) -> Result<Bytes, fmt::Error> {
         let at = Instant::now();
-        // A little longer than the last text, so that it need not grow, and little memory is unused.
+        // Allocates a little more than the length of the last text, so that it need not grow and little
+        // memory is unused.
         let length = last
             .take()
             .map_or(0, |rendered| rendered.open_metrics.len());

@@ -1,4 +1,4 @@
-//! Rate limit for each client address: no client costs much processor time, and none waits for another.
+//! Rate limit for each client address, so that no client costs much processor time or delays another.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,7 +17,8 @@ const LONGEST: Duration = Duration::from_secs(1);
 pub struct Turns(Mutex<HashMap<IpAddr, Instant>>);
 
 impl Turns {
-    /// The time of the turn for a request from `address`; None if the address has sent too many requests to wait.
+    /// The time of the turn for a request from `address`; `None` if the address has sent too many requests to
+    /// wait.
     pub fn take(&self, address: IpAddr) -> Option<Instant> {
         let now = Instant::now();
         let mut turns = self.0.lock();

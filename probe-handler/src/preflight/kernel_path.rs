@@ -1,4 +1,4 @@
-//! What the kernel path needs. Where it is missing, the handler serves the pods.
+//! Checks the requirements of the kernel path. If one is not met, the handler serves the pods.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +12,7 @@ use kernel::netns::Netns;
 use kernel::pins::Pins;
 use kernel::programs;
 
-/// Whether this kernel takes our rules, tried in a new network namespace.
+/// Whether this kernel accepts our rules, tried in a new network namespace.
 pub fn rules(exemption: Result<Exemption, programs::Error>) -> Finding {
     let requirement = "kernel path: rules in pods";
     let warn = |found: String, remedy: String| not_met(State::Warn, requirement, found, remedy);
@@ -21,7 +21,7 @@ pub fn rules(exemption: Result<Exemption, programs::Error>) -> Finding {
         Ok(exemption) => exemption,
         Err(error) => return warn(chain(&error), error.remedy().unwrap_or_default()),
     };
-    // A thread of its own, because it does not come back from the namespace.
+    // Uses a separate thread, because it does not leave the namespace.
     let tried = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)?;
         let netns = Netns::current()?;
@@ -51,7 +51,7 @@ pub fn rules(exemption: Result<Exemption, programs::Error>) -> Finding {
     }
 }
 
-/// By what the rules match the kubelet's connections.
+/// How the rules match the kubelet's connections.
 const fn found(matcher: Matcher) -> &'static str {
     match matcher {
         Matcher::XtBpf => "IPv4 and IPv6, by xt_bpf",
@@ -59,7 +59,8 @@ const fn found(matcher: Matcher) -> &'static str {
     }
 }
 
-/// Whether the results of HTTP and gRPC probes are known there. `trouble`: see `Programs::answer_trouble`.
+/// Whether the results of HTTP and gRPC probes are known on the kernel path. `trouble`: see
+/// `Programs::answer_trouble`.
 pub fn answers(trouble: Option<&str>) -> Finding {
     let requirement = "kernel path: results of probes";
     match trouble {
@@ -82,7 +83,7 @@ pub fn pins(directory: &Path) -> Finding {
             State::Warn,
             requirement,
             chain(&error),
-            "without it the kernel path ends with the daemon; --kernel-path=false does without the kernel path",
+            "without it the kernel path ends with the daemon; --kernel-path=false disables the kernel path",
         ),
     }
 }

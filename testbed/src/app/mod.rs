@@ -67,7 +67,7 @@ pub enum Bind {
 pub enum Protocol {
     /// HTTP/1.
     Http,
-    /// TLS, then HTTP/1 or, where `h2` is set and the client agrees, HTTP/2.
+    /// TLS, then HTTP/1 or, if `h2` is set and the client agrees, HTTP/2.
     Https {
         /// Its certificate.
         certificate: tls::Certificate,
@@ -226,10 +226,10 @@ impl App {
         Self::start_in(ns, spec, &[])
     }
 
-    /// As [`App::start`]; the process starts in these cgroups.
+    /// Like [`App::start`]; the process starts in these cgroups.
     ///
     /// # Errors
-    /// As [`App::start`]; and when a cgroup cannot be joined.
+    /// Those of [`App::start`]; also when a cgroup cannot be joined.
     pub fn start_in(ns: &NetNs, spec: &AppSpec, cgroups: &[PathBuf]) -> Result<Self> {
         let mut command = std::process::Command::new(testbed_program()?);
         command

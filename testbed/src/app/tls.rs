@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 pub enum Certificate {
     /// Self-signed, elliptic curve.
     SelfSigned,
-    /// As [`Certificate::SelfSigned`], but expired in 2020.
+    /// Like [`Certificate::SelfSigned`], but expired in 2020.
     Expired,
     /// Self-signed, RSA 2048.
     Rsa,

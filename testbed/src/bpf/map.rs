@@ -87,7 +87,7 @@ impl Map {
     pub fn insert(&self, key: &[u8], value: &[u8]) -> Result<()> {
         anyhow::ensure!(
             key.len() == self.key_size && value.len() == self.value_size,
-            "another shape"
+            "the key or value has another size than the map's"
         );
         let mut attr = self.attr()?;
         pointer(&mut attr, 2, key.as_ptr());

@@ -69,7 +69,7 @@ pub(super) struct Verdict {
     pub(super) span: Span,
     pub(super) passed: bool,
     pub(super) status: Option<u16>,
-    /// When the kubelet started that made it.
+    /// Start time of the kubelet that made it.
     pub(super) kubelet_since: Duration,
 }
 
@@ -126,7 +126,7 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// All of them, in the order of output.
+    /// All causes, in the order of output.
     pub(super) const ALL: [Self; 10] = [
         Self::Dead,
         Self::Hung,
@@ -140,7 +140,7 @@ impl Cause {
         Self::NewKubelet,
     ];
 
-    /// The fault that causes it, if it is one of the daemon.
+    /// The fault that causes it, if it is a fault of the daemon.
     pub(super) const fn fault(self) -> Option<Fault> {
         match self {
             Self::Dead => Some(Fault::Dead),
@@ -154,7 +154,7 @@ impl Cause {
         }
     }
 
-    /// Whether docs state that verdicts are wrong then.
+    /// Whether the docs state that verdicts are wrong during it.
     pub(super) const fn left_out(self) -> bool {
         matches!(
             self,
@@ -184,7 +184,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// The timeout of a probe and of SO_LINGER are a second each: a verdict that took longer than this is not the daemon's doing.
+/// The timeout of a probe and of SO_LINGER are a second each: a longer verdict was not caused by the daemon.
 const STALLED: Duration = Duration::from_secs(3);
 const SECOND: Duration = Duration::from_secs(1);
 /// How long a new daemon has for the pods that it finds.
@@ -217,7 +217,7 @@ impl History {
         })
     }
 
-    /// Whether a daemon served what started at `time`, and long enough to find it.
+    /// Whether a daemon served for long enough after `time` to find what started then.
     fn serves_at(&self, time: Duration) -> bool {
         let mut served = self.served.iter();
         served.any(|served| served.from <= time && time + NEW <= served.until)
@@ -258,7 +258,7 @@ impl History {
             (Fault::Upgrade, Cause::Upgrade),
             (Fault::Misconfigured, Cause::Misconfigured),
         ] {
-            // What follows a fault counts as its effect for a second.
+            // A wrong verdict within a second after a fault counts as its effect.
             let mut spans = of(fault);
             if spans.any(|span| {
                 Span {
@@ -287,7 +287,7 @@ pub(super) struct Judgement {
     pub(super) causes: BTreeMap<Cause, Wrong>,
     /// The first wrong verdicts that docs do not leave out.
     pub(super) examples: Vec<String>,
-    /// When the first of them was made.
+    /// Time of the first of them.
     pub(super) first_wrong: Option<Span>,
 }
 

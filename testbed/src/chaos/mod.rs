@@ -1,5 +1,5 @@
-//! `testbed chaos`: pods, apps, sidecars, kubelet and daemon fail by a random schedule, while a stand-in kubelet probes all pods.
-//! Compares each verdict with what plain Kubernetes would say at that moment.
+//! `testbed chaos`: pods, apps, sidecars, kubelet and daemon fail by a random schedule, while a stand-in kubelet probes all
+//! pods. Compares each verdict with the result that plain Kubernetes would get at that moment.
 
 mod judge;
 mod node;
@@ -71,7 +71,7 @@ pub struct Report {
     judgement: Judgement,
     /// The actions before the first wrong verdict.
     actions: Vec<String>,
-    /// To how many cgroups of past kubelets programs are attached at the end.
+    /// Number of cgroups of past kubelets to which programs are still attached at the end.
     left: usize,
 }
 
@@ -191,7 +191,7 @@ pub fn run(
     })
 }
 
-/// Takes each action at its time, or as soon as the one before it is done.
+/// Starts each action at its time, or as soon as the previous one has ended.
 fn follow<T: Copy + std::fmt::Debug>(
     world: &World,
     begun: Duration,
@@ -216,7 +216,7 @@ fn prober(world: &World, place: usize, ips: [IpAddr; 2], kind: Kind) -> Result<(
         let from = world.time();
         let (kubelet, kubelet_since) = world.kubelet();
         if world.is_certain(place)
-            // A kubelet that has ended has no verdict.
+            // A kubelet that has ended returns no verdict.
             && let Ok(result) = kubelet.probe(&pods::probe(ip, kind))
             && result.outcome != Outcome::Discarded
         {

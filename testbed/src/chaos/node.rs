@@ -48,7 +48,7 @@ pub(super) struct Node<'a> {
     daemons: usize,
     /// Cgroups of all kubelets, removed at the end.
     cgroups: Vec<Cgroup>,
-    /// Since when the daemon is away or stopped.
+    /// The time since which the daemon does not run or is stopped.
     since: Duration,
     mistakes: usize,
 }
@@ -165,8 +165,9 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// Ends the daemon. Returns the cgroups, which can be removed after the kubelet, and to how many of past kubelets programs
-    /// are still attached although a daemon runs: one that ends before it has taken the pins leaves those of an earlier daemon.
+    /// Ends the daemon. Returns the cgroups, which can be removed after the kubelet, and the number of cgroups of past kubelets
+    /// to which programs are still attached although a daemon runs: a daemon that ends before it has replaced the pins leaves
+    /// those of an earlier daemon.
     pub(super) fn end(mut self) -> Result<(Vec<Cgroup>, usize)> {
         let has_programs = |cgroup: &&Cgroup| {
             let attached = crate::bpf::attached(cgroup.path());

@@ -211,7 +211,7 @@ impl<'a> Pods<'a> {
                 (Ok(true), Ok(false))
             )
         };
-        // Without a daemon it takes all of the time; the judge considers that.
+        // Without a daemon the wait takes its whole time limit; the judge takes that into account.
         let (ipv4, ipv6) = place.ips;
         let _settled = wait::until("the new pod's probes", STARTS, || {
             (settled(ipv4.into()) && settled(ipv6.into())).then_some(())
@@ -226,7 +226,7 @@ impl<'a> Pods<'a> {
         let pod = place.pod.as_ref().context("no pod runs")?;
         let rules = RULES[index % RULES.len()];
         let istio = rules.has_pilot_agent();
-        // The one before is still there if it drains.
+        // The previous sidecar still exists while it drains.
         place.proxy = None;
         let program = self
             .envoy

@@ -1,10 +1,10 @@
-//! What happens when: a pure function of seed and duration.
+//! The schedule of all actions: a pure function of seed and duration.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// What happens to the pod at a place: an index that stands for a pair of addresses.
+/// An action on the pod at a place. A place is the index of a pair of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PodAction {
     /// The pod ends; its manifest is removed first, or only after the pod's end.
@@ -27,7 +27,7 @@ pub(super) enum PodAction {
     SidecarStarts,
 }
 
-/// What happens to kubelet and daemon.
+/// An action on the kubelet or the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NodeAction {
     /// The kubelet is killed; another starts in another cgroup.
@@ -56,16 +56,17 @@ pub(super) struct At<T> {
 /// All of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Schedule {
-    /// With the place; in the order of time.
+    /// Actions on pods, with the place, in the order of time.
     pub(super) pods: Vec<At<(usize, PodAction)>>,
     /// In the order of time.
     pub(super) node: Vec<At<NodeAction>>,
 }
 
-/// Between the node's actions, and between those of one place.
+/// Minimum and maximum time between two actions on the node, and between two actions on one place, in
+/// milliseconds.
 const NODE: (u64, u64) = (1_500, 4_000);
 const POD: (u64, u64) = (1_000, 5_000);
-/// How long the daemon is away or stopped.
+/// Minimum and maximum time for which the daemon does not run or is stopped.
 const FAULT: (u64, u64) = (200, 4_000);
 
 /// The schedule of `seed` for `places` pairs of addresses. All pods run at its start. At its end a daemon runs.
@@ -143,7 +144,7 @@ fn of_place(rng: &mut Rng, duration: Duration, place: usize) -> Vec<At<(usize, P
     actions
 }
 
-/// What of a pod is there.
+/// The state of a pod.
 #[derive(Clone, Copy, Debug)]
 struct PodState {
     pod: bool,
@@ -162,7 +163,7 @@ impl PodState {
         }
     }
 
-    /// A possible action, which then has happened.
+    /// Chooses a possible action and updates the state as if it had happened.
     fn next(&mut self, rng: &mut Rng) -> PodAction {
         if !self.pod {
             *self = Self::new();

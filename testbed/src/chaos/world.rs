@@ -1,4 +1,4 @@
-//! What the threads of a run share: the clock, the kubelet of the moment, and the records for the judge.
+//! The state that the threads of a run share: the clock, the current kubelet, and the records for the judge.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,7 +67,7 @@ impl World {
         *lock(&self.kubelet) = (Arc::new(kubelet), self.time());
     }
 
-    /// Until [`World::is`] it is not certain what the app at `place` does.
+    /// Marks the state of the app at `place` as uncertain until [`World::is`].
     pub(super) fn changes(&self, place: usize) {
         if let Some(now) = lock(&self.now)[place].take() {
             let span = self.since(now.since);

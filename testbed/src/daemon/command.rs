@@ -39,7 +39,7 @@ impl DaemonSpec {
             let timeout = pace::stretch(HEARTBEAT_TIMEOUT).as_millis();
             command.args(["--heartbeat-timeout", &format!("{timeout}ms")]);
         }
-        // Not the directory of this machine's own daemon.
+        // Replaces the default directory, which may belong to a daemon of this machine.
         if !has(&self.args, "--bpffs") {
             command
                 .arg("--bpffs")

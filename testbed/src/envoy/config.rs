@@ -17,14 +17,15 @@ const FAMILIES: [(&str, &str, &str); 2] = [
     ("::", "::6", "InboundPassthroughClusterIpv6"),
 ];
 
-/// What differs between pods.
+/// The settings that differ between pods.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The inbound port.
     pub inbound: u16,
     /// The outbound port.
     pub outbound: u16,
-    /// TPROXY: it accepts connections to the pod's address and connects to the app from the client's.
+    /// TPROXY: Envoy accepts connections to the pod's address and connects to the app from the client's
+    /// address.
     pub transparent: bool,
     /// Forwards plaintext too (PERMISSIVE).
     pub permissive: bool,

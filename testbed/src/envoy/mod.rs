@@ -121,8 +121,8 @@ impl Envoy {
         Ok(values.iter().sum())
     }
 
-    /// The connections to its inbound port since its start, as far as their fate is decided. Envoy counts none when it
-    /// accepts it.
+    /// The connections to its inbound port since its start, whose outcome is decided. Envoy does not count a
+    /// connection when it accepts it.
     ///
     /// # Errors
     /// When it does not answer.

@@ -32,7 +32,7 @@ pub fn load() -> Result<Vec<String>> {
     Ok(faults)
 }
 
-/// How soon a module is unused once its users have ended.
+/// How long a module may stay in use after its users have ended.
 const UNUSED: Duration = Duration::from_secs(20);
 
 /// Runs `work` while module `name` is not loaded. Nothing else loads it, because a guest has no modprobe.

@@ -36,7 +36,7 @@ impl Dialer {
         )?;
         socket.set_nonblocking(true)?;
         // Go's net package sets TCP_NODELAY on every TCP connection. Before Linux 5.17 Multipath TCP has neither option, and
-        // Go goes on without.
+        // Go continues without it.
         let set = socket
             .set_linger(Some(LINGER))
             .and_then(|()| socket.set_tcp_nodelay(true));

@@ -86,7 +86,7 @@ pub(super) async fn probe(probe: &Probe, dialer: Dialer, service: &str) -> Probe
     result
 }
 
-/// One Check call; gives the kubelet's words.
+/// Makes one Check call; returns the kubelet's message.
 async fn check(stream: Watched, probe: &Probe, service: &str, deadline: Instant) -> Result<String> {
     let (sender, connection) = h2::client::handshake(stream).await?;
     let driver = tokio::spawn(connection);

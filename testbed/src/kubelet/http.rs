@@ -15,7 +15,7 @@ use super::{Dialer, Outcome, Probe, ProbeResult, Scheme, http1, http2, tls};
 
 const BODY_LIMIT: usize = 10 << 10;
 const REDIRECTS: usize = 10;
-/// How long Go's client keeps a connection that nobody uses.
+/// How long Go's client keeps an unused connection.
 const IDLE: Duration = Duration::from_secs(90);
 
 /// A probe's client and a hook's differ.
@@ -31,7 +31,7 @@ struct Answer {
     head: String,
     location: Option<String>,
     peer: Option<SocketAddr>,
-    /// None when it could not be read to its end.
+    /// `None` when it could not be read to its end.
     body: Result<Vec<u8>>,
 }
 
@@ -122,7 +122,7 @@ fn is_plaintext(error: &anyhow::Error) -> bool {
         .any(|cause| matches!(cause, rustls::Error::InvalidMessage(_)))
 }
 
-/// When Go's client gives up: on the head, and on the body once there is one.
+/// Deadlines of Go's client: for the head, and for the body once it has begun.
 #[derive(Clone, Copy)]
 pub(super) struct Deadline(Option<Instant>);
 
@@ -131,7 +131,7 @@ impl Deadline {
         Self(probe.timeout.map(|timeout| Instant::now() + timeout))
     }
 
-    /// What `work` gives in time.
+    /// The result of `work`, if it ends in time.
     pub(super) async fn bound<T>(self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match self.0 {
             Some(deadline) => match timeout_at(deadline, work).await {
@@ -203,7 +203,7 @@ async fn once(
     let https = url.scheme() == "https";
     let port = url.port_or_known_default().context("a URL without port")?;
     let mut target = probe.clone();
-    // A hook may be led to another host; the testbed has no names, only addresses.
+    // A hook may be redirected to another host; the testbed has no names, only addresses.
     if let Some(ip) = url
         .host_str()
         .and_then(|text| text.trim_matches(['[', ']']).parse().ok())
@@ -299,7 +299,7 @@ async fn idle(mut stream: impl AsyncRead + Unpin) {
     let _either_way = tokio::time::timeout(IDLE, wait).await;
 }
 
-/// The URL that the kubelet forms: the path may lack its slash or hold a query.
+/// The URL that the kubelet forms: the path may lack its slash or contain a query.
 fn first_url(probe: &Probe, scheme: Scheme, path: &str) -> Result<Url> {
     let scheme = match scheme {
         Scheme::Http => "http",
@@ -349,7 +349,7 @@ impl Headers {
         {
             sorted.retain(|(key, _)| key != "Accept");
         }
-        // Stable: several values of one name keep their order.
+        // The sort is stable, so that several values of one name keep their order.
         sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
         Self { host, sorted }
     }

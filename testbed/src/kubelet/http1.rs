@@ -8,7 +8,7 @@ const HEAD_LIMIT: usize = 10 << 20;
 /// Informational answers that Go's client skips.
 const INFORMATIONAL: usize = 5;
 
-/// An answer's head, and the body as far as it has come.
+/// An answer's head, and the part of the body that has arrived.
 #[derive(Debug)]
 pub(super) struct Response {
     pub(super) status: u16,
@@ -18,7 +18,7 @@ pub(super) struct Response {
 }
 
 impl Response {
-    /// The first header of that name, in lower case.
+    /// The first header with that name, which is in lower case.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -62,7 +62,7 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) 
             let head: Vec<u8> = buffer.drain(..end).collect();
             return Ok(String::from_utf8_lossy(&head).into_owned());
         }
-        // Do not wait for more of what cannot become an answer.
+        // Does not wait for more bytes of an invalid answer.
         let start = &buffer[..buffer.len().min(5)];
         if !b"HTTP/".starts_with(start) && !start.starts_with(b"HTTP/") {
             bail!(

@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::http::Deadline;
 
-/// Sends a GET and gives status, headers as text, and `limit` bytes of body at most.
+/// Sends a GET and returns the status, the headers as text, and at most `limit` bytes of the body.
 pub(super) async fn get<S>(
     stream: S,
     deadline: Deadline,

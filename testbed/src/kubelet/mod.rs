@@ -83,13 +83,13 @@ pub enum Action {
         /// Whether to end this side once it is sent.
         finish: bool,
     },
-    /// As [`Action::Raw`], in two parts: the first, a pause, then the rest and the end of this side, or a
+    /// Like [`Action::Raw`], in two parts: the first, a pause, then the rest and the end of this side, or a
     /// reset instead.
     Halves {
         /// What to send first.
         #[serde(with = "latin1")]
         first: Vec<u8>,
-        /// What to send after the pause; none for a reset.
+        /// What to send after the pause; `None` for a reset.
         rest: Option<Vec<u8>>,
         /// How long to wait between them.
         pause: Duration,
@@ -205,13 +205,13 @@ impl Probe {
         )
     }
 
-    /// As [`Probe::raw`], and shuts down its side of the connection after all bytes.
+    /// Like [`Probe::raw`], and shuts down its side of the connection after all bytes.
     pub fn raw_to_the_end(ip: impl Into<IpAddr>, port: u16, send: &[u8]) -> Self {
         let (send, finish) = (send.to_vec(), true);
         Self::new(ip, port, Action::Raw { send, finish })
     }
 
-    /// As [`Probe::raw_to_the_end`], with a pause before all but the `first` bytes.
+    /// Like [`Probe::raw_to_the_end`], with a pause before all but the `first` bytes.
     pub fn in_halves(
         ip: impl Into<IpAddr>,
         port: u16,

@@ -7,8 +7,8 @@ use anyhow::Result;
 use super::{Dialer, Probe, execute};
 use crate::{cgroup, rpc};
 
-/// Because of SO_LINGER, close() blocks its thread for up to a second if the pod has gone. With a single thread no probe could
-/// end meanwhile; in the kubelet only the same probe waits.
+/// Because of SO_LINGER, close() blocks its thread for up to a second if the pod has gone. With a single thread no other probe
+/// could end meanwhile; in the kubelet only that probe waits.
 const WORKERS: usize = 16;
 
 /// Arguments of `testbed kubelet`.

@@ -52,7 +52,7 @@ pub(super) async fn exchange(
         Ok::<_, std::io::Error>(())
     };
     let ended = async {
-        // Whether the other end took all of it, its answer tells.
+        // The other end's answer shows whether it received everything.
         let (sent, answered) = tokio::join!(sent, answered);
         answered.and(sent)
     };
@@ -71,7 +71,7 @@ pub(super) async fn exchange(
     result
 }
 
-/// Sends bytes and resets the connection after a pause, whatever came back.
+/// Sends bytes and resets the connection after a pause, regardless of the answer.
 pub(super) async fn reset(
     probe: &Probe,
     dialer: Dialer,

@@ -121,7 +121,7 @@ fn way(from: &Path, to: &Path) -> Result<String> {
             .with_context(|| format!("cannot find {}", path.display()))
     };
     let (from, to) = (real(from)?, real(to)?);
-    // The first component is the root.
+    // The first component is the root directory.
     let up = from.components().skip(1).map(|_| Path::new(".."));
     let way: PathBuf = up.chain([to.strip_prefix("/")?]).collect();
     let way = way.to_str().context("a directory that is no UTF-8")?;

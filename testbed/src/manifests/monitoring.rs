@@ -31,7 +31,7 @@ fn of_kind<'a>(objects: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a 
     objects.iter().filter(move |object| object["kind"] == kind)
 }
 
-/// The elements of a list; none if it is not a list.
+/// The elements of a list; `None` if it is not a list.
 fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
@@ -214,7 +214,7 @@ fn dashboard(objects: &[Value]) -> Result<Value> {
         "the sidecar takes {key} for no dashboard"
     );
     let text = text.as_str().context("no text")?;
-    serde_json::from_str(text).context("the dashboard is no JSON")
+    serde_json::from_str(text).context("the dashboard is not JSON")
 }
 
 fn found(_: &str, objects: &[Value]) -> Result<()> {

@@ -41,7 +41,7 @@ fn permission(rule: &PolicyRule) -> Result<(String, Vec<String>)> {
     Ok((resource.clone(), rule.verbs.clone()))
 }
 
-/// Who uses the plugin is different in each cluster; the daemon and the webhook do not.
+/// The plugin's users are different in each cluster; the daemon and the webhook do not use the Role.
 fn unbound(_: &str, objects: &[Value]) -> Result<()> {
     for role in roles(objects) {
         let name = &role["metadata"]["name"];

@@ -23,7 +23,7 @@ pub const WEBHOOK_RULES: &[(&str, Rule)] = &[
 #[derive(Debug, PartialEq)]
 struct Reference {
     kind: String,
-    /// None: an object without a namespace.
+    /// `None`: an object without a namespace.
     namespace: Option<String>,
     name: String,
 }

@@ -103,7 +103,7 @@ fn differ(path: &str, written: &Value, read: &Value, into: &mut Vec<String>) {
     }
 }
 
-/// What we use of the Prometheus operator's PodMonitor (its CRD, `monitoring.coreos.com/v1`; API reference,
+/// The fields that we use of the Prometheus operator's PodMonitor (its CRD, `monitoring.coreos.com/v1`; API reference,
 /// PodMonitorSpec, PodMetricsEndpoint and RelabelConfig). It is not part of Kubernetes, so our library does not define it.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -146,8 +146,8 @@ struct RelabelConfig {
     replacement: Option<String>,
 }
 
-/// What we use of its PrometheusRule (API reference, PrometheusRuleSpec, RuleGroup and Rule). `for` is optional there and
-/// required here.
+/// The fields that we use of its PrometheusRule (API reference, PrometheusRuleSpec, RuleGroup and Rule). `for` is
+/// optional there and required here.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PrometheusRule {

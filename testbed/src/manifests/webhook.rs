@@ -76,7 +76,7 @@ fn replicas(_: &str, objects: &[Value]) -> Result<()> {
     ensure!(replicas >= Some(2), "{replicas:?} replicas");
     let budget: PodDisruptionBudget = one(objects, "PodDisruptionBudget")?;
     let spec = budget.spec.context("no spec")?;
-    // minAvailable would block the drain of a node for ever if someone sets one replica.
+    // minAvailable would block the drain of a node forever if the Deployment had only one replica.
     ensure!(
         spec.max_unavailable == Some(IntOrString::Int(1)) && spec.min_available.is_none(),
         "PodDisruptionBudget"

@@ -49,7 +49,7 @@ impl Node {
     /// The same, with cgroups only below these mounts.
     ///
     /// # Errors
-    /// As [`Node::start`].
+    /// Those of [`Node::start`].
     pub fn with_cgroups(run: &Arc<Run>, name: &str, mounts: &[PathBuf]) -> Result<Arc<Self>> {
         let name = format!("{name}-{}", run.id());
         let node = Self {

@@ -210,7 +210,7 @@ impl NodePod {
     /// Binds it to the node.
     ///
     /// # Errors
-    /// As [`NodePod::update`].
+    /// Those of [`NodePod::update`].
     pub fn schedule(&mut self) -> Result<()> {
         let node = json!(self.node.name());
         self.update(|object| object["spec"]["nodeName"] = node)

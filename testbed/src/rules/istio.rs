@@ -22,7 +22,7 @@ pub(super) enum Variant {
     Ports,
     /// DNS capture of all servers: TCP and UDP port 53 go to 15053, also towards the pod itself.
     Dns,
-    /// A loopback range in the included outbound ranges takes away the exemption of loopback.
+    /// A loopback range in the included outbound ranges removes the exemption of loopback.
     LoopbackRange,
 }
 
@@ -50,7 +50,7 @@ pub(super) fn steps(backend: Backend, variant: Variant) -> Vec<Step> {
     })
 }
 
-/// The chains that TPROXY mode has in common.
+/// The chains that TPROXY mode also uses.
 pub(super) fn output_chains(family: Family, variant: Variant) -> String {
     let Family {
         loopback,
@@ -110,7 +110,7 @@ pub(super) fn output_chains(family: Family, variant: Variant) -> String {
     rules
 }
 
-/// Conntrack zones, so that captured and upstream DNS do not meet in one entry.
+/// Conntrack zones, so that captured and upstream DNS do not share an entry.
 const RAW_DNS: &str = "*raw\n\
     -N ISTIO_OUTPUT_DNS\n\
     -N ISTIO_INBOUND\n\

@@ -126,7 +126,7 @@ const IPV6: Family = Family {
 };
 
 impl RuleSet {
-    /// The rule set of that name.
+    /// The rule set with that name.
     ///
     /// # Errors
     /// When there is none.
@@ -203,7 +203,7 @@ impl RuleSet {
                 outbound_port: istio::OTHER_OUTBOUND,
                 ..istio
             },
-            // Binding another's address takes CAP_NET_ADMIN.
+            // Binding the address of another host requires CAP_NET_ADMIN.
             Self::IstioTproxy => Proxy {
                 uid: 0,
                 mark: Some(1337),
@@ -330,7 +330,7 @@ impl RuleSet {
     /// Applies the rules in a namespace.
     ///
     /// # Errors
-    /// As [`RuleSet::apply_here`].
+    /// Those of [`RuleSet::apply_here`].
     pub fn apply(self, ns: &NetNs) -> Result<()> {
         ns.run(move || self.apply_here())
     }

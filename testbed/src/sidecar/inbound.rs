@@ -1,4 +1,5 @@
-//! Inbound connections: mutual TLS of the mesh is forwarded in plaintext, all else is refused as the mesh's proxy does it.
+//! Inbound connections: forwards the content of mutual TLS of the mesh in plaintext, and refuses all else as the mesh's
+//! proxy does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -36,7 +37,7 @@ impl Inbound {
         let destination = self.original_destination(&stream)?;
         let client = stream.peer_addr()?;
         let mut first = [0];
-        // Like Envoy, decide by the first bytes; a client that sends nothing keeps waiting.
+        // Like Envoy, decides by the first bytes; a client that sends nothing keeps waiting.
         if stream.peek(&mut first).await? == 0 {
             return Ok(());
         }

@@ -31,9 +31,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub struct Counts {
     /// Inbound connections accepted.
     pub inbound: u64,
-    /// Of these, with mutual TLS, and forwarded to the app.
+    /// Inbound connections that had mutual TLS and were forwarded to the app.
     pub forwarded: u64,
-    /// Of these, refused because they had no TLS or no certificate of the mesh.
+    /// Inbound connections that were refused because they had no TLS or no certificate of the mesh.
     pub refused: u64,
     /// Connections that the rules redirected to the outbound port.
     pub outbound: u64,
@@ -55,7 +55,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// The address at which the app of a pod at `pod` is connected.
+    /// The address at which the sidecar connects to the app of a pod at `pod`.
     fn app(self, pod: IpAddr) -> IpAddr {
         match (self.localhost, pod) {
             (false, _) => pod,

@@ -138,7 +138,7 @@ impl Counters {
     }
 }
 
-/// Counts one more; returns how many there were before.
+/// Counts one more; returns the previous number.
 pub(super) fn count(counter: &AtomicU64) -> u64 {
     counter.fetch_add(1, Ordering::Relaxed)
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// The most that a client sends at once.
+/// Maximum number of bytes that a client sends at once.
 const PIECE: usize = 64 << 10;
 /// How HTTP/2 begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -29,9 +29,10 @@ pub enum Refusal {
     Reset,
     /// The end of the stream, after a TLS alert unless it is HTTP/1: Envoy without an inspector, as in Kuma and Consul.
     Close,
-    /// Either, at random: ztunnel.
+    /// One of both, at random: ztunnel.
     CloseOrReset,
-    /// 403, or gRPC's PermissionDenied. What is not HTTP gets the end of the stream: Linkerd with an authenticated policy.
+    /// 403, or gRPC's PermissionDenied. A connection that is not HTTP gets the end of the stream: Linkerd with an
+    /// authenticated policy.
     Deny,
 }
 

@@ -23,7 +23,7 @@ const BY_PROMTOOL: &str = "metrics-are-valid-to-promtool";
 const METRICS: &str = include_str!("../../../docs/metrics.md");
 
 pub fn run(cases: &mut Cases) -> Result<()> {
-    // A file that does not exist: its metrics do.
+    // The settings file does not exist, but its metrics do.
     let settings = "--settings=/run/probe-handler-testbed/no-settings.yaml";
     let env = Env::start(cases, &[HANDLER_PATH, settings])?;
     cases.case("metrics-are-as-documented", || metrics(&env));
@@ -78,7 +78,7 @@ fn metrics(env: &Env) -> Result<()> {
         })
         .collect();
     let mut documented = documented();
-    // It has series only once a probe would change: group `observe` checks them.
+    // This metric has series only once a probe would change: group `observe` checks them.
     ensure!(documented.remove("probe_handler_would_change_total"));
     ensure!(documented.len() > 8, "docs/metrics.md has no table");
     ensure!(

@@ -117,7 +117,7 @@ impl Cases {
         self.group_with(name, run);
     }
 
-    /// As [`Cases::group`], for a group that takes an argument.
+    /// Like [`Cases::group`], for a group that takes an argument.
     pub fn group_with(&mut self, name: &str, run: impl FnOnce(&mut Self) -> Result<()>) {
         name.clone_into(&mut self.group);
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut *self)));
@@ -145,7 +145,7 @@ impl Cases {
         self.judge(name, outcome, started.elapsed());
     }
 
-    /// As [`Cases::case`], for a case that asserts milliseconds, for which an emulated processor is too slow.
+    /// Like [`Cases::case`], for a case that asserts milliseconds, for which an emulated processor is too slow.
     pub fn case_to_the_millisecond(&mut self, name: &str, body: impl FnOnce() -> Result<()>) {
         if pace::factor() > 1 {
             self.skip(name, "it asserts milliseconds: left to the run on the host");
@@ -154,8 +154,8 @@ impl Cases {
         }
     }
 
-    /// Skips case `name` where the processor is emulated, because the case loads it more than an emulated one can carry.
-    /// Returns whether it did.
+    /// Skips case `name` if the processor is emulated, because the case needs more processor time than an emulated one
+    /// has. Returns whether it was skipped.
     pub fn skip_if_emulated(&mut self, name: &str) -> bool {
         let emulated = pace::factor() > 1;
         if emulated {
@@ -165,7 +165,7 @@ impl Cases {
         emulated
     }
 
-    /// As [`Cases::case`], for a case that needs a dedicated machine, with the reason `why`.
+    /// Like [`Cases::case`], for a case that needs a dedicated machine, with the reason `why`.
     pub fn case_in_a_guest(&mut self, name: &str, why: &str, body: impl FnOnce() -> Result<()>) {
         if guest::is_here() {
             self.case(name, body);
@@ -174,7 +174,7 @@ impl Cases {
         }
     }
 
-    /// As [`Cases::case`], for a case that creates its own environment.
+    /// Like [`Cases::case`], for a case that creates its own environment.
     pub fn case_in(&mut self, name: &str, body: impl FnOnce(&mut Self) -> Result<()>) {
         if !self.wants(name) {
             return;
@@ -188,7 +188,7 @@ impl Cases {
         self.on_failure = None;
     }
 
-    /// Counts a case that cannot run on this machine.
+    /// Counts a case as skipped because it cannot run on this machine.
     pub fn skip(&mut self, name: &str, why: &str) {
         if self.wants(name) {
             let name = self.full(name);

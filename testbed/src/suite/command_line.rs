@@ -125,7 +125,7 @@ fn mistakes(env: &Env) -> Result<()> {
         contains(line, &[&value, "PROBE_HANDLER_", "; "])?;
     }
     ensure!(said.out.is_empty(), "something ran: {}", said.out);
-    // Also from the environment.
+    // The same values in the environment are reported too.
     let mut command = Command::new("timeout");
     let said = Said::of(
         command
@@ -187,7 +187,7 @@ fn status_of(env: &Env, columns: u16, args: &[&str]) -> Result<Said> {
     Said::of(&mut command)
 }
 
-/// One pod, one namespace, only what fails; and a clear word where there is nothing to show.
+/// Filters: one pod, one namespace, only failing probes; and a message if there is nothing to show.
 fn status_filters(env: &Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("selected"))?;
     let _other = env.pod(sample_pod::pod("other"))?;
@@ -220,7 +220,7 @@ fn status_filters(env: &Env) -> Result<()> {
     contains(&usage.err, &["expected NAMESPACE/POD"])
 }
 
-/// Every line fits; on a narrow terminal nothing is lost, and a closed pipe is no failure.
+/// Every line fits; on a narrow terminal nothing is omitted, and a closed pipe is not a failure.
 fn status_fits(env: &Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("narrow"))?;
     sample_pod::check_verdicts(&env.kubelet, pod.ns.ipv4().into())?;
@@ -289,14 +289,14 @@ fn preflight_passes(env: &Env) -> Result<()> {
     ensure!(json["can_run"] == true, "{json}");
     let findings = json["findings"].as_array().context("no findings")?;
     ensure!(findings.len() >= 10, "only {} findings", findings.len());
-    // It has detached its programs, and the running daemon is unaffected.
+    // `preflight` has detached its programs, and the running daemon is unaffected.
     let attached = crate::bpf::attached(env.cgroup.path())?;
     let expected = 5 + u32::from(has_kernel_path());
     ensure!(attached == expected, "{attached} programs are attached");
     Ok(())
 }
 
-/// What the kernel path lacks is a warning that says what to do.
+/// A missing requirement of the kernel path is a warning that contains the remedy.
 fn preflight_of_the_kernel_path(env: &Env) -> Result<()> {
     let cgroup = cgroup_of(env);
     let args = [

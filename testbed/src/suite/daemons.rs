@@ -61,7 +61,7 @@ struct WithPod {
 
 fn with_pod(cases: &mut Cases, args: &[&str]) -> Result<WithPod> {
     let env = Env::start(cases, args)?;
-    // The drain ends them, not their own timeout.
+    // The drain ends the checks, not their own timeout.
     let slow = |ms: u32| {
         let mut probe = sample_pod::http(HTTP, &format!("/slow?ms={ms}"));
         probe["timeoutSeconds"] = json!(SLOW.as_secs());

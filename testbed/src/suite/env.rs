@@ -25,7 +25,7 @@ pub fn has_kernel_path() -> bool {
     std::env::var("PROBE_HANDLER_KERNEL_PATH").map_or(true, |value| value != "false")
 }
 
-/// What matches exempt connections where a case does not set it: tc with `PROBE_HANDLER_KERNEL_PATH_TC=true`, which also applies
+/// The matcher of exempt connections if a case does not set it: tc with `PROBE_HANDLER_KERNEL_PATH_TC=true`, which also applies
 /// to daemons.
 pub fn matcher() -> Matcher {
     match std::env::var("PROBE_HANDLER_KERNEL_PATH_TC").as_deref() {
@@ -34,7 +34,7 @@ pub fn matcher() -> Matcher {
     }
 }
 
-/// Whether the kernel path serves a pod, by its status; whatever matches the connections there.
+/// Whether the kernel path serves a pod according to its status, with any matcher.
 pub fn is_by_kernel(status: &Value) -> bool {
     matches!(status["path"].as_str(), Some("kernel" | "kernel_tc"))
 }
@@ -55,7 +55,7 @@ pub struct Env {
 }
 
 impl Env {
-    /// Starts all of it; the daemon gets `args` in addition to its default arguments.
+    /// Starts all parts; the daemon gets `args` in addition to its default arguments.
     ///
     /// # Errors
     /// When something does not start.

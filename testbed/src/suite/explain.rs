@@ -18,7 +18,7 @@ use crate::rules::RuleSet;
 use crate::wait;
 
 const SOON: Duration = Duration::from_secs(10);
-/// What `explain` ends in after a failed liveness probe.
+/// The last line of `explain` after a failed liveness probe.
 const CAUSE: &str = ": liveness http:8080/healthy got HTTP 503 3 times in a row";
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -125,7 +125,7 @@ fn failed_liveness(env: &Env, pod: &mut Pod) -> Result<()> {
     let restarted = "the kubelet restarted container web (it had ended with exit code 137)";
     let (failed, restarted) = (text.find(failed), text.find(restarted));
     ensure!(failed.is_some() && failed < restarted, "{text}");
-    // It passes again, and the sentence stays.
+    // The probe passes again, and the sentence does not change.
     pod.app.set_port_status(HTTP, 200)?;
     let _passed = env.passes(&probe)?;
     let _still = explained(&env.daemon, &name, CAUSE)?;

@@ -1,4 +1,4 @@
-//! Lifecycle hooks: for the kubelet any status is a success, and only a transport error is a failure.
+//! Lifecycle hooks: the kubelet treats any status as a success, and only a transport error as a failure.
 
 use std::fs;
 use std::time::Duration;

@@ -187,7 +187,7 @@ fn another_namespace(run: &Run, cgroup: &Cgroup, pod: &Pod, own: u64) -> Result<
     let other_client = pod.ns.run(|| Kubelet::start(run, cgroup, "kubelet"))?;
     for (others, ip) in (1..).zip(pod.ns.ips()) {
         let http = other_client.probe(&Probe::http(ip, HTTP, "/healthy"))?;
-        ensure!(http.passed(), "not left alone: {http:?}");
+        ensure!(http.passed(), "not unchanged: {http:?}");
         ensure!(
             count(&maps, Counter::OtherProcess) == others && count(&maps, Counter::Seen) == 0,
             "{:?}",

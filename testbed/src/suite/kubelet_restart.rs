@@ -20,7 +20,7 @@ use crate::{bpf, cgroup, wait};
 const SOON: Duration = Duration::from_secs(5);
 /// Longer than a busy machine needs.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Within this time a new kubelet's probes must be exempt. On a busy machine the fastest of several attempts counts.
+/// A new kubelet's probes must be exempt within this time. On a busy machine the fastest of several attempts counts.
 const AIM: Duration = Duration::from_millis(100);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -201,7 +201,7 @@ fn by_name(cases: &mut Cases, run: &Run, name: &str) -> Result<()> {
         let below = Cgroup::new(run, "above/below")?;
         let legacy = LegacyProgram::connect4(above.path())?;
         let mut kubelet = Kubelet::start(run, &below, name)?;
-        // It runs, and the daemon is not attached to it.
+        // The process runs, and the daemon is not attached to its cgroup.
         let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");
         wait::until("the daemon to have tried", SOON, || {
             let problems = daemon.status().ok()?["source"]["problems"].to_string();
@@ -295,7 +295,7 @@ fn prompt(took: &[Duration]) -> Result<()> {
     Ok(())
 }
 
-/// Probes until one is exempt; how long that took.
+/// Probes until a probe is exempt; returns how long that took.
 fn comes_back(daemon: &Daemon, kubelet: &Kubelet, pod: &Pod, cgroup: &Cgroup) -> Result<Duration> {
     let begun = Instant::now();
     let probe = Probe::http(pod.ns.ipv4(), HTTP, "/healthy");

@@ -1,4 +1,5 @@
-//! Pods, namespaces and addresses are created and removed: no answer comes from the wrong pod, nothing is left behind.
+//! Pods, namespaces and addresses are created and removed: no answer comes from the wrong pod, and no resource is
+//! leaked.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -272,7 +273,7 @@ fn claimed_twice(env: &Env) -> Result<()> {
     wait_status(env, ip, 200)?;
     let alone = endpoints(env)?;
     second.ns.ip(&format!("address add {ip}/32 dev eth0\n"))?;
-    wait::until("the conflicts address to be left alone", SOON, || {
+    wait::until("the address in conflict not to be served", SOON, || {
         (endpoints(env).ok()? < alone).then_some(())
     })?;
     for owner in [&first, &second] {
@@ -380,8 +381,8 @@ fn churn(env: &Env) -> Result<()> {
     let settled = wait::until("the daemon to hold what it held before", SOON, || {
         after = holds(env).ok()?;
         let back = after.descriptors <= before.descriptors
-            // A thread for looks at the directory stays until none is asked for; a second one comes where the
-            // first was slow to say that it is done.
+            // A thread that reads the directory stays until no read is requested; a second one starts if the
+            // first was slow to report its end.
             && after.threads <= before.threads + 1
             && after.endpoints == before.endpoints
             // Other runs may create and remove namespaces.

@@ -41,7 +41,7 @@ const WORKERS: usize = 8;
 /// Minimum time between the start of a sandbox and of its pod's first container: the kubelet makes three calls for it, in
 /// which the runtime prepares a file system and runs runc.
 const CONTAINER_IS_MADE: Duration = Duration::from_millis(20);
-/// Number of directories that are created and removed while nobody reads events: more than the default of
+/// Number of directories that are created and removed while events are not read: more than the default of
 /// fs.inotify.max_queued_events, 16384.
 const FLOOD: usize = 10_000;
 /// After this many equal observations the state counts as final.
@@ -488,7 +488,7 @@ fn churn(node: &Node) -> Result<()> {
         let _when = followed.lost()?;
         pod.remove()
     };
-    // The first one creates what all share.
+    // The first pod creates what all pods share.
     round(0)?;
     let (mut size, mut alike) = ((0, 0), 0);
     wait::until("the first one to be let go of", SOON, || {
@@ -501,7 +501,7 @@ fn churn(node: &Node) -> Result<()> {
     for index in 1..50 {
         round(index)?;
     }
-    // A search whose result nobody needs may keep some open for a moment.
+    // A search whose result is no longer needed may keep some descriptors open for a moment.
     let gone = wait::until("every watch to be gone", SOON, || {
         (node.locator.size() == size).then_some(())
     });

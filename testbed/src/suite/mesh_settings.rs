@@ -1,4 +1,4 @@
-//! Pods whose mesh is set up in an unusual way, or that make rules of their own.
+//! Pods whose mesh is configured in an unusual way, or that install their own rules.
 
 mod families;
 mod localhost;

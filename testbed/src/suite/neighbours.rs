@@ -39,7 +39,7 @@ const JUMPS: usize = 4_000;
 const ADDRESSES: usize = 1_000;
 const LISTENERS: usize = 18_000;
 const FIRST_LISTENER: u16 = 40_000;
-/// How often addresses are added and removed at most, and how many at a time.
+/// Maximum number of times that addresses are added and removed, and how many at a time.
 const FLAPS: usize = 2_000;
 const AT_ONCE: usize = 20;
 
@@ -96,7 +96,7 @@ fn lo_down(env: &Env) -> Result<()> {
     };
     ensure!(served("/healthy")?, "the pod is not served to begin with");
     pod.ns.ip("link set lo down\n")?;
-    let why = wait::until("the pod to be left alone", SOON, || obstacle(env, &pod))?;
+    let why = wait::until("the pod not to be served", SOON, || obstacle(env, &pod))?;
     ensure!(why.contains("lo"), "it does not say why: {why}");
     for path in ["/healthy", "/failing"] {
         ensure!(!served(path)?, "{path} went through the handler");
@@ -107,7 +107,7 @@ fn lo_down(env: &Env) -> Result<()> {
     );
     let table = env.daemon.status_command(&[])?;
     let what = match has_kernel_path() {
-        true => "served by the kernel path alone",
+        true => "served only by the kernel path",
         false => "not served",
     };
     ensure!(
@@ -127,7 +127,7 @@ fn lo_down(env: &Env) -> Result<()> {
     unfinished.ns.ip("link set lo down\n")?;
     let mut unfinished = unfinished;
     unfinished.publish(env.daemon.pods())?;
-    wait::until("the pod to be left alone", SOON, || {
+    wait::until("the pod not to be served", SOON, || {
         obstacle(env, &unfinished)
     })?;
     let _passed = env.passes(&Probe::http(unfinished.ns.ipv4(), HTTP, "/healthy"))?;
@@ -145,10 +145,10 @@ fn rules_that_cost(env: &Env) -> Result<()> {
     let flaps = Flaps::start(&pod.ns, 1);
     let begun = Instant::now();
     let beside = beside(env, &victim, "rules");
-    let why = wait::until("the costly pod to be left alone", SOON, || {
+    let why = wait::until("the costly pod not to be served", SOON, || {
         obstacle(env, &pod)
     })?;
-    println!("     left alone after {:?} at most: {why}", begun.elapsed());
+    println!("     not served after {:?} at most: {why}", begun.elapsed());
     ensure!(
         why.contains("netfilter rules cost") && pods_in_state(env, "costly")? > 0.5,
         "it does not say why: {why}"
@@ -170,7 +170,8 @@ fn rules_that_cost(env: &Env) -> Result<()> {
     pod.ns
         .run(|| command::run("nft", &["delete", "table", "inet", "costly"], "").map(drop))?;
     let begun = Instant::now();
-    // The pod's next turn comes after twenty times what its last dial cost, which is made twice, and other work of the pod.
+    // The pod's next turn comes after twenty times the cost of its last dial, which is made twice, and after other work of
+    // the pod.
     let turns = 2 * 20 * 2 * cost;
     wait::until("the pod to be served again", 2 * SOON + turns, || {
         obstacle(env, &pod).is_none().then_some(())
@@ -179,7 +180,8 @@ fn rules_that_cost(env: &Env) -> Result<()> {
     env.daemon.wait_served(&pod)
 }
 
-/// A pod that is served gets rules that make each dial costly, while the kubelet probes it: its neighbours' probes stay right.
+/// A pod that is served gets rules that make each dial costly, while the kubelet probes it: its neighbours' probes still have
+/// correct results.
 fn rules_that_begin_to_cost(env: &Env) -> Result<()> {
     let victim = env.pod(sample_pod::pod("neighbour-of-rules"))?;
     let mut pod = plain("becomes-costly").start(&env.run)?;
@@ -247,7 +249,7 @@ pub(super) fn make_costly(ns: &NetNs) -> Result<Duration> {
     costly(ns, "output", "oifname \"lo\"", |to| ns.run(|| dial(to)))
 }
 
-/// As [`make_costly`], for a connection from the node.
+/// Like [`make_costly`], for a connection from the node.
 pub(super) fn make_costly_from_outside(ns: &NetNs) -> Result<Duration> {
     costly(ns, "prerouting", "iifname != \"lo\"", dial)
 }

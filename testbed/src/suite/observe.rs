@@ -1,4 +1,4 @@
-//! Mode observe: the kubelet gets what it gets without the daemon, and the daemon reports which results would change.
+//! Mode observe: the kubelet gets the same results as without the daemon, and the daemon reports which would change.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ fn every_second(mut probe: Value) -> Value {
     probe
 }
 
-/// What the daemon reports of an observed pod.
+/// The daemon's report about an observed pod.
 fn observed(env: &Env, name: &str) -> Result<Option<Value>> {
     let status = env.daemon.status()?;
     let pods = status["observed"].as_array().cloned().unwrap_or_default();
@@ -108,7 +108,8 @@ fn changes(pod: &Value) -> Result<()> {
     Ok(())
 }
 
-/// As without the daemon: under STRICT the HTTP probe fails, and the closed port looks alive.
+/// The results are those without the daemon: under STRICT the HTTP probe fails, and the closed port seems
+/// open.
 fn unchanged(env: &Env, pod: &Pod) -> Result<()> {
     let ip = pod.ns.ipv4();
     let _mesh = env.fails(&Probe::http(ip, HTTP, "/healthy"))?;

@@ -1,5 +1,5 @@
-//! Pods whose own rules redirect a probed port, on which nothing listens: what passes with the mesh alone passes with the
-//! daemon, and a dead app is still found dead.
+//! Pods whose own rules redirect a probed port, on which nothing listens: a probe that passes without the daemon passes
+//! with it, and the probe of a dead app still fails.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const APP: u16 = 8080;
 const PROBED: u16 = 80;
 /// A probed port on which nothing listens.
 const CLOSED: u16 = 5433;
-/// The priority of meshes' chains; a lower one comes first.
+/// The priority of meshes' chains; a chain with a lower priority runs first.
 const MESH: i32 = -100;
 /// An additional address of a pod.
 const OTHER: &str = "198.18.0.1";
@@ -119,7 +119,7 @@ fn is_refusal(message: &str) -> bool {
     message.contains("refused") || message.contains("Operation not permitted")
 }
 
-/// The app's own verdict reaches the kubelet.
+/// The app's own answer reaches the kubelet.
 fn answers(env: &Env, pod: &Pod, families: &[Family]) -> Result<()> {
     for family in families {
         let ip = family.ip(&pod.ns);

@@ -99,7 +99,7 @@ impl<'a> PodPair<'a> {
             self.env
                 .bystander
                 .probe(&Probe::http(self.meshed.ns.ipv4(), port, "/healthy"))?;
-        ensure!(!result.passed(), "plaintext got past the mesh: {result:?}");
+        ensure!(!result.passed(), "plaintext bypassed the mesh: {result:?}");
         Ok(())
     }
 
@@ -139,7 +139,7 @@ impl<'a> PodPair<'a> {
         Ok(pair)
     }
 
-    /// As [`PodPair::same`], and the probe passes.
+    /// Like [`PodPair::same`], and the probe passes.
     ///
     /// # Errors
     /// When it does not, or not in both.
@@ -149,7 +149,7 @@ impl<'a> PodPair<'a> {
         Ok(pair)
     }
 
-    /// As [`PodPair::same`], and the probe fails.
+    /// Like [`PodPair::same`], and the probe fails.
     ///
     /// # Errors
     /// When it does not, or not in both.

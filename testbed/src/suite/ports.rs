@@ -203,7 +203,7 @@ fn containers(cases: &mut Cases, env: &Env) -> Result<()> {
             Ok(())
         },
     );
-    cases.case("containers/exec-is-left-alone", || {
+    cases.case("containers/exec-is-not-served", || {
         let status = status_of(env, &pods.meshed)?;
         skipped(&status, "two", "readiness", "exec")
     });
@@ -257,7 +257,7 @@ fn named(cases: &mut Cases, env: &Env) -> Result<()> {
         env.passes(&Probe::http(ip, UDP, "/healthy")).map(drop)
     });
     let status = status_of(env, &pod)?;
-    let cases_left_alone = [
+    let cases_not_served = [
         (
             "port-of-another-container",
             "other",
@@ -268,8 +268,8 @@ fn named(cases: &mut Cases, env: &Env) -> Result<()> {
         ),
         ("host", "other", "readiness", "192.0.2.1", HOST, "/healthy"),
     ];
-    for (name, container, probe, why, port, path) in cases_left_alone {
-        cases.case(&format!("named/{name}-is-left-alone"), || {
+    for (name, container, probe, why, port, path) in cases_not_served {
+        cases.case(&format!("named/{name}-is-not-served"), || {
             skipped(&status, container, probe, why)?;
             let refused = |request: &Probe| -> Result<()> {
                 let result = env.fails(request)?;
@@ -326,7 +326,7 @@ fn republished(cases: &mut Cases, env: &Env) -> Result<()> {
         let _passed = env.passes(&Probe::http(ip, port, "/healthy"))?;
         let changed = Instant::now();
         pod.withdraw()?;
-        wait::until("the pod to be left alone", LIMIT, || {
+        wait::until("the pod not to be served", LIMIT, || {
             let result = env.kubelet.probe(&Probe::http(ip, port, "/healthy")).ok()?;
             (!result.passed()).then_some(())
         })?;

@@ -1,4 +1,4 @@
-//! The privileges that the daemon keeps after its start, and that they suffice.
+//! Checks which privileges the daemon keeps after its start, and that they suffice.
 
 use std::collections::BTreeMap;
 use std::fs;

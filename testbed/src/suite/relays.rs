@@ -218,7 +218,7 @@ fn echoed(env: &Env, pod: &Pod, family: Family, bytes: &[u8]) -> Result<()> {
     let probe =
         Probe::raw_to_the_end(family.ip(&pod.ns), ECHO, bytes).timeout(Duration::from_secs(20));
     let result = env.kubelet.probe(&probe)?;
-    // Bytes that are no text are shown as others.
+    // Bytes that are not text are replaced.
     let expected = String::from_utf8_lossy(bytes);
     ensure!(
         result.body == expected && result.ended == Some(Ended::Closed),

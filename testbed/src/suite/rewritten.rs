@@ -120,7 +120,7 @@ pub(super) fn app() -> AppSpec {
         })
 }
 
-/// A probe of `/app-health/...`, or a hook of `/app-lifecycle/...`, as the rewritten spec has it.
+/// A probe of `/app-health/...`, or a hook of `/app-lifecycle/...`, as in the rewritten spec.
 fn spec(rewriter: Rewriter) -> PodSpec {
     let mut spec = PodSpec::new(rewriter.name())
         .rules(RuleSet::IstioRedirect)
@@ -253,7 +253,7 @@ fn only_the_status(env: &Env, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Those that the stand-in pilot-agent answers at once.
+/// The probes that the stand-in pilot-agent answers at once.
 fn quick() -> impl Iterator<Item = Original> {
     let slow = |original: &Original| matches!(original.container, "slow" | "api" | "certificates");
     originals()

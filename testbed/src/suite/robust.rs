@@ -194,8 +194,8 @@ fn set_uid(program: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// Two processes of root have the kubelet's name: one is served, and the log reports it. A likelier one replaces it
-/// when it starts.
+/// Two processes of root have the kubelet's name: one is served, and the log reports it. A more likely one replaces
+/// it when it starts.
 fn several(program: Option<&Path>) -> Result<()> {
     let run = Run::new()?;
     let name = format!("km{}", run.id());
@@ -225,7 +225,7 @@ fn several(program: Option<&Path>) -> Result<()> {
     let ip = pod.ns.ipv4().into();
     sample_pod::check_mesh_only(&shared, ip)?;
 
-    // Both are links to another program. The executable of this one has the name itself.
+    // Both are links to another program, but the executable of this one has the kubelet's name itself.
     let link = run.dir().join(&name);
     fs::remove_file(&link)?;
     let testbed = testbed_program()?;
@@ -437,7 +437,13 @@ fn last_known(program: Option<&Path>) -> Result<()> {
             let file = file.display().to_string();
             spec.program(program).arg("--last-known").arg(&file)
         },
-        |daemon| is_missing(daemon, "pods as last known", &["a-file", "--last-known"]),
+        |daemon| {
+            is_missing(
+                daemon,
+                "file of last-known pods",
+                &["a-file", "--last-known"],
+            )
+        },
     )
 }
 

@@ -28,7 +28,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         if !cases.wants(name) && !cases.wants(&format!("{name}/")) {
             continue;
         }
-        // A failed start is the case's failure, or a skip where the machine lacks the rules' tools.
+        // A failed start fails the case, or skips it if the machine lacks the rules' tools.
         let pod = env.pod(spec(&format!("rules{index}"), rules));
         let pod = match pod {
             Ok(pod) => pod,
@@ -106,7 +106,8 @@ fn one(cases: &mut Cases, env: &Env, pod: &Pod, name: &str, rules: RuleSet) -> R
     Ok(())
 }
 
-/// A process outside the kubelet's cgroup meets the mesh: plaintext is refused, a dead port looks alive.
+/// Connections of a process outside the kubelet's cgroup go to the mesh: plaintext is refused, a closed port
+/// seems open.
 fn captured(env: &Env, ip: IpAddr, rules: RuleSet) -> Result<()> {
     let answers = rules
         .proxy()

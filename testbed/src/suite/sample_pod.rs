@@ -197,7 +197,7 @@ impl Probing {
         Self::every(kubelet, probes, Duration::ZERO)
     }
 
-    /// As [`Probing::start`], for many probes of one pod. On an emulated processor each prober makes a probe every 200 ms of
+    /// Like [`Probing::start`], for many probes of one pod. On an emulated processor each prober makes a probe every 200 ms of
     /// stretched time: without pauses the pod's checks would cost so much there that the daemon serves them at low priority,
     /// and probes time out while another daemon loads its programs.
     pub fn start_many(kubelet: &Arc<Kubelet>, probes: Vec<Probe>) -> Self {

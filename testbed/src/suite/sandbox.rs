@@ -20,7 +20,7 @@ use crate::{command, wait};
 /// ztunnel's port for plaintext.
 const ZTUNNEL: u16 = 15006;
 const SOON: Duration = Duration::from_secs(5);
-/// Within this time a pod whose rules were corrected must be served again.
+/// A pod whose rules were corrected must be served again within this time.
 const PUT_RIGHT: Duration = Duration::from_secs(5);
 
 pub fn run(cases: &mut Cases) -> Result<()> {
@@ -54,7 +54,7 @@ fn known(env: &Env, pod: &Pod) -> Result<()> {
 }
 
 /// As with gVisor or Kata: the pod's namespace has the address, but forwards packets for it to another network stack, which
-/// has the sockets of the app and the rest of the pod. Only ztunnel listens in the pod's namespace.
+/// contains the sockets of the app and the rest of the pod. Only ztunnel listens in the pod's namespace.
 fn sockets_elsewhere(env: &Env, spec: PodSpec) -> Result<()> {
     let spec = spec.rules(RuleSet::None).app(AppSpec::new());
     let mut pod = spec.start(&env.run)?;
@@ -120,7 +120,7 @@ fn sockets_elsewhere(env: &Env, spec: PodSpec) -> Result<()> {
         let made = sample_pod::probes(ip).len() as u64;
         ensure!(
             after.0 >= before.0 + made && (after.1, after.2) == (before.1, before.2),
-            "not left alone: {before:?} before, {after:?} after (no listener, redirected, refused)"
+            "not unchanged: {before:?} before, {after:?} after (no listener, redirected, refused)"
         );
     }
     let requests = app.take_recorded()?;

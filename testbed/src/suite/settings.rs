@@ -1,5 +1,5 @@
-//! The file of `--settings`, as a mounted ConfigMap: a change applies to the pods that are there, without a gap; a file with
-//! mistakes changes nothing, and all its mistakes are reported.
+//! The file of `--settings`, as a mounted ConfigMap: a change applies to existing pods without a gap; a file with mistakes
+//! changes nothing, and all its mistakes are reported.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -162,11 +162,11 @@ fn bad_start(env: &Env, other: &Pod) -> Result<()> {
     until_served(env, other, true)?;
     all_five(env)?;
     let log = env.daemon.wait_logged(&["settings not loaded", "scope"])?;
-    ensure!(log.contains("flags and variables are in force"), "{log}");
+    ensure!(log.contains("flags and variables are in use"), "{log}");
     Ok(())
 }
 
-/// Log, status and metrics have all of [`WRONG`].
+/// Log, status and metrics report all mistakes in [`WRONG`].
 fn all_five(env: &Env) -> Result<()> {
     let status = env.daemon.status()?;
     let mistakes = status["settings"]["mistakes"].as_array();
@@ -229,7 +229,7 @@ fn scope(env: &Env, volume: &Volume, labelled: &Pod, other: &Pod) -> Result<()> 
     })
 }
 
-/// The last good settings stay in force.
+/// The last good settings stay in use.
 fn mistakes(env: &Env, volume: &Volume, other: &Pod) -> Result<()> {
     volume.publish("mode: observe\n")?;
     until_served(env, other, false)?;

@@ -17,7 +17,7 @@ use crate::wait;
 const SOON: Duration = Duration::from_secs(5);
 /// Number of attempts for each change.
 const ROUNDS: usize = 3;
-/// Within this time a change must take effect. The machine may be busy, so the fastest of several attempts counts.
+/// A change must take effect within this time. The machine may be busy, so the fastest of several attempts counts.
 const AIM: Duration = Duration::from_millis(200);
 
 pub fn run(cases: &mut Cases) -> Result<()> {

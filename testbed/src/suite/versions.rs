@@ -134,7 +134,7 @@ fn status(env: &Env, running: Version) -> Result<()> {
 
 /// Whether a process that may not lock memory can create a map.
 fn map_beyond_memlock() -> Result<bool> {
-    // Type array, of one MiB: more than any limit that is left.
+    // A map of type array with one MiB: more than any remaining limit.
     const ARRAY: u32 = 2;
     let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
     setrlimit(Resource::RLIMIT_MEMLOCK, 0, hard)?;

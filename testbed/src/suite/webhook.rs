@@ -21,7 +21,7 @@ use crate::webhook::client::Client;
 const ANNOTATION: &str = "probe-handler.io/probes";
 const OPT_OUT: &str = "sidecar.istio.io/rewriteAppHTTPProbers";
 const ENABLED: &str = "rewriteAppHTTPProbe";
-/// Within this time a changed setting must take effect.
+/// A changed setting must take effect within this time.
 const APPLIED: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -131,7 +131,7 @@ fn admitted(env: &Env, client: &Client, name: &str) -> Result<(Pod, Value)> {
     Ok((pod, answer.object))
 }
 
-/// Checks the probe that the kubelet receives: it has the rewrite port, a path of its own, and all other fields.
+/// Checks the probe that the kubelet receives: it has the rewrite port, a separate path, and all other fields.
 fn names_the_handler(admitted: &Value, original: &Original) -> Result<()> {
     let containers = admitted["spec"]["containers"]
         .as_array()
@@ -200,20 +200,16 @@ fn switched(webhook: &Webhook, client: &Client, admitted: &Value) -> Result<()> 
         let object = client.admit(pod)?.object;
         Ok(object["metadata"]["annotations"].get(ANNOTATION).is_some())
     };
-    wait::until("what is so by default to be in force", APPLIED, || {
+    wait::until("the default to apply", APPLIED, || {
         rewritten(&plain).ok().filter(|rewritten| *rewritten)
     })?;
     for (value, enabled) in [("false", false), ("true", true), ("0", false)] {
         webhook.set(ENABLED, value)?;
-        wait::until(
-            &format!("{ENABLED}: {value} to be in force"),
-            APPLIED,
-            || {
-                rewritten(&plain)
-                    .ok()
-                    .filter(|rewritten| *rewritten == enabled)
-            },
-        )?;
+        wait::until(&format!("{ENABLED}: {value} to apply"), APPLIED, || {
+            rewritten(&plain)
+                .ok()
+                .filter(|rewritten| *rewritten == enabled)
+        })?;
         ensure!(rewritten(&willing)?, "the pod's own word counts more");
         ensure!(
             client.admit(admitted)?.operations == 0,
@@ -229,7 +225,7 @@ fn switched(webhook: &Webhook, client: &Client, admitted: &Value) -> Result<()> 
     })?;
     ensure!(!rewritten(&plain)?, "the last good value holds");
     webhook.set(ENABLED, "true")?;
-    wait::until("the good value to be in force", APPLIED, || {
+    wait::until("the good value to apply", APPLIED, || {
         rewritten(&plain).ok().filter(|rewritten| *rewritten)
     })
     .map(drop)
@@ -254,7 +250,8 @@ fn renewed(webhook: &Webhook) -> Result<()> {
     Ok(())
 }
 
-/// With the daemon stopped nobody answers a rewritten probe: pilot-agent, which has that port, does not know our paths.
+/// While the daemon is stopped, nothing answers a rewritten probe: pilot-agent, which has that port, does not know our
+/// paths.
 fn daemon_stopped(cases: &mut Cases, env: &mut Env, pod: &Pod) -> Result<()> {
     if !cases.wants("daemon-stopped") {
         return Ok(());

@@ -103,7 +103,7 @@ impl Client {
             let mut connection = self.dial.connect().await?;
             connection.send(body).await
         })?;
-        let answer: Value = serde_json::from_slice(&answer).context("the answer is no JSON")?;
+        let answer: Value = serde_json::from_slice(&answer).context("the answer is not JSON")?;
         let response = &answer["response"];
         ensure!(
             answer["apiVersion"] == review["apiVersion"]

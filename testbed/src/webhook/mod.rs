@@ -56,7 +56,7 @@ impl Webhook {
     /// The same with a certificate and settings from directories, as in the overlay for cert-manager.
     ///
     /// # Errors
-    /// As [`Webhook::start`].
+    /// Those of [`Webhook::start`].
     pub fn start_from_files(run: &Run, program: Option<&Path>) -> Result<Self> {
         let dir = run.dir().join("webhook-from-files");
         for part in ["certificate", "settings"] {
@@ -214,7 +214,8 @@ fn command(program: Option<&Path>) -> Result<Command> {
 fn write_certificate(dir: &Path) -> Result<()> {
     let made = make(&[NAME.to_owned()], &Lifetimes::default(), SystemTime::now())?;
     fs::write(dir.join("authority.pem"), made.authority)?;
-    // The key first: for a moment key and certificate do not match, and the webhook keeps the old pair.
+    // Writes the key first: for a moment key and certificate do not match, and the webhook keeps the old
+    // pair.
     fs::write(dir.join("certificate/tls.key"), made.key)?;
     fs::write(dir.join("certificate/tls.crt"), made.certificate)?;
     Ok(())

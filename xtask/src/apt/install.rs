@@ -10,7 +10,7 @@ use super::suite::{KEYRING, mirror};
 use crate::progress;
 use crate::shell::{exec, is_root, target_dir};
 
-/// Without questions, without recommended packages, and without removing any package.
+/// Installs without questions, without recommended packages, and without removing any package.
 const INSTALL: [&str; 4] = ["install", "--yes", "--no-install-recommends", "--no-remove"];
 
 /// Installs Debian packages and removes none. Updates the package lists only if the installation fails
@@ -69,7 +69,7 @@ fn apt_get() -> Command {
 /// the installed packages. Removes no package, and does not change the machine's apt sources.
 ///
 /// # Errors
-/// As [`install`], and when this is not a Debian release with backports.
+/// Those of [`install`]; also when this is not a Debian release with backports.
 pub fn install_from_backports(packages: &[String]) -> Result<()> {
     let release = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
     let suite = format!(

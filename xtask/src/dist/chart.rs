@@ -1,4 +1,5 @@
-//! The archive of the Helm chart, the same bytes at each time: `helm package` writes the time of the files into it.
+//! The archive of the Helm chart, with the same bytes each time. `helm package` would write the times of the files
+//! into it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

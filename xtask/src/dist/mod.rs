@@ -1,7 +1,7 @@
 //! `cargo xtask dist`: makes all files of a release in one folder; `cargo xtask dist --verify` checks such a folder.
 //!
 //! The files depend on the commit and on the versions of the compilers, not on the folder or the time, so that two people can
-//! compare them. Nothing is signed or uploaded: whoever publishes a release does that with their own keys.
+//! compare them. Nothing is signed or uploaded: the publisher does that with their own keys.
 
 mod chart;
 mod plugin;

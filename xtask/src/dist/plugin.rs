@@ -18,7 +18,7 @@ use crate::static_build::Linking;
 pub const PACKAGE: &str = "kubectl-probes";
 /// The name of krew's manifest, which must be the plugin's.
 pub const KREW: &str = "probes.yaml";
-/// Where the archives are; whoever publishes them sets it. This host can't exist (RFC 6761).
+/// The location of the archives; the publisher replaces it. This host can't exist (RFC 6761).
 const PLACE: &str = "https://releases.invalid/probe-handler";
 
 /// An archive for a machine.
@@ -27,7 +27,7 @@ pub struct Archive {
     pub machine: Machine,
     /// Its name.
     pub name: String,
-    /// Its bytes, the same at each time.
+    /// Its bytes, which are the same each time.
     pub content: Vec<u8>,
 }
 

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use crate::dependencies::Package;
 use crate::image::rfc3339;
 
-/// The list of `packages`, which program `name` contains. Contains no serial number, which would have to differ at each time.
+/// The list of `packages`, which program `name` contains. Contains no serial number, because that would have to differ each
+/// time.
 ///
 /// # Errors
 /// The time is not valid.

@@ -1,4 +1,5 @@
-//! Checks a folder of a release: nothing is missing, added or changed, and the files are what their names say.
+//! Checks a folder of a release: nothing is missing, added or changed, and the content of each file matches
+//! its name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -64,7 +65,7 @@ fn digest_in(sums: &str, name: &str) -> Option<String> {
     Some(digest.to_owned())
 }
 
-/// What a file is, by its name and its content.
+/// Checks that the content of a file matches its name, and describes it.
 fn check(name: &str, content: &[u8]) -> Result<&'static str> {
     if name.ends_with(".image.tar") {
         image(content)?;
@@ -79,7 +80,7 @@ fn check(name: &str, content: &[u8]) -> Result<&'static str> {
         return Ok("chart");
     }
     if name.ends_with(".cdx.json") {
-        let list: Value = serde_json::from_slice(content).context("no JSON")?;
+        let list: Value = serde_json::from_slice(content).context("not JSON")?;
         let components = list["components"].as_array().map_or(0, Vec::len);
         ensure!(
             list["bomFormat"] == "CycloneDX" && components > 0,

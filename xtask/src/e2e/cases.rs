@@ -1,5 +1,5 @@
-//! What must hold in a cluster, in test order: without the daemon, after its installation, during an upgrade,
-//! and after its removal.
+//! The checks in a cluster, in test order: without the daemon, after its installation, during an upgrade, and
+//! after its removal.
 
 mod crashes;
 
@@ -237,7 +237,7 @@ impl Suite<'_> {
     }
 
     /// Removes the DaemonSet, but not what the kernel path leaves on the node, and checks that nothing changes for the probes
-    /// that take it. Not where the daemon serves them by the handler.
+    /// that take it. Skipped if the handler serves them.
     pub fn without_any_daemon(&mut self) -> Result<()> {
         if !self.has_kernel_path("http")? {
             println!("  the handler serves pod http: while-no-daemon-runs/* does not apply");

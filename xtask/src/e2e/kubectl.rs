@@ -64,7 +64,7 @@ impl Kubectl {
     /// The output of `kubectl get ... -o json`.
     ///
     /// # Errors
-    /// As [`Kubectl::run`].
+    /// Those of [`Kubectl::run`].
     pub fn get(&self, args: &[&str]) -> Result<Value> {
         let mut all = vec!["get", "-o", "json"];
         all.extend(args);
@@ -75,7 +75,7 @@ impl Kubectl {
     /// Creates objects.
     ///
     /// # Errors
-    /// As [`Kubectl::run`].
+    /// Those of [`Kubectl::run`].
     pub fn create(&self, objects: &[Value]) -> Result<()> {
         let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
         self.run(&["create", "-f", "-"], &list.to_string())

@@ -95,7 +95,7 @@ impl Pod {
         }
         let mut annotations = match self.sidecar {
             Sidecar::None => json!({}),
-            // Like Istio's injector, as far as anything reads it.
+            // The parts of what Istio's injector writes that are read.
             _ => json!({"sidecar.istio.io/status": "{\"initContainers\":[\"istio-init\"]}"}),
         };
         merge(&mut annotations, &self.annotations);

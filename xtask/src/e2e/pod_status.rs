@@ -41,7 +41,8 @@ pub fn pods(kubectl: &Kubectl, namespace: &str) -> Result<BTreeMap<String, PodSt
         .collect())
 }
 
-/// The events of one pod as `reason: message`. Selected by UID, because events of an earlier pod of the same name may still arrive.
+/// The events of one pod as `reason: message`. Selected by UID, because events of an earlier pod with the same name may still
+/// arrive.
 ///
 /// # Errors
 /// What kubectl says.

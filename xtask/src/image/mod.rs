@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Builds the daemon and returns its image, with its licence and those of what it contains.
 ///
 /// # Errors
-/// As [`of_package`]; a licence can't be read.
+/// Those of [`of_package`]; a licence can't be read.
 pub fn of_daemon(name: Reference, machine: Machine) -> Result<Image> {
     let license = File {
         path: "LICENSE".into(),

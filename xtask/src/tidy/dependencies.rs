@@ -1,4 +1,4 @@
-//! Rules about the crates from elsewhere: their source, their licences, and that the documentation lists those of the daemon.
+//! Rules about third-party crates: their source, their licences, and that the documentation lists those of the daemon.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,8 @@ use crate::dependencies::{self, Package};
 /// The only source.
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// Permissive licences. Another one needs a decision: what it demands, and whether the image fulfils it.
+/// Permissive licences. Another licence needs a decision about its requirements, and whether the image meets
+/// them.
 const LICENSES: [&str; 10] = [
     "0BSD",
     "Apache-2.0",

@@ -52,7 +52,7 @@ fn is_subcommand(word: &str) -> bool {
 
 /// No file names a home directory or a checkout, because the repository must work on any machine.
 pub fn machine_paths(files: &[File]) -> Vec<String> {
-    // In two parts, so that this file is no finding.
+    // Written in two parts, so that this file is not a finding.
     const PATHS: [&str; 3] = [
         concat!("/ho", "me/"),
         concat!("/ro", "ot/"),
@@ -62,7 +62,7 @@ pub fn machine_paths(files: &[File]) -> Vec<String> {
     for file in files {
         for (number, line) in file.text.lines().enumerate() {
             for path in PATHS {
-                // Part of a longer path or of a URL: no finding.
+                // Part of a longer path or of a URL, which is not a finding.
                 let begins = |at: usize| {
                     let before = line[..at].chars().next_back();
                     !before.is_some_and(|c| c.is_alphanumeric() || "/._-~}".contains(c))

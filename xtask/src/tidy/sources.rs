@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::File;
 
-/// The longest a source file may be, in lines.
+/// Maximum length of a source file, in lines.
 const LONGEST: usize = 600;
 
 /// Every file begins with a doc comment that describes it.
@@ -76,7 +76,7 @@ pub fn lengths(files: &[File]) -> Vec<String> {
 
 /// Unfinished code is not committed.
 pub fn stubs(files: &[File]) -> Vec<String> {
-    // In two parts, so that this file is no finding.
+    // Written in two parts, so that this file is not a finding.
     const STUBS: [&str; 4] = [
         concat!("to", "do!("),
         concat!("unimple", "mented!("),

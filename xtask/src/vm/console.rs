@@ -15,7 +15,7 @@ const FATAL: &[&str] = &[
     "general protection fault",
 ];
 
-/// What the lines so far contained.
+/// The content of the lines so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// The kernel's release, as the guest reports it.

@@ -72,7 +72,7 @@ impl Kernel {
     /// A kernel from a package that the user provides.
     ///
     /// # Errors
-    /// As [`Kernel::of_package`].
+    /// Those of [`Kernel::of_package`].
     pub fn of_file(package: &Path, cache: &Path) -> Result<Self> {
         if !package.is_file() {
             bail!("--kernel-deb {}: no such file", package.display());

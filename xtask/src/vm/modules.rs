@@ -47,7 +47,7 @@ const NEEDED: &[&str] = &[
     // the same on kernels without xt_bpf
     "sch_ingress",
     "cls_bpf",
-    // finding out where a pod's own rules lead a connection
+    // finding out where a pod's own rules redirect a connection
     "nf_conntrack_netlink",
     // listing a pod's sockets
     "inet_diag",

@@ -27,7 +27,8 @@ pub enum Accelerator {
 impl Accelerator {
     /// kvm if this kernel boots with it, else emulation.
     pub fn find(image: &Path) -> Self {
-        // It is tried, because in some virtual machines the kvm device exists but cannot run an ordinary kernel.
+        // kvm is tried, because in some virtual machines the kvm device exists but cannot run an ordinary
+        // kernel.
         match kvm_works(image) {
             Ok(true) => Self::Kvm,
             _ => Self::Tcg,
@@ -43,10 +44,10 @@ impl Accelerator {
         };
         // no_timer_check: an emulated timer may miss ticks while this machine is busy, and the kernel would
         // panic ("IO-APIC + timer doesn't work"). For the same reason the kernel must not calibrate its time
-        // stamp counter, with which hours could pass in a minute; it uses hpet instead. The lockup detector
-        // triggers after two minutes instead of twenty seconds.
-        // panic=-1 restarts at once, and -no-reboot makes qemu exit instead. The kernel passes unknown
-        // parameters to its first process as environment.
+        // stamp counter, because with a wrong frequency hours could pass in a minute; it uses hpet instead.
+        // The lockup detector triggers after two minutes instead of twenty seconds. panic=-1 restarts at
+        // once, and -no-reboot makes qemu exit instead. The kernel passes unknown parameters to its first
+        // process as environment.
         format!(
             "console=ttyS0 no_timer_check tsc=unstable watchdog_thresh=60 panic=-1 oops=panic random.trust_cpu=on mitigations=off TESTBED_PACE={pace} \
              PROBE_HANDLER_KERNEL_PATH={kernel_path} rdinit=/bin/testbed -- guest"
@@ -120,7 +121,7 @@ pub struct Machine<'a> {
     pub accelerator: Accelerator,
     /// Processors.
     pub processors: u32,
-    /// Whether the daemons of the suite use the kernel path where the case does not set it.
+    /// Whether the daemons of the suite use the kernel path if the case does not set it.
     pub kernel_path: bool,
     /// The log files of the kernel and the guest.
     pub logs: Logs,

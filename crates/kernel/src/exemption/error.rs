@@ -131,13 +131,13 @@ impl std::fmt::Display for Part {
 
 impl Error {
     /// Whether the error is that the table exists already.
-    pub(super) fn is_there_already(&self) -> bool {
+    pub(super) fn is_existing_table(&self) -> bool {
         matches!(self, Self::Refused { part: Part::Table, source, .. }
             if source.raw_os_error() == Some(libc::EEXIST))
     }
 
-    /// The same, or [`Error::NoPin`] if that is the reason: the kernel refuses a rule whose pin does not exist with the same
-    /// error number as a rule whose match does not exist.
+    /// Returns [`Error::NoPin`] instead if the pin is missing, because the kernel refuses a rule whose pin does not exist
+    /// with the same error number as a rule whose match does not exist.
     pub(super) fn or_no_pin(self, program: &Program) -> Self {
         match (self, program) {
             (
@@ -151,7 +151,7 @@ impl Error {
         }
     }
 
-    /// Whether the kernel can't call program `exempt` from rules, so that tc is to be tried.
+    /// Whether the kernel can't call program `exempt` from rules, so that the caller should try tc.
     pub const fn is_missing_match(&self) -> bool {
         matches!(
             self,
@@ -209,7 +209,7 @@ impl Error {
     }
 
     /// The message for the operator: the error with its causes, and what to do.
-    pub fn told(self) -> String {
+    pub fn message(self) -> String {
         let remedy = self.remedy();
         format!("{:#}; {remedy}", anyhow::Error::from(self))
     }
@@ -277,13 +277,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let pin = directory.path().join("exempt");
         let named = Program::pinned(&pin).expect("a short path");
-        let told = missing().or_no_pin(&named).told();
-        assert!(told.contains("pins it again"), "{told}");
-        assert!(!told.contains("modprobe"), "{told}");
+        let message = missing().or_no_pin(&named).message();
+        assert!(message.contains("pins it again"), "{message}");
+        assert!(!message.contains("modprobe"), "{message}");
         std::fs::write(&pin, "").expect("a file");
         for named in [named, Program::Descriptor(7)] {
-            let told = missing().or_no_pin(&named).told();
-            assert!(told.contains("modprobe xt_bpf"), "{told}");
+            let message = missing().or_no_pin(&named).message();
+            assert!(message.contains("modprobe xt_bpf"), "{message}");
         }
     }
 
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(error.missing_for(&Family::ALL), [Family::V6]);
         let error = Error::MissingForTc(Missing::ClsBpf);
         assert_eq!(error.missing_for(&Family::ALL), Family::ALL);
-        assert!(error.told().contains("modprobe cls_bpf"));
+        assert!(error.message().contains("modprobe cls_bpf"));
         assert!(Error::NoInterface.missing_for(&Family::ALL).is_empty());
     }
 
@@ -307,7 +307,7 @@ mod tests {
             family: Family::V4,
             missing: Missing::BpfMatch,
         };
-        let text = error.told();
+        let text = error.message();
         assert!(text.contains("modprobe xt_bpf"), "{text}");
         assert!(text.contains("family ip"), "{text}");
     }

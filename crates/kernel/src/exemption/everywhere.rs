@@ -1,4 +1,4 @@
-//! Takes our rules and tc filters out of every pod on the node: for `probe-handler cleanup`.
+//! Removes our rules and tc filters from every pod on the node, for `probe-handler cleanup`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,17 +9,17 @@ use super::remove_all;
 use crate::netns::Netns;
 use model::netns::NetnsId;
 
-/// What came of it.
+/// The result of [`remove_everywhere`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// In how many network namespaces there were rules or tc filters.
+    /// Number of network namespaces that had rules or tc filters.
     pub namespaces: usize,
-    /// Where they could not be removed, and why.
+    /// The namespaces where removing failed, and why.
     pub troubles: Vec<String>,
 }
 
-/// Removes our rules and tc filters from every network namespace that a process is in, or that is held by name in /run/netns, but from
-/// the caller's own, where we put none.
+/// Removes our rules and tc filters from every network namespace that contains a process or has a name in /run/netns. Skips the
+/// caller's own namespace, where the daemon installs none.
 ///
 /// # Errors
 /// Those of reading /proc.
@@ -38,14 +38,15 @@ pub fn remove_everywhere() -> io::Result<Removed> {
     Ok(removed)
 }
 
-/// Removes our rules and tc filters from the namespace at `path`, if it still is `id`; whether there were any.
+/// Removes our rules and tc filters from the namespace at `path`, if that is still namespace `id`. Returns
+/// whether there were any.
 fn remove_at(path: &Path, id: NetnsId) -> Result<bool, String> {
     let netns = match Netns::open(path) {
         Ok(netns) if netns.id() == id => netns,
-        // Gone meanwhile, and its rules with it.
+        // The namespace no longer exists, and its rules were removed with it.
         _ => return Ok(false),
     };
-    remove_all(&netns).map_err(super::Error::told)
+    remove_all(&netns).map_err(super::Error::message)
 }
 
 /// Each network namespace once, with a path to it.
@@ -56,7 +57,7 @@ fn namespaces() -> io::Result<BTreeMap<NetnsId, PathBuf>> {
         .map(|entry| entry.path().join("ns/net"));
     let named = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     let named = named.map(|entry| entry.path());
-    // One that can't be looked at is of a process that has ended.
+    // A namespace whose id can't be read belongs to a process that has ended.
     let known = processes
         .chain(named)
         .filter_map(|path| Some((NetnsId::at(&path).ok()?, path)));

@@ -1,7 +1,7 @@
 //! The kernel path, in a pod: rules that exempt the kubelet's connections from the mesh's redirect.
 //!
-//! For each incoming SYN the rules run program `exempt`, by netfilter's match xt_bpf. The program looks the SYN's two
-//! addresses and ports up in map `CONNECTING`, to which program `sock_ops` adds each connection that the kubelet is
+//! For each incoming SYN the rules run program `exempt`, by netfilter's match xt_bpf. The program looks up the SYN's
+//! two addresses and ports in map `CONNECTING`, to which program `sock_ops` adds each connection that the kubelet is
 //! opening. A SYN in the map is not redirected: the app answers it or, without a listener, the pod's network stack.
 //!
 //! The rules keep the program loaded, and the program keeps its map. The rules are removed with the pod's namespace.
@@ -53,7 +53,7 @@ pub enum Matcher {
 pub struct Exemption {
     program: OwnedFd,
     named: Program,
-    /// Or why the kernel does not load it.
+    /// Program `classify`, or why the kernel does not load it.
     classifier: Result<Classifier, String>,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Classifier {
 }
 
 impl Exemption {
-    /// For the program `exempt`. Rules refer to it by this descriptor.
+    /// Installs rules that call program `exempt`. They refer to it by this descriptor.
     pub(super) fn new(program: OwnedFd, classifier: Result<Classifier, String>) -> Self {
         let named = Program::Descriptor(program.as_raw_fd());
         Self {
@@ -131,7 +131,8 @@ impl Exemption {
         Ok(())
     }
 
-    /// The filters first: they have no effect without rules, while rules without filters match nothing.
+    /// Installs the filters before the rules: filters have no effect without rules, while rules without
+    /// filters match nothing.
     fn put_by_tc(
         &self,
         netns: &Netns,
@@ -142,7 +143,7 @@ impl Exemption {
             .classifier
             .as_ref()
             .map_err(|why| Error::NotLoaded(why.clone()))?;
-        // Another daemon may have set it meanwhile.
+        // Reads the key again, because another daemon may have set it meanwhile.
         let key = key.get(&0, 0).map_err(Error::Key)?;
         let class = class(key, netns.id().inode);
         let priority = priority(key, class)
@@ -162,17 +163,17 @@ impl Exemption {
 /// Installs the rules of one family in one transaction; returns whether they replaced others.
 fn put_rules(netns: &Netns, family: Family, how: Match<'_>) -> Result<bool, Error> {
     match transaction::commit(netns, family, &rules::create(family, how)) {
-        Err(error) if error.is_there_already() => {
+        Err(error) if error.is_existing_table() => {
             transaction::commit(netns, family, &rules::replace(family, how)).map(|()| true)
         }
         put => put.map(|()| false),
     }
 }
 
-/// Removes all of it from a pod: the rules of both families, and the tc filters. Returns whether there was any.
+/// Removes the rules of both families and the tc filters from a pod. Returns whether there were any.
 ///
 /// # Errors
-/// [`Error`]. Then some of it may be left.
+/// [`Error`]. Then some rules or filters may remain.
 pub fn remove_all(netns: &Netns) -> Result<bool, Error> {
     let mut any = false;
     for family in Family::ALL {
@@ -182,7 +183,8 @@ pub fn remove_all(netns: &Netns) -> Result<bool, Error> {
     Ok(any)
 }
 
-/// Removes the rules of one family from a pod in one transaction; whether there were any. A kernel without nftables has none.
+/// Removes the rules of one family from a pod in one transaction. Returns whether there were any: on a kernel without
+/// nftables there are none.
 ///
 /// # Errors
 /// [`Error`]. Then the rules are unchanged.

@@ -87,8 +87,8 @@ pub(super) fn create(family: Family, how: Match<'_>) -> Sealed {
     rules.batch.end()
 }
 
-/// The transaction that installs the rules and replaces existing ones. It takes the kernel many times as long, because it
-/// waits until no packet is in the old chains.
+/// The transaction that installs the rules and replaces existing ones. The kernel takes many times as long for it,
+/// because it waits until no packet is in the old chains.
 pub(super) fn replace(family: Family, how: Match<'_>) -> Sealed {
     let mut rules = Rules::begin(family);
     // Created before it is deleted, because deleting a missing table would fail the transaction.
@@ -160,8 +160,8 @@ impl Rules {
         });
     }
 
-    /// Makes conntrack delete a closed connection immediately: then its addresses and ports count as a new connection,
-    /// for the kubelet after another process and for another process after the kubelet. A remaining entry of an exempt
+    /// Makes conntrack delete a closed connection immediately: then conntrack treats the next connection with the same
+    /// addresses and ports as new, whether the kubelet or another process opens it. A remaining entry of an exempt
     /// connection, for example of one that was never answered, lets only the kubelet's SYN through.
     fn guard(&mut self, how: Match<'_>) {
         self.chain("guard", "filter", GUARD, Part::Chain);

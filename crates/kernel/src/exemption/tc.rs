@@ -1,7 +1,8 @@
 //! tc filters in a pod: program `classify` at the ingress of the pod's interfaces, for kernels without netfilter's match xt_bpf.
 //!
 //! The filters keep the program loaded, and the program keeps its maps. They are removed with the interface. They are in qdisc
-//! `clsact`, which exists at most once for an interface and which others may have made; only ours is changed there.
+//! `clsact`, which exists at most once for an interface, and which another program may have created. This module changes only
+//! our own filters there.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -22,23 +23,24 @@ use super::rules::LOOPBACK;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
 
-/// The handle of our filter, by which it differs from others of the same priority.
+/// The handle of our filter, which distinguishes it from others of the same priority.
 pub const HANDLE: u32 = 0x7068_0001;
 /// The name of our filter.
 const NAME: &str = "probe_handler";
-/// The name of our filter where we have made the qdisc, which is then removed with it.
+/// The name of our filter if we created the qdisc, which is then removed with the filter.
 const NAME_WITH_QDISC: &str = "probe_handler+clsact";
 /// The names of the qdiscs that have filters at ingress.
 const CLSACT: &str = "clsact";
 const INGRESS: &str = "ingress";
 /// `ETH_P_ALL`: a filter for packets of all protocols.
 const ALL_PROTOCOLS: u16 = 3;
-/// Number of interfaces that get a filter: a process that may configure the pod's network can add any number.
+/// Maximum number of interfaces that get a filter, because a process that may configure the pod's network can
+/// add any number of interfaces.
 const INTERFACES: usize = 8;
-/// Such a process can also make the lists of filters long.
+/// Maximum time for listing filters, because such a process can also add any number of filters.
 const LISTS: Duration = Duration::from_secs(1);
 
-/// Interfaces by which connections to the pod may arrive: those with an address, except `lo`.
+/// Interfaces through which connections to the pod may arrive: those with an address, except `lo`.
 ///
 /// # Errors
 /// [`Error::Socket`], [`Error::NoInterface`].
@@ -90,8 +92,8 @@ pub(super) fn put(
     Ok(())
 }
 
-/// Removes our filters from all interfaces of `netns`, and the qdiscs that we have made, unless others use them. Returns whether
-/// there were any.
+/// Removes our filters from all interfaces of `netns`, and the qdiscs that we created, unless other filters use them. Returns
+/// whether there were any.
 ///
 /// # Errors
 /// [`Error`].
@@ -221,14 +223,15 @@ impl Tc {
             }
         });
         match listed {
-            // A kernel without tc.
+            // The kernel does not support tc.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
             Err(error) => Err(Error::Socket(error)),
             Ok(()) => Ok(interfaces),
         }
     }
 
-    /// Adds qdisc `clsact`, unless `interface` has one, or an `ingress`, which has the same filters. Returns whether it was added.
+    /// Adds qdisc `clsact`, unless `interface` already has it or qdisc `ingress`, which has the same filters. Returns whether
+    /// it was added.
     fn add_qdisc(&self, interface: u32) -> Result<bool, Error> {
         let added = self.ask(
             RouteNetlinkMessage::NewQueueDiscipline,
@@ -282,7 +285,8 @@ impl Tc {
         })
     }
 
-    /// Removes our filter from `interface`, and the qdisc if we have made it and no filter is left. Returns whether there was one.
+    /// Removes our filter from `interface`, and the qdisc if we created it and it has no other filter. Returns whether there
+    /// was one.
     fn remove(&self, interface: u32) -> io::Result<bool> {
         let filters = self.filters(interface, TcHandle::MIN_INGRESS)?;
         let Some(ours) = ours(&filters) else {

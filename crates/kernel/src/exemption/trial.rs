@@ -36,7 +36,7 @@ pub enum Trial {
 /// The maximum duration of a trial.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A trial connection that was started, and is usually answered.
+/// A trial connection that was started. The pod has usually answered it already.
 pub struct Attempt {
     to: SocketAddr,
     socket: Socket,
@@ -46,8 +46,8 @@ pub struct Attempt {
 }
 
 /// Starts a trial connection to `address` of the pod in `netns`, from the calling thread's namespace. Its SYN passes through
-/// the pod's rules before this returns. `number` is that of the try: an app may have started to listen on the first free port
-/// since the query, but hardly on both.
+/// the pod's rules before this returns. `number` is the number of the attempt: an app may have started to listen on the first
+/// free port since the query, but is unlikely to listen on the second one too.
 ///
 /// # Errors
 /// The result, if no connection can be started.

@@ -1,4 +1,4 @@
-//! Learns of changes to the rules in a pod as they happen: ours may be among what somebody removes.
+//! Reports changes to the rules in a pod as they happen, because another process may remove our rules.
 
 use std::io;
 
@@ -7,8 +7,8 @@ use nix::sys::socket::SockProtocol;
 use crate::netns::Netns;
 use crate::subscription::Subscription;
 
-/// `NFNLGRP_NFTABLES` of include/uapi/linux/netfilter/nfnetlink.h, as a mask. iptables' legacy rules are not told of, but
-/// nobody removes ours by them.
+/// `NFNLGRP_NFTABLES` of include/uapi/linux/netfilter/nfnetlink.h, as a mask. The kernel does not report changes by
+/// legacy iptables, but those can't remove our rules.
 const RULES: u32 = 1 << (7 - 1);
 
 /// `RTNLGRP_TC` of include/uapi/linux/rtnetlink.h, as a mask: qdiscs and filters of tc. Programs of tcx are not reported.
@@ -17,7 +17,7 @@ const FILTERS: u32 = 1 << (4 - 1);
 /// A subscription to one namespace's nftables. It keeps the namespace alive: drop it with the pod.
 pub struct RulesWatch {
     rules: Subscription,
-    /// None: the rules do not depend on tc filters.
+    /// `None` if the rules do not depend on tc filters.
     filters: Option<Subscription>,
 }
 
@@ -34,7 +34,7 @@ impl RulesWatch {
         })
     }
 
-    /// Subscribes to changes of tc filters, too, or no longer.
+    /// Starts or ends the subscription to changes of tc filters.
     ///
     /// # Errors
     /// Those of `setns`, `socket` and `bind`.
@@ -50,7 +50,7 @@ impl RulesWatch {
         Ok(())
     }
 
-    /// Waits for the next change; several at once are one.
+    /// Waits for the next change; several pending changes are reported as one.
     ///
     /// # Errors
     /// Those of the runtime's reactor.
@@ -64,10 +64,10 @@ impl RulesWatch {
         }
     }
 
-    /// Passes over the changes until now: those that we have made ourselves.
-    pub fn pass_over(&self) {
+    /// Discards the changes up to now, which this daemon made itself.
+    pub fn discard(&self) {
         for subscription in std::iter::once(&self.rules).chain(&self.filters) {
-            if let Err(error) = subscription.pass_over() {
+            if let Err(error) = subscription.discard() {
                 tracing::debug!(%error, "changes to a pod's rules can't be read");
             }
         }

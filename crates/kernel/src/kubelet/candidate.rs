@@ -1,4 +1,4 @@
-//! Chooses, of several processes that could be the kubelet, the one that most likely is.
+//! Chooses the most likely one of several processes that could be the kubelet.
 //!
 //! All candidates run as root. So a wrong one is either started by root by accident (a kubelet that was started by
 //! hand, a script with that name), or a set-uid program that has set its real uid to root's too.

@@ -47,7 +47,7 @@ impl Events {
     }
 
     /// Whether there is an instance.
-    pub fn are_told(&self) -> bool {
+    pub fn is_available(&self) -> bool {
         self.0.get().is_some()
     }
 

@@ -167,7 +167,7 @@ async fn keep(shared: Arc<Shared>, missing: Missing) {
 
 /// Why inotify does not cover all cgroups, and what to do.
 fn why_blind(events: &Events, errno: Errno) -> String {
-    let limit = match events.are_told() {
+    let limit = match events.is_available() {
         true => "max_user_watches",
         false => "max_user_instances",
     };

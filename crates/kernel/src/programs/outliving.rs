@@ -1,4 +1,4 @@
-//! The pins by which programs outlive their daemon, and which of several daemons has them.
+//! The pins by which programs outlive their daemon, and which of several daemons owns them.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -13,22 +13,22 @@ use super::{Attached, Programs};
 use crate::pins::{self, Pins};
 use crate::{cgroup_programs, orphans};
 
-/// A daemon that has not shown for this long that it runs does not own the pins any more. A daemon shows it every 100 ms.
+/// A daemon no longer owns the pins once it has not reported for this long that it runs. It reports this every 100 ms.
 const OWNER_SILENCE: Duration = Duration::from_secs(3);
 
 impl Programs {
-    /// Whether programs, and what they need, stay when this process ends.
+    /// Whether the programs, and what they need, stay loaded when this process ends.
     pub fn outlives(&self) -> bool {
         self.pins.is_some() && self.adopted
     }
 
-    /// What could not be pinned, if so.
+    /// What could not be pinned, and why; `None` if all is pinned.
     pub fn pins_trouble(&self) -> Option<&str> {
         self.pins_failed.as_deref()
     }
 
-    /// Puts our attachments into the place of those that an earlier daemon has left behind, which end by that. To be
-    /// called when our programs know all that is to be known.
+    /// Replaces the pinned attachments of an earlier daemon with ours, which detaches the earlier ones. Call this
+    /// once the maps of our programs are filled.
     pub fn adopt(&mut self) {
         self.adopted = true;
         if let Some(pins) = &self.pins {
@@ -37,29 +37,30 @@ impl Programs {
         self.pin_links();
     }
 
-    /// Removes exemptions of connections that are no longer being opened: see [`orphans`]. To be called every few seconds.
+    /// Removes exemptions of connections that are no longer being opened: see [`orphans`]. Call this every few seconds.
     pub fn remove_orphans(&self) {
         match orphans::remove(&self.connecting) {
             Ok(0) => {}
             Ok(removed) => tracing::info!(
                 removed,
-                "removed exemptions of connections whose end no program has seen"
+                "removed exemptions of connections whose end the programs missed"
             ),
-            Err(error) => tracing::debug!(%error, "cannot look for exemptions that remain"),
+            Err(error) => tracing::debug!(%error, "cannot search for leftover exemptions"),
         }
     }
 
-    /// Whether another daemon maintains the rules in pods: one that has taken our pins and runs; or, if we have no pins, any
-    /// whose programs are attached beside ours. Without common pins, two daemons have a map `CONNECTING` each, and would
-    /// replace each other's rules all the time.
-    pub fn rules_are_anothers(&self) -> bool {
+    /// Whether another daemon maintains the rules in pods: a running daemon that has replaced our pins; or, if we have no
+    /// pins, any daemon whose programs are attached beside ours. Without common pins, each daemon has its own map
+    /// `CONNECTING`, and they would replace each other's rules all the time.
+    pub fn another_maintains_rules(&self) -> bool {
         match &self.pins {
             Some(pins) => self.adopted && !self.has_pins(pins) && self.another_has_pins(pins),
             None => self.another_is_attached(),
         }
     }
 
-    /// Whether the kubelet's cgroup has a program `sock_ops` that is not ours; true as long as ours are attached to none.
+    /// Whether the kubelet's cgroup has a program `sock_ops` that is not ours; true as long as our programs are attached
+    /// to no cgroup.
     fn another_is_attached(&self) -> bool {
         let own = self.ebpf.program(programs::SOCK_OPS);
         let own = own.and_then(|program| program.info().ok());
@@ -69,8 +70,8 @@ impl Programs {
         }
     }
 
-    /// Takes the pins back from a daemon that took them and runs no more, as after an upgrade that was undone; also if they
-    /// were removed. To be called every few seconds.
+    /// Pins our attachments again if the pins were removed, or if the daemon that replaced them has ended, as after an
+    /// upgrade that was rolled back. Call this every few seconds.
     pub fn keep_pins(&mut self) {
         let Some(pins) = self.pins.as_ref().filter(|_| self.adopted) else {
             return;
@@ -80,19 +81,19 @@ impl Programs {
         }
         if self.pins_failed.is_none() {
             tracing::warn!(
-                "the pins of the kernel path are of a daemon that does not run any more, or were removed: pinning again"
+                "the pins of the kernel path belong to a daemon that has ended, or were removed: pinning again"
             );
         }
         let shared = self.pin_shared(pins);
         self.pin_all(
             shared
-                .map_err(|error| ("what all daemons share", error))
+                .map_err(|error| ("the state that all daemons share", error))
                 .err(),
         );
     }
 
-    /// Pins new attachments, unless another daemon that runs has the pins: after a restart of the kubelet both of two daemons
-    /// attach again.
+    /// Pins new attachments, unless another running daemon owns the pins: after a restart of the kubelet, both daemons of an
+    /// upgrade attach again.
     pub(super) fn pin_new_links(&mut self) {
         let another = |pins: &Pins| !self.has_pins(pins) && self.another_has_pins(pins);
         if self.adopted && !self.pins.as_ref().is_some_and(another) {
@@ -105,21 +106,21 @@ impl Programs {
         self.pinned.is_some() && self.pinned == pins.number(&pins::link(programs::SOCK_OPS))
     }
 
-    /// Whether another daemon that runs has the pins.
+    /// Whether another running daemon owns the pins.
     fn another_has_pins(&self, pins: &Pins) -> bool {
         let silence = self
             .connecting
             .clock
             .silence_of(&pins.path(maps::HEARTBEAT));
-        // Ours may be pinned although an attachment could not be.
+        // Our heartbeat may be pinned although pinning an attachment failed.
         let is_ours = self.pinned_heartbeat.is_some()
             && self.pinned_heartbeat == pins.number(maps::HEARTBEAT);
-        !is_ours && pins.are_there() && silence.is_some_and(|silence| silence < OWNER_SILENCE)
+        !is_ours && pins.exist() && silence.is_some_and(|silence| silence < OWNER_SILENCE)
     }
 
-    /// Pins the maps and the program that all daemons share, where there are none.
+    /// Pins the maps and the program that all daemons share, unless they are pinned already.
     fn pin_shared(&self, pins: &Pins) -> Result<(), pins::Error> {
-        pins.make()?;
+        pins.create()?;
         if pins.number(maps::CONNECTING_PIN).is_none() {
             let _path = pins.replace(self.connecting_fd.as_fd(), maps::CONNECTING_PIN)?;
         }
@@ -135,17 +136,19 @@ impl Programs {
         Ok(())
     }
 
-    /// Pins the attachments, if it is our turn. What can't be pinned works for as long as we live.
+    /// Pins the attachments once [`Programs::adopt`] was called. What can't be pinned works until this
+    /// process ends.
     fn pin_links(&mut self) {
         self.pin_all(None);
     }
 
-    /// As [`Programs::pin_links`], after `failed` could not be pinned. Logs failures once, until pinning works again.
+    /// Like [`Programs::pin_links`], after `failed` could not be pinned. Logs failures once, until pinning works
+    /// again.
     fn pin_all(&mut self, failed: Option<(&str, pins::Error)>) {
         let Some(pins) = self.pins.as_ref().filter(|_| self.adopted) else {
             return;
         };
-        // The heartbeat first, so that the owner of the attachments is known as soon as they are there.
+        // Pins the heartbeat first, so that the owner of the attachments is known as soon as they are pinned.
         let heartbeat = pins.replace(self.heartbeat_fd.as_fd(), maps::HEARTBEAT);
         let pinned_heartbeat = pins.number(maps::HEARTBEAT).filter(|_| heartbeat.is_ok());
         let heartbeat = heartbeat.map_err(|error| (maps::HEARTBEAT, error)).err();
@@ -166,7 +169,7 @@ impl Programs {
             .flatten();
         let failures = failures.into_iter().map(|(what, error)| {
             let error = anyhow::Error::from(error);
-            format!("cannot pin {what}, which ends with this daemon: {error:#}")
+            format!("cannot pin {what}, so it ends with this daemon: {error:#}")
         });
         let failures: Vec<String> = failures.collect();
         let first = failures.first().cloned();
@@ -212,7 +215,7 @@ impl Shape {
         }
         let unlike = |what: &str| {
             format!(
-                "{} {what}: another program's, or left by another version; `probe-handler cleanup` removes it",
+                "{} {what}: another program or another version created it; `probe-handler cleanup` removes it",
                 path.display()
             )
         };
@@ -225,7 +228,7 @@ impl Shape {
         if is_ours {
             Ok(())
         } else {
-            Err(unlike("is a map of another shape"))
+            Err(unlike("is a map of another type or size"))
         }
     }
 }

@@ -28,8 +28,8 @@ impl Flag {
         self.among(words.map(String::as_str))
     }
 
-    /// The flag's value among `words`: `--name value`, `--name=value`, `-n value`, `-n=value` or `-nvalue`. Of several the
-    /// last one counts.
+    /// The flag's value among `words`: `--name value`, `--name=value`, `-n value`, `-n=value` or `-nvalue`. If the flag is
+    /// given several times, the last one counts.
     fn among<'a>(self, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
         let mut value = None;
         let mut words = words;
@@ -43,7 +43,7 @@ impl Flag {
         value
     }
 
-    /// What follows the flag's name in `word`; `None` if it is another word.
+    /// The text after the flag's name in `word`; `None` if `word` is not the flag.
     fn rest(self, word: &str) -> Option<&str> {
         match word.strip_prefix("--") {
             Some(long) => long

@@ -19,7 +19,7 @@ const EXCLUDED: Flag = Flag::long("exclude-inbound-ports");
 const FAMILIES: Flag = Flag::long("ip-family-mode");
 /// The configuration as YAML.
 pub(super) const CONFIG: &str = "traffic.kuma.io/transparent-proxy-config";
-/// "0": not redirected.
+/// The port for IPv4; "0": not redirected.
 pub(super) const PORT_ANNOTATION: &str = "kuma.io/transparent-proxying-inbound-port";
 /// The same for IPv6, up to Kuma 2.8; 15010 by default.
 pub(super) const PORT_V6_ANNOTATION: &str = "kuma.io/transparent-proxying-inbound-v6-port";
@@ -77,7 +77,7 @@ fn taken(pod: &Pod, config: &Value, excluded: Option<&str>) -> Ports {
     }
 }
 
-/// The configuration in the annotation, or in the init container's arguments; null if there is none.
+/// The configuration in the annotation, or in the init container's arguments; `Null` if there is none.
 fn config(pod: &Pod) -> Value {
     let text = annotation(pod, CONFIG).or_else(|| {
         let given = named(pod, &INIT).find_map(|init| Flag::long("config").of(init));

@@ -60,7 +60,7 @@ fn take<'a>(der: &mut &'a [u8], tag: u8) -> Option<&'a [u8]> {
     Some(value)
 }
 
-/// As [`take`], where the value may be missing.
+/// Like [`take`], but the value may be missing.
 fn take_optional<'a>(der: &mut &'a [u8], tag: u8) -> Option<Option<&'a [u8]>> {
     match der.first() {
         Some(&first) if first == tag => take(der, tag).map(Some),
@@ -166,13 +166,13 @@ fn bits(number: &[u8]) -> usize {
     }
 }
 
-/// Checks what Go's parser checks of extensions: that none is there twice, and the names of the subject.
+/// Checks extensions as Go's parser does: none may occur twice, and the names of the subject must be valid.
 fn check_extensions(mut extensions: &[u8]) -> Result<(), &'static str> {
     let mut seen = Vec::new();
     while !extensions.is_empty() {
         let (id, value) = extension(&mut extensions).ok_or(MALFORMED)?;
         if seen.contains(&id) {
-            return Err("an extension of the certificate is there twice");
+            return Err("the certificate contains an extension twice");
         }
         seen.push(id);
         if id == SUBJECT_ALT_NAME {
@@ -213,14 +213,14 @@ pub(super) mod tests {
         )
     }
 
-    /// As [`certificate`], with these extensions.
+    /// Like [`certificate`], with these extensions.
     pub(super) fn extended(serial: &[u8], modulus: &[u8], extensions: &[&[u8]]) -> Vec<u8> {
         let empty = der(SEQUENCE, &[]);
         let numbers = der(
             SEQUENCE,
             &[&der(INTEGER, &[modulus]), &der(INTEGER, &[&[1, 0, 1]])],
         );
-        // Compared byte for byte with ring's, so it must be in its shortest form.
+        // This is compared byte for byte with ring's encoding, so it must be in its shortest form.
         let algorithm = der(SEQUENCE, &[&[OBJECT_IDENTIFIER, 9], RSA, &[5, 0]]);
         let key = der(SEQUENCE, &[&algorithm, &der(BIT_STRING, &[&[0], &numbers])]);
         let version = der(VERSION, &[&der(INTEGER, &[&[2]])]);

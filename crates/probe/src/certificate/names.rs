@@ -1,4 +1,4 @@
-//! Subject alternative names, as far as Go's parser refuses them (Go 1.26, crypto/x509/parser.go, `parseSANExtension`).
+//! Checks subject alternative names as Go's parser does (Go 1.26, crypto/x509/parser.go, `parseSANExtension`).
 
 use super::{SEQUENCE, take, take_any};
 use crate::go_url::Url;
@@ -78,7 +78,7 @@ mod tests {
         (URI, b":", false),
         (URI, b"%zz://", false),
         (URI, b"https://app/\xc3\xa4", false),
-        // Other kinds of names are not looked into.
+        // Other kinds of names are not checked.
         (0xa4, b"\xff", true),
         (0x88, b"\xff", true),
     ];

@@ -16,8 +16,9 @@ const ED25519: &[u8] = &[0x2b, 0x65, 0x70];
 const RING_MODULUS: std::ops::RangeInclusive<usize> = 2048..=8192;
 const RING_EXPONENT: std::ops::RangeInclusive<usize> = 2..=33;
 
-/// Whether `signature` over `message` is by the key of `certificate`. So that nothing fails that passes with Go, a signature
-/// that ring can't verify counts as right: by P-224 and P-521 keys, with SHA-512 by an EC key, by RSA keys under 2048 bits.
+/// Verifies that `signature` of `message` was made with the key of `certificate`. A signature that ring can't verify counts
+/// as valid, so that nothing fails that passes with Go: signatures by P-224 and P-521 keys, with SHA-512 by an EC key, and
+/// by RSA keys under 2048 bits.
 ///
 /// # Errors
 /// Why it is wrong.
@@ -32,7 +33,7 @@ pub(crate) fn verify(
         return Err(super::MALFORMED);
     };
     if kind(scheme) != Some(key.kind) {
-        return Err("the handshake is signed by another kind of key than the certificate's");
+        return Err("the handshake was signed with another kind of key than the certificate's");
     }
     let mut able = supported
         .mapping

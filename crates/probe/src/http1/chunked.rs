@@ -7,7 +7,7 @@ use super::ResponseError;
 const LINE_LIMIT: usize = 4096;
 /// Longest trailer section: as far as Go's 4 KiB reader can look ahead. Bytes.
 const TRAILER_LIMIT: usize = 4096;
-/// How much framing is accepted in all, beyond 16 bytes plus twice the data for each chunk. Bytes.
+/// Maximum total size of the framing, beyond 16 bytes plus twice the data for each chunk. Bytes.
 const EXCESS_LIMIT: u64 = 16 * 1024;
 
 /// The current position in the coding.

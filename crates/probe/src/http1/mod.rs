@@ -15,8 +15,8 @@ mod chunked;
 #[cfg(test)]
 mod tests;
 
-/// Most headers (or trailers) in one head. An app that sends more than this is broken; 16 KiB would have room
-/// for 5,461.
+/// Maximum number of headers (or trailers) in one head. An app that sends more than this is broken; 16 KiB
+/// would have room for 5,461.
 const HEADERS_LIMIT: usize = 512;
 
 /// The parts of a response head that the check needs.
@@ -133,7 +133,7 @@ impl ResponseReader {
         self.response.as_ref().map(|(head, _)| head)
     }
 
-    /// As [`Self::head`], by value.
+    /// Like [`Self::head`], by value.
     pub fn into_head(self) -> Option<ResponseHead> {
         self.response.map(|(head, _)| head)
     }

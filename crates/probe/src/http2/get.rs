@@ -65,7 +65,7 @@ where
     loop {
         let (fields, ended) = match connection.next().await? {
             Part::Head(fields, ended) => (fields, ended),
-            Part::Data(..) => return Err(Error::Protocol("a body before its head")),
+            Part::Data(..) => return Err(Error::Protocol("the body arrived before the head")),
             Part::Push => return Err(PUSH),
         };
         let status = value(&fields, ":status").and_then(number::<u16>);

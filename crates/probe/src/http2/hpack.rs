@@ -9,7 +9,7 @@ use crate::HEAD_LIMIT;
 
 /// The size of the dynamic table that an app may use: the protocol's default. Bytes.
 const TABLE_LIMIT: usize = 4096;
-/// What a header costs besides its name and value (RFC 7541, 4.1). Bytes.
+/// Size of a header in the table besides its name and value (RFC 7541, 4.1). Bytes.
 const ENTRY: usize = 32;
 
 /// What a header counts besides its name and value towards [`HEAD_LIMIT`]: as much as in HTTP/1. Bytes.
@@ -69,7 +69,7 @@ pub(super) struct Decoder {
     /// The latest entry first.
     table: VecDeque<Field>,
     size: usize,
-    /// The size to which the app has limited the table; none: [`TABLE_LIMIT`].
+    /// The size to which the app has limited the table; `None`: [`TABLE_LIMIT`].
     limit: Option<usize>,
 }
 

@@ -60,7 +60,7 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
     table
 });
 
-/// The decoded `text`. None if it is not a valid code, or its padding is not that of RFC 7541, 5.2.
+/// The decoded `text`. `None` if it is not a valid code, or its padding is not that of RFC 7541, 5.2.
 pub(super) fn decode(text: &[u8]) -> Option<Vec<u8>> {
     let table = &*TABLE;
     let mut decoded = Vec::with_capacity(text.len() * 2);

@@ -78,7 +78,7 @@ const CODES: [&str; 14] = [
     "HTTP_1_1_REQUIRED",
 ];
 
-/// Why there is no complete answer. Contains no text of the app's.
+/// Why there is no complete answer. Contains no text from the app.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum Error {
     /// The connection ended or failed.
@@ -116,7 +116,7 @@ pub(super) enum Part {
     Head(Vec<Field>, bool),
     /// A piece of the body, and whether the answer ends with it.
     Data(Vec<u8>, bool),
-    /// A request that the app pushes, though it must not.
+    /// A request that the app pushes, which it must not do.
     Push,
 }
 
@@ -284,7 +284,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Reads and handles one frame.
     async fn step(&mut self) -> Result<Option<Part>, Error> {
-        const STRAY: Error = Error::Protocol("frame of a wrong stream");
+        const STRAY: Error = Error::Protocol("frame on the wrong stream");
         let frame = self.read_frame().await?;
         if !self.has_settings && frame.kind != kind::SETTINGS {
             return Err(Error::Protocol("the app does not begin with SETTINGS"));
@@ -413,7 +413,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         if length > FRAME_LIMIT {
-            return Err(Error::Protocol("too long frame, or not HTTP/2"));
+            return Err(Error::Protocol("frame too long, or not HTTP/2"));
         }
         let stream = <[u8; 4]>::try_from(stream).map(u32::from_be_bytes);
         Ok(Frame {

@@ -1,4 +1,4 @@
-//! What tests of metrics record and read, in this crate and in those that add metrics to the same registry.
+//! Fixtures for tests of metrics, in this crate and in those that add metrics to the same registry.
 
 use std::time::Duration;
 

@@ -200,7 +200,7 @@ async fn a_request_may_come_byte_by_byte() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 }
 
-/// The result of a probe through redirects, and the request heads. `next`: the Location for a request's target; none: 204.
+/// The result of a probe through redirects, and the request heads. `next`: the Location for a request's target; `None`: 204.
 async fn redirected(
     next: impl Fn(&str, u16) -> Option<String> + Send + Sync + 'static,
 ) -> ((u16, Reason), Vec<String>) {

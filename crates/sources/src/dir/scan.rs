@@ -27,7 +27,7 @@ const RACY: Duration = Duration::from_millis(100);
 /// A file written this recently may be incomplete: a program that writes in place, such as `cp`, truncates it first.
 const BEING_WRITTEN: Duration = Duration::from_millis(80);
 /// The problem of a file that can no longer be parsed completely.
-const AS_LAST_KNOWN: &str = "the pods that it contained are served as last known";
+const AS_LAST_KNOWN: &str = "the pods that it contained before are still served";
 
 /// Distinguishes a file or directory from another one that replaced it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub struct Scanner {
     path: PathBuf,
     selection: Selection,
     files: BTreeMap<OsString, Parsed>,
-    /// Whether the last scan succeeded: if so and nothing has changed since, there is nothing to report.
+    /// Whether the last scan succeeded: if it did and nothing has changed since, the scan reports nothing.
     settled: bool,
     /// [`BEING_WRITTEN`].
     pub(super) being_written: Duration,
@@ -99,12 +99,12 @@ pub struct Scanner {
 /// A file as it was last read.
 #[derive(Default)]
 struct Parsed {
-    /// None: the next scan reads the file again.
+    /// `None`: the next scan reads the file again.
     stamp: Option<Stamp>,
     identity: Option<Identity>,
     /// Each with its place in the file.
     pods: Vec<(String, FilePod)>,
-    /// Pods that the file had before, if any of them may be what can't be parsed now.
+    /// Pods that the file had before, if the part that can't be parsed now may be one of them.
     kept: Vec<FilePod>,
     problems: Vec<String>,
     /// Whether the part that can't be parsed may be a pod.
@@ -132,10 +132,11 @@ impl FilePod {
 }
 
 impl Parsed {
-    /// The content that counts for a file whose previous content is `old`.
+    /// The content to use for a file whose previous content is `old`.
     fn after(mut self, old: Self) -> Self {
         let had = old.pods.len() + old.kept.len();
-        // The file may be half written, so its old content counts. A file that replaced another one is complete.
+        // The file may be half written, so its old content is used. A file that replaced another one is
+        // complete.
         if self.fresh && had > 0 && self.identity == old.identity {
             return Self {
                 stamp: None,
@@ -164,8 +165,8 @@ impl Scanner {
         }
     }
 
-    /// The daemon's settings have changed: the next scan reads all files again, because their problems depend on the settings
-    /// too. What it can't read is selected here.
+    /// The daemon's settings have changed. The next scan reads all files again, because their problems depend on the settings
+    /// too; the known pods of files that it can't read are selected again here.
     pub fn set_selection(&mut self, selection: Selection) {
         self.selection = selection;
         for file in self.files.values_mut() {
@@ -177,7 +178,8 @@ impl Scanner {
         }
     }
 
-    /// Scans the directory and reads the files that have changed since the last scan. None if nothing has changed.
+    /// Scans the directory and reads the files that have changed since the last scan. Returns `None` if nothing
+    /// has changed.
     ///
     /// # Errors
     /// The directory can't be read. The known pods stay; the next successful scan returns them.
@@ -194,7 +196,7 @@ impl Scanner {
             let unchanged = self.files.get(&name).and_then(|old| old.stamp);
             match fs::metadata(&path) {
                 Ok(metadata) if unchanged == Some(Stamp::from(&metadata)) => {
-                    // Old content moves only after everything is read, so that an error before that does not lose it.
+                    // Moves the old content only after all files are read, so that an earlier error does not lose it.
                     let _ = files.insert(name, None);
                     continue;
                 }
@@ -283,7 +285,7 @@ impl Scanner {
         content.pods.push((place, read));
     }
 
-    /// Combines all files. Of pods with the same name or the same UID, the first one counts.
+    /// Combines all files. If pods have the same name or the same UID, the first one is used.
     fn put_together(&self, read: usize) -> Scan {
         let mut scan = Scan {
             read,
@@ -342,14 +344,14 @@ fn is_manifest(name: &Path) -> bool {
 /// The content of a file.
 struct Contents {
     text: String,
-    /// None if it is not reliable.
+    /// `None` if it is not reliable.
     stamp: Option<Stamp>,
     identity: Identity,
-    /// How long ago the file was written; none if its time stamp is in the future.
+    /// How long ago the file was written; `None` if its time stamp is in the future.
     age: Option<Duration>,
 }
 
-/// Reads the file at `path`, or returns what is wrong with it.
+/// Reads the file at `path`, or returns its problem.
 fn read(path: &Path) -> Result<Contents, String> {
     let unreadable = |error: io::Error| format!("can't be read: {error}");
     let check = |metadata: &Metadata| {
@@ -364,7 +366,7 @@ fn read(path: &Path) -> Result<Contents, String> {
     check(&fs::metadata(path).map_err(unreadable)?)?;
     let file = File::options()
         .read(true)
-        // Do not wait for a writer if the file has become a FIFO.
+        // Does not wait for a writer if the file has become a FIFO.
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(unreadable)?;

@@ -433,7 +433,7 @@ fn a_file_that_can_no_longer_be_parsed_keeps_its_last_known_pods() {
         write_long_ago(dir.path(), "x.yaml", garbled);
         let scan = scanner.scan().unwrap().unwrap();
         assert_eq!(served(&scan.pods), ["a:1"], "{garbled:?}");
-        let expected = "x.yaml: the pods that it contained are served as last known";
+        let expected = "x.yaml: the pods that it contained before are still served";
         assert!(
             scan.problems.iter().any(|problem| problem == expected),
             "{:?}",

@@ -20,7 +20,7 @@ pub struct Health {
 /// The state of all watches of one kind of objects.
 #[derive(Debug, Default)]
 pub struct WatchHealth {
-    /// Whether having no watch is right, and not only the state before the first one.
+    /// Whether it is correct to have no watch, as opposed to not having begun one yet.
     may_be_none: bool,
     contact: Mutex<Contact>,
     lists: AtomicU64,
@@ -33,7 +33,7 @@ struct Contact {
     /// Number of watches, and how many of them are established.
     watches: usize,
     up: usize,
-    heard: Option<Instant>,
+    received: Option<Instant>,
 }
 
 impl Default for Health {
@@ -70,14 +70,14 @@ impl WatchHealth {
     }
 
     /// The server has sent something.
-    pub fn heard(&self) {
-        self.contact.lock().heard = Some(Instant::now());
+    pub fn received(&self) {
+        self.contact.lock().received = Some(Instant::now());
     }
 
     /// All objects were listed.
     pub fn listed(&self) {
         let _ = self.lists.fetch_add(1, Ordering::Relaxed);
-        self.heard();
+        self.received();
     }
 
     /// A failure occurred.
@@ -108,9 +108,12 @@ impl WatchHealth {
         self.contact.lock().watches
     }
 
-    /// Time since the server last sent something; none if it never did.
+    /// Time since the server last sent something; `None` if it never did.
     pub fn silence(&self) -> Option<Duration> {
-        self.contact.lock().heard.map(|heard| heard.elapsed())
+        self.contact
+            .lock()
+            .received
+            .map(|received| received.elapsed())
     }
 
     /// How often all objects were listed.
@@ -143,7 +146,7 @@ impl Registered<'_> {
     /// The watch is established.
     pub fn up(&mut self) {
         self.set(true);
-        self.of.heard();
+        self.of.received();
     }
 
     /// The watch has ended. Returns whether it was established.

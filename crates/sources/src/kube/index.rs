@@ -23,7 +23,7 @@ const MAX_TEXT: usize = 512;
 /// Maximum number of problems reported at once.
 const MAX_PROBLEMS: usize = 100;
 
-/// What is kept of a Pod.
+/// The data that is kept of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodRecord {
     /// The parsed Pod.
@@ -63,7 +63,7 @@ struct Selected {
 }
 
 impl Index {
-    /// Without pods yet. The daemon's settings are `selection`, without the marks of a namespace.
+    /// An index without pods. `selection` contains the daemon's settings, without the marks of a namespace.
     pub fn new(selection: Selection) -> Self {
         Self {
             selection,
@@ -127,7 +127,7 @@ impl Index {
         self.select_if(changed)
     }
 
-    /// Forgets all namespaces but those `of_pods`.
+    /// Removes all namespaces except those `of_pods`.
     pub fn keep_namespaces(&mut self, of_pods: &BTreeSet<String>) {
         self.namespaces.retain(|name, _| of_pods.contains(name));
     }
@@ -168,8 +168,8 @@ impl Index {
         true
     }
 
-    /// The selected pods, by name. If two pods claim the same UID, it belongs to the one that got it from the API
-    /// server, as opposed to a mirror pod's annotation, which anybody can write. Without those of the namespaces `awaited`.
+    /// The selected pods, by name. If two pods claim the same UID, it belongs to the one that got it from the API server,
+    /// not from a mirror pod's annotation, which any author can write. Omits pods of the namespaces `awaited`.
     pub fn pods(&self, awaited: &BTreeSet<String>) -> Vec<Arc<SelectedPod>> {
         let owners = self.owners();
         self.selected

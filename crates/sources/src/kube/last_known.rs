@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(5);
 const LIMIT: usize = 4 << 20;
 
 /// The pods as last sent to the registry, including those that are not served.
-pub type Told = Arc<Vec<Arc<SelectedPod>>>;
+pub type SentPods = Arc<Vec<Arc<SelectedPod>>>;
 
 /// The file.
 #[derive(Clone, Debug)]
@@ -58,7 +58,8 @@ impl LastKnown {
         }
     }
 
-    /// Reads the pods. None if the file does not exist, or was written by another version or for another node.
+    /// Reads the pods. `None` if the file does not exist, or was written by another version or for another
+    /// node.
     pub fn read(&self) -> Vec<Arc<SelectedPod>> {
         match self.try_read() {
             Ok(pods) => pods,
@@ -110,7 +111,7 @@ impl LastKnown {
     }
 
     /// Writes each of the `updates` to the file, until their sender is dropped.
-    pub async fn keep(self, mut updates: watch::Receiver<Told>) {
+    pub async fn keep(self, mut updates: watch::Receiver<SentPods>) {
         while updates.changed().await.is_ok() {
             tokio::time::sleep(PACE).await;
             loop {
@@ -144,7 +145,7 @@ impl LastKnown {
         };
         let text = serde_json::to_vec(&contents)?;
         if text.len() > LIMIT {
-            // An old file becomes less accurate every day.
+            // Removes the old file, which would become less accurate every day.
             let _ = fs::remove_file(&self.path);
             return Err(io::Error::other(format!(
                 "{} bytes are more than the limit of {LIMIT}",

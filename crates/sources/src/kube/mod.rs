@@ -31,7 +31,7 @@ pub mod watch_error;
 
 use health::Health;
 use index::{Index, NamespaceRecord, PodRecord, namespace_item, pod_item};
-use last_known::{LastKnown, Told};
+use last_known::{LastKnown, SentPods};
 use namespaces::{NamespaceChange, Progress};
 use object::{NamespaceMetadata, Resource};
 use support::backoff::Timeouts;
@@ -57,7 +57,7 @@ pub struct Options {
     pub selection: watch_channel::Receiver<Selection>,
     /// Timeouts for the API server.
     pub timeouts: Timeouts,
-    /// Where the pods are stored for the next start; none: they are not stored.
+    /// The file that stores the pods for the next start; `None`: they are not stored.
     pub last_known: Option<LastKnown>,
 }
 
@@ -115,7 +115,7 @@ pub async fn run<L: Send>(
                 return;
             }
         }
-        let (to_keep, kept) = watch_channel::channel(Told::default());
+        let (to_keep, kept) = watch_channel::channel(SentPods::default());
         last_sent = Some(to_keep);
         let _ = watches.spawn(file.keep(kept));
     }
@@ -162,7 +162,7 @@ struct Feed<L> {
     /// Dropped once the first pods have been sent.
     listed: Option<L>,
     /// Receives the pods as last sent, if they are stored.
-    last_sent: Option<watch_channel::Sender<Told>>,
+    last_sent: Option<watch_channel::Sender<SentPods>>,
     /// How many pods were sent before the API server answered.
     known_before: usize,
     pods: WatchState,
@@ -226,7 +226,7 @@ impl<L> Feed<L> {
             while let Ok(change) = pods.try_recv() {
                 self.pod(change);
             }
-            // Once for all of them.
+            // Computes the problems once for all of them.
             self.follow_namespaces();
             while let Ok((name, change)) = namespaces.try_recv() {
                 self.namespace(&name, change);
@@ -234,7 +234,7 @@ impl<L> Feed<L> {
         }
     }
 
-    /// When to send the next message; none: there is nothing to send.
+    /// When to send the next message; `None`: there is nothing to send.
     fn due(&self) -> Option<Instant> {
         let troubles = self.troubles_changed.then(Instant::now);
         let pods = self.pods_from().filter(|_| self.pods_changed);
@@ -242,8 +242,8 @@ impl<L> Feed<L> {
         troubles.into_iter().chain(pods).chain(held_back).min()
     }
 
-    /// From when on pods may be sent. Which pods are served depends on the namespaces' labels, but pods wait
-    /// for them only for a short time, and not at all if the daemon may not read them. Later, only pods of a new namespace
+    /// The time from which pods may be sent. Which pods are served depends on the namespaces' labels, but pods wait for
+    /// them only for a short time, and not at all if the daemon may not read them. Later, only pods of a new namespace
     /// wait.
     fn pods_from(&self) -> Option<Instant> {
         let pods = self.pods.listed?;
@@ -342,7 +342,8 @@ impl<L> Feed<L> {
         Ok(())
     }
 
-    /// Whether the pods of an earlier daemon are served, with the namespaces' annotations of that time.
+    /// Whether the last known pods of an earlier daemon are served, according to the namespaces' annotations
+    /// of that time.
     fn served_before(&self) -> bool {
         self.known_before > 0 && self.pods.listed.is_none()
     }
@@ -351,7 +352,7 @@ impl<L> Feed<L> {
         let mut problems = Vec::new();
         if let Some(trouble) = &self.pods.trouble {
             let meanwhile = if self.pods.listed.is_some() || self.served_before() {
-                "pods are served as last known"
+                "the last known pods are served"
             } else {
                 "no pod is served until it answers"
             };
@@ -359,7 +360,7 @@ impl<L> Feed<L> {
         }
         for (text, were_read) in self.namespaces.troubles() {
             let meanwhile = if were_read || self.served_before() {
-                "labels and annotations of namespaces apply as last known"
+                "the last known labels and annotations of namespaces apply"
             } else {
                 "labels and annotations of namespaces are ignored"
             };

@@ -1,7 +1,7 @@
 //! The namespaces of this node's pods: one watch for each, from its first pod to its last.
 //!
 //! A watch of all namespaces would make each node receive each change of any namespace of the cluster. The API server
-//! delivers a watch of one object by name without looking at others, so a node costs it nothing that grows with the cluster.
+//! delivers a watch of one object by name without looking at others, so the cost of a node does not grow with the cluster.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,7 +14,7 @@ use super::index::NamespaceRecord;
 use super::watch::Change;
 use super::watch_error::{Reason, WatchError};
 
-/// A change of the namespace of this name.
+/// A change of the namespace with this name.
 pub type NamespaceChange = (String, Change<NamespaceRecord>);
 
 /// Keeps one watch for each namespace in `wanted`; `start` makes one, which ends when the receiver of its changes is dropped.
@@ -63,7 +63,7 @@ fn resume_panic(ended: Result<(), JoinError>) {
     }
 }
 
-/// How far the watches of namespaces are.
+/// The state of the watches of namespaces.
 #[derive(Debug, Default)]
 pub struct Progress {
     of: BTreeMap<String, State>,
@@ -86,7 +86,7 @@ impl State {
 }
 
 impl Progress {
-    /// These namespaces have pods; returns whether others had before.
+    /// Sets which namespaces have pods; returns whether the set has changed.
     pub fn set(&mut self, names: &BTreeSet<String>, now: Instant) -> bool {
         if self.of.keys().eq(names) {
             return false;
@@ -125,19 +125,19 @@ impl Progress {
         is_news
     }
 
-    /// Whether all namespaces are known, as far as they ever will be.
+    /// Whether each namespace is known, or never will be.
     pub fn all_known(&self) -> bool {
         self.of.values().all(State::is_known)
     }
 
-    /// The namespaces that are not known, and have not had pods for as long as `wait`.
+    /// The unknown namespaces whose first pod appeared less than `wait` ago.
     pub fn awaited(&self, wait: Duration, now: Instant) -> BTreeSet<String> {
         let awaited = |state: &State| !state.is_known() && now < state.since + wait;
         let names = self.of.iter().filter(|(_, state)| awaited(state));
         names.map(|(name, _)| name.clone()).collect()
     }
 
-    /// When the first of the namespaces that are awaited at `now` is awaited no longer.
+    /// When the wait for the first of the namespaces awaited at `now` ends.
     pub fn awaited_until(&self, wait: Duration, now: Instant) -> Option<Instant> {
         let unknown = self.of.values().filter(|state| !state.is_known());
         let until = unknown.map(|state| state.since + wait);
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(progress.awaited(WAIT, start + WAIT), names(&[]));
         assert_eq!(progress.awaited_until(WAIT, start + WAIT), None);
         assert!(!progress.all_known());
-        // Its pods are gone and come back.
+        // Its pods are deleted, and new ones appear.
         assert!(progress.set(&names(&["b"]), start));
         assert!(progress.set(&names(&["a", "b"]), start + WAIT));
         assert_eq!(progress.awaited(WAIT, start + WAIT), names(&["a"]));

@@ -186,7 +186,7 @@ fn container_states(list: &Value) -> Value {
     statuses.filter_map(one).collect()
 }
 
-/// Of a list of conditions, `Ready`; without the texts, which change often.
+/// Reads only `Ready` of a list of conditions, without the texts, which change often.
 fn readiness(conditions: &Value) -> Value {
     let ready = |condition: &&Value| condition.get("type").and_then(Value::as_str) == Some("Ready");
     let kept = |condition: &Value| {
@@ -198,14 +198,14 @@ fn readiness(conditions: &Value) -> Value {
     conditions.filter(ready).filter_map(kept).collect()
 }
 
-/// A field that is a time; null if it is none.
+/// A field that is a time; null if it is not a time.
 fn time(of: &Value, field: &str) -> Value {
     let text = of.get(field).and_then(Value::as_str);
     let is_time = |text: &&str| serde_json::from_value::<Time>(json!(text)).is_ok();
     text.filter(is_time).map_or(Value::Null, |text| json!(text))
 }
 
-/// Labels and annotations of a namespace that concern its pods; none: not set.
+/// Labels and annotations of a namespace that concern its pods; `None`: not set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceMetadata {
     /// Label [`MODE`].

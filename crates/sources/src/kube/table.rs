@@ -1,8 +1,8 @@
-//! All known objects of one kind, whatever the order in which events arrive.
+//! All known objects of one kind. The result does not depend on the order in which events arrive.
 //!
-//! An object's `resourceVersion` is the revision of the store at which it was written. Kubernetes
-//! guarantees since 1.35 that those of one kind can be compared as numbers (KEP-5504), and in practice they could
-//! since etcd 3. A version that is not a number counts as newer than all before it.
+//! An object's `resourceVersion` is the revision of the store at which it was written. Kubernetes guarantees
+//! since 1.35 that those of one kind can be compared as numbers (KEP-5504), and in practice they have been
+//! comparable since etcd 3. A version that is not a number counts as newer than all before it.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -28,7 +28,7 @@ pub struct Item<V> {
 #[derive(Debug)]
 pub struct Table<V> {
     entries: BTreeMap<Name, Entry<V>>,
-    /// The version of the last list: what is not newer was in the list, or was deleted by then.
+    /// The version of the last list: an object that is not newer was in the list, or was deleted by then.
     floor: Option<u64>,
     /// At which versions objects were deleted since, oldest first.
     graves: VecDeque<(Name, u64)>,

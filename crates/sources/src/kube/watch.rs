@@ -1,4 +1,4 @@
-//! Lists and watches one kind of objects for as long as the daemon runs, whatever the API server does.
+//! Lists and watches one kind of objects for as long as the daemon runs, despite failures of the API server.
 //!
 //! It works like client-go's reflector. First it gets all objects: with a watch that begins with them if the
 //! server supports that (`sendInitialEvents`, which needs little memory), else with a list. Then it gets changes
@@ -33,7 +33,7 @@ const PAGE: u32 = 250;
 const WATCH_SECONDS: u32 = 240;
 /// Annotation of the bookmark that ends a watch's initial events.
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
-/// How many usual failures in a row are reported as a problem.
+/// How many transient failures in a row are reported as a problem.
 const USUAL_FAILURES: u32 = 3;
 
 /// One change of one kind of objects.
@@ -45,7 +45,7 @@ pub enum Change<V> {
     Apply(Item<V>),
     /// An object was deleted.
     Delete(Item<V>),
-    /// The watch has failed; none: it works again.
+    /// The watch has failed; `None`: it works again.
     WatchError(Option<WatchError>),
 }
 
@@ -53,7 +53,7 @@ pub enum Change<V> {
 pub struct Watch<C, V, M> {
     /// The client of the API server.
     pub client: Client,
-    /// Field selector; none: all objects.
+    /// Field selector; `None`: all objects.
     pub fields: Option<String>,
     /// Timeouts for the server.
     pub timeouts: Timeouts,
@@ -84,11 +84,12 @@ impl From<WatchError> for End {
 /// Where to resume.
 #[derive(Default)]
 struct Position {
-    /// The version to watch from; none: all objects are needed first.
+    /// The version to watch from; `None`: all objects are needed first.
     resume: Option<String>,
     /// The last version seen: nothing older is accepted.
     seen: Option<String>,
-    /// Whether the server has reported that it does not have the last version seen: its current state counts then.
+    /// Whether the server has reported that it does not have the last version seen. Then any current state is
+    /// accepted.
     latest: bool,
     /// Whether the server can't begin a watch with all objects.
     lists_only: bool,
@@ -150,7 +151,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static, M: Send + 'static> 
                 && position.resume.take().is_some()
                 && trouble.reason == Reason::Expired
             {
-                // The server answers again, and the long pauses were meant for a server that does not.
+                // The server answers again, so the long pauses between attempts end.
                 backoff.reset();
             }
             let pause = backoff
@@ -243,7 +244,7 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static, M: Send + 'static> 
                     return Err(WatchError::new(Reason::Silent, text).into());
                 }
             };
-            health.heard();
+            health.received();
             let (change, version) = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     let item = (self.keep)(object);
@@ -422,12 +423,13 @@ impl Position {
             (Some(version), _) => version.clone(),
             (None, _) if self.latest => String::new(),
             (None, Some(version)) => version.clone(),
-            // Any version that the server has in its cache: a list from the store is a burden on large clusters.
+            // Accepts any version that the server has in its cache, because a list from the store is expensive
+            // in large clusters.
             (None, None) => "0".to_owned(),
         }
     }
 
-    /// Notes from an error of the server that it does not have the last version seen.
+    /// Records, from an error of the server, that it does not have the last version seen.
     fn note(&mut self, error: &kube::Error) {
         if let kube::Error::Api(status) = error
             && self.resume.is_none()

@@ -61,7 +61,7 @@ impl Reason {
         }
     }
 
-    /// Whether it also occurs with a healthy server, and is reported only if it repeats.
+    /// Whether the failure also occurs with a healthy server, and so is reported only if it repeats.
     pub const fn is_usual(self) -> bool {
         matches!(self, Self::Expired | Self::Closed | Self::Silent)
     }
@@ -182,8 +182,8 @@ pub const fn is_refused_as_it_is(status: &Status) -> bool {
     matches!(status.code, 400 | 404 | 405 | 406 | 415 | 422)
 }
 
-/// Whether the server has not reached the requested version yet. Usually it lags behind the server that was asked
-/// before; a server restored from a backup never reaches it.
+/// Whether the server has not reached the requested version yet. Usually this server lags behind the one that
+/// answered earlier; a server restored from a backup never reaches that version.
 pub fn is_too_large(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     causes

@@ -1,5 +1,5 @@
 //! The Secret and the MutatingWebhookConfiguration in the API server. Each write names the version that it is based
-//! on, so that it fails if another replica has written first.
+//! on, so that it fails if another replica wrote it first.
 
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ pub struct Names {
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another replica has written first.
-    #[error("another replica has written first")]
+    /// Another replica has written to the object first.
+    #[error("another replica wrote it first")]
     Conflict,
     /// The request is forbidden.
     #[error(
@@ -216,7 +216,7 @@ fn is(has: Option<&ByteString>, bundle: &str) -> bool {
     has.is_some_and(|has| has.0 == bundle.as_bytes())
 }
 
-/// HTTP 409: another update or creation was earlier.
+/// HTTP 409: another update or creation came first.
 const CONFLICT: u16 = 409;
 /// HTTP 422.
 const UNPROCESSABLE: u16 = 422;

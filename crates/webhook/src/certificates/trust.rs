@@ -119,7 +119,7 @@ impl Trust {
         usable(&self.current, &self.bundle, needs, now)
     }
 
-    /// One with a newly issued certificate, which also trusts the authorities of bundle `before`.
+    /// Content with a newly issued certificate, which also trusts the authorities of bundle `before`.
     fn made(made: Made, before: &str, now: SystemTime) -> Self {
         Self {
             current: Pem {
@@ -131,7 +131,7 @@ impl Trust {
         }
     }
 
-    /// This one with a newly issued next certificate.
+    /// This content with a newly issued next certificate.
     fn with_next(&self, made: Made, now: SystemTime) -> Self {
         let next = Self::made(made, &self.bundle, now);
         Self {

@@ -87,7 +87,7 @@ impl Server {
     /// A server of health and metrics that listens on `address`.
     ///
     /// # Errors
-    /// As for [`Self::admission`].
+    /// Those of [`Self::admission`].
     pub fn observation(address: SocketAddr, observation: Observation) -> anyhow::Result<Self> {
         let limits = Limits {
             connections: 64,

@@ -27,7 +27,7 @@ impl Breaks {
     }
 }
 
-/// What becomes of the line breaks at the end of a block scalar.
+/// How the line breaks at the end of a block scalar are treated.
 #[derive(Clone, Copy, PartialEq)]
 enum Chomping {
     Strip,

@@ -1,5 +1,5 @@
-//! What the node's kernel lacks for the rules of the kernel path. Each attempt to install rules makes such a kernel run modprobe,
-//! so the attempt of one pod stands for all pods, and is repeated less and less often.
+//! What the node's kernel lacks for the rules of the kernel path. Each attempt to install rules makes such a kernel run
+//! modprobe, so the result of one pod's attempt applies to all pods, and attempts are repeated less and less often.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use kernel::exemption::{Family, Matcher};
 const FIRST: Duration = Duration::from_secs(60);
 const MOST: Duration = Duration::from_secs(3_600);
 
-/// What may match exempt connections in pods, in the order in which it is tried.
+/// The matchers that may be used for exempt connections in pods, in the order in which they are tried.
 const MATCHERS: &[Matcher] = &[Matcher::XtBpf, Matcher::Tc];
 
 /// What is missing, by address family and matcher.
@@ -32,7 +32,7 @@ struct Lack {
 }
 
 impl NodeLacks {
-    /// Nothing is known to be missing. `tc_only`: tc is used in any case.
+    /// A record in which nothing is missing. `tc_only`: always use tc.
     pub fn new(tc_only: bool) -> Self {
         Self {
             lacks: Vec::new(),
@@ -48,7 +48,8 @@ impl NodeLacks {
         self.lacks.iter_mut().filter(of)
     }
 
-    /// By what rules of `families` may be installed in a pod at `now`; other pods may not try the same until the result is known.
+    /// The matchers with which rules of `families` may be installed in a pod at `now`; other pods may not try the same until
+    /// the result is known.
     ///
     /// # Errors
     /// What is missing.
@@ -71,14 +72,15 @@ impl NodeLacks {
         Err(missing)
     }
 
-    /// By what rules are installed again in a pod in which they worked: what is not known to be missing.
+    /// The matchers with which rules may be installed again in a pod in which they worked: those not known to
+    /// be missing.
     pub fn known(&mut self, families: &[Family]) -> Matcher {
         let matchers = self.matchers;
         let known = |matcher: &&Matcher| self.of(families, **matcher).next().is_none();
         matchers.iter().find(known).copied().unwrap_or(Matcher::Tc)
     }
 
-    /// Records that rules of `families` could not be installed by `matcher` at `now`.
+    /// Records that rules of `families` could not be installed with `matcher` at `now`.
     pub fn failed(&mut self, families: &[Family], matcher: Matcher, why: &str, now: Instant) {
         for family in families {
             let is_it = |lack: &Lack| lack.family == *family && lack.matcher == matcher;
@@ -95,7 +97,7 @@ impl NodeLacks {
         }
     }
 
-    /// Records that rules of `families` were installed by `matcher`; returns whether it was missing before.
+    /// Records that rules of `families` were installed with `matcher`; returns whether it was missing before.
     pub fn worked(&mut self, families: &[Family], matcher: Matcher) -> bool {
         let before = self.lacks.len();
         self.lacks

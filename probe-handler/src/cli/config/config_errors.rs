@@ -9,7 +9,7 @@ use super::args::NODE_NAME;
 pub struct ConfigError {
     /// Long name of the flag, without dashes.
     pub flag: &'static str,
-    /// The value as given; None if it is missing.
+    /// The value as given; `None` if it is missing.
     pub value: Option<String>,
     /// Why the value is invalid.
     pub reason: String,
@@ -41,7 +41,7 @@ impl InvalidValue {
 // === impl ConfigErrors ===
 
 impl ConfigErrors {
-    /// `value` as parsed by `parse`; None if it is invalid, after adding the mistake.
+    /// `value` as parsed by `parse`; `None` if it is invalid, after adding the mistake.
     pub(super) fn check<T>(
         &mut self,
         flag: &'static str,

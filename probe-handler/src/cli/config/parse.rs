@@ -17,7 +17,7 @@ use webhook::prefix::Prefix;
 
 pub(super) const PODS_REMEDY: &str = "expected kube, the Kubernetes API (the default in a pod of a cluster), or dir:PATH, a directory of Pod manifests";
 pub(super) const NODE_NAME_REMEDY: &str = "expected this node's name, as `kubectl get nodes` shows it; in a pod, set it from spec.nodeName by fieldRef";
-/// Longest path of a Unix socket: sun_path has 108 bytes, of which one ends it (unix(7)).
+/// Longest path of a Unix socket: sun_path has 108 bytes, one of which is the final zero byte (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
 /// Longest DNS subdomain (RFC 1123).
 const NODE_NAME_MAX: usize = 253;
@@ -128,8 +128,8 @@ pub(super) fn existing_directory(text: &str) -> Result<PathBuf, InvalidValue> {
 }
 
 /// The key of a label or taint: a name of at most 63 characters, after a DNS subdomain and a slash (kubernetes
-/// staging/src/k8s.io/apimachinery/pkg/util/validation, `IsQualifiedName`). The prefix is required here: a taint without one may
-/// be anybody's.
+/// staging/src/k8s.io/apimachinery/pkg/util/validation, `IsQualifiedName`). The prefix is required here: a taint without one
+/// may belong to another program.
 pub(super) fn label_key(text: &str) -> Result<String, InvalidValue> {
     let is_end = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
     let is_name = |name: &str| {
@@ -308,7 +308,7 @@ pub(super) fn scope(text: &str) -> Result<Scope, InvalidValue> {
 }
 
 pub(super) fn mode(text: &str) -> Result<Mode, InvalidValue> {
-    // A daemon that is off is none.
+    // `off` is not a mode of the daemon.
     Mode::named(text)
         .filter(|mode| *mode != Mode::Off)
         .ok_or_else(|| InvalidValue::new("invalid mode", "expected serve or observe"))

@@ -66,7 +66,7 @@ pub enum Origin {
     Environment,
     /// The file.
     File,
-    /// Nothing: its default.
+    /// Nothing set it, so it has its default.
     Default,
 }
 
@@ -76,7 +76,7 @@ pub type Given = BTreeMap<Setting, Origin>;
 /// The content of a file: the text of each setting in it.
 pub type FileSettings = BTreeMap<Setting, String>;
 
-/// A setting in force.
+/// A current setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {
     /// Which one.
@@ -117,7 +117,7 @@ pub fn read(text: &str) -> Result<FileSettings, Vec<String>> {
             }
         }
         _ => mistakes.push(format!(
-            "line {}: no mapping; expected lines such as \"mode: observe\"",
+            "line {}: not a mapping; expected lines such as \"mode: observe\"",
             document.nodes[0].line
         )),
     }
@@ -158,7 +158,7 @@ fn entry(
                 "{name}: it can't change while the daemon runs; remove it here, and set flag --{name}"
             ),
             false => format!(
-                "{name:?}: no setting of that name; expected one of {}",
+                "{name:?}: not a setting; expected one of {}",
                 Setting::ALL.map(Setting::name).join(", ")
             ),
         });
@@ -188,8 +188,8 @@ fn is_other_flag(name: &str) -> bool {
         .any(|flag| flag.get_long() == Some(name))
 }
 
-/// The settings that result from `base`, the settings of the command line, and a file. What `given` has, the file does not
-/// change.
+/// The settings that result from `base`, the settings of the command line, and a file. The file does not change the
+/// settings in `given`.
 pub fn in_force(base: &Settings, given: &Given, file: &FileSettings) -> (Settings, Vec<InForce>) {
     let mut settings = base.clone();
     let rows = Setting::ALL.map(|setting| {
@@ -243,7 +243,7 @@ pub(super) fn path(text: &str) -> Result<std::path::PathBuf, InvalidValue> {
 // === impl Setting ===
 
 impl Setting {
-    /// All, in the order of the output.
+    /// All settings, in the order of the output.
     pub const ALL: [Self; 7] = [
         Self::Mode,
         Self::Scope,
@@ -382,7 +382,7 @@ mod tests {
                 r#"line 1: mode = "off": invalid mode; expected serve or observe"#,
                 r#"line 2: scope = "some": invalid scope; expected meshed, labeled or all"#,
                 "line 3: bpffs: it can't change while the daemon runs; remove it here, and set flag --bpffs",
-                r#"line 4: "kernel_log": no setting of that name; expected one of mode, scope, http, outlive, drain-timeout, log, kernel-log"#,
+                r#"line 4: "kernel_log": not a setting; expected one of mode, scope, http, outlive, drain-timeout, log, kernel-log"#,
                 r#"line 5: outlive = "0s": invalid time; expected 1s to 720h, in hours (24h), minutes (30m) or seconds (90s)"#,
                 "line 6: log: a list or a mapping; expected a single value",
                 "line 8: drain-timeout: already set in line 7; remove one of them",

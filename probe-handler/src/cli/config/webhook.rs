@@ -123,7 +123,7 @@ pub struct WebhookArgs {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SettingsSource {
-    /// None: the defaults apply.
+    /// `None`: the defaults apply.
     Defaults,
     /// A directory with a file for each setting.
     Dir(PathBuf),
@@ -153,9 +153,9 @@ pub enum CertificateSource {
 pub struct WebhookConfig {
     /// Address of the admission server.
     pub listen: SocketAddr,
-    /// Address of health and metrics; None: disabled.
+    /// Address of health and metrics; `None`: disabled.
     pub admin_addr: Option<SocketAddr>,
-    /// Namespace of Service, Secret and ConfigMap; None: the pod's own.
+    /// Namespace of Service, Secret and ConfigMap; `None`: the pod's own.
     pub namespace: Option<String>,
     /// Source of the settings.
     pub settings: SettingsSource,

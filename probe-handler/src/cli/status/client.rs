@@ -28,7 +28,7 @@ pub(super) enum Error {
     #[error("no permission to connect to {}: run this as root, for example with sudo", .path.display())]
     Permission { path: PathBuf },
     #[error(
-        "no answer on {} within {} s: the daemon hangs, or the socket is another program's",
+        "no answer on {} within {} s: the daemon hangs, or the socket belongs to another program",
         .path.display(),
         TIMEOUT.as_secs()
     )]

@@ -38,7 +38,7 @@ fn descriptors(cases: &mut Cases, left: u64) -> Result<()> {
     let mut all = sample_pod::probes(pod.ns.ipv4().into());
     all.extend(sample_pod::probes(pod.ns.ipv6().into()));
     let probes = all.iter().map(|case| case.probe.clone()).collect();
-    // While no connection is open, so that no number is freed meanwhile.
+    // Runs while no connection is open, so that no descriptor is freed meanwhile.
     let mut lowest = lowest_free(&env.daemon)?;
     wait::until(
         "the daemon's descriptors to come to rest",

@@ -32,7 +32,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     if !names.iter().any(|name| cases.wants(name)) {
         return Ok(());
     }
-    // Both are counted as skipped.
+    // Both cases are counted as skipped.
     let emulated = names.map(|name| cases.skip_if_emulated(name));
     if emulated.contains(&true) {
         return Ok(());

@@ -120,7 +120,7 @@ fn reset(env: &Env, pod: &Pod, ip: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// While it exists, no SYN reaches the app.
+/// While this value exists, no SYN reaches the app.
 struct Deaf<'a>(&'a Pod);
 
 impl<'a> Deaf<'a> {

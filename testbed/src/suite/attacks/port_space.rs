@@ -66,7 +66,7 @@ fn few_source_ports(cases: &mut Cases, rules: RuleSet) -> Result<()> {
         .iter()
         .flat_map(|pod| declared(pod.ns.ipv4().into()))
         .collect();
-    // A mesh lets no plaintext through, so there the app's health is the expected result.
+    // The mesh forwards no plaintext, so in its pods the app's health is the expected result.
     let expected = match rules {
         RuleSet::None => right(&env.kubelet, &probes)?.0,
         _ => probes.len(),
@@ -114,7 +114,7 @@ fn declared(ip: IpAddr) -> impl Iterator<Item = Probe> {
     })
 }
 
-/// The number of probes that pass, as all should, and one that does not.
+/// The number of probes that pass, as all should, and a probe that does not pass.
 fn right(kubelet: &Kubelet, probes: &[Probe]) -> Result<(usize, Option<(Probe, ProbeResult)>)> {
     let counted = Mutex::new((0, None));
     thread::scope(|scope| {

@@ -35,7 +35,7 @@ const EVENTS: [(&str, Event); 10] = [
 ];
 const RULES: RuleSet = RuleSet::IstioRedirect;
 const SOON: Duration = Duration::from_secs(5);
-/// Probes of each prober while and after something happens.
+/// Number of probes of each prober during and after an event.
 const MORE: usize = 5;
 
 pub(super) fn names() -> Vec<String> {
@@ -132,7 +132,7 @@ fn envoy_starts_late(bed: Bed<'_>, name: &str) -> Result<()> {
     })
 }
 
-/// As pilot-agent drains it before the pod ends.
+/// Drains Envoy as pilot-agent does before the pod ends.
 fn envoy_drains(bed: Bed<'_>, name: &str) -> Result<()> {
     let mut meshed = start(bed, pod::spec(name, RULES))?;
     let ips = meshed.pod.ns.ips();
@@ -172,7 +172,7 @@ fn envoy_crashes(bed: Bed<'_>, name: &str) -> Result<()> {
     })
 }
 
-/// Envoy forwards a stranger's plaintext; the kubelet's probes bypass it all the same.
+/// Envoy forwards plaintext of any client; the kubelet's probes still bypass it.
 fn permissive(bed: Bed<'_>, name: &str) -> Result<()> {
     let mut meshed = Meshed::start(bed, pod::spec(name, RULES), strict()?.permissive())?;
     let ips = meshed.pod.ns.ips();
@@ -195,7 +195,7 @@ fn permissive(bed: Bed<'_>, name: &str) -> Result<()> {
     while_probed(bed, &mut meshed, |_, _| Ok(()))
 }
 
-/// A port that the rules leave out: everybody reaches the app there, and the kubelet too.
+/// A port that the rules exclude: every client reaches the app there, including the kubelet.
 fn excluded_port(bed: Bed<'_>, name: &str) -> Result<()> {
     let ports = format!("{HTTP},{CLOSED}");
     let annotation = "traffic.sidecar.istio.io/excludeInboundPorts";

@@ -1,4 +1,4 @@
-//! The real Envoy as Istio's sidecar: the kubelet's probes bypass it, everybody else's connections don't.
+//! The real Envoy as Istio's sidecar: the kubelet's probes bypass it, connections of all others do not.
 
 mod life;
 mod meshes;
@@ -74,7 +74,7 @@ pub fn installed() -> Option<PathBuf> {
         .filter(|_| !guest::is_here())
 }
 
-/// The program in `DIR/VERSION/envoy`; the last in the alphabet if there are several versions.
+/// The program in `DIR/VERSION/envoy`; the alphabetically last one if there are several versions.
 fn newest(dir: &Path) -> Option<PathBuf> {
     let versions = std::fs::read_dir(dir).ok()?.flatten();
     let programs = versions.map(|version| version.path().join(crate::envoy::PROGRAM));

@@ -28,8 +28,8 @@ pub(super) const OPEN: u16 = 5432;
 pub(super) const CLOSED: u16 = 5433;
 /// How soon the kernel path serves a pod, and Envoy counts a connection.
 const SOON: Duration = Duration::from_secs(5);
-/// Most connections by which the daemon finds out where a pod's rules lead a port without a listener, while the probes are made
-/// once: one to the port and one to an unused port, in each address family.
+/// Maximum number of connections by which the daemon finds out where a pod's rules redirect a port without a listener, while
+/// each probe is made once: one to the port and one to an unused port, in each address family.
 pub(super) const TRIALS: u64 = 4;
 const REQUEST: &str = "GET /healthy HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n";
 
@@ -86,7 +86,7 @@ pub(super) fn probes(ip: IpAddr) -> Vec<Case> {
     .to_vec()
 }
 
-/// A probe that fails sooner where nothing answers: the gRPC client dials again until the timeout.
+/// A probe that fails sooner if nothing answers: the gRPC client dials again until the timeout.
 pub(super) fn short(probe: Probe) -> Probe {
     match probe.action {
         Action::Grpc { .. } => probe.timeout(Duration::from_millis(100)),
@@ -146,8 +146,8 @@ impl Meshed {
         self.envoy.as_ref().context("no Envoy runs")
     }
 
-    /// Checks that the probes at `ip` have the results of plain Kubernetes, and that Envoy gets none of their connections but at
-    /// most [`TRIALS`] of the daemon's.
+    /// Checks that the probes at `ip` have the results of plain Kubernetes, and that Envoy gets none of their connections and
+    /// at most [`TRIALS`] of the daemon's.
     pub(super) fn verdicts(&self, bed: Bed<'_>, ip: IpAddr) -> Result<()> {
         let inbound = || self.envoy.as_ref().map(Envoy::inbound).transpose();
         let before = inbound()?;
@@ -231,7 +231,7 @@ impl MeshTraffic {
         }
     }
 
-    /// Stops the client; the number of requests, which all were answered.
+    /// Stops the client; returns the number of requests, which were all answered.
     pub(super) fn stop(mut self) -> Result<usize> {
         self.stop.store(true, Ordering::Relaxed);
         let client = self.client.take().context("stopped twice")?;

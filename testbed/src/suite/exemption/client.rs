@@ -99,7 +99,7 @@ pub(super) fn answer(mut stream: TcpStream) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Whether it is the app's answer.
+/// Whether `answer` is the app's answer.
 pub(super) fn is_the_apps(answer: &str) -> bool {
     answer.starts_with("HTTP/1.1 200")
 }

@@ -1,4 +1,4 @@
-//! A pod whose rules make each connection from the node costly, and change all the time, does not hold up the daemon.
+//! A pod whose rules make each connection from the node costly, and change all the time, does not delay the daemon.
 
 use std::fs;
 use std::time::{Duration, Instant};

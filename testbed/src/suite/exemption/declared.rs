@@ -70,7 +70,7 @@ pub(super) const OPAQUE: &[(&str, f64)] = &[
     ("refused", 1.0),
 ];
 
-/// Probes that the handler would not look into either: six, all right.
+/// Probes whose results the handler would not know either: six, all correct.
 pub(super) fn opaque(kubelet: &Kubelet, ip: IpAddr, form: &dyn Fn(Probe) -> Probe) -> Result<()> {
     for (probe, passes) in [
         (Probe::https(ip, HTTPS, "/healthy"), true),

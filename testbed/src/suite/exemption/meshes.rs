@@ -99,7 +99,7 @@ fn one(cases: &mut Cases, node: &Node, pod: &Pod, name: &str, rules: RuleSet) {
     }
 }
 
-/// Recorded before the SYN, exempt in the pod, and over.
+/// Each connection was recorded before its SYN and exempt in the pod, and its entry was removed.
 fn counted(node: &Node, pod: &Pod, probe: &Probe) -> Result<()> {
     const CONNECTIONS: u64 = 5;
     let counts = || (node.count(Counter::Recorded), node.count(Counter::Exempt));

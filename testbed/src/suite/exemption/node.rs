@@ -24,7 +24,7 @@ pub(super) struct Node {
     pub _programs: Programs,
     pub maps: Maps,
     pub exemption: Exemption,
-    /// What matches in the rules in pods.
+    /// The matcher of the rules in pods.
     pub matcher: Matcher,
     /// The kubelet.
     pub kubelet: Kubelet,
@@ -84,7 +84,7 @@ impl Node {
         Ok(())
     }
 
-    /// As [`Node::exempt`], with the kernel path only.
+    /// Like [`Node::exempt`], with the kernel path only.
     pub fn exempt_by_kernel(&mut self, pod: &Pod, ports: &[u16]) -> Result<()> {
         self.exempt(pod, ports, KERNEL)
     }
@@ -100,7 +100,7 @@ impl Node {
         Ok(())
     }
 
-    /// As [`Node::passes`], with a probe that must fail.
+    /// Like [`Node::passes`], with a probe that must fail.
     pub fn fails(&self, pod: &Pod, probe: &Probe) -> Result<()> {
         let result = self.past_the_mesh(pod, probe)?;
         ensure!(
@@ -140,7 +140,7 @@ impl Node {
     ) -> Result<()> {
         let before = inbound(pod)?;
         let got = who.probe(&Probe::http(ip, http, "/healthy"))?;
-        ensure!(!got.passed(), "plaintext got past the mesh: {got:?}");
+        ensure!(!got.passed(), "plaintext bypassed the mesh: {got:?}");
         let connections = u64::from(got.attempts) + 1;
         let got = who.probe(&Probe::tcp(ip, closed))?;
         ensure!(got.passed(), "the mesh does not capture it: {got:?}");

@@ -1,4 +1,5 @@
-//! Pods in which the daemon can't dial: the kernel path, which needs no dial of the daemon, serves them alone.
+//! Pods in which the daemon can't dial: only the kernel path, which does not need the daemon's dials, serves
+//! them.
 
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// Rules that redirect what a process in the pod sends over its loopback interface to the sidecar.
+/// Rules that redirect connections of a process in the pod over its loopback interface to the sidecar.
 const CAPTURE: &str = r#"table inet capture {
     chain out {
         type nat hook output priority -150
@@ -64,7 +65,7 @@ const CAPTURE: &str = r#"table inet capture {
 fn alone(env: &Env, pod: &Pod, why: &str, hinder: impl FnOnce() -> Result<()>) -> Result<()> {
     by_kernel(&env.daemon, pod)?;
     hinder()?;
-    let expected = format!("{} is served by the kernel path alone: ", pod.name());
+    let expected = format!("{} is served only by the kernel path: ", pod.name());
     wait::until("the obstacle", SOON, || {
         let text = env.daemon.status_command(&[]).ok()?;
         let line = text.lines().find(|line| line.contains(&expected))?;

@@ -1,4 +1,4 @@
-//! What stays of the kernel path when the daemon ends, however it does.
+//! The parts of the kernel path that remain when the daemon ends, in each way in which it can end.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -34,9 +34,9 @@ use crate::suite::pod_pair::{Family, declare, http_get, tcp_socket};
 use crate::{pace, tc, wait};
 
 const SOON: Duration = Duration::from_secs(5);
-/// How soon a daemon takes pins back from one that does not run.
+/// How soon a daemon pins its attachments again after the owner of the pins has ended.
 const BACK: Duration = Duration::from_secs(10);
-/// How often a daemon is killed, or ends, under probes.
+/// How often a daemon is killed, or ends, during probes.
 const TIMES: u32 = 5;
 /// The daemon's programs on the kubelet's cgroup.
 const PROGRAMS: u32 = 6;
@@ -91,8 +91,8 @@ pub(super) fn with_node(
     let kubelet = Kubelet::start(&run, &cgroup, "kubelet")?;
     let bystander = Kubelet::bystander()?;
     let mut pod = declared::pod("outliving").start(&run)?;
-    // A mount of the test's own that ends with it, killed or not: it is in a mount namespace that only this thread and
-    // its children have.
+    // A separate mount that is removed when the test ends, even if it is killed: it is in a mount namespace that only
+    // this thread and its children have.
     thread::scope(|scope| {
         let cases = scope.spawn(|| {
             let node = Node {
@@ -199,7 +199,7 @@ impl Node<'_> {
     fn captured(&self, who: &Kubelet, pod: &Pod) -> Result<()> {
         for ip in pod.ns.ips() {
             let http = who.probe(&Probe::http(ip, BOTH, "/healthy"))?;
-            ensure!(!http.passed(), "got past the mesh: {http:?}");
+            ensure!(!http.passed(), "bypassed the mesh: {http:?}");
             let closed = who.probe(&Probe::tcp(ip, CLOSED))?;
             ensure!(closed.passed(), "not captured: {closed:?}");
         }
@@ -260,7 +260,7 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         ensure!(node.pins().join("link-answer").exists(), "not pinned");
         Ok(())
     });
-    // An upgrade that is undone: the new daemon took the pins, and dies.
+    // An upgrade that is rolled back: the new daemon has replaced the pins, and dies.
     cases.case("outliving/pins-of-a-dead-daemon-are-taken-back", || {
         let old = node.daemon("old", Some(&pods), &[])?;
         node.served(&old, pod)?;
@@ -274,31 +274,35 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         })?;
         node.served(&old, pod)?;
         fs::remove_dir_all(node.pins())?;
-        // All of them: a daemon that is killed between two pins leaves only the first.
+        // Waits for all pins, because a daemon that is killed between two pins leaves only the first.
         wait::until("the old daemon to pin again", BACK, || {
             (node.pinned_links().ok()? == PROGRAMS as usize).then_some(())
         })?;
         drop(old);
         node.right(pod)
     });
-    // Two daemons with a map each would replace each other's rules, and those of one that is killed lead to the mesh.
-    cases.case("outliving/a-daemon-without-pins-leaves-rules-alone", || {
-        let owner = node.daemon("owner", Some(&pods), &[])?;
-        node.served(&owner, pod)?;
-        for turn in 0..TIMES {
-            let mut beside = without_pins(node, &format!("beside{turn}"), &pods)?;
-            let why = wait::until("why it leaves the rules alone", SOON, || {
-                beside.pod_status(pod.name()).ok()??["path"]["handler"]
-                    .as_str()
-                    .map(str::to_owned)
-            })?;
-            ensure!(why.contains("another daemon"), "{why}");
-            let _status = beside.kill()?;
-            node.right(pod)?;
-            node.captured(node.bystander, pod)?;
-        }
-        Ok(())
-    });
+    // Two daemons with separate maps would replace each other's rules, and with the rules of a killed daemon
+    // connections go to the mesh.
+    cases.case(
+        "outliving/a-daemon-without-pins-does-not-change-rules",
+        || {
+            let owner = node.daemon("owner", Some(&pods), &[])?;
+            node.served(&owner, pod)?;
+            for turn in 0..TIMES {
+                let mut beside = without_pins(node, &format!("beside{turn}"), &pods)?;
+                let why = wait::until("why it does not change the rules", SOON, || {
+                    beside.pod_status(pod.name()).ok()??["path"]["handler"]
+                        .as_str()
+                        .map(str::to_owned)
+                })?;
+                ensure!(why.contains("another daemon"), "{why}");
+                let _status = beside.kill()?;
+                node.right(pod)?;
+                node.captured(node.bystander, pod)?;
+            }
+            Ok(())
+        },
+    );
     cases.case(
         "outliving/pins-that-fail-are-shown-and-leftovers-removed",
         || {
@@ -349,7 +353,7 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
     cases.case("outliving/cleanup-during-a-drain-leaves-nothing", || {
         cleaned_up_during_a_drain(node)
     });
-    cases.case("outliving/a-foreign-map-is-left-alone", || {
+    cases.case("outliving/a-foreign-map-is-unchanged", || {
         fs::create_dir_all(node.pins())?;
         let pin = node.pins().join(CONNECTING_PIN);
         let _none = std::fs::remove_file(&pin);
@@ -360,14 +364,20 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         node.right(pod)?;
         let problems = daemon.status()?["source"]["problems"].to_string();
         ensure!(problems.contains(CONNECTING_PIN), "{problems}");
-        ensure!(!problems.contains("remain in force"), "{problems}");
-        // The same, where an earlier daemon's attachments are pinned.
+        ensure!(
+            !problems.contains("stay active with its endpoints"),
+            "{problems}"
+        );
+        // The same, if an earlier daemon's attachments are pinned.
         drop(daemon);
         let attachment = node.pins().join("link-sock_ops");
         bpf::pin(&map, &attachment)?;
         let daemon = node.daemon("foreign-beside", Some(&pods), &[])?;
         let problems = daemon.status()?["source"]["problems"].to_string();
-        ensure!(problems.contains("remain in force"), "{problems}");
+        ensure!(
+            problems.contains("stay active with its endpoints"),
+            "{problems}"
+        );
         std::fs::remove_file(&attachment)?;
         std::fs::remove_file(&pin)?;
         Ok(())
@@ -380,7 +390,7 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         second.wait_served(pod)?;
         let status = first.stop(GRACE)?;
         ensure!(status.success(), "{status}");
-        // By the handler, whose refusals are EPERM before Linux 6.1.
+        // Served by the handler, whose refusals are EPERM before Linux 6.1.
         for ip in pod.ns.ips() {
             for (probe, passes) in [
                 (Probe::http(ip, HTTP, "/healthy"), true),
@@ -468,8 +478,8 @@ fn nothing_left(node: &Node<'_>, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Runs `probe-handler cleanup --stay` where it sees one pod's network namespace only, because it would also remove what
-/// other tests use. It ends on SIGTERM, which the kernel sends it when `unshare` ends.
+/// Runs `probe-handler cleanup --stay` where it can access only one pod's network namespace, because it would also
+/// remove what other tests use. It ends on SIGTERM, which the kernel sends it when `unshare` ends.
 fn cleanup(node: &Node<'_>, program: &Path, pod: &Pod) -> Result<()> {
     const SCRIPT: &str = r#"
         mount -t proc proc /proc && mkdir "$1" && : >"$1/pod" && mount --bind "$2" "$1/pod" &&

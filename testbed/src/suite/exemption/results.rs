@@ -25,20 +25,20 @@ use crate::wait;
 const SOON: Duration = Duration::from_secs(5);
 /// An outcome, and the status of an HTTP answer.
 type Outcome = (&'static str, Option<u16>);
-/// Those of a probe whose answer is not read.
+/// The outcome and status of a probe whose answer is not read.
 const UNKNOWN: Outcome = ("unknown", None);
 const FAILURE: Outcome = ("failure", None);
 const SUCCESS: Outcome = ("success", None);
 const OK: Outcome = ("success", Some(200));
 
-/// Paths, each on a port of its own, and the last result.
+/// Paths, each on a separate port, and the last result.
 const HTTP: [(u16, &str, Outcome, &str); 11] = [
     (8201, "/healthy", OK, "healthy"),
     (8202, "/failing", ("failure", Some(503)), "http_status"),
     (8203, "/status/404", ("failure", Some(404)), "http_status"),
     (8204, "/slow-headers?ms=1", OK, "healthy"),
     (8205, "/http10", OK, "healthy"),
-    // The kubelet follows it on a second connection, whose answer is the result.
+    // The kubelet follows the redirect on a second connection, whose answer is the result.
     (8206, "/redirect/same", OK, "healthy"),
     (8207, "/redirect/other", UNKNOWN, "connected"),
     (8208, "/continue", UNKNOWN, "connected"),
@@ -49,7 +49,7 @@ const HTTP: [(u16, &str, Outcome, &str); 11] = [
 const GRPC: u16 = 9201;
 const NO_HEALTH: u16 = 9301;
 const NOT_GRPC: u16 = 9302;
-/// Services, each on a port of its own, and the last result.
+/// Services, each on a separate port, and the last result.
 const SERVICES: [(u16, &str, Outcome, &str); 5] = [
     (GRPC, "ok", SUCCESS, "healthy"),
     (GRPC + 1, "down", FAILURE, "not_serving"),
@@ -57,7 +57,7 @@ const SERVICES: [(u16, &str, Outcome, &str); 5] = [
     (NO_HEALTH, "", FAILURE, "grpc_status"),
     (NOT_GRPC, "", FAILURE, "bad_response"),
 ];
-/// A port with two paths: it is not known whose answer one is.
+/// A port with two paths: the programs can't know which probe an answer belongs to.
 const TWO_PATHS: u16 = 8301;
 const OPEN: u16 = 5432;
 
@@ -136,7 +136,8 @@ fn by_the_handler(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// A program above the kubelet's cgroup prevents the attachment of program `answer`, and of nothing else.
+/// A program on a cgroup above the kubelet's prevents the attachment of program `answer`, but of no other
+/// program.
 fn without_the_program(cases: &mut Cases) -> Result<()> {
     let run = Run::new()?;
     let cgroup = Cgroup::new(&run, "kubelet")?;
@@ -234,7 +235,7 @@ fn of_port(env: &Env, pod: &Pod, port: u16) -> Result<Value> {
         .with_context(|| format!("no probe of {port}"))
 }
 
-/// Where two paths are declared on one port, an answer is not counted.
+/// If two paths are declared on one port, an answer is not counted.
 fn uncounted(env: &Env, pod: &Pod, family: Family) -> Result<()> {
     let ip = family.ip(&pod.ns);
     let both = || -> Result<Vec<[u64; 3]>> {

@@ -1,4 +1,4 @@
-//! The kernel path where a tc filter matches the kubelet's connections, as on kernels without xt_bpf.
+//! The kernel path with a tc filter that matches the kubelet's connections, as on kernels without xt_bpf.
 
 use std::time::{Duration, Instant};
 
@@ -80,7 +80,7 @@ fn put(node: &Node, pod: &Pod, matcher: Matcher) -> Result<()> {
     Ok(())
 }
 
-/// The kubelet's probes are right in both families.
+/// The kubelet's probes have correct results in both families.
 fn is_exempt(node: &Node, pod: &Pod) -> Result<()> {
     for ip in pod.ns.ips() {
         node.passes(pod, &Probe::http(ip, HTTP, "/healthy"))?;
@@ -99,7 +99,7 @@ fn others_are_captured(node: &Node, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// The mesh captures everybody.
+/// The mesh captures the connections of every process.
 fn all_are_captured(node: &Node, pod: &Pod) -> Result<()> {
     for ip in pod.ns.ips() {
         node.is_captured(&node.kubelet, pod, ip, (HTTP, CLOSED))?;
@@ -143,8 +143,8 @@ fn a_senders_priority(node: &mut Node) -> Result<()> {
     is_exempt(node, &pod)
 }
 
-/// On an interface that is added later the program does not run, so nobody is exempt there, whatever the packets' priority, until
-/// the rules are installed again.
+/// On an interface that is added later the program does not run, so no connection is exempt there, regardless of the packets'
+/// priority, until the rules are installed again.
 fn another_interface(node: &mut Node) -> Result<()> {
     let pod = pod(node, "added")?;
     let (node4, _) = node.run.node_ips();
@@ -180,7 +180,7 @@ fn another_interface(node: &mut Node) -> Result<()> {
     node.passes(&pod, &Probe::http(ip, HTTP, "/healthy"))
 }
 
-/// A foreign filter before ours takes the exemption away, and gives it to nobody.
+/// A foreign filter before ours prevents the exemption, and exempts no other process.
 fn foreign_filter_ends(node: &mut Node) -> Result<()> {
     for (name, priority) in [("ends", None), ("guesses", Some(CONNECTION_MARK))] {
         let pod = pod(node, name)?;
@@ -258,7 +258,7 @@ fn nothing_is_left(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-/// A pod goes from one to the other and back; the kubelet is exempt throughout.
+/// A pod changes from one matcher to the other and back; the kubelet is exempt throughout.
 fn switched(node: &mut Node) -> Result<()> {
     let pod = pod(node, "switched")?;
     for matcher in [Matcher::XtBpf, Matcher::Tc, Matcher::XtBpf] {
@@ -274,7 +274,7 @@ fn switched(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-/// The daemon shows what matches, restores a filter that is gone at once, and adds one where an interface gets an address.
+/// The daemon shows what matches, restores a removed filter at once, and adds one if an interface gets an address.
 fn kept(cases: &mut Cases) -> Result<()> {
     let env = Env::start(cases, &["--kernel-path", "--kernel-path-tc"])?;
     let pod = env.pod(declared::pod("kept"))?;
@@ -301,7 +301,7 @@ fn kept(cases: &mut Cases) -> Result<()> {
     Ok(())
 }
 
-/// Where the kernel has no xt_bpf the daemon uses tc by itself.
+/// If the kernel has no xt_bpf, the daemon uses tc without being configured to.
 fn chosen(cases: &mut Cases) -> Result<()> {
     guest::without_module(c"xt_bpf", || {
         let env = Env::start(cases, &["--kernel-path", "--http", "kernel"])?;
@@ -313,7 +313,7 @@ fn chosen(cases: &mut Cases) -> Result<()> {
         for ip in pod.ns.ips() {
             declared::opaque(&env.kubelet, ip, &|probe| probe)?;
             let got = env.bystander.probe(&Probe::http(ip, HTTP, "/healthy"))?;
-            ensure!(!got.passed(), "got past the mesh: {got:?}");
+            ensure!(!got.passed(), "bypassed the mesh: {got:?}");
         }
         Ok(())
     })

@@ -223,10 +223,10 @@ fn while_connecting(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     })
 }
 
-/// An entry whose socket is gone, because no program saw its end, is removed; one whose socket is connecting is not, however
-/// old it is.
+/// An entry whose socket no longer exists, because no program noticed its end, is removed; an entry whose socket is
+/// connecting is not, however old it is.
 fn orphaned(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
-    /// Entries younger than 2 s are left alone.
+    /// Entries younger than 2 s are kept.
     const OLD: Duration = Duration::from_millis(2_500);
     let _listener = full_queue(pod, ip)?;
     let mut client = Client::new(&node.run, ip, FULL, 23_200);
@@ -261,7 +261,7 @@ fn orphaned(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     })
 }
 
-/// Packet marks do not pass into a pod.
+/// Packet marks do not reach a pod.
 fn forged_marks(node: &Node, pod: &Pod, ip: IpAddr) -> Result<()> {
     for (mark, source) in [1337, CONNECTION_MARK].into_iter().zip(24_000..) {
         let mut client = Client::new(&node.run, ip, HTTP, source);
@@ -371,9 +371,9 @@ fn taken_away(node: &mut Node, pod: &Pod) -> Result<()> {
     node.nothing_is_recorded()
 }
 
-/// The daemon is dead, and a pod has ended: what has its addresses by now, and perhaps its namespace's id, meets the mesh
-/// as if there were no endpoint, whatever the endpoint says. A gate would ask in the new pod's namespace; a handler
-/// would be sent what is not its own.
+/// The daemon is dead, and a pod has ended. Connections to a new pod with its addresses, and perhaps with its namespace's
+/// id, go through the mesh as if there were no endpoint. Otherwise the gate would look into the new pod's namespace, and
+/// the handler would receive connections for another pod.
 fn address_of_another(node: &mut Node) -> Result<()> {
     let spec = PodSpec::new("stale").rules(RuleSet::IstioRedirect);
     let mut pod = spec.app(AppSpec::new().http(HTTP)).start(&node.run)?;

@@ -21,7 +21,7 @@ const OPEN: u16 = 5432;
 const CLOSED: u16 = 5433;
 /// On all addresses.
 const ANYWHERE: u16 = 8081;
-/// On the pod's own address only, which such a mesh does not reach.
+/// Listens only on the pod's own address, to which such a mesh does not connect.
 const POD_ONLY: u16 = 8082;
 
 /// Istio's status port.

@@ -85,7 +85,7 @@ fn away(env: &Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("kept"))?;
     env.node.api.stop()?;
     watch(env, "pods", false, SOON)?;
-    let _said = env.problem(&["can't watch pods", "pods are served as last known"])?;
+    let _said = env.problem(&["can't watch pods", "the last known pods are served"])?;
     // It still serves: probes work although the API server is down.
     ready(env)?;
     env.check_verdicts(&pod)?;
@@ -147,7 +147,7 @@ fn refused(env: &Env, says: &str, reason: &str, refuse: impl Fn(bool) -> Result<
     let pod = env.pod(sample_pod::pod("meanwhile"))?;
     refuse(true)?;
     env.node.api.order(|server| server.cut("pods", Cut::End))?;
-    let _said = env.problem(&[says, "pods are served as last known"])?;
+    let _said = env.problem(&[says, "the last known pods are served"])?;
     ensure!(failures()? > before, "no metric says so");
     watch(env, "pods", false, SOON)?;
     ready(env)?;
@@ -159,7 +159,7 @@ fn refused(env: &Env, says: &str, reason: &str, refuse: impl Fn(bool) -> Result<
     env.check_verdicts(&new)
 }
 
-/// A server that does not answer for a while only delays news.
+/// A server that does not answer for a while only delays changes.
 fn slow(env: &Env) -> Result<()> {
     let pod = env.pod(sample_pod::pod("patient"))?;
     let asked = || {
@@ -302,7 +302,7 @@ fn away_at_a_restart(env: &mut Env) -> Result<()> {
         status == 503 && body.contains("pods listed from the API server"),
         "/readyz answers {status}: {body}"
     );
-    let _said = env.problem(&["can't watch pods", "pods are served as last known"])?;
+    let _said = env.problem(&["can't watch pods", "the last known pods are served"])?;
     env.node.api.start_again()?;
     env.daemon.wait_ready()?;
     env.check_verdicts(&pod)

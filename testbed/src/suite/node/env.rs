@@ -20,7 +20,7 @@ use crate::wait;
 
 /// How long an expected change may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(5);
-/// How long a change that must not happen is awaited.
+/// How long to wait for a change that must not happen.
 pub const QUIET: Duration = Duration::from_millis(300);
 
 /// The environment. Fields drop in this order.
@@ -39,7 +39,7 @@ pub struct Env {
 }
 
 impl Env {
-    /// Starts all of it.
+    /// Starts all parts.
     ///
     /// # Errors
     /// When something does not start.

@@ -1,4 +1,4 @@
-//! `--events`: what the API server gets of failing probes, of probes that are not served and of ports that the mesh hides; and that
+//! `--events`: the API server gets Events about failing probes, probes that are not served and ports that the mesh hides;
 //! probes do not depend on it.
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::wait;
 const HTTP: u16 = 8080;
 const OPEN: u16 = 5432;
 const CLOSED: u16 = 5433;
-/// How soon an Event is there: the daemon looks every 5 s, and retries after pauses.
+/// How soon an Event must exist: the daemon checks every 5 s, and retries after pauses.
 const SOON: Duration = Duration::from_secs(30);
 
 pub fn run(cases: &mut Cases) {
@@ -64,7 +64,7 @@ fn event(env: &Env, pod: &NodePod, reason: &str) -> Result<Value> {
     found.with_context(|| format!("{last:#?}"))
 }
 
-/// A pod that runs, but for its app.
+/// A pod that runs, except its app.
 fn without_app(env: &Env, spec: PodSpec) -> Result<NodePod> {
     let mut pod = env.node.bind(spec)?;
     pod.start_sandbox(Order::NetworkFirst)?;
@@ -88,7 +88,7 @@ fn failing(env: &Env) -> Result<()> {
         failed["type"] == "Warning" && failed["source"]["host"] == env.node.name(),
         "{failed}"
     );
-    // The same failure again is no news.
+    // The same failure again causes no new Event.
     for _ in 0..3 {
         let _fails = env.until("the probe to fail", &probe, false)?;
     }

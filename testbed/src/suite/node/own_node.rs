@@ -1,4 +1,4 @@
-//! `--node-condition` and `--startup-taint`: what the daemon writes on its own node.
+//! `--node-condition` and `--startup-taint`: the changes that the daemon makes to its own Node object.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,7 +108,7 @@ fn not_attached(env: Env) -> Result<()> {
     Ok(())
 }
 
-/// The daemon serves nevertheless, and says which rights it lacks, once.
+/// The daemon still serves, and logs once which rights it lacks.
 fn forbidden(env: &Env) -> Result<()> {
     let log = env
         .daemon

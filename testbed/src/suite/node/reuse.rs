@@ -49,7 +49,7 @@ pub(super) fn run(cases: &mut Cases, env: &Env) {
 pub struct Held {
     /// Its status.
     pub status: u16,
-    /// The earliest time at which it may have the address.
+    /// The earliest time at which the pod may have the address.
     pub from: Instant,
     /// When the daemon began to serve it.
     pub served: Option<Instant>,

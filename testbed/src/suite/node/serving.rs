@@ -181,7 +181,7 @@ fn mode_of_pod(env: &Env) -> Result<()> {
     env.check_verdicts(&pod)
 }
 
-/// Our rules are in a pod while it is served, and no longer.
+/// Our rules are in a pod only while it is served.
 fn rules_are(pod: &NodePod, there: bool) -> Result<()> {
     let there = there && has_kernel_path();
     let ns = pod.ns()?;

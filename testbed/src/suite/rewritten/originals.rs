@@ -8,13 +8,13 @@ use super::super::pod_pair::{grpc_of, http_get, https_get, tcp_socket};
 use super::{AGENT, CLOSED, GRPC, HTTP, OPEN, TLS};
 use crate::kubelet::Probe;
 
-/// An original probe, and what becomes of it.
+/// An original probe, and its expected result.
 pub(in crate::suite) struct Original {
     pub(in crate::suite) container: &'static str,
     /// `livez` and so on.
     pub(in crate::suite) end: &'static str,
     pub(in crate::suite) action: Value,
-    /// As the kubelet would have made it.
+    /// The probe as the kubelet would have made it.
     pub(in crate::suite) native: fn(IpAddr) -> Probe,
     pub(in crate::suite) passes: bool,
 }

@@ -11,7 +11,7 @@ use crate::e2e::table;
 
 /// How often the daemon is killed. The kubelet restarts a container at once, then after 10 s, 20 s, 40 s and 80 s.
 const CRASHES: u32 = 5;
-/// More than the kubelet waits in all, on a busy node.
+/// Longer than the total wait of the kubelet, on a busy node.
 const RECOVERY: Duration = Duration::from_secs(300);
 
 impl Suite<'_> {

@@ -7,10 +7,10 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// Far more than a script takes that ends by itself; what is to be cut short is given a fraction of it.
+/// Far longer than a script that ends by itself; a script that is to be stopped early gets a fraction of it.
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(100);
-/// Longer than a shell takes to start and say something, on a machine that has much else to do.
+/// Longer than a shell needs to start and print something on a busy machine.
 const A_WHILE: Duration = Duration::from_secs(2);
 
 const PATIENT: Limits = Limits {
@@ -121,7 +121,7 @@ fn a_panic_or_a_lockup_ends_a_guest_that_goes_on() {
         };
         let trouble = trouble(&script, limits);
         assert!(trouble.starts_with(CRASHED), "{words}: {trouble}");
-        // What it says after that is waited for.
+        // Waits for the output after that.
         assert!(trouble.contains("| why it did"), "{words}: {trouble}");
     }
 }

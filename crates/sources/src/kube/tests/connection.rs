@@ -204,7 +204,7 @@ async fn the_last_known_state_holds_while_the_server_is_unreachable() {
         "{:?}",
         source.problems
     );
-    assert!(source.problems[0].ends_with("; pods are served as last known"));
+    assert!(source.problems[0].ends_with("; the last known pods are served"));
     let health = source.health.of(Resource::Pods);
     assert!(!health.is_up() && health.silence().is_some());
     assert!(failures(&source, Reason::Unreachable) > 0);

@@ -67,7 +67,7 @@ async fn the_last_known_pods_are_sent_before_the_api_server_answers() {
 
     let mut source = kept.source(url);
     source.until_pods(&["a"]).await;
-    source.until_problem("pods are served as last known").await;
+    source.until_problem("the last known pods are served").await;
     // The pods do not count as listed until the API server answers.
     assert!(!source.is_listed());
 
