@@ -286,7 +286,7 @@ fn gone(env: &Env, volume: &Volume) -> Result<()> {
     volume.publish("scope: all\n")?;
     until_set(env, "scope", "all")?;
     fs::remove_file(volume.path(DATA))?;
-    let _logged = env.daemon.wait_logged(&["the file is gone"])?;
+    let _logged = env.daemon.wait_logged(&["the file was removed"])?;
     let status = env.daemon.status()?;
     let scope = row(&status, "scope").context("no scope")?;
     ensure!(scope["value"] == "all", "{scope}");

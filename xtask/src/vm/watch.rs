@@ -34,7 +34,7 @@ impl Default for Limits {
         Self {
             // On an emulated processor no case takes half of it, unless this machine is stalled.
             silence: Duration::from_secs(300),
-            longest: Duration::from_secs(40 * 60),
+            longest: Duration::from_secs(60 * 60),
             last_words: Duration::from_secs(3),
             look: Duration::from_secs(1),
         }

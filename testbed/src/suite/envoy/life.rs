@@ -223,20 +223,25 @@ fn excluded_port(bed: Bed<'_>, name: &str) -> Result<()> {
     })?;
     for ip in meshed.pod.ns.ips() {
         meshed.verdicts(bed, ip)?;
-        let before = meshed.envoy()?.inbound()?;
-        let stranger = bed
-            .env
-            .bystander
-            .probe(&Probe::http(ip, HTTP, "/healthy"))?;
-        ensure!(stranger.status == Some(200), "{stranger:?}");
-        let closed = bed.env.bystander.probe(&Probe::tcp(ip, CLOSED))?;
-        ensure!(!closed.passed(), "{closed:?}");
-        ensure!(
-            meshed.envoy()?.inbound()? == before,
-            "the port is not excluded"
-        );
+        wait::until("probes that Envoy does not get", SOON, || {
+            past_envoy(bed, &meshed, ip).transpose()
+        })??;
     }
     while_probed(bed, &mut meshed, |_, _| Ok(()))
+}
+
+/// Probes that are no kubelet's; `None` if Envoy has counted a connection meanwhile. It counts each when it ends, so that may be
+/// an earlier one.
+fn past_envoy(bed: Bed<'_>, meshed: &Meshed, ip: IpAddr) -> Result<Option<()>> {
+    let before = meshed.envoy()?.inbound()?;
+    let stranger = bed
+        .env
+        .bystander
+        .probe(&Probe::http(ip, HTTP, "/healthy"))?;
+    ensure!(stranger.status == Some(200), "{stranger:?}");
+    let closed = bed.env.bystander.probe(&Probe::tcp(ip, CLOSED))?;
+    ensure!(!closed.passed(), "{closed:?}");
+    Ok((meshed.envoy()?.inbound()? == before).then_some(()))
 }
 
 /// A certificate of another authority is refused.

@@ -36,10 +36,17 @@ use crate::{pace, tc, wait};
 const SOON: Duration = Duration::from_secs(5);
 /// How soon a daemon pins its attachments again after the owner of the pins has ended.
 const BACK: Duration = Duration::from_secs(10);
-/// How often a daemon is killed, or ends, during probes.
-const TIMES: u32 = 5;
 /// The daemon's programs on the kubelet's cgroup.
 const PROGRAMS: u32 = 6;
+
+/// How often a daemon is killed, or ends, during probes: less often on an emulated processor, where the kernel takes seconds
+/// to verify the programs.
+fn times() -> u32 {
+    match pace::factor() {
+        1 => 5,
+        _ => 2,
+    }
+}
 
 pub(super) fn run(cases: &mut Cases) -> Result<()> {
     if !cases.wants("outliving/") {
@@ -288,7 +295,7 @@ fn all(cases: &mut Cases, node: &Node<'_>, pod: &mut Pod) -> Result<()> {
         || {
             let owner = node.daemon("owner", Some(&pods), &[])?;
             node.served(&owner, pod)?;
-            for turn in 0..TIMES {
+            for turn in 0..times() {
                 let mut beside = without_pins(node, &format!("beside{turn}"), &pods)?;
                 let why = wait::until("why it does not change the rules", SOON, || {
                     beside.pod_status(pod.name()).ok()??["path"]["handler"]
@@ -549,7 +556,7 @@ fn under_probes(node: &Node<'_>, pod: &Pod, mut work: impl FnMut(u32) -> Result<
             }
             Ok(())
         });
-        let worked = (0..TIMES).try_for_each(|turn| {
+        let worked = (0..times()).try_for_each(|turn| {
             ensure!(!probing.is_finished(), "a verdict was wrong");
             work(turn).with_context(|| format!("turn {turn}"))
         });
