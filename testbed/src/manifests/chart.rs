@@ -338,7 +338,7 @@ fn settings(helm: &Path, chart: &Path) -> Result<()> {
         "agent.settings.kernel-log=true",
     ];
     let objects = rendered(helm, chart, &values)?;
-    let found = super::rules::settings_file(&objects)?;
+    let found = super::rules::settings_file(&objects)?.context("no settings")?;
     ensure!(found.len() == values.len(), "{found:?}");
     Ok(())
 }

@@ -6,11 +6,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-/// The documentation with an example of a combination, which is rendered too.
-const DOCUMENTATION: &str = include_str!("../../../docs/kubernetes.md");
+/// Pages with examples of kustomizations, which are rendered too.
+const KUBERNETES: &str = include_str!("../../../docs/kubernetes.md");
+const OPERATING: &str = include_str!("../../../docs/operating.md");
 
 /// Part of the name of a combination with images from a registry.
 pub const REGISTRY: &str = "registry";
+
+/// Part of the name of a combination with settings of the daemon.
+pub const SETTINGS: &str = "settings";
+
+/// The file with settings in that example.
+const SETTINGS_FILE: &str = "settings.yaml";
 
 /// Part of the name of a combination with other names and another namespace.
 const RENAMED: &str = "renamed";
@@ -33,6 +40,10 @@ pub fn write(deploy: &Path, scratch: &Path) -> Result<Vec<(String, PathBuf)>> {
         let file = directory.join("kustomization.yaml");
         let text = text.replace(CHECKOUT, &way(&directory, deploy)?);
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        if super::has(&name, SETTINGS) {
+            let settings = example(OPERATING, "mode: ").context("docs/operating.md")?;
+            fs::write(directory.join(SETTINGS_FILE), settings)?;
+        }
         written.push((name, directory));
     }
     Ok(written)
@@ -47,8 +58,9 @@ fn combinations(components: &[&str]) -> Result<Vec<(String, String)>> {
         .filter(|name| !name.starts_with("webhook"))
         .collect();
     let mut combinations = vec![
-        documented("documented", "\ncomponents:")?,
-        documented(REGISTRY, "\nimages:")?,
+        documented("documented", KUBERNETES, "\ncomponents:")?,
+        documented(REGISTRY, KUBERNETES, "\nimages:")?,
+        documented(SETTINGS, OPERATING, "\nconfigMapGenerator:")?,
     ];
     for (index, one) in daemons.iter().enumerate() {
         for other in &daemons[index + 1..] {
@@ -87,7 +99,7 @@ fn kustomization(resources: &[String], components: &[&str]) -> String {
 
 /// The documented example of other names; and all other components in a kustomization around it, as documented.
 fn renamed(components: &[&str]) -> Result<[(String, String); 2]> {
-    let (name, text) = documented(RENAMED, "\nnamePrefix:")?;
+    let (name, text) = documented(RENAMED, KUBERNETES, "\nnamePrefix:")?;
     let others: Vec<&str> = components
         .iter()
         .copied()
@@ -98,14 +110,18 @@ fn renamed(components: &[&str]) -> Result<[(String, String); 2]> {
     Ok([(name, text), (outer_name, outer)])
 }
 
-/// The first example in the documentation that contains `sign`, and its name: `name` and its parts.
-fn documented(name: &str, sign: &str) -> Result<(String, String)> {
-    let example = DOCUMENTATION
-        .split("```yaml\n")
+/// The first example of YAML in `page` that contains `sign`.
+fn example<'p>(page: &'p str, sign: &str) -> Option<&'p str> {
+    page.split("```yaml\n")
         .skip(1)
         .filter_map(|block| block.split("```").next())
         .find(|block| block.contains(sign))
-        .with_context(|| format!("docs/kubernetes.md shows no example with {sign:?}"))?;
+}
+
+/// The first example in `page` that contains `sign`, and its name: `name` and its parts.
+fn documented(name: &str, page: &str, sign: &str) -> Result<(String, String)> {
+    let example = example(page, sign)
+        .with_context(|| format!("the page for {name} shows no example with {sign:?}"))?;
     let parts: Vec<&str> = example
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- ")?.strip_prefix(CHECKOUT))
@@ -134,13 +150,16 @@ mod tests {
 
     #[test]
     fn the_documentation_shows_a_combination_and_a_registry() {
-        let (name, _) = documented("documented", "\ncomponents:").expect("an example");
+        let (name, _) = documented("documented", KUBERNETES, "\ncomponents:").expect("an example");
         assert!(name.starts_with("documented+base+"), "{name}");
-        let (name, _) = documented(REGISTRY, "\nimages:").expect("an example");
+        let (name, _) = documented(REGISTRY, KUBERNETES, "\nimages:").expect("an example");
         assert_eq!(name, "registry+base+webhook");
-        let (name, _) = documented(RENAMED, "\nnamePrefix:").expect("an example");
+        let (name, _) = documented(RENAMED, KUBERNETES, "\nnamePrefix:").expect("an example");
         assert_eq!(name, "renamed+base+webhook+admission-policy+monitoring");
-        assert!(documented("none", "\nno such line").is_err());
+        let (name, _) =
+            documented(SETTINGS, OPERATING, "\nconfigMapGenerator:").expect("an example");
+        assert_eq!(name, "settings+base");
+        assert!(documented("none", KUBERNETES, "\nno such line").is_err());
     }
 
     #[test]
@@ -148,7 +167,7 @@ mod tests {
         let found = combinations(&["a", "b", "c", "webhook-d"]).expect("an example");
         let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(
-            names[2..],
+            names[3..],
             [
                 "base+a+b",
                 "base+a+c",

@@ -116,6 +116,10 @@ fn references(object: &Value) -> Vec<Reference> {
             let pod = &object["spec"]["template"]["spec"];
             add("ServiceAccount", own.clone(), &pod["serviceAccountName"]);
             for volume in list(&pod["volumes"]) {
+                // The operator's, of which deploy/ has none.
+                if volume["configMap"]["name"] == "probe-handler-settings" {
+                    continue;
+                }
                 add("Secret", own.clone(), &volume["secret"]["secretName"]);
                 add("ConfigMap", own.clone(), &volume["configMap"]["name"]);
             }
