@@ -50,6 +50,14 @@ const SAME: &[(&[&str], &[&str])] = &[
         &["agent.enabled=false", "cleanup.enabled=true"],
     ),
     (
+        &["cleanup+least-privilege"],
+        &[
+            "agent.enabled=false",
+            "cleanup.enabled=true",
+            "agent.leastPrivilege=true",
+        ],
+    ),
+    (
         &["base+handler-path+k3s"],
         &["agent.kernelPath=false", "platform=k3s"],
     ),

@@ -9,6 +9,7 @@ use serde_json::json;
 /// Pages with examples of kustomizations, which are rendered too.
 const KUBERNETES: &str = include_str!("../../../docs/kubernetes.md");
 const OPERATING: &str = include_str!("../../../docs/operating.md");
+const INSTALL: &str = include_str!("../../../docs/install.md");
 
 /// Part of the name of a combination with images from a registry.
 pub const REGISTRY: &str = "registry";
@@ -61,6 +62,8 @@ fn combinations(components: &[&str]) -> Result<Vec<(String, String)>> {
         documented("documented", KUBERNETES, "\ncomponents:")?,
         documented(REGISTRY, KUBERNETES, "\nimages:")?,
         documented(SETTINGS, OPERATING, "\nconfigMapGenerator:")?,
+        documented(REGISTRY, INSTALL, "/cleanup\n")?,
+        combination(&["cleanup"], &["least-privilege"]),
     ];
     for (index, one) in daemons.iter().enumerate() {
         for other in &daemons[index + 1..] {
@@ -159,6 +162,8 @@ mod tests {
         let (name, _) =
             documented(SETTINGS, OPERATING, "\nconfigMapGenerator:").expect("an example");
         assert_eq!(name, "settings+base");
+        let (name, _) = documented(REGISTRY, INSTALL, "/cleanup\n").expect("an example");
+        assert_eq!(name, "registry+cleanup+least-privilege");
         assert!(documented("none", KUBERNETES, "\nno such line").is_err());
     }
 
@@ -167,7 +172,7 @@ mod tests {
         let found = combinations(&["a", "b", "c", "webhook-d"]).expect("an example");
         let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(
-            names[3..],
+            names[5..],
             [
                 "base+a+b",
                 "base+a+c",

@@ -12,6 +12,7 @@ use super::webhook;
 pub const RULES: &[(&str, Rule)] = &[
     ("each-reference-names-a-rendered-object", objects_exist),
     ("the-own-namespace-is-the-excluded-one", excluded_namespace),
+    ("a-quota-allows-each-systems-priority", quota),
 ];
 /// The rules for renderings with the webhook.
 pub const WEBHOOK_RULES: &[(&str, Rule)] = &[
@@ -173,6 +174,26 @@ fn excluded_namespace(_: &str, objects: &[Value]) -> Result<()> {
                 });
             ensure!(excluded, "{} selects {name}", super::name_of(object));
         }
+    }
+    Ok(())
+}
+
+/// Some clusters refuse pods of such a priority in a namespace without a quota for it (apiserver option
+/// `--admission-control-config-file`, `limitedResources` of ResourceQuota).
+fn quota(_: &str, objects: &[Value]) -> Result<()> {
+    for object in objects {
+        let priority = &object["spec"]["template"]["spec"]["priorityClassName"];
+        let allows = |quota: &&Value| {
+            let scopes = list(&quota["spec"]["scopeSelector"]["matchExpressions"]);
+            quota["kind"] == "ResourceQuota"
+                && quota["metadata"]["namespace"] == object["metadata"]["namespace"]
+                && scopes.iter().any(|scope| {
+                    scope["scopeName"] == "PriorityClass"
+                        && list(&scope["values"]).contains(priority)
+                })
+        };
+        let allowed = priority.is_null() || objects.iter().any(|quota| allows(&quota));
+        ensure!(allowed, "{}: {priority}", super::name_of(object));
     }
     Ok(())
 }
