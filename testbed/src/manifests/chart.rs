@@ -95,6 +95,11 @@ const REFUSED: &[(&str, &[&str], &str)] = &[
         "agent.enabled: true",
     ),
     (
+        "policy-without-daemon",
+        &["agent.enabled=false", "admissionPolicy.enabled=true"],
+        "agent.enabled: true",
+    ),
+    (
         "a-flag-twice",
         &["agent.extraArgs={--scope=all}"],
         "agent.scope",
@@ -175,6 +180,7 @@ pub fn compare(
             });
         }
         cases.case("settings-are-valid", || settings(helm, chart));
+        cases.case("removed-as-documented", || removal(helm, chart));
         cases.case("another-namespace", || another_namespace(helm, chart));
         cases.case("a-digest-takes-precedence", || digest(helm, chart));
         Ok(())
@@ -301,6 +307,43 @@ fn refused(output: &Output, part: &str) -> Result<()> {
         text.contains(part),
         "the error does not contain {part:?}: {text}"
     );
+    Ok(())
+}
+
+/// The page with the commands to remove a release.
+const INSTALL: &str = include_str!("../../../docs/install.md");
+
+/// The values of each documented `helm upgrade`, on top of all before (`--reuse-values`).
+fn removal(helm: &Path, chart: &Path) -> Result<()> {
+    let page = INSTALL.replace("\\\n", "");
+    let steps: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("helm upgrade ") && line.contains(" --reuse-values "))
+        .filter_map(|line| line.split_once("--set ").map(|(_, values)| values))
+        .collect();
+    ensure!(steps.len() == 3, "install.md has {steps:?}");
+    let webhook = ["enabled", "certManager", "hostNetwork"]
+        .map(|value| format!("webhook.{value}=true"))
+        .join(",");
+    for installed in [&webhook, "admissionPolicy.enabled=true"] {
+        let mut values = vec![
+            installed,
+            "agent.startupTaint=true,agent.nodeCondition=true",
+        ];
+        let mut left = Vec::new();
+        for step in &steps {
+            values.push(step);
+            let objects = rendered(helm, chart, &values).with_context(|| values.join(" "))?;
+            left = objects.iter().map(name_of).collect();
+            let admission = left.iter().find(|name| name.starts_with("Mutating"));
+            ensure!(admission.is_none(), "{admission:?} after {values:?}");
+        }
+        let has = |name: &str| left.iter().any(|other| other == name);
+        ensure!(
+            has("DaemonSet/probe-handler-cleanup") && !has("DaemonSet/probe-handler"),
+            "{left:?}"
+        );
+    }
     Ok(())
 }
 
