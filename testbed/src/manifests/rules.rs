@@ -38,6 +38,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("an-operators-settings-are-not-overwritten", settings),
     ("the-drain-fits-the-grace-period", drain),
     ("memory-fits-what-was-measured", memory),
+    ("a-second-daemon-fits-on-a-full-node", small),
 ];
 
 /// The image, as `cargo xtask image` names it.
@@ -409,6 +410,17 @@ fn drain(_: &str, objects: &[Value]) -> Result<()> {
     let grace = u64::try_from(grace.context("no grace period")?)?;
     let drain = config(objects)?.drain_timeout.as_secs();
     ensure!(grace > drain, "{grace} s for a drain of {drain} s");
+    Ok(())
+}
+
+/// In an upgrade the scheduler evicts other pods for a surge pod of this priority that does not fit. The daemon needs under 1 %
+/// of a core (docs/environments.md).
+fn small(_: &str, objects: &[Value]) -> Result<()> {
+    let resources = agent(objects)?.resources.context("no resources")?;
+    let request = resources.requests.and_then(|mut list| list.remove("cpu"));
+    let request = request.context("no request of cpu")?.0;
+    let milli: u64 = request.strip_suffix('m').context("not in m")?.parse()?;
+    ensure!((10..=20).contains(&milli), "{request}");
     Ok(())
 }
 
