@@ -124,6 +124,19 @@ const REFUSED: &[(&str, &[&str], &str)] = &[
         "--handler-port",
     ),
     (
+        "metrics-where-nothing-scrapes",
+        &[
+            "agent.extraArgs={--admin-addr=127.0.0.1:15026}",
+            "monitoring.enabled=true",
+        ],
+        "--admin-addr",
+    ),
+    (
+        "a-taint-of-anybody",
+        &["agent.startupTaint=true", "agent.startupTaintKey=starting"],
+        "startupTaintKey",
+    ),
+    (
         "kind-that-pulls",
         &["platform=kind", "image.pullPolicy=Always"],
         "image.pullPolicy",
@@ -180,6 +193,11 @@ pub fn compare(
             });
         }
         cases.case("settings-are-valid", || settings(helm, chart));
+        cases.case("prometheus-finds-what-it-selects-by-label", || {
+            labels(helm, chart)
+        });
+        cases.case("only-on-selected-nodes", || nodes(helm, chart));
+        cases.case("another-startup-taint", || taint(helm, chart));
         cases.case("removed-as-documented", || removal(helm, chart));
         cases.case("another-namespace", || another_namespace(helm, chart));
         cases.case("a-digest-takes-precedence", || digest(helm, chart));
@@ -391,6 +409,49 @@ fn settings(helm: &Path, chart: &Path) -> Result<()> {
     let objects = rendered(helm, chart, &values)?;
     let found = super::rules::settings_file(&objects)?.context("no settings")?;
     ensure!(found.len() == values.len(), "{found:?}");
+    Ok(())
+}
+
+fn labels(helm: &Path, chart: &Path) -> Result<()> {
+    let values = ["monitoring.enabled=true", "monitoring.labels.release=kps"];
+    let objects = rendered(helm, chart, &values)?;
+    let selected = objects
+        .iter()
+        .filter(|object| object["apiVersion"] == "monitoring.coreos.com/v1");
+    let labels: Vec<&Value> = selected
+        .map(|object| &object["metadata"]["labels"]["release"])
+        .collect();
+    ensure!(labels == [&Value::from("kps"); 3], "{labels:?}");
+    Ok(())
+}
+
+/// The daemon and cleanup, and never on other nodes than Linux.
+fn nodes(helm: &Path, chart: &Path) -> Result<()> {
+    let selector = "agent.nodeSelector.pool=a,agent.nodeSelector.kubernetes\\.io/os=windows";
+    for other in [None, Some("agent.enabled=false,cleanup.enabled=true")] {
+        let values: Vec<&str> = other.into_iter().chain([selector]).collect();
+        let objects = rendered(helm, chart, &values)?;
+        let daemon_set = objects.iter().find(|object| object["kind"] == "DaemonSet");
+        let found = &daemon_set.context("no DaemonSet")?["spec"]["template"]["spec"];
+        let expected = serde_json::json!({"kubernetes.io/os": "linux", "pool": "a"});
+        let found = &found["nodeSelector"];
+        ensure!(*found == expected, "{found}");
+    }
+    Ok(())
+}
+
+/// The flag and the policy have the same key, and nothing has the usual one.
+fn taint(helm: &Path, chart: &Path) -> Result<()> {
+    const KEY: &str = "startup-taint.cluster-autoscaler.kubernetes.io/probe-handler";
+    let key = format!("agent.startupTaintKey={KEY}");
+    let objects = rendered(helm, chart, &["agent.startupTaint=true", &key])?;
+    let text = serde_json::to_string(&objects)?;
+    ensure!(
+        text.contains(&format!("--startup-taint={KEY}"))
+            && text.contains(&format!("t.key == '{KEY}'"))
+            && !text.contains("probe-handler.io/starting"),
+        "{text}"
+    );
     Ok(())
 }
 
