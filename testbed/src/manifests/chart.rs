@@ -118,6 +118,48 @@ const REFUSED: &[(&str, &[&str], &str)] = &[
         "agent.settings.http",
     ),
     ("an-unknown-setting", &["agent.settings.bpffs=/x"], "bpffs"),
+    // The daemon would refuse the whole file.
+    (
+        "no-time-to-outlive",
+        &["agent.settings.outlive=0s"],
+        "outlive",
+    ),
+    (
+        "more-than-720-hours",
+        &["agent.settings.outlive=721h"],
+        "outlive",
+    ),
+    (
+        "more-than-720-hours-in-minutes",
+        &["agent.settings.outlive=43201m"],
+        "outlive",
+    ),
+    (
+        "more-than-720-hours-in-seconds",
+        &["agent.settings.outlive=2592001s"],
+        "outlive",
+    ),
+    (
+        "no-level-of-the-log",
+        &["agent.settings.log=verbose"],
+        "settings",
+    ),
+    // The kubelet would kill it before.
+    (
+        "a-drain-beyond-the-grace-period",
+        &["agent.settings.drain-timeout=30"],
+        "drain-timeout",
+    ),
+    (
+        "a-drain-beyond-the-grace-period-by-flag",
+        &["agent.extraArgs={--drain-timeout=30}"],
+        "--drain-timeout",
+    ),
+    (
+        "no-prefix-of-paths",
+        &["webhook.settings.pathPrefix=/a/../b"],
+        "pathPrefix",
+    ),
     (
         "a-port-of-two-daemons",
         &["agent.extraArgs={--handler-port=15030}"],
@@ -400,15 +442,25 @@ fn another_namespace(helm: &Path, chart: &Path) -> Result<()> {
 
 /// The daemon reads what the chart writes.
 fn settings(helm: &Path, chart: &Path) -> Result<()> {
-    let values = [
-        "agent.settings.mode=observe",
-        "agent.settings.outlive=2h",
-        "agent.settings.drain-timeout=5",
-        "agent.settings.kernel-log=true",
-    ];
-    let objects = rendered(helm, chart, &values)?;
-    let found = super::rules::settings_file(&objects)?.context("no settings")?;
-    ensure!(found.len() == values.len(), "{found:?}");
+    for (outlive, drain, log) in [
+        ("1s", "0", "info"),
+        ("720h", "29", "off"),
+        ("43200m", "5", "info\\,serve=debug"),
+        ("2592000s", "5", "serve=debug\\,warn"),
+    ] {
+        let values = [
+            "agent.settings.mode=observe",
+            "agent.settings.scope=labeled",
+            "agent.settings.http=kernel",
+            &format!("agent.settings.outlive={outlive}"),
+            &format!("agent.settings.drain-timeout={drain}"),
+            &format!("agent.settings.log={log}"),
+            "agent.settings.kernel-log=true",
+        ];
+        let objects = rendered(helm, chart, &values)?;
+        let found = super::rules::settings_file(&objects)?.context("no settings")?;
+        ensure!(found.len() == values.len(), "{found:?}");
+    }
     Ok(())
 }
 
