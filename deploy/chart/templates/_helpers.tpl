@@ -49,9 +49,18 @@ imagePullSecrets:
 {{ .Values.agent.startupTaintKey | default "probe-handler.io/starting" }}
 {{- end }}
 
+{{/* The text of a file of deploy/. The link to it is one line where links are not supported. */}}
+{{- define "probe-handler.file" -}}
+{{- $text := .context.Files.Get .file }}
+{{- if not (contains "\n" $text) }}
+{{- fail (printf "%s is missing: in deploy/chart it is a symbolic link, which Flux and others leave out. Use the packaged chart, probe-handler-%s.tgz (helm package, or a release)" .file .context.Chart.Version) }}
+{{- end }}
+{{- $text }}
+{{- end }}
+
 {{/* The objects of a file of deploy/, with the release's namespace instead of the usual one, and the chart's labels. */}}
 {{- define "probe-handler.objects" -}}
-{{- $text := .context.Files.Get .file | replace "probe-handler-system" .context.Release.Namespace }}
+{{- $text := include "probe-handler.file" . | replace "probe-handler-system" .context.Release.Namespace }}
 {{- $text = replace "probe-handler.io/starting" (include "probe-handler.startup-taint" .context) $text }}
 {{- range $document := regexSplit "(?m)^---$" $text -1 }}
 {{- $object := fromYaml $document }}

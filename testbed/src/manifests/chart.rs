@@ -1,6 +1,8 @@
 //! The Helm chart renders the same objects as the kustomizations: for the defaults, for each component, and for all of them.
 //! Values that contradict one another fail, and the error names them.
 
+mod values;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -142,7 +144,7 @@ const REFUSED: &[(&str, &[&str], &str)] = &[
     (
         "no-level-of-the-log",
         &["agent.settings.log=verbose"],
-        "settings",
+        "log",
     ),
     // The kubelet would kill it before.
     (
@@ -234,15 +236,9 @@ pub fn compare(
                 )
             });
         }
-        cases.case("settings-are-valid", || settings(helm, chart));
-        cases.case("prometheus-finds-what-it-selects-by-label", || {
-            labels(helm, chart)
-        });
-        cases.case("only-on-selected-nodes", || nodes(helm, chart));
-        cases.case("another-startup-taint", || taint(helm, chart));
+        values::check(cases, helm, chart);
         cases.case("removed-as-documented", || removal(helm, chart));
         cases.case("another-namespace", || another_namespace(helm, chart));
-        cases.case("a-digest-takes-precedence", || digest(helm, chart));
         Ok(())
     });
 }
@@ -437,88 +433,6 @@ fn another_namespace(helm: &Path, chart: &Path) -> Result<()> {
             bail!("{line}");
         }
     }
-    Ok(())
-}
-
-/// The daemon reads what the chart writes.
-fn settings(helm: &Path, chart: &Path) -> Result<()> {
-    for (outlive, drain, log) in [
-        ("1s", "0", "info"),
-        ("720h", "29", "off"),
-        ("43200m", "5", "info\\,serve=debug"),
-        ("2592000s", "5", "serve=debug\\,warn"),
-    ] {
-        let values = [
-            "agent.settings.mode=observe",
-            "agent.settings.scope=labeled",
-            "agent.settings.http=kernel",
-            &format!("agent.settings.outlive={outlive}"),
-            &format!("agent.settings.drain-timeout={drain}"),
-            &format!("agent.settings.log={log}"),
-            "agent.settings.kernel-log=true",
-        ];
-        let objects = rendered(helm, chart, &values)?;
-        let found = super::rules::settings_file(&objects)?.context("no settings")?;
-        ensure!(found.len() == values.len(), "{found:?}");
-    }
-    Ok(())
-}
-
-fn labels(helm: &Path, chart: &Path) -> Result<()> {
-    let values = ["monitoring.enabled=true", "monitoring.labels.release=kps"];
-    let objects = rendered(helm, chart, &values)?;
-    let selected = objects
-        .iter()
-        .filter(|object| object["apiVersion"] == "monitoring.coreos.com/v1");
-    let labels: Vec<&Value> = selected
-        .map(|object| &object["metadata"]["labels"]["release"])
-        .collect();
-    ensure!(labels == [&Value::from("kps"); 3], "{labels:?}");
-    Ok(())
-}
-
-/// The daemon and cleanup, and never on other nodes than Linux.
-fn nodes(helm: &Path, chart: &Path) -> Result<()> {
-    let selector = "agent.nodeSelector.pool=a,agent.nodeSelector.kubernetes\\.io/os=windows";
-    for other in [None, Some("agent.enabled=false,cleanup.enabled=true")] {
-        let values: Vec<&str> = other.into_iter().chain([selector]).collect();
-        let objects = rendered(helm, chart, &values)?;
-        let daemon_set = objects.iter().find(|object| object["kind"] == "DaemonSet");
-        let found = &daemon_set.context("no DaemonSet")?["spec"]["template"]["spec"];
-        let expected = serde_json::json!({"kubernetes.io/os": "linux", "pool": "a"});
-        let found = &found["nodeSelector"];
-        ensure!(*found == expected, "{found}");
-    }
-    Ok(())
-}
-
-/// The flag and the policy have the same key, and nothing has the usual one.
-fn taint(helm: &Path, chart: &Path) -> Result<()> {
-    const KEY: &str = "startup-taint.cluster-autoscaler.kubernetes.io/probe-handler";
-    let key = format!("agent.startupTaintKey={KEY}");
-    let objects = rendered(helm, chart, &["agent.startupTaint=true", &key])?;
-    let text = serde_json::to_string(&objects)?;
-    ensure!(
-        text.contains(&format!("--startup-taint={KEY}"))
-            && text.contains(&format!("t.key == '{KEY}'"))
-            && !text.contains("probe-handler.io/starting"),
-        "{text}"
-    );
-    Ok(())
-}
-
-fn digest(helm: &Path, chart: &Path) -> Result<()> {
-    let digest = format!("sha256:{}", "0a".repeat(32));
-    let set = format!("image.digest={digest}");
-    let objects = rendered(
-        helm,
-        chart,
-        &["image.repository=r.example/p", "image.tag=v1", &set],
-    )?;
-    let daemon_set = objects.iter().find(|object| object["kind"] == "DaemonSet");
-    let image =
-        &daemon_set.context("no DaemonSet")?["spec"]["template"]["spec"]["containers"][0]["image"];
-    ensure!(*image == format!("r.example/p@{digest}"), "{image}");
     Ok(())
 }
 
