@@ -100,8 +100,9 @@ fn kustomization(resources: &[String], components: &[&str]) -> String {
     text.to_string()
 }
 
-/// The documented example of other names; and all other components in a kustomization around it, as documented.
-fn renamed(components: &[&str]) -> Result<[(String, String); 2]> {
+/// The documented example of other names; and all other components in a kustomization around it, as documented. The same with no
+/// component in the example, because each may be around it.
+fn renamed(components: &[&str]) -> Result<[(String, String); 4]> {
     let (name, text) = documented(RENAMED, KUBERNETES, "\nnamePrefix:")?;
     let others: Vec<&str> = components
         .iter()
@@ -110,7 +111,17 @@ fn renamed(components: &[&str]) -> Result<[(String, String); 2]> {
         .collect();
     let outer = kustomization(&[format!("../{name}")], &others);
     let outer_name = format!("{name}+{}", others.join("+"));
-    Ok([(name, text), (outer_name, outer)])
+    let bare = text.split("components:").next().unwrap_or(&text);
+    let bare_name = format!("bare-{}", name.replace("+monitoring", ""));
+    let around = kustomization(&[format!("../{bare_name}")], components);
+    let around_name = format!("{bare_name}+{}", components.join("+"));
+    let bare = bare.to_owned();
+    Ok([
+        (name, text),
+        (outer_name, outer),
+        (bare_name, bare),
+        (around_name, around),
+    ])
 }
 
 /// The first example of YAML in `page` that contains `sign`.
@@ -181,6 +192,8 @@ mod tests {
                 "base+webhook+a+b+c+webhook-d",
                 "renamed+base+webhook+admission-policy+monitoring",
                 "renamed+base+webhook+admission-policy+monitoring+a+b+c+webhook-d",
+                "bare-renamed+base+webhook+admission-policy",
+                "bare-renamed+base+webhook+admission-policy+a+b+c+webhook-d",
             ]
         );
     }

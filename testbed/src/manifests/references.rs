@@ -13,6 +13,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("each-reference-names-a-rendered-object", objects_exist),
     ("the-own-namespace-is-the-excluded-one", excluded_namespace),
     ("a-quota-allows-each-systems-priority", quota),
+    ("all-are-in-one-namespace", one_namespace),
 ];
 /// The rules for renderings with the webhook.
 pub const WEBHOOK_RULES: &[(&str, Rule)] = &[
@@ -174,6 +175,22 @@ fn excluded_namespace(_: &str, objects: &[Value]) -> Result<()> {
                 });
             ensure!(excluded, "{} selects {name}", super::name_of(object));
         }
+    }
+    Ok(())
+}
+
+/// Components know the usual one only, and a kustomization around them may have another.
+fn one_namespace(_: &str, objects: &[Value]) -> Result<()> {
+    let of = |object: &Value| text(&object["metadata"]["namespace"]);
+    let mut placed = objects
+        .iter()
+        .filter_map(|object| Some((of(object)?, object)));
+    let Some((first, _)) = placed.next() else {
+        return Ok(());
+    };
+    for (namespace, object) in placed {
+        let name = super::name_of(object);
+        ensure!(namespace == first, "{name} is in {namespace}, not {first}");
     }
     Ok(())
 }
