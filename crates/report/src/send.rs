@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Event;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::Status;
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -69,6 +70,8 @@ enum Failure {
     Exists,
     /// It will never accept the request.
     Refused(String),
+    /// The daemon lacks the permission.
+    Forbidden(String),
     /// It may accept the request later.
     Later(String),
 }
@@ -81,11 +84,23 @@ impl From<kube::Error> for Failure {
                 409 => Self::Exists,
                 // The token may have expired, or the server is overloaded.
                 401 | 429 | 500.. => Self::Later(chain(&error)),
+                403 if lacks_permission(status) => Self::Forbidden(chain(&error)),
                 _ => Self::Refused(chain(&error)),
             },
             _ => Self::Later(chain(&error)),
         }
     }
+}
+
+/// Whether a 403 is that of the authorizer. A namespace that is being deleted and a quota refuse objects by 403 too (apiserver
+/// pkg/admission/plugin/namespace/lifecycle and plugin/resourcequota).
+fn lacks_permission(status: &Status) -> bool {
+    const OF_QUOTA: [&str; 3] = ["exceeded quota", "failed quota", "status unknown for quota"];
+    let details = status.details.iter();
+    let mut causes = details.flat_map(|details| &details.causes);
+    let terminating = causes.any(|cause| cause.reason == "NamespaceTerminating");
+    let of_quota = |quota: &&str| status.message.contains(&format!("is forbidden: {quota}"));
+    !terminating && !OF_QUOTA.iter().any(of_quota)
 }
 
 /// Sends the Events of `queue` from `node`, until their senders are dropped.
@@ -183,6 +198,12 @@ impl Sender {
                     return self.refused(&event, "another client changed it");
                 }
                 (Err(Failure::Refused(why)), _) => return self.refused(&event, &why),
+                (Err(Failure::Forbidden(why)), _) => {
+                    self.refused(&event, &why);
+                    return self.warn(&format!(
+                        "{why}; install component events of deploy/, or remove --events"
+                    ));
+                }
                 (Err(Failure::Later(why)), _) => {
                     self.warn(&format!("{why}; Events are queued and sent later"));
                     self.pause().await;
@@ -195,11 +216,6 @@ impl Sender {
     fn refused(&mut self, event: &PodEvent, why: &str) {
         self.outcomes.count(Outcome::Refused);
         tracing::debug!(pod = %event.pod, reason = event.reason, why, "the API server refuses an Event");
-        if why.contains("forbidden") {
-            self.warn(&format!(
-                "{why}; install component events of deploy/, or remove --events"
-            ));
-        }
     }
 
     /// Warns once, until something succeeds.
@@ -218,5 +234,39 @@ async fn request<T>(request: impl Future<Output = kube::Result<T>>) -> Result<()
     match timeout(REQUEST, request).await {
         Ok(done) => done.map(drop).map_err(Failure::from),
         Err(_) => Err(Failure::Later(format!("no answer within {REQUEST:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(status: serde_json::Value) -> Failure {
+        let status: Status = serde_json::from_value(status).expect("a Status");
+        kube::Error::Api(status.boxed()).into()
+    }
+
+    #[test]
+    fn only_a_refusal_by_rbac_is_a_missing_permission() {
+        let by_rbac = failure(json!({
+            "status": "Failure", "reason": "Forbidden", "code": 403, "details": {"kind": "events"},
+            "message": "events is forbidden: User \"system:serviceaccount:a:b\" cannot create resource \"events\" in API group \"\" \
+                        in the namespace \"exceeded quota\"",
+        }));
+        assert!(matches!(by_rbac, Failure::Forbidden(_)));
+        let terminating = failure(json!({
+            "status": "Failure", "reason": "Forbidden", "code": 403,
+            "message": "events \"a.1\" is forbidden: unable to create new content in namespace shop because it is being terminated",
+            "details": {"name": "a.1", "kind": "events", "causes": [{
+                "reason": "NamespaceTerminating", "message": "namespace shop is being terminated", "field": "metadata.namespace",
+            }]},
+        }));
+        assert!(matches!(terminating, Failure::Refused(_)));
+        let quota = failure(json!({
+            "status": "Failure", "reason": "Forbidden", "code": 403, "details": {"name": "a.1", "kind": "events"},
+            "message": "events \"a.1\" is forbidden: exceeded quota: q, requested: count/events=1, used: count/events=9, limited: \
+                        count/events=9",
+        }));
+        assert!(matches!(quota, Failure::Refused(_)));
     }
 }

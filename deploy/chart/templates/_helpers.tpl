@@ -26,7 +26,7 @@ consul.hashicorp.com/connect-inject: "false"
 {{/* The nodes that run pods: the DaemonSets tolerate all taints. */}}
 {{- define "probe-handler.nodes" -}}
 nodeSelector:
-  kubernetes.io/os: linux
+  {{- merge (dict "kubernetes.io/os" "linux") (.Values.agent.nodeSelector | default dict) | toYaml | nindent 2 }}
 tolerations:
   - operator: Exists
 affinity:
@@ -45,9 +45,23 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{- define "probe-handler.startup-taint" -}}
+{{ .Values.agent.startupTaintKey | default "probe-handler.io/starting" }}
+{{- end }}
+
+{{/* The text of a file of deploy/. The link to it is one line where links are not supported. */}}
+{{- define "probe-handler.file" -}}
+{{- $text := .context.Files.Get .file }}
+{{- if not (contains "\n" $text) }}
+{{- fail (printf "%s is missing: in deploy/chart it is a symbolic link, which Flux and others leave out. Use the packaged chart, probe-handler-%s.tgz (helm package, or a release)" .file .context.Chart.Version) }}
+{{- end }}
+{{- $text }}
+{{- end }}
+
 {{/* The objects of a file of deploy/, with the release's namespace instead of the usual one, and the chart's labels. */}}
 {{- define "probe-handler.objects" -}}
-{{- $text := .context.Files.Get .file | replace "probe-handler-system" .context.Release.Namespace }}
+{{- $text := include "probe-handler.file" . | replace "probe-handler-system" .context.Release.Namespace }}
+{{- $text = replace "probe-handler.io/starting" (include "probe-handler.startup-taint" .context) $text }}
 {{- range $document := regexSplit "(?m)^---$" $text -1 }}
 {{- $object := fromYaml $document }}
 {{- $labels := include "probe-handler.labels" $.context | fromYaml }}

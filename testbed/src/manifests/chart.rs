@@ -1,6 +1,8 @@
 //! The Helm chart renders the same objects as the kustomizations: for the defaults, for each component, and for all of them.
 //! Values that contradict one another fail, and the error names them.
 
+mod values;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -50,6 +52,14 @@ const SAME: &[(&[&str], &[&str])] = &[
         &["agent.enabled=false", "cleanup.enabled=true"],
     ),
     (
+        &["cleanup+least-privilege"],
+        &[
+            "agent.enabled=false",
+            "cleanup.enabled=true",
+            "agent.leastPrivilege=true",
+        ],
+    ),
+    (
         &["base+handler-path+k3s"],
         &["agent.kernelPath=false", "platform=k3s"],
     ),
@@ -87,6 +97,11 @@ const REFUSED: &[(&str, &[&str], &str)] = &[
         "agent.enabled: true",
     ),
     (
+        "policy-without-daemon",
+        &["agent.enabled=false", "admissionPolicy.enabled=true"],
+        "agent.enabled: true",
+    ),
+    (
         "a-flag-twice",
         &["agent.extraArgs={--scope=all}"],
         "agent.scope",
@@ -105,10 +120,65 @@ const REFUSED: &[(&str, &[&str], &str)] = &[
         "agent.settings.http",
     ),
     ("an-unknown-setting", &["agent.settings.bpffs=/x"], "bpffs"),
+    // The daemon would refuse the whole file.
+    (
+        "no-time-to-outlive",
+        &["agent.settings.outlive=0s"],
+        "outlive",
+    ),
+    (
+        "more-than-720-hours",
+        &["agent.settings.outlive=721h"],
+        "outlive",
+    ),
+    (
+        "more-than-720-hours-in-minutes",
+        &["agent.settings.outlive=43201m"],
+        "outlive",
+    ),
+    (
+        "more-than-720-hours-in-seconds",
+        &["agent.settings.outlive=2592001s"],
+        "outlive",
+    ),
+    (
+        "no-level-of-the-log",
+        &["agent.settings.log=verbose"],
+        "log",
+    ),
+    // The kubelet would kill it before.
+    (
+        "a-drain-beyond-the-grace-period",
+        &["agent.settings.drain-timeout=30"],
+        "drain-timeout",
+    ),
+    (
+        "a-drain-beyond-the-grace-period-by-flag",
+        &["agent.extraArgs={--drain-timeout=30}"],
+        "--drain-timeout",
+    ),
+    (
+        "no-prefix-of-paths",
+        &["webhook.settings.pathPrefix=/a/../b"],
+        "pathPrefix",
+    ),
     (
         "a-port-of-two-daemons",
         &["agent.extraArgs={--handler-port=15030}"],
         "--handler-port",
+    ),
+    (
+        "metrics-where-nothing-scrapes",
+        &[
+            "agent.extraArgs={--admin-addr=127.0.0.1:15026}",
+            "monitoring.enabled=true",
+        ],
+        "--admin-addr",
+    ),
+    (
+        "a-taint-of-anybody",
+        &["agent.startupTaint=true", "agent.startupTaintKey=starting"],
+        "startupTaintKey",
     ),
     (
         "kind-that-pulls",
@@ -166,9 +236,9 @@ pub fn compare(
                 )
             });
         }
-        cases.case("settings-are-valid", || settings(helm, chart));
+        values::check(cases, helm, chart);
+        cases.case("removed-as-documented", || removal(helm, chart));
         cases.case("another-namespace", || another_namespace(helm, chart));
-        cases.case("a-digest-takes-precedence", || digest(helm, chart));
         Ok(())
     });
 }
@@ -296,6 +366,43 @@ fn refused(output: &Output, part: &str) -> Result<()> {
     Ok(())
 }
 
+/// The page with the commands to remove a release.
+const INSTALL: &str = include_str!("../../../docs/install.md");
+
+/// The values of each documented `helm upgrade`, on top of all before (`--reuse-values`).
+fn removal(helm: &Path, chart: &Path) -> Result<()> {
+    let page = INSTALL.replace("\\\n", "");
+    let steps: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("helm upgrade ") && line.contains(" --reuse-values "))
+        .filter_map(|line| line.split_once("--set ").map(|(_, values)| values))
+        .collect();
+    ensure!(steps.len() == 3, "install.md has {steps:?}");
+    let webhook = ["enabled", "certManager", "hostNetwork"]
+        .map(|value| format!("webhook.{value}=true"))
+        .join(",");
+    for installed in [&webhook, "admissionPolicy.enabled=true"] {
+        let mut values = vec![
+            installed,
+            "agent.startupTaint=true,agent.nodeCondition=true",
+        ];
+        let mut left = Vec::new();
+        for step in &steps {
+            values.push(step);
+            let objects = rendered(helm, chart, &values).with_context(|| values.join(" "))?;
+            left = objects.iter().map(name_of).collect();
+            let admission = left.iter().find(|name| name.starts_with("Mutating"));
+            ensure!(admission.is_none(), "{admission:?} after {values:?}");
+        }
+        let has = |name: &str| left.iter().any(|other| other == name);
+        ensure!(
+            has("DaemonSet/probe-handler-cleanup") && !has("DaemonSet/probe-handler"),
+            "{left:?}"
+        );
+    }
+    Ok(())
+}
+
 /// Nothing refers to the usual namespace.
 fn another_namespace(helm: &Path, chart: &Path) -> Result<()> {
     let words = [
@@ -326,35 +433,6 @@ fn another_namespace(helm: &Path, chart: &Path) -> Result<()> {
             bail!("{line}");
         }
     }
-    Ok(())
-}
-
-/// The daemon reads what the chart writes.
-fn settings(helm: &Path, chart: &Path) -> Result<()> {
-    let values = [
-        "agent.settings.mode=observe",
-        "agent.settings.outlive=2h",
-        "agent.settings.drain-timeout=5",
-        "agent.settings.kernel-log=true",
-    ];
-    let objects = rendered(helm, chart, &values)?;
-    let found = super::rules::settings_file(&objects)?;
-    ensure!(found.len() == values.len(), "{found:?}");
-    Ok(())
-}
-
-fn digest(helm: &Path, chart: &Path) -> Result<()> {
-    let digest = format!("sha256:{}", "0a".repeat(32));
-    let set = format!("image.digest={digest}");
-    let objects = rendered(
-        helm,
-        chart,
-        &["image.repository=r.example/p", "image.tag=v1", &set],
-    )?;
-    let daemon_set = objects.iter().find(|object| object["kind"] == "DaemonSet");
-    let image =
-        &daemon_set.context("no DaemonSet")?["spec"]["template"]["spec"]["containers"][0]["image"];
-    ensure!(*image == format!("r.example/p@{digest}"), "{image}");
     Ok(())
 }
 

@@ -2,17 +2,20 @@
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, PodSpec, ServiceAccount};
 use probe_handler::cli::Command;
 use serde_json::Value;
 
+use super::has;
 use super::rules::{Rule, image_of, one, parsed};
 
 /// All rules.
 pub const RULES: &[(&str, Rule)] = &[
     ("a-pod-is-ready-once-everything-is-removed", order),
     ("sees-the-nodes-processes-and-bpf-file-system", node),
-    ("on-every-node", everywhere),
+    ("on-every-node-even-a-full-one", everywhere),
+    ("privileges-are-as-the-overlay-says", privileges),
+    ("has-an-account-of-its-own-without-a-token", account),
     ("the-image-is-the-one-that-xtask-writes", image),
 ];
 
@@ -70,6 +73,46 @@ fn everywhere(rendering: &str, objects: &[Value]) -> Result<()> {
             .any(|one| one.operator.as_deref() == Some("Exists") && one.key.is_none()),
         "{rendering}: some taint is not tolerated"
     );
+    let priority = pod(objects)?.priority_class_name;
+    ensure!(
+        priority.as_deref() == Some("system-node-critical"),
+        "{rendering}: priorityClassName {priority:?}"
+    );
+    Ok(())
+}
+
+/// What looks into all pods' network namespaces needs, without CAP_SETUID, which the daemon needs for its dials.
+fn privileges(rendering: &str, objects: &[Value]) -> Result<()> {
+    let least = has(rendering, "least-privilege");
+    for container in containers(objects)? {
+        let security = container.security_context.context("no context")?;
+        ensure!(security.privileged == Some(!least), "privileged");
+        ensure!(security.run_as_user == Some(0), "runAsUser");
+        let capabilities = security.capabilities.map(|set| (set.drop, set.add));
+        let expected = least.then(|| {
+            let list = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());
+            let added = ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"];
+            (list(&["ALL"]), list(&added))
+        });
+        ensure!(capabilities == expected, "{capabilities:?}");
+    }
+    Ok(())
+}
+
+/// Pull secrets and OpenShift's security constraints are given to a ServiceAccount; the namespace's default one has neither.
+fn account(_: &str, objects: &[Value]) -> Result<()> {
+    let account: ServiceAccount = one(objects, "ServiceAccount")?;
+    let pod = pod(objects)?;
+    ensure!(
+        pod.service_account_name.is_some() && pod.service_account_name == account.metadata.name,
+        "the pod's account is {:?}",
+        pod.service_account_name
+    );
+    let tokens = [
+        account.automount_service_account_token,
+        pod.automount_service_account_token,
+    ];
+    ensure!(tokens == [Some(false); 2], "a token is mounted");
     Ok(())
 }
 

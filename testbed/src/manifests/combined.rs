@@ -6,11 +6,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-/// The documentation with an example of a combination, which is rendered too.
-const DOCUMENTATION: &str = include_str!("../../../docs/kubernetes.md");
+/// Pages with examples of kustomizations, which are rendered too.
+const KUBERNETES: &str = include_str!("../../../docs/kubernetes.md");
+const OPERATING: &str = include_str!("../../../docs/operating.md");
+const INSTALL: &str = include_str!("../../../docs/install.md");
 
 /// Part of the name of a combination with images from a registry.
 pub const REGISTRY: &str = "registry";
+
+/// Part of the name of a combination with settings of the daemon.
+pub const SETTINGS: &str = "settings";
+
+/// The file with settings in that example.
+const SETTINGS_FILE: &str = "settings.yaml";
 
 /// Part of the name of a combination with other names and another namespace.
 const RENAMED: &str = "renamed";
@@ -33,6 +41,10 @@ pub fn write(deploy: &Path, scratch: &Path) -> Result<Vec<(String, PathBuf)>> {
         let file = directory.join("kustomization.yaml");
         let text = text.replace(CHECKOUT, &way(&directory, deploy)?);
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        if super::has(&name, SETTINGS) {
+            let settings = example(OPERATING, "mode: ").context("docs/operating.md")?;
+            fs::write(directory.join(SETTINGS_FILE), settings)?;
+        }
         written.push((name, directory));
     }
     Ok(written)
@@ -47,8 +59,11 @@ fn combinations(components: &[&str]) -> Result<Vec<(String, String)>> {
         .filter(|name| !name.starts_with("webhook"))
         .collect();
     let mut combinations = vec![
-        documented("documented", "\ncomponents:")?,
-        documented(REGISTRY, "\nimages:")?,
+        documented("documented", KUBERNETES, "\ncomponents:")?,
+        documented(REGISTRY, KUBERNETES, "\nimages:")?,
+        documented(SETTINGS, OPERATING, "\nconfigMapGenerator:")?,
+        documented(REGISTRY, INSTALL, "/cleanup\n")?,
+        combination(&["cleanup"], &["least-privilege"]),
     ];
     for (index, one) in daemons.iter().enumerate() {
         for other in &daemons[index + 1..] {
@@ -85,9 +100,10 @@ fn kustomization(resources: &[String], components: &[&str]) -> String {
     text.to_string()
 }
 
-/// The documented example of other names; and all other components in a kustomization around it, as documented.
-fn renamed(components: &[&str]) -> Result<[(String, String); 2]> {
-    let (name, text) = documented(RENAMED, "\nnamePrefix:")?;
+/// The documented example of other names; and all other components in a kustomization around it, as documented. The same with no
+/// component in the example, because each may be around it.
+fn renamed(components: &[&str]) -> Result<[(String, String); 4]> {
+    let (name, text) = documented(RENAMED, KUBERNETES, "\nnamePrefix:")?;
     let others: Vec<&str> = components
         .iter()
         .copied()
@@ -95,17 +111,31 @@ fn renamed(components: &[&str]) -> Result<[(String, String); 2]> {
         .collect();
     let outer = kustomization(&[format!("../{name}")], &others);
     let outer_name = format!("{name}+{}", others.join("+"));
-    Ok([(name, text), (outer_name, outer)])
+    let bare = text.split("components:").next().unwrap_or(&text);
+    let bare_name = format!("bare-{}", name.replace("+monitoring", ""));
+    let around = kustomization(&[format!("../{bare_name}")], components);
+    let around_name = format!("{bare_name}+{}", components.join("+"));
+    let bare = bare.to_owned();
+    Ok([
+        (name, text),
+        (outer_name, outer),
+        (bare_name, bare),
+        (around_name, around),
+    ])
 }
 
-/// The first example in the documentation that contains `sign`, and its name: `name` and its parts.
-fn documented(name: &str, sign: &str) -> Result<(String, String)> {
-    let example = DOCUMENTATION
-        .split("```yaml\n")
+/// The first example of YAML in `page` that contains `sign`.
+fn example<'p>(page: &'p str, sign: &str) -> Option<&'p str> {
+    page.split("```yaml\n")
         .skip(1)
         .filter_map(|block| block.split("```").next())
         .find(|block| block.contains(sign))
-        .with_context(|| format!("docs/kubernetes.md shows no example with {sign:?}"))?;
+}
+
+/// The first example in `page` that contains `sign`, and its name: `name` and its parts.
+fn documented(name: &str, page: &str, sign: &str) -> Result<(String, String)> {
+    let example = example(page, sign)
+        .with_context(|| format!("the page for {name} shows no example with {sign:?}"))?;
     let parts: Vec<&str> = example
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- ")?.strip_prefix(CHECKOUT))
@@ -134,13 +164,18 @@ mod tests {
 
     #[test]
     fn the_documentation_shows_a_combination_and_a_registry() {
-        let (name, _) = documented("documented", "\ncomponents:").expect("an example");
+        let (name, _) = documented("documented", KUBERNETES, "\ncomponents:").expect("an example");
         assert!(name.starts_with("documented+base+"), "{name}");
-        let (name, _) = documented(REGISTRY, "\nimages:").expect("an example");
+        let (name, _) = documented(REGISTRY, KUBERNETES, "\nimages:").expect("an example");
         assert_eq!(name, "registry+base+webhook");
-        let (name, _) = documented(RENAMED, "\nnamePrefix:").expect("an example");
+        let (name, _) = documented(RENAMED, KUBERNETES, "\nnamePrefix:").expect("an example");
         assert_eq!(name, "renamed+base+webhook+admission-policy+monitoring");
-        assert!(documented("none", "\nno such line").is_err());
+        let (name, _) =
+            documented(SETTINGS, OPERATING, "\nconfigMapGenerator:").expect("an example");
+        assert_eq!(name, "settings+base");
+        let (name, _) = documented(REGISTRY, INSTALL, "/cleanup\n").expect("an example");
+        assert_eq!(name, "registry+cleanup+least-privilege");
+        assert!(documented("none", KUBERNETES, "\nno such line").is_err());
     }
 
     #[test]
@@ -148,7 +183,7 @@ mod tests {
         let found = combinations(&["a", "b", "c", "webhook-d"]).expect("an example");
         let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(
-            names[2..],
+            names[5..],
             [
                 "base+a+b",
                 "base+a+c",
@@ -157,6 +192,8 @@ mod tests {
                 "base+webhook+a+b+c+webhook-d",
                 "renamed+base+webhook+admission-policy+monitoring",
                 "renamed+base+webhook+admission-policy+monitoring+a+b+c+webhook-d",
+                "bare-renamed+base+webhook+admission-policy",
+                "bare-renamed+base+webhook+admission-policy+a+b+c+webhook-d",
             ]
         );
     }

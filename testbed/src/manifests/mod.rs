@@ -104,7 +104,7 @@ fn check(cases: &mut Cases, rendering: &str, objects: &[Value]) {
         hold(cases, webhook::RULES, rendering, &of_webhook);
         hold(cases, references::WEBHOOK_RULES, rendering, objects);
     }
-    if rendering == "cleanup" {
+    if has(rendering, "cleanup") {
         hold(cases, cleanup::RULES, rendering, objects);
         return;
     }

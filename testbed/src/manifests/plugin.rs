@@ -1,6 +1,7 @@
 //! The rules for the Role of the kubectl plugin's users.
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role};
 use serde_json::Value;
 
@@ -16,7 +17,12 @@ pub const RULES: &[(&str, Rule)] = &[
 fn two_requests(_: &str, objects: &[Value]) -> Result<()> {
     let roles: Vec<Value> = roles(objects).cloned().collect();
     let role: Role = one(&roles, "Role")?;
-    ensure!(role.metadata.namespace.is_some(), "no namespace");
+    let namespace = role.metadata.namespace.context("no namespace")?;
+    let daemon_set: DaemonSet = one(objects, "DaemonSet")?;
+    ensure!(
+        daemon_set.metadata.namespace.as_deref() == Some(&*namespace),
+        "the daemons are not in {namespace}"
+    );
     let rules = role.rules.context("no rules")?;
     let rules: Vec<_> = rules.iter().map(permission).collect::<Result<_>>()?;
     let expected = [

@@ -12,6 +12,8 @@ use super::webhook;
 pub const RULES: &[(&str, Rule)] = &[
     ("each-reference-names-a-rendered-object", objects_exist),
     ("the-own-namespace-is-the-excluded-one", excluded_namespace),
+    ("a-quota-allows-each-systems-priority", quota),
+    ("all-are-in-one-namespace", one_namespace),
 ];
 /// The rules for renderings with the webhook.
 pub const WEBHOOK_RULES: &[(&str, Rule)] = &[
@@ -116,6 +118,10 @@ fn references(object: &Value) -> Vec<Reference> {
             let pod = &object["spec"]["template"]["spec"];
             add("ServiceAccount", own.clone(), &pod["serviceAccountName"]);
             for volume in list(&pod["volumes"]) {
+                // The operator's, of which deploy/ has none.
+                if volume["configMap"]["name"] == "probe-handler-settings" {
+                    continue;
+                }
                 add("Secret", own.clone(), &volume["secret"]["secretName"]);
                 add("ConfigMap", own.clone(), &volume["configMap"]["name"]);
             }
@@ -169,6 +175,42 @@ fn excluded_namespace(_: &str, objects: &[Value]) -> Result<()> {
                 });
             ensure!(excluded, "{} selects {name}", super::name_of(object));
         }
+    }
+    Ok(())
+}
+
+/// Components know the usual one only, and a kustomization around them may have another.
+fn one_namespace(_: &str, objects: &[Value]) -> Result<()> {
+    let of = |object: &Value| text(&object["metadata"]["namespace"]);
+    let mut placed = objects
+        .iter()
+        .filter_map(|object| Some((of(object)?, object)));
+    let Some((first, _)) = placed.next() else {
+        return Ok(());
+    };
+    for (namespace, object) in placed {
+        let name = super::name_of(object);
+        ensure!(namespace == first, "{name} is in {namespace}, not {first}");
+    }
+    Ok(())
+}
+
+/// Some clusters refuse pods of such a priority in a namespace without a quota for it (apiserver option
+/// `--admission-control-config-file`, `limitedResources` of ResourceQuota).
+fn quota(_: &str, objects: &[Value]) -> Result<()> {
+    for object in objects {
+        let priority = &object["spec"]["template"]["spec"]["priorityClassName"];
+        let allows = |quota: &&Value| {
+            let scopes = list(&quota["spec"]["scopeSelector"]["matchExpressions"]);
+            quota["kind"] == "ResourceQuota"
+                && quota["metadata"]["namespace"] == object["metadata"]["namespace"]
+                && scopes.iter().any(|scope| {
+                    scope["scopeName"] == "PriorityClass"
+                        && list(&scope["values"]).contains(priority)
+                })
+        };
+        let allowed = priority.is_null() || objects.iter().any(|quota| allows(&quota));
+        ensure!(allowed, "{}: {priority}", super::name_of(object));
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use probe_handler::cli::config::{AgentConfig, PodSource};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::combined::REGISTRY;
+use super::combined::{REGISTRY, SETTINGS};
 use super::{has, plugin};
 
 /// A rule for the objects of a rendering, whose name is the first argument.
@@ -35,8 +35,10 @@ pub const RULES: &[(&str, Rule)] = &[
     ("may-read-pods-and-namespaces-and-nothing-else", permissions),
     ("the-image-is-the-one-that-xtask-writes", image),
     ("the-daemon-understands-its-arguments", arguments),
+    ("an-operators-settings-are-not-overwritten", settings),
     ("the-drain-fits-the-grace-period", drain),
     ("memory-fits-what-was-measured", memory),
+    ("a-second-daemon-fits-on-a-full-node", small),
 ];
 
 /// The image, as `cargo xtask image` names it.
@@ -344,7 +346,6 @@ fn arguments(overlay: &str, objects: &[Value]) -> Result<()> {
     );
     let taint = has(overlay, "startup-taint").then_some("probe-handler.io/starting");
     ensure!(config.startup_taint.as_deref() == taint, "--startup-taint");
-    let _settings = settings_file(objects)?;
     let file = config.settings.as_deref().context("no --settings")?;
     let mounts = agent(objects)?.volume_mounts.unwrap_or_default();
     let mut of_settings = mounts.iter().filter(|mount| mount.name == "settings");
@@ -372,11 +373,23 @@ fn arguments(overlay: &str, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// The settings in the ConfigMap that the daemon's pod mounts.
+/// A rendered ConfigMap without settings would take the place of the operator's, and a cluster that observes would serve.
+fn settings(rendering: &str, objects: &[Value]) -> Result<()> {
+    match settings_file(objects)? {
+        None => ensure!(!has(rendering, SETTINGS), "no settings are rendered"),
+        Some(found) => ensure!(
+            has(rendering, SETTINGS) && !found.is_empty(),
+            "a ConfigMap with {found:?} is rendered"
+        ),
+    }
+    Ok(())
+}
+
+/// The settings in the ConfigMap that the daemon's pod mounts, if it is rendered.
 ///
 /// # Errors
-/// There is none, or it has mistakes.
-pub fn settings_file(objects: &[Value]) -> Result<FileSettings> {
+/// None is mounted, or it has mistakes.
+pub fn settings_file(objects: &[Value]) -> Result<Option<FileSettings>> {
     let volumes = pod(objects)?.volumes.unwrap_or_default();
     let mut mounted = volumes.into_iter().filter_map(|volume| volume.config_map);
     let mounted = mounted.next().context("no ConfigMap is mounted")?;
@@ -384,9 +397,12 @@ pub fn settings_file(objects: &[Value]) -> Result<FileSettings> {
     let map = objects
         .iter()
         .find(|object| object["kind"] == "ConfigMap" && object["metadata"]["name"] == mounted.name);
-    let map = map.context("the ConfigMap is not rendered")?;
+    let Some(map) = map else {
+        return Ok(None);
+    };
     let text = map["data"][SETTINGS_KEY].as_str().context("no settings")?;
-    settings::read(text).map_err(|mistakes| anyhow::anyhow!(mistakes.join("; ")))
+    let found = settings::read(text).map_err(|mistakes| anyhow::anyhow!(mistakes.join("; ")))?;
+    Ok(Some(found))
 }
 
 fn drain(_: &str, objects: &[Value]) -> Result<()> {
@@ -394,6 +410,17 @@ fn drain(_: &str, objects: &[Value]) -> Result<()> {
     let grace = u64::try_from(grace.context("no grace period")?)?;
     let drain = config(objects)?.drain_timeout.as_secs();
     ensure!(grace > drain, "{grace} s for a drain of {drain} s");
+    Ok(())
+}
+
+/// In an upgrade the scheduler evicts other pods for a surge pod of this priority that does not fit. The daemon needs under 1 %
+/// of a core (docs/environments.md).
+fn small(_: &str, objects: &[Value]) -> Result<()> {
+    let resources = agent(objects)?.resources.context("no resources")?;
+    let request = resources.requests.and_then(|mut list| list.remove("cpu"));
+    let request = request.context("no request of cpu")?.0;
+    let milli: u64 = request.strip_suffix('m').context("not in m")?.parse()?;
+    ensure!((10..=20).contains(&milli), "{request}");
     Ok(())
 }
 

@@ -66,6 +66,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
     drop((labelled, other));
     drop(env);
     cases.case_in("a-flag-takes-precedence", |cases| flag(cases, &volume));
+    cases.case_in("a-file-that-appears-later", appears);
     Ok(())
 }
 
@@ -292,6 +293,24 @@ fn gone(env: &Env, volume: &Volume) -> Result<()> {
     ensure!(scope["value"] == "all", "{scope}");
     let _settings = env.daemon.status_command(&[])?;
     Ok(())
+}
+
+/// The volume of an optional ConfigMap that does not exist is an empty directory; the kubelet adds the file once it does.
+fn appears(cases: &mut Cases) -> Result<()> {
+    let volume = Volume::new()?;
+    let file = volume.path("settings.yaml");
+    fs::remove_file(&file)?;
+    fs::create_dir(volume.path("..0"))?;
+    symlink("..0", volume.path(DATA))?;
+    let env = Env::start(cases, &["--settings", &volume.file()])?;
+    let status = env.daemon.status()?;
+    let mistakes = &status["settings"]["mistakes"];
+    ensure!(mistakes == &serde_json::json!([]), "{mistakes}");
+    let loaded = env.daemon.metric("probe_handler_settings_loaded")?;
+    ensure!(loaded == 1.0, "{loaded}");
+    volume.publish("mode: observe\n")?;
+    symlink("..data/settings.yaml", &file)?;
+    until_set(&env, "mode", "observe")
 }
 
 fn flag(cases: &mut Cases, volume: &Volume) -> Result<()> {

@@ -298,6 +298,11 @@ impl Suite<'_> {
         let set = ["delete", "daemonset", "probe-handler", "-n", SYSTEM];
         let absent = ["--ignore-not-found", "--wait=true"];
         self.kubectl.run(&[&set[..], &absent].concat(), "")?;
+        // A daemon that still drains maintains what cleanup removes.
+        let label = "app.kubernetes.io/name=probe-handler";
+        let gone = ["wait", "--for=delete", "pod", "-l", label, "-n", SYSTEM];
+        let patience = ["--timeout=5m"];
+        self.kubectl.run(&[&gone[..], &patience].concat(), "")?;
         let cleanup = root().join("deploy/cleanup").display().to_string();
         self.kubectl.run(&["apply", "-k", &cleanup], "")?;
         self.rolled_out("daemonset/probe-handler-cleanup")?;
