@@ -190,7 +190,7 @@ fn add_pod(groups: &mut Vec<Group>, node: Option<&str>, pod: &PodStatus) {
         }
     }
     if let Some(why) = pod.trouble() {
-        let row = Row::Text(format!("not served: {why}"));
+        let row = Row::Text(format!("{}: {why}", pod.effect()));
         match groups[first..].first_mut() {
             Some(group) => group.rows.insert(0, row),
             None => groups.push(group(
@@ -302,6 +302,17 @@ shop/web-1 app (istio, handler)
   liveness  tcp:80  -            -    -   0     0        0  worker-b
 "
         );
+    }
+
+    #[test]
+    fn a_pod_that_only_the_kernel_path_serves_is_not_called_unserved() {
+        let mut status = status();
+        for pod in &mut status.pods {
+            pod.by_kernel_alone = pod.trouble().is_some();
+        }
+        let (text, _) = rows(&one(&status), None);
+        let expected = "  served only by the kernel path: canary failed: 10.0.0.2:1 accepted\n";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -126,11 +126,12 @@ fn header(status: &Status) -> String {
     for pod in &status.pods {
         if let Some(trouble) = pod.trouble() {
             let name = format!("{}/{}", pod.namespace, pod.name);
-            let what = match pod.by_kernel_alone {
-                true => "is served only by the kernel path",
-                false => "is not served",
-            };
-            line(&mut text, "problem", &format!("{name} {what}: {trouble}"));
+            let effect = pod.effect();
+            line(
+                &mut text,
+                "problem",
+                &format!("{name} is {effect}: {trouble}"),
+            );
         }
         for warning in &pod.warnings {
             let name = format!("{}/{}", pod.namespace, pod.name);

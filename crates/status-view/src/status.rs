@@ -327,6 +327,14 @@ pub struct LastVerdict {
 // === impl PodStatus ===
 
 impl PodStatus {
+    /// What a pod with [`PodStatus::trouble`] is.
+    pub fn effect(&self) -> &'static str {
+        match self.by_kernel_alone {
+            true => "served only by the kernel path",
+            false => "not served",
+        }
+    }
+
     /// Why the pod is not served now, or only by the kernel path; `None` if the handler serves it.
     pub fn trouble(&self) -> Option<String> {
         match (&self.netns, self.canary.state) {

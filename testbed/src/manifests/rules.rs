@@ -137,6 +137,13 @@ fn probes(_: &str, objects: &[Value]) -> Result<()> {
         );
         parsed(&command).map(drop)
     };
+    // A process that hangs ignores SIGTERM.
+    let liveness = agent.liveness_probe.as_ref();
+    let grace = liveness.and_then(|probe| probe.termination_grace_period_seconds);
+    ensure!(
+        grace.is_some_and(|seconds| seconds <= 5),
+        "a daemon that hangs has {grace:?} s to end"
+    );
     asks(agent.startup_probe, "--alive")?;
     asks(agent.liveness_probe, "--alive")?;
     asks(agent.readiness_probe, "--ready")

@@ -26,7 +26,9 @@ pub struct Removed {
 pub fn remove_everywhere() -> io::Result<Removed> {
     let own = Netns::current()?.id();
     let mut removed = Removed::default();
-    for (id, path) in namespaces()? {
+    let (namespaces, troubles) = namespaces()?;
+    removed.troubles = troubles;
+    for (id, path) in namespaces {
         if id == own {
             continue;
         }
@@ -43,25 +45,44 @@ pub fn remove_everywhere() -> io::Result<Removed> {
 fn remove_at(path: &Path, id: NetnsId) -> Result<bool, String> {
     let netns = match Netns::open(path) {
         Ok(netns) if netns.id() == id => netns,
+        Err(error) if !is_gone(&error) => return Err(error.to_string()),
         // The namespace no longer exists, and its rules were removed with it.
         _ => return Ok(false),
     };
     remove_all(&netns).map_err(super::Error::message)
 }
 
-/// Each network namespace once, with a path to it.
-fn namespaces() -> io::Result<BTreeMap<NetnsId, PathBuf>> {
+/// Each network namespace once, with a path to it; and why others can't be seen. Those of several processes for one reason are
+/// one line.
+fn namespaces() -> io::Result<(BTreeMap<NetnsId, PathBuf>, Vec<String>)> {
     let processes = fs::read_dir("/proc")?
         .flatten()
         .filter(|entry| entry.file_name().as_encoded_bytes()[0].is_ascii_digit())
         .map(|entry| entry.path().join("ns/net"));
     let named = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     let named = named.map(|entry| entry.path());
-    // A namespace whose id can't be read belongs to a process that has ended.
-    let known = processes
-        .chain(named)
-        .filter_map(|path| Some((NetnsId::at(&path).ok()?, path)));
-    Ok(known.collect())
+    let mut found = BTreeMap::new();
+    let mut unseen: BTreeMap<String, (PathBuf, usize)> = BTreeMap::new();
+    for path in processes.chain(named) {
+        match NetnsId::at(&path) {
+            Ok(id) => drop(found.insert(id, path)),
+            // Of a process that has ended.
+            Err(error) if is_gone(&error) => {}
+            Err(error) => {
+                let (_, others) = unseen.entry(error.to_string()).or_insert((path, 0));
+                *others += 1;
+            }
+        }
+    }
+    let troubles = unseen
+        .into_iter()
+        .map(|(error, (path, count))| format!("{}: {error} ({count} in all)", path.display()));
+    Ok((found, troubles.collect()))
+}
+
+/// Whether a process, or a named namespace, no longer exists; a zombie has no namespaces either.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 #[cfg(test)]
@@ -71,6 +92,18 @@ mod tests {
     #[test]
     fn ones_own_namespace_is_among_those_of_the_node() {
         let own = Netns::current().expect("own namespace").id();
-        assert!(namespaces().expect("/proc").contains_key(&own));
+        assert!(namespaces().expect("/proc").0.contains_key(&own));
+    }
+
+    #[test]
+    fn what_no_longer_exists_is_told_from_what_must_not_be_seen() {
+        for (errno, gone) in [
+            (libc::ENOENT, true),
+            (libc::ESRCH, true),
+            (libc::EACCES, false),
+            (libc::EPERM, false),
+        ] {
+            assert_eq!(is_gone(&io::Error::from_raw_os_error(errno)), gone);
+        }
     }
 }
