@@ -151,8 +151,9 @@ impl<C: Content + Clone + Send + 'static, V: Send + 'static, M: Send + 'static> 
                 && position.resume.take().is_some()
                 && trouble.reason == Reason::Expired
             {
-                // The server answers again, so the long pauses between attempts end.
+                // The server answers again, so the long pauses between attempts end, and failures before that are over.
                 backoff.reset();
+                failures = 0;
             }
             let pause = backoff
                 .pause()
