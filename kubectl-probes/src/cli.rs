@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cluster::{self, Cluster};
-use crate::{changes, explain, get, report, sysdump, watch};
+use crate::{advice, changes, explain, get, report, sysdump, watch};
 use status_view::filter::Filter;
 use status_view::output;
 use support::build::DESCRIPTION;
@@ -130,6 +130,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Show which probes of observed pods would have another result if they were served
     Changes(changes::ChangesArgs),
+    /// Show what to change about probes: timeouts that are too short, results that flap, ports without a listener
+    Advice(advice::AdviceArgs),
     /// Write an HTML page for the review of a rollout: coverage, what would change, latencies against timeouts
     Report(report::ReportArgs),
     /// Write an archive with the state, configuration, metrics and log of each daemon, for an analysis elsewhere
@@ -172,6 +174,7 @@ fn verb(
         Command::Watch(args) => watch::run(runtime, cluster, args),
         Command::Explain(args) => explain::run(runtime, cluster, args),
         Command::Changes(args) => changes::run(runtime, cluster, args),
+        Command::Advice(args) => advice::run(runtime, cluster, args),
         Command::Report(args) => report::run(runtime, cluster, args),
         Command::Sysdump(args) => sysdump::run(runtime, cluster, args),
     }

@@ -62,12 +62,15 @@ impl Filter {
         self.selected(self.retain(status), Place::Node)
     }
 
+    /// Whether it selects the pod `name` of `namespace`.
+    pub fn is_named(&self, namespace: &str, name: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|of| of == namespace)
+            && self.pod.as_deref().is_none_or(|pod| pod == name)
+    }
+
     /// Removes from `status` what is not selected.
     pub fn retain(&self, status: &mut Status) -> Found {
-        let is_named = |namespace: &str, name: &str| {
-            self.namespace.as_deref().is_none_or(|of| of == namespace)
-                && self.pod.as_deref().is_none_or(|pod| pod == name)
-        };
+        let is_named = |namespace: &str, name: &str| self.is_named(namespace, name);
         status
             .pods
             .retain(|pod| is_named(&pod.namespace, &pod.name));

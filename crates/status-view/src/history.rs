@@ -36,6 +36,9 @@ pub struct PodHistory {
 pub struct ProbeHistory {
     /// The probe, and its results now.
     pub probe: ProbeStatus,
+    /// Of its successes in the last hour, 99 % took no longer than this, in microseconds; `None` if there were too few.
+    #[serde(default)]
+    pub p99_us: Option<u64>,
     /// Runs of equal results, oldest first.
     pub runs: Vec<Run>,
 }

@@ -1,6 +1,7 @@
 //! The admin server's answers as data, and their text for people: tables, filters, and the sentence of `explain`. The daemon's
 //! command line and the kubectl plugin print with this crate.
 
+pub mod advice;
 pub mod changes;
 pub mod explain;
 pub mod explained;

@@ -1,4 +1,4 @@
-//! The other verbs: `explain`, `changes`, `report` and `sysdump`.
+//! The other verbs: `explain`, `changes`, `advice`, `report` and `sysdump`.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -119,6 +119,39 @@ shop/web-1 on one
         (Some(0), String::new())
     );
     assert_eq!(err(&output), "no pod of namespace other is observed\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn advice_of_all_nodes_is_sorted_by_pod_and_old_daemons_are_named() {
+    let cluster = Cluster::start().await;
+    for (node, pod) in [("one", "web-1"), ("two", "web-0")] {
+        let advice = json!([{
+            "namespace": "shop", "pod": pod, "container": "web", "probe": "liveness",
+            "about": "late", "text": "tcp:5432: late",
+        }]);
+        let advice = serde_json::to_vec(&advice).expect("JSON");
+        let answers = BTreeMap::from([("/advice".to_owned(), (200, advice))]);
+        cluster.node(node, answers).await;
+    }
+    cluster.node("old", BTreeMap::new()).await;
+    let output = cluster.probes(&["advice"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    assert_eq!(
+        out(&output),
+        "\
+shop/web-0 on two
+  web liveness tcp:5432: late
+shop/web-1 on one
+  web liveness tcp:5432: late
+"
+    );
+    let note = err(&output);
+    assert!(note.contains("too old to give advice"), "{note}");
+    let json = out(&cluster
+        .probes(&["advice", "shop/web-0", "-o", "json"])
+        .await);
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json[0]["node"], &json[1]), (&json!("two"), &Value::Null));
 }
 
 #[tokio::test(flavor = "multi_thread")]

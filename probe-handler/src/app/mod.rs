@@ -316,6 +316,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
     });
     let noting = Arc::clone(&outcomes);
     let (explaining, explained) = (Arc::clone(&outcomes), Arc::clone(&status));
+    let (advising, advised) = (Arc::clone(&outcomes), Arc::clone(&status));
     let admin = Admin {
         metrics: Rendering::new(Arc::new(metrics_registry)),
         readiness: readiness.clone(),
@@ -330,6 +331,10 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
         explain: Box::new(move |namespace, name| {
             explaining.note();
             explained.explain(namespace, name)
+        }),
+        advice: Box::new(move || {
+            advising.note();
+            advised.advice()
         }),
         config_json: Box::new({
             let (config, settings) = (config.clone(), Arc::clone(&settings));

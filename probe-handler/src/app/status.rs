@@ -25,6 +25,7 @@ use pods::select::SelectedPod;
 use reconcile::redirects::Port;
 use reconcile::registry::{Obstacle, PodEntry};
 use serve::table::Route;
+use status_view::advice::{Advice, advice};
 use status_view::history::{PodHistory, ProbeHistory};
 use status_view::status::{
     CanaryState, CanaryStatus, HookStatus, KubeletStatus, NetnsStatus, OtherPod, PathStatus,
@@ -136,24 +137,26 @@ impl Reporter {
         // If several pods have had this name, uses the one that is served.
         let parsed = shared.parsed.iter().filter(|pod| named(&pod.id));
         let parsed = parsed.max_by_key(|pod| pod.pod.is_some())?;
-        let uid = &parsed.id.uid;
-        let (state, events) = shared.histories.of(uid);
-        let status = pods(&shared, now).into_iter().find(|pod| pod.uid == *uid);
-        let trouble = status.as_ref().and_then(PodStatus::trouble);
-        let routes = shared.registry.pods().get(uid);
-        let routes = routes.map_or_else(Vec::new, |entry| entry.routes.routes());
-        Some(PodHistory {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            uid: uid.clone(),
-            now_ms: now.ms,
-            not_served: parsed.not_served.map(|why| why.to_string()).or(trouble),
-            state,
-            events,
-            daemon_starts_ms: shared.histories.starts_ms.clone(),
-            probes: probe_histories(&routes, now),
-            skipped: skipped(parsed),
-        })
+        let status = pods(&shared, now);
+        let status = status.iter().find(|pod| pod.uid == parsed.id.uid);
+        let trouble = status.and_then(PodStatus::trouble);
+        let mut history = history(&shared, parsed, now);
+        history.not_served = parsed.not_served.map(|why| why.to_string()).or(trouble);
+        Some(history)
+    }
+
+    /// What to change about probes, in the order of the pods' names.
+    pub fn advice(&self) -> Vec<Advice> {
+        let now = Moment::now();
+        let shared = self.shared.lock();
+        let served = shared.parsed.iter().filter(|pod| pod.pod.is_some());
+        let mut advice: Vec<_> = served
+            .flat_map(|pod| advice(&history(&shared, pod, now)))
+            .collect();
+        // Stable: within a pod in the order of the probes.
+        advice
+            .sort_by(|one, other| (&one.namespace, &one.pod).cmp(&(&other.namespace, &other.pod)));
+        advice
     }
 
     fn kubelet(&self, now: Moment, attachment: &Attachment, all_attached: bool) -> KubeletStatus {
@@ -183,13 +186,35 @@ fn failed_endpoints(failed: usize) -> Option<String> {
     })
 }
 
+/// The history of a pod, without the reason if it is not served.
+fn history(shared: &PodsState, pod: &SelectedPod, now: Moment) -> PodHistory {
+    let uid = &pod.id.uid;
+    let (state, events) = shared.histories.of(uid);
+    let routes = shared.registry.pods().get(uid);
+    let routes = routes.map_or_else(Vec::new, |entry| entry.routes.routes());
+    PodHistory {
+        namespace: pod.id.namespace.clone(),
+        name: pod.id.name.clone(),
+        uid: uid.clone(),
+        now_ms: now.ms,
+        not_served: None,
+        state,
+        events,
+        daemon_starts_ms: shared.histories.starts_ms.clone(),
+        probes: probe_histories(&routes, now),
+        skipped: skipped(pod),
+    }
+}
+
 fn probe_histories(routes: &[Arc<Route>], now: Moment) -> Vec<ProbeHistory> {
     let mut probes: Vec<_> = routes
         .iter()
         .flat_map(|route| {
-            let (runs, _) = route.stats.history();
+            let (runs, p99) = route.stats.history();
+            let p99_us = p99.and_then(|p99| u64::try_from(p99.as_micros()).ok());
             route.members.iter().map(move |member| ProbeHistory {
                 probe: probe_row(route, member, now),
+                p99_us,
                 runs: runs.clone(),
             })
         })

@@ -12,9 +12,10 @@ use http::StatusCode;
 
 use super::EXIT_USAGE;
 use super::config::DEFAULT_ADMIN_SOCKET;
+use status_view::advice::Advice;
 use status_view::filter::{Filter, Selected};
 use status_view::status::Status;
-use status_view::{changes, output, render};
+use status_view::{advice, changes, output, render};
 use support::build::VERSION;
 
 /// Interval between two requests of `--watch`.
@@ -38,6 +39,10 @@ pub struct StatusArgs {
     /// Show which probes of observed pods would have another result if they were served
     #[arg(long, conflicts_with_all = ["ready", "alive", "failing"])]
     changes: bool,
+
+    /// Show what to change about probes: timeouts that are too short, results that flap, ports without a listener
+    #[arg(long, conflicts_with_all = ["ready", "alive", "failing", "changes", "watch"])]
+    advice: bool,
 
     /// Show it every two seconds, until Ctrl-C
     #[arg(long, conflicts_with_all = ["ready", "alive"])]
@@ -98,6 +103,9 @@ pub fn run(args: &StatusArgs) -> ExitCode {
             return EXIT_USAGE.into();
         }
     };
+    if args.advice {
+        return show_advice(socket, &filter, args.output);
+    }
     if args.watch {
         return watch(socket, &filter, args.output);
     }
@@ -116,6 +124,35 @@ pub fn run(args: &StatusArgs) -> ExitCode {
         output::note(&note);
     }
     output::print(|out| out.write_all(text.as_bytes()))
+}
+
+/// Shows the advice about the pods that `filter` selects.
+fn show_advice(socket: &Path, filter: &Filter, format: Format) -> ExitCode {
+    let found = select(socket, filter).and_then(|(_, selected)| match selected {
+        Selected::NoSuchPod(why) => Err(why),
+        Selected::Nothing(_) | Selected::Some => {
+            let mut all: Vec<Advice> = read(&request(socket, "/advice")?)?;
+            all.retain(|one| filter.is_named(&one.namespace, &one.pod));
+            Ok(all)
+        }
+    });
+    let cannot = |error: &dyn std::fmt::Display| format!("cannot write the advice: {error}");
+    let text = found.and_then(|all| match format {
+        Format::Table | Format::Wide => {
+            let all = all.iter().map(|one| (None, one));
+            Ok(advice::text(all, output::width()))
+        }
+        Format::Json => serde_json::to_string_pretty(&all)
+            .map(|json| json + "\n")
+            .map_err(|error| cannot(&error)),
+        Format::Yaml => serde_yaml_ng::to_string(&all)
+            .map(|yaml| format!("---\n{yaml}"))
+            .map_err(|error| cannot(&error)),
+    });
+    match text {
+        Ok(text) => output::print(|out| out.write_all(text.as_bytes())),
+        Err(message) => output::fail(&message),
+    }
 }
 
 /// Shows the state again and again, until standard output is closed. Reports only once that the daemon does not answer,

@@ -30,6 +30,7 @@ use tokio::time::sleep_until;
 use super::admin_socket::{self, SocketFile};
 use super::rendering::Rendering;
 use super::turns::Turns;
+use status_view::advice::Advice;
 use status_view::history::PodHistory;
 use status_view::status::Status;
 use support::exposition::Format;
@@ -72,6 +73,8 @@ pub struct Admin {
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
     /// Served at `/explain/NAMESPACE/POD`: the history of that pod, if there is one.
     pub explain: Explain,
+    /// Served at `/advice`; called for each request.
+    pub advice: Box<dyn Fn() -> Vec<Advice> + Send + Sync>,
     /// Served at `/debug/config`; called for each request.
     pub config_json: Box<dyn Fn() -> String + Send + Sync>,
     /// The rate limit for metrics over TCP.
@@ -197,10 +200,11 @@ impl Admin {
             ("/readyz", _) => Self::readyz,
             ("/metrics", _) => return only_get(),
             ("/status" | "/debug/status", Peer::Root | Peer::Local(_)) => Self::status,
+            ("/advice", Peer::Root | Peer::Local(_)) => |admin| json(&(admin.advice)()),
             ("/debug/config", Peer::Root | Peer::Local(_)) => {
                 |admin| reply(StatusCode::OK, JSON, (admin.config_json)())
             }
-            ("/status" | "/debug/status" | "/debug/config", Peer::Remote(_)) => {
+            ("/status" | "/advice" | "/debug/status" | "/debug/config", Peer::Remote(_)) => {
                 |_| reply(StatusCode::FORBIDDEN, TEXT, ONLY_LOCAL)
             }
             _ => return reply(StatusCode::NOT_FOUND, TEXT, "not found\n"),
@@ -233,9 +237,8 @@ impl Admin {
         let history = pod
             .split_once('/')
             .and_then(|(namespace, name)| (self.explain)(namespace, name));
-        match history.map(|history| serde_json::to_vec(&history)) {
-            Some(Ok(json)) => reply(StatusCode::OK, JSON, json),
-            Some(Err(error)) => internal(&error),
+        match history {
+            Some(history) => json(&history),
             None => {
                 let text = format!(
                     "the daemon on this node has no pod {pod}: is it on another node? 'probe-handler status' lists the pods \
@@ -247,10 +250,14 @@ impl Admin {
     }
 
     fn status(&self) -> Response<Full<Bytes>> {
-        match serde_json::to_vec(&(self.status)()) {
-            Ok(json) => reply(StatusCode::OK, JSON, json),
-            Err(error) => internal(&error),
-        }
+        json(&(self.status)())
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(value) {
+        Ok(json) => reply(StatusCode::OK, JSON, json),
+        Err(error) => internal(&error),
     }
 }
 

@@ -40,6 +40,7 @@ pub fn run(cases: &mut Cases) -> Result<()> {
         survives(&mut env, &pod, CAUSE)
     });
     cases.case("pods-that-are-not-served", || not_served(&env));
+    cases.case_to_the_millisecond("advice", || advised(&env));
     cases.case("pods-that-do-not-exist", || missing(&env));
     Ok(())
 }
@@ -168,6 +169,52 @@ fn not_served(env: &Env) -> Result<()> {
     );
     fs::remove_file(&manifest)?;
     shown.map(drop)
+}
+
+/// Nothing listens on a probed port, and the app answers another probe within the last tenth of its timeout.
+fn advised(env: &Env) -> Result<()> {
+    const CLOSED: u16 = 5433;
+    const SLOW: &str = "/slow?ms=850";
+    let pod = env.pod(
+        PodSpec::new("advised")
+            .rules(RuleSet::IstioRedirect)
+            .app(AppSpec::new().http(HTTP))
+            .container(sample_pod::container(
+                "web",
+                sample_pod::http(HTTP, SLOW),
+                json!({"tcpSocket": {"port": CLOSED}}),
+            )),
+    )?;
+    let ip = pod.ns.ipv4();
+    // Of so many in all, at most 16 at the same time.
+    for _ in 0..2 {
+        let begin = |_| env.kubelet.begin(&Probe::http(ip, HTTP, SLOW));
+        let slow: Vec<_> = (0..12).map(begin).collect::<Result<_>>()?;
+        for pending in slow {
+            let _answer = pending.wait()?;
+        }
+    }
+    for _ in 0..3 {
+        let _refused = env.fails(&Probe::tcp(ip, CLOSED))?;
+    }
+    let name = name(&pod);
+    let text = wait::until("the advice", SOON, || {
+        let text = env.daemon.status_command(&["--advice", &name]).ok()?;
+        (text.contains("nothing has ever listened on port 5433")
+            && text.contains("and timeoutSeconds allows 1 s"))
+        .then_some(text)
+    })?;
+    let patch = r#"{"livenessProbe":{"timeoutSeconds":2},"name":"web"}"#;
+    ensure!(text.contains(patch), "{text}");
+    let json: Value =
+        serde_json::from_str(&env.daemon.status_command(&["--advice", "-o", "json"])?)?;
+    let about = json.as_array().context("no list")?.iter();
+    let about: Vec<_> = about
+        .filter(|one| one["pod"] == "advised")
+        .map(|one| one["about"].as_str().unwrap_or_default())
+        .collect();
+    ensure!(about == ["timeout", "no-listener"], "{json}");
+    Ok(())
 }
 
 fn missing(env: &Env) -> Result<()> {

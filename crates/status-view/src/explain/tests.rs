@@ -14,6 +14,7 @@ fn probe(kind: &str, runs: Vec<Run>) -> ProbeHistory {
             target: Some("/health".to_owned()),
             ..fixtures::probe(kind, "http", 8080)
         },
+        p99_us: None,
         runs,
     }
 }

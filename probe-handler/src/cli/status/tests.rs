@@ -23,6 +23,7 @@ fn args(socket: &Path) -> StatusArgs {
         namespace: None,
         failing: false,
         changes: false,
+        advice: false,
         watch: false,
         output: Format::Table,
         admin_socket: socket.display().to_string(),
@@ -44,6 +45,7 @@ async fn with_daemon<T: Send + 'static>(
         alive: Box::new(|| Ok(())),
         status: Arc::new(status),
         explain: Box::new(|_, _| None),
+        advice: Box::new(Vec::new),
         config_json: Box::new(|| "{}".to_owned()),
         turns: Turns::default(),
     };

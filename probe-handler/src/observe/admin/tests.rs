@@ -65,6 +65,7 @@ fn admin_and_metrics(readiness: Readiness) -> (Admin, Metrics) {
         alive: Box::new(|| Ok(())),
         status: Arc::new(status),
         explain: Box::new(|_, _| None),
+        advice: Box::new(Vec::new),
         config_json: Box::new(|| r#"{"scope":"meshed"}"#.to_owned()),
         turns: Turns::default(),
     };
@@ -238,7 +239,7 @@ async fn a_client_with_too_many_requests_gets_429_and_others_are_served() {
 #[tokio::test]
 async fn remote_clients_get_no_state_of_pods() {
     let admin = admin(Readiness::default());
-    for path in ["/status", "/debug/status", "/debug/config"] {
+    for path in ["/status", "/advice", "/debug/status", "/debug/config"] {
         let response = admin
             .respond(&Method::GET, path, Format::Text, REMOTE)
             .await;
