@@ -51,13 +51,18 @@ pub fn change(
     for (index, document) in documents.iter().enumerate() {
         let object = document.to_json(index + 1)?;
         let mut patch = Vec::new();
+        let name = describe(&object, index + 1);
+        let about_workload = workloads::misplaced(&object)
+            .into_iter()
+            .chain(workloads::unknown_workload(&object));
+        let about_workload = about_workload.map(|warning| format!("{name}: {warning}"));
+        outcome.warnings.extend(about_workload);
         for workloads::Place { at, namespace } in workloads::pods(&object) {
             let Ok(pod) = at.resolve(&object) else {
                 continue;
             };
             let admission = change(namespace, pod);
             outcome.changed += admission.changed;
-            let name = describe(&object, index + 1);
             let warnings = admission.warnings.iter();
             outcome
                 .warnings
@@ -72,7 +77,26 @@ pub fn change(
         });
     }
     outcome.text = write(text, &plans)?;
+    let lost = comments(text)
+        .filter(|comment| !outcome.text.contains(comment))
+        .count();
+    if lost > 0 {
+        outcome.warnings.push(format!(
+            "{lost} comments are lost, because their document had to be written anew: it has tags, anchors or merge keys"
+        ));
+    }
     Ok(outcome)
+}
+
+/// The comments in a YAML text, and parts of strings that look like comments.
+fn comments(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        let line = line.trim();
+        match line.starts_with('#') {
+            true => Some(line),
+            false => line.find(" #").map(|at| line[at..].trim()),
+        }
+    })
 }
 
 fn patched(mut object: Value, patch: &[PatchOperation]) -> Option<Value> {

@@ -1,7 +1,13 @@
 //! Finds the pods in an object.
 
 use json_patch::jsonptr::PointerBuf;
+use pods::scope::{HTTP, MODE};
 use serde_json::Value;
+use webhook::annotations::REWRITE;
+use webhook::injection::REWRITE_LABEL;
+
+/// The annotation that keeps a pod out of Istio's mesh.
+const INJECT: &str = "sidecar.istio.io/inject";
 
 /// The place of a Pod or pod template.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,6 +24,43 @@ pub fn pods(object: &Value) -> Vec<Place<'_>> {
     let mut places = Vec::new();
     find(object, &PointerBuf::new(), ("", ""), &mut places);
     places
+}
+
+/// Why an object that creates pods has none that are changed here: its kind is of another API group, such as Argo's Rollout or
+/// Knative's Service.
+pub fn unknown_workload(object: &Value) -> Option<String> {
+    let containers = object.pointer("/spec/template/spec/containers")?;
+    let is_known = !pods(object).is_empty();
+    (containers.is_array() && !is_known).then(|| {
+        let version = object.get("apiVersion").and_then(Value::as_str);
+        format!(
+            "its pods are unchanged, because {} is not one of Kubernetes' own workloads; the webhook rewrites its pods",
+            version.unwrap_or("an object without apiVersion")
+        )
+    })
+}
+
+/// What has an effect only on pods, and is on the workload at `object` instead of its pod template.
+pub fn misplaced(object: &Value) -> Vec<String> {
+    const LABELS: [&str; 2] = [MODE, REWRITE_LABEL];
+    const ANNOTATIONS: [&str; 3] = [HTTP, REWRITE, INJECT];
+    let template = object.pointer("/spec/template/metadata");
+    let has_template = object.pointer("/spec/template/spec").is_some();
+    let of = |kind: &'static str, keys: &'static [&'static str]| {
+        keys.iter().filter_map(move |key| {
+            let here = object.get("metadata")?.get(kind)?.get(key)?;
+            let there = template.and_then(|metadata| metadata.get(kind)?.get(key));
+            (has_template && there.is_none()).then(|| {
+                let kind = kind.trim_end_matches('s');
+                format!(
+                    "{kind} {key}={here} has no effect on a workload; set it in spec.template.metadata.{kind}s"
+                )
+            })
+        })
+    };
+    of("labels", &LABELS)
+        .chain(of("annotations", &ANNOTATIONS))
+        .collect()
 }
 
 /// `implied` are the apiVersion and kind of an object that has none.
@@ -150,6 +193,53 @@ mod tests {
         let list = json!({"apiVersion": "apps/v1", "kind": "DeploymentList",
             "items": [{"spec": {"template": {}}}]});
         assert_eq!(found(&list), ["/items/0/spec/template"]);
+    }
+
+    #[test]
+    fn workloads_of_other_groups_are_named() {
+        let of = |version: &str, kind: &str| {
+            unknown_workload(&json!({"apiVersion": version, "kind": kind,
+                "spec": {"template": {"spec": {"containers": []}}}}))
+        };
+        for (version, kind) in [
+            ("argoproj.io/v1alpha1", "Rollout"),
+            ("serving.knative.dev/v1", "Service"),
+        ] {
+            assert!(
+                of(version, kind).is_some_and(|why| why.contains(version)),
+                "{kind}"
+            );
+        }
+        assert_eq!(of("apps/v1", "Deployment"), None);
+        assert_eq!(
+            unknown_workload(&json!({"apiVersion": "v1", "kind": "Service", "spec": {}})),
+            None
+        );
+    }
+
+    #[test]
+    fn what_selects_pods_has_no_effect_on_their_workload() {
+        let deployment = |metadata: Value, template: Value| {
+            misplaced(
+                &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
+                "spec": {"template": {"metadata": template, "spec": {}}}}),
+            )
+        };
+        let off = json!({"labels": {MODE: "off"}});
+        assert_eq!(
+            deployment(off.clone(), json!({})),
+            [format!(
+                "label {MODE}=\"off\" has no effect on a workload; set it in spec.template.metadata.labels"
+            )]
+        );
+        assert_eq!(deployment(off.clone(), off.clone()), [""; 0]);
+        let opt_out = json!({"annotations": {REWRITE: "false", "other": "x"}});
+        assert_eq!(deployment(opt_out, json!({})).len(), 1);
+        // On a Pod it has an effect.
+        assert_eq!(
+            misplaced(&json!({"kind": "Pod", "metadata": off, "spec": {}})),
+            [""; 0]
+        );
     }
 
     #[test]

@@ -89,6 +89,13 @@ impl<'a> Reading<'a> {
             && annotation(&self.pod, MIRROR).is_none()
     }
 
+    /// Which of the labels and annotations that select the pod are ignored, and why.
+    pub fn ignored_marks(&self) -> Vec<String> {
+        let mut ignored = Vec::new();
+        let _marks = marks(&self.pod, &mut ignored);
+        ignored
+    }
+
     /// The value of an annotation.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         annotation(&self.pod, key)

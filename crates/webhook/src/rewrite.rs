@@ -69,6 +69,7 @@ pub fn admit_in(namespace: Option<&str>, pod: &Value, rewriting: &Rewriting) -> 
     let mut admission = Admission::default();
     match Reading::new(pod) {
         Ok(reading) if reading.concerns_us(namespace) => {
+            admission.warnings = reading.ignored_marks();
             rewrite(&reading, rewriting, &mut admission);
         }
         Ok(_) => {}

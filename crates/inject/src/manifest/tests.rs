@@ -366,6 +366,25 @@ fn warnings_say_which_object_they_are_about() {
     assert_eq!(injected(text).text, text);
 }
 
+#[test]
+fn comments_that_are_lost_are_counted() {
+    let anchored = "# first\napiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - &c  # second\n    \
+                    name: a\n    livenessProbe: &p {tcpSocket: {port: 1}}\n    readinessProbe: *p\n";
+    let outcome = injected(anchored);
+    let kept = ["# first", "# second"].map(|comment| outcome.text.contains(comment));
+    let lost = kept.iter().filter(|kept| !**kept).count();
+    assert!(lost > 0, "{}", outcome.text);
+    assert_eq!(
+        outcome.warnings,
+        [format!(
+            "{lost} comments are lost, because their document had to be written anew: it has tags, anchors or merge keys"
+        )]
+    );
+    let plain = "# first\napiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - name: a  # second\n    livenessProbe: \
+                 {tcpSocket: {port: 1}}\n";
+    assert_eq!(injected(plain).warnings, [""; 0]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

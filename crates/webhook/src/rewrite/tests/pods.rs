@@ -214,3 +214,17 @@ fn a_pod_with_more_probes_than_the_daemon_serves_is_unchanged() {
         assert_eq!(admission.warnings.len(), usize::from(stays));
     }
 }
+
+#[test]
+fn a_mode_that_is_none_is_ignored_with_a_warning() {
+    let mut pod = web(json!({"livenessProbe": {"tcpSocket": {"port": 1}}}));
+    pod["metadata"]["labels"] = json!({"probe-handler.io/mode": "of"});
+    let admission = admit(&pod, &Rewriting::default());
+    assert_eq!(admission.changed, 1);
+    assert_eq!(
+        admission.warnings,
+        [
+            "label probe-handler.io/mode is \"of\", must be \"serve\", \"observe\" or \"off\"; ignored"
+        ]
+    );
+}
