@@ -2,6 +2,7 @@
 //! kubelet's connections to them are unchanged.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 
 /// Ports, by address family, with the address and port to which the pod's own rules redirect them.
@@ -15,6 +16,17 @@ pub struct Port {
     pub is_ipv4: bool,
     /// The port.
     pub number: u16,
+}
+
+impl fmt::Display for Redirects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let one = |(port, to): (&Port, &SocketAddr)| {
+            let family = if port.is_ipv4 { "IPv4" } else { "IPv6" };
+            format!("{family} {} to {to}", port.number)
+        };
+        let all: Vec<_> = self.0.iter().map(one).collect();
+        f.write_str(&all.join(", "))
+    }
 }
 
 impl From<SocketAddr> for Port {

@@ -151,11 +151,13 @@ impl Attachment {
                 .maintained_by_another
                 .send_replace(self.programs.another_maintains_rules());
         }
+        let programs = self.programs.ids().into_iter();
+        let programs: Vec<_> = programs.map(|(name, id)| format!("{name}={id}")).collect();
         tracing::info!(
             pid = kubelet.pid,
             cgroup = %kubelet.cgroup.display(),
             shared_with = kubelet.shared_with,
-            programs = ?self.programs.ids(),
+            programs = programs.join(" "),
             "{}",
             match (kubelet.pid, kubelet.filter) {
                 (_, Some(_)) if kubelet.shared_with > 0 =>

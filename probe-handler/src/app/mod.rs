@@ -374,8 +374,13 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
     );
     spawn(&mut tasks, following);
 
+    let addresses: Vec<_> = handler
+        .addresses()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     tracing::info!(
-        handler = ?handler.addresses(),
+        handler = addresses.join(" "),
         admin = %admin.tcp_address().map_or_else(|| "none".to_owned(), |address| address.to_string()),
         admin_socket = %admin.socket_path().display(),
         netns = own_netns.id().inode,
@@ -465,7 +470,7 @@ impl Daemon {
         tokio::select! {
             () = drained => tracing::info!("drained"),
             () = tokio::time::sleep(drain_timeout) => {
-                tracing::warn!(timeout = ?drain_timeout, "drain timeout: aborting in-flight checks");
+                tracing::warn!(timeout_seconds = drain_timeout.as_secs(), "drain timeout: aborting in-flight checks");
             }
             signal = stop.signal() => tracing::warn!(signal, "second signal: aborting in-flight checks"),
         }

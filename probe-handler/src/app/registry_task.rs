@@ -318,7 +318,7 @@ impl RegistryTask {
             }
             PodChange::Redirects(redirects) => {
                 tracing::info!(
-                    pod = %pod.id, ?redirects,
+                    pod = %pod.id, %redirects,
                     "the pod's own rules redirect ports: their probes are unchanged"
                 );
                 shared.registry.set_redirects(&uid, redirects);

@@ -185,7 +185,7 @@ impl Webhook {
         tokio::select! {
             done = timeout(self.drain_timeout, drained) => match done {
                 Ok(()) => tracing::info!("drained"),
-                Err(_) => tracing::warn!(timeout = ?self.drain_timeout, "drain timeout: closing the remaining connections"),
+                Err(_) => tracing::warn!(timeout_seconds = self.drain_timeout.as_secs(), "drain timeout: closing the remaining connections"),
             },
             signal = stop.signal() => tracing::warn!(signal, "second signal: closing the remaining connections"),
         }

@@ -16,7 +16,7 @@ pub fn run(
         Ok(config) => config,
         Err(mistakes) => return refuse(&mistakes),
     };
-    let text = config.to_json();
+    let text = config.to_text();
     let (log_format, log) = (config.log_format, config.log.clone());
     let missing = Missing::default();
     let log = (log_format, log.as_str(), missing.clone());

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use super::logging::LogFormat;
 pub use args::{AgentArgs, DEFAULT_ADMIN_SOCKET, DEFAULT_BPFFS, SharedArgs};
@@ -217,9 +218,14 @@ impl TryFrom<SharedArgs> for PreflightConfig {
 // === impl AgentConfig ===
 
 impl AgentConfig {
-    /// The configuration as JSON, for the log and for `/debug/config`.
+    /// The configuration as JSON, for `/debug/config`.
     pub fn to_json(&self) -> String {
         to_json(self)
+    }
+
+    /// The configuration as text, for the log.
+    pub fn to_text(&self) -> String {
+        to_text(self)
     }
 
     /// The settings of flags, variables and defaults.
@@ -373,6 +379,40 @@ fn to_json(config: &impl Serialize) -> String {
     // Plain data with text keys: only a path that is not UTF-8 could not be JSON, and these paths are
     // parsed from text.
     serde_json::to_string(config).unwrap_or_else(|error| format!(r#"{{"error":"{error}"}}"#))
+}
+
+/// Each setting as `name=value`; those of a group have its name before theirs.
+fn to_text(config: &impl Serialize) -> String {
+    let mut text = Vec::new();
+    // As for JSON.
+    let config = serde_json::to_value(config).unwrap_or_default();
+    flatten("", &config, &mut text);
+    text.join(" ")
+}
+
+fn flatten(name: &str, value: &Value, text: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                match name {
+                    "" => flatten(field, value, text),
+                    _ => flatten(&format!("{name}.{field}"), value, text),
+                }
+            }
+        }
+        Value::Array(items) => {
+            let items: Vec<_> = items.iter().map(plain).collect();
+            text.push(format!("{name}={}", items.join(",")));
+        }
+        Value::Null => text.push(format!("{name}=none")),
+        _ => text.push(format!("{name}={}", plain(value))),
+    }
+}
+
+fn plain(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

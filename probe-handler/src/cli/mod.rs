@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn every_flag_of_every_verb_is_an_environment_variable_too() {
         // Options of a single run have no variable, and the variable that the kubelet sets is not a flag.
-        const OTHERS: [&str; 13] = [
+        const OTHERS: [&str; 14] = [
             "help",
             "output",
             "ready",
@@ -161,6 +161,7 @@ mod tests {
             "namespace",
             "failing",
             "changes",
+            "advice",
             "watch",
             "filename",
             "revert",

@@ -12,7 +12,7 @@ pub fn run(args: WebhookArgs, start: impl FnOnce(WebhookConfig) -> anyhow::Resul
         Ok(config) => config,
         Err(mistakes) => return refuse(&mistakes),
     };
-    let text = config.to_json();
+    let text = config.to_text();
     let (log_format, log) = (config.log_format, config.log.clone());
     let log = (log_format, log.as_str(), Missing::default());
     service::run("probe-handler webhook", &text, log, |_| start(config))

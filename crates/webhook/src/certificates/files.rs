@@ -61,7 +61,7 @@ pub async fn follow<B>(path: PathBuf, serving: Arc<Serving>, metrics: Arc<Metric
                 if served.as_ref() != Some(&pair) {
                     serving.install(&pair);
                     metrics.certificate(Some(pair.expiry()));
-                    tracing::info!(directory = ?path, "serving a new certificate");
+                    tracing::info!(directory = %path.display(), "serving a new certificate");
                     served = Some(pair);
                     first = None;
                 }
@@ -75,7 +75,7 @@ pub async fn follow<B>(path: PathBuf, serving: Arc<Serving>, metrics: Arc<Metric
                         Some(_) => "no connection is accepted until there is a valid certificate",
                         None => "the last good certificate is served",
                     };
-                    tracing::error!(directory = ?path, error = %text, meanwhile, "this certificate can't be used");
+                    tracing::error!(directory = %path.display(), error = %text, meanwhile, "this certificate can't be used");
                     trouble = Some(text);
                 }
             }

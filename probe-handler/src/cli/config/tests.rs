@@ -265,6 +265,22 @@ fn the_configuration_is_readable_json() {
 }
 
 #[test]
+fn the_log_has_the_configuration_without_json() {
+    let config = parse(&["--pods=dir:/"]).expect("right").to_text();
+    let settings: Vec<&str> = config.split(' ').collect();
+    for expected in [
+        "pods.dir=/",
+        "scope=meshed",
+        "drain_timeout_seconds=20",
+        "kubelet.names=kubelet,kubelite,k3s,k3s-server,k3s-agent",
+        "startup_taint=none",
+        "kernel_path=true",
+    ] {
+        assert!(settings.contains(&expected), "{expected} not in {config}");
+    }
+}
+
+#[test]
 fn what_is_written_at_the_api_server_needs_it() {
     let flags = [
         "--events",

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::config_errors::ConfigErrors;
-use super::{as_seconds, parse, to_json};
+use super::{as_seconds, parse, to_text};
 use crate::cli::logging::LogFormat;
 
 /// Flags of `webhook`, as text; [`WebhookConfig`] has the parsed values.
@@ -171,9 +171,9 @@ pub struct WebhookConfig {
 }
 
 impl WebhookConfig {
-    /// The configuration as JSON, for the log.
-    pub fn to_json(&self) -> String {
-        to_json(self)
+    /// The configuration as text, for the log.
+    pub fn to_text(&self) -> String {
+        to_text(self)
     }
 
     fn check(args: &WebhookArgs, mistakes: &mut ConfigErrors) -> Option<Self> {
