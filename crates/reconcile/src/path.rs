@@ -13,8 +13,7 @@ use serve::table::{NativeRoutes, Routes};
 pub enum KernelUse {
     /// For every protocol that allows it; the value is the path that serves HTTP.
     First(HttpBy),
-    /// Only while the handler does not answer: an earlier trial connection succeeded, but the last one was
-    /// inconclusive.
+    /// Only while the handler does not answer: our rules are in the pod, but the last trial connection was inconclusive.
     Fallback,
 }
 

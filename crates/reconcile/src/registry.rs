@@ -97,7 +97,9 @@ impl PodEntry {
     /// Whether only the kernel path serves it.
     pub fn is_by_kernel_alone(&self) -> bool {
         let placement = self.placement.as_ref();
-        self.obstacle.is_some() && placement.is_some_and(|placement| placement.kernel.is_some())
+        let by_kernel = placement.and_then(|placement| placement.kernel);
+        // Nothing shows that a fallback works.
+        self.obstacle.is_some() && matches!(by_kernel, Some(KernelUse::First(_)))
     }
 
     /// Recomputes the addresses. Must be called when the pod or its placement has changed.

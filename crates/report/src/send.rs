@@ -92,15 +92,10 @@ impl From<kube::Error> for Failure {
     }
 }
 
-/// Whether a 403 is that of the authorizer. A namespace that is being deleted and a quota refuse objects by 403 too (apiserver
-/// pkg/admission/plugin/namespace/lifecycle and plugin/resourcequota).
+/// Whether a 403 is that of the authorizer, whose message names verb and resource (apiserver pkg/endpoints/handlers/responsewriters
+/// `forbiddenMessage`). Admission refuses objects by 403 too: in a namespace that is being deleted, beyond a quota, by a policy.
 fn lacks_permission(status: &Status) -> bool {
-    const OF_QUOTA: [&str; 3] = ["exceeded quota", "failed quota", "status unknown for quota"];
-    let details = status.details.iter();
-    let mut causes = details.flat_map(|details| &details.causes);
-    let terminating = causes.any(|cause| cause.reason == "NamespaceTerminating");
-    let of_quota = |quota: &&str| status.message.contains(&format!("is forbidden: {quota}"));
-    !terminating && !OF_QUOTA.iter().any(of_quota)
+    status.message.contains(" cannot ") && status.message.contains(" resource ")
 }
 
 /// Sends the Events of `queue` from `node`, until their senders are dropped.

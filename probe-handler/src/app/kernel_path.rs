@@ -25,7 +25,7 @@ const AT_ONCE: usize = 4;
 
 /// Why a pod does not have our rules while another daemon maintains the rules in pods.
 const MAINTAINED_BY_ANOTHER: &str =
-    "another daemon maintains the rules of the kernel path on this node";
+    "another daemon maintains the rules of the kernel path on this node, or this one is ending";
 
 /// Minimum interval between trials that follow changes of a pod's rules.
 const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
@@ -362,8 +362,8 @@ impl Keeping<'_> {
         (result, turn)
     }
 
-    /// Trials to addresses of a family, until one passes: our rules do not depend on the address, and the pod may also have
-    /// addresses that the node does not reach.
+    /// Trials to addresses of a family, until one is conclusive: while the pod's status names none, the first ones in its
+    /// namespace may be addresses that the node does not reach.
     ///
     /// # Errors
     /// The path that serves the pod instead.
@@ -378,12 +378,12 @@ impl Keeping<'_> {
         for address in self.addresses.of(family).take(ADDRESSES) {
             let trial;
             (trial, turn) = self.try_address(address, turn).await;
-            result = match (result, judge(trial, matcher)) {
-                // The other address may be another host's for the node.
-                (Err(unproven @ Path::Fallback(_)), Err(_)) => Err(unproven),
-                (_, result) => result,
-            };
-            if result.is_ok() {
+            match (&result, judge(trial, matcher)) {
+                // The first address was not reached; the node may take another host for this one.
+                (Err(Path::Fallback(_)), Err(_)) => {}
+                (_, judged) => result = judged,
+            }
+            if !matches!(result, Err(Path::Fallback(_))) {
                 break;
             }
         }

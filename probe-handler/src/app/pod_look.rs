@@ -39,16 +39,27 @@ pub(super) struct Seen {
     pub(super) unheard: Vec<SocketAddr>,
 }
 
-/// A pod's addresses by family, those in its status first: the others may be ones that the node does not reach, such as those
-/// of a bridge in the pod.
+/// A pod's addresses by family: those in its status, of which it is served at no others, or all of a family of which the status
+/// names none. These may be ones that the node does not reach, such as those of a bridge in the pod.
 pub(super) struct ByFamily(Vec<IpAddr>);
 
 impl ByFamily {
-    /// Sorts the addresses in its namespace by those in its status, which may be old or not known yet.
+    /// Of the addresses in its namespace, and those in its status, which may be old or not known yet.
     pub(super) fn new(addresses: &[IpAddr], status: &[IpAddr]) -> Self {
-        let mut sorted = addresses.to_vec();
-        sorted.sort_by_key(|address| !status.contains(address));
-        Self(sorted)
+        let is_named = |address: &&IpAddr| status.contains(address);
+        let named = |is_ipv4: bool| {
+            let of_family = |address: &&IpAddr| address.is_ipv4() == is_ipv4;
+            addresses
+                .iter()
+                .filter(of_family)
+                .any(|address| is_named(&address))
+        };
+        let (v4, v6) = (named(true), named(false));
+        let kept = addresses.iter().filter(|address| {
+            let any_named = if address.is_ipv4() { v4 } else { v6 };
+            !any_named || is_named(address)
+        });
+        Self(kept.copied().collect())
     }
 
     /// The families of which it has addresses.
@@ -135,12 +146,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_in_the_status_come_first_in_their_family() {
+    fn addresses_in_the_status_are_the_only_ones_of_their_family() {
         let ip = |text: &str| text.parse::<IpAddr>().expect("address");
         let in_namespace = [ip("10.0.0.1"), ip("10.0.0.2"), ip("fd00::1"), ip("fd00::2")];
         let by_family = ByFamily::new(&in_namespace, &[ip("10.0.0.2"), ip("192.0.2.1")]);
         let of = |family| by_family.of(family).collect::<Vec<_>>();
-        assert_eq!(of(Family::V4), [ip("10.0.0.2"), ip("10.0.0.1")]);
+        assert_eq!(of(Family::V4), [ip("10.0.0.2")]);
         assert_eq!(of(Family::V6), [ip("fd00::1"), ip("fd00::2")]);
         let one = ByFamily::new(&in_namespace[2..], &[]);
         assert_eq!(one.families().collect::<Vec<_>>(), [Family::V6]);

@@ -147,11 +147,12 @@ impl RegistryTask {
                 }
             }
             self.count();
-            if self.pods_ready.is_none()
-                && let Some(in_place) = self.in_place.take()
-            {
-                // An error means that nothing waits for it.
-                let _ = in_place.send(());
+            if self.pods_ready.is_none() {
+                if let Some(in_place) = self.in_place.take() {
+                    // An error means that nothing waits for it.
+                    let _ = in_place.send(());
+                }
+                // Each time, because the programs may be loaded only later.
                 if let Some(kernel_path) = &*self.kernel_path.borrow() {
                     kernel_path.first_pods_are_in_place();
                 }

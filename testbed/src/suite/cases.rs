@@ -223,6 +223,13 @@ impl Cases {
         format!("{}/{name}", self.group)
     }
 
+    /// Whether `most` or fewer cases failed, none of which is about who gets past the mesh: those may never fail.
+    pub fn may_be_repeated(&self, most: usize) -> bool {
+        const NEVER: [&str; 2] = ["attacks/", "identity/"];
+        let never = |(name, _): &(String, String)| NEVER.iter().any(|of| name.starts_with(of));
+        (1..=most).contains(&self.failed()) && !self.failures.iter().any(never)
+    }
+
     /// The failed cases, to be repeated: with the same options, and without results.
     pub fn only_failed(&self) -> Self {
         let filters = self.failures.iter().map(|(name, _)| {
@@ -395,6 +402,24 @@ mod tests {
         let again = cases.only_failed();
         cases.add_repeated(again);
         assert_eq!((cases.failed(), cases.flaky.len()), (1, 0));
+    }
+
+    #[test]
+    fn too_many_failures_and_those_of_attacks_are_not_repeated() {
+        let failed = |group: &str, names: &[&str]| {
+            let mut cases = Cases::new(Vec::new(), None);
+            cases.group_with(group, |cases| {
+                for name in names {
+                    cases.case(name, || Err(anyhow!("it failed")));
+                }
+                Ok(())
+            });
+            cases.may_be_repeated(2)
+        };
+        assert!(failed("g", &["a", "b"]));
+        assert!(!failed("g", &["a", "b", "c"]));
+        assert!(!failed("g", &[]));
+        assert!(!failed("attacks", &["a"]));
     }
 
     #[test]

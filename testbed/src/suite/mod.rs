@@ -144,7 +144,7 @@ pub fn main(args: &Args) -> Result<()> {
         .with_promtool(args.promtool.clone())
         .with_envoy(args.envoy.clone().or_else(envoy::installed));
     run_groups(&mut cases)?;
-    if (1..=args.repeat_failed).contains(&cases.failed()) {
+    if cases.may_be_repeated(args.repeat_failed) {
         println!("\nrepeating {} failed cases", cases.failed());
         let mut repeated = cases.only_failed();
         run_groups(&mut repeated)?;

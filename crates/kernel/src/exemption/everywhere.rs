@@ -45,7 +45,7 @@ pub fn remove_everywhere() -> io::Result<Removed> {
 fn remove_at(path: &Path, id: NetnsId) -> Result<bool, String> {
     let netns = match Netns::open(path) {
         Ok(netns) if netns.id() == id => netns,
-        Err(error) if !is_gone(&error) => return Err(error.to_string()),
+        Err(error) if !is_gone(path, &error) => return Err(error.to_string()),
         // The namespace no longer exists, and its rules were removed with it.
         _ => return Ok(false),
     };
@@ -67,7 +67,7 @@ fn namespaces() -> io::Result<(BTreeMap<NetnsId, PathBuf>, Vec<String>)> {
         match NetnsId::at(&path) {
             Ok(id) => drop(found.insert(id, path)),
             // Of a process that has ended.
-            Err(error) if is_gone(&error) => {}
+            Err(error) if is_gone(&path, &error) => {}
             Err(error) => {
                 let (_, others) = unseen.entry(error.to_string()).or_insert((path, 0));
                 *others += 1;
@@ -80,9 +80,17 @@ fn namespaces() -> io::Result<(BTreeMap<NetnsId, PathBuf>, Vec<String>)> {
     Ok((found, troubles.collect()))
 }
 
-/// Whether a process, or a named namespace, no longer exists; a zombie has no namespaces either.
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+/// Whether `error` is that of a process that no longer exists, or has ended and has no namespaces any more, or of a name in
+/// /run/netns that is not one of a namespace.
+fn is_gone(path: &Path, error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::InvalidInput];
+    // A process that ends at this moment is EACCES (fs/proc/namespaces.c); its directory is the second one above.
+    let has_ended = || {
+        path.ancestors()
+            .nth(2)
+            .is_some_and(|process| !process.exists())
+    };
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(libc::ESRCH) || has_ended()
 }
 
 #[cfg(test)]
@@ -97,13 +105,19 @@ mod tests {
 
     #[test]
     fn what_no_longer_exists_is_told_from_what_must_not_be_seen() {
-        for (errno, gone) in [
-            (libc::ENOENT, true),
-            (libc::ESRCH, true),
-            (libc::EACCES, false),
-            (libc::EPERM, false),
+        let own = PathBuf::from("/proc/self/ns/net");
+        // Above the largest process id that Linux allows.
+        let ended = PathBuf::from("/proc/4194305/ns/net");
+        for (path, errno, gone) in [
+            (&own, libc::ENOENT, true),
+            (&own, libc::ESRCH, true),
+            (&own, libc::EINVAL, true),
+            (&own, libc::EACCES, false),
+            (&own, libc::EPERM, false),
+            (&ended, libc::EACCES, true),
         ] {
-            assert_eq!(is_gone(&io::Error::from_raw_os_error(errno)), gone);
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(is_gone(path, &error), gone, "{}: {error}", path.display());
         }
     }
 }
