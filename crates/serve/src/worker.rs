@@ -63,12 +63,22 @@ impl Worker {
         let _ = self.beats.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Records that its thread has ended: it makes no more progress, and need not.
+    pub fn end(&self) {
+        self.last_beat.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether its thread has ended.
+    pub fn has_ended(&self) -> bool {
+        self.last_beat.load(Ordering::Relaxed) == 0
+    }
+
     /// The number of beats so far.
     pub fn beats(&self) -> u64 {
         self.beats.load(Ordering::Relaxed)
     }
 
-    /// The time since the last beat.
+    /// The time since the last beat; none if its thread has ended.
     pub fn silent_for(&self, now: Instant) -> Duration {
         self.since(&self.last_beat, now).unwrap_or_default()
     }

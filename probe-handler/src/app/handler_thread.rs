@@ -111,12 +111,19 @@ impl HandlerThread {
                 .map(StdListener::try_clone)
                 .collect::<Result<Vec<_>, _>>()?;
             let beating = beat(Arc::clone(&handler), Arc::clone(&worker), missing.clone());
-            let work = serve(Arc::clone(&handler), worker, listeners, beating);
+            let work = serve(
+                Arc::clone(&handler),
+                Arc::clone(&worker),
+                listeners,
+                beating,
+            );
             let end = end.clone();
             let _thread = spawn(name, move |runtime| {
                 if let Err(error) = runtime.block_on(work) {
                     tracing::error!(%error, "the handler ended");
                 }
+                // While the other thread drains, this one makes no progress.
+                worker.end();
                 end.send_modify(|ended| *ended += 1);
             })?;
         }
@@ -314,7 +321,7 @@ fn watch_over(
         }
         for (worker, (beats, still)) in workers.iter().zip(&mut looks) {
             match worker.beats() {
-                now if now == *beats => *still += 1,
+                now if now == *beats && !worker.has_ended() => *still += 1,
                 now => (*beats, *still) = (now, 0),
             }
             if *still >= PATIENCE {

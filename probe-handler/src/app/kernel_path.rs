@@ -16,6 +16,7 @@ use super::pod_work::{PodWork, Turn};
 use kernel::exemption::{self, Error, Exemption, Family, Matcher, RulesWatch, Trial, trial};
 use kernel::maps::ConnectingMap;
 use kernel::netns::Netns;
+use kernel::programs::Programs;
 use model::{HttpBy, PodId};
 use node_lacks::NodeLacks;
 use reconcile::path::KernelUse;
@@ -25,7 +26,7 @@ const AT_ONCE: usize = 4;
 
 /// Why a pod does not have our rules while another daemon maintains the rules in pods.
 const MAINTAINED_BY_ANOTHER: &str =
-    "another daemon maintains the rules of the kernel path on this node, or this one is ending";
+    "another daemon maintains the rules of the kernel path on this node";
 
 /// Minimum interval between trials that follow changes of a pod's rules.
 const BETWEEN_TRIALS: Duration = Duration::from_millis(100);
@@ -42,6 +43,27 @@ pub enum Path {
     Handler(String),
 }
 
+/// Which daemon maintains the rules in pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maintainer {
+    /// This one.
+    This,
+    /// Another one: [`Programs::another_maintains_rules`].
+    Another,
+    /// This one is ending. What it has installed and recorded stays as it is.
+    Nobody,
+}
+
+impl Maintainer {
+    /// While this daemon does not end.
+    pub fn of(programs: &Programs) -> Self {
+        match programs.another_maintains_rules() {
+            true => Self::Another,
+            false => Self::This,
+        }
+    }
+}
+
 /// The kernel path, once the programs are loaded; closed without a value if it is disabled.
 pub type KernelPathWatch = watch::Receiver<Option<Arc<KernelPath>>>;
 
@@ -53,8 +75,7 @@ pub struct KernelPath {
     /// [`Kubelet::is_shared_process`](kernel::kubelet::Kubelet::is_shared_process).
     shared_process: Arc<AtomicBool>,
     succeeds: AtomicBool,
-    /// [`Programs::another_maintains_rules`](kernel::programs::Programs::another_maintains_rules).
-    maintained_by_another: watch::Receiver<bool>,
+    maintainer: watch::Receiver<Maintainer>,
     /// Limits how many pods that the handler already serves get rules at the same time: when many pods start at once,
     /// their endpoints must come first.
     turns: Semaphore,
@@ -66,7 +87,7 @@ pub struct KernelPath {
 
 impl KernelPath {
     /// `http` is what serves HTTP in pods that have the kernel path; `succeeds` is whether an earlier daemon's kernel path
-    /// still exists; `maintained_by_another` is whether another daemon maintains the rules; `tc_only` is whether tc is used although the
+    /// still exists; `maintainer` is which daemon maintains the rules; `tc_only` is whether tc is used although the
     /// kernel has xt_bpf.
     pub fn new(
         exemption: Exemption,
@@ -74,7 +95,7 @@ impl KernelPath {
         http: HttpBy,
         shared_process: Arc<AtomicBool>,
         succeeds: bool,
-        maintained_by_another: watch::Receiver<bool>,
+        maintainer: watch::Receiver<Maintainer>,
         tc_only: bool,
     ) -> Self {
         Self {
@@ -83,7 +104,7 @@ impl KernelPath {
             http: Mutex::new(http),
             shared_process,
             succeeds: AtomicBool::new(succeeds),
-            maintained_by_another,
+            maintainer,
             turns: Semaphore::new(AT_ONCE),
             lacks: Mutex::new(NodeLacks::new(tc_only)),
             complete: Notify::new(),
@@ -107,7 +128,7 @@ impl KernelPath {
     /// Removes our rules from the namespace of a pod that is no longer served, unless another daemon maintains
     /// them.
     pub async fn remove(&self, pod: &PodId, work: &PodWork, netns: Arc<Netns>) {
-        if *self.maintained_by_another.borrow() {
+        if *self.maintainer.borrow() != Maintainer::This {
             return;
         }
         // Waits for work that began earlier, because that may install rules.
@@ -143,7 +164,7 @@ impl KernelPath {
                     |error| tracing::debug!(%error, "cannot watch a pod's rules: checking them periodically"),
                 )
                 .ok(),
-            maintained_by_another: self.maintained_by_another.clone(),
+            maintainer: self.maintainer.clone(),
             matcher: None,
             reported: None,
             attempt: 0,
@@ -160,7 +181,7 @@ pub struct Keeping<'a> {
     /// `None`: rules can't be watched, and the trial is repeated periodically.
     watch: Option<RulesWatch>,
     /// Like the receiver in [`KernelPath`], but marks changes as received for this pod only.
-    maintained_by_another: watch::Receiver<bool>,
+    maintainer: watch::Receiver<Maintainer>,
     /// The matcher of the rules that were installed last.
     matcher: Option<Matcher>,
     reported: Option<Path>,
@@ -178,6 +199,9 @@ impl Keeping<'_> {
     pub async fn next(&mut self) -> Path {
         loop {
             self.until_next().await;
+            if *self.maintainer.borrow() == Maintainer::Nobody {
+                std::future::pending::<()>().await;
+            }
             let serves_already = self.is_by_kernel() || self.comes_first();
             let turn = match serves_already {
                 true => None,
@@ -223,7 +247,7 @@ impl Keeping<'_> {
                 tokio::time::sleep(BETWEEN_TRIALS).await;
                 tokio::select! {
                     () = by_time => {}
-                    () = changed(&mut self.maintained_by_another) => {}
+                    () = changed(&mut self.maintainer) => {}
                     changed = watch.changed() => if let Err(error) = changed {
                         tracing::debug!(%error, "cannot watch a pod's rules: checking them periodically");
                         self.watch = None;
@@ -232,7 +256,7 @@ impl Keeping<'_> {
             }
             _ => tokio::select! {
                 () = by_time => {}
-                () = changed(&mut self.maintained_by_another) => {}
+                () = changed(&mut self.maintainer) => {}
                 () = self.kernel_path.complete.notified() => {}
             },
         }
@@ -248,7 +272,7 @@ impl Keeping<'_> {
                     .to_owned(),
             );
         }
-        if *self.maintained_by_another.borrow() {
+        if *self.maintainer.borrow() == Maintainer::Another {
             return self
                 .reported
                 .clone()
@@ -423,8 +447,8 @@ impl Keeping<'_> {
 }
 
 /// Waits until another daemon, or this one again, maintains the rules.
-async fn changed(maintained_by_another: &mut watch::Receiver<bool>) {
-    if maintained_by_another.changed().await.is_err() {
+async fn changed(maintainer: &mut watch::Receiver<Maintainer>) {
+    if maintainer.changed().await.is_err() {
         // The daemon ends.
         std::future::pending().await
     }

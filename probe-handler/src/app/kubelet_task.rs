@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use super::kernel_path::Maintainer;
 use kernel::kubelet::{Finder, Kubelet};
 use kernel::maps::ProgramConfig;
 use kernel::programs::{AnswerIs, Programs};
@@ -42,8 +43,8 @@ pub struct Attachment {
     draining: bool,
     /// Shared with the handler: [`Kubelet::is_shared_process`].
     shared_process: Arc<AtomicBool>,
-    /// Shared with the kernel path: [`Programs::another_maintains_rules`].
-    maintained_by_another: watch::Sender<bool>,
+    /// Shared with the kernel path.
+    maintainer: watch::Sender<Maintainer>,
     missing: Missing,
 }
 
@@ -52,7 +53,7 @@ impl Attachment {
     pub fn new(
         programs: Programs,
         shared_process: Arc<AtomicBool>,
-        maintained_by_another: watch::Sender<bool>,
+        maintainer: watch::Sender<Maintainer>,
         missing: Missing,
     ) -> Self {
         Self {
@@ -63,7 +64,7 @@ impl Attachment {
             trouble: None,
             draining: false,
             shared_process,
-            maintained_by_another,
+            maintainer,
             missing,
         }
     }
@@ -72,7 +73,7 @@ impl Attachment {
     pub fn drain(&mut self) {
         self.draining = true;
         // Makes the pods' tasks stop changing the rules.
-        let _before = self.maintained_by_another.send_replace(true);
+        let _before = self.maintainer.send_replace(Maintainer::Nobody);
     }
 
     /// Maintains the pins and the pinned objects, and finds out whether another daemon maintains the rules in pods. Call
@@ -87,15 +88,17 @@ impl Attachment {
     }
 
     fn look_for_another(&self) {
-        let now = self.programs.another_maintains_rules();
+        let now = Maintainer::of(&self.programs);
         if self
-            .maintained_by_another
+            .maintainer
             .send_if_modified(|was| std::mem::replace(was, now) != now)
         {
-            match now {
-                true => tracing::info!("another daemon maintains the rules of the kernel path"),
-                false => tracing::info!("this daemon maintains the rules of the kernel path"),
-            }
+            let who = match now {
+                Maintainer::This => "this daemon maintains",
+                Maintainer::Another => "another daemon maintains",
+                Maintainer::Nobody => "nobody maintains",
+            };
+            tracing::info!("{who} the rules of the kernel path");
         }
     }
 
@@ -147,9 +150,7 @@ impl Attachment {
                 .map_err(|error| error.message())?;
             self.read_answers(config)?;
             // Pods that had no kernel path while the kubelet was not found are tried again at once.
-            let _before = self
-                .maintained_by_another
-                .send_replace(self.programs.another_maintains_rules());
+            let _before = self.maintainer.send_replace(Maintainer::of(&self.programs));
         }
         let programs = self.programs.ids().into_iter();
         let programs: Vec<_> = programs.map(|(name, id)| format!("{name}={id}")).collect();

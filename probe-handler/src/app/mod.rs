@@ -63,7 +63,7 @@ use kernel::netns::Netns;
 use kernel::pins::Pins;
 use kernel::programs::{Error as ProgramsError, LoadOptions, Maps, Programs};
 use kernel::{capabilities, scheduling};
-use kernel_path::KernelPath;
+use kernel_path::{KernelPath, Maintainer};
 use kubelet_task::Attachment;
 use observe_task::Observer;
 use outcome_task::Outcomes;
@@ -238,8 +238,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
 
     // Until the kubelet's process is found it counts as shared, so the handler serves all pods.
     let shared_process = Arc::new(AtomicBool::new(true));
-    let (maintained_by_another, another_maintains_rules) =
-        watch::channel(programs.another_maintains_rules());
+    let (maintainer, maintained_by) = watch::channel(Maintainer::of(&programs));
     if let Some(ready) = &kernel_path_ready {
         let exemption = exemption(&programs, pins.as_ref())?;
         let kernel_path = Arc::new(KernelPath::new(
@@ -248,7 +247,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
             config.http,
             Arc::clone(&shared_process),
             succeeds,
-            another_maintains_rules,
+            maintained_by,
             config.kernel_path_tc,
         ));
         let _ = ready.send(Some(kernel_path));
@@ -279,12 +278,7 @@ async fn build(config: AgentConfig, missing: Missing, log: LogFilter) -> anyhow:
         config.verbose = u8::from(verbose);
     })?;
 
-    let attachment = Attachment::new(
-        programs,
-        shared_process,
-        maintained_by_another,
-        missing.clone(),
-    );
+    let attachment = Attachment::new(programs, shared_process, maintainer, missing.clone());
     let attachment = Arc::new(Mutex::new(attachment));
     let status = Arc::new(status::Reporter {
         started,

@@ -444,9 +444,9 @@ fn cleaned_up(node: &Node<'_>, pod: &Pod, pods: &Path) -> Result<()> {
 
 /// A daemon that still drains puts nothing of it back.
 fn cleaned_up_during_a_drain(node: &Node<'_>) -> Result<()> {
-    // Longer than the interval at which a daemon looks at its pins.
-    const CHECK: &str = "/slow?ms=5000";
-    let mut slow = http_get(HTTP, CHECK);
+    // Longer than a daemon takes to look at its pins, and than a thread of it may hang.
+    let check = format!("/slow?ms={}", 12_000 / pace::factor());
+    let mut slow = http_get(HTTP, &check);
     slow["timeoutSeconds"] = 20.into();
     let pod = PodSpec::new("draining").rules(RuleSet::IstioRedirect);
     let pod = declare(
@@ -457,8 +457,8 @@ fn cleaned_up_during_a_drain(node: &Node<'_>) -> Result<()> {
     let mut daemon = node.daemon("draining", None, &[])?;
     daemon.serve(&mut pod)?;
     node.served(&daemon, &pod)?;
-    let check = Probe::http(pod.ns.ipv4(), HTTP, CHECK).timeout(Duration::from_secs(20));
-    let pending = node.kubelet.begin(&check)?;
+    let probe = Probe::http(pod.ns.ipv4(), HTTP, &check).timeout(Duration::from_secs(20));
+    let pending = node.kubelet.begin(&probe)?;
     wait::until("the app to be asked", SOON, || {
         (!pod.app.take_recorded().ok()?.is_empty()).then_some(())
     })?;

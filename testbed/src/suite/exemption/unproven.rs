@@ -47,7 +47,6 @@ pub(super) fn run(cases: &mut Cases) -> Result<()> {
             first.kill()?;
             let mut second = node.daemon("second", Some(&pods), &[])?;
             is_fallback(&second, pod)?;
-            node.right(pod)?;
             second.kill()?;
             node.right(pod)
         });
